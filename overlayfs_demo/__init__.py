@@ -1,0 +1,1 @@
+"""overlayfs-demo: an overlay filesystem that people can watch."""

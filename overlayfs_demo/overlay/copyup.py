@@ -1,0 +1,265 @@
+"""How does a lower file come to stand in the upper?
+
+Everything is made ready in the work directory (data, then attributes, owner, mode, times) and appears
+in the upper by one rename. File data is copied without the tree's lock, so one large copy-up does not
+stall other callers; two callers that need the same file share one copy-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.events import Action
+from overlayfs_demo.overlay.layer import Descriptor, UpperDir
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.upper import Upper
+
+_CHUNK = 1 << 30
+_BUFFER = 1 << 20
+
+# Attributes that carry access rights: losing one silently would be worse than failing.
+_ESSENTIAL = ("security.", "system.posix_acl_")
+
+
+class CopyUp:
+    """Copies nodes up, each at most once."""
+
+    __slots__ = ("_running", "_tree", "before_wait")
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self.before_wait: Callable[[], None] = _go_on
+        self._running: dict[Node, threading.Event] = {}
+
+    def node(self, node: Node, caller: Caller, length: int | None = None) -> Upper:
+        """See that the upper holds `node`; the upper, for the change that follows.
+
+        `length` bytes of data suffice, when the caller is about to cut the file there. Raises EROFS without
+        an upper. For a regular file, call without the tree's lock.
+        """
+        upper = self._tree.writable()
+        if isinstance(node, DirNode):
+            with self._tree.lock:
+                self.directory(node, caller)
+        elif not node.in_upper:
+            assert isinstance(node, FileNode)
+            self._file(node, caller, length)
+        return upper
+
+    def directory(self, node: DirNode, caller: Caller) -> UpperDir:
+        """See that the upper holds the directory and all above it. Call with the tree's lock held."""
+        if node.upper is not None:
+            return node.upper
+        upper = self._tree.writable()
+        if node.parent is None or node.gone:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), node.name)
+        source = node.target()
+        lower = node.lowers[0]
+        status = source.stat()
+        origin = self._tree.origins.encode(lower.layer, lower.open().fd, b"")
+        with upper.staged() as temporary:
+            os.mkdir(temporary, 0o700, dir_fd=upper.work_fd)
+            self._dress(source, temporary, status, origin)
+            above = self._publish(node, node.parent, temporary, bool(origin), caller)
+        made = above.child(node.name)
+        copied = os.fstat(made.adopt(above, node.name).fd)
+        node.copied_up(made, (copied.st_dev, copied.st_ino))
+        upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label)
+        return made
+
+    def _file(self, node: FileNode, caller: Caller, length: int | None) -> None:
+        while True:
+            with self._tree.lock:
+                if node.in_upper:
+                    return
+                running = self._running.get(node)
+                if running is None:
+                    self._running[node] = done = threading.Event()
+                    break
+            self.before_wait()
+            running.wait()
+        try:
+            self._copy_file(node, caller, length)
+        finally:
+            with self._tree.lock:
+                del self._running[node]
+            done.set()
+
+    def _copy_file(self, node: FileNode, caller: Caller, length: int | None) -> None:
+        upper = self._tree.writable()
+        layer = node.place.layer
+        source = node.target()
+        status = source.stat()
+        # A file with several names in its layer is a new file of its own once it is copied.
+        origin = None
+        if status.st_nlink == 1 and not node.gone:
+            origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
+        with upper.staged() as temporary:
+            size = self._make(node, source, temporary, status, length)
+            # A copy that is cut short is the change itself, and its time is now.
+            cut = node.kind == stat.S_IFREG and size < status.st_size
+            self._dress(source, temporary, status, origin, keep_times=not cut)
+            with self._tree.lock:
+                if node.gone:
+                    self._adopt_nameless(node, temporary)
+                else:
+                    assert node.parent is not None
+                    place = self._publish(node, node.parent, temporary, bool(origin), caller)
+                    node.place, node.place_name = place, node.name
+                self._turn_to_upper(node, keep_ino=bool(origin))
+        upper.emit(Action.COPY_UP, node.path(), caller, layer.label, size)
+
+    def _make(
+        self, node: FileNode, source: Target, temporary: bytes, status: os.stat_result, length: int | None
+    ) -> int:
+        """Make the bare copy in the work directory; the number of bytes copied."""
+        upper = self._tree.writable()
+        if node.kind == stat.S_IFLNK:
+            os.symlink(source.readlink(), temporary, dir_fd=upper.work_fd)
+            return 0
+        if node.kind != stat.S_IFREG:
+            os.mknod(temporary, node.kind | 0o600, status.st_rdev, dir_fd=upper.work_fd)
+            return 0
+        size = status.st_size if length is None else min(length, status.st_size)
+        target = os.open(
+            temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=upper.work_fd
+        )
+        try:
+            if size:
+                self.before_wait()
+                _copy_from(source, target, size)
+                if not upper.volatile:
+                    # The name must not outlive the data in a power failure.
+                    os.fsync(target)
+        finally:
+            os.close(target)
+        return size
+
+    def _dress(
+        self, source: Target, temporary: bytes, status: os.stat_result, origin: bytes | None, keep_times: bool = True
+    ) -> None:
+        """Give the copy its owner, attributes, mode and times, in this order: chown(2) drops set-id bits
+        and capabilities, and each of the others would change the times."""
+        upper = self._tree.writable()
+        path = syscalls.path_of(upper.work_fd, temporary)
+        os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
+        self._copy_xattrs(source, path)
+        if origin:
+            os.setxattr(path, self._tree.xattrs.origin, origin, follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            os.chmod(path, stat.S_IMODE(status.st_mode))
+        if keep_times:
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+
+    def _copy_xattrs(self, source: Target, path: bytes) -> None:
+        private = self._tree.xattrs
+        place = source.xattr_path()
+        for name in syscalls.list_xattrs(place, source.follow):
+            if name.startswith(private.prefix) and not name.startswith(private.escape):
+                continue
+            value = syscalls.get_xattr(place, name, source.follow)
+            if value is None:
+                continue
+            try:
+                os.setxattr(path, name, value, follow_symlinks=False)
+            except OSError as error:
+                # An upper that cannot hold, say, user.* attributes is used without them, as by the kernel.
+                if error.errno != errno.EOPNOTSUPP or name.startswith(_ESSENTIAL):
+                    raise
+
+    def _publish(self, node: Node, parent: DirNode, temporary: bytes, impure: bool, caller: Caller) -> UpperDir:
+        """Move the finished copy to its name; the upper's directory that it now stands in.
+
+        A copy-up is not a change of the view, so the directory keeps its times: as best they can be kept, for
+        the copy is published already (fs/overlayfs/copy_up.c, ovl_do_copy_up).
+        """
+        upper = self._tree.writable()
+        above = self.directory(parent, caller)
+        if impure:
+            mark_impure(above, self._tree)
+        before = os.fstat(above.open().fd)
+        upper.publish(temporary, above, node.name, False, node.is_directory)
+        with contextlib.suppress(OSError):
+            os.utime(above.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return above
+
+    def _adopt_nameless(self, node: FileNode, temporary: bytes) -> None:
+        """The file lost its name meanwhile: keep the copy by a descriptor alone."""
+        upper = self._tree.writable()
+        node.anchor = Descriptor(
+            os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
+        )
+        node.place = upper.root
+        upper.discard(temporary)
+
+    def _turn_to_upper(self, node: FileNode, keep_ino: bool) -> None:
+        """Turn the node and its open handles to the copy."""
+        target = node.target()
+        status = target.stat()
+        node.key = (status.st_dev, status.st_ino)
+        if not keep_ino:
+            node.ino = self._tree.identity(status)
+        for handle in node.handles:
+            handle.retarget(target.open(os.O_RDONLY))
+
+
+def _go_on() -> None:
+    """Nobody else needs this thread."""
+
+
+def mark_impure(directory: UpperDir, tree: Tree) -> None:
+    """Note on disk that the directory holds copied-up objects, whose inode numbers come from elsewhere."""
+    if not directory.marks.impure:
+        os.setxattr(directory.open().fd, tree.xattrs.impure, b"y")
+        directory.forget_marks()
+
+
+def _copy_from(source: Target, target: int, size: int) -> None:
+    fd = source.open_lower(os.O_RDONLY)
+    try:
+        copy_data(fd, target, size)
+    finally:
+        os.close(fd)
+
+
+def copy_data(source: int, target: int, size: int) -> None:
+    """Copy the first `size` bytes, sharing blocks where the filesystem can and keeping holes.
+
+    `target` is empty and open for writing. Raises OSError, ENOSPC above all.
+    """
+    if size == os.fstat(source).st_size and syscalls.clone_file(source, target):
+        return
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        end = min(os.lseek(source, start, os.SEEK_HOLE), size)
+        while start < end:
+            done = _copy_range(source, target, start, min(end - start, _CHUNK))
+            if not done:
+                break
+            start += done
+        offset = max(end, start)
+    os.ftruncate(target, size)
+
+
+def _copy_range(source: int, target: int, offset: int, count: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, offset, offset)
+    except OSError as error:
+        # Two filesystems, or one that offers no copying in the kernel.
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return os.pwrite(target, os.pread(source, min(count, _BUFFER), offset), offset)

@@ -1,0 +1,419 @@
+"""What can be done with an overlay? The verbs, in terms of nodes and handles.
+
+`Overlay` is the whole engine as a front sees it. It knows paths of layers and objects in memory, but
+no FUSE, no images and no command line. Every failure is an OSError with the errno the kernel's
+overlayfs would give. All methods may be called from several threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.events import Action, Events
+from overlayfs_demo.overlay import listing
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.layer import DescriptorCache, Layer
+from overlayfs_demo.overlay.lookup import Answer, Part
+from overlayfs_demo.overlay.merge import Verdict
+from overlayfs_demo.overlay.names import Names, failure
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.rename import Place, Rename
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
+from overlayfs_demo.overlay.upper import Upper
+from overlayfs_demo.overlay.whiteout import FUSE_OVERLAYFS_OPAQUE, TRUSTED, USER
+
+# Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
+_OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Which directories to overlay, and how.
+
+    `lowers` are paths, topmost first, at least one. `upper` and `work` come together, on one
+    filesystem, or are both None for a read-only view. `user_xattrs` keeps the private attributes
+    under `user.` instead of `trusted.`. `image_whiteouts` also understands the image format's
+    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability of what is copied up.
+    """
+
+    lowers: tuple[bytes, ...]
+    upper: bytes | None = None
+    work: bytes | None = None
+    user_xattrs: bool = False
+    image_whiteouts: bool = True
+    volatile: bool = False
+
+
+class Overlay:
+    """The merged view of a `Stack`. Owns descriptors of all layers until `close`."""
+
+    def __init__(self, stack: Stack, events: Events | None = None) -> None:
+        """Open the layers; raises OSError, with `filename` the layer at fault."""
+        xattrs = USER if stack.user_xattrs else TRUSTED
+        self.events = events or Events()
+        self._cache = DescriptorCache(_descriptor_limit())
+        upper = None
+        if stack.upper is not None and stack.work is not None:
+            layer = Layer(stack.upper, 0, xattrs, self._cache, image_dialect=False, last=False)
+            upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
+        self._lowers = [
+            Layer(path, number, xattrs, self._cache,
+                  image_dialect=stack.image_whiteouts, last=number == len(stack.lowers))
+            for number, path in enumerate(stack.lowers, 1)
+        ]
+        self._tree = Tree(self._lowers, upper, xattrs)
+        self._lock = self._tree.lock
+        self._copy_up = CopyUp(self._tree)
+        self._names = Names(self._tree, self._copy_up)
+        self._rename = Rename(self._tree, self._copy_up, self._names)
+        self._xattrs = xattrs
+
+    @property
+    def before_wait(self) -> Callable[[], None]:
+        """Called, in the caller's thread, before a verb copies data or waits for another caller's copy.
+
+        A front that serves several callers from few threads lets another thread go on meanwhile.
+        """
+        return self._copy_up.before_wait
+
+    @before_wait.setter
+    def before_wait(self, hook: Callable[[], None]) -> None:
+        self._copy_up.before_wait = hook
+
+    def close(self) -> None:
+        """Let go of all layers. Nodes are not used afterwards; open handles stay their owners'."""
+        self._cache.close()
+        if self._tree.upper is not None:
+            self._tree.upper.close()
+            self._tree.upper.layer.close()
+        for layer in self._lowers:
+            layer.close()
+
+    # --- find --------------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> DirNode:
+        """The view's root directory."""
+        return self._tree.root
+
+    def lookup(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
+        """The node called `name` (the same object for the same file) and its attributes. Never copies up."""
+        with self._lock:
+            return self._tree.find(parent, name)
+
+    def lookup_listed(self, parent: DirNode, name: bytes, snapshot: listing.Snapshot) -> tuple[Node, Attrs]:
+        """Like `lookup`, for a name in `snapshot`: while that is current, the layers are not all asked again."""
+        with self._lock:
+            listed = snapshot.names[name]
+            if listed.kind != stat.S_IFDIR and snapshot.is_current(parent.sources):
+                status = listed.source.stat(name)
+                if status is not None and stat.S_IFMT(status.st_mode) == listed.kind:
+                    return self._tree.settle_parts(parent, name, (Part(listed.source, name, status, None),))
+            return self._tree.find(parent, name)
+
+    def walk(self, path: bytes) -> Node:
+        """The node at an absolute path of the view; symbolic links are not followed. ENOENT, ENOTDIR."""
+        node: Node = self._tree.root
+        with self._lock:
+            for name in path.split(b"/"):
+                if name:
+                    node = self._tree.find(_directory(node), name)[0]
+        return node
+
+    # --- ask ---------------------------------------------------------------------------------------
+
+    def attrs(self, node: Node) -> Attrs:
+        """What stat(2) shows for the node, even after its name was removed."""
+        with self._lock:
+            return node.attrs_from(node.target().stat())
+
+    def names(self, node: DirNode) -> listing.Snapshot:
+        """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete."""
+        with self._lock:
+            return listing.Snapshot({}, (), 0) if node.gone else listing.snapshot(node.sources)
+
+    def dirent(self, parent: DirNode, name: bytes, listed: listing.Listed) -> Dirent | None:
+        """The directory entry of a name from `names`, or None if it is gone since."""
+        with self._lock:
+            if listed.certain:
+                ino = self._tree.identity_of(listed.ino, listed.source.layer.device)
+                return Dirent(name, listed.kind, ino)
+            node = self._tree.child(parent, name)
+            return Dirent(name, node.kind, node.ino) if node else None
+
+    def entries(self, node: DirNode) -> list[Dirent]:
+        """All entries of a directory, without `.` and `..`."""
+        found = (self.dirent(node, name, listed) for name, listed in self.names(node).names.items())
+        return [entry for entry in found if entry]
+
+    def readlink(self, node: Node) -> bytes:
+        """A symbolic link's target. EINVAL for anything else."""
+        with self._lock:
+            if node.kind != stat.S_IFLNK:
+                raise failure(errno.EINVAL, node.name)
+            return node.target().readlink()
+
+    def statfs(self) -> os.statvfs_result:
+        """statvfs(3) of the filesystem that new data goes to: the upper's, else the top lower's."""
+        layer = self._tree.upper.layer if self._tree.upper else self._lowers[0]
+        return os.fstatvfs(layer.root_fd)
+
+    def explain(self, parent: DirNode, name: bytes) -> tuple[Verdict, list[tuple[str, Answer]]]:
+        """What each layer, by label, says about a name, and the verdict that follows."""
+        with self._lock:
+            verdict, answers = self._tree.lookup.explain(parent.sources, name)
+            labels = [source.layer.label for source in parent.sources]
+            return verdict, list(zip(labels, answers, strict=False))
+
+    def xattrs(self, node: Node, caller: Caller) -> list[str]:
+        """The extended attributes' names, as the view shows them: the overlay's own are hidden.
+
+        `trusted.*` names are listed for root only, see xattr(7).
+        """
+        with self._lock:
+            target = node.target()
+            names = syscalls.list_xattrs(target.xattr_path(), target.follow)
+        shown = (self._shown(name) for name in names)
+        return [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
+
+    def xattr(self, node: Node, name: str) -> bytes:
+        """An extended attribute's value. ENODATA where there is none."""
+        stored = self._stored(name)
+        with self._lock:
+            target = node.target()
+            path = target.xattr_path()
+            if isinstance(path, int):
+                return os.getxattr(path, stored)
+            return os.getxattr(path, stored, follow_symlinks=target.follow)
+
+    def _shown(self, stored: str) -> str | None:
+        """The name that the view shows for a stored attribute; None for the overlay's own."""
+        private = self._xattrs
+        if stored.startswith(private.escape):
+            return private.prefix + stored[len(private.escape) :]
+        if stored.startswith(private.prefix) or stored == FUSE_OVERLAYFS_OPAQUE:
+            return None
+        return stored
+
+    def _stored(self, shown: str) -> str:
+        """The name under which an attribute of the view is stored."""
+        private = self._xattrs
+        if shown.startswith(private.prefix):
+            return private.escape + shown[len(private.prefix) :]
+        if shown == FUSE_OVERLAYFS_OPAQUE:
+            raise failure(errno.EPERM)
+        return shown
+
+    # --- change names ------------------------------------------------------------------------------
+
+    def create(
+        self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[FileNode, Attrs, Handle]:
+        """Make a regular file and open it: open(2) with O_CREAT|O_EXCL. EEXIST."""
+        with self._lock:
+            node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
+            handle = Handle(fd, writable=bool(flags & os.O_ACCMODE), in_upper=True)
+            node.handles.append(handle)
+            return node, attrs, handle
+
+    def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attrs]:
+        """mkdir(2)."""
+        with self._lock:
+            return self._names.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
+
+    def mknod(self, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> tuple[Node, Attrs]:
+        """mknod(2). EPERM for a character device 0/0, which is a whiteout, as the kernel has it."""
+        if stat.S_ISCHR(mode) and rdev == 0:
+            raise failure(errno.EPERM, name)
+        with self._lock:
+            return self._names.make(parent, name, mode, caller, rdev=rdev)
+
+    def symlink(self, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> tuple[Node, Attrs]:
+        """symlink(2)."""
+        with self._lock:
+            return self._names.make(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
+
+    def link(self, node: Node, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
+        """link(2): a further name for a file, which is copied up first. EPERM for a directory."""
+        if not isinstance(node, FileNode):
+            raise failure(errno.EPERM, name)
+        self._copy_up.node(node, caller)
+        with self._lock:
+            return self._names.link(node, parent, name, caller)
+
+    def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """unlink(2): leaves a whiteout where a lower has the name."""
+        with self._lock:
+            self._names.unlink(parent, name, caller)
+
+    def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """rmdir(2): the directory must be empty in the view."""
+        with self._lock:
+            self._names.rmdir(parent, name, caller)
+
+    def rename(
+        self, old_parent: DirNode, old: bytes, new_parent: DirNode, new: bytes, flags: int, caller: Caller
+    ) -> None:
+        """renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE in `flags`; EINVAL for other flags."""
+        exchange = bool(flags & syscalls.RENAME_EXCHANGE)
+        if flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
+            raise failure(errno.EINVAL, old)
+        self._tree.writable()
+        while True:
+            with self._lock:
+                source = Place(old_parent, old, self._tree.child(old_parent, old))
+                target = Place(new_parent, new, self._tree.child(new_parent, new))
+                if not self._rename.check(source, target, flags):
+                    return
+                moving = (source.node, target.node) if exchange else (source.node,)
+                lower = next((n for n in moving if isinstance(n, FileNode) and not n.in_upper), None)
+                if lower is None:
+                    move = self._rename.exchange if exchange else self._rename.move
+                    move(source, target, caller)
+                    return
+            # Copied without the lock; then everything is looked at anew.
+            self._copy_up.node(lower, caller)
+
+    # --- change a node -----------------------------------------------------------------------------
+
+    def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
+        """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
+        upper = self._copy_up.node(node, caller, change.size)
+        with self._lock:
+            target, path = node.target(), self._event_path(node)
+            if change.size is not None:
+                upper.truncate(target, path, change.size, caller)
+            if change.uid is not None or change.gid is not None:
+                uid = -1 if change.uid is None else change.uid
+                gid = -1 if change.gid is None else change.gid
+                upper.chown(target, path, uid, gid, caller)
+            if change.mode is not None:
+                upper.chmod(target, path, stat.S_IMODE(change.mode), caller)
+            elif change.kill_privileges:
+                self._kill_privileges(node, caller)
+            if change.atime_ns is not None or change.mtime_ns is not None:
+                status = target.stat()
+                atime = status.st_atime_ns if change.atime_ns is None else change.atime_ns
+                mtime = status.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
+                upper.utimens(target, path, atime, mtime, caller)
+            return node.attrs_from(target.stat())
+
+    def _kill_privileges(self, node: Node, caller: Caller) -> None:
+        """Drop set-id bits, as the VFS does for a caller without CAP_FSETID. (It drops
+        `security.capability` by itself when the real file is written or truncated.)"""
+        target = node.target()
+        mode = stat.S_IMODE(target.stat().st_mode)
+        # Without the group's execute bit, S_ISGID once meant mandatory locking and is kept.
+        dropped = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+        if dropped != mode:
+            self._tree.writable().chmod(target, self._event_path(node), dropped, caller)
+
+    def _event_path(self, node: Node) -> bytes:
+        return node.path() if self.events.listening else b""
+
+    def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
+        """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
+        stored = self._stored(name)
+        upper = self._copy_up.node(node, caller)
+        with self._lock:
+            upper.set_xattr(node.target(), self._event_path(node), stored, value, flags, caller)
+
+    def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
+        """removexattr(2). ENODATA where there is none; then nothing is copied up."""
+        self._tree.writable()
+        self.xattr(node, name)
+        upper = self._copy_up.node(node, caller)
+        with self._lock:
+            upper.remove_xattr(node.target(), self._event_path(node), self._stored(name), caller)
+
+    # --- open --------------------------------------------------------------------------------------
+
+    def open(self, node: Node, flags: int, caller: Caller) -> Handle:
+        """open(2) of an existing file; opening for writing copies it up. The caller must `release` the handle.
+
+        O_TRUNC needs no data copied. O_APPEND, O_CREAT and O_EXCL are the front's affair.
+        """
+        if not isinstance(node, FileNode):
+            raise failure(errno.EISDIR, node.name)
+        writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
+        if writing:
+            self._copy_up.node(node, caller, 0 if flags & os.O_TRUNC else None)
+        with self._lock:
+            fd = _open_target(node, flags & _OPEN_FLAGS)
+            handle = Handle(fd, writable=writing, in_upper=node.in_upper)
+            node.handles.append(handle)
+        if flags & os.O_TRUNC:
+            self._tree.writable().emit(Action.TRUNCATE, self._event_path(node), caller)
+        return handle
+
+    def release(self, node: FileNode, handle: Handle) -> None:
+        """Close a handle."""
+        with self._lock:
+            node.handles.remove(handle)
+        handle.close()
+
+    def write(
+        self, node: FileNode, handle: Handle, data: bytes | memoryview, offset: int, caller: Caller,
+        *, kill_privileges: bool = False,
+    ) -> int:
+        """pwrite(2) through a handle; with `kill_privileges` set-id bits are dropped first."""
+        if kill_privileges:
+            with self._lock:
+                self._kill_privileges(node, caller)
+        written = handle.write(data, offset)
+        if self.events.listening:
+            self._tree.writable().emit(Action.WRITE, node.path(), caller, size=written)
+        return written
+
+    def allocate(
+        self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller
+    ) -> None:
+        """fallocate(2) through a handle."""
+        syscalls.allocate(handle.fd, mode, offset, length)
+        self._tree.writable().emit(Action.FALLOCATE, self._event_path(node), caller, size=length)
+
+    def copy_range(
+        self, source: Handle, source_offset: int, node: FileNode, handle: Handle, offset: int, length: int,
+        caller: Caller,
+    ) -> int:
+        """copy_file_range(2) between handles; `node` and `handle` are written to."""
+        done = os.copy_file_range(source.fd, handle.fd, length, source_offset, offset)
+        self._tree.writable().emit(Action.WRITE, self._event_path(node), caller, size=done)
+        return done
+
+    def sync_directory(self, node: DirNode) -> None:
+        """fsync(2) of a directory; a lower one never has anything to write."""
+        if node.in_upper:
+            os.fsync(node.front().fd)
+
+    def sync(self) -> None:
+        """syncfs(2) of the upper's filesystem."""
+        if self._tree.upper is not None:
+            syscalls.sync_filesystem(self._tree.upper.layer.root_fd)
+
+
+def _directory(node: Node) -> DirNode:
+    if not isinstance(node, DirNode):
+        raise failure(errno.ENOTDIR, node.name)
+    return node
+
+
+def _open_target(node: FileNode, flags: int) -> int:
+    target = node.target()
+    return target.open(flags) if node.in_upper else target.open_lower(flags)
+
+
+def _descriptor_limit() -> int:
+    """How many directories to keep open: half of what the process may, leaving the rest to open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(hard // 2, 4096)

@@ -1,0 +1,264 @@
+"""How is a layer's directory tree reached, safely and with few system calls?
+
+A layer is hostile input: a symbolic link in it must never lead out of it. So every access starts at a
+descriptor of a directory inside the layer, and directories are opened with RESOLVE_BENEATH.
+Descriptors are kept for directories only, in a bounded cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.whiteout import (
+    FUSE_OVERLAYFS_OPAQUE,
+    IMAGE_OPAQUE,
+    IMAGE_WHITEOUT_PREFIX,
+    PrivateXattrs,
+    is_whiteout,
+)
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Descriptor:
+    """A file descriptor that is closed when its last user lets go of it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class DescriptorCache:
+    """The open directories of one mount, at most `limit`; the one opened first is let go first.
+
+    A caller that still uses a descriptor when the cache drops it keeps it alive by holding it.
+    """
+
+    __slots__ = ("_holders", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._holders: deque[LayerDir] = deque()
+
+    def opened(self, holder: LayerDir) -> None:
+        """Note that `holder` now keeps a descriptor."""
+        self._holders.append(holder)
+        if len(self._holders) > self.limit:
+            self._holders.popleft().release()
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        while self._holders:
+            self._holders.popleft().release()
+
+
+class Marks:
+    """What the private attributes of one real directory say about the layers below it."""
+
+    __slots__ = ("has_xattr_whiteouts", "impure", "opaque", "redirect")
+
+    def __init__(
+        self, opaque: bool, has_xattr_whiteouts: bool = False, redirect: bytes | None = None, impure: bool = False
+    ) -> None:
+        self.opaque = opaque
+        self.has_xattr_whiteouts = has_xattr_whiteouts
+        self.redirect = redirect
+        self.impure = impure
+
+
+_NO_MARKS = Marks(False)
+
+
+class Layer:
+    """One directory of the stack. `number` is 0 for the upper, then 1, 2, ... from the top lower down.
+
+    `path` is how the user named it. `image_dialect` says whether zero-length `.wh.NAME` files are
+    whiteouts here. `last` says that nothing lies below, so that marks need not be read.
+    Owns `root_fd` until `close`.
+    """
+
+    __slots__ = ("cache", "device", "image_dialect", "last", "number", "path", "root_fd", "xattrs")
+
+    def __init__(
+        self, path: bytes, number: int, xattrs: PrivateXattrs, cache: DescriptorCache,
+        *, image_dialect: bool, last: bool,
+    ) -> None:
+        self.path = path
+        self.number = number
+        self.xattrs = xattrs
+        self.cache = cache
+        self.image_dialect = image_dialect
+        self.last = last
+        self.root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.device = os.fstat(self.root_fd).st_dev
+
+    @property
+    def is_upper(self) -> bool:
+        """Whether this is the one writable layer."""
+        return self.number == 0
+
+    @property
+    def label(self) -> str:
+        """How messages and events name the layer."""
+        return "upper" if self.is_upper else f"lower {self.number} ({os.fsdecode(os.path.basename(self.path))})"
+
+    def close(self) -> None:
+        """Close the root descriptor; the layer is not used afterwards."""
+        os.close(self.root_fd)
+
+    def hides(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
+        """Is this object, found as `name`, a whiteout (in any dialect this layer may speak)?"""
+        if is_whiteout(status):
+            return True
+        if status.st_size or not stat.S_ISREG(status.st_mode) or not parent.marks.has_xattr_whiteouts:
+            return False
+        path = syscalls.path_of(parent.open().fd, name)
+        return syscalls.get_xattr(path, self.xattrs.whiteout) is not None
+
+    def is_image_mark(self, name: bytes, status: os.stat_result) -> bool:
+        """Is this object one of the image format's marks, which are never part of the view?"""
+        return (
+            self.image_dialect
+            and name.startswith(IMAGE_WHITEOUT_PREFIX)
+            and not status.st_size
+            and stat.S_ISREG(status.st_mode)
+        )
+
+    def has_image_mark(self, dir_fd: int, mark: bytes) -> bool:
+        """Does the image format's `mark` (such as `.wh.NAME`) stand in this directory?"""
+        if not self.image_dialect:
+            return False
+        try:
+            status = os.stat(mark, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as error:
+            # A mark for a name of more than 251 bytes would itself be too long to exist.
+            if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                return False
+            raise
+        return self.is_image_mark(mark, status)
+
+    def read_marks(self, dir_fd: int) -> Marks:
+        """Read the marks of the directory open as `dir_fd`. Raises OSError."""
+        names = syscalls.list_xattrs(dir_fd)
+        opaque = not self.last and self.has_image_mark(dir_fd, IMAGE_OPAQUE)
+        if not names and not opaque:
+            return _NO_MARKS
+        xattrs = self.xattrs
+        value = syscalls.get_xattr(dir_fd, xattrs.opaque) if xattrs.opaque in names else None
+        if FUSE_OVERLAYFS_OPAQUE in names:
+            opaque = opaque or syscalls.get_xattr(dir_fd, FUSE_OVERLAYFS_OPAQUE) == b"y"
+        return Marks(
+            opaque or value == b"y",
+            value == b"x",
+            syscalls.get_xattr(dir_fd, xattrs.redirect) if xattrs.redirect in names else None,
+            xattrs.impure in names,
+        )
+
+
+class LayerDir:
+    """A directory of one layer. It is opened when needed and may be closed again at any time."""
+
+    __slots__ = ("_descriptor", "_marks", "layer")
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self._descriptor: Descriptor | None = None
+        self._marks: Marks | None = None
+
+    def path(self) -> bytes:
+        """The path below the layer's root, without a leading slash; empty for the root itself."""
+        raise NotImplementedError
+
+    def open(self) -> Descriptor:
+        """The directory, open. Hold the result while using its `fd`. Raises OSError."""
+        descriptor = self._descriptor
+        if descriptor is None:
+            fd = syscalls.open_beneath(self.layer.root_fd, self.path() or b".", _DIRECTORY)
+            descriptor = self._keep(fd)
+        return descriptor
+
+    def adopt(self, parent: LayerDir, name: bytes) -> Descriptor:
+        """Like `open`, by one step from the parent, which is cheaper when that is open anyway."""
+        if self._descriptor is not None:
+            return self._descriptor
+        return self._keep(os.open(name, _DIRECTORY, dir_fd=parent.open().fd))
+
+    def _keep(self, fd: int) -> Descriptor:
+        self._descriptor = descriptor = Descriptor(fd)
+        self.layer.cache.opened(self)
+        return descriptor
+
+    def release(self) -> None:
+        """Let go of the descriptor; the next `open` makes a new one."""
+        self._descriptor = None
+
+    @property
+    def marks(self) -> Marks:
+        """The directory's marks, read once. A change through the view must call `forget_marks`."""
+        marks = self._marks
+        if marks is None:
+            self._marks = marks = self.layer.read_marks(self.open().fd)
+        return marks
+
+    def child(self, name: bytes) -> LayerDir:
+        """The directory `name` in this one (which the caller has found to be a directory)."""
+        raise NotImplementedError
+
+    def forget_marks(self) -> None:
+        """Read the marks anew next time."""
+        self._marks = None
+
+    def stat(self, name: bytes) -> os.stat_result | None:
+        """The object called `name`, links not followed; None where there is none. Raises other OSErrors."""
+        try:
+            return os.stat(name, dir_fd=self.open().fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+
+class LowerDir(LayerDir):
+    """A directory of a read-only layer; its path never changes."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, layer: Layer, path: bytes) -> None:
+        super().__init__(layer)
+        self._path = path
+
+    def path(self) -> bytes:
+        return self._path
+
+    def child(self, name: bytes) -> LowerDir:
+        return LowerDir(self.layer, b"%s/%s" % (self._path, name) if self._path else name)
+
+
+class UpperDir(LayerDir):
+    """A directory of the upper. Renames move it, so its path follows from its parent's.
+
+    `changes` counts the changes of its names, so that what was read before one is known to be old.
+    """
+
+    __slots__ = ("changes", "name", "parent")
+
+    def __init__(self, layer: Layer, parent: UpperDir | None, name: bytes) -> None:
+        super().__init__(layer)
+        self.parent = parent
+        self.name = name
+        self.changes = 0
+
+    def path(self) -> bytes:
+        if self.parent is None:
+            return b""
+        above = self.parent.path()
+        return b"%s/%s" % (above, self.name) if above else self.name
+
+    def child(self, name: bytes) -> UpperDir:
+        return UpperDir(self.layer, self, name)

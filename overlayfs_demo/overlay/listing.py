@@ -1,0 +1,104 @@
+"""Which names does a merged directory have?
+
+The layers are read from the top down; a name counts where it is met first, and a whiteout counts as
+met. Whiteouts are never listed, not even stray ones that hide nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from overlayfs_demo.overlay.layer import LayerDir, UpperDir
+from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
+
+
+class Listed(NamedTuple):
+    """A name and where it was met first: the S_IFMT kind and the inode number it has there.
+
+    `certain` is False if the number in the view may be another (a merged directory shows its lower's).
+    """
+
+    kind: int
+    ino: int
+    source: LayerDir
+    certain: bool
+
+
+class Snapshot(NamedTuple):
+    """The names a directory had, and how to tell whether the view has changed them since."""
+
+    names: dict[bytes, Listed]
+    sources: Sequence[LayerDir]
+    changes: int
+
+    def is_current(self, sources: Sequence[LayerDir]) -> bool:
+        """Has nothing been changed through the view in this directory, now merged from `sources`?"""
+        return self.sources is sources and self.changes == _changes(sources)
+
+
+def snapshot(sources: Sequence[LayerDir]) -> Snapshot:
+    """What `merged_names` says now."""
+    return Snapshot(merged_names(sources), sources, _changes(sources))
+
+
+def _changes(sources: Sequence[LayerDir]) -> int:
+    first = sources[0]
+    return first.changes if isinstance(first, UpperDir) else 0
+
+
+def merged_names(sources: Sequence[LayerDir]) -> dict[bytes, Listed]:
+    """All names of the directory merged from `sources` (topmost first), as of now. Raises OSError."""
+    listed: dict[bytes, Listed] = {}
+    hidden: set[bytes] = set()
+    for source in sources:
+        _read(source, listed, hidden, merged=len(sources) > 1)
+    return listed
+
+
+def _read(source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], merged: bool) -> None:
+    layer = source.layer
+    suspicious = source.marks.has_xattr_whiteouts
+    # A layer's whiteouts hide what is below it, not what the layer itself holds under the name.
+    hidden_here: set[bytes] = set()
+    directory = source.open()
+    with os.scandir(directory.fd) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if name in listed or name in hidden:
+                continue
+            kind = _kind(entry)
+            image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
+            if kind == stat.S_IFCHR or suspicious or image_mark:
+                status = source.stat(name)
+                if status is None or layer.hides(name, status, source):
+                    hidden_here.add(name)
+                    continue
+                if layer.is_image_mark(name, status):
+                    hidden_here.add(name[len(IMAGE_WHITEOUT_PREFIX) :])
+                    continue
+            certain = not (merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
+            listed[name] = Listed(kind, entry.inode(), source, certain)
+    hidden |= hidden_here
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    """The S_IFMT kind, from the directory entry's own type where it tells."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    try:
+        return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        # Removed since the directory was read; the lookup that follows will say so.
+        return 0
+
+
+def is_empty(sources: Sequence[LayerDir]) -> bool:
+    """Whether the merged directory has no names in the view."""
+    return not merged_names(sources)

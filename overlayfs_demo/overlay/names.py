@@ -1,0 +1,171 @@
+"""How are names made and removed?
+
+The upper's directories are brought up first; then one primitive of the upper makes the change; then
+the nodes in memory follow. Everything here runs with the tree's lock held.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.overlay import acl, listing
+from overlayfs_demo.overlay.copyup import CopyUp, mark_impure
+from overlayfs_demo.overlay.layer import Descriptor, UpperDir
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Attrs, Caller
+from overlayfs_demo.overlay.upper import NewObject
+
+
+def failure(code: int, name: bytes | None = None) -> OSError:
+    """The OSError for an errno, as a system call would raise it."""
+    return OSError(code, os.strerror(code), name)
+
+
+class Names:
+    """Makes and removes names in one tree."""
+
+    __slots__ = ("_copy_up", "_tree")
+
+    def __init__(self, tree: Tree, copy_up: CopyUp) -> None:
+        self._tree = tree
+        self._copy_up = copy_up
+
+    # --- making ------------------------------------------------------------------------------------
+
+    def create(
+        self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[FileNode, Attrs, int]:
+        """A new regular file, open with `flags`: its node, attributes and descriptor (the caller's)."""
+        above, over_whiteout = self._room(parent, name, caller)
+        new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        fd = self._tree.writable().create_open(above, name, new, over_whiteout, flags, caller)
+        node, attrs = self._settle_new(parent, name, above, os.fstat(fd))
+        assert isinstance(node, FileNode)
+        return node, attrs, fd
+
+    def make(
+        self, parent: DirNode, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes = b""
+    ) -> tuple[Node, Attrs]:
+        """A new directory, symbolic link (to `target`), device, fifo, socket or file, by `mode`'s S_IFMT part."""
+        above, over_whiteout = self._room(parent, name, caller)
+        # Opaque where something below could show through, now or under another stack of lowers.
+        opaque = stat.S_ISDIR(mode) and (over_whiteout or bool(parent.lowers))
+        new = self._describe(above, mode, caller, rdev, target, opaque)
+        self._tree.writable().create(above, name, new, over_whiteout, caller)
+        status = above.stat(name)
+        if status is None:
+            raise failure(errno.ESTALE, name)
+        return self._settle_new(parent, name, above, status)
+
+    def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
+        """A further name for a file that is in the upper."""
+        above, over_whiteout = self._room(parent, name, caller)
+        target = node.target()
+        status = target.stat()
+        if not status.st_nlink:
+            raise failure(errno.ENOENT, name)
+        if node.ino != self._tree.identity(status):
+            mark_impure(above, self._tree)
+        self._tree.writable().link(target, above, name, over_whiteout, caller)
+        self._tree.share(node)
+        self._tree.settle(node, parent, name)
+        parent.children.put(name, node)
+        return node.attrs_from(node.target().stat())
+
+    def _room(self, parent: DirNode, name: bytes, caller: Caller) -> tuple[UpperDir, bool]:
+        """The upper's directory for a new name, and whether a whiteout stands there. Raises EEXIST."""
+        if parent.gone:
+            raise failure(errno.ENOENT, name)
+        status = parent.upper.stat(name) if parent.upper else None
+        if status is not None:
+            if not parent.sources[0].layer.hides(name, status, parent.sources[0]):
+                raise failure(errno.EEXIST, name)
+        elif parent.lowers and self._tree.lookup.find(parent.lowers, name):
+            raise failure(errno.EEXIST, name)
+        return self._copy_up.directory(parent, caller), status is not None
+
+    def _describe(
+        self, above: UpperDir, mode: int, caller: Caller, rdev: int = 0, target: bytes = b"", opaque: bool = False
+    ) -> NewObject:
+        """What a new object gets from its directory: group, set-group-ID bit, ACL or umask (inode(7), acl(5))."""
+        fd = above.open().fd
+        directory = os.fstat(fd)
+        inherits = bool(directory.st_mode & stat.S_ISGID)
+        xattrs: tuple[tuple[str, bytes], ...] = ()
+        if not stat.S_ISLNK(mode):
+            default = syscalls.get_xattr(fd, acl.DEFAULT) if acl.DEFAULT in syscalls.list_xattrs(fd) else None
+            if default:
+                mode, xattrs = acl.inherit(default, mode)
+            else:
+                mode &= ~caller.umask
+        if stat.S_ISDIR(mode) and inherits:
+            mode |= stat.S_ISGID
+        if opaque:
+            xattrs += ((self._tree.xattrs.opaque, b"y"),)
+        gid = directory.st_gid if inherits else caller.gid
+        return NewObject(mode, caller.uid, gid, rdev, target, inherits, xattrs)
+
+    def _settle_new(
+        self, parent: DirNode, name: bytes, above: UpperDir, status: os.stat_result
+    ) -> tuple[Node, Attrs]:
+        ino = self._tree.identity(status)
+        node: Node
+        if stat.S_ISDIR(status.st_mode):
+            node = DirNode(parent, name, (above.child(name),), status, ino)
+        else:
+            node = FileNode(parent, name, above, name, status, ino)
+        parent.children.put(name, node)
+        return node, node.attrs_from(status)
+
+    # --- removing ----------------------------------------------------------------------------------
+
+    def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """Remove the name of anything but a directory (EISDIR)."""
+        self._tree.writable()
+        node, _ = self._tree.find(parent, name)
+        if isinstance(node, DirNode):
+            raise failure(errno.EISDIR, name)
+        self.anchor(node, parent, name)
+        self._remove(parent, name, node, caller)
+
+    def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """Remove a directory that is empty in the view (ENOTEMPTY otherwise)."""
+        self._tree.writable()
+        node, _ = self._tree.find(parent, name)
+        if not isinstance(node, DirNode):
+            raise failure(errno.ENOTDIR, name)
+        if not listing.is_empty(node.sources):
+            raise failure(errno.ENOTEMPTY, name)
+        self.anchor(node, parent, name)
+        self._remove(parent, name, node, caller)
+
+    def _remove(self, parent: DirNode, name: bytes, node: Node, caller: Caller) -> None:
+        upper = self._tree.writable()
+        covered = self._tree.covered(parent, name)
+        if covered:
+            upper.whiteout(self._copy_up.directory(parent, caller), name, node.in_upper, covered, caller)
+        elif isinstance(node, DirNode):
+            upper.rmdir(self._copy_up.directory(parent, caller), name, caller)
+        else:
+            upper.unlink(self._copy_up.directory(parent, caller), name, caller)
+        self.forget(node, parent, name)
+
+    def anchor(self, node: Node, parent: DirNode, name: bytes) -> None:
+        """Before its name goes: keep what is behind the node reachable for whoever still holds it."""
+        if node.parent is not parent or node.name != name:
+            return
+        if isinstance(node, DirNode):
+            node.anchor = node.front()
+        elif node.in_upper and parent.upper is not None:
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            node.anchor = Descriptor(os.open(name, flags, dir_fd=parent.upper.open().fd))
+
+    def forget(self, node: Node, parent: DirNode, name: bytes) -> None:
+        """After its name is gone: the node no longer stands for it."""
+        parent.children.drop(name, node)
+        if node.parent is parent and node.name == name:
+            node.gone = True

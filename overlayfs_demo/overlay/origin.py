@@ -1,0 +1,63 @@
+"""How does a copied-up file remember the lower file it came from?
+
+By the lower file's handle, in the kernel's own format (fs/overlayfs/overlayfs.h, struct ovl_fb), in the
+attribute `overlay.origin`. It keeps the inode number of the view constant over copy-up and remount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Sequence
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.layer import Layer
+
+_VERSION, _MAGIC, _NATIVE_ENDIAN = 0, 0xFB, 0
+_HEAD = struct.Struct("=BBBBB16s")
+_NO_UUID = bytes(16)
+
+
+class Origins:
+    """Writes and reads origins for one stack of lowers."""
+
+    __slots__ = ("_layers", "_uuids")
+
+    def __init__(self, lowers: Sequence[Layer]) -> None:
+        self._uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or _NO_UUID for layer in lowers}
+        self._layers: dict[bytes, Layer] = {}
+        for layer in lowers:
+            self._layers.setdefault(self._uuids[layer.device], layer)
+
+    def encode(self, layer: Layer, dir_fd: int, name: bytes) -> bytes | None:
+        """The origin of a lower file (`name` empty: of the directory `dir_fd`); None where there are no handles."""
+        try:
+            kind, opaque = syscalls.file_handle(dir_fd, name)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM):
+                return None
+            raise
+        uuid = self._uuids[layer.device]
+        return _HEAD.pack(_VERSION, _MAGIC, _HEAD.size + len(opaque), _NATIVE_ENDIAN, kind, uuid) + opaque
+
+    def decode(self, value: bytes) -> os.stat_result | None:
+        """The status of the lower file that `value` names; None if it is of no layer here, or gone."""
+        if len(value) < _HEAD.size:
+            return None
+        version, magic, length, flags, kind, uuid = _HEAD.unpack_from(value)
+        if (version, magic, length, flags) != (_VERSION, _MAGIC, len(value), _NATIVE_ENDIAN):
+            return None
+        layer = self._layers.get(uuid)
+        if layer is None:
+            return None
+        try:
+            fd = syscalls.open_file_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
+        except OSError as error:
+            if error.errno in (errno.ESTALE, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
+                return None
+            raise
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)

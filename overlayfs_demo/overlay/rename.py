@@ -1,0 +1,168 @@
+"""How do files and directories move?
+
+What moves is copied up first. A lower or merged directory keeps its lower part through a redirect; a
+name that a lower would show again gets a whiteout in the same rename. The cases are those of
+fs/overlayfs/dir.c, ovl_rename.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.overlay import listing
+from overlayfs_demo.overlay.copyup import CopyUp, mark_impure
+from overlayfs_demo.overlay.layer import UpperDir
+from overlayfs_demo.overlay.names import Names, failure
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Caller
+
+_REDIRECT_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A name in a directory of the view, and the node there, if any."""
+
+    parent: DirNode
+    name: bytes
+    node: Node | None
+
+
+class Rename:
+    """Moves names in one tree. Everything here runs with the tree's lock held."""
+
+    __slots__ = ("_copy_up", "_names", "_tree")
+
+    def __init__(self, tree: Tree, copy_up: CopyUp, names: Names) -> None:
+        self._tree = tree
+        self._copy_up = copy_up
+        self._names = names
+
+    def check(self, old: Place, new: Place, flags: int) -> bool:
+        """Raise what rename(2) says against the move; False if there is nothing to do."""
+        if old.node is None:
+            raise failure(errno.ENOENT, old.name)
+        exchange = flags & syscalls.RENAME_EXCHANGE
+        if new.node is None:
+            if exchange:
+                raise failure(errno.ENOENT, new.name)
+        elif flags & syscalls.RENAME_NOREPLACE:
+            raise failure(errno.EEXIST, new.name)
+        if old.node is new.node:
+            return False
+        if _is_above(old.node, new.parent) or (exchange and _is_above(new.node, old.parent)):
+            raise failure(errno.EINVAL, old.name)
+        if new.node is not None and not exchange:
+            self._check_replaced(old.node, new.node, new.name)
+        return True
+
+    def _check_replaced(self, old: Node, new: Node, name: bytes) -> None:
+        if isinstance(new, DirNode):
+            if not isinstance(old, DirNode):
+                raise failure(errno.EISDIR, name)
+            if not listing.is_empty(new.sources):
+                raise failure(errno.ENOTEMPTY, name)
+        elif isinstance(old, DirNode):
+            raise failure(errno.ENOTDIR, name)
+
+    def move(self, old: Place, new: Place, caller: Caller) -> None:
+        """Move `old` to the name of `new`, replacing what is there. `old.node` is in the upper, if a file."""
+        assert old.node is not None
+        upper = self._tree.writable()
+        above_old, above_new = self._prepare(old, new, caller)
+        covered_old = self._tree.covered(old.parent, old.name)
+        replaced = above_new.stat(new.name)
+        flags = syscalls.RENAME_WHITEOUT if covered_old else 0
+        swap = False
+        if replaced is not None and isinstance(old.node, DirNode):
+            if new.node is None:
+                # A directory cannot replace a whiteout, but can change places with it.
+                swap = True
+                flags = syscalls.RENAME_EXCHANGE
+            elif isinstance(new.node, DirNode) and new.node.in_upper:
+                upper.clear(above_new, new.name, replaced, caller)
+        if new.node is not None:
+            self._names.anchor(new.node, new.parent, new.name)
+        upper.rename(above_old, old.name, above_new, new.name, flags, caller)
+        if swap and not covered_old:
+            upper.remove_whiteout(above_old, old.name)
+        if new.node is not None:
+            self._names.forget(new.node, new.parent, new.name)
+        self._relocate(old, new, above_new)
+
+    def exchange(self, old: Place, new: Place, caller: Caller) -> None:
+        """Let two names change places. Both nodes are in the upper, if files."""
+        upper = self._tree.writable()
+        above_old, above_new = self._prepare(old, new, caller)
+        self._prepare(new, old, caller)
+        upper.rename(above_old, old.name, above_new, new.name, syscalls.RENAME_EXCHANGE, caller)
+        self._relocate(old, new, above_new)
+        self._relocate(new, old, above_old)
+
+    def _prepare(self, old: Place, new: Place, caller: Caller) -> tuple[UpperDir, UpperDir]:
+        """Bring both directories up, and mark what moves so that it shows the same at its new name."""
+        assert old.node is not None
+        above_old = self._copy_up.directory(old.parent, caller)
+        above_new = self._copy_up.directory(new.parent, caller)
+        if isinstance(old.node, DirNode):
+            self._copy_up.directory(old.node, caller)
+            if old.node.lowers:
+                self._redirect(old.node, same_parent=old.parent is new.parent, caller=caller)
+            elif new.parent.lowers:
+                self._make_opaque(old.node, caller)
+        if old.node.ino != self._tree.identity(old.node.target().stat()):
+            mark_impure(above_new, self._tree)
+        return above_old, above_new
+
+    def _redirect(self, node: DirNode, same_parent: bool, caller: Caller) -> None:
+        """Write down where the lowers have the directory: by name within its parent, else by path."""
+        if node.redirect is not None and (same_parent or node.redirect.startswith(b"/")):
+            return
+        redirect = node.name if same_parent else node.lower_path()
+        if len(redirect) > _REDIRECT_MAX and not same_parent:
+            raise failure(errno.EXDEV, node.name)
+        self._tree.writable().set_xattr(
+            node.target(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller
+        )
+        node.redirect = redirect
+        self._upper_of(node).forget_marks()
+
+    def _make_opaque(self, node: DirNode, caller: Caller) -> None:
+        above = self._upper_of(node)
+        if not above.marks.opaque:
+            self._tree.writable().set_xattr(
+                node.target(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller
+            )
+            above.forget_marks()
+
+    @staticmethod
+    def _upper_of(node: DirNode) -> UpperDir:
+        assert node.upper is not None
+        return node.upper
+
+    @staticmethod
+    def _relocate(old: Place, new: Place, above: UpperDir) -> None:
+        """Let the node in memory follow: it stands at `new` now."""
+        node = old.node
+        assert node is not None
+        old.parent.children.drop(old.name, node)
+        new.parent.children.put(new.name, node)
+        node.parent, node.name = new.parent, new.name
+        if isinstance(node, DirNode):
+            if node.upper is not None:
+                node.upper.parent, node.upper.name = above, new.name
+        elif isinstance(node, FileNode):
+            node.place, node.place_name = above, new.name
+
+
+def _is_above(node: Node | None, directory: DirNode) -> bool:
+    """Is `node` the directory itself or one of those it stands in?"""
+    below: DirNode | None = directory
+    while below is not None:
+        if below is node:
+            return True
+        below = below.parent
+    return False

@@ -1,0 +1,169 @@
+"""Which node stands for which file of the view?
+
+The tree turns what a lookup found into a node, the same one as before if it is still the same file,
+and gives every file the inode number that it keeps over copy-up and remount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.lookup import Lookup, Part
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.upper import Upper
+from overlayfs_demo.overlay.whiteout import PrivateXattrs
+
+# Inode numbers of further filesystems are told apart by their upper bits, like the kernel's "xino".
+_FILESYSTEM_SHIFT = 56
+
+
+class Tree:
+    """The nodes of one mount, and what every part of the engine shares.
+
+    `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
+    data is copied. `upper` is None for a read-only mount. `lowers` are topmost first.
+    """
+
+    __slots__ = ("_devices", "_linked", "lock", "lookup", "lowers", "origins", "root", "upper", "xattrs")
+
+    def __init__(self, lowers: Sequence[Layer], upper: Upper | None, xattrs: PrivateXattrs) -> None:
+        self.lowers = tuple(lowers)
+        self.upper = upper
+        self.xattrs = xattrs
+        self.lock = threading.RLock()
+        self.lookup = Lookup(self.lowers)
+        self.origins = Origins(self.lowers)
+        layers = ([upper.layer] if upper else []) + list(lowers)
+        self._devices: dict[int, int] = {}
+        for layer in layers:
+            self._devices.setdefault(layer.device, len(self._devices))
+        # Files with several names in the upper: each is one node, whichever name led to it.
+        self._linked: WeakValueDictionary[tuple[int, int], FileNode] = WeakValueDictionary()
+        self.root = self._make_root()
+
+    def _make_root(self) -> DirNode:
+        sources: list[LayerDir] = [self.upper.root] if self.upper else []
+        for layer in self.lowers:
+            sources.append(LowerDir(layer, b""))
+            if sources[-1].marks.opaque:
+                break
+        statuses = [os.fstat(source.open().fd) for source in sources]
+        return DirNode(None, b"", tuple(sources), statuses[0], self.identity(statuses[bool(self.upper)]))
+
+    def writable(self) -> Upper:
+        """The upper; raises EROFS for a mount without one."""
+        if self.upper is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self.upper
+
+    def identity(self, status: os.stat_result) -> int:
+        """The inode number by which the view shows a real file."""
+        return self.identity_of(status.st_ino, status.st_dev)
+
+    def identity_of(self, ino: int, device: int) -> int:
+        """The inode number of the view, given the real one and the device it is on."""
+        filesystem = self._devices.setdefault(device, len(self._devices))
+        return ino ^ filesystem << _FILESYSTEM_SHIFT
+
+    def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
+        """The node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
+        if parent.gone:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        parts = self.lookup.find(parent.sources, name)
+        if not parts:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return self.settle_parts(parent, name, parts)
+
+    def settle_parts(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
+        """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
+        status = parts[0].status
+        node = self._known(parent, name, parts)
+        if node is None:
+            if stat.S_ISDIR(status.st_mode):
+                node = self._make_directory(parent, name, parts)
+            else:
+                node = self._make_file(parent, name, parts[0])
+            parent.children.put(name, node)
+        return node, node.attrs_from(status)
+
+    def child(self, parent: DirNode, name: bytes) -> Node | None:
+        """The node called `name`, or None. Call with `lock` held."""
+        try:
+            return self.find(parent, name)[0]
+        except FileNotFoundError:
+            return None
+
+    def _known(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> Node | None:
+        """The node that stood for this name before, if what was found is still that."""
+        node = parent.children.get(name)
+        status = parts[0].status
+        if node is None or node.key != (status.st_dev, status.st_ino):
+            return None
+        if isinstance(node, DirNode):
+            return node if len(node.sources) == len(parts) else None
+        return node if node.kind == stat.S_IFMT(status.st_mode) else None
+
+    def _make_directory(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> DirNode:
+        sources = tuple(part.directory for part in parts if part.directory)
+        first = sources[0]
+        redirect = None
+        identity = parts[0].status
+        if first.layer.is_upper:
+            redirect = first.marks.redirect
+            if len(parts) > 1:
+                identity = parts[1].status
+        return DirNode(parent, name, sources, parts[0].status, self.identity(identity), redirect)
+
+    def _make_file(self, parent: DirNode, name: bytes, part: Part) -> FileNode:
+        status = part.status
+        in_upper = part.place.layer.is_upper
+        if in_upper and status.st_nlink > 1:
+            linked = self._linked.get((status.st_dev, status.st_ino))
+            if linked is not None:
+                self.settle(linked, parent, name)
+                return linked
+        ino = self.identity(status)
+        if in_upper and part.place.marks.impure:
+            ino = self._origin_ino(part) or ino
+        node = FileNode(parent, name, part.place, part.name, status, ino)
+        if in_upper and status.st_nlink > 1:
+            self.share(node)
+        return node
+
+    def _origin_ino(self, part: Part) -> int | None:
+        path = syscalls.path_of(part.place.open().fd, part.name)
+        value = syscalls.get_xattr(path, self.xattrs.origin)
+        status = self.origins.decode(value) if value else None
+        return self.identity(status) if status else None
+
+    def share(self, node: FileNode) -> None:
+        """Note that the upper's file behind `node` has several names."""
+        self._linked[node.key] = node
+
+    def settle(self, node: FileNode, parent: DirNode, name: bytes) -> None:
+        """Give a file whose known name was removed another name that it is reached by."""
+        if node.gone and parent.upper is not None:
+            node.parent, node.name = parent, name
+            node.place, node.place_name = parent.upper, name
+            node.anchor = None
+            node.gone = False
+
+    def covered(self, parent: DirNode, name: bytes) -> str:
+        """The label of the lower layer that would show `name` if the upper said nothing; "" if none would."""
+        if not parent.lowers:
+            return ""
+        parts = self.lookup.find(parent.lowers, name)
+        return parts[0].place.layer.label if parts else ""
+
+    def has_whiteout(self, parent: DirNode, name: bytes) -> bool:
+        """Does the upper hold a whiteout at this name (which the view does not have)?"""
+        return parent.upper is not None and parent.upper.stat(name) is not None

@@ -1,0 +1,321 @@
+"""Which changes can be made to the upper, each as one atomic step?
+
+These primitives are the only code that writes to the upper, and each tells of itself with one event.
+What takes more than one system call is made ready in the work directory and published with one
+rename, so the upper shows the old state or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.events import Action, Event, Events
+from overlayfs_demo.overlay.layer import Layer, UpperDir
+from overlayfs_demo.overlay.node import Target
+from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout, make_whiteout
+
+_ACTIONS = {
+    stat.S_IFREG: Action.CREATE,
+    stat.S_IFDIR: Action.MKDIR,
+    stat.S_IFLNK: Action.SYMLINK,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewObject:
+    """A file, directory, link or device to make. `mode` is complete, S_IFMT and permission bits.
+
+    `inherits_gid` says that the directory's set-group-ID bit gives the group. `xattrs` are set before
+    the object can be seen. `target` is a symbolic link's.
+    """
+
+    mode: int
+    uid: int
+    gid: int
+    rdev: int = 0
+    target: bytes = b""
+    inherits_gid: bool = False
+    xattrs: tuple[tuple[str, bytes], ...] = ()
+
+    def make(self, dir_fd: int, name: bytes) -> None:
+        """Make the bare object; fails with EEXIST if the name is taken."""
+        kind = stat.S_IFMT(self.mode)
+        if kind == stat.S_IFDIR:
+            os.mkdir(name, stat.S_IMODE(self.mode), dir_fd=dir_fd)
+        elif kind == stat.S_IFLNK:
+            os.symlink(self.target, name, dir_fd=dir_fd)
+        else:
+            os.mknod(name, self.mode, self.rdev, dir_fd=dir_fd)
+
+
+class Upper:
+    """The writable layer and its work directory.
+
+    Owns `work_fd` until `close`. The methods take directories of the upper, which must exist; they
+    raise OSError with the errno of the call that failed, and then have changed nothing.
+    """
+
+    __slots__ = ("_ids", "_serial", "events", "layer", "root", "volatile", "work_fd", "xattrs")
+
+    def __init__(self, layer: Layer, work_path: bytes, xattrs: PrivateXattrs, events: Events, volatile: bool) -> None:
+        self.layer = layer
+        self.xattrs = xattrs
+        self.events = events
+        self.volatile = volatile
+        self.root = UpperDir(layer, None, b"")
+        self.work_fd = _open_work(work_path)
+        self._ids = (os.geteuid(), os.getegid())
+        self._serial = count(1)
+
+    def close(self) -> None:
+        """Close the work directory; the upper is not used afterwards."""
+        os.close(self.work_fd)
+
+    # --- events and staging ------------------------------------------------------------------------
+
+    def emit(
+        self, action: Action, path: bytes, caller: Caller, layer: str = "", size: int = 0, detail: str = ""
+    ) -> None:
+        """Tell of a change to `path`. Called after the change, once for each."""
+        if self.events.listening:
+            self.events.emit(Event(action, path, caller.pid, caller.uid, caller.call, layer, size, detail))
+
+    def _tell(
+        self, action: Action, directory: UpperDir, name: bytes, caller: Caller, layer: str = "", detail: str = ""
+    ) -> None:
+        """Tell of a change to a name, and count it. Called after the change, once for each."""
+        directory.changes += 1
+        if self.events.listening:
+            self.emit(action, view_path(directory, name), caller, layer, detail=detail)
+
+    @contextmanager
+    def staged(self) -> Iterator[bytes]:
+        """A free name in the work directory; whatever still stands there in the end is removed."""
+        name = b"#%x" % next(self._serial)
+        try:
+            yield name
+        except BaseException:
+            self.discard(name)
+            raise
+
+    def discard(self, name: bytes) -> None:
+        """Remove what stands as `name` in the work directory, with all below it, if anything does."""
+        try:
+            os.unlink(name, dir_fd=self.work_fd)
+        except FileNotFoundError:
+            pass
+        except IsADirectoryError:
+            shutil.rmtree(os.fsdecode(name), dir_fd=self.work_fd)
+
+    # --- new names ---------------------------------------------------------------------------------
+
+    def create(self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, caller: Caller) -> None:
+        """Make a new object; `over_whiteout` says that a whiteout stands at the name and is replaced."""
+        descriptor = directory.open()
+        if over_whiteout or not self._is_born_right(new):
+            with self.staged() as temporary:
+                new.make(self.work_fd, temporary)
+                self._dress(temporary, new)
+                self.publish(temporary, directory, name, over_whiteout, stat.S_ISDIR(new.mode))
+        else:
+            new.make(descriptor.fd, name)
+        action = _ACTIONS.get(stat.S_IFMT(new.mode), Action.MKNOD)
+        self._tell(action, directory, name, caller, detail=os.fsdecode(new.target))
+
+    def create_open(
+        self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, flags: int, caller: Caller
+    ) -> int:
+        """Make a new regular file and open it with `flags`; the caller owns the descriptor."""
+        if over_whiteout or not self._is_born_right(new):
+            self.create(directory, name, new, over_whiteout, caller)
+            return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.open().fd)
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, stat.S_IMODE(new.mode), dir_fd=directory.open().fd)
+        self._tell(Action.CREATE, directory, name, caller)
+        return fd
+
+    def _is_born_right(self, new: NewObject) -> bool:
+        """Would the object have the right owner, group and attributes from its first instant?"""
+        uid, gid = self._ids
+        return not new.xattrs and new.uid == uid and (new.inherits_gid or new.gid == gid)
+
+    def _dress(self, temporary: bytes, new: NewObject) -> None:
+        """Give a staged object its owner, mode and attributes. The mode comes after the owner, for
+        chown(2) clears set-user-ID and set-group-ID bits."""
+        os.chown(temporary, new.uid, new.gid, dir_fd=self.work_fd, follow_symlinks=False)
+        if not stat.S_ISLNK(new.mode):
+            os.chmod(temporary, stat.S_IMODE(new.mode), dir_fd=self.work_fd)
+        for key, value in new.xattrs:
+            os.setxattr(syscalls.path_of(self.work_fd, temporary), key, value, follow_symlinks=False)
+
+    def publish(
+        self, temporary: bytes, directory: UpperDir, name: bytes, over_whiteout: bool, is_directory: bool
+    ) -> None:
+        """Move a staged object to its name, which must be free or (`over_whiteout`) hold a whiteout."""
+        directory.changes += 1
+        fd = directory.open().fd
+        if not over_whiteout:
+            syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
+        elif is_directory:
+            # rename(2) does not replace a non-directory with a directory, but it exchanges them.
+            syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+            self.discard(temporary)
+        else:
+            syscalls.rename(self.work_fd, temporary, fd, name)
+
+    def link(self, target: Target, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
+        """Give the upper's file at `target` a further name."""
+        path = target.xattr_path()
+        assert isinstance(path, bytes)
+        with self.staged() as temporary:
+            where = (self.work_fd, temporary) if over_whiteout else (directory.open().fd, name)
+            syscalls.link_path(path, target.follow, *where)
+            if over_whiteout:
+                self.publish(temporary, directory, name, True, False)
+        self._tell(Action.LINK, directory, name, caller)
+
+    # --- names that go -----------------------------------------------------------------------------
+
+    def whiteout(self, directory: UpperDir, name: bytes, replace: bool, layer: str, caller: Caller) -> None:
+        """Hide what the lowers have as `name`; `replace` says that the upper has an object there, too.
+
+        `layer` is the label of the layer that is hidden.
+        """
+        fd = directory.open().fd
+        if replace:
+            with self.staged() as temporary:
+                make_whiteout(self.work_fd, temporary)
+                # An exchange, for what is replaced may be a directory (holding whiteouts).
+                syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+            self.discard(temporary)
+        else:
+            make_whiteout(fd, name)
+        self._tell(Action.WHITEOUT, directory, name, caller, layer)
+
+    def unlink(self, directory: UpperDir, name: bytes, caller: Caller) -> None:
+        """Remove a name that only the upper has; its last name takes the file with it."""
+        os.unlink(name, dir_fd=directory.open().fd)
+        self._tell(Action.UNLINK, directory, name, caller)
+
+    def rmdir(self, directory: UpperDir, name: bytes, caller: Caller) -> None:
+        """Remove a directory that only the upper has, and that may hold whiteouts but nothing else."""
+        fd = directory.open().fd
+        try:
+            os.rmdir(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            with self.staged() as temporary:
+                syscalls.rename(fd, name, self.work_fd, temporary)
+            self.discard(temporary)
+        self._tell(Action.RMDIR, directory, name, caller)
+
+    # --- names that move ---------------------------------------------------------------------------
+
+    def rename(
+        self, old_dir: UpperDir, old: bytes, new_dir: UpperDir, new: bytes, flags: int, caller: Caller
+    ) -> None:
+        """renameat2(2) inside the upper, with RENAME_EXCHANGE or RENAME_WHITEOUT in `flags`."""
+        old_fd, new_fd = old_dir.open(), new_dir.open()
+        try:
+            syscalls.rename(old_fd.fd, old, new_fd.fd, new, flags)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not flags & syscalls.RENAME_WHITEOUT:
+                raise
+            # A filesystem without RENAME_WHITEOUT: the old name shows the lower again for an instant.
+            syscalls.rename(old_fd.fd, old, new_fd.fd, new)
+            make_whiteout(old_fd.fd, old)
+        new_dir.changes += 1
+        action = Action.EXCHANGE if flags & syscalls.RENAME_EXCHANGE else Action.RENAME
+        detail = os.fsdecode(view_path(new_dir, new)) if self.events.listening else ""
+        self._tell(action, old_dir, old, caller, detail=detail)
+
+    def remove_whiteout(self, directory: UpperDir, name: bytes) -> None:
+        """Take away a whiteout that hides nothing any more. Not a change of the view: no event."""
+        status = directory.stat(name)
+        if status is not None and is_whiteout(status):
+            os.unlink(name, dir_fd=directory.open().fd)
+
+    def clear(self, directory: UpperDir, name: bytes, status: os.stat_result, caller: Caller) -> None:
+        """Replace a directory that is empty in the view by one that is empty on disk, and opaque."""
+        with self.staged() as temporary:
+            os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
+            os.setxattr(syscalls.path_of(self.work_fd, temporary), self.xattrs.opaque, b"y")
+            os.chown(temporary, status.st_uid, status.st_gid, dir_fd=self.work_fd)
+            os.chmod(temporary, stat.S_IMODE(status.st_mode), dir_fd=self.work_fd)
+            syscalls.rename(self.work_fd, temporary, directory.open().fd, name, syscalls.RENAME_EXCHANGE)
+        self.discard(temporary)
+        self._tell(Action.OPAQUE, directory, name, caller)
+
+    # --- attributes --------------------------------------------------------------------------------
+
+    def set_xattr(self, target: Target, path: bytes, name: str, value: bytes, flags: int, caller: Caller) -> None:
+        """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
+        place = target.xattr_path()
+        if isinstance(place, int):
+            os.setxattr(place, name, value, flags)
+        else:
+            os.setxattr(place, name, value, flags, follow_symlinks=target.follow)
+        marks = {self.xattrs.opaque: Action.OPAQUE, self.xattrs.redirect: Action.REDIRECT}
+        self.emit(marks.get(name, Action.SETXATTR), path, caller, detail=name)
+
+    def remove_xattr(self, target: Target, path: bytes, name: str, caller: Caller) -> None:
+        """removexattr(2)."""
+        place = target.xattr_path()
+        if isinstance(place, int):
+            os.removexattr(place, name)
+        else:
+            os.removexattr(place, name, follow_symlinks=target.follow)
+        self.emit(Action.REMOVEXATTR, path, caller, detail=name)
+
+    def chmod(self, target: Target, path: bytes, mode: int, caller: Caller) -> None:
+        """chmod(2): `mode` is permission bits, set-id and sticky bits."""
+        os.chmod(target.path, mode, dir_fd=target.dir_fd)
+        self.emit(Action.CHMOD, path, caller, detail=f"{mode:04o}")
+
+    def chown(self, target: Target, path: bytes, uid: int, gid: int, caller: Caller) -> None:
+        """chown(2); -1 keeps an id."""
+        os.chown(target.path, uid, gid, dir_fd=target.dir_fd, follow_symlinks=target.follow)
+        self.emit(Action.CHOWN, path, caller, detail=f"{uid}:{gid}")
+
+    def utimens(self, target: Target, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
+        """utimensat(2), in nanoseconds since the epoch."""
+        os.utime(target.path, ns=(atime_ns, mtime_ns), dir_fd=target.dir_fd, follow_symlinks=target.follow)
+        self.emit(Action.UTIMENS, path, caller)
+
+    def truncate(self, target: Target, path: bytes, size: int, caller: Caller) -> None:
+        """truncate(2) to `size` bytes."""
+        fd = target.open(os.O_WRONLY)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+        self.emit(Action.TRUNCATE, path, caller, size=size)
+
+
+def view_path(directory: UpperDir, name: bytes) -> bytes:
+    """The path in the view of a name in the upper, which mirrors the view."""
+    above = directory.path()
+    return b"/%s/%s" % (above, name) if above else b"/" + name
+
+
+def _open_work(path: bytes) -> int:
+    """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it."""
+    work = os.path.join(path, b"work")
+    os.makedirs(work, mode=0o700, exist_ok=True)
+    fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    for entry in os.scandir(fd):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.name, dir_fd=fd)
+        else:
+            os.unlink(entry.name, dir_fd=fd)
+    return fd

@@ -1,0 +1,280 @@
+"""Which Linux system calls does Python not offer?
+
+Every raw call of the program is here and nowhere else. Each wrapper takes and returns what the `os`
+module would (descriptors, byte paths), raises OSError with the errno of the call, and names its man page.
+Numbers of calls without a C library wrapper are the unified ones (the same on every architecture
+since Linux 5.0).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import fcntl
+import functools
+import os
+import resource
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_SYS_OPENAT2 = 437
+AT_FDCWD = -100
+AT_SYMLINK_FOLLOW = 0x400
+AT_EMPTY_PATH = 0x1000
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
+MS_REMOUNT = 32
+MS_DIRSYNC = 128
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
+MNT_DETACH = 2
+
+FICLONE = 0x40049409
+
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * 128),
+    )
+
+
+_libc.syscall.restype = ctypes.c_long
+_libc.renameat2.argtypes = (
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
+)
+_libc.linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_libc.mount.argtypes = (
+    ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+
+
+def _check(result: int, *names: bytes) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), *names[:1])
+    return result
+
+
+def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
+    """Open `path` below `dir_fd`, following no symbolic link and leaving it by no route: openat2(2).
+
+    The caller owns the descriptor. Raises OSError: ELOOP for a symbolic link on the way, EXDEV for a
+    path that climbs out.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    return _check(
+        _libc.syscall(_SYS_OPENAT2, dir_fd, ctypes.c_char_p(path), ctypes.byref(how), ctypes.sizeof(how)), path
+    )
+
+
+def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
+    """renameat2(2), with RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT."""
+    _check(_libc.renameat2(old_dir, old, new_dir, new, flags), old)
+
+
+def link_fd(fd: int, new_dir: int, new: bytes) -> None:
+    """Give the open (perhaps unnamed) file `fd` a name: linkat(2), the /proc form, which needs no privilege."""
+    _check(_libc.linkat(AT_FDCWD, b"/proc/self/fd/%d" % fd, new_dir, new, AT_SYMLINK_FOLLOW), new)
+
+
+def link_path(path: bytes, follow: bool, new_dir: int, new: bytes) -> None:
+    """Give the file at the absolute `path` a further name: linkat(2)."""
+    _check(_libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW if follow else 0), new)
+
+
+def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
+    """mount(2)."""
+    _check(_libc.mount(source, target, kind, flags, data), target)
+
+
+def unmount(target: bytes, flags: int = 0) -> None:
+    """umount2(2); MNT_DETACH takes the name away now and the mount when its last user is gone."""
+    _check(_libc.umount2(target, flags), target)
+
+
+def allocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with its mode flags; offset and length in bytes."""
+    _check(_libc.fallocate(fd, mode, offset, length))
+
+
+def sync_filesystem(fd: int) -> None:
+    """syncfs(2)."""
+    _check(_libc.syncfs(fd))
+
+
+def clone_file(source: int, target: int) -> bool:
+    """Share all of `source`'s blocks with `target`: ioctl_ficlone(2).
+
+    False where the filesystem cannot (another filesystem, no reflinks); any other failure is raised.
+    """
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
+            return False
+        raise
+    return True
+
+
+def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
+    """The (type, opaque bytes) by which the filesystem knows a file: name_to_handle_at(2).
+
+    `name` empty means `dir_fd` itself; a symbolic link is not followed. EOPNOTSUPP where the
+    filesystem has no handles.
+    """
+    handle = _FileHandle(handle_bytes=128)
+    mount_id = ctypes.c_int()
+    _check(
+        _libc.name_to_handle_at(
+            dir_fd, ctypes.c_char_p(name), ctypes.byref(handle), ctypes.byref(mount_id),
+            AT_EMPTY_PATH if not name else 0,
+        ),
+        name,
+    )
+    return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def open_file_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int:
+    """Open a file by its handle: open_by_handle_at(2). Needs CAP_DAC_READ_SEARCH; ESTALE when it is gone."""
+    handle = _FileHandle(handle_bytes=len(opaque), handle_type=kind)
+    ctypes.memmove(handle.f_handle, opaque, len(opaque))
+    return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC))
+
+
+_FS_IOC_GETFSUUID = 0x80111500
+
+
+def filesystem_uuid(fd: int) -> bytes | None:
+    """The 16 bytes that identify the filesystem `fd` lies on, or None where they are not to be had.
+
+    ioctl FS_IOC_GETFSUUID (Linux 6.9); before that, udev's links to block devices know it.
+    """
+    answer = bytearray(17)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, answer, True)
+        return bytes(answer[1:]) if answer[0] == 16 else None
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    return _uuid_by_device(os.fstat(fd).st_dev)
+
+
+def _uuid_by_device(device: int) -> bytes | None:
+    try:
+        entries = list(os.scandir("/dev/disk/by-uuid"))
+    except FileNotFoundError:
+        return None
+    for entry in entries:
+        if entry.stat().st_rdev == device:
+            digits = entry.name.replace("-", "")
+            return bytes.fromhex(digits) if len(digits) == 32 else None
+    return None
+
+
+# --- extended attributes of a name below a directory descriptor ------------------------------------
+# getxattrat(2) only arrived in Linux 6.13, so the descriptor's directory is reached through /proc.
+
+
+def path_of(dir_fd: int, name: bytes) -> bytes:
+    """A path that leads to `name` in the directory `dir_fd` (or to `name` itself, when it is absolute)."""
+    return name if name.startswith(b"/") else b"/proc/self/fd/%d/%s" % (dir_fd, name)
+
+
+def fd_path(fd: int) -> bytes:
+    """A path that leads to whatever `fd` is open on; following it reaches even an unlinked file."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def get_xattr(path: bytes | int, name: str, follow: bool = False) -> bytes | None:
+    """The attribute's value, or None where there is none (or the filesystem has no such attributes)."""
+    try:
+        if isinstance(path, int):
+            return os.getxattr(path, name)
+        return os.getxattr(path, name, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+def list_xattrs(path: bytes | int, follow: bool = False) -> list[str]:
+    """The attribute names; empty where the filesystem has no extended attributes."""
+    try:
+        if isinstance(path, int):
+            return os.listxattr(path)
+        return os.listxattr(path, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+
+
+def reserve_descriptors(count: int) -> None:
+    """Make room for `count` descriptors at once.
+
+    A process with several threads waits milliseconds for every later doubling of the table (fs/file.c,
+    expand_fdtable: an RCU grace period), so a daemon does this before it starts its threads. Fewer are
+    reserved where the limit is lower.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = min(count, soft) - 1
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, highest))
+    os.close(null)
+
+
+def has_library(name: str) -> bool:
+    """Could the dynamic linker load `libNAME.so`, in whatever version is installed: ldconfig(8)?"""
+    return ctypes.util.find_library(name) is not None
+
+
+# --- FUSE ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def page_size() -> int:
+    """Bytes in a memory page."""
+    return os.sysconf("SC_PAGE_SIZE")
+
+
+_BACKING_MAP = struct.Struct("=iIQ")
+
+
+def open_backing(device: int, fd: int) -> int:
+    """Register `fd` for passthrough and return its backing id: FUSE_DEV_IOC_BACKING_OPEN."""
+    backing: int = fcntl.ioctl(device, 0x4010E501, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True)
+    return backing
+
+
+def close_backing(device: int, backing: int) -> None:
+    """Forget a backing id: FUSE_DEV_IOC_BACKING_CLOSE."""
+    fcntl.ioctl(device, 0x4004E502, struct.pack("=I", backing))
