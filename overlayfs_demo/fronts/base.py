@@ -1,0 +1,53 @@
+"""What is every front given, and what does it promise?
+
+A front shows an `Overlay` at a mount point. It decodes a request, calls one verb of the engine, and
+encodes the answer: no rule of the union lives here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from overlayfs_demo.overlay.engine import Overlay
+
+FILESYSTEM_TYPE = "fuse.overlayfs-demo"
+SUBTYPE = "overlayfs-demo"
+
+# Linux clock 5, CLOCK_REALTIME_COARSE: the tick that file times are taken from. Python does not name it.
+_COARSE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An overlay and where to show it.
+
+    `source` is what mount(8) lists as the device. `flags` are mount(2)'s MS_* flags. `timeout` is for how
+    many seconds the kernel may trust names and attributes without asking again. `allow_other` lets all
+    users in, not just the one who mounts.
+    """
+
+    overlay: Overlay
+    mountpoint: bytes
+    source: str = SUBTYPE
+    flags: int = 0
+    timeout: float = 86400.0
+    allow_other: bool = True
+
+
+class Front(Protocol):
+    """One way to carry requests from the kernel to the engine."""
+
+    def serve(self, view: View, ready: Callable[[], None]) -> None:
+        """Mount, call `ready` once the view answers, and return when it is unmounted.
+
+        Raises MountError when it cannot be mounted. Called in the process's main thread; the caller
+        closes the overlay.
+        """
+
+
+def now_ns() -> int:
+    """The time that the kernel would stamp a file with, in nanoseconds since the epoch."""
+    return time.clock_gettime_ns(_COARSE)

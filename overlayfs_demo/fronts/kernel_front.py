@@ -1,0 +1,197 @@
+"""How is /dev/fuse served without a library in between?
+
+Threads take turns: a few read requests from the device, let `Requests` answer them, and write the
+replies; one that comes to a long request lets the next thread go on, so that one copy-up does not make
+the other callers wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.fronts import device, wire
+from overlayfs_demo.fronts.base import View
+from overlayfs_demo.fronts.requests import Payload, Request, Requests
+from overlayfs_demo.fronts.wire import Opcode
+
+_log = logging.getLogger(__name__)
+
+MAX_WRITE = 1 << 20
+_SERVING = 3
+_THREADS = _SERVING + 8
+_BACKGROUND = 64
+_DESCRIPTORS = 16384
+
+_WANTED = (
+    wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.DONT_MASK | wire.DO_READDIRPLUS
+    | wire.READDIRPLUS_AUTO | wire.PARALLEL_DIROPS | wire.POSIX_ACL | wire.MAX_PAGES | wire.CACHE_SYMLINKS
+    | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT | wire.INIT_EXT
+)
+# Without these the engine's answers would be wrong, not just slow.
+_NEEDED = wire.ATOMIC_O_TRUNC | wire.DONT_MASK | wire.POSIX_ACL | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT
+
+
+class KernelFront:
+    """Our own front on /dev/fuse (`--front kernel`)."""
+
+    def serve(self, view: View, ready: Callable[[], None]) -> None:
+        """See `Front.serve`."""
+        fd = device.attach(view)
+        session = Session(fd, view)
+        try:
+            session.start()
+            ready()
+            session.run()
+        finally:
+            os.close(fd)
+            session.close()
+
+
+class Turn:
+    """Which threads serve the device: `_SERVING` at a time.
+
+    Requests are mostly so short that many threads would only fight for the interpreter; a few overlap with
+    the kernel's own work. A thread that comes to a long request (a copy-up, an fsync) passes its turn on
+    first, finishes the request beside the others, and then queues up again.
+    """
+
+    __slots__ = ("_mine", "_places")
+
+    def __init__(self) -> None:
+        self._places = threading.BoundedSemaphore(_SERVING)
+        self._mine = threading.local()
+
+    def take(self) -> None:
+        """Wait for a turn, unless this thread has it."""
+        if not getattr(self._mine, "held", False):
+            self._places.acquire()
+            self._mine.held = True
+
+    def pass_on(self) -> None:
+        """Give the turn up, if this thread has it."""
+        if getattr(self._mine, "held", False):
+            self._mine.held = False
+            self._places.release()
+
+
+class Session:
+    """One connection to the kernel. The device is its maker's to close."""
+
+    def __init__(self, fd: int, view: View) -> None:
+        self._device = fd
+        self._turn = Turn()
+        self._requests = Requests(view, self._turn.pass_on, self._store)
+        self._failure: BaseException | None = None
+
+    def close(self) -> None:
+        """Release what the kernel did not."""
+        self._requests.close()
+
+    def start(self) -> None:
+        """Answer the first request, INIT, which settles the protocol. Raises MountError."""
+        buffer = memoryview(bytearray(MAX_WRITE + 4096))
+        size = os.readv(self._device, [buffer])
+        header = wire.HEADER.unpack_from(buffer)
+        body = buffer[wire.HEADER.size : size]
+        if header[1] != Opcode.INIT:
+            raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
+        self._reply(header[2], _agree(body))
+
+    def run(self) -> None:
+        """Serve until the file system is unmounted."""
+        syscalls.reserve_descriptors(_DESCRIPTORS)
+        threads = [threading.Thread(target=self._loop, name=f"fuse-{n}", daemon=True) for n in range(_THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _loop(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # A thread that died silently would leave callers waiting for ever.
+            self._failure = error
+            raise
+        finally:
+            self._turn.pass_on()
+
+    def _serve(self) -> None:
+        buffer = bytearray(MAX_WRITE + 4096)
+        buffers = [buffer]
+        view = memoryview(buffer)
+        room = memoryview(bytearray(MAX_WRITE))
+        fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
+        while True:
+            self._turn.take()
+            try:
+                size = os.readv(fd, buffers)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return  # Unmounted.
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    continue  # The request was interrupted before we saw it.
+                raise
+            self._answer(Request(unpack(buffer), view[start:size], room))
+
+    def _answer(self, request: Request) -> None:
+        handler = self._requests.handlers.get(request.opcode)
+        if handler is None:
+            if request.opcode not in (Opcode.INTERRUPT, Opcode.DESTROY):
+                # The kernel stops sending what gets ENOSYS.
+                self._fail(request.unique, errno.ENOSYS)
+            return
+        try:
+            payload = handler(request)
+        except OSError as error:
+            self._fail(request.unique, error.errno or errno.EIO)
+        except Exception:  # noqa: BLE001 - whatever went wrong, the caller must get an answer
+            _log.exception("FUSE request %s failed", request.opcode)
+            self._fail(request.unique, errno.EIO)
+        else:
+            if payload is not None:
+                self._reply(request.unique, payload)
+
+    def _reply(self, unique: int, payload: Payload) -> None:
+        self._send([wire.REPLY.pack(wire.REPLY.size + len(payload), 0, unique), payload])
+
+    def _fail(self, unique: int, code: int) -> None:
+        self._send([wire.REPLY.pack(wire.REPLY.size, -code, unique)])
+
+    def _store(self, nodeid: int, data: memoryview) -> None:
+        """Put the first bytes of a file into the kernel's page cache: FUSE_NOTIFY_STORE."""
+        store = wire.NOTIFY_STORE_OUT.pack(nodeid, 0, len(data))
+        size = wire.REPLY.size + len(store) + len(data)
+        self._send([wire.REPLY.pack(size, wire.NOTIFY_STORE, 0), store, data])
+
+    def _send(self, parts: list[Payload]) -> None:
+        try:
+            os.writev(self._device, parts)
+        except OSError as error:
+            # ENOENT: the caller was interrupted and no longer waits. ENODEV: unmounted meanwhile.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+
+
+def _agree(body: memoryview) -> bytes:
+    """INIT's reply: the features of this kernel that are wanted. Raises MountError if it lacks a needed one."""
+    major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
+    if major != wire.MAJOR or minor < wire.OLDEST_MINOR:
+        needed = f"the kernel front needs {wire.MAJOR}.{wire.OLDEST_MINOR} or later"
+        raise MountError(f"the kernel speaks FUSE {major}.{minor}", needed)
+    if flags & wire.INIT_EXT:
+        (flags2,) = wire.INIT_FLAGS2_IN.unpack_from(body)
+        flags |= flags2 << 32
+    missing = _NEEDED & ~flags
+    if missing:
+        remedy = "use --front fusepy, or Linux 5.15 or later"
+        raise MountError(f"the kernel's FUSE lacks needed features ({missing:#x})", remedy)
+    return wire.init_reply(min(minor, wire.MINOR), readahead, flags & _WANTED, _BACKGROUND, MAX_WRITE)

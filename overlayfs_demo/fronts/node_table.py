@@ -1,0 +1,79 @@
+"""Which number does the kernel know a node by, and how long must it be kept?
+
+The kernel counts a lookup for every entry it is told of and takes counts back with FORGET. The table
+holds each node until its count is zero; then the engine's own weak references let it go.
+"""
+
+from __future__ import annotations
+
+import threading
+from itertools import count
+
+from overlayfs_demo.fronts import wire
+from overlayfs_demo.fronts.directory_stream import DirectoryStream
+from overlayfs_demo.overlay.node import DirNode, Node
+
+
+class _Known:
+    __slots__ = ("lookups", "node", "stored", "stream")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.lookups = 0
+        self.stored = False
+        self.stream: DirectoryStream | None = None
+
+
+class NodeTable:
+    """Nodes by id and ids by node. Ids are never used again, so a stale one cannot mean another file."""
+
+    __slots__ = ("_by_id", "_ids", "_lock", "_serial")
+
+    def __init__(self, root: DirNode) -> None:
+        self._lock = threading.Lock()
+        self._serial = count(wire.ROOT_ID + 1)
+        known = _Known(root)
+        known.lookups = 1
+        self._by_id: dict[int, _Known] = {wire.ROOT_ID: known}
+        self._ids: dict[Node, int] = {root: wire.ROOT_ID}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def remember(self, node: Node) -> int:
+        """The node's id, with one more lookup counted."""
+        with self._lock:
+            nodeid = self._ids.get(node)
+            if nodeid is None:
+                nodeid = next(self._serial)
+                self._ids[node] = nodeid
+                self._by_id[nodeid] = _Known(node)
+            self._by_id[nodeid].lookups += 1
+            return nodeid
+
+    def node(self, nodeid: int) -> Node:
+        """The node of an id that the kernel still holds. KeyError otherwise."""
+        return self._by_id[nodeid].node
+
+    def stream(self, nodeid: int) -> DirectoryStream:
+        """The directory stream of a node; it lives as long as the node is held."""
+        with self._lock:
+            known = self._by_id[nodeid]
+            if known.stream is None:
+                known.stream = DirectoryStream()
+            return known.stream
+
+    def first_store(self, nodeid: int) -> bool:
+        """True the first time it is asked of a node: is its data still to be put into the kernel's cache?"""
+        known = self._by_id[nodeid]
+        first, known.stored = not known.stored, True
+        return first
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """Take `lookups` back."""
+        with self._lock:
+            known = self._by_id[nodeid]
+            known.lookups -= lookups
+            if known.lookups <= 0 and nodeid != wire.ROOT_ID:
+                del self._by_id[nodeid]
+                del self._ids[known.node]

@@ -1,0 +1,223 @@
+"""How does each message of the FUSE protocol look in bytes?
+
+Packing and unpacking only: numbers and layouts of Linux include/uapi/linux/fuse.h, protocol 7.45, of
+which 7.31 (Linux 5.4) and later are spoken. No I/O and no meaning here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from enum import IntEnum
+from typing import Final
+
+from overlayfs_demo.overlay.types import Attrs
+
+MAJOR: Final = 7
+MINOR: Final = 45
+OLDEST_MINOR: Final = 31
+ROOT_ID: Final = 1
+
+
+class Opcode(IntEnum):
+    """The requests (enum fuse_opcode)."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SYNCFS = 50
+
+
+# INIT flags; those from bit 32 on travel in flags2.
+ASYNC_READ = 1 << 0
+ATOMIC_O_TRUNC = 1 << 3
+BIG_WRITES = 1 << 5
+DONT_MASK = 1 << 6
+DO_READDIRPLUS = 1 << 13
+READDIRPLUS_AUTO = 1 << 14
+PARALLEL_DIROPS = 1 << 18
+POSIX_ACL = 1 << 20
+MAX_PAGES = 1 << 22
+CACHE_SYMLINKS = 1 << 23
+HANDLE_KILLPRIV_V2 = 1 << 28
+SETXATTR_EXT = 1 << 29
+INIT_EXT = 1 << 30
+
+# Flags of an OPEN or OPENDIR reply.
+FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_CACHE_DIR = 1 << 3
+
+# Flags of requests.
+FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = 1, 2, 4, 8, 16, 32
+FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 7, 1 << 8
+FATTR_KILL_SUIDGID = 1 << 11
+OPEN_KILL_SUIDGID = 1
+WRITE_KILL_SUIDGID = 1 << 2
+SETXATTR_ACL_KILL_SGID = 1
+FSYNC_FDATASYNC = 1
+
+# Requests. The header: length, opcode, unique, nodeid, uid, gid, pid, extensions' length, padding.
+HEADER = struct.Struct("=IIQQIIIHH")
+INIT_IN = struct.Struct("=IIII")
+INIT_FLAGS2_IN = struct.Struct("=16xI")
+FORGET_IN = struct.Struct("=Q")
+BATCH_FORGET_IN = struct.Struct("=II")
+FORGET_ONE = struct.Struct("=QQ")
+SETATTR_IN = struct.Struct("=I4xQQQqq8xII4xI4xII4x")
+MKNOD_IN = struct.Struct("=III4x")
+MKDIR_IN = struct.Struct("=II")
+RENAME_IN = struct.Struct("=Q")
+RENAME2_IN = struct.Struct("=QI4x")
+LINK_IN = struct.Struct("=Q")
+OPEN_IN = struct.Struct("=II")
+CREATE_IN = struct.Struct("=IIII")
+READ_IN = struct.Struct("=QQII")
+WRITE_IN = struct.Struct("=QQII16x")
+RELEASE_IN = struct.Struct("=QII")
+FSYNC_IN = struct.Struct("=QI4x")
+SETXATTR_IN = struct.Struct("=III4x")
+GETXATTR_IN = struct.Struct("=I4x")
+FALLOCATE_IN = struct.Struct("=QQQI4x")
+LSEEK_IN = struct.Struct("=QQI4x")
+COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")
+
+# Replies. The header: length, error (negative errno or 0), unique.
+REPLY = struct.Struct("=IiQ")
+_INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
+_ATTR = "QQQqqqIIIIIIIIII"
+_ENTRY = struct.Struct("=QQQQII" + _ATTR)
+_ATTR_OUT = struct.Struct("=QII" + _ATTR)
+_OPEN_OUT = struct.Struct("=QIi")
+_DIRENT = struct.Struct("=QQII")
+_STATFS = struct.Struct("=QQQQQIIII24x")
+WRITE_OUT = struct.Struct("=I4x")
+XATTR_SIZE = struct.Struct("=I4x")
+LSEEK_OUT = struct.Struct("=Q")
+
+# A message of ours that answers no request: the reply header with unique 0 and this number as its error.
+NOTIFY_STORE = 4
+NOTIFY_STORE_OUT = struct.Struct("=QQI4x")
+
+ENTRY_SIZE = _ENTRY.size
+_NO_ENTRY = bytes(_ENTRY.size)
+_DIRENT_SIZE = _DIRENT.size
+_SECOND = 1_000_000_000
+
+
+def encode_device(device: int) -> int:
+    """A device number as the kernel's 32-bit `new_encode_dev` has it."""
+    minor = os.minor(device)
+    return (minor & 0xFF) | os.major(device) << 8 | (minor & ~0xFF) << 12
+
+
+def decode_device(encoded: int) -> int:
+    """The inverse of `encode_device`."""
+    return os.makedev(encoded >> 8 & 0xFFF, (encoded & 0xFF) | (encoded >> 12 & 0xFFF00))
+
+
+def init_reply(minor: int, readahead: int, flags: int, background: int, max_write: int) -> bytes:
+    """INIT's reply; times have nanoseconds, and one message holds `max_write` bytes of data."""
+    pages = max_write // 4096
+    return _INIT_OUT.pack(
+        MAJOR, minor, readahead, flags & 0xFFFFFFFF, background, background * 3 // 4, max_write, 1, pages, 0,
+        flags >> 32, 0,
+    )
+
+
+def _fields(attrs: Attrs) -> tuple[int, ...]:
+    ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
+    asec, ansec = divmod(atime, _SECOND)
+    msec, mnsec = divmod(mtime, _SECOND)
+    csec, cnsec = divmod(ctime, _SECOND)
+    return (
+        ino, size, blocks, asec, msec, csec, ansec, mnsec, cnsec,
+        mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
+    )
+
+
+class Valid:
+    """For how long the kernel may trust an answer, split as the wire wants it."""
+
+    __slots__ = ("nanoseconds", "seconds")
+
+    def __init__(self, timeout: float) -> None:
+        self.seconds = int(timeout)
+        self.nanoseconds = int((timeout - self.seconds) * _SECOND)
+
+
+def entry_reply(nodeid: int, attrs: Attrs, valid: Valid) -> bytes:
+    """A node's id and attributes. Ids are never used again, so every generation is 0."""
+    seconds, nanoseconds = valid.seconds, valid.nanoseconds
+    return _ENTRY.pack(nodeid, 0, seconds, seconds, nanoseconds, nanoseconds, *_fields(attrs))
+
+
+def negative_entry(valid: Valid) -> bytes:
+    """LOOKUP's "there is no such name", which the kernel may remember."""
+    return _ENTRY.pack(0, 0, valid.seconds, 0, valid.nanoseconds, 0, *(0,) * 16)
+
+
+def attr_reply(attrs: Attrs, valid: Valid) -> bytes:
+    """GETATTR's and SETATTR's reply."""
+    return _ATTR_OUT.pack(valid.seconds, valid.nanoseconds, 0, *_fields(attrs))
+
+
+def open_reply(handle: int, flags: int) -> bytes:
+    """OPEN's and OPENDIR's reply."""
+    return _OPEN_OUT.pack(handle, flags, 0)
+
+
+def dirent(ino: int, offset: int, name: bytes, kind: int) -> bytes:
+    """One entry of a READDIR reply; `offset` is where the next one follows, `kind` an S_IFMT value."""
+    size = len(name)
+    return _DIRENT.pack(ino, offset, size, kind >> 12) + name + bytes(-size & 7)
+
+
+def direntplus(entry: bytes | None, packed_dirent: bytes) -> bytes:
+    """One entry of a READDIRPLUS reply; without `entry` the kernel will look the name up itself."""
+    return (entry or _NO_ENTRY) + packed_dirent
+
+
+def dirent_size(name: bytes) -> int:
+    """Bytes that `dirent` takes for this name."""
+    return _DIRENT_SIZE + (len(name) + 7 & ~7)
+
+
+def statfs_reply(status: os.statvfs_result) -> bytes:
+    """STATFS's reply."""
+    return _STATFS.pack(
+        status.f_blocks, status.f_bfree, status.f_bavail, status.f_files, status.f_ffree,
+        status.f_bsize, status.f_namemax, status.f_frsize, 0,
+    )
