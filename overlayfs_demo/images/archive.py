@@ -1,0 +1,165 @@
+"""What is in this exported image archive, and where in the file?
+
+The archive is a tar on disk. It is indexed once (headers only), and its members are then read where
+they lie. An archive that is compressed as a whole has no such places: it is decompressed into an
+unnamed temporary file first, which is gone with the process.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import Digest, Layer, shown
+from overlayfs_demo.images.streams import LayerReader, compression, open_plain, require_digest
+from overlayfs_demo.images.tarstream import CHUNK, TarStream
+
+# A manifest or config is text that people write; the registries' own limit is 4 MiB.
+_MAX_DOCUMENT = 16 << 20
+_MAX_LINKS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member's data in the archive file (offset and size in bytes), or the member a link leads to."""
+
+    offset: int
+    size: int
+    target: str | None
+    directory: bool
+
+
+class Archive:
+    """An open image archive: its members by name, and their bytes. Made by `open_archive`.
+
+    `label` names it in errors; `size` is in bytes; `top_directories` are those at its top, listed or not.
+    """
+
+    def __init__(self, file: BinaryIO, label: str) -> None:
+        self._file = file
+        self.label = label
+        self.size = os.fstat(file.fileno()).st_size
+        self._members: dict[str, _Member] = {}
+        self._twice: set[str] = set()
+        self.top_directories: set[str] = set()
+        file.seek(0)
+        for info in TarStream(file, label, marked_end=True):
+            self._add(info)
+
+    def _add(self, info: tarfile.TarInfo) -> None:
+        name = info.name.removeprefix("./").rstrip("/")
+        if name in self._members:
+            self._twice.add(name)
+        top, slash, _ = name.partition("/")
+        if slash or info.isdir():
+            self.top_directories.add(top)
+        self._members[name] = _Member(info.offset_data, info.size, _link_target(name, info), info.isdir())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def _find(self, name: str) -> _Member:
+        """The member `name`, through links that stay inside the archive. Raises ImageError naming it."""
+        wanted = name
+        for _ in range(_MAX_LINKS):
+            if name in self._twice:
+                raise self.bad(name, "is there twice, and which of the two is meant cannot be known")
+            member = self._members.get(name)
+            if member is None:
+                way = "" if name == wanted else f"links to '{shown(name)}', which "
+                raise self.bad(wanted, f"{way}is missing")
+            if member.directory:
+                raise self.bad(wanted, "is a directory, not a file")
+            if member.target is None:
+                return member
+            name = member.target
+        raise self.bad(wanted, "is a link that leads to itself")
+
+    def bad(self, member: str, problem: str) -> ImageError:
+        """The error for a member that this program cannot use."""
+        return ImageError(f"{self.label}: member '{shown(member)}' {problem}", "export the image again")
+
+    def document(self, name: str, digest: Digest | None = None) -> bytes:
+        """A small member, whole. Raises ImageError: missing, twice, not small, or not what `digest` names."""
+        member = self._find(name)
+        if member.size > _MAX_DOCUMENT:
+            raise self.bad(name, f"is no manifest or config: it has {member.size} bytes")
+        data = os.pread(self._file.fileno(), member.size, member.offset)
+        if digest is not None:
+            found = Digest.of(data, digest.algorithm).encoded
+            require_digest(digest, found, f"{self.label}: member '{shown(name)}'", "its digest")
+        return data
+
+    def stored_size(self, name: str) -> int:
+        """The bytes a member has in the archive. Raises ImageError: missing, or twice."""
+        return self._find(name).size
+
+    def open_layer(self, layer: Layer) -> LayerReader:
+        """Read a layer's tar; the reader is good for as long as the archive is open. Raises ImageError."""
+        if not layer.member:
+            return LayerReader(self._file.fileno(), 0, self.size, self.label, layer.diff_id, None)
+        member = self._find(layer.member)
+        label = f"{self.label}: member '{shown(layer.member)}'"
+        return LayerReader(
+            self._file.fileno(), member.offset, member.size, label, layer.diff_id, layer.digest
+        )
+
+    def whole_digest(self) -> Digest:
+        """The sha256 of the archive's tar: the diff ID of a tree that is one layer."""
+        hasher = Digest("sha256", "").hasher()
+        self._file.seek(0)
+        while data := self._file.read(CHUNK):
+            hasher.update(data)
+        return Digest("sha256", hasher.hexdigest())
+
+
+def _link_target(name: str, info: tarfile.TarInfo) -> str | None:
+    """Where a link leads inside the archive; a path that climbs out keeps its `..` and so names no member."""
+    if info.islnk():
+        return posixpath.normpath(info.linkname)
+    if info.issym():
+        return posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname))
+    return None
+
+
+@contextmanager
+def open_archive(path: Path, scratch: Path | None = None) -> Iterator[Archive]:
+    """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz).
+
+    `scratch` is the directory of the unnamed temporary file that a compressed archive needs. Raises
+    ImageError: cannot be read, is no tar, is cut short.
+    """
+    label = shown(str(path))
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise ImageError(f"{label} is a directory", "give a tar: tar -C DIRECTORY -cf IMAGE.tar .")
+        with path.open("rb") as file:
+            if not compression(os.pread(file.fileno(), 6, 0)):
+                yield Archive(file, label)
+                return
+            with tempfile.TemporaryFile(dir=scratch) as plain:
+                _decompress(file, plain.fileno(), label)
+                with os.fdopen(os.dup(plain.fileno()), "rb") as whole:
+                    yield Archive(whole, label)
+    except OSError as error:
+        if error.filename != str(path):
+            raise
+        raise ImageError(f"{label}: {error.strerror}", "name a readable image archive") from None
+
+
+def _decompress(file: BinaryIO, target: int, label: str) -> None:
+    size = os.fstat(file.fileno()).st_size
+    plain = open_plain(file.fileno(), 0, size, label)
+    while data := plain.read(CHUNK):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(target, view) :]

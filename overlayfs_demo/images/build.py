@@ -1,0 +1,281 @@
+"""How does an image archive become layer directories that can be mounted?
+
+One directory a layer, below one output directory; all of them or none. Each is built under a name that
+begins with `.building-`, and gets its own name only when every layer and every digest has held. What
+was built is recorded in `.layers.json` beside the directories, so that a later run takes up what is
+there. A run that is killed leaves `.building-` names at most; the next run removes them. Nothing is
+flushed to the disk: after a power failure, remove the output directory and build again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.archive import Archive, open_archive
+from overlayfs_demo.images.flavours import select_image
+from overlayfs_demo.images.lowers import Lowers
+from overlayfs_demo.images.model import Digest, Document, Image, Layer, Platform, parse_json, shown
+from overlayfs_demo.images.tarstream import TarStream
+from overlayfs_demo.images.tree import BUILDING, remove_tree
+from overlayfs_demo.images.unpack import unpack_layer
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER
+
+_RECORD = ".layers.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltLayer:
+    """One layer that stands in the output directory.
+
+    `size` is the bytes of its files; `instruction` the Dockerfile line that made it, "" if unknown; `fresh` is
+    False if an earlier run built it; `left_out` says what could not be kept, and in how many members.
+    """
+
+    directory: Path
+    diff_id: Digest
+    size: int
+    instruction: str
+    fresh: bool
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What `.layers.json` says about a directory. The same layer on other layers is another directory.
+
+    `marks` names the attributes that mark opaque directories, `owners` whether owners were kept.
+    """
+
+    diff_id: str
+    chain_id: str
+    marks: str
+    owners: bool
+    size: int
+
+    def same_layer(self, other: _Entry) -> bool:
+        return (self.chain_id, self.marks, self.owners) == (other.chain_id, other.marks, other.owners)
+
+
+def build_layers(
+    archive_path: Path,
+    outdir: Path,
+    *,
+    name: str | None = None,
+    platform: Platform | None = None,
+    userxattr: bool | None = None,
+) -> list[BuiltLayer]:
+    """Build the image's layers below `outdir`, and return them from the bottom to the top.
+
+    `name` and `platform` choose among several images. `userxattr`: mark opaque directories with `user.`
+    attributes, for mounts with that option; by default so if we are not root. Raises ImageError (or OSError,
+    where `outdir` itself fails); `outdir` is then as it was, and gone again if it was not there.
+    """
+    root = os.geteuid() == 0
+    outdir = outdir.resolve()
+    with _output(outdir) as out_fd, open_archive(archive_path, scratch=outdir) as archive:
+        image = select_image(archive, name, platform)
+        work = _Build(archive, image, outdir, out_fd, userxattr if userxattr is not None else not root, root)
+        return work.run()
+
+
+class _Build:
+    """One run of `build_layers`, in the output directory that it has locked."""
+
+    def __init__(
+        self, archive: Archive, image: Image, outdir: Path, out_fd: int, userxattr: bool, owners: bool
+    ) -> None:
+        self._archive = archive
+        self._image = image
+        self._outdir = outdir
+        self._out_fd = out_fd
+        self._marks = USER if userxattr else TRUSTED
+        self._owners = owners
+        self._record = _read_record(outdir)
+        # Directories built by this run, by their final names; until `_publish` they bear `.building-` names.
+        self._staged: dict[str, _Entry] = {}
+
+    def run(self) -> list[BuiltLayer]:
+        built = []
+        below: list[Path] = []
+        width = max(2, len(str(len(self._image.layers))))
+        together = zip(self._image.layers, self._image.chain_ids, self._image.steps, strict=True)
+        for number, (layer, chain_id, step) in enumerate(together, start=1):
+            name = f"{number:0{width}}-{layer.diff_id.short}"
+            entry = _Entry(str(layer.diff_id), str(chain_id), self._marks.prefix, self._owners, 0)
+            left_out: Mapping[str, int] = {}
+            known = self._standing(name, entry)
+            if known is None:
+                size, left_out = self._unpack(name, layer, below)
+                self._staged[name] = known = replace(entry, size=size)
+            below.append(self._outdir / (_building(name) if name in self._staged else name))
+            instruction = step.instruction if step is not None else ""
+            built.append(
+                BuiltLayer(
+                    self._outdir / name, layer.diff_id, known.size, instruction, name in self._staged, left_out
+                )
+            )
+        self._publish()
+        return built
+
+    def _standing(self, name: str, wanted: _Entry) -> _Entry | None:
+        """The record of a directory that is there already and is the right one; None if there is none."""
+        try:
+            status = os.stat(name, dir_fd=self._out_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        found = self._record.get(name)
+        if found is not None and found.same_layer(wanted) and stat.S_ISDIR(status.st_mode):
+            return found
+        why = "was built on other layers or for another kind of mount" if found else "was not built by this program"
+        raise ImageError(
+            f"{shown(str(self._outdir / name))} is in the way: it {why}", "remove it, or choose another directory"
+        )
+
+    def _unpack(self, name: str, layer: Layer, below: Sequence[Path]) -> tuple[int, Mapping[str, int]]:
+        staged = os.fsencode(_building(name))
+        os.mkdir(staged, 0o700, dir_fd=self._out_fd)
+        fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._out_fd)
+        label = self._archive.label
+        if layer.member:
+            label = f"{label}: layer {name} (member '{shown(layer.member)}')"
+        try:
+            with Lowers(below, self._marks) as lowers:
+                reader = self._archive.open_layer(layer)
+                tar = TarStream(reader.tar, label, marked_end=False)
+                done = unpack_layer(tar, label, fd, self._out_fd, lowers, self._marks, self._owners)
+                reader.finish()
+        finally:
+            os.close(fd)
+        return done.size, done.left_out
+
+    def _publish(self) -> None:
+        """Give every staged directory its name, the record first: it says what may stand here, not what does."""
+        moved: list[str] = []
+        with _no_signals():
+            try:
+                _write_record(self._out_fd, self._record | self._staged)
+                for name in self._staged:
+                    os.rename(_building(name), name, src_dir_fd=self._out_fd, dst_dir_fd=self._out_fd)
+                    moved.append(name)
+            except OSError:
+                for name in moved:
+                    os.rename(name, _building(name), src_dir_fd=self._out_fd, dst_dir_fd=self._out_fd)
+                if self._record:
+                    _write_record(self._out_fd, self._record)
+                else:
+                    (self._outdir / _RECORD).unlink(missing_ok=True)
+                raise
+
+
+def _building(name: str) -> str:
+    return os.fsdecode(BUILDING) + name
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Hold back the signals that end a program: pthread_sigmask(3)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# --- the output directory --------------------------------------------------------------------------
+
+
+@contextmanager
+def _output(outdir: Path) -> Iterator[int]:
+    """Make the output directory if need be, lock it, and remove what is unfinished, before and after."""
+    made: list[Path] = []
+    try:
+        _make_directories(outdir, made)
+        fd = os.open(outdir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _lock(fd, outdir)
+            _remove_unfinished(fd)
+            try:
+                yield fd
+            finally:
+                with _no_signals():
+                    _remove_unfinished(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        for directory in reversed(made):
+            try:
+                directory.rmdir()
+            except OSError as error:
+                # Not ours alone any more: somebody has put something there meanwhile.
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+        raise
+
+
+def _make_directories(path: Path, made: list[Path]) -> None:
+    """Make a directory and its parents; each that was missing is added to `made`, the outermost first."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for directory in reversed(missing):
+        directory.mkdir()
+        made.append(directory)
+
+
+def _lock(fd: int, outdir: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ImageError(
+            f"{shown(str(outdir))} is in use by another run of this program", "wait for it to end"
+        ) from None
+
+
+def _remove_unfinished(fd: int) -> None:
+    for entry in os.listdir(fd):
+        name = os.fsencode(entry)
+        if not name.startswith(BUILDING):
+            continue
+        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            remove_tree(fd, name, fd)
+        else:
+            os.unlink(name, dir_fd=fd)
+
+
+def _read_record(outdir: Path) -> dict[str, _Entry]:
+    path = outdir / _RECORD
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    record = Document(parse_json(data, str(path)), shown(str(path)))
+    return {
+        row.text("directory"): _Entry(
+            row.text("diff_id"), row.text("chain_id"), row.text("marks"), row.flag("owners"), row.size("size")
+        )
+        for row in record.documents("layers")
+    }
+
+
+def _write_record(out_fd: int, record: dict[str, _Entry]) -> None:
+    rows = [
+        {
+            "directory": name, "diff_id": entry.diff_id, "chain_id": entry.chain_id,
+            "marks": entry.marks, "owners": entry.owners, "size": entry.size,
+        }
+        for name, entry in sorted(record.items())
+    ]
+    unfinished = _building(_RECORD)
+    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=out_fd)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump({"layers": rows}, file, indent=1)
+        file.write("\n")
+    os.rename(unfinished, _RECORD, src_dir_fd=out_fd, dst_dir_fd=out_fd)

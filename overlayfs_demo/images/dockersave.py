@@ -1,0 +1,169 @@
+"""How is an image written as the archive that `docker save` writes?
+
+The format is that of Docker before 25 (Docker, image/spec/v1.2.md, "Combined Image JSON + Filesystem
+Changeset Format"): every `docker load`, podman and skopeo reads it. Member names, their
+order, their contents and the legacy layer IDs are those that Docker 20.10 writes for the same image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import Digest, Document, Image, parse_json, shown
+
+# A legacy layer that is not the image's last has no config of its own; Go writes out the empty one.
+_NO_CONFIG: Mapping[str, object] = {
+    "Hostname": "", "Domainname": "", "User": "", "AttachStdin": False, "AttachStdout": False,
+    "AttachStderr": False, "Tty": False, "OpenStdin": False, "StdinOnce": False, "Env": None, "Cmd": None,
+    "Image": "", "Volumes": None, "WorkingDir": "", "Entrypoint": None, "OnBuild": None, "Labels": None,
+}
+# What the last legacy layer takes from the image's config, in Docker's order.
+_LEGACY_KEYS = (
+    "comment", "created", "container", "container_config", "docker_version", "author", "config", "architecture",
+    "variant", "os",
+)
+_EPOCH = "1970-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSource:
+    """A layer's uncompressed tar: its size in bytes, and a call that opens it from the start."""
+
+    size: int
+    open: Callable[[], BinaryIO]
+
+
+def go_json(value: object) -> bytes:
+    """JSON as Go's encoding/json writes it: compact, and safe inside HTML."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    for special in "&<>\u2028\u2029":
+        text = text.replace(special, f"\\u{ord(special):04x}")
+    return text.encode("utf-8", "surrogatepass")
+
+
+def legacy_ids(image: Image) -> tuple[str, ...]:
+    """The hexadecimal IDs of the layers' directories, from the bottom to the top (Docker, image/v1/imagev1.go).
+
+    The ID is the hash of the layer's legacy JSON with its chain ID and its parent in it, keys sorted.
+    """
+    ids: list[str] = []
+    for index, chain_id in enumerate(image.chain_ids):
+        fields = _legacy_fields(image, index) | {"layer_id": str(chain_id)}
+        if ids:
+            fields["parent"] = f"sha256:{ids[-1]}"
+        ids.append(hashlib.sha256(go_json(dict(sorted(fields.items())))).hexdigest())
+    return tuple(ids)
+
+
+def _legacy_fields(image: Image, index: int) -> dict[str, object]:
+    if index < len(image.layers) - 1:
+        return {"created": _EPOCH, "container_config": _NO_CONFIG}
+    config = parse_json(image.config, "config")
+    assert isinstance(config, dict)
+    return {key: config[key] for key in _LEGACY_KEYS if key in config}
+
+
+def _legacy_json(image: Image, index: int, ids: Sequence[str]) -> bytes:
+    config = Document(parse_json(image.config, "config"), "config")
+    parent = {"parent": ids[index - 1]} if index else {}
+    fields = {"id": ids[index]} | parent | _legacy_fields(image, index) | {"os": config.text("os", "linux")}
+    return go_json(fields)
+
+
+def write_archive(out: BinaryIO, image: Image, layers: Sequence[LayerSource]) -> None:
+    """Write the archive of one image; `layers` are from the bottom to the top. Raises ImageError or OSError.
+
+    `out` is written forward only, and stays the caller's.
+    """
+    image_id = Digest.of(image.config).encoded
+    ids = legacy_ids(image)
+    when = _seconds(Document(parse_json(image.config, "config"), "config").text("created", _EPOCH))
+    parts: dict[str, Callable[[_Writer], None]] = {
+        f"{image_id}.json": lambda writer: writer.file(f"{image_id}.json", image.config, when)
+    }
+    first_place: dict[Digest, str] = {}
+    for index, (layer, source) in enumerate(zip(image.layers, layers, strict=True)):
+        same = first_place.setdefault(layer.diff_id, ids[index])
+        parts[ids[index]] = _layer_part(image, index, ids, source, when, same)
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+        writer = _Writer(tar)
+        for name in sorted(parts):
+            parts[name](writer)
+        rows = [{
+            "Config": f"{image_id}.json", "RepoTags": list(image.tags) or None,
+            "Layers": [f"{one}/layer.tar" for one in ids],
+        }]
+        writer.file("manifest.json", go_json(rows) + b"\n", 0)
+        if image.tags:
+            writer.file("repositories", go_json(_repositories(image.tags, ids[-1])) + b"\n", 0)
+
+
+def _layer_part(
+    image: Image, index: int, ids: Sequence[str], source: LayerSource, when: int, same: str
+) -> Callable[[_Writer], None]:
+    """Write one layer's directory; a layer that has its place already becomes a link to there."""
+
+    def write(writer: _Writer) -> None:
+        name = ids[index]
+        writer.directory(name, when)
+        writer.file(f"{name}/VERSION", b"1.0", when)
+        writer.file(f"{name}/json", _legacy_json(image, index, ids), when)
+        if same != name:
+            writer.symlink(f"{name}/layer.tar", f"../{same}/layer.tar", when)
+            return
+        with source.open() as data:
+            writer.stream(f"{name}/layer.tar", data, source.size, when)
+
+    return write
+
+
+def _repositories(tags: Sequence[str], top: str) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for one in tags:
+        repository, _, tag = one.rpartition(":")
+        found.setdefault(repository, {})[tag] = top
+    return found
+
+
+def _seconds(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).astimezone(UTC).timestamp())
+    except ValueError:
+        raise ImageError(f"config: 'created' is no RFC 3339 time: '{shown(created)}'") from None
+
+
+class _Writer:
+    """The four kinds of member that such an archive has, all root's."""
+
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+
+    def _info(self, name: str, kind: bytes, mode: int, when: int) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.type, info.mode, info.mtime = kind, mode, when
+        info.uname = info.gname = "root"
+        return info
+
+    def directory(self, name: str, when: int) -> None:
+        self._tar.addfile(self._info(name, tarfile.DIRTYPE, 0o755, when))
+
+    def symlink(self, name: str, target: str, when: int) -> None:
+        info = self._info(name, tarfile.SYMTYPE, 0o777, when)
+        info.linkname = target
+        self._tar.addfile(info)
+
+    def file(self, name: str, data: bytes, when: int) -> None:
+        self.stream(name, io.BytesIO(data), len(data), when)
+
+    def stream(self, name: str, data: BinaryIO, size: int, when: int) -> None:
+        info = self._info(name, tarfile.REGTYPE, 0o644, when)
+        info.size = size
+        self._tar.addfile(info, data)

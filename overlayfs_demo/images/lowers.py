@@ -1,0 +1,177 @@
+"""What do the layers below show under this name?
+
+A layer refers to what is below it: by a whiteout, by a hard link to a file that it does not hold, by a
+path whose directories it does not list. The layers below are directories in the kernel's format, built
+by `unpack`, and are merged by the kernel's rules (Linux Documentation/filesystems/overlayfs.rst).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.images.tree import prefixes
+from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
+
+# How one machine's overlay keeps its books. Such an attribute is never a part of an image, whether it
+# comes in a layer's tar or from a layer below: with it a layer could forge whiteouts, redirects and
+# opaque directories. It is dropped, not escaped, because an escape helps in one namespace only, and a
+# layer directory may be mounted with either. (fuse-overlayfs's marks are read by more than its author.)
+PRIVATE_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
+
+_CHUNK = 1 << 20
+
+
+class Lowers:
+    """The merged view of layer directories, given from the bottom to the top. A context manager.
+
+    Paths are relative, clean and bytes; b"" is the root. Methods raise OSError when a layer cannot be read.
+    """
+
+    def __init__(self, directories: Sequence[Path], marks: PrivateXattrs) -> None:
+        self._opaque = marks.opaque
+        self._roots: list[int] = []
+        # Directory path -> the layers whose directory is a part of the merged one, top first.
+        self._showing: dict[bytes, tuple[int, ...]] = {}
+        try:
+            for directory in reversed(directories):
+                self._roots.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Lowers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the layers."""
+        while self._roots:
+            os.close(self._roots.pop())
+
+    def open(self, path: bytes) -> int | None:
+        """An O_PATH descriptor of what shows at `path`, the caller's to close; None if nothing does."""
+        if not path:
+            return os.dup(self._roots[0]) if self._roots else None
+        for root in self._merged(path.rpartition(b"/")[0]):
+            fd = _open(root, path)
+            if fd is None:
+                continue
+            if not is_whiteout(os.fstat(fd)):
+                return fd
+            os.close(fd)
+            return None
+        return None
+
+    def shows(self, path: bytes) -> bool:
+        """True if something is to be seen at `path`."""
+        fd = self.open(path)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    def top_names(self) -> set[bytes]:
+        """Every name in the roots of the layers, whited out or not."""
+        return {os.fsencode(name) for root in self._roots for name in os.listdir(root)}
+
+    def _merged(self, path: bytes) -> tuple[int, ...]:
+        layers = tuple(self._roots)
+        for prefix in prefixes(path):
+            found = self._showing.get(prefix)
+            if found is None:
+                found = self._showing[prefix] = self._merge(layers, prefix)
+            layers = found
+        return layers
+
+    def _merge(self, parents: tuple[int, ...], path: bytes) -> tuple[int, ...]:
+        """Of the layers that make up the parent, those that make up the directory `path`."""
+        found = []
+        for root in parents:
+            fd = _open(root, path)
+            if fd is None:
+                continue
+            try:
+                if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                    break  # a whiteout, or a file: either hides what is below
+                found.append(root)
+                if syscalls.get_xattr(syscalls.fd_path(fd), self._opaque, follow=True) == b"y":
+                    break
+            finally:
+                os.close(fd)
+        return tuple(found)
+
+
+def _open(root: int, path: bytes) -> int | None:
+    try:
+        return syscalls.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+
+
+# --- copying one file up ---------------------------------------------------------------------------
+
+
+def copy_node(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
+    """Copy the file that the O_PATH descriptor `source` names to a new name; not a directory.
+
+    Data (holes stay holes), owner if `owners`, extended attributes, mode, times. Raises OSError.
+    """
+    status = os.fstat(source)
+    if stat.S_ISREG(status.st_mode):
+        reading = os.open(syscalls.fd_path(source), os.O_RDONLY)
+        try:
+            writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dir_fd)
+            try:
+                _copy_data(reading, writing, status.st_size)
+            finally:
+                os.close(writing)
+        finally:
+            os.close(reading)
+    elif stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(b"", dir_fd=source), name, dir_fd=dir_fd)
+    else:
+        os.mknod(name, 0o600 | stat.S_IFMT(status.st_mode), status.st_rdev, dir_fd=dir_fd)
+    copy_metadata(source, dir_fd, name, owners)
+
+
+def copy_metadata(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
+    """Give `name` the owner (if `owners`), extended attributes, mode and mtime of `source`. Raises OSError.
+
+    The owner comes first: chown(2) takes set-id bits and capabilities away.
+    """
+    status = os.fstat(source)
+    if owners:
+        os.chown(name, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
+    origin, target = syscalls.fd_path(source), syscalls.path_of(dir_fd, name)
+    if not stat.S_ISLNK(status.st_mode):
+        for attribute in syscalls.list_xattrs(origin, follow=True):
+            if not os.fsencode(attribute).startswith(PRIVATE_XATTRS):
+                os.setxattr(target, attribute, os.getxattr(origin, attribute), follow_symlinks=False)
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    os.utime(name, ns=times, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def _copy_data(reading: int, writing: int, size: int) -> None:
+    position = 0
+    while position < size:
+        try:
+            position = os.lseek(reading, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # nothing but a hole is left: lseek(2)
+        end = os.lseek(reading, position, os.SEEK_HOLE)
+        while position < end:
+            data = os.pread(reading, min(_CHUNK, end - position), position)
+            position += os.pwrite(writing, data, position)
+    os.ftruncate(writing, size)

@@ -1,0 +1,133 @@
+"""What may a member of a layer's tar say about its file, and how is the file given it?
+
+The name, the owner, the mode, the time, the extended attributes: pax(1), "ustar Interchange Format" and
+"pax Extended Header"; image-spec, layer.md, "File Attributes".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tarfile
+from collections import Counter
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.images.lowers import PRIVATE_XATTRS
+from overlayfs_demo.images.model import shown
+
+REBUILD = "build the image again"
+OUTSIDE = "it cannot be unpacked safely; build the image again without it"
+
+_XATTR = "SCHILY.xattr."
+_LONGEST_PATH = 4095  # PATH_MAX, path_resolution(7), without the NUL
+_NO_OWNER = 0xFFFFFFFF  # chown(2) takes it for "leave as it is"
+
+
+class MemberError(Exception):
+    """A member breaks a rule: what it does wrong, as the rest of a sentence that begins with its name."""
+
+    def __init__(self, rule: str, remedy: str = REBUILD) -> None:
+        super().__init__(rule)
+        self.rule = rule
+        self.remedy = remedy
+
+
+def clean_path(name: str, verb: str = "") -> bytes:
+    """A member's name, or the target of a hard link, as a relative path without `.`; b"" is the root.
+
+    Raises MemberError, its rule begun with `verb`, if the name leads outside or cannot be one.
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    if raw.startswith(b"/"):
+        raise MemberError(f"{verb}is an absolute path", OUTSIDE)
+    parts = [part for part in raw.split(b"/") if part and part != b"."]
+    if b".." in parts:
+        raise MemberError(f"{verb}climbs out of the layer through '..'", OUTSIDE)
+    path = b"/".join(parts)
+    if len(path) > _LONGEST_PATH or b"\0" in path:
+        raise MemberError(f"{verb}is not a name that a file can have")
+    return path
+
+
+class Metadata:
+    """Gives files the metadata of their members, and counts in `left_out` what could not be given.
+
+    `owners`: set owners, which only root may.
+    """
+
+    def __init__(self, owners: bool) -> None:
+        self._owners = owners
+        self._us = (os.geteuid(), os.getegid())
+        self.left_out: Counter[str] = Counter()
+
+    def give(self, info: tarfile.TarInfo, fd: int) -> None:
+        """To an open file or directory. Raises MemberError or OSError.
+
+        Owner, then attributes, then mode, then times: chown(2) takes set-id bits and capabilities away,
+        and a mode may forbid to write attributes.
+        """
+        if self._has_owner(info):
+            os.fchown(fd, info.uid, info.gid)
+        if info.pax_headers:
+            self._set_xattrs(info, fd)
+        os.fchmod(fd, info.mode & 0o7777)
+        try:
+            os.utime(fd, ns=_times(info))
+        except OverflowError:
+            raise MemberError("has a time that no file can have") from None
+
+    def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
+        """To a name that cannot be opened: a symbolic link (not what it leads to), a fifo, a device."""
+        if self._has_owner(info):
+            os.chown(name, info.uid, info.gid, dir_fd=dir_fd, follow_symlinks=False)
+        if info.pax_headers:
+            self._set_xattrs(info, syscalls.path_of(dir_fd, name))
+        if not info.issym():
+            os.chmod(name, info.mode & 0o7777, dir_fd=dir_fd)
+        try:
+            os.utime(name, ns=_times(info), dir_fd=dir_fd, follow_symlinks=False)
+        except OverflowError:
+            raise MemberError("has a time that no file can have") from None
+
+    def _has_owner(self, info: tarfile.TarInfo) -> bool:
+        """True if the owner is to be set. Raises MemberError for numbers that chown(2) does not take."""
+        if not self._owners:
+            if (info.uid, info.gid) != self._us:
+                self.left_out["owners, which only root may set"] += 1
+            return False
+        if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
+            raise MemberError(f"has no such owner: {info.uid}:{info.gid}")
+        return True
+
+    def _set_xattrs(self, info: tarfile.TarInfo, target: int | bytes) -> None:
+        """The attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte."""
+        for key, value in info.pax_headers.items():
+            if not key.startswith(_XATTR):
+                continue
+            name = key.removeprefix(_XATTR).encode("utf-8", "surrogateescape")
+            if name.startswith(PRIVATE_XATTRS):
+                continue
+            data = value.encode("utf-8", "surrogateescape")
+            try:
+                if isinstance(target, int):
+                    os.setxattr(target, name, data)
+                else:
+                    os.setxattr(target, name, data, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
+                    raise
+                self.left_out[f"attribute {shown(name)}: {error.strerror}"] += 1
+
+
+def _times(info: tarfile.TarInfo) -> tuple[int, int]:
+    """(atime, mtime) in nanoseconds, both the member's mtime: exact, where a pax header has it as a decimal."""
+    text = info.pax_headers.get("mtime")
+    if text is None:
+        return int(info.mtime) * 10**9, int(info.mtime) * 10**9
+    whole, _, fraction = text.removeprefix("-").partition(".")
+    if not (whole + fraction).isdecimal() or not text.isascii() or len(text) > 40:
+        raise MemberError(f"has no such time: '{shown(text)}'")
+    nanoseconds = int(whole or "0") * 10**9 + int(fraction[:9].ljust(9, "0"))
+    if text.startswith("-"):
+        nanoseconds = -nanoseconds
+    return nanoseconds, nanoseconds

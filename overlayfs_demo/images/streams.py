@@ -1,0 +1,147 @@
+"""What does a stored layer hold when unpacked, and is it what was promised?
+
+A layer is read once, forward: file, hash of the stored bytes, decompression, hash of the tar, reader.
+No byte is kept, and nothing is written to disk on the way.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import zstandard
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import Digest, shown
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from _typeshed import WriteableBuffer
+
+_BUFFER = 1 << 18
+
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
+
+
+def _open_gzip(stored: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.GzipFile(fileobj=stored, mode="rb"))
+
+
+def _open_xz(stored: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, lzma.LZMAFile(stored))
+
+
+def _open_zstd(stored: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(stored, read_across_frames=True))
+
+
+_FORMATS: tuple[tuple[bytes, str, Callable[[BinaryIO], BinaryIO]], ...] = (
+    (b"\x1f\x8b", "gzip", _open_gzip),
+    (b"\x28\xb5\x2f\xfd", "zstd", _open_zstd),
+    (b"\xfd7zXZ\x00", "xz", _open_xz),
+)
+
+
+def compression(magic: bytes) -> str:
+    """The compression that data beginning with these 6 bytes has: gzip, zstd, xz, or "" for none."""
+    return next((name for start, name, _ in _FORMATS if magic.startswith(start)), "")
+
+
+class Window(io.RawIOBase):
+    """`size` bytes of an open file from `offset`, read by pread(2): the file's own offset is not used.
+
+    The caller keeps `fd` open. `hasher` is told every byte.
+    """
+
+    def __init__(self, fd: int, offset: int, size: int, hasher: _Hash | None = None) -> None:
+        self._fd = fd
+        self._at = offset
+        self._end = offset + size
+        self._hasher = hasher
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)[: self._end - self._at]
+        count = os.preadv(self._fd, [view], self._at) if view else 0
+        self._at += count
+        if self._hasher is not None:
+            self._hasher.update(view[:count])
+        return count
+
+
+class _Plain(io.RawIOBase):
+    """The decompressed bytes of `stored`; damage is an ImageError that begins with `label`."""
+
+    def __init__(self, stored: io.RawIOBase, magic: bytes, label: str, hasher: _Hash | None = None) -> None:
+        self._label = label
+        self._hasher = hasher
+        self._inner = cast(BinaryIO, stored)
+        self._kind = compression(magic)
+        for _start, name, opener in _FORMATS:
+            if name == self._kind:
+                self._inner = opener(cast(BinaryIO, io.BufferedReader(stored, _BUFFER)))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        try:
+            count = self._inner.readinto(view)  # type: ignore[attr-defined]
+        except _DAMAGE as error:
+            raise ImageError(
+                f"{self._label}: its {self._kind} data is damaged or cut short ({error})",
+                "fetch or export it again",
+            ) from None
+        if self._hasher is not None:
+            self._hasher.update(view[:count])
+        return int(count)
+
+
+def open_plain(fd: int, offset: int, size: int, label: str) -> BinaryIO:
+    """A stretch of a file, decompressed as its first bytes ask for. Reading raises ImageError on damage."""
+    raw = _Plain(Window(fd, offset, size), os.pread(fd, 6, offset), label)
+    return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
+
+
+class LayerReader:
+    """One layer's tar: `tar` is read forward by the caller, then `finish` says whether it was the right one."""
+
+    def __init__(self, fd: int, offset: int, size: int, label: str, diff_id: Digest, digest: Digest | None) -> None:
+        magic = os.pread(fd, 6, offset) if size >= 6 else b""
+        # A blob that is stored plain is its own tar: one hash proves both names.
+        self._digest = None if digest == diff_id and not compression(magic) else digest
+        self._diff_id = diff_id
+        self._label = label
+        self._stored_hash = self._digest.hasher() if self._digest else None
+        self._plain_hash = diff_id.hasher()
+        self._window = Window(fd, offset, size, self._stored_hash)
+        raw = _Plain(self._window, magic, label, self._plain_hash)
+        self.tar = cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
+
+    def finish(self) -> None:
+        """Read what follows the tar's end, then check both hashes. Raises ImageError: not what was promised."""
+        while self.tar.read(_BUFFER):
+            pass
+        while self._window.read(_BUFFER):
+            pass
+        if self._digest is not None and self._stored_hash is not None:
+            require_digest(self._digest, self._stored_hash.hexdigest(), self._label, "its digest")
+        require_digest(self._diff_id, self._plain_hash.hexdigest(), self._label, "its diff ID in the config")
+
+
+def require_digest(expected: Digest, found: str, label: str, what: str) -> None:
+    """Raise ImageError unless `found`, a hash in hexadecimal, is the expected one."""
+    if found != expected.encoded:
+        raise ImageError(
+            f"{label} is not what {what} promises: {shown(str(expected))} expected, {expected.algorithm}:{found} found",
+            "fetch or export the image again",
+        )

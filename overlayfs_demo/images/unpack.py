@@ -1,0 +1,360 @@
+"""How does one layer tar become a directory that the kernel's overlayfs understands?
+
+The tar is an image layer (OCI image-spec, layer.md); the directory is a lower layer in the kernel's
+format (Linux Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). What the
+layer says about the layers below (whiteouts, opaque marks) is collected and written at the end, because
+it holds wherever it stands in the tar; and the metadata of directories after that, because making a name
+in a directory changes its times.
+
+An ordinary user cannot give files away, make devices, or set `security.` and `trusted.` attributes.
+Those things are left out, counted, and told (`Unpacked.left_out`); everything else is the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
+from overlayfs_demo.images.member import OUTSIDE, MemberError, Metadata, clean_path
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.tarstream import TarStream
+from overlayfs_demo.images.tree import LayerTree, prefixes
+from overlayfs_demo.overlay.whiteout import (
+    IMAGE_OPAQUE,
+    IMAGE_WHITEOUT_PREFIX,
+    PrivateXattrs,
+    make_whiteout,
+)
+
+# AUFS kept its own books in names that begin like this; layers from its days still hold them.
+_AUFS_PRIVATE = b".wh..wh."
+
+_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What a layer turned out to hold: bytes of file data; and what could not be kept, in how many members."""
+
+    size: int
+    left_out: Mapping[str, int]
+
+
+def unpack_layer(
+    tar: TarStream, label: str, root_fd: int, spare_fd: int, lowers: Lowers, marks: PrivateXattrs, owners: bool
+) -> Unpacked:
+    """Unpack one layer into the empty directory `root_fd`.
+
+    `spare_fd` is a directory of the same filesystem for short-lived work; `lowers` are the layers below,
+    which hard links, whiteouts and unlisted directories refer to; `marks` are the attributes that mark
+    opaque directories; `owners`: keep owners (needs root). Descriptors stay the caller's. Raises
+    ImageError naming `label` and the member; the directory is then half-built, and the caller's to remove.
+    """
+    tree = LayerTree(root_fd, spare_fd)
+    try:
+        work = _Unpacking(tar, label, tree, lowers, marks, owners)
+        work.run()
+    finally:
+        tree.close()
+    return Unpacked(work.size, work.left_out)
+
+
+class _Unpacking:
+    """One run of `unpack_layer`: a method for each kind of member, and what they collect for the end."""
+
+    def __init__(
+        self, tar: TarStream, label: str, tree: LayerTree, lowers: Lowers, marks: PrivateXattrs, owners: bool
+    ) -> None:
+        self._tar = tar
+        self._label = label
+        self._tree = tree
+        self._lowers = lowers
+        self._marks = marks
+        self._owners = owners
+        self._metadata = Metadata(owners)
+        self.left_out = self._metadata.left_out
+        self.size = 0
+        self._whiteouts: set[bytes] = set()
+        self._opaque: set[bytes] = set()
+        # Files copied from below because a hard link names them: in this layer only if it keeps them.
+        self._borrowed: set[bytes] = set()
+        self._kinds: dict[bytes, Callable[[tarfile.TarInfo, bytes], None]] = {
+            tarfile.REGTYPE: self._file, tarfile.AREGTYPE: self._file, tarfile.CONTTYPE: self._file,
+            tarfile.GNUTYPE_SPARSE: self._file, tarfile.DIRTYPE: self._directory,
+            tarfile.SYMTYPE: self._symlink, tarfile.LNKTYPE: self._hard_link,
+            tarfile.FIFOTYPE: self._node, tarfile.CHRTYPE: self._node, tarfile.BLKTYPE: self._node,
+        }
+
+    def run(self) -> None:
+        for info in self._tar:
+            try:
+                self._member(info)
+            except MemberError as error:
+                raise self._bad(info, error) from None
+            except OSError as error:
+                raise self._bad(info, self._explained(info, error)) from None
+        try:
+            self._mark_opaque()
+            self._write_whiteouts()
+            self._return_borrowed()
+            self._settle_directories()
+        except OSError as error:
+            raise ImageError(f"{self._label}: cannot be unpacked: {_words(error)}") from None
+
+    # --- errors ------------------------------------------------------------------------------------
+
+    def _bad(self, info: tarfile.TarInfo, error: MemberError) -> ImageError:
+        return ImageError(f"{self._label}: layer member '{shown(info.name)}' {error.rule}", error.remedy)
+
+    def _explained(self, info: tarfile.TarInfo, error: OSError) -> MemberError:
+        """Why a member's file cannot be made; most often because a parent is not a directory in this layer."""
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            for name in (info.linkname, info.name) if info.islnk() else (info.name,):
+                parent = clean_path(name).rpartition(b"/")[0]
+                part = self._tree.obstacle(parent)
+                if part is not None:
+                    status = self._tree.status(part)
+                    kind = "a symbolic link" if status and stat.S_ISLNK(status.st_mode) else "not a directory"
+                    return MemberError(f"leads through '{shown(part)}', which is {kind} in this layer", OUTSIDE)
+        return MemberError(f"cannot be unpacked: {_words(error)}", "")
+
+    # --- members -----------------------------------------------------------------------------------
+
+    def _member(self, info: tarfile.TarInfo) -> None:
+        path = clean_path(info.name)
+        if IMAGE_WHITEOUT_PREFIX in path and self._is_mark(info, path):
+            return
+        kind = self._kinds.get(info.type)
+        if kind is None:
+            raise MemberError(f"is of the unknown type '{shown(info.type)}'", "build the image with another tool")
+        if not path and kind != self._directory:
+            raise MemberError("stands for the layer's root, which must be a directory")
+        kind(info, path)
+
+    def _is_mark(self, info: tarfile.TarInfo, path: bytes) -> bool:
+        """Take note of a whiteout or an opaque mark (layer.md, "Whiteouts"); False for an ordinary name."""
+        parent, _, name = path.rpartition(b"/")
+        if name == IMAGE_OPAQUE:
+            self._opaque.add(parent)
+            return True
+        parts = path.split(b"/")
+        if any(part.startswith(_AUFS_PRIVATE) for part in parts):
+            return True
+        if any(part.startswith(IMAGE_WHITEOUT_PREFIX) for part in parts[:-1]):
+            raise MemberError("leads through a whiteout, which is not a directory", "build the image with another tool")
+        if not name.startswith(IMAGE_WHITEOUT_PREFIX):
+            return False
+        hidden = name.removeprefix(IMAGE_WHITEOUT_PREFIX)
+        if hidden in (b"", b".", b".."):
+            raise MemberError("is a whiteout that names nothing", "build the image with another tool")
+        self._whiteouts.add(parent + b"/" + hidden if parent else hidden)
+        return True
+
+    def _directory(self, info: tarfile.TarInfo, path: bytes) -> None:
+        if path not in self._tree.made:
+            parent, _, name = path.rpartition(b"/")
+            # Its parents first, so that a file in the place of `path` itself is the only thing in the way.
+            self._tree.directory(parent)
+            self._place(path, lambda dir_fd: os.mkdir(name, 0o700, dir_fd=dir_fd))
+        self._tree.made[path] = info
+
+    def _place(self, path: bytes, make: Callable[[int], None]) -> None:
+        """Make a name; whatever an earlier member put there gives way to it."""
+        parent = path.rpartition(b"/")[0]
+        try:
+            make(self._tree.directory(parent))
+        except FileExistsError:
+            self._tree.remove(path)
+            make(self._tree.directory(parent))
+
+    def _file(self, info: tarfile.TarInfo, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        stored = self._tar.stored
+        try:
+            fd = os.open(name, _WRITE_NEW, 0o600, dir_fd=self._tree.directory(parent))
+        except FileExistsError:
+            self._tree.remove(path)
+            fd = os.open(name, _WRITE_NEW, 0o600, dir_fd=self._tree.directory(parent))
+        try:
+            if info.sparse is not None:
+                self._sparse_data(info, fd, stored)
+            elif info.size <= stored:
+                self._tar.copy(info.size, fd)
+            else:
+                raise MemberError("is said to be longer than its data")
+            self._metadata.give(info, fd)
+        finally:
+            os.close(fd)
+        self.size += info.size
+
+    def _sparse_data(self, info: tarfile.TarInfo, fd: int, stored: int) -> None:
+        """Write the stretches of a sparse file (GNU tar manual, "Storing Sparse Files"), leave the holes."""
+        stretches: list[tuple[int, int]] = info.sparse  # type: ignore[assignment]
+        sound = all(min(offset, size) >= 0 and offset + size <= info.size for offset, size in stretches)
+        if not sound or sum(size for _, size in stretches) > stored:
+            raise MemberError("has a map of holes that does not fit it")
+        for offset, size in stretches:
+            os.lseek(fd, offset, os.SEEK_SET)
+            self._tar.copy(size, fd)
+        os.ftruncate(fd, info.size)
+
+    def _symlink(self, info: tarfile.TarInfo, path: bytes) -> None:
+        name = path.rpartition(b"/")[2]
+        target = info.linkname.encode("utf-8", "surrogateescape")
+        if b"\0" in target:
+            raise MemberError("links to a name that no file can have")
+        self._place(path, lambda dir_fd: os.symlink(target, name, dir_fd=dir_fd))
+        self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
+
+    def _node(self, info: tarfile.TarInfo, path: bytes) -> None:
+        """A fifo or a device. A character device 0:0 is a whiteout already: layers made of an upper hold them."""
+        name = path.rpartition(b"/")[2]
+        device = 0
+        if not info.isfifo():
+            if not (0 <= info.devmajor < 1 << 12 and 0 <= info.devminor < 1 << 20):
+                raise MemberError(f"has no such device number: {info.devmajor}:{info.devminor}")
+            device = os.makedev(info.devmajor, info.devminor)
+            if info.ischr() and device == 0:
+                self._whiteouts.add(path)
+                return
+        kind = stat.S_IFIFO if info.isfifo() else stat.S_IFCHR if info.ischr() else stat.S_IFBLK
+        try:
+            self._place(path, lambda dir_fd: os.mknod(name, kind | 0o600, device, dir_fd=dir_fd))
+        except PermissionError:
+            if self._owners:
+                raise
+            self.left_out["devices, which only root may make"] += 1
+            return
+        self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
+
+    def _hard_link(self, info: tarfile.TarInfo, path: bytes) -> None:
+        target = clean_path(info.linkname, f"links to '{shown(info.linkname)}', which ")
+        source_parent, _, source = target.rpartition(b"/")
+        name = path.rpartition(b"/")[2]
+        if self._tree.status(target) is None:
+            self._borrow(target)
+        if path == target:
+            return
+
+        def link(dir_fd: int) -> None:
+            # Opened here: what gives way to the new name may be the very directory that the target is in.
+            source_fd = self._tree.directory(source_parent, create=False)
+            os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+
+        self._place(path, link)
+
+    def _borrow(self, target: bytes) -> None:
+        """Copy the target of a hard link up from the layers below, to its own name, so that both are one file."""
+        found = self._lowers.open(target)
+        if found is None:
+            raise MemberError(f"is a hard link to '{shown(target)}', which neither this layer nor one below has")
+        try:
+            if stat.S_ISDIR(os.fstat(found).st_mode):
+                raise MemberError(f"is a hard link to the directory '{shown(target)}'")
+            parent, _, name = target.rpartition(b"/")
+            copy_node(found, self._tree.directory(parent), name, self._owners)
+        finally:
+            os.close(found)
+        self._borrowed.add(target)
+
+    # --- what holds wherever it stands -------------------------------------------------------------
+
+    def _mark_opaque(self) -> None:
+        """Set the opaque attribute where a marker, or a whiteout beside a directory of this layer, asks for it."""
+        if b"" in self._opaque:
+            # The kernel merges the roots of all layers, whatever their attributes say.
+            self._opaque.remove(b"")
+            self._whiteouts |= self._lowers.top_names()
+        for path in self._opaque:
+            self._enter(path, IMAGE_OPAQUE)
+        self._opaque |= self._whiteouts & self._tree.made.keys()
+        for path in self._opaque & self._tree.made.keys():
+            try:
+                os.setxattr(self._tree.directory(path), self._marks.opaque, b"y")
+            except OSError as error:
+                raise ImageError(
+                    f"{self._label}: '{shown(path)}' cannot be marked opaque "
+                    f"({self._marks.opaque}: {error.strerror})",
+                    "unpack on a filesystem with extended attributes, or with --userxattr if you are not root",
+                ) from None
+
+    def _write_whiteouts(self) -> None:
+        """Write those whiteouts that hide something; parents first, since a hidden parent hides it all.
+
+        Any other would do harm: where no layer below has the directory, the kernel does not merge it, and
+        lists a name that cannot be looked up.
+        """
+        for path in sorted(self._whiteouts - self._tree.made.keys()):
+            parent, _, name = path.rpartition(b"/")
+            mark = IMAGE_WHITEOUT_PREFIX + name
+            if not self._enter(parent, mark, create=False) or not self._lowers.shows(path):
+                continue
+            if any(prefix in self._opaque for prefix in prefixes(parent)):
+                continue
+            self._enter(parent, mark)
+            if path in self._borrowed:
+                self._tree.remove(path)
+                self._borrowed.remove(path)
+            if self._tree.status(path) is None:
+                make_whiteout(self._tree.directory(parent), name)
+
+    def _return_borrowed(self) -> None:
+        """Take away what only a hard link needed: files of a directory whose contents this layer deletes."""
+        for path in self._borrowed:
+            if any(prefix in self._opaque for prefix in prefixes(path.rpartition(b"/")[0])):
+                self._tree.remove(path)
+
+    def _enter(self, directory: bytes, mark: bytes, create: bool = True) -> bool:
+        """See to the directory that a mark stands in; False if this layer has something else in its place."""
+        try:
+            self._tree.directory(directory, create)
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise ImageError(
+                f"{self._label}: layer member '{shown(directory + b'/' + mark)}' leads through "
+                f"'{shown(self._tree.obstacle(directory) or directory)}', which is a symbolic link in this layer",
+                OUTSIDE,
+            ) from None
+        return True
+
+    def _settle_directories(self) -> None:
+        """Give every directory its metadata, the deepest first: a mode may forbid to enter.
+
+        One that no member describes looks as it does in the layers below, or is root's, mode 0755.
+        """
+        for path in sorted(self._tree.made, reverse=True):
+            info = self._tree.made[path]
+            fd = self._tree.directory(path)
+            if info is not None:
+                try:
+                    self._metadata.give(info, fd)
+                except MemberError as error:
+                    raise self._bad(info, error) from None
+                continue
+            below = self._lowers.open(path)
+            if below is None:
+                os.fchmod(fd, 0o755)
+                continue
+            try:
+                if stat.S_ISDIR(os.fstat(below).st_mode):
+                    parent, _, name = path.rpartition(b"/")
+                    copy_metadata(below, self._tree.directory(parent) if path else fd, name or b".", self._owners)
+                else:
+                    os.fchmod(fd, 0o755)
+            finally:
+                os.close(below)
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)
