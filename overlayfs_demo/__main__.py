@@ -1,0 +1,8 @@
+"""`python -m overlayfs_demo` is the command `overlayfs-demo`."""
+
+import sys
+
+from overlayfs_demo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What can be typed at a shell? The command line, and the exit status: 0, 1 (failed), 2 (wrong usage)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from overlayfs_demo import mounts, render
+from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.events import Event
+from overlayfs_demo.mount_options import FRONTS, parse
+
+PROGRAM = "overlayfs-demo"
+
+_MOUNT_HELP = """\
+Mount a stack of layers as one tree, and return when it answers.
+
+options (-o, comma-separated; a comma in a path is written '\\,'):
+  lowerdir=TOP:...:BOTTOM   the read-only layers (a colon in a path is written '\\:')
+  lowerdir+=PATH            one more layer below, the path as it is
+  upperdir=DIR,workdir=DIR  where changes go, on one filesystem; without them
+                            the view is read-only and every write is EROFS
+  userxattr                 keep the overlay's marks in user.* attributes (no root needed)
+  volatile                  do not wait for copied data to reach the disk
+  whiteouts=all|kernel      also understand the image format's .wh. files in
+                            lowers (the default), or only the kernel's whiteouts
+  timeout=SECONDS           how long the kernel may trust what it was told; give 0
+                            to see changes made behind the mount at once
+  front=auto|kernel|fusepy  as --front
+  fsname=NAME, allow_other, noallow_other
+  ro, nosuid, nodev, noexec, noatime, ... as mount(8) has them
+
+example:
+  overlayfs-demo mount -o lowerdir=app:base,upperdir=upper,workdir=work merged
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. Errors are one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s")
+    try:
+        if _is_mount_helper(arguments):
+            return _mount_as_helper(arguments)
+        options = _parser().parse_args(arguments)
+        status: int = options.run(options)
+        return status
+    except OverlayError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="An overlay filesystem you can watch.")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    mount = verbs.add_parser(
+        "mount", help="mount a stack of layers as one tree", description=_MOUNT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
+    mount.add_argument("--front", choices=FRONTS, help="how to speak to the kernel (default: auto)")
+    mount.add_argument("--foreground", "-f", action="store_true", help="serve in this process until unmounted")
+    mount.add_argument("--trace", action="store_true", help="with --foreground: tell of each change in a sentence")
+    mount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    mount.set_defaults(run=_mount)
+    umount = verbs.add_parser(
+        "umount", help="unmount a view", description="Unmount a view; if it is busy, say who uses it.",
+        epilog="example:\n  overlayfs-demo umount merged", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    umount.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    umount.set_defaults(run=_umount)
+    return parser
+
+
+def _mount(arguments: argparse.Namespace) -> int:
+    options = parse(arguments.options)
+    if arguments.front:
+        options = replace(options, front=arguments.front)
+    if arguments.trace and not arguments.foreground:
+        raise UsageError("--trace prints to this terminal", "add --foreground")
+    mounts.mount(
+        os.fsencode(arguments.mountpoint), options, foreground=arguments.foreground,
+        trace=_print_event if arguments.trace else None,
+    )
+    return 0
+
+
+def _print_event(event: Event) -> None:
+    print(render.sentence(event), flush=True)
+
+
+def _umount(arguments: argparse.Namespace) -> int:
+    mounts.unmount(os.fsencode(arguments.mountpoint), lazy=arguments.lazy)
+    return 0
+
+
+# --- mount(8) --------------------------------------------------------------------------------------
+
+
+def _is_mount_helper(arguments: Sequence[str]) -> bool:
+    """Are we called as mount(8) calls its helpers: SOURCE MOUNTPOINT [-sfnv] [-N NS] [-t TYPE] [-o OPTIONS]?
+
+    That is so under the helper's name, `mount.fuse.overlayfs-demo`, and through mount.fuse3(8), which
+    runs this program by its own name with two bare words in front.
+    """
+    if os.path.basename(sys.argv[0]).startswith("mount."):
+        return True
+    bare = len(arguments) >= 2 and not arguments[0].startswith("-") and not arguments[1].startswith("-")
+    return bare and arguments[0] not in ("mount", "umount")
+
+
+def _mount_as_helper(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"mount.fuse.{PROGRAM}", add_help=False)
+    parser.add_argument("source")
+    parser.add_argument("mountpoint")
+    parser.add_argument("-o", dest="options", action="append", default=[])
+    parser.add_argument("-t", dest="type")
+    for flag in "sfnv":
+        parser.add_argument(f"-{flag}", dest=flag, action="store_true")
+    given = parser.parse_args(arguments)
+    options = parse(given.options)
+    if not given.f:  # mount -f: everything but the mounting.
+        mounts.mount(os.fsencode(given.mountpoint), replace(options, source=options.source or given.source))
+    return 0

@@ -1,0 +1,163 @@
+"""What does a line of mount options ask for?
+
+The words are the kernel overlayfs's own and mount(8)'s, with the kernel's escapes: in a value `\\,` is a
+comma, and in `lowerdir` `\\:` is a colon inside a path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.errors import UsageError
+from overlayfs_demo.overlay.engine import Stack
+
+FRONTS = ("auto", "kernel", "fusepy")
+
+# mount(8)'s words: which flag each sets, or clears.
+_SET = {
+    "ro": syscalls.MS_RDONLY, "nosuid": syscalls.MS_NOSUID, "nodev": syscalls.MS_NODEV,
+    "noexec": syscalls.MS_NOEXEC, "sync": syscalls.MS_SYNCHRONOUS, "dirsync": syscalls.MS_DIRSYNC,
+    "noatime": syscalls.MS_NOATIME, "nodiratime": syscalls.MS_NODIRATIME, "relatime": syscalls.MS_RELATIME,
+    "strictatime": syscalls.MS_STRICTATIME, "lazytime": syscalls.MS_LAZYTIME,
+}
+_CLEAR = {
+    "rw": syscalls.MS_RDONLY, "suid": syscalls.MS_NOSUID, "dev": syscalls.MS_NODEV,
+    "exec": syscalls.MS_NOEXEC, "async": syscalls.MS_SYNCHRONOUS, "atime": syscalls.MS_NOATIME,
+    "diratime": syscalls.MS_NODIRATIME, "norelatime": syscalls.MS_RELATIME,
+    "nostrictatime": syscalls.MS_STRICTATIME, "nolazytime": syscalls.MS_LAZYTIME,
+}
+# Words of fstab(5) that concern other programs.
+_BOOKKEEPING = {
+    "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group",
+    "default_permissions",
+}
+# Settings of the kernel's overlayfs that say what is done here anyway.
+_ALREADY_SO = {
+    "redirect_dir": {"on", "follow"}, "index": {"off"}, "metacopy": {"off"}, "nfs_export": {"off"},
+    "xino": {"on", "off", "auto"}, "uuid": {"on", "off", "auto", "null"}, "verity": {"off"},
+}
+_BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile"}
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """The stack to mount, and how. `flags` are MS_* flags of mount(2); `timeout` is in seconds."""
+
+    stack: Stack
+    front: str = "auto"
+    flags: int = 0
+    timeout: float = 86400.0
+    allow_other: bool | None = None
+    source: str | None = None
+
+
+@dataclass(slots=True)
+class _Draft:
+    lowers: list[bytes] = field(default_factory=list)
+    paths: dict[str, bytes] = field(default_factory=dict)
+    booleans: dict[str, bool] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict)
+    flags: int = 0
+
+
+def parse(lines: Iterable[str]) -> MountOptions:
+    """Read one or more `-o` arguments. Raises UsageError, naming the option."""
+    draft = _Draft()
+    for line in lines:
+        for option in split_escaped(line, ","):
+            if option:
+                _take(draft, option)
+    return _finish(draft)
+
+
+def split_escaped(text: str, separator: str) -> list[str]:
+    """Split at each separator that no backslash escapes; the escapes stay."""
+    return re.findall(rf"(?:^|(?<={re.escape(separator)}))((?:\\.|[^\\{re.escape(separator)}])*\\?)", text, re.DOTALL)
+
+
+def unescape(text: str) -> bytes:
+    """The path that is meant: a backslash makes the next character an ordinary one."""
+    return os.fsencode(re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL))
+
+
+def escape_path(path: bytes) -> str:
+    """The inverse, for a path that is to stand in a `lowerdir=` list."""
+    return re.sub(r"([\\:,])", r"\\\1", os.fsdecode(path))
+
+
+def _take(draft: _Draft, option: str) -> None:
+    name, equals, value = option.partition("=")
+    if option in _SET:
+        draft.flags |= _SET[option]
+    elif option in _CLEAR:
+        draft.flags &= ~_CLEAR[option]
+    elif option in _BOOKKEEPING or name.startswith(("x-", "X-", "comment")):
+        return
+    elif option in _BOOLEANS:
+        draft.booleans[_BOOLEANS[option]] = True
+    elif name == "lowerdir" and equals:
+        draft.lowers.extend(_lowers(value))
+    elif name == "lowerdir+" and equals:
+        draft.lowers.append(unescape(value))
+    elif name in ("upperdir", "workdir") and equals:
+        draft.paths[name] = unescape(value)
+    else:
+        _take_setting(draft, option, name, value)
+
+
+def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
+    if name in _ALREADY_SO:
+        if value not in _ALREADY_SO[name]:
+            allowed = ", ".join(f"{name}={word}" for word in sorted(_ALREADY_SO[name]))
+            raise UsageError(f"mount option '{option}' is not supported", f"leave it out, or use {allowed}")
+    elif name == "whiteouts":
+        if value not in ("kernel", "all"):
+            raise UsageError(f"mount option '{option}'", "the choices are whiteouts=all and whiteouts=kernel")
+        draft.booleans["image_whiteouts"] = value == "all"
+    elif name == "front":
+        if value not in FRONTS:
+            raise UsageError(f"mount option '{option}'", f"the fronts are {', '.join(FRONTS)}")
+        draft.other["front"] = value
+    elif name == "timeout":
+        if not re.fullmatch(r"\d+(\.\d+)?", value):
+            raise UsageError(f"mount option '{option}'", "timeout= takes seconds, such as timeout=1.5")
+        draft.other["timeout"] = value
+    elif name in ("fsname", "allow_other", "noallow_other"):
+        draft.other[name] = value
+    else:
+        raise UsageError(f"unknown mount option '{option}'", "see 'overlayfs-demo mount --help'")
+
+
+def _lowers(value: str) -> list[bytes]:
+    parts = split_escaped(value, ":")
+    if "" in parts:
+        raise UsageError(
+            f"lowerdir={value} has an empty path",
+            r"separate layers by one colon, write \: for a colon in a path; data-only layers (::) are not supported",
+        )
+    return [unescape(part) for part in parts]
+
+
+def _finish(draft: _Draft) -> MountOptions:
+    if not draft.lowers:
+        raise UsageError("no lowerdir= given", "name the layers, topmost first: -o lowerdir=TOP:...:BOTTOM")
+    upper, work = draft.paths.get("upperdir"), draft.paths.get("workdir")
+    if upper is not None and work is None:
+        raise UsageError("upperdir= needs workdir=", "name an empty directory on the upper's filesystem")
+    if work is not None and upper is None:
+        raise UsageError("workdir= without upperdir=", "leave it out for a read-only view, or add upperdir=")
+    stack = Stack(tuple(draft.lowers), upper, work)
+    for name, value in draft.booleans.items():
+        stack = replace(stack, **{name: value})  # type: ignore[arg-type]  # the names are fields of Stack
+    options = MountOptions(stack, flags=draft.flags, source=draft.other.get("fsname"))
+    if "front" in draft.other:
+        options = replace(options, front=draft.other["front"])
+    if "timeout" in draft.other:
+        options = replace(options, timeout=float(draft.other["timeout"]))
+    if "allow_other" in draft.other or "noallow_other" in draft.other:
+        options = replace(options, allow_other="allow_other" in draft.other)
+    return options

@@ -1,0 +1,340 @@
+"""How is a view started, found again, and taken away?
+
+Everything that can be wrong is found out before the daemon starts, so that the person who typed the
+command is told. A mounted view leaves a small record (who serves it, from which layers) in a runtime
+directory; locks on the upper and work directories, which die with their holder, say what is in use.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import hashlib
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from overlayfs_demo import stack_check
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.events import Events, Listener
+from overlayfs_demo.fronts import choose, device
+from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
+from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.overlay.engine import Overlay
+
+# How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
+_PATIENCE = 10.0
+_POLL = 0.02
+
+# For gc.set_threshold: allocations, and runs of the younger generations, before a collection.
+_RARE_COLLECTIONS = (50_000, 20, 50)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of a live mount. Paths are as text, with surrogates for undecodable bytes."""
+
+    mountpoint: str
+    pid: int
+    front: str
+    lowers: list[str]
+    upper: str | None = None
+
+    def save(self) -> None:
+        """Write the record."""
+        _record_path(self.mountpoint).write_text(json.dumps({name: getattr(self, name) for name in self.__slots__}))
+
+    def forget(self) -> None:
+        """Remove the record; it need not exist."""
+        _record_path(self.mountpoint).unlink(missing_ok=True)
+
+
+def _runtime_directory() -> Path:
+    if os.geteuid() == 0:
+        base = Path("/run")
+    else:
+        base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/overlayfs-demo-{os.geteuid()}")
+    directory = base / "overlayfs-demo"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def _record_path(mountpoint: str) -> Path:
+    return _runtime_directory() / f"{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]}.json"
+
+
+def find_record(mountpoint: str) -> Record | None:
+    """The record of a mount point, if there is one."""
+    try:
+        return Record(**json.loads(_record_path(mountpoint).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def live_records() -> list[Record]:
+    """The records of all views that are mounted now."""
+    mounted = _mounted()
+    records = (Record(**json.loads(path.read_text())) for path in sorted(_runtime_directory().glob("*.json")))
+    return [record for record in records if record.mountpoint in mounted]
+
+
+def _mounted() -> set[str]:
+    """Where our views are mounted in this mount namespace."""
+    return {one.mountpoint for one in psutil.disk_partitions(all=True) if one.fstype == FILESYSTEM_TYPE}
+
+
+# --- mount -----------------------------------------------------------------------------------------
+
+
+def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False, trace: Listener | None = None) -> None:
+    """Mount a view. Returns when it answers or, with `foreground`, when it is unmounted again.
+
+    Raises MountError, which names the cause and the remedy, and then leaves nothing behind.
+    """
+    mountpoint = _prepare_mountpoint(mountpoint)
+    front_name, front = choose.front(options.front)
+    stack = stack_check.checked(options.stack)
+    locks = [_lock(path) for path in (stack.upper, stack.work) if path is not None]
+    events = Events()
+    if trace is not None:
+        events.attach(trace)
+    os.umask(0)  # The callers' umasks count, not the daemon's.
+    overlay = _open(stack_check.absolute(stack), events)
+    view = View(
+        overlay, mountpoint, options.source or SUBTYPE, options.flags, options.timeout,
+        os.geteuid() == 0 if options.allow_other is None else options.allow_other,
+    )
+    record = Record(
+        os.fsdecode(mountpoint), os.getpid(), front_name, [os.fsdecode(path) for path in stack.lowers],
+        os.fsdecode(stack.upper) if stack.upper is not None else None,
+    )
+    if foreground:
+        _serve(front, view, record, lambda: None)
+    else:
+        _daemonize(lambda ready: _serve(front, view, replace(record, pid=os.getpid()), ready))
+        _confirm(mountpoint)
+    for lock in locks:
+        os.close(lock)
+
+
+def _open(stack: stack_check.Stack, events: Events) -> Overlay:
+    try:
+        return Overlay(stack, events)
+    except OSError as error:
+        where = os.fsdecode(error.filename) if error.filename else "the layers"
+        raise MountError(f"{where}: {error.strerror}") from error
+
+
+def _prepare_mountpoint(path: bytes) -> bytes:
+    """The mount point's real path; what a killed daemon left mounted there is taken away."""
+    shown = os.fsdecode(path)
+    try:
+        os.listdir(path)
+    except FileNotFoundError as error:
+        raise MountError(f"{shown}: mount point does not exist", f"create it with 'mkdir {shown}'") from error
+    except NotADirectoryError as error:
+        raise MountError(f"{shown}: mount point is not a directory") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise MountError(f"{shown}: {error.strerror}") from error
+        _clean_up(os.path.abspath(path))
+    return os.path.realpath(path)
+
+
+def _clean_up(mountpoint: bytes) -> None:
+    record = find_record(os.fsdecode(mountpoint))
+    try:
+        device.detach(mountpoint, lazy=True)
+    except OSError as error:
+        raise MountError(
+            f"{os.fsdecode(mountpoint)}: a mount without its daemon is in the way: {error.strerror}",
+            f"unmount it with 'umount -l {os.fsdecode(mountpoint)}'",
+        ) from error
+    if record is not None:
+        record.forget()
+
+
+def _lock(path: bytes) -> int:
+    """Claim the upper or work directory for this process and its children. The result is the caller's to close.
+
+    A daemon that was just unmounted may take a moment to let go, so a lock that no live mount accounts for
+    is waited for.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = next((one for one in live_records() if _same(one.upper, path)), None)
+            if holder is not None or time.monotonic() > deadline:
+                os.close(fd)
+                where = f" (mounted on {holder.mountpoint} by process {holder.pid})" if holder else ""
+                raise MountError(
+                    f"{os.fsdecode(path)} is in use by another mount{where}",
+                    "unmount that first, or give this mount an upper and work directory of its own",
+                ) from None
+            time.sleep(_POLL)
+        else:
+            return fd
+
+
+def _same(recorded: str | None, path: bytes) -> bool:
+    return recorded is not None and os.path.exists(recorded) and os.path.samefile(os.fsencode(recorded), path)
+
+
+def _confirm(mountpoint: bytes) -> None:
+    """See for ourselves that the view answers."""
+    try:
+        os.listdir(mountpoint)
+    except OSError as error:
+        raise MountError(f"{os.fsdecode(mountpoint)}: mounted, but does not answer: {error.strerror}") from error
+
+
+# --- the daemon ------------------------------------------------------------------------------------
+
+
+def _serve(front: Front, view: View, record: Record, ready: Callable[[], None]) -> None:
+    """Serve the view in this process until it is unmounted, by somebody else or by SIGTERM or SIGINT."""
+
+    def stop(_number: int, _frame: object) -> None:
+        # From a thread of its own: unmounting may need answers that this one gives.
+        threading.Thread(target=_detach_quietly, args=(view.mountpoint,), daemon=True).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+
+    # Nodes are freed by their reference counts; the collector would only walk all of them in vain.
+    gc.freeze()
+    gc.set_threshold(*_RARE_COLLECTIONS)
+
+    def answered() -> None:
+        record.save()
+        ready()
+
+    try:
+        front.serve(view, answered)
+    finally:
+        record.forget()
+        view.overlay.close()
+
+
+def _detach_quietly(mountpoint: bytes) -> None:
+    try:
+        device.detach(mountpoint, lazy=True)
+    except (OSError, MountError) as error:
+        _log.warning("cannot unmount %s: %s", os.fsdecode(mountpoint), error)
+
+
+def _daemonize(serve: Callable[[Callable[[], None]], None]) -> None:
+    """Run `serve` in a daemon; return when it says it is ready. Raises MountError with what it failed on."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os._exit(_run_daemon(serve, writing))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        message = pipe.read()
+    if message != b"ready":
+        os.waitpid(child, 0)
+        raise MountError(message.decode(errors="replace") or "the daemon died while starting; try --foreground")
+
+
+def _run_daemon(serve: Callable[[Callable[[], None]], None], report: int) -> int:
+    """The daemon's whole life; its exit status. `report` takes "ready", or what went wrong."""
+
+    def ready() -> None:
+        _leave_terminal()
+        os.write(report, b"ready")
+        os.close(report)
+
+    os.setsid()
+    os.chdir("/")
+    try:
+        serve(ready)
+    except MountError as error:
+        os.write(report, str(error).encode(errors="surrogateescape"))
+        return 1
+    except Exception:  # noqa: BLE001 - the daemon's last words go to the log
+        _log.exception("the daemon failed")
+        return 1
+    return 0
+
+
+def _leave_terminal() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    if Path("/dev/log").exists():
+        handler = logging.handlers.SysLogHandler("/dev/log")
+        handler.ident = "overlayfs-demo: "
+        logging.getLogger().addHandler(handler)
+
+
+# --- umount ----------------------------------------------------------------------------------------
+
+
+def unmount(path: bytes, *, lazy: bool = False) -> None:
+    """Unmount a view, and wait for its daemon to finish. Raises MountError: not a view; busy, and with whom."""
+    mountpoint = os.fsdecode(os.path.abspath(path))
+    # realpath would ask the view itself, which may be dead; only what leads to it is resolved.
+    mountpoint = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
+    if mountpoint not in _mounted():
+        remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists what is"
+        raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
+    record = find_record(mountpoint)
+    try:
+        device.detach(os.fsencode(mountpoint), lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise MountError(f"{mountpoint}: {error.strerror}") from error
+        raise MountError(f"{mountpoint} is busy{_users(mountpoint)}", "end these processes, or use --lazy") from error
+    if record is not None and not lazy:
+        _await_end(record)
+
+
+def _await_end(record: Record) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while _is_running(record.pid):
+        if time.monotonic() > deadline:
+            raise MountError(f"unmounted, but its daemon (process {record.pid}) does not end")
+        time.sleep(_POLL)
+    record.forget()
+
+
+def _is_running(pid: int) -> bool:
+    """A zombie has let go of everything; in a container it may stay one for long."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _users(mountpoint: str) -> str:
+    """Which processes keep the mount busy, as ": bash (812), less (901)"; "" if that cannot be seen."""
+    found = []
+    for process in psutil.process_iter(["pid", "name"]):
+        try:
+            paths = [process.cwd(), *(one.path for one in process.open_files())]
+        except psutil.Error:
+            continue  # Gone meanwhile, or another user's.
+        if any(path == mountpoint or path.startswith(f"{mountpoint}/") for path in paths):
+            found.append(f"{process.info['name']} ({process.info['pid']})")
+    return f": used by {', '.join(found)}" if found else ""

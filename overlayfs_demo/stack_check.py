@@ -1,0 +1,156 @@
+"""Can these directories be overlaid?
+
+The rules are the kernel's (Linux Documentation/filesystems/overlayfs.rst and fs/overlayfs/super.c);
+unlike mount(2), which says EINVAL, each failure names the layer, the rule and the remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import replace
+
+import psutil
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
+
+__all__ = ["Stack", "absolute", "checked"]
+
+
+def checked(stack: Stack) -> Stack:
+    """The stack with absolute paths, if it can be mounted. Raises MountError."""
+    stack = absolute(stack)
+    for number, path in enumerate(stack.lowers, 1):
+        _check_directory(path, f"lower layer {number} of {len(stack.lowers)} (counted from the top)")
+    _check_distinct(stack)
+    if stack.upper is not None and stack.work is not None:
+        _check_directory(stack.upper, "upperdir")
+        _check_directory(stack.work, "workdir")
+        _check_apart(stack, stack.upper, stack.work)
+        _check_not_with_kernel(stack.upper)
+        _check_abilities(stack.work, USER.opaque if stack.user_xattrs else TRUSTED.opaque)
+    return stack
+
+
+def absolute(stack: Stack) -> Stack:
+    """The same stack, its paths no longer depending on the working directory."""
+    return replace(
+        stack,
+        lowers=tuple(os.path.abspath(path) for path in stack.lowers),
+        upper=os.path.abspath(stack.upper) if stack.upper is not None else None,
+        work=os.path.abspath(stack.work) if stack.work is not None else None,
+    )
+
+
+def _check_directory(path: bytes, role: str) -> None:
+    shown = os.fsdecode(path)
+    try:
+        status = os.stat(path)
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        remedy = "check the path; a ':' inside it is written '\\:'" if error.errno == errno.ENOENT else ""
+        raise MountError(f"{role}, {shown}: {error.strerror}", remedy) from error
+    assert stat.S_ISDIR(status.st_mode)
+
+
+def _check_distinct(stack: Stack) -> None:
+    """No directory may serve twice: its changes would be seen through two layers at once."""
+    seen: dict[tuple[int, int], int] = {}
+    for number, path in enumerate(stack.lowers, 1):
+        status = os.stat(path)
+        first = seen.setdefault((status.st_dev, status.st_ino), number)
+        if first != number:
+            raise MountError(
+                f"lower layer {number}, {os.fsdecode(path)}, is the same directory as lower layer {first}",
+                "name each layer once in lowerdir=",
+            )
+
+
+def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
+    if os.stat(upper).st_dev != os.stat(work).st_dev:
+        raise MountError(
+            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} are on two filesystems",
+            "a change is published by a rename from work to upper: put both on one",
+        )
+    if _is_within(upper, work) or _is_within(work, upper):
+        raise MountError(
+            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} must not contain one another",
+            "make them two directories side by side",
+        )
+    for number, lower in enumerate(stack.lowers, 1):
+        for role, path in (("upperdir", upper), ("workdir", work)):
+            if _is_within(path, lower) or _is_within(lower, path):
+                raise MountError(
+                    f"{role} {os.fsdecode(path)} overlaps lower layer {number}, {os.fsdecode(lower)}",
+                    "a lower layer must not change while it is mounted: keep them apart",
+                )
+
+
+def _is_within(path: bytes, directory: bytes) -> bool:
+    path, directory = os.path.realpath(path), os.path.realpath(directory)
+    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
+
+
+def _check_not_with_kernel(upper: bytes) -> None:
+    """The kernel's overlayfs takes no lock that we could see, but lists its upper."""
+    for partition in psutil.disk_partitions(all=True):
+        if partition.fstype != "overlay":
+            continue
+        for option in partition.opts.split(","):
+            name, _, value = option.partition("=")
+            if name == "upperdir" and os.path.exists(value) and os.path.samefile(os.fsencode(value), upper):
+                raise MountError(
+                    f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on {partition.mountpoint}",
+                    "unmount that first",
+                )
+
+
+def _check_abilities(work: bytes, opaque: str) -> None:
+    """Try in the work directory all that the upper's filesystem must be able to do."""
+    probe = os.path.join(work, b"#probe")
+    doing = "make a directory"
+    try:
+        _remove(probe)
+        os.mkdir(probe, 0o700)
+        fd = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            doing = f"set the attribute {opaque}"
+            os.setxattr(fd, opaque, b"y")
+            doing = "make a whiteout (character device 0/0)"
+            make_whiteout(fd, b"whiteout")
+            doing = "make a hard link"
+            os.link(b"whiteout", b"link", src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
+            doing = "rename without replacing"
+            syscalls.rename(fd, b"link", fd, b"moved", syscalls.RENAME_NOREPLACE)
+            doing = "exchange two names"
+            syscalls.rename(fd, b"whiteout", fd, b"moved", syscalls.RENAME_EXCHANGE)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise MountError(
+            f"workdir {os.fsdecode(work)}: cannot {doing} there: {error.strerror}", _remedy(error, opaque)
+        ) from error
+    finally:
+        _remove(probe)
+
+
+def _remedy(error: OSError, opaque: str) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES) and opaque.startswith("trusted."):
+        return "mount as root, or with -o userxattr"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+        return "upper and work must be writable"
+    return "put upper and work on a filesystem such as ext4, xfs, btrfs or tmpfs (not a folder shared with a host)"
+
+
+def _remove(directory: bytes) -> None:
+    """Remove the probe and what it holds, if it is there."""
+    try:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
