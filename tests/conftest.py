@@ -1,0 +1,76 @@
+"""What does every test run need? A clean start, and a way to wait that has a bound."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo import syscalls
+
+PATIENCE = 15.0
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Poll until `condition` is true; fails, naming `what`, when that takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:.0f} seconds"
+        time.sleep(0.005)
+
+
+def why_no_mounts() -> str:
+    """Why this machine cannot run the tests that mount, or ""."""
+    if os.geteuid() != 0:
+        return "needs root: mounts, owners, devices, trusted xattrs"
+    if not os.path.exists("/dev/fuse"):
+        return "needs /dev/fuse"
+    return ""
+
+
+def mount_points(below: str) -> list[str]:
+    """What is mounted below a directory, deepest first."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        # Blanks and the like stand as \\040 in this file: proc_pid_mountinfo(5).
+        path = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
+        if path.startswith(below.rstrip("/") + "/"):
+            found.append(path)
+    return sorted(found, reverse=True)
+
+
+def unmount_all(below: str) -> None:
+    """Take away all mounts below a directory, whoever still uses them."""
+    for path in mount_points(below):
+        try:
+            syscalls.unmount(os.fsencode(path), syscalls.MNT_DETACH)
+        except OSError as error:
+            print(f"cannot unmount {path}: {error}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "differs(subject, instead): this subject is known to answer otherwise")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Take away what runs that were killed left mounted; other runs that are alive keep theirs."""
+    if os.geteuid() != 0:
+        return
+    temporary = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir())
+    for run in temporary.glob("pytest-of-*/pytest-[0-9]*"):
+        if not _is_alive(run):
+            unmount_all(str(run))
+
+
+def _is_alive(run: Path) -> bool:
+    """pytest notes its process in the directory of a run, for as long as the run lasts."""
+    try:
+        pid = int((run / ".lock").read_text())
+    except (OSError, ValueError):
+        return False
+    return os.path.exists(f"/proc/{pid}")

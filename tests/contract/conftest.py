@@ -1,0 +1,117 @@
+"""How does a fact of the contract get an overlay to be checked on?
+
+Every test that asks for `mounted` runs once for each subject. `@differs("kernel", "what it does
+instead")` marks a subject that is known to answer otherwise: the fact then asserts that answer, behind
+`if subject.differs`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.fronts import choose
+from tests import builders
+from tests.conftest import unmount_all, why_no_mounts
+from tests.contract.engine_subject import Engine
+from tests.contract.subjects import Fronted, Kernel, Layers, Subject
+
+SUBJECTS = ("engine", "kernel-front", "fusepy-front", "kernel")
+
+# A mount that stopped answering would keep the test waiting for ever: then its daemon is killed.
+_LIMIT = 60.0
+
+Mount = Callable[..., Any]
+
+
+@cache
+def why_unavailable(kind: str) -> str:
+    """Why this subject cannot be had on this machine, or ""."""
+    if problem := why_no_mounts():
+        return problem
+    if kind.endswith("-front"):
+        try:
+            choose.front(kind.removesuffix("-front"))
+        except (MountError, ImportError) as error:
+            return str(error)
+    if kind == "kernel" and "overlay" not in Path("/proc/filesystems").read_text():
+        return "needs the kernel's overlayfs"
+    return ""
+
+
+def make_subject(kind: str, layers: Layers) -> Subject:
+    """The subject of that kind, not yet mounted."""
+    if kind == "engine":
+        return Engine(layers)
+    if kind == "kernel":
+        return Kernel(layers)
+    return Fronted(layers, kind.removesuffix("-front"))
+
+
+@pytest.fixture(params=SUBJECTS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which subject the test runs on."""
+    name = str(request.param)
+    if problem := why_unavailable(name):
+        pytest.skip(problem)
+    return name
+
+
+@pytest.fixture
+def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
+    """`mounted({...}, {...})`: an overlay of these lowers, bottom to top, and an upper.
+
+    `upper` is what the upper holds already; `writable=False` is a mount without one.
+    """
+    started: list[Subject] = []
+
+    def mount(*contents: builders.Content, upper: builders.Content | None = None, writable: bool = True) -> Subject:
+        builders.directories(tmp_path, "upper", "work", "merged")
+        builders.fill(os.fsencode(tmp_path / "upper"), upper or {})
+        if not writable:
+            contents = ({}, *contents)  # The kernel takes no single layer without an upper.
+        lowers = builders.layers(tmp_path, *contents)
+        above = (tmp_path / "upper", tmp_path / "work") if writable else (None, None)
+        subject = make_subject(kind, Layers(lowers, *above, tmp_path / "merged"))
+        marks = {mark.args[0] for mark in request.node.iter_markers("differs")}
+        subject.differs = kind in marks
+        subject.start()
+        started.append(subject)
+        return subject
+
+    with _guarded(started, tmp_path):
+        yield mount
+
+
+class _guarded:
+    """Stops what was started, also after a failure, and never waits for a dead mount."""
+
+    def __init__(self, started: list[Subject], below: Path) -> None:
+        self._started = started
+        self._below = below
+        self._watchdog = threading.Timer(_LIMIT, self._kill)
+        self._watchdog.daemon = True
+
+    def _kill(self) -> None:
+        for subject in self._started:
+            if isinstance(subject, Fronted):
+                os.kill(subject.daemon(), signal.SIGKILL)
+
+    def __enter__(self) -> None:
+        self._watchdog.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog.cancel()
+        try:
+            for subject in self._started:
+                subject.stop()
+        finally:
+            unmount_all(str(self._below))

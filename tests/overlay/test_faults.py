@@ -1,0 +1,159 @@
+"""What does the view show when a change fails half-way?
+
+Each change is tried again and again, and each time another of the system calls that write fails. Then
+the view must show the old state or the new one, here and after a remount, and nothing may be left over.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.syscalls import RENAME_EXCHANGE
+from tests.builders import WHITEOUT, directory, file
+from tests.contract.engine_subject import Engine
+from tests.overlay.conftest import Make
+
+WRITING = {
+    os: (
+        "mkdir", "mknod", "symlink", "unlink", "rmdir", "chmod", "chown", "utime", "setxattr", "removexattr",
+        "ftruncate", "copy_file_range", "fsync", "link",
+    ),
+    syscalls: ("rename", "link_path", "clone_file"),
+}
+
+
+class Faults:
+    """Lets the n-th writing system call fail with ENOSPC. Opening counts when it creates."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.remaining: int | None = None
+        self.failed = ""
+        for module, names in WRITING.items():
+            for name in names:
+                patch.setattr(module, name, self._wrapped(name, getattr(module, name), lambda *_, **__: True))
+        patch.setattr(os, "open", self._wrapped("open", os.open, _creates))
+
+    def _wrapped(self, name: str, real: Callable[..., Any], counts: Callable[..., bool]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self.remaining is not None and counts(*arguments, **options):
+                if self.remaining == 0:
+                    self.remaining = None
+                    self.failed = name
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.remaining -= 1
+            return real(*arguments, **options)
+
+        return call
+
+
+def _creates(_path: object, flags: int, *_: object, **__: object) -> bool:
+    return bool(flags & os.O_CREAT)
+
+
+CHANGES: dict[str, Callable[[Engine], object]] = {
+    "create": lambda v: v.open("new", os.O_CREAT | os.O_WRONLY).close(),
+    "create in a lower directory": lambda v: v.open("d/e/new", os.O_CREAT | os.O_WRONLY).close(),
+    "create as another user": lambda v: v.run_as(5, 0o027, lambda: v.open("new", os.O_CREAT | os.O_WRONLY).close()),
+    "create over a whiteout": lambda v: v.open("gone", os.O_CREAT | os.O_WRONLY).close(),
+    "mkdir": lambda v: v.mkdir("d/new"),
+    "mkdir over a whiteout": lambda v: v.mkdir("gone"),
+    "mknod": lambda v: v.mknod("new", stat.S_IFIFO | 0o600),
+    "symlink over a whiteout": lambda v: v.symlink("x", "gone"),
+    "link": lambda v: v.link("a", "d/link"),
+    "link over a whiteout": lambda v: v.link("a", "gone"),
+    "unlink of upper": lambda v: v.unlink("up"),
+    "unlink of lower": lambda v: v.unlink("d/x"),
+    "unlink of copied up": lambda v: v.unlink("both"),
+    "rmdir of lower": lambda v: v.rmdir("empty"),
+    "rmdir of emptied": lambda v: v.rmdir("emptied"),
+    "rename": lambda v: v.rename("a", "d/a"),
+    "rename onto a file": lambda v: v.rename("a", "b"),
+    "rename onto a whiteout": lambda v: v.rename("a", "gone"),
+    "rename of a directory": lambda v: v.rename("d", "d2"),
+    "rename of a directory far away": lambda v: v.rename("d/e", "updir/e2"),
+    "rename of a directory onto a whiteout": lambda v: v.rename("d", "gone"),
+    "rename of a directory onto an emptied one": lambda v: v.rename("d", "emptied"),
+    "rename of a new directory onto a whiteout": lambda v: v.rename("updir", "gone"),
+    "exchange": lambda v: v.rename("a", "d", RENAME_EXCHANGE),
+    "copy-up": lambda v: v.open("a", os.O_RDWR).close(),
+    "copy-up below lower directories": lambda v: v.open("d/e/f", os.O_RDWR).close(),
+    "truncate": lambda v: v.truncate("a", 2),
+    "chmod": lambda v: v.chmod("a", 0o600),
+    "chown of a directory": lambda v: v.chown("d", 7, 8),
+    "utime": lambda v: v.utime("d/x", 5, 6),
+    "setxattr": lambda v: v.set_xattr("a", "user.k", b"v"),
+    "removexattr": lambda v: v.remove_xattr("a", "user.own"),
+}
+
+Shown = dict[str, tuple[Any, ...]]
+
+
+def view_of_everything(view: Engine, path: str = "") -> Shown:
+    """What can be seen, without the times that any change moves."""
+    status = view.stat(path)
+    if stat.S_ISDIR(status.mode):
+        content: object = view.names(path)
+    elif stat.S_ISREG(status.mode):
+        content = view.read(path)
+    else:
+        content = status.rdev
+    mtime = 0 if stat.S_ISDIR(status.mode) else status.mtime_ns
+    shown: Shown = {path: (status.ino, status.mode, status.uid, status.gid, status.size * (not mtime), mtime, content,
+                           tuple((name, view.xattr(path, name)) for name in view.xattrs(path)))}
+    if stat.S_ISDIR(status.mode):
+        for name in view.names(path):
+            shown |= view_of_everything(view, f"{path}/{os.fsdecode(name)}".lstrip("/"))
+    return shown
+
+
+def make(overlaid: Make) -> Engine:
+    return overlaid(
+        {
+            "a": file("data", mode=0o4755, uid=3, gid=4, xattrs={"user.own": b"1"}), "b": "2", "gone": "1",
+            "d": directory({"x": "1", "e": {"f": "deep"}}, mode=0o2755, gid=9), "both": "1", "empty/": None,
+            "emptied/x": "1",
+        },
+        upper={"gone": WHITEOUT, "up": "1", "updir/own": "2", "both": "2", "emptied": {"x": WHITEOUT}},
+    )
+
+
+def settled(shown: Shown) -> Shown:
+    """Without what differs between two runs of the same change: inode numbers of new files and fresh times."""
+    return {
+        path: (*one[1:4], one[5] if one[5] < 1_700_000_000_000_000_000 else 0, *one[6:]) for path, one in shown.items()
+    }
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_failed_change_leaves_old_or_new(overlaid: Make, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    whole = make(overlaid)
+    CHANGES[change](whole)
+    new = settled(view_of_everything(whole))
+    faults = Faults(monkeypatch)
+    for number in range(100):
+        view = make(overlaid)
+        before = view_of_everything(view)
+        faults.failed, faults.remaining = "", number
+        try:
+            CHANGES[change](view)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        faults.remaining = None
+        where = f"call {number + 1}, {faults.failed}"
+        after = view_of_everything(view)
+        assert settled(after) in (settled(before), new), where
+        assert view.work_is_empty() or faults.failed in ("unlink", "rmdir"), where
+        view.remount()
+        assert view_of_everything(view) == after, where
+        assert view.work_is_empty(), where
+        if not faults.failed:
+            assert settled(after) == new
+            return
+    pytest.fail("there was no end of system calls")

@@ -1,0 +1,83 @@
+"""Is the origin that we write the kernel's own, byte for byte?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo.overlay.layer import DescriptorCache, Layer
+from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.whiteout import TRUSTED
+from tests.builders import hardlink, symlink
+from tests.contract.engine_subject import Engine
+from tests.contract.subjects import Kernel
+from tests.overlay.conftest import Make
+
+Beside = Callable[[Engine], Kernel]
+PRIVATE = ("trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.opaque", "trusted.overlay.redirect")
+
+
+def private(path: Path) -> dict[str, bytes]:
+    names = os.listxattr(path, follow_symlinks=False)
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names if name in PRIVATE}
+
+
+def change(view: Engine | Kernel) -> None:
+    view.append("d/a", b"2")
+    view.append("linked", b"2")
+    view.rename("s", "t")
+    view.rename("e", "d/e")
+    view.mkdir("d/new")
+
+
+@pytest.mark.parametrize("path", ["d/a", "d", "t", "d/e", "linked", "d/new", ""])
+def test_private_attributes_are_those_of_the_kernel(overlaid: Make, beside: Beside, path: str) -> None:
+    ours = overlaid({"d/a": "1", "s": symlink("x"), "e/f": "3", "linked": "1", "link": hardlink("linked")})
+    kernels = beside(ours)
+    change(ours)
+    change(kernels)
+    assert private(ours.upper(path)) == private(kernels.upper(path))
+
+
+def layer(path: Path, number: int = 1) -> Layer:
+    return Layer(os.fsencode(path), number, TRUSTED, DescriptorCache(8), image_dialect=True, last=True)
+
+
+def test_origin_leads_back_to_its_file(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: opening a file by its handle")
+    (tmp_path / "a").write_text("1")
+    lower = layer(tmp_path)
+    origins = Origins([lower])
+    value = origins.encode(lower, lower.root_fd, b"a")
+    assert value
+    status = origins.decode(value)
+    assert status is not None
+    assert status.st_ino == (tmp_path / "a").stat().st_ino
+    lower.close()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "magic", "uuid", "gone"])
+def test_origin_that_leads_nowhere_is_none(tmp_path: Path, damage: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: opening a file by its handle")
+    (tmp_path / "a").write_text("1")
+    lower = layer(tmp_path)
+    origins = Origins([lower])
+    value = bytearray(origins.encode(lower, lower.root_fd, b"a") or b"")
+    assert origins.decode(bytes(value)) is not None
+    if damage == "empty":
+        value.clear()
+    elif damage == "cut":
+        value.pop()
+    elif damage == "magic":
+        value[1] ^= 0xFF
+    elif damage == "uuid":
+        value[6] ^= 0xFF
+    else:
+        (tmp_path / "a").unlink()
+    assert origins.decode(bytes(value)) is None
+    lower.close()

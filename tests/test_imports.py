@@ -1,0 +1,229 @@
+"""Do the imports run one way?
+
+Every module's imports are read, those inside functions too, and held against the order of the house. A
+complaint names the file, the line and the import, so that the fix is clear: move the code, not the rule.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = "overlayfs_demo"
+SOURCES = Path(__file__).parent.parent / PACKAGE
+
+BASE = frozenset({"errors", "events", "syscalls"})
+# What each part of the house may import; within a subpackage anything goes that is no cycle.
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "": frozenset(),  # the package's own __init__
+    "errors": frozenset(),
+    "events": frozenset(),
+    "syscalls": frozenset(),
+    "overlay": BASE,
+    "images": BASE | {"overlay"},
+    "fronts": BASE | {"overlay"},
+    "mount_options": BASE | {"overlay"},
+    "stack_check": BASE | {"overlay"},
+}
+for _part in ("mounts", "render", "tour", "cli", "__main__"):
+    MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
+
+# Libraries that only one module may know.
+ONLY_IN = {
+    "ctypes": f"{PACKAGE}.syscalls",
+    "fuse": f"{PACKAGE}.fronts.fusepy_front",
+}
+
+# The engine may know fuse-overlayfs, whose marks it reads from disk, and may say that it knows no FUSE.
+FUSE = re.compile(r"(?<!no )(?<![a-z])fuse(?![-_]?overlayfs)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One module named by an import statement of another."""
+
+    importer: str
+    line: int
+    imported: str
+
+    def __str__(self) -> str:
+        return f"{self.importer}, line {self.line}, imports {self.imported}"
+
+
+def read_package() -> dict[str, str]:
+    """The source of every module of the package, by the module's full name."""
+    sources = {}
+    for path in sorted(SOURCES.rglob("*.py")):
+        parts = path.relative_to(SOURCES.parent).with_suffix("").parts
+        sources[".".join(parts).removesuffix(".__init__")] = path.read_text("utf-8")
+    return sources
+
+
+def part_of(module: str) -> str:
+    """The part of the house a module belongs to: `overlay` for `overlayfs_demo.overlay.merge`."""
+    return f"{module}..".split(".")[1]
+
+
+def statements(module: str, source: str) -> Iterator[tuple[int, str, str]]:
+    """Each import statement's line, module, and name taken from it ("" for a plain import)."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}, line {node.lineno}: write the whole name, no relative import"
+            assert node.module
+            for alias in node.names:
+                yield node.lineno, node.module, alias.name
+
+
+def imports(sources: Mapping[str, str]) -> Iterator[Import]:
+    """Every import in the sources; `from package import module` counts as importing the module."""
+    for importer, source in sources.items():
+        for line, imported, name in statements(importer, source):
+            member = f"{imported}.{name}"
+            yield Import(importer, line, member if member in sources else imported)
+
+
+def inner(found: Iterable[Import]) -> Iterator[Import]:
+    """Those imports that name a module of the package."""
+    return (one for one in found if one.imported.split(".")[0] == PACKAGE)
+
+
+def back_edges(sources: Mapping[str, str]) -> list[str]:
+    """The imports that run against the order of the house."""
+    complaints = []
+    for one in inner(imports(sources)):
+        here, there = part_of(one.importer), part_of(one.imported)
+        if here not in MAY_IMPORT:
+            complaints.append(f"{one.importer}: {here} has no place in the order of MAY_IMPORT")
+        elif here != there and there not in MAY_IMPORT[here]:
+            allowed = ", ".join(sorted(filter(None, MAY_IMPORT[here]))) or "nothing of the package"
+            complaints.append(f"{one}; {here or 'the package itself'} may import {allowed}")
+    return list(dict.fromkeys(complaints))
+
+
+def cycles(sources: Mapping[str, str]) -> list[str]:
+    """One cycle among the modules, if there is any."""
+    graph: dict[str, set[str]] = {}
+    for one in inner(imports(sources)):
+        graph.setdefault(one.importer, set()).add(one.imported)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [" is imported by ".join(error.args[1])]
+    return []
+
+
+def strangers(sources: Mapping[str, str]) -> list[str]:
+    """The imports of a library outside the one module that may know it."""
+    return [
+        f"{one}; only {ONLY_IN[library]} may"
+        for one in imports(sources)
+        if (library := one.imported.split(".")[0]) in ONLY_IN and one.importer != ONLY_IN[library]
+    ]
+
+
+def fuse_in_engine(sources: Mapping[str, str]) -> list[str]:
+    """The lines of the engine that speak of FUSE."""
+    return [
+        f"{module}, line {number}: {line.strip()}"
+        for module, source in sources.items()
+        if part_of(module) == "overlay"
+        for number, line in enumerate(source.splitlines(), 1)
+        if FUSE.search(line)
+    ]
+
+
+def assert_none(complaints: list[str]) -> None:
+    assert not complaints, "\n" + "\n".join(complaints)
+
+
+def test_imports_run_one_way() -> None:
+    assert_none(back_edges(read_package()))
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert_none(cycles(read_package()))
+
+
+def test_ctypes_and_fusepy_are_known_to_one_module_each() -> None:
+    assert_none(strangers(read_package()))
+
+
+def test_the_engine_knows_no_fuse() -> None:
+    assert_none(fuse_in_engine(read_package()))
+
+
+def test_the_command_line_loads_without_libfuse() -> None:
+    """fusepy looks for libfuse as soon as it is imported, and a machine may lack it."""
+    script = f"import sys, {PACKAGE}.cli; sys.exit('fuse' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=SOURCES.parent, check=True)
+
+
+# --- and would the reader notice? -------------------------------------------------------------------
+
+
+def package(**modules: str) -> dict[str, str]:
+    """Sources by full name; in a keyword `__` stands for a dot."""
+    return {f"{PACKAGE}.{name.replace('__', '.')}": source for name, source in modules.items()}
+
+
+def test_a_back_edge_is_named_with_its_line() -> None:
+    sources = package(overlay__engine="import os\nfrom overlayfs_demo.fronts import base\n", fronts__base="")
+    [complaint] = back_edges(sources)
+    assert complaint.startswith("overlayfs_demo.overlay.engine, line 2, imports overlayfs_demo.fronts.base;")
+
+
+def test_an_import_inside_a_function_counts() -> None:
+    assert back_edges(package(events="def f():\n    import overlayfs_demo.errors\n"))
+
+
+def test_the_modules_at_the_bottom_import_nothing_of_each_other() -> None:
+    assert back_edges(package(events="from overlayfs_demo.errors import OverlayError\n", errors=""))
+
+
+def test_fronts_may_not_import_images() -> None:
+    assert back_edges(package(fronts__base="from overlayfs_demo.images import model\n", images__model=""))
+
+
+def test_a_new_part_of_the_house_must_be_given_its_place() -> None:
+    [complaint] = back_edges(package(attic="import overlayfs_demo.errors\n"))
+    assert "attic has no place" in complaint
+
+
+def test_the_order_itself_is_no_complaint() -> None:
+    sources = package(
+        errors="",
+        overlay__a="from overlayfs_demo.errors import OverlayError\nfrom overlayfs_demo.overlay import b\n",
+        overlay__b="",
+        cli="from overlayfs_demo.overlay.a import A\n",
+    )
+    assert not back_edges(sources) + cycles(sources)
+
+
+def test_a_cycle_inside_a_subpackage_is_named() -> None:
+    sources = package(
+        images__a="from overlayfs_demo.images.b import B\n",
+        images__b="def f():\n    from overlayfs_demo.images import a\n",
+    )
+    [complaint] = cycles(sources)
+    assert "overlayfs_demo.images.a is imported by overlayfs_demo.images.b" in complaint
+
+
+def test_ctypes_elsewhere_is_named() -> None:
+    sources = package(fronts__base="from ctypes import util\n", syscalls="import ctypes\n")
+    assert strangers(sources) == [
+        "overlayfs_demo.fronts.base, line 1, imports ctypes; only overlayfs_demo.syscalls may"
+    ]
+
+
+def test_the_engine_may_name_fuse_overlayfs_but_not_fuse() -> None:
+    sources = package(overlay__a="# fuse-overlayfs, user.fuseoverlayfs.opaque, refuse, no FUSE\n# FUSE\n")
+    assert fuse_in_engine(sources) == ["overlayfs_demo.overlay.a, line 2: # FUSE"]
