@@ -38,7 +38,7 @@ _PATIENCE = 10.0
 _POLL = 0.02
 
 # For gc.set_threshold: allocations, and runs of the younger generations, before a collection.
-_RARE_COLLECTIONS = (50_000, 20, 50)
+_RARE_COLLECTIONS = (500_000, 20, 50)
 
 _log = logging.getLogger(__name__)
 

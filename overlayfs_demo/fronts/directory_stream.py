@@ -7,8 +7,10 @@ that is gone is skipped, a new one comes last. The kernel need not open and rele
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 from overlayfs_demo.overlay.listing import Listed, Snapshot
@@ -18,40 +20,50 @@ DOT, DOT_DOT = 1, 2
 
 
 class Numbered(NamedTuple):
-    """A name, its number, and how it was listed."""
+    """A name as it was listed, and its number."""
 
     number: int
-    name: bytes
     listed: Listed
 
 
-class DirectoryStream:
-    """The names of one directory in the order of their numbers."""
+class Numbering(NamedTuple):
+    """The names of a directory as of one `snapshot`, in the order of their numbers."""
 
-    __slots__ = ("_entries", "_next", "snapshot")
-
-    def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
-        self._entries: list[Numbered] = []
-        self._next = DOT_DOT + 1
-
-    def refresh(self, snapshot: Snapshot) -> None:
-        """The directory holds the names of `snapshot` now."""
-        self.snapshot = snapshot
-        names = snapshot.names
-        kept = [Numbered(number, name, names[name]) for number, name, _ in self._entries if name in names]
-        known = {entry.name for entry in kept}
-        fresh = (item for item in names.items() if item[0] not in known) if known else names.items()
-        start = len(kept)
-        kept.extend(Numbered(number, name, listed) for number, (name, listed) in enumerate(fresh, self._next))
-        self._next += len(kept) - start
-        self._entries = kept
+    snapshot: Snapshot
+    entries: Sequence[Numbered]
 
     def after(self, offset: int) -> Iterator[Numbered]:
         """The names behind `offset`, which is the number of the last one read (0: none yet)."""
-        entries = self._entries
+        entries = self.entries
         for index in range(bisect_right(entries, offset, key=_number), len(entries)):
             yield entries[index]
+
+
+class DirectoryStream:
+    """The numbers of one directory's names, for all who read it. Safe to use from several threads.
+
+    `current` is the latest numbering, None before the first `refresh`.
+    """
+
+    __slots__ = ("_lock", "_next", "current")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = DOT_DOT + 1
+        self.current: Numbering | None = None
+
+    def refresh(self, snapshot: Snapshot) -> Numbering:
+        """Number the names that the directory holds now."""
+        with self._lock:
+            names = snapshot.names
+            before = self.current.entries if self.current else ()
+            kept = [Numbered(number, names[old.name]) for number, old in before if old.name in names]
+            known = {entry.listed.name for entry in kept}
+            fresh = [listed for name, listed in names.items() if name not in known] if known else names.values()
+            kept.extend(map(Numbered, count(self._next), fresh))
+            self._next += len(fresh)
+            self.current = Numbering(snapshot, kept)
+            return self.current
 
 
 def _number(entry: Numbered) -> int:

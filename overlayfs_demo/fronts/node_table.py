@@ -7,6 +7,7 @@ holds each node until its count is zero; then the engine's own weak references l
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from itertools import count
 
 from overlayfs_demo.fronts import wire
@@ -40,16 +41,19 @@ class NodeTable:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def remember(self, node: Node) -> int:
-        """The node's id, with one more lookup counted."""
+    def remember(self, nodes: Iterable[Node]) -> list[int]:
+        """The id of each node, with one more lookup counted."""
+        ids, by_id, numbers = self._ids, self._by_id, []
         with self._lock:
-            nodeid = self._ids.get(node)
-            if nodeid is None:
-                nodeid = next(self._serial)
-                self._ids[node] = nodeid
-                self._by_id[nodeid] = _Known(node)
-            self._by_id[nodeid].lookups += 1
-            return nodeid
+            for node in nodes:
+                nodeid = ids.get(node)
+                if nodeid is None:
+                    nodeid = next(self._serial)
+                    ids[node] = nodeid
+                    by_id[nodeid] = _Known(node)
+                by_id[nodeid].lookups += 1
+                numbers.append(nodeid)
+        return numbers
 
     def node(self, nodeid: int) -> Node:
         """The node of an id that the kernel still holds. KeyError otherwise."""

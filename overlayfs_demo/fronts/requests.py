@@ -10,8 +10,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.base import View, now_ns
@@ -62,6 +63,15 @@ class _OpenFile:
         self.handle = handle
 
 
+class _Portion(NamedTuple):
+    """One reply's part of a directory listing: which of `.` and `..` (number, name, node), and which names."""
+
+    directory: DirNode
+    snapshot: Snapshot
+    dots: list[tuple[int, bytes, DirNode]]
+    names: list[Numbered]
+
+
 class Requests:
     """Answers the requests of one mount. Safe to use from several threads."""
 
@@ -101,7 +111,8 @@ class Requests:
         return node
 
     def _entry(self, node: Node, attrs: Attrs) -> bytes:
-        return wire.entry_reply(self.nodes.remember(node), attrs, self._valid)
+        (nodeid,) = self.nodes.remember((node,))
+        return wire.entry_reply(nodeid, attrs, self._valid)
 
     # --- find and ask ------------------------------------------------------------------------------
 
@@ -331,51 +342,45 @@ class Requests:
         return _EMPTY
 
     def readdir(self, request: Request) -> bytes:
-        return self._fill(request, 0, self._plain)
-
-    def readdirplus(self, request: Request) -> bytes:
-        return self._fill(request, wire.ENTRY_SIZE, self._plus)
-
-    def _fill(
-        self, request: Request, extra: int, pack: Callable[[DirNode, Snapshot, Numbered], bytes]
-    ) -> bytes:
-        """As many entries as fit behind the offset, each with `extra` bytes before it."""
-        _, offset, size, _ = wire.READ_IN.unpack_from(request.body)
-        node = self._directory(request.nodeid)
-        stream = self.nodes.stream(request.nodeid)
-        snapshot = stream.snapshot
-        if snapshot is None or offset == 0:
-            snapshot = self._overlay.names(node)
-            stream.refresh(snapshot)
-        chunks = list(self._dots(node, offset, plus=bool(extra)))
-        size -= sum(map(len, chunks))
-        for entry in stream.after(offset):
-            # Asked before packing, for packing a node counts a lookup that must reach the kernel.
-            if size < wire.dirent_size(entry.name) + extra:
-                break
-            chunk = pack(node, snapshot, entry)
-            chunks.append(chunk)
-            size -= len(chunk)
+        directory, _, dots, names = self._portion(request, wire.dirent_size)
+        chunks = [wire.dirent(dot.ino, number, name, stat.S_IFDIR) for number, name, dot in dots]
+        for number, listed in names:
+            entry = self._overlay.dirent(directory, listed)
+            if entry:
+                chunks.append(wire.dirent(entry.ino, number, entry.name, entry.kind))
         return b"".join(chunks)
 
-    def _dots(self, node: DirNode, offset: int, plus: bool) -> Iterator[bytes]:
-        for number, name, dot in ((DOT, b".", node), (DOT_DOT, b"..", node.parent or node)):
-            if offset < number:
-                entry = wire.dirent(dot.ino, number, name, stat.S_IFDIR)
-                yield wire.direntplus(None, entry) if plus else entry
+    def readdirplus(self, request: Request) -> bytes:
+        directory, snapshot, dots, names = self._portion(request, wire.direntplus_size)
+        chunks = [wire.bare_direntplus(dot.ino, number, name, stat.S_IFDIR) for number, name, dot in dots]
+        found = self._overlay.lookup_listed(directory, snapshot, [entry.listed for entry in names])
+        ids = iter(self.nodes.remember([answer[0] for answer in found if answer]))
+        valid = self._valid
+        chunks += [
+            wire.direntplus(next(ids), answer[1], valid, number, listed.name)
+            for (number, listed), answer in zip(names, found, strict=True) if answer
+        ]
+        return b"".join(chunks)
 
-    def _plain(self, parent: DirNode, _: Snapshot, numbered: Numbered) -> bytes:
-        number, name, listed = numbered
-        entry = self._overlay.dirent(parent, name, listed)
-        return wire.dirent(entry.ino, number, name, entry.kind) if entry else _EMPTY
-
-    def _plus(self, parent: DirNode, snapshot: Snapshot, numbered: Numbered) -> bytes:
-        number, name, _ = numbered
-        try:
-            node, attrs = self._overlay.lookup_listed(parent, name, snapshot)
-        except FileNotFoundError:
-            return _EMPTY  # Removed since the names were read.
-        return wire.direntplus(self._entry(node, attrs), wire.dirent(node.ino, number, name, node.kind))
+    def _portion(self, request: Request, size_of: Callable[[bytes], int]) -> _Portion:
+        """What fits behind the offset. It is settled before anything is packed, for an entry of READDIRPLUS
+        counts a lookup, which must then reach the kernel."""
+        _, offset, size, _ = wire.READ_IN.unpack_from(request.body)
+        directory = self._directory(request.nodeid)
+        stream = self.nodes.stream(request.nodeid)
+        numbering = stream.current
+        if numbering is None or offset == 0:
+            numbering = stream.refresh(self._overlay.names(directory))
+        all_dots = ((DOT, b".", directory), (DOT_DOT, b"..", directory.parent or directory))
+        dots = [dot for dot in all_dots if offset < dot[0]]
+        size -= sum(size_of(name) for _, name, _ in dots)
+        names = []
+        for entry in numbering.after(offset):
+            size -= size_of(entry.listed.name)
+            if size < 0:
+                break
+            names.append(entry)
+        return _Portion(directory, numbering.snapshot, dots, names)
 
 
 def _sized(value: bytes, size: int) -> bytes:

@@ -6,6 +6,7 @@ which 7.31 (Linux 5.4) and later are spoken. No I/O and no meaning here.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from enum import IntEnum
@@ -118,10 +119,12 @@ COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")
 REPLY = struct.Struct("=IiQ")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 _ATTR = "QQQqqqIIIIIIIIII"
-_ENTRY = struct.Struct("=QQQQII" + _ATTR)
+_ENTRY_FORMAT = "QQQQII" + _ATTR
+_ENTRY = struct.Struct("=" + _ENTRY_FORMAT)
 _ATTR_OUT = struct.Struct("=QII" + _ATTR)
 _OPEN_OUT = struct.Struct("=QIi")
-_DIRENT = struct.Struct("=QQII")
+_DIRENT_FORMAT = "QQII"
+_DIRENT = struct.Struct("=" + _DIRENT_FORMAT)
 _STATFS = struct.Struct("=QQQQQIIII24x")
 WRITE_OUT = struct.Struct("=I4x")
 XATTR_SIZE = struct.Struct("=I4x")
@@ -205,14 +208,33 @@ def dirent(ino: int, offset: int, name: bytes, kind: int) -> bytes:
     return _DIRENT.pack(ino, offset, size, kind >> 12) + name + bytes(-size & 7)
 
 
-def direntplus(entry: bytes | None, packed_dirent: bytes) -> bytes:
-    """One entry of a READDIRPLUS reply; without `entry` the kernel will look the name up itself."""
-    return (entry or _NO_ENTRY) + packed_dirent
+def direntplus(nodeid: int, attrs: Attrs, valid: Valid, offset: int, name: bytes) -> bytes:
+    """One entry of a READDIRPLUS reply: `entry_reply` and `dirent` in one."""
+    size = len(name)
+    return _direntplus_struct(size + 7 & ~7).pack(
+        nodeid, 0, valid.seconds, valid.seconds, valid.nanoseconds, valid.nanoseconds, *_fields(attrs),
+        attrs.ino, offset, size, attrs.mode >> 12, name,
+    )
+
+
+@functools.cache
+def _direntplus_struct(padded: int) -> struct.Struct:
+    return struct.Struct(f"={_ENTRY_FORMAT}{_DIRENT_FORMAT}{padded}s")
+
+
+def bare_direntplus(ino: int, offset: int, name: bytes, kind: int) -> bytes:
+    """An entry of a READDIRPLUS reply that the kernel will look up itself, if it needs to."""
+    return _NO_ENTRY + dirent(ino, offset, name, kind)
 
 
 def dirent_size(name: bytes) -> int:
     """Bytes that `dirent` takes for this name."""
     return _DIRENT_SIZE + (len(name) + 7 & ~7)
+
+
+def direntplus_size(name: bytes) -> int:
+    """Bytes that `direntplus` takes for this name."""
+    return ENTRY_SIZE + dirent_size(name)
 
 
 def statfs_reply(status: os.statvfs_result) -> bytes:

@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
@@ -20,7 +20,7 @@ from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
-from overlayfs_demo.overlay.lookup import Answer, Part
+from overlayfs_demo.overlay.lookup import Answer
 from overlayfs_demo.overlay.merge import Verdict
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -109,15 +109,16 @@ class Overlay:
         with self._lock:
             return self._tree.find(parent, name)
 
-    def lookup_listed(self, parent: DirNode, name: bytes, snapshot: listing.Snapshot) -> tuple[Node, Attrs]:
-        """Like `lookup`, for a name in `snapshot`: while that is current, the layers are not all asked again."""
+    def lookup_listed(
+        self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
+    ) -> list[tuple[Node, Attrs] | None]:
+        """Like `lookup` for each of some names of a `snapshot`; None for one that is gone since.
+
+        While the snapshot is current, only the layer that has the name is asked, and not all again.
+        """
         with self._lock:
-            listed = snapshot.names[name]
-            if listed.kind != stat.S_IFDIR and snapshot.is_current(parent.sources):
-                status = listed.source.stat(name)
-                if status is not None and stat.S_IFMT(status.st_mode) == listed.kind:
-                    return self._tree.settle_parts(parent, name, (Part(listed.source, name, status, None),))
-            return self._tree.find(parent, name)
+            current = snapshot.is_current(parent.sources)
+            return [self._tree.find_listed(parent, listed, current) for listed in names]
 
     def walk(self, path: bytes) -> Node:
         """The node at an absolute path of the view; symbolic links are not followed. ENOENT, ENOTDIR."""
@@ -140,18 +141,18 @@ class Overlay:
         with self._lock:
             return listing.Snapshot({}, (), 0) if node.gone else listing.snapshot(node.sources)
 
-    def dirent(self, parent: DirNode, name: bytes, listed: listing.Listed) -> Dirent | None:
+    def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""
         with self._lock:
             if listed.certain:
                 ino = self._tree.identity_of(listed.ino, listed.source.layer.device)
-                return Dirent(name, listed.kind, ino)
-            node = self._tree.child(parent, name)
-            return Dirent(name, node.kind, node.ino) if node else None
+                return Dirent(listed.name, listed.kind, ino)
+            node = self._tree.child(parent, listed.name)
+            return Dirent(listed.name, node.kind, node.ino) if node else None
 
     def entries(self, node: DirNode) -> list[Dirent]:
         """All entries of a directory, without `.` and `..`."""
-        found = (self.dirent(node, name, listed) for name, listed in self.names(node).names.items())
+        found = (self.dirent(node, listed) for listed in self.names(node).names.values())
         return [entry for entry in found if entry]
 
     def readlink(self, node: Node) -> bytes:

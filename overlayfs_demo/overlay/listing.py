@@ -11,6 +11,7 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.layer import LayerDir, UpperDir
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
@@ -21,6 +22,7 @@ class Listed(NamedTuple):
     `certain` is False if the number in the view may be another (a merged directory shows its lower's).
     """
 
+    name: bytes
     kind: int
     ino: int
     source: LayerDir
@@ -64,9 +66,10 @@ def _read(source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], mer
     # A layer's whiteouts hide what is below it, not what the layer itself holds under the name.
     hidden_here: set[bytes] = set()
     directory = source.open()
-    with os.scandir(directory.fd) as entries:
+    # By path, because then the names come as bytes.
+    with os.scandir(syscalls.fd_path(directory.fd)) as entries:
         for entry in entries:
-            name = os.fsencode(entry.name)
+            name = entry.name
             if name in listed or name in hidden:
                 continue
             kind = _kind(entry)
@@ -80,11 +83,11 @@ def _read(source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], mer
                     hidden_here.add(name[len(IMAGE_WHITEOUT_PREFIX) :])
                     continue
             certain = not (merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
-            listed[name] = Listed(kind, entry.inode(), source, certain)
+            listed[name] = Listed(name, kind, entry.inode(), source, certain)
     hidden |= hidden_here
 
 
-def _kind(entry: os.DirEntry[str]) -> int:
+def _kind(entry: os.DirEntry[bytes]) -> int:
     """The S_IFMT kind, from the directory entry's own type where it tells."""
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG

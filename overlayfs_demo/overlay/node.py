@@ -118,7 +118,14 @@ class FileNode(Node):
     def __init__(
         self, parent: DirNode, name: bytes, place: LayerDir, place_name: bytes, status: os.stat_result, ino: int
     ) -> None:
-        super().__init__(parent, name, stat.S_IFMT(status.st_mode), ino, (status.st_dev, status.st_ino))
+        # Not through super(): most nodes are made while directories are listed, which is where it shows.
+        self.parent = parent
+        self.name = name
+        self.kind = stat.S_IFMT(status.st_mode)
+        self.ino = ino
+        self.key = (status.st_dev, status.st_ino)
+        self.anchor = None
+        self.gone = False
         self.place = place
         self.place_name = place_name
         self.handles: list[Handle] = []

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.listing import Listed
 from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
@@ -81,13 +82,25 @@ class Tree:
         parts = self.lookup.find(parent.sources, name)
         if not parts:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        return self.settle_parts(parent, name, parts)
+        return self._settle(parent, name, parts)
 
-    def settle_parts(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+        """Like `find`, given how the name was listed; `current` says that no name was changed here since."""
+        name, kind, _, source, _ = listed
+        if current and kind != stat.S_IFDIR:
+            status = source.stat(name)
+            if status is not None and stat.S_IFMT(status.st_mode) == kind:
+                return self._settle(parent, name, (Part(source, name, status, None),))
+        try:
+            return self.find(parent, name)
+        except FileNotFoundError:
+            return None
+
+    def _settle(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
         """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
         status = parts[0].status
-        node = self._known(parent, name, parts)
-        if node is None:
+        node = parent.children.get(name)
+        if node is None or not _still_is(node, parts):
             if stat.S_ISDIR(status.st_mode):
                 node = self._make_directory(parent, name, parts)
             else:
@@ -101,16 +114,6 @@ class Tree:
             return self.find(parent, name)[0]
         except FileNotFoundError:
             return None
-
-    def _known(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> Node | None:
-        """The node that stood for this name before, if what was found is still that."""
-        node = parent.children.get(name)
-        status = parts[0].status
-        if node is None or node.key != (status.st_dev, status.st_ino):
-            return None
-        if isinstance(node, DirNode):
-            return node if len(node.sources) == len(parts) else None
-        return node if node.kind == stat.S_IFMT(status.st_mode) else None
 
     def _make_directory(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> DirNode:
         sources = tuple(part.directory for part in parts if part.directory)
@@ -167,3 +170,11 @@ class Tree:
     def has_whiteout(self, parent: DirNode, name: bytes) -> bool:
         """Does the upper hold a whiteout at this name (which the view does not have)?"""
         return parent.upper is not None and parent.upper.stat(name) is not None
+
+
+def _still_is(node: Node, parts: Sequence[Part]) -> bool:
+    """Does the node known by a name stand for what was now found there?"""
+    status = parts[0].status
+    if node.key != (status.st_dev, status.st_ino) or node.kind != stat.S_IFMT(status.st_mode):
+        return False
+    return not isinstance(node, DirNode) or len(node.sources) == len(parts)
