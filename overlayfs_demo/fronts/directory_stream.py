@@ -7,6 +7,7 @@ that is gone is skipped, a new one comes last. The kernel need not open and rele
 
 from __future__ import annotations
 
+import stat
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -45,11 +46,12 @@ class DirectoryStream:
     `current` is the latest numbering, None before the first `refresh`.
     """
 
-    __slots__ = ("_lock", "_next", "current")
+    __slots__ = ("_last_directory", "_lock", "_next", "current")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next = DOT_DOT + 1
+        self._last_directory = 0
         self.current: Numbering | None = None
 
     def refresh(self, snapshot: Snapshot) -> Numbering:
@@ -62,8 +64,18 @@ class DirectoryStream:
             fresh = [listed for name, listed in names.items() if name not in known] if known else names.values()
             kept.extend(map(Numbered, count(self._next), fresh))
             self._next += len(fresh)
+            self._last_directory = 0
             self.current = Numbering(snapshot, kept)
             return self.current
+
+    def next_directory(self) -> bytes | None:
+        """The name of the first subdirectory, at the next call that of the second, and so on; None at the end."""
+        with self._lock:
+            for number, listed in self.current.after(self._last_directory) if self.current else ():
+                if listed.kind == stat.S_IFDIR:
+                    self._last_directory = number
+                    return listed.name
+            return None
 
 
 def _number(entry: Numbered) -> int:

@@ -159,6 +159,9 @@ class Session:
         else:
             if payload is not None:
                 self._reply(request.unique, payload)
+        if request.afterwards is not None:
+            self._turn.pass_on()
+            request.afterwards()
 
     def _reply(self, unique: int, payload: Payload) -> None:
         self._send([wire.REPLY.pack(wire.REPLY.size + len(payload), 0, unique), payload])

@@ -59,6 +59,10 @@ class NodeTable:
         """The node of an id that the kernel still holds. KeyError otherwise."""
         return self._by_id[nodeid].node
 
+    def id_of(self, node: Node) -> int | None:
+        """The id of a node, if the kernel holds it."""
+        return self._ids.get(node)
+
     def stream(self, nodeid: int) -> DirectoryStream:
         """The directory stream of a node; it lives as long as the node is held."""
         with self._lock:

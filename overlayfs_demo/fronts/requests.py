@@ -11,17 +11,16 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import count
-from typing import NamedTuple
 
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.base import View, now_ns
-from overlayfs_demo.fronts.directory_stream import DOT, DOT_DOT, Numbered
+from overlayfs_demo.fronts.directories import Directories
 from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.wire import Opcode
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.listing import Snapshot
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.types import Attrs, Caller, Change
 
@@ -33,14 +32,18 @@ _SMALL = 64 * 1024
 
 
 class Request:
-    """One decoded request header, and its body. `room` is a buffer of this thread's for file data."""
+    """One decoded request header, and its body. `room` is a buffer of this thread's for file data.
 
-    __slots__ = ("body", "gid", "nodeid", "opcode", "pid", "room", "uid", "unique")
+    `afterwards`, if a handler sets it, is called when the reply is on its way.
+    """
+
+    __slots__ = ("afterwards", "body", "gid", "nodeid", "opcode", "pid", "room", "uid", "unique")
 
     def __init__(self, header: tuple[int, ...], body: memoryview, room: memoryview) -> None:
         _, self.opcode, self.unique, self.nodeid, self.uid, self.gid, self.pid, _, _ = header
         self.body = body
         self.room = room
+        self.afterwards: Callable[[], None] | None = None
 
     def caller(self, call: str, umask: int = 0) -> Caller:
         """The process that made the request, for the verb it used."""
@@ -63,15 +66,6 @@ class _OpenFile:
         self.handle = handle
 
 
-class _Portion(NamedTuple):
-    """One reply's part of a directory listing: which of `.` and `..` (number, name, node), and which names."""
-
-    directory: DirNode
-    snapshot: Snapshot
-    dots: list[tuple[int, bytes, DirNode]]
-    names: list[Numbered]
-
-
 class Requests:
     """Answers the requests of one mount. Safe to use from several threads."""
 
@@ -86,6 +80,7 @@ class Requests:
         self._pass_on = pass_on
         self._valid = wire.Valid(view.timeout)
         self.nodes = NodeTable(view.overlay.root)
+        self._directories = Directories(view.overlay, self.nodes, view.timeout)
         self._serial = count(1)
         self._files: dict[int, _OpenFile] = {}
         self._lock = threading.Lock()
@@ -342,45 +337,18 @@ class Requests:
         return _EMPTY
 
     def readdir(self, request: Request) -> bytes:
-        directory, _, dots, names = self._portion(request, wire.dirent_size)
-        chunks = [wire.dirent(dot.ino, number, name, stat.S_IFDIR) for number, name, dot in dots]
-        for number, listed in names:
-            entry = self._overlay.dirent(directory, listed)
-            if entry:
-                chunks.append(wire.dirent(entry.ino, number, entry.name, entry.kind))
-        return b"".join(chunks)
+        return self._list(request, self._directories.readdir)
 
     def readdirplus(self, request: Request) -> bytes:
-        directory, snapshot, dots, names = self._portion(request, wire.direntplus_size)
-        chunks = [wire.bare_direntplus(dot.ino, number, name, stat.S_IFDIR) for number, name, dot in dots]
-        found = self._overlay.lookup_listed(directory, snapshot, [entry.listed for entry in names])
-        ids = iter(self.nodes.remember([answer[0] for answer in found if answer]))
-        valid = self._valid
-        chunks += [
-            wire.direntplus(next(ids), answer[1], valid, number, listed.name)
-            for (number, listed), answer in zip(names, found, strict=True) if answer
-        ]
-        return b"".join(chunks)
+        return self._list(request, self._directories.readdirplus)
 
-    def _portion(self, request: Request, size_of: Callable[[bytes], int]) -> _Portion:
-        """What fits behind the offset. It is settled before anything is packed, for an entry of READDIRPLUS
-        counts a lookup, which must then reach the kernel."""
+    def _list(self, request: Request, read: Callable[[DirNode, int, int, int], bytes]) -> bytes:
         _, offset, size, _ = wire.READ_IN.unpack_from(request.body)
         directory = self._directory(request.nodeid)
-        stream = self.nodes.stream(request.nodeid)
-        numbering = stream.current
-        if numbering is None or offset == 0:
-            numbering = stream.refresh(self._overlay.names(directory))
-        all_dots = ((DOT, b".", directory), (DOT_DOT, b"..", directory.parent or directory))
-        dots = [dot for dot in all_dots if offset < dot[0]]
-        size -= sum(size_of(name) for _, name, _ in dots)
-        names = []
-        for entry in numbering.after(offset):
-            size -= size_of(entry.listed.name)
-            if size < 0:
-                break
-            names.append(entry)
-        return _Portion(directory, numbering.snapshot, dots, names)
+        payload = read(directory, request.nodeid, offset, size)
+        if not payload:
+            request.afterwards = partial(self._directories.read_ahead, directory)
+        return payload
 
 
 def _sized(value: bytes, size: int) -> bytes:

@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import stat
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -136,10 +137,13 @@ class Overlay:
         with self._lock:
             return node.attrs_from(node.target().stat())
 
-    def names(self, node: DirNode) -> listing.Snapshot:
-        """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete."""
+    def names(self, node: DirNode, at_most: int = sys.maxsize) -> listing.Snapshot:
+        """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
+
+        Raises TooManyNamesError as soon as there turn out to be more than `at_most`.
+        """
         with self._lock:
-            return listing.Snapshot({}, (), 0) if node.gone else listing.snapshot(node.sources)
+            return listing.Snapshot({}, (), 0) if node.gone else listing.snapshot(node.sources, at_most)
 
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,9 +42,13 @@ class Snapshot(NamedTuple):
         return self.sources is sources and self.changes == _changes(sources)
 
 
-def snapshot(sources: Sequence[LayerDir]) -> Snapshot:
+class TooManyNamesError(Exception):
+    """A directory has more names than the caller wanted to wait for."""
+
+
+def snapshot(sources: Sequence[LayerDir], at_most: int = sys.maxsize) -> Snapshot:
     """What `merged_names` says now."""
-    return Snapshot(merged_names(sources), sources, _changes(sources))
+    return Snapshot(merged_names(sources, at_most), sources, _changes(sources))
 
 
 def _changes(sources: Sequence[LayerDir]) -> int:
@@ -51,16 +56,21 @@ def _changes(sources: Sequence[LayerDir]) -> int:
     return first.changes if isinstance(first, UpperDir) else 0
 
 
-def merged_names(sources: Sequence[LayerDir]) -> dict[bytes, Listed]:
-    """All names of the directory merged from `sources` (topmost first), as of now. Raises OSError."""
+def merged_names(sources: Sequence[LayerDir], at_most: int = sys.maxsize) -> dict[bytes, Listed]:
+    """All names of the directory merged from `sources` (topmost first), as of now.
+
+    Raises OSError; TooManyNamesError if there are more than `at_most`.
+    """
     listed: dict[bytes, Listed] = {}
     hidden: set[bytes] = set()
     for source in sources:
-        _read(source, listed, hidden, merged=len(sources) > 1)
+        _read(source, listed, hidden, at_most, merged=len(sources) > 1)
     return listed
 
 
-def _read(source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], merged: bool) -> None:
+def _read(
+    source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], at_most: int, *, merged: bool
+) -> None:
     layer = source.layer
     suspicious = source.marks.has_xattr_whiteouts
     # A layer's whiteouts hide what is below it, not what the layer itself holds under the name.
@@ -84,6 +94,8 @@ def _read(source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], mer
                     continue
             certain = not (merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
             listed[name] = Listed(name, kind, entry.inode(), source, certain)
+            if len(listed) > at_most:
+                raise TooManyNamesError
     hidden |= hidden_here
 
 
@@ -104,4 +116,7 @@ def _kind(entry: os.DirEntry[bytes]) -> int:
 
 def is_empty(sources: Sequence[LayerDir]) -> bool:
     """Whether the merged directory has no names in the view."""
-    return not merged_names(sources)
+    try:
+        return not merged_names(sources, at_most=0)
+    except TooManyNamesError:
+        return False
