@@ -89,6 +89,14 @@ def escape_path(path: bytes) -> str:
     return re.sub(r"([\\:,])", r"\\\1", os.fsdecode(path))
 
 
+def lowerdir_option(directories: Iterable[bytes]) -> str:
+    """The mount option that stacks these directories, the topmost first.
+
+    The kernel's overlayfs understands it, too (overlayfs.rst, "Multiple lower layers").
+    """
+    return "lowerdir=" + ":".join(map(escape_path, directories))
+
+
 def _take(draft: _Draft, option: str) -> None:
     name, equals, value = option.partition("=")
     if option in _SET:

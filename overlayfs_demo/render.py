@@ -8,14 +8,14 @@ import psutil
 
 from overlayfs_demo.events import Action, Event
 
-_UNITS = ("B", "kB", "MB", "GB", "TB")
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def human_size(size: float) -> str:
-    """A number of bytes as docker prints it: decimal units, three digits."""
+    """A number of bytes as docker prints it: three digits, powers of 1000."""
     for unit in _UNITS:
         if size < 1000 or unit == _UNITS[-1]:
-            return f"{size:.3g} {unit}"
+            return f"{size:.3g}{unit}"
         size /= 1000
     raise AssertionError("the last unit takes any size")
 

@@ -7,7 +7,6 @@ by `unpack`, and are merged by the kernel's rules (Linux Documentation/filesyste
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from types import TracebackType
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.images.tree import prefixes
+from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
 # How one machine's overlay keeps its books. Such an attribute is never a part of an image, whether it
@@ -23,8 +23,6 @@ from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 # opaque directories. It is dropped, not escaped, because an escape helps in one namespace only, and a
 # layer directory may be mounted with either. (fuse-overlayfs's marks are read by more than its author.)
 PRIVATE_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
-
-_CHUNK = 1 << 20
 
 
 class Lowers:
@@ -131,7 +129,7 @@ def copy_node(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
         try:
             writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dir_fd)
             try:
-                _copy_data(reading, writing, status.st_size)
+                copy_data(reading, writing, status.st_size)
             finally:
                 os.close(writing)
         finally:
@@ -159,19 +157,3 @@ def copy_metadata(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
         os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
     times = (status.st_atime_ns, status.st_mtime_ns)
     os.utime(name, ns=times, dir_fd=dir_fd, follow_symlinks=False)
-
-
-def _copy_data(reading: int, writing: int, size: int) -> None:
-    position = 0
-    while position < size:
-        try:
-            position = os.lseek(reading, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break  # nothing but a hole is left: lseek(2)
-        end = os.lseek(reading, position, os.SEEK_HOLE)
-        while position < end:
-            data = os.pread(reading, min(_CHUNK, end - position), position)
-            position += os.pwrite(writing, data, position)
-    os.ftruncate(writing, size)

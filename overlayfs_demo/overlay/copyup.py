@@ -16,14 +16,12 @@ from collections.abc import Callable
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
+from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.upper import Upper
-
-_CHUNK = 1 << 30
-_BUFFER = 1 << 20
 
 # Attributes that carry access rights: losing one silently would be worse than failing.
 _ESSENTIAL = ("security.", "system.posix_acl_")
@@ -228,38 +226,3 @@ def _copy_from(source: Target, target: int, size: int) -> None:
         copy_data(fd, target, size)
     finally:
         os.close(fd)
-
-
-def copy_data(source: int, target: int, size: int) -> None:
-    """Copy the first `size` bytes, sharing blocks where the filesystem can and keeping holes.
-
-    `target` is empty and open for writing. Raises OSError, ENOSPC above all.
-    """
-    if size == os.fstat(source).st_size and syscalls.clone_file(source, target):
-        return
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(source, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            raise
-        end = min(os.lseek(source, start, os.SEEK_HOLE), size)
-        while start < end:
-            done = _copy_range(source, target, start, min(end - start, _CHUNK))
-            if not done:
-                break
-            start += done
-        offset = max(end, start)
-    os.ftruncate(target, size)
-
-
-def _copy_range(source: int, target: int, offset: int, count: int) -> int:
-    try:
-        return os.copy_file_range(source, target, count, offset, offset)
-    except OSError as error:
-        # Two filesystems, or one that offers no copying in the kernel.
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    return os.pwrite(target, os.pread(source, min(count, _BUFFER), offset), offset)

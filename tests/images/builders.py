@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from overlayfs_demo.mount_options import lowerdir_option
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners, devices, trusted xattrs or mounts")
 
 
@@ -54,6 +56,11 @@ def symlink(target: str) -> Entry:
 
 def hard_link(target: str) -> Entry:
     return Entry(tarfile.LNKTYPE, target=target)
+
+
+def lowerdir(directories: Sequence[Path]) -> bytes:
+    """The mount option for these layer directories, from the bottom to the top."""
+    return os.fsencode(lowerdir_option([os.fsencode(one) for one in reversed(directories)]))
 
 
 Content = str | bytes | Entry

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.build_command import main
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images import build
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.buildcommand import human_size, lowerdir_option, main
+from overlayfs_demo.mount_options import lowerdir_option
 from tests.images.builders import (
     OPAQUE,
     WHITEOUT,
@@ -25,6 +26,7 @@ from tests.images.builders import (
     docker_save,
     kernel_mount,
     layer,
+    lowerdir,
     needs_root,
     snapshot,
 )
@@ -135,7 +137,8 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     # Unpacking waits for a word that never comes, so the run is surely busy when the signal comes.
     program = (
         "import os, sys\n"
-        "from overlayfs_demo.images import build, buildcommand\n"
+        "from overlayfs_demo import build_command\n"
+        "from overlayfs_demo.images import build\n"
         "real = build.unpack_layer\n"
         "def slow(*args):\n"
         "    done = real(*args)\n"
@@ -143,7 +146,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
         "    sys.stdin.read()\n"
         "    return done\n"
         "build.unpack_layer = slow\n"
-        "sys.exit(buildcommand.main(sys.argv[1:]))\n"
+        "sys.exit(build_command.main(sys.argv[1:]))\n"
     )
     (tmp_path / "image.tar").write_bytes(docker_save(LAYERS))
     run = subprocess.Popen(
@@ -169,8 +172,8 @@ def test_lowerdir_line_mounts_whatever_the_directory_is_called(tmp_path: Path, c
         assert list(snapshot(view)) == ["d", "d/x", "d/y"]
 
 
-def test_lowerdir_lists_the_top_layer_first_and_escapes() -> None:
-    assert lowerdir_option([Path("/a:b"), Path("/c,d"), Path("/e\\f")]) == b"lowerdir=/e\\\\f:/c\\,d:/a\\:b"
+def test_lowerdir_option_escapes_what_separates() -> None:
+    assert lowerdir_option([b"/a:b", b"/c,d", b"/e\\f"]) == "lowerdir=/a\\:b:/c\\,d:/e\\\\f"
 
 
 def test_command_prints_a_line_for_each_layer(image: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -179,7 +182,7 @@ def test_command_prints_a_line_for_each_layer(image: Path, tmp_path: Path, capsy
     assert len(lines) == 4
     assert [line.split()[0] for line in lines[:3]] == ["1", "2", "3"]
     assert lines[1].endswith("0B  RUN make layer 2")
-    assert lines[3] == os.fsdecode(lowerdir_option([tmp_path / "out" / line.split()[1] for line in lines[:3]]))
+    assert lines[3] == os.fsdecode(lowerdir([tmp_path / "out" / line.split()[1] for line in lines[:3]]))
 
 
 def test_second_run_says_so_and_prints_the_same_line(image: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -211,13 +214,6 @@ def test_failure_is_status_1_and_one_line(tmp_path: Path, capsys: Captured) -> N
     assert printed.out == ""
     assert printed.err.startswith("build-layers: ")
     assert printed.err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0B"), (999, "999B"), (1000, "1kB"), (307206, "307kB"), (1982304, "1.98MB")]
-)
-def test_sizes_look_as_in_docker_history(size: int, text: str) -> None:
-    assert human_size(size) == text
 
 
 def test_record_that_is_damaged_is_named(image: Path, tmp_path: Path) -> None:

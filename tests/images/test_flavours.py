@@ -12,7 +12,6 @@ import pytest
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images import flavours
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.buildcommand import lowerdir_option
 from overlayfs_demo.images.model import Platform
 from tests.images.builders import (
     COMPRESSIONS,
@@ -28,6 +27,7 @@ from tests.images.builders import (
     is_whiteout,
     kernel_mount,
     layer,
+    lowerdir,
     named,
     needs_root,
     oci_archive,
@@ -76,7 +76,7 @@ def test_every_flavour_builds_the_same_directories(tmp_path: Path, flavour: str)
 @needs_root
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_every_flavour_mounts_as_the_same_tree(tmp_path: Path, flavour: str) -> None:
-    option = lowerdir_option(built(tmp_path, FLAVOURS[flavour]()))
+    option = lowerdir(built(tmp_path, FLAVOURS[flavour]()))
     with kernel_mount(option, tmp_path / "view") as view:
         assert snapshot(view) == {
             "bin": ("symlink", 0o777, "usr/bin"),

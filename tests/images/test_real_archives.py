@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.buildcommand import lowerdir_option
-from tests.images.builders import kernel_mount, needs_root
+from tests.images.builders import kernel_mount, lowerdir, needs_root
 
 ARCHIVES = [
     "layer-demo.docker-20.10-save.tar",
@@ -77,7 +76,7 @@ def golden() -> list[str]:
 def test_mounted_layers_are_the_tree_that_docker_shows(tmp_path: Path, name: str) -> None:
     layers = build_layers(real_archive(name), tmp_path / "out")
     assert len(layers) == 8
-    with kernel_mount(lowerdir_option([one.directory for one in layers]), tmp_path / "view") as view:
+    with kernel_mount(lowerdir([one.directory for one in layers]), tmp_path / "view") as view:
         assert described(view) == golden()
 
 

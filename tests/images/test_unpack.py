@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.buildcommand import lowerdir_option
 from tests.images.builders import (
     OPAQUE,
     WHITEOUT,
@@ -26,6 +25,7 @@ from tests.images.builders import (
     is_whiteout,
     kernel_mount,
     layer,
+    lowerdir,
     needs_root,
     snapshot,
     symlink,
@@ -303,7 +303,7 @@ def test_books_of_aufs_are_skipped(build: Build) -> None:
 @needs_root
 def test_opaque_root_hides_every_layer_below(build: Build, tmp_path: Path) -> None:
     layers = build({"a": "1", "d/x": "2"}, {"b": "3"}, [("d/y", "4"), ("", OPAQUE), ("c", "5")])
-    with kernel_mount(lowerdir_option(layers), tmp_path / "view") as view:
+    with kernel_mount(lowerdir(layers), tmp_path / "view") as view:
         assert list(snapshot(view)) == ["c", "d", "d/y"]
 
 
@@ -314,7 +314,7 @@ def test_the_kernel_lists_no_name_that_it_cannot_look_up(build: Build, tmp_path:
         {"new/x": WHITEOUT, "new/f": "5", "d": WHITEOUT, "d/e/old": WHITEOUT, "d/e/new": "6", "gone": WHITEOUT},
         {"file": directory(), "file/x": WHITEOUT, "gone/y": "7"},
     )
-    with kernel_mount(lowerdir_option(layers), tmp_path / "view") as view:
+    with kernel_mount(lowerdir(layers), tmp_path / "view") as view:
         names = list(snapshot(view))  # looks every name up
     assert names == ["bottom", "bottom/f", "d", "d/e", "d/e/new", "file", "gone", "gone/y", "new", "new/f"]
 

@@ -14,34 +14,11 @@ from types import FrameType
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.images.build import BuiltLayer, build_layers
 from overlayfs_demo.images.model import Platform, shown
+from overlayfs_demo.mount_options import lowerdir_option
+from overlayfs_demo.render import human_size
 
 _PROGRAM = "build-layers"
 _LONGEST_INSTRUCTION = 100
-
-
-def lowerdir_option(directories: Sequence[Path]) -> bytes:
-    """The mount option that stacks these directories, which are given from the bottom to the top.
-
-    The kernel lists the top layer first, and takes a backslash before `:`, `,` and `\\` in a path
-    (Linux Documentation/filesystems/overlayfs.rst, "Multiple lower layers").
-    """
-    return b"lowerdir=" + b":".join(_escaped(os.fsencode(path)) for path in reversed(directories))
-
-
-def _escaped(path: bytes) -> bytes:
-    for special in (b"\\", b":", b","):
-        path = path.replace(special, b"\\" + special)
-    return path
-
-
-def human_size(size: int) -> str:
-    """A number of bytes as `docker history` shows it: three digits, powers of 1000."""
-    number, units = float(size), ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-    for unit in units:
-        if number < 1000 or unit == units[-1]:
-            break
-        number /= 1000
-    return f"{number:.3g}{unit}"
 
 
 def _line(number: int, layer: BuiltLayer) -> str:
@@ -102,7 +79,7 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     out = sys.stdout.buffer
     for number, layer in enumerate(layers, start=1):
         out.write(_line(number, layer).encode("utf-8", "backslashreplace") + b"\n")
-    out.write(lowerdir_option([layer.directory for layer in layers]) + b"\n")
+    out.write(os.fsencode(lowerdir_option([os.fsencode(layer.directory) for layer in reversed(layers)])) + b"\n")
     out.flush()
     left_out: Counter[str] = Counter()
     for layer in layers:

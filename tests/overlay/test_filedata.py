@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.overlay.copyup import copy_data
+from overlayfs_demo.overlay.filedata import copy_data
 
 BLOCK = 1 << 16
 
