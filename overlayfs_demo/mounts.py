@@ -7,6 +7,7 @@ directory; locks on the upper and work directories, which die with their holder,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from overlayfs_demo import stack_check
+from overlayfs_demo import stack_check, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
@@ -114,7 +115,9 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     os.umask(0)  # The callers' umasks count, not the daemon's.
     overlay = _open(stack_check.absolute(stack), events)
     view = View(
-        overlay, mountpoint, options.source or SUBTYPE, options.flags, options.timeout,
+        overlay, mountpoint, options.source or SUBTYPE,
+        # As the kernel's overlayfs does: without an upper the whole mount is read-only.
+        options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY, options.timeout,
         os.geteuid() == 0 if options.allow_other is None else options.allow_other,
     )
     record = Record(
@@ -328,13 +331,22 @@ def _is_running(pid: int) -> bool:
 
 
 def _users(mountpoint: str) -> str:
-    """Which processes keep the mount busy, as ": bash (812), less (901)"; "" if that cannot be seen."""
+    """Which processes keep the mount busy, as ": used by bash (812), less (901)"; "" if that cannot be seen."""
     found = []
     for process in psutil.process_iter(["pid", "name"]):
-        try:
-            paths = [process.cwd(), *(one.path for one in process.open_files())]
-        except psutil.Error:
-            continue  # Gone meanwhile, or another user's.
-        if any(path == mountpoint or path.startswith(f"{mountpoint}/") for path in paths):
+        if any(path == mountpoint or path.startswith(f"{mountpoint}/") for path in _links(process.info["pid"])):
             found.append(f"{process.info['name']} ({process.info['pid']})")
     return f": used by {', '.join(found)}" if found else ""
+
+
+def _links(pid: int) -> list[str]:
+    """What a process works in, runs and has open (directories, too), none of which is touched for it: proc(5)."""
+    names = ["cwd", "root", "exe"]
+    found = []
+    # Processes go and files are closed meanwhile, and those of other users cannot be seen.
+    with contextlib.suppress(OSError):
+        names += [f"fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/{name}"))
+    return found

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.images.build import build_layers
-from tests.images.builders import kernel_mount, lowerdir, needs_root
+from tests.contract.conftest import make_subject, why_unavailable
+from tests.contract.subjects import Layers
+from tests.images.builders import needs_root
 
 ARCHIVES = [
     "layer-demo.docker-20.10-save.tar",
@@ -71,13 +73,20 @@ def golden() -> list[str]:
     return sorted(found)
 
 
-@needs_root
+@pytest.mark.parametrize("kind", ["kernel", "kernel-front", "fusepy-front"])
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_mounted_layers_are_the_tree_that_docker_shows(tmp_path: Path, name: str) -> None:
+def test_mounted_layers_are_the_tree_that_docker_shows(tmp_path: Path, name: str, kind: str) -> None:
+    if problem := why_unavailable(kind):
+        pytest.skip(problem)
     layers = build_layers(real_archive(name), tmp_path / "out")
     assert len(layers) == 8
-    with kernel_mount(lowerdir([one.directory for one in layers]), tmp_path / "view") as view:
-        assert described(view) == golden()
+    (tmp_path / "view").mkdir()
+    view = make_subject(kind, Layers([one.directory for one in layers], None, None, tmp_path / "view"))
+    view.start()
+    try:
+        assert described(tmp_path / "view") == golden()
+    finally:
+        view.stop()
 
 
 def test_every_archive_has_the_same_layers(tmp_path: Path) -> None:
