@@ -41,6 +41,12 @@ def printable(path: bytes) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in os.fsdecode(path))
 
 
+def _copied_up(event: Event, path: str) -> str:
+    if event.detail == "directory":
+        return f"copied directory {path} up from {event.layer}, without what is in it"
+    return f"copied {path} up from {event.layer}, {human_size(event.size)} of data"
+
+
 def _what(event: Event, path: str) -> str:
     detail = printable(os.fsencode(event.detail))
     phrases = {
@@ -56,7 +62,7 @@ def _what(event: Event, path: str) -> str:
         Action.WHITEOUT: f"left a whiteout for {path} in the upper, hiding the one in {event.layer}",
         Action.OPAQUE: f"marked {path} opaque: nothing below shows through",
         Action.REDIRECT: f"noted in {path} where its lower part stands ({detail})",
-        Action.COPY_UP: f"copied {path} up from {event.layer}, {human_size(event.size)} of data",
+        Action.COPY_UP: _copied_up(event, path),
         Action.WRITE: f"wrote {human_size(event.size)} to {path} in the upper",
         Action.FALLOCATE: f"changed the allocation of {human_size(event.size)} of {path} in the upper",
         Action.TRUNCATE: f"cut {path} to {human_size(event.size)} in the upper",

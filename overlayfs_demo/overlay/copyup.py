@@ -70,7 +70,7 @@ class CopyUp:
         made = above.child(node.name)
         copied = os.fstat(made.adopt(above, node.name).fd)
         node.copied_up(made, (copied.st_dev, copied.st_ino))
-        upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label)
+        upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
         return made
 
     def _file(self, node: FileNode, caller: Caller, length: int | None) -> None:

@@ -1,0 +1,337 @@
+"""What does a person at a shell see, when it works and when it does not?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo import mounts, syscalls
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.fronts import choose
+from tests import builders
+from tests.conftest import unmount_all, wait_until, why_no_mounts
+from tests.contract.conftest import why_unavailable
+
+BIN = Path(sys.executable).parent
+MINUTE = 60
+
+
+def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command that is given a minute; `overlayfs-demo` is this project's own."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    return subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, timeout=MINUTE, cwd=cwd, env=environment
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Directories to mount: two lowers, an upper, a work directory and a mount point."""
+
+    base: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.base / name
+
+    @property
+    def options(self) -> str:
+        return f"lowerdir={self / 'top'}:{self / 'bottom'},upperdir={self / 'upper'},workdir={self / 'work'}"
+
+    @property
+    def view(self) -> Path:
+        return self / "view"
+
+    def mount(self, *words: str, options: str | None = None) -> subprocess.CompletedProcess[str]:
+        return run("overlayfs-demo", "mount", *words, "-o", self.options if options is None else options, self.view)
+
+    def umount(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return run("overlayfs-demo", "umount", *words, self.view)
+
+    def is_mounted(self) -> bool:
+        return f" {self.view} " in Path("/proc/self/mountinfo").read_text()
+
+    def daemon(self) -> int:
+        record = mounts.find_record(str(self.view))
+        assert record is not None
+        return record.pid
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    builders.directories(tmp_path, "top", "bottom", "upper", "work", "view")
+    builders.fill(os.fsencode(tmp_path / "top"), {"motd": "hello\n"})
+    builders.fill(os.fsencode(tmp_path / "bottom"), {"motd": "below\n", "d/deep": "deep\n"})
+    yield Place(tmp_path)
+    unmount_all(str(tmp_path))
+
+
+def fails(done: subprocess.CompletedProcess[str], *said: str, status: int = 1) -> None:
+    """The command failed as it should: one line on stderr that says all of this, and no traceback."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    for words in said:
+        assert words in done.stderr
+
+
+# --- mount and umount -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("front", ["auto", "kernel", "fusepy"])
+def test_mount_returns_when_the_view_answers(place: Place, front: str) -> None:
+    if front != "auto" and (problem := why_unavailable(f"{front}-front")):
+        pytest.skip(problem)
+    done = place.mount("--front", front)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (place.view / "motd").read_text() == "hello\n"
+    assert place.umount().returncode == 0
+    assert not place.is_mounted()
+
+
+def test_umount_returns_when_the_upper_is_free_again(place: Place) -> None:
+    for _ in range(3):
+        assert place.mount().returncode == 0
+        assert place.umount().returncode == 0
+
+
+def test_relative_paths_are_the_callers(place: Place) -> None:
+    options = "lowerdir=top:bottom,upperdir=upper,workdir=work"
+    assert run("overlayfs-demo", "mount", "-o", options, "view", cwd=place.base).returncode == 0
+    (place.view / "new").write_text("1")
+    assert run("overlayfs-demo", "umount", "view", cwd=place.base).returncode == 0
+    assert (place / "upper" / "new").read_text() == "1"
+
+
+WRITES: dict[str, Callable[[Path], object]] = {
+    "create": lambda view: (view / "new").touch(),
+    "write": lambda view: (view / "motd").write_text("x"),
+    "mkdir": lambda view: (view / "new").mkdir(),
+    "unlink": lambda view: (view / "motd").unlink(),
+    "rmdir": lambda view: (view / "d").rmdir(),
+    "rename": lambda view: (view / "motd").rename(view / "other"),
+    "link": lambda view: (view / "other").hardlink_to(view / "motd"),
+    "chmod": lambda view: (view / "motd").chmod(0o600),
+    "utime": lambda view: os.utime(view / "motd"),
+    "setxattr": lambda view: os.setxattr(view / "motd", "user.key", b"1"),
+}
+
+
+@pytest.mark.parametrize("front", ["kernel", "fusepy"])
+def test_without_an_upper_every_write_is_erofs(place: Place, front: str) -> None:
+    if problem := why_unavailable(f"{front}-front"):
+        pytest.skip(problem)
+    assert place.mount("--front", front, options=f"lowerdir={place / 'top'}:{place / 'bottom'}").returncode == 0
+    seen = {}
+    for name, write in WRITES.items():
+        with pytest.raises(OSError) as caught:
+            write(place.view)
+        seen[name] = caught.value.errno
+    assert seen == dict.fromkeys(WRITES, errno.EROFS)
+
+
+def test_umount_of_a_busy_view_names_who_uses_it(place: Place) -> None:
+    place.mount()
+    with subprocess.Popen(["sleep", "600"], cwd=place.view / "d") as user:
+        try:
+            fails(place.umount(), "is busy", f"sleep ({user.pid})", "--lazy")
+            assert place.is_mounted()
+            assert place.umount("--lazy").returncode == 0
+            assert not place.is_mounted()
+        finally:
+            user.kill()
+
+
+def test_umount_of_what_is_not_ours_is_refused(place: Place) -> None:
+    fails(place.umount(), str(place.view), "is not mounted by overlayfs-demo", "findmnt")
+
+
+# --- what can be wrong ----------------------------------------------------------------------------
+
+
+def test_missing_lower_is_named(place: Place) -> None:
+    fails(place.mount(options=f"lowerdir={place / 'top'}:{place / 'nowhere'}"), "lower layer 2 of 2", "/nowhere")
+
+
+def test_upper_and_work_on_two_filesystems_are_refused(place: Place) -> None:
+    syscalls.mount(b"none", os.fsencode(place / "work"), b"tmpfs", 0, b"")
+    fails(place.mount(), str(place / "upper"), str(place / "work"), "two filesystems", "put both on one")
+
+
+def test_busy_upper_says_where_it_is_mounted_and_by_whom(place: Place) -> None:
+    place.mount()
+    (place / "second").mkdir()
+    done = run("overlayfs-demo", "mount", "-o", place.options, place / "second")
+    fails(done, str(place / "upper"), "in use", str(place.view), str(place.daemon()))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(lambda view: view.rmdir(), "does not exist"), (lambda view: (view.rmdir(), view.touch()), "not a directory")],
+)
+def test_mount_point_must_be_a_directory(place: Place, make: Callable[[Path], object], said: str) -> None:
+    make(place.view)
+    fails(place.mount(), str(place.view), said)
+
+
+def test_missing_device_is_named_with_the_remedy(place: Place) -> None:
+    command = f"mount -t tmpfs none /dev && exec overlayfs-demo mount -o {place.options} {place.view} 2>&1"
+    done = run("unshare", "--mount", "sh", "-c", command)
+    assert done.returncode == 1
+    assert done.stdout == "overlayfs-demo: /dev/fuse does not exist: load the kernel module with 'modprobe fuse'\n"
+
+
+def test_missing_libfuse_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    monkeypatch.setattr(syscalls, "has_library", lambda name: False)
+    with pytest.raises(MountError, match=r"no libfuse 2.*install the package libfuse2"):
+        choose.front("fusepy")
+    assert choose.front("auto")[0] == "kernel"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "COMMAND"),
+        (["frobnicate"], "frobnicate"),
+        (["mount"], "MOUNTPOINT"),
+        (["mount", "view"], "no lowerdir="),
+        (["mount", "-o", "lowerdir=a,sparkle", "view"], "sparkle"),
+        (["mount", "--front", "quantum", "view"], "quantum"),
+        (["mount", "--trace", "-o", "lowerdir=a", "view"], "--foreground"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_names_the_word(words: list[str], said: str) -> None:
+    done = run("overlayfs-demo", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failed_mount_leaves_nothing_behind(place: Place) -> None:
+    place.mount(options=f"{place.options}:{place / 'nowhere'}")
+    place.mount("--front", "kernel", options=place.options + ",upperdir=/proc")
+    assert not place.is_mounted()
+    assert mounts.find_record(str(place.view)) is None
+    assert place.mount().returncode == 0
+
+
+# --- a daemon that dies ---------------------------------------------------------------------------
+
+
+def killed(place: Place) -> None:
+    place.mount()
+    (place.view / "kept").write_text("1")
+    pid = place.daemon()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: _is_dead(place.view), "end of the killed daemon")
+
+
+def _is_dead(view: Path) -> bool:
+    try:
+        os.listdir(view)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def test_next_mount_cleans_up_after_a_killed_daemon(place: Place) -> None:
+    killed(place)
+    done = place.mount()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (place.view / "kept").read_text() == "1"
+    assert place.umount().returncode == 0
+    assert not place.is_mounted()
+
+
+def test_umount_takes_away_what_a_killed_daemon_left(place: Place) -> None:
+    killed(place)
+    assert place.umount().returncode == 0
+    assert not place.is_mounted()
+
+
+# --- through mount(8) -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def helper(place: Place) -> Place:
+    """mount(8) finds this project's command through mount.fuse3(8)."""
+    if not Path("/sbin/mount.fuse").exists():
+        pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
+    return place
+
+
+def test_mount_8_mounts_by_type(helper: Place) -> None:
+    done = run("mount", "-t", "fuse.overlayfs-demo", "my-name", helper.view, "-o", helper.options)
+    assert done.returncode == 0, done.stderr
+    source = run("findmnt", "--noheadings", "--output", "SOURCE,FSTYPE", helper.view).stdout.split()
+    assert source == ["my-name", "fuse.overlayfs-demo"]
+    assert run("umount", helper.view).returncode == 0
+
+
+def test_a_line_of_fstab_is_enough(helper: Place) -> None:
+    (helper / "fstab").write_text(f"demo {helper.view} fuse.overlayfs-demo {helper.options},noauto,nofail,x-y=z 0 0\n")
+    done = run("mount", "--fstab", helper / "fstab", helper.view)
+    assert done.returncode == 0, done.stderr
+    assert (helper.view / "motd").read_text() == "hello\n"
+
+
+def test_helper_is_known_by_its_name_too(place: Place) -> None:
+    (place / "mount.fuse.overlayfs-demo").symlink_to(BIN / "overlayfs-demo")
+    done = run(place / "mount.fuse.overlayfs-demo", "name", place.view, "-o", f"rw,{place.options}")
+    assert done.returncode == 0, done.stderr
+    assert place.is_mounted()
+    fails(run(place / "mount.fuse.overlayfs-demo", "name", place.view, "-o", "lowerdir=/nowhere"), "/nowhere")
+
+
+# --- in the foreground ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traced(place: Place) -> Iterator[tuple[Place, subprocess.Popen[str]]]:
+    """A view that is served in the foreground, and tells of what happens."""
+    words = [BIN / "overlayfs-demo", "mount", "--foreground", "--trace", "-o", place.options, place.view]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(place.is_mounted, "the mount")
+            yield place, process
+        finally:
+            process.kill()
+
+
+def test_trace_tells_who_did_what_to_which_layer(traced: tuple[Place, subprocess.Popen[str]]) -> None:
+    place, process = traced
+    script = "echo more >> d/deep; rm motd; mkdir made"
+    with subprocess.Popen(["bash", "-c", script], cwd=place.view) as shell:
+        shell.wait(MINUTE)
+    assert place.umount().returncode == 0
+    told, _ = process.communicate(timeout=MINUTE)
+    assert re.sub(r"^rm\[\d+\]", "rm[PID]", re.sub(r"^mkdir\[\d+\]", "mkdir[PID]", told, flags=re.M), flags=re.M) == (
+        f"bash[{shell.pid}] open: copied directory /d up from lower 2 (bottom), without what is in it\n"
+        f"bash[{shell.pid}] open: copied /d/deep up from lower 2 (bottom), 5B of data\n"
+        f"bash[{shell.pid}] write: wrote 5B to /d/deep in the upper\n"
+        "rm[PID] unlink: left a whiteout for /motd in the upper, hiding the one in lower 1 (top)\n"
+        "mkdir[PID] mkdir: made directory /made in the upper\n"
+    )
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_foreground_and_unmounts(
+    traced: tuple[Place, subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    place, process = traced
+    process.send_signal(number)
+    process.wait(MINUTE)
+    assert not place.is_mounted()

@@ -1,0 +1,322 @@
+"""Does a line of mount options mean what it means to the kernel and to mount(8)?"""
+
+from __future__ import annotations
+
+import random
+import secrets
+
+import pytest
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.errors import UsageError
+from overlayfs_demo.mount_options import FRONTS, MountOptions, escape_path, parse, unescape
+
+# mount(8)'s words that set a flag, and the word that clears it again ("" where there is none).
+FLAGS = {
+    "ro": (syscalls.MS_RDONLY, "rw"),
+    "nosuid": (syscalls.MS_NOSUID, "suid"),
+    "nodev": (syscalls.MS_NODEV, "dev"),
+    "noexec": (syscalls.MS_NOEXEC, "exec"),
+    "sync": (syscalls.MS_SYNCHRONOUS, "async"),
+    "dirsync": (syscalls.MS_DIRSYNC, ""),
+    "noatime": (syscalls.MS_NOATIME, "atime"),
+    "nodiratime": (syscalls.MS_NODIRATIME, "diratime"),
+    "relatime": (syscalls.MS_RELATIME, "norelatime"),
+    "strictatime": (syscalls.MS_STRICTATIME, "nostrictatime"),
+    "lazytime": (syscalls.MS_LAZYTIME, "nolazytime"),
+}
+CLEARED = [word for word, (_, opposite) in FLAGS.items() if opposite]
+ALL_FLAGS = sum(flag for flag, _ in FLAGS.values())
+
+
+def given(*lines: str) -> MountOptions:
+    """These options, on some stack."""
+    return parse(["lowerdir=/low", *lines])
+
+
+def refused(*lines: str) -> UsageError:
+    """The refusal of these options."""
+    with pytest.raises(UsageError) as caught:
+        parse(lines)
+    assert caught.value.exit_code == 2
+    assert caught.value.remedy
+    return caught.value
+
+
+# --- layers ----------------------------------------------------------------------------------------
+
+
+def test_lowers_stay_in_their_order_topmost_first() -> None:
+    assert parse(["lowerdir=/top:mid:/bottom"]).stack.lowers == (b"/top", b"mid", b"/bottom")
+
+
+def test_lowerdir_plus_adds_one_layer_below() -> None:
+    assert parse(["lowerdir+=/a,lowerdir+=/b"]).stack.lowers == (b"/a", b"/b")
+    assert parse(["lowerdir=/a:/b,lowerdir+=/c"]).stack.lowers == (b"/a", b"/b", b"/c")
+
+
+def test_lowerdir_plus_takes_a_colon_as_it_is() -> None:
+    assert parse(["lowerdir+=/a:b"]).stack.lowers == (b"/a:b",)
+
+
+def test_several_lines_add_up() -> None:
+    options = parse(["lowerdir=/a:/b,ro", "lowerdir=/c", "upperdir=/u", "workdir=/w,nodev"])
+    assert options.stack.lowers == (b"/a", b"/b", b"/c")
+    assert (options.stack.upper, options.stack.work) == (b"/u", b"/w")
+    assert options.flags == syscalls.MS_RDONLY | syscalls.MS_NODEV
+
+
+def test_later_upper_and_work_win() -> None:
+    stack = given("upperdir=/u,workdir=/w", "workdir=/w2,upperdir=/u2").stack
+    assert (stack.upper, stack.work) == (b"/u2", b"/w2")
+
+
+def test_empty_words_between_commas_are_nothing() -> None:
+    assert parse([",lowerdir=/a,,ro,", ""]) == parse(["lowerdir=/a,ro"])
+
+
+def test_without_upper_the_stack_has_neither_upper_nor_work() -> None:
+    stack = given().stack
+    assert (stack.upper, stack.work) == (None, None)
+
+
+# --- escapes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "lowers"),
+    [
+        (r"lowerdir=/a\:b:/c", (b"/a:b", b"/c")),
+        (r"lowerdir=/a\,b:/c", (b"/a,b", b"/c")),
+        (r"lowerdir=/a\\b:/c", (b"/a\\b", b"/c")),
+        (r"lowerdir=/a\\:/c", (b"/a\\", b"/c")),
+        (r"lowerdir=/a\\\:/c", (b"/a\\:/c",)),
+        (r"lowerdir=\:a", (b":a",)),
+        (r"lowerdir+=/a\,b", (b"/a,b",)),
+        ("lowerdir=/a\\\nb", (b"/a\nb",)),
+        ("lowerdir=/a\\", (b"/a\\",)),
+        ("lowerdir=/a=b", (b"/a=b",)),
+        ("lowerdir=/a\udcffb", (b"/a\xffb",)),
+    ],
+)
+def test_backslash_makes_the_next_character_an_ordinary_one(line: str, lowers: tuple[bytes, ...]) -> None:
+    assert parse([line]).stack.lowers == lowers
+
+
+@pytest.mark.xfail(strict=True, reason="split_escaped takes an escaped separator at the end for a separator")
+@pytest.mark.parametrize("lowers", [(b"/a:",), (b"/a:", b"/b"), (b"/b", b":")])
+def test_path_may_end_in_an_escaped_colon(lowers: tuple[bytes, ...]) -> None:
+    assert parse(["lowerdir=" + ":".join(map(escape_path, lowers))]).stack.lowers == lowers
+
+
+def test_path_may_end_in_an_escaped_comma() -> None:
+    stack = parse([r"lowerdir=/a\,,upperdir=/u\,,workdir=/w\,"]).stack
+    assert (stack.lowers, stack.upper, stack.work) == ((b"/a,",), b"/u,", b"/w,")
+
+
+def test_colon_in_upper_and_work_needs_no_escape() -> None:
+    stack = given(r"upperdir=/u:1,workdir=/w\:1").stack
+    assert (stack.upper, stack.work) == (b"/u:1", b"/w:1")
+
+
+def test_comma_in_upper_and_work_is_escaped() -> None:
+    stack = given(r"upperdir=/u\,ro,workdir=/w\\,nodev").stack
+    assert (stack.upper, stack.work) == (b"/u,ro", b"/w\\")
+
+
+def random_path(chooser: random.Random) -> bytes:
+    """A path of a few bytes, often such as mean something to the parser, but never NUL."""
+    special = b":,\\\n=+/ \xff\xc3\xbc"
+    return bytes(
+        chooser.choice(special) if chooser.random() < 0.7 else chooser.randrange(1, 256)
+        for _ in range(chooser.randrange(1, 12))
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="split_escaped takes an escaped separator at the end for a separator")
+def test_escaped_paths_are_read_back_as_they_were() -> None:
+    seed = secrets.randbits(32)
+    chooser = random.Random(seed)
+    for _ in range(2000):
+        lowers = tuple(random_path(chooser) for _ in range(chooser.randrange(1, 5)))
+        upper, work = random_path(chooser), random_path(chooser)
+        where = f"seed {seed}, lowers {lowers!r}, upper {upper!r}, work {work!r}"
+        lines = [
+            "lowerdir=" + ":".join(map(escape_path, lowers)),
+            f"upperdir={escape_path(upper)},workdir={escape_path(work)}",
+        ]
+        try:
+            stack = parse(lines).stack
+        except UsageError as error:
+            pytest.fail(f"{where}: {error}")
+        assert (stack.lowers, stack.upper, stack.work) == (lowers, upper, work), where
+
+
+def test_each_escaped_path_alone_is_unescaped_to_itself() -> None:
+    seed = secrets.randbits(32)
+    chooser = random.Random(seed)
+    for _ in range(2000):
+        path = random_path(chooser)
+        assert unescape(escape_path(path)) == path, f"seed {seed}"
+
+
+# --- mount(8)'s words ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", FLAGS)
+def test_word_sets_its_flag_and_no_other(word: str) -> None:
+    assert given(word).flags == FLAGS[word][0]
+
+
+@pytest.mark.parametrize("word", CLEARED)
+def test_opposite_clears_that_flag_and_no_other(word: str) -> None:
+    flag, opposite = FLAGS[word]
+    assert given(",".join(FLAGS), opposite).flags == ALL_FLAGS & ~flag
+    assert given(opposite).flags == 0
+
+
+@pytest.mark.parametrize("word", CLEARED)
+def test_later_word_wins(word: str) -> None:
+    flag, opposite = FLAGS[word]
+    assert given(f"{word},{opposite}").flags == 0
+    assert given(f"{opposite},{word}").flags == flag
+    assert given(word, opposite, word).flags == flag
+
+
+def test_no_word_sets_no_flag() -> None:
+    assert given().flags == 0
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group",
+        "default_permissions", "x-systemd.automount", "x-mount.mkdir=0755", "X-mine", "comment=for later",
+    ],
+)
+def test_words_for_other_programs_change_nothing(word: str) -> None:
+    assert given(word) == given()
+
+
+# --- the kernel's words ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "redirect_dir=on", "redirect_dir=follow", "index=off", "metacopy=off", "nfs_export=off", "xino=on",
+        "xino=off", "xino=auto", "uuid=on", "uuid=off", "uuid=auto", "uuid=null", "verity=off",
+    ],
+)
+def test_kernel_word_that_says_what_is_so_anyway_is_accepted(word: str) -> None:
+    assert given(word) == given()
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("redirect_dir=off", "redirect_dir=follow, redirect_dir=on"), ("redirect_dir=nofollow", "redirect_dir=on"),
+        ("index=on", "index=off"), ("metacopy=on", "metacopy=off"), ("nfs_export=on", "nfs_export=off"),
+        ("xino=maybe", "xino=auto"), ("uuid=1", "uuid=null"), ("verity=require", "verity=off"), ("index", "index=off"),
+    ],
+)
+def test_other_kernel_setting_is_refused_with_what_to_use_instead(word: str, instead: str) -> None:
+    error = refused("lowerdir=/a", word)
+    assert f"'{word}'" in error.problem
+    assert "leave it out" in error.remedy
+    assert instead in error.remedy
+
+
+def test_userxattr_and_volatile_are_off_until_asked_for() -> None:
+    assert (given().stack.user_xattrs, given().stack.volatile) == (False, False)
+    assert given("userxattr").stack.user_xattrs
+    assert not given("userxattr").stack.volatile
+    assert given("volatile").stack.volatile
+    assert not given("volatile").stack.user_xattrs
+
+
+# --- our own words ---------------------------------------------------------------------------------
+
+
+def test_image_whiteouts_are_understood_unless_told_otherwise() -> None:
+    assert given().stack.image_whiteouts
+    assert given("whiteouts=kernel,whiteouts=all").stack.image_whiteouts
+    assert not given("whiteouts=kernel").stack.image_whiteouts
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_front_is_taken(front: str) -> None:
+    assert given(f"front={front}").front == front
+    assert given(f"front=auto,front={front}").front == front
+
+
+def test_front_is_chosen_automatically() -> None:
+    assert given().front == "auto"
+
+
+@pytest.mark.parametrize(("word", "seconds"), [("0", 0.0), ("1.5", 1.5), ("3600", 3600.0)])
+def test_timeout_is_in_seconds(word: str, seconds: float) -> None:
+    assert given(f"timeout={word}").timeout == seconds
+
+
+def test_timeout_is_a_day_until_told_otherwise() -> None:
+    assert given().timeout == 24 * 60 * 60
+    assert given("timeout=1,timeout=2").timeout == 2
+
+
+def test_fsname_is_the_source() -> None:
+    assert given().source is None
+    assert given("fsname=my layers").source == "my layers"
+
+
+def test_allow_other_is_undecided_until_told() -> None:
+    assert given().allow_other is None
+    assert given("allow_other").allow_other is True
+    assert given("noallow_other").allow_other is False
+    assert given("noallow_other,allow_other").allow_other is True
+
+
+@pytest.mark.xfail(strict=True, reason="allow_other wins wherever it stands")
+def test_later_noallow_other_wins() -> None:
+    assert given("allow_other,noallow_other").allow_other is False
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "named", "remedy"),
+    [
+        ("", "lowerdir=", "lowerdir=TOP"),
+        ("ro", "lowerdir=", "lowerdir=TOP"),
+        ("lowerdir=", "lowerdir=", "colon"),
+        ("lowerdir=:/a", "lowerdir=:/a", "colon"),
+        ("lowerdir=/a:", "lowerdir=/a:", "colon"),
+        ("lowerdir=/a::/data", "lowerdir=/a::/data", "data-only layers (::) are not supported"),
+        ("lowerdir=/a,upperdir=/u", "upperdir= needs workdir=", "on the upper's filesystem"),
+        ("lowerdir=/a,workdir=/w", "workdir= without upperdir=", "add upperdir="),
+        ("lowerdir=/a,nonsense", "'nonsense'", "--help"),
+        ("lowerdir=/a,nonsense=1", "'nonsense=1'", "--help"),
+        ("lowerdir", "'lowerdir'", "--help"),
+        ("lowerdir=/a,upperdir", "'upperdir'", "--help"),
+        ("lowerdir=/a,ro=1", "'ro=1'", "--help"),
+        ("lowerdir=/a,RO", "'RO'", "--help"),
+        ("lowerdir=/a,timeout=soon", "'timeout=soon'", "seconds"),
+        ("lowerdir=/a,timeout=-1", "'timeout=-1'", "seconds"),
+        ("lowerdir=/a,timeout=", "'timeout='", "seconds"),
+        ("lowerdir=/a,timeout=nan", "'timeout=nan'", "seconds"),
+        ("lowerdir=/a,timeout", "'timeout'", "seconds"),
+        ("lowerdir=/a,front=back", "'front=back'", "auto, kernel, fusepy"),
+        ("lowerdir=/a,whiteouts=none", "'whiteouts=none'", "whiteouts=all and whiteouts=kernel"),
+    ],
+)
+def test_wrong_line_is_refused_with_option_and_remedy(line: str, named: str, remedy: str) -> None:
+    error = refused(line)
+    assert named in error.problem
+    assert remedy in error.remedy
+
+
+@pytest.mark.xfail(strict=True, reason="an empty path is taken, and then means the working directory")
+@pytest.mark.parametrize("line", ["lowerdir+=", "lowerdir=/a,upperdir=,workdir=/w", "lowerdir=/a,upperdir=/u,workdir="])
+def test_empty_path_is_refused_in_every_option(line: str) -> None:
+    assert "=" in refused(line).problem
