@@ -62,6 +62,7 @@ class _Draft:
     booleans: dict[str, bool] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
     flags: int = 0
+    allow_other: bool | None = None
 
 
 def parse(lines: Iterable[str]) -> MountOptions:
@@ -76,7 +77,13 @@ def parse(lines: Iterable[str]) -> MountOptions:
 
 def split_escaped(text: str, separator: str) -> list[str]:
     """Split at each separator that no backslash escapes; the escapes stay."""
-    return re.findall(rf"(?:^|(?<={re.escape(separator)}))((?:\\.|[^\\{re.escape(separator)}])*\\?)", text, re.DOTALL)
+    parts = [""]
+    for token in re.findall(r"\\.|.", text, re.DOTALL):
+        if token == separator:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return parts
 
 
 def unescape(text: str) -> bytes:
@@ -103,16 +110,19 @@ def _take(draft: _Draft, option: str) -> None:
         draft.flags |= _SET[option]
     elif option in _CLEAR:
         draft.flags &= ~_CLEAR[option]
-    elif option in _BOOKKEEPING or name.startswith(("x-", "X-", "comment")):
+    elif option in _BOOKKEEPING or name.startswith(("x-", "X-")) or name == "comment":
         return
     elif option in _BOOLEANS:
         draft.booleans[_BOOLEANS[option]] = True
     elif name == "lowerdir" and equals:
         draft.lowers.extend(_lowers(value))
-    elif name == "lowerdir+" and equals:
-        draft.lowers.append(unescape(value))
-    elif name in ("upperdir", "workdir") and equals:
-        draft.paths[name] = unescape(value)
+    elif name in ("lowerdir+", "upperdir", "workdir") and equals:
+        if not value:
+            raise UsageError(f"{option} has an empty path", "name a directory")
+        if name == "lowerdir+":
+            draft.lowers.append(unescape(value))
+        else:
+            draft.paths[name] = unescape(value)
     else:
         _take_setting(draft, option, name, value)
 
@@ -134,8 +144,10 @@ def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
         if not re.fullmatch(r"\d+(\.\d+)?", value):
             raise UsageError(f"mount option '{option}'", "timeout= takes seconds, such as timeout=1.5")
         draft.other["timeout"] = value
-    elif name in ("fsname", "allow_other", "noallow_other"):
-        draft.other[name] = value
+    elif name == "fsname":
+        draft.other[name] = os.fsdecode(unescape(value))
+    elif option in ("allow_other", "noallow_other"):
+        draft.allow_other = option == "allow_other"
     else:
         raise UsageError(f"unknown mount option '{option}'", "see 'overlayfs-demo mount --help'")
 
@@ -166,6 +178,4 @@ def _finish(draft: _Draft) -> MountOptions:
         options = replace(options, front=draft.other["front"])
     if "timeout" in draft.other:
         options = replace(options, timeout=float(draft.other["timeout"]))
-    if "allow_other" in draft.other or "noallow_other" in draft.other:
-        options = replace(options, allow_other="allow_other" in draft.other)
-    return options
+    return replace(options, allow_other=draft.allow_other)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from overlayfs_demo import stack_check, syscalls
+from overlayfs_demo import mount_table, stack_check, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
@@ -94,7 +94,7 @@ def live_records() -> list[Record]:
 
 def _mounted() -> set[str]:
     """Where our views are mounted in this mount namespace."""
-    return {one.mountpoint for one in psutil.disk_partitions(all=True) if one.fstype == FILESYSTEM_TYPE}
+    return {os.fsdecode(one.mountpoint) for one in mount_table.mounts() if one.kind == FILESYSTEM_TYPE}
 
 
 # --- mount -----------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def who(pid: int) -> str:
     if pid == 0:
         return "kernel"
     try:
-        return f"{psutil.Process(pid).name()}[{pid}]"
+        # A process names itself, so its name is as little to be trusted as a file's.
+        return f"{printable(os.fsencode(psutil.Process(pid).name()))}[{pid}]"
     except psutil.Error:
         return f"process[{pid}]"  # Gone already, or in another PID namespace.
 
@@ -41,14 +42,14 @@ def printable(path: bytes) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in os.fsdecode(path))
 
 
-def _copied_up(event: Event, path: str) -> str:
+def _copied_up(event: Event, path: str, layer: str) -> str:
     if event.detail == "directory":
-        return f"copied directory {path} up from {event.layer}, without what is in it"
-    return f"copied {path} up from {event.layer}, {human_size(event.size)} of data"
+        return f"copied directory {path} up from {layer}, without what is in it"
+    return f"copied {path} up from {layer}, {human_size(event.size)} of data"
 
 
 def _what(event: Event, path: str) -> str:
-    detail = printable(os.fsencode(event.detail))
+    detail, layer = printable(os.fsencode(event.detail)), printable(os.fsencode(event.layer))
     phrases = {
         Action.CREATE: f"created {path} in the upper",
         Action.MKDIR: f"made directory {path} in the upper",
@@ -59,10 +60,10 @@ def _what(event: Event, path: str) -> str:
         Action.RMDIR: f"removed directory {path}, which only the upper had",
         Action.RENAME: f"renamed {path} to {detail} in the upper",
         Action.EXCHANGE: f"exchanged {path} and {detail} in the upper",
-        Action.WHITEOUT: f"left a whiteout for {path} in the upper, hiding the one in {event.layer}",
+        Action.WHITEOUT: f"left a whiteout for {path} in the upper, hiding the one in {layer}",
         Action.OPAQUE: f"marked {path} opaque: nothing below shows through",
         Action.REDIRECT: f"noted in {path} where its lower part stands ({detail})",
-        Action.COPY_UP: _copied_up(event, path),
+        Action.COPY_UP: _copied_up(event, path, layer),
         Action.WRITE: f"wrote {human_size(event.size)} to {path} in the upper",
         Action.FALLOCATE: f"changed the allocation of {human_size(event.size)} of {path} in the upper",
         Action.TRUNCATE: f"cut {path} to {human_size(event.size)} in the upper",

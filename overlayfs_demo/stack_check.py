@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
-import psutil
-
-from overlayfs_demo import syscalls
+from overlayfs_demo import mount_table, syscalls
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.mount_options import unescape
 from overlayfs_demo.overlay.engine import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
@@ -52,7 +54,10 @@ def _check_directory(path: bytes, role: str) -> None:
         status = os.stat(path)
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
-        remedy = "check the path; a ':' inside it is written '\\:'" if error.errno == errno.ENOENT else ""
+        remedy = {
+            errno.ENOENT: "check the path; in lowerdir= a ':' inside it is written '\\:'",
+            errno.ENOTDIR: "name a directory",
+        }.get(error.errno or 0, "make it readable for the one who mounts")
         raise MountError(f"{role}, {shown}: {error.strerror}", remedy) from error
     assert stat.S_ISDIR(status.st_mode)
 
@@ -71,9 +76,10 @@ def _check_distinct(stack: Stack) -> None:
 
 
 def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
-    if os.stat(upper).st_dev != os.stat(work).st_dev:
+    apart = "filesystems" if os.stat(upper).st_dev != os.stat(work).st_dev else "mounts"
+    if apart == "filesystems" or _mount_of(upper) != _mount_of(work):
         raise MountError(
-            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} are on two filesystems",
+            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} are on two {apart}",
             "a change is published by a rename from work to upper: put both on one",
         )
     if _is_within(upper, work) or _is_within(work, upper):
@@ -90,6 +96,17 @@ def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
                 )
 
 
+def _mount_of(path: bytes) -> str:
+    """Which mount a directory is on: rename(2) does not cross mounts, not even of one filesystem (EXDEV)."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        # proc_pid_fdinfo(5), "mnt_id"
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        return next(line for line in lines if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+
+
 def _is_within(path: bytes, directory: bytes) -> bool:
     path, directory = os.path.realpath(path), os.path.realpath(directory)
     return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
@@ -97,25 +114,27 @@ def _is_within(path: bytes, directory: bytes) -> bool:
 
 def _check_not_with_kernel(upper: bytes) -> None:
     """The kernel's overlayfs takes no lock that we could see, but lists its upper."""
-    for partition in psutil.disk_partitions(all=True):
-        if partition.fstype != "overlay":
+    for mounted in mount_table.mounts():
+        if mounted.kind != "overlay":
             continue
-        for option in partition.opts.split(","):
+        for option in mounted.options:
             name, _, value = option.partition("=")
-            if name == "upperdir" and os.path.exists(value) and os.path.samefile(os.fsencode(value), upper):
+            # Listed as it was given, with the backslashes of a mount option.
+            path = unescape(os.fsdecode(mount_table.unescape(value)))
+            if name == "upperdir" and os.path.exists(path) and os.path.samefile(path, upper):
                 raise MountError(
-                    f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on {partition.mountpoint}",
+                    f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on "
+                    f"{os.fsdecode(mounted.mountpoint)}",
                     "unmount that first",
                 )
 
 
 def _check_abilities(work: bytes, opaque: str) -> None:
     """Try in the work directory all that the upper's filesystem must be able to do."""
-    probe = os.path.join(work, b"#probe")
+    probe = None
     doing = "make a directory"
     try:
-        _remove(probe)
-        os.mkdir(probe, 0o700)
+        probe = tempfile.mkdtemp(prefix=b"#probe-", dir=work)
         fd = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             doing = f"set the attribute {opaque}"
@@ -135,7 +154,8 @@ def _check_abilities(work: bytes, opaque: str) -> None:
             f"workdir {os.fsdecode(work)}: cannot {doing} there: {error.strerror}", _remedy(error, opaque)
         ) from error
     finally:
-        _remove(probe)
+        if probe is not None:
+            shutil.rmtree(probe)
 
 
 def _remedy(error: OSError, opaque: str) -> str:
@@ -144,13 +164,3 @@ def _remedy(error: OSError, opaque: str) -> str:
     if error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
         return "upper and work must be writable"
     return "put upper and work on a filesystem such as ext4, xfs, btrfs or tmpfs (not a folder shared with a host)"
-
-
-def _remove(directory: bytes) -> None:
-    """Remove the probe and what it holds, if it is there."""
-    try:
-        for name in os.listdir(directory):
-            os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
-    except FileNotFoundError:
-        pass

@@ -28,8 +28,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "overlay": BASE,
     "images": BASE | {"overlay"},
     "fronts": BASE | {"overlay"},
+    "mount_table": frozenset(),
     "mount_options": BASE | {"overlay"},
-    "stack_check": BASE | {"overlay"},
+    "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in ("mounts", "render", "build_command", "tour", "cli", "__main__"):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)

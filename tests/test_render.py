@@ -87,6 +87,12 @@ def test_sentence_names_what_the_event_holds(action: Action) -> None:
     assert (DETAIL in words) == (action in DETAILED)
 
 
+def test_directory_copied_up_is_told_with_its_layer_and_without_a_size() -> None:
+    words = sentence(Event(Action.COPY_UP, b"/etc", 0, 0, "unlink", layer=LAYER, detail="directory"))
+    assert f"directory /etc up from {LAYER}" in words
+    assert "0B" not in words
+
+
 def test_no_two_actions_have_the_same_words() -> None:
     said = [sentence(event(action)) for action in Action]
     assert sorted(set(said)) == sorted(said)
@@ -105,7 +111,6 @@ def test_sentence_is_one_printable_line(action: Action) -> None:
     assert (r"b\r\udcfe" in words) == (action in DETAILED)
 
 
-@pytest.mark.xfail(strict=True, reason="the layer, a directory's name, is not made printable")
 def test_layer_name_cannot_write_to_the_terminal() -> None:
     assert sentence(Event(Action.WHITEOUT, b"/a", 0, 0, "unlink", layer="lower 1 (\x1b]0;evil\x07)")).isprintable()
 
@@ -130,7 +135,6 @@ def test_sentence_begins_with_the_process() -> None:
     assert sentence(event(Action.CREATE, pid=os.getpid())).startswith(f"{who(os.getpid())} verb: ")
 
 
-@pytest.mark.xfail(strict=True, reason="a process's name is not made printable")
 def test_process_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     program = tmp_path / "\x1b]0;evil\x07"
     program.symlink_to("/bin/cat")
