@@ -46,7 +46,7 @@ class Event:
     `call` the verb it used, e.g. `unlink`: one call may cause several events (a copy-up of the parent,
     then a whiteout). `layer` names the lower layer that data came from or that is now hidden ("" where
     none is involved). `size` is bytes copied or written. `detail` holds the second name of a rename or
-    link, an xattr's name, or the new mode or owner, as text; of a copy-up `directory`, if it was one.
+    link, an xattr's name, a redirect, or the new mode or owner, as text; of a copy-up `directory`, if it was one.
     """
 
     action: Action

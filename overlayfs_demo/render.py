@@ -62,7 +62,7 @@ def _what(event: Event, path: str) -> str:
         Action.EXCHANGE: f"exchanged {path} and {detail} in the upper",
         Action.WHITEOUT: f"left a whiteout for {path} in the upper, hiding the one in {layer}",
         Action.OPAQUE: f"marked {path} opaque: nothing below shows through",
-        Action.REDIRECT: f"noted in {path} where its lower part stands ({detail})",
+        Action.REDIRECT: f"noted in {path} that its lower part is called {detail}",
         Action.COPY_UP: _copied_up(event, path, layer),
         Action.WRITE: f"wrote {human_size(event.size)} to {path} in the upper",
         Action.FALLOCATE: f"changed the allocation of {human_size(event.size)} of {path} in the upper",

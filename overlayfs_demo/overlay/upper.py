@@ -265,8 +265,10 @@ class Upper:
             os.setxattr(place, name, value, flags)
         else:
             os.setxattr(place, name, value, flags, follow_symlinks=target.follow)
-        marks = {self.xattrs.opaque: Action.OPAQUE, self.xattrs.redirect: Action.REDIRECT}
-        self.emit(marks.get(name, Action.SETXATTR), path, caller, detail=name)
+        if name == self.xattrs.redirect:
+            self.emit(Action.REDIRECT, path, caller, detail=os.fsdecode(value))
+        else:
+            self.emit(Action.OPAQUE if name == self.xattrs.opaque else Action.SETXATTR, path, caller, detail=name)
 
     def remove_xattr(self, target: Target, path: bytes, name: str, caller: Caller) -> None:
         """removexattr(2)."""

@@ -13,7 +13,6 @@ import json
 import lzma
 import os
 import stat
-import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.mount_options import lowerdir_option
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners, devices, trusted xattrs or mounts")
@@ -252,9 +252,9 @@ def kernel_mount(lowerdir: bytes, mountpoint: Path) -> Iterator[Path]:
     empty = mountpoint.with_name(mountpoint.name + "-empty")
     for one in (mountpoint, empty):
         one.mkdir()
-    option = lowerdir + b":" + os.fsencode(empty)
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", option, mountpoint], check=True)
+    # mount(8) of Debian 13 uses fsconfig(2), which takes no value of more than 255 bytes.
+    syscalls.mount(b"overlay", os.fsencode(mountpoint), b"overlay", 0, lowerdir + b":" + os.fsencode(empty))
     try:
         yield mountpoint
     finally:
-        subprocess.run(["umount", mountpoint], check=True)
+        syscalls.unmount(os.fsencode(mountpoint))
