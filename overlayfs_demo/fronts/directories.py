@@ -21,8 +21,6 @@ from overlayfs_demo.overlay.listing import TooManyNamesError
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.types import Attrs
 
-_DOTS = ((DOT, b"."), (DOT_DOT, b".."))
-
 # A larger directory is not read ahead, nor are more names of one looked up than a reply holds.
 _AHEAD_NAMES = 1000
 _AHEAD_LOOKUPS = 150
@@ -57,41 +55,47 @@ class Directories:
     def readdir(self, directory: DirNode, nodeid: int, offset: int, size: int) -> bytes:
         """As many entries as fit into `size` bytes behind the name numbered `offset`; b"" at the end."""
         numbering, _ = self._numbering(directory, nodeid, offset)
-        numbers, names = _fitting(numbering, offset, size, wire.dirent_size)
-        chunks = [
-            wire.dirent(_dot(directory, number).ino, number, name, stat.S_IFDIR) for number, name in numbers
-        ]
-        for number, listed in names:
-            entry = self._overlay.dirent(directory, listed)
-            if entry:
-                chunks.append(wire.dirent(entry.ino, number, entry.name, entry.kind))
-        return b"".join(chunks)
+
+        def pack(names: Sequence[Numbered]) -> list[bytes]:
+            entries = ((number, self._overlay.dirent(directory, listed)) for number, listed in names)
+            return [wire.dirent(entry.ino, number, entry.name, entry.kind) for number, entry in entries if entry]
+
+        dots = [wire.dirent(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)]
+        return _filled(numbering, offset, size, dots, wire.dirent_size, pack)
 
     def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> bytes:
         """The same, each with what LOOKUP would answer."""
         numbering, answers = self._numbering(directory, nodeid, offset)
-        numbers, names = _fitting(numbering, offset, size, wire.direntplus_size)
-        chunks = [
-            wire.bare_direntplus(_dot(directory, number).ino, number, name, stat.S_IFDIR) for number, name in numbers
+        known = list(answers)
+
+        def pack(names: Sequence[Numbered]) -> list[bytes]:
+            found = known[: len(names)]
+            del known[: len(names)]
+            rest = [entry.listed for entry in names[len(found) :]]
+            found += self._overlay.lookup_listed(directory, numbering.snapshot, rest)
+            ids = iter(self._nodes.remember([answer[0] for answer in found if answer]))
+            valid = self._valid
+            return [
+                wire.direntplus(next(ids), answer[1], valid, number, listed.name)
+                for (number, listed), answer in zip(names, found, strict=True) if answer
+            ]
+
+        dots = [
+            wire.bare_direntplus(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)
         ]
-        rest = [entry.listed for entry in names[len(answers) :]]
-        found = [*answers[: len(names)], *self._overlay.lookup_listed(directory, numbering.snapshot, rest)]
-        ids = iter(self._nodes.remember([answer[0] for answer in found if answer]))
-        valid = self._valid
-        chunks += [
-            wire.direntplus(next(ids), answer[1], valid, number, listed.name)
-            for (number, listed), answer in zip(names, found, strict=True) if answer
-        ]
-        return b"".join(chunks)
+        return _filled(numbering, offset, size, dots, wire.direntplus_size, pack)
 
     def _numbering(self, directory: DirNode, nodeid: int, offset: int) -> tuple[Numbering, _Answers]:
         """The names, read anew by whoever begins, and what is known already of the first of them."""
         stream = self._nodes.stream(nodeid)
-        if offset == 0 or stream.current is None:
-            if self._next is directory and (ahead := self._take_ahead(directory)):
+        if offset and stream.current is not None:
+            return stream.current, ()
+        if offset == 0 and self._next is directory:
+            ahead = self._take_ahead(directory)
+            # The kernel may have forgotten the directory meanwhile, and its numbers with it.
+            if ahead is not None and ahead.numbering is stream.current:
                 return ahead.numbering, ahead.answers
-            return stream.refresh(self._overlay.names(directory)), ()
-        return stream.current, ()
+        return stream.refresh(self._overlay.names(directory)), ()
 
     # --- read-ahead --------------------------------------------------------------------------------
 
@@ -138,25 +142,32 @@ class Directories:
         return None
 
 
-def _dot(directory: DirNode, number: int) -> DirNode:
-    """The directory that `.` or `..` stands for; of the root, both are itself."""
-    return directory if number == DOT else directory.parent or directory
+def _dots(directory: DirNode, offset: int) -> list[tuple[int, int, bytes]]:
+    """The inode number, the number and the name of `.` and `..`, as far as they are behind the offset."""
+    dots = ((directory.ino, DOT, b"."), ((directory.parent or directory).ino, DOT_DOT, b".."))
+    return [dot for dot in dots if offset < dot[1]]
 
 
-def _fitting(
-    numbering: Numbering, offset: int, size: int, size_of: Callable[[bytes], int]
-) -> tuple[list[tuple[int, bytes]], list[Numbered]]:
-    """Which of `.` and `..`, and which names, fit behind the offset.
+def _filled(
+    numbering: Numbering, offset: int, size: int, dots: list[bytes], size_of: Callable[[bytes], int],
+    pack: Callable[[Sequence[Numbered]], list[bytes]],
+) -> bytes:
+    """The dots, and as many of the names behind `offset` as fit. Empty only at the end of the directory:
+    where all names of a portion turn out to be gone, the next ones take their place.
 
-    It is settled before anything is packed, for an entry of READDIRPLUS counts a lookup, which must then
+    What fits is settled before it is packed, for an entry of READDIRPLUS counts a lookup, which must then
     reach the kernel.
     """
-    dots = [(number, name) for number, name in _DOTS if offset < number]
-    size -= sum(size_of(name) for _, name in dots)
-    names = []
-    for entry in numbering.after(offset):
-        size -= size_of(entry.listed.name)
-        if size < 0:
-            break
-        names.append(entry)
-    return dots, names
+    size -= sum(map(len, dots))
+    while True:
+        names = []
+        room = size
+        for entry in numbering.after(offset):
+            room -= size_of(entry.listed.name)
+            if room < 0:
+                break
+            names.append(entry)
+        packed = dots + pack(names)
+        if packed or not names:
+            return b"".join(packed)
+        offset = names[-1].number

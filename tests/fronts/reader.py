@@ -105,6 +105,7 @@ class Reader:
         assert len(reply) <= self._size
         entries = replies.plus(reply) if self._plus else replies.plain(reply)
         if entries:
+            assert self._offset < entries[0].offset  # Else this would not end.
             self._offset = entries[-1].offset
         return entries
 
