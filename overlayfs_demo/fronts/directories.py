@@ -39,6 +39,13 @@ class _Ahead(NamedTuple):
     when: float
 
 
+class Portion(NamedTuple):
+    """One reply's part of a listing; `is_last` says that it holds the directory's last name."""
+
+    payload: bytes
+    is_last: bool
+
+
 class Directories:
     """Lists the directories of one mount. Safe to use from several threads."""
 
@@ -52,8 +59,8 @@ class Directories:
         self._ahead: _Ahead | None = None
         self._preparing = threading.Lock()
 
-    def readdir(self, directory: DirNode, nodeid: int, offset: int, size: int) -> bytes:
-        """As many entries as fit into `size` bytes behind the name numbered `offset`; b"" at the end."""
+    def readdir(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
+        """As many entries as fit into `size` bytes behind the name numbered `offset`; none at the end."""
         numbering, _ = self._numbering(directory, nodeid, offset)
 
         def pack(names: Sequence[Numbered]) -> list[bytes]:
@@ -63,7 +70,7 @@ class Directories:
         dots = [wire.dirent(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)]
         return _filled(numbering, offset, size, dots, wire.dirent_size, pack)
 
-    def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> bytes:
+    def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
         """The same, each with what LOOKUP would answer."""
         numbering, answers = self._numbering(directory, nodeid, offset)
         known = list(answers)
@@ -151,7 +158,7 @@ def _dots(directory: DirNode, offset: int) -> list[tuple[int, int, bytes]]:
 def _filled(
     numbering: Numbering, offset: int, size: int, dots: list[bytes], size_of: Callable[[bytes], int],
     pack: Callable[[Sequence[Numbered]], list[bytes]],
-) -> bytes:
+) -> Portion:
     """The dots, and as many of the names behind `offset` as fit. Empty only at the end of the directory:
     where all names of a portion turn out to be gone, the next ones take their place.
 
@@ -169,5 +176,7 @@ def _filled(
             names.append(entry)
         packed = dots + pack(names)
         if packed or not names:
-            return b"".join(packed)
+            reached = names[-1].number if names else offset
+            more = bool(numbering.entries) and numbering.entries[-1].number > reached
+            return Portion(b"".join(packed), bool(packed) and not more)
         offset = names[-1].number

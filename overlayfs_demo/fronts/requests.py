@@ -16,7 +16,7 @@ from itertools import count
 
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.base import View, now_ns
-from overlayfs_demo.fronts.directories import Directories
+from overlayfs_demo.fronts.directories import Directories, Portion
 from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.wire import Opcode
 from overlayfs_demo.overlay.engine import Overlay
@@ -342,11 +342,11 @@ class Requests:
     def readdirplus(self, request: Request) -> bytes:
         return self._list(request, self._directories.readdirplus)
 
-    def _list(self, request: Request, read: Callable[[DirNode, int, int, int], bytes]) -> bytes:
+    def _list(self, request: Request, read: Callable[[DirNode, int, int, int], Portion]) -> bytes:
         _, offset, size, _ = wire.READ_IN.unpack_from(request.body)
         directory = self._directory(request.nodeid)
-        payload = read(directory, request.nodeid, offset, size)
-        if not payload:
+        payload, is_last = read(directory, request.nodeid, offset, size)
+        if is_last:
             request.afterwards = partial(self._directories.read_ahead, directory)
         return payload
 

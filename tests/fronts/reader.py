@@ -88,7 +88,7 @@ class Mount:
 
 
 class Reader:
-    """Somebody who reads a directory, portion by portion."""
+    """Somebody who reads a directory, portion by portion. `had_last`: one was said to be the last with names."""
 
     def __init__(self, mount: Mount, path: str, plus: bool, size: int) -> None:
         self._mount = mount
@@ -96,21 +96,24 @@ class Reader:
         self._plus = plus
         self._size = size
         self._offset = 0
+        self.had_last = False
 
     def portion(self) -> list[Entry]:
         """The entries of one reply; none at the end."""
         directories = self._mount.directories
         ask = directories.readdirplus if self._plus else directories.readdir
-        reply = ask(self._node, self._nodeid, self._offset, self._size)
+        reply, is_last = ask(self._node, self._nodeid, self._offset, self._size)
         assert len(reply) <= self._size
+        assert reply or not is_last
         entries = replies.plus(reply) if self._plus else replies.plain(reply)
         if entries:
             assert self._offset < entries[0].offset  # Else this would not end.
             self._offset = entries[-1].offset
+        self.had_last = self.had_last or is_last
         return entries
 
     def rest(self) -> list[Entry]:
-        """The entries up to the end, where the front reads ahead."""
+        """The entries up to the end; then the front reads ahead."""
         found: list[Entry] = []
         while entries := self.portion():
             found += entries

@@ -177,6 +177,17 @@ def test_removed_directory_has_only_dots(overlaid: Make) -> None:
     assert [entry.name for entry in reader.rest()] == list(DOTS)
 
 
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("content", [{}, {"a": ""}, {f"{number:03}": "" for number in range(100)}], ids=len)
+def test_the_portion_with_the_last_name_says_so(overlaid: Make, content: dict[str, str], plus: bool) -> None:
+    reader = Mount(overlaid(content)).begin(plus=plus, size=1024)
+    entries = []
+    while not reader.had_last:
+        entries += reader.portion()
+    assert sorted(names_of(entries)) == sorted(map(str.encode, content))
+    assert reader.portion() == []
+
+
 # --- two readers --------------------------------------------------------------------------------------
 
 
