@@ -17,6 +17,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -64,12 +65,20 @@ class Record:
 
 
 def _runtime_directory() -> Path:
-    if os.geteuid() == 0:
-        base = Path("/run")
+    """Where records are kept until the next boot: /run for root, who in a user namespace may not write there."""
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):
+        directory = Path("/run/overlayfs-demo")
+    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        directory = Path(runtime) / "overlayfs-demo"
     else:
-        base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/overlayfs-demo-{os.geteuid()}")
-    directory = base / "overlayfs-demo"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = Path(f"/tmp/overlayfs-demo-{os.geteuid()}")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+    except OSError as error:
+        raise MountError(f"{directory}: {error.strerror}", "name a directory of yours in XDG_RUNTIME_DIR") from error
+    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"{directory} belongs to somebody else", "name a directory of yours in XDG_RUNTIME_DIR")
     return directory
 
 

@@ -1,0 +1,106 @@
+"""Can somebody without any privilege mount a view, change it, and find the changes again?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo import mounts
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.mount_options import parse
+from tests import builders
+from tests.conftest import unmount_all, why_no_mounts
+from tests.contract.conftest import why_unavailable
+from tests.contract.subjects import in_child
+
+# fusermount3 wants a user that has a name.
+USER = pwd.getpwnam("nobody").pw_uid
+
+
+@pytest.fixture(params=["kernel", "fusepy"])
+def front(request: pytest.FixtureRequest) -> str:
+    name = str(request.param)
+    if problem := why_no_mounts() or why_unavailable(f"{name}-front"):
+        pytest.skip(problem)
+    if not shutil.which("fusermount3") or not shutil.which("fusermount"):
+        pytest.skip("needs fusermount3, of the package fuse3")
+    return name
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory of that user's, with two lowers, an upper, a work directory and a mount point."""
+    # Not below pytest's own, which nobody else may enter.
+    base = Path(tempfile.mkdtemp(prefix="overlayfs-demo-test-"))
+    builders.directories(base, "top", "bottom", "upper", "work", "view")
+    builders.fill(os.fsencode(base / "bottom"), {"motd": "hello\n", "d/x": "1"})
+    for path in (base, *base.rglob("*")):
+        os.chown(path, USER, USER)
+    try:
+        yield base
+    finally:
+        unmount_all(str(base))
+        shutil.rmtree(base)
+
+
+def as_user(home: Path, action: Callable[[], None]) -> None:
+    """Do it in a process of that user's, who starts in the directory."""
+
+    def child() -> None:
+        os.chdir(home)
+        os.setgroups([])
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)
+        os.environ["XDG_RUNTIME_DIR"] = str(home)
+        action()
+
+    in_child(child)
+
+
+def mount(front: str, options: str = "") -> None:
+    """Called as that user, in the directory."""
+    line = f"lowerdir=top:bottom,upperdir=upper,workdir=work,front={front}{options}"
+    mounts.mount(b"view", parse([line]))
+
+
+def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:
+    def session() -> None:
+        mount(front, ",userxattr")
+        with Path("view/motd").open("a") as file:
+            file.write("more\n")
+        Path("view/d/x").unlink()
+        Path("view/d").rmdir()
+        Path("view/d").mkdir()
+        mounts.unmount(b"view")
+        mount(front, ",userxattr")
+        assert Path("view/motd").read_text() == "hello\nmore\n"
+        assert os.listdir("view/d") == []
+        mounts.unmount(b"view")
+
+    as_user(home, session)
+    assert (home / "bottom/motd").read_text() == "hello\n"
+    assert os.getxattr(home / "upper/d", "user.overlay.opaque") == b"y"
+
+
+def test_ordinary_user_is_told_to_use_userxattr(home: Path, front: str) -> None:
+    with pytest.raises(MountError, match=r"trusted.overlay.opaque.*mount as root, or with -o userxattr"):
+        as_user(home, lambda: mount(front))
+
+
+def test_nobody_else_may_look_in(home: Path, front: str) -> None:
+    def other() -> None:
+        os.setresuid(12345, 12345, 12345)
+        os.listdir("view")
+
+    as_user(home, lambda: mount(front, ",userxattr"))
+    with pytest.raises(PermissionError) as caught:
+        in_child(lambda: (os.chdir(home.parent), os.chmod(home, 0o755), os.chdir(home), other()))
+    assert caught.value.errno == errno.EACCES
+    as_user(home, lambda: mounts.unmount(b"view"))
