@@ -15,7 +15,6 @@ import fcntl
 import functools
 import os
 import resource
-import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,9 +46,6 @@ MS_LAZYTIME = 1 << 25
 MNT_DETACH = 2
 
 FICLONE = 0x40049409
-
-FALLOC_FL_KEEP_SIZE = 1
-FALLOC_FL_PUNCH_HOLE = 2
 
 
 class _OpenHow(ctypes.Structure):
@@ -99,11 +95,6 @@ def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
 def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
     """renameat2(2), with RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT."""
     _check(_libc.renameat2(old_dir, old, new_dir, new, flags), old)
-
-
-def link_fd(fd: int, new_dir: int, new: bytes) -> None:
-    """Give the open (perhaps unnamed) file `fd` a name: linkat(2), the /proc form, which needs no privilege."""
-    _check(_libc.linkat(AT_FDCWD, b"/proc/self/fd/%d" % fd, new_dir, new, AT_SYMLINK_FOLLOW), new)
 
 
 def link_path(path: bytes, follow: bool, new_dir: int, new: bytes) -> None:
@@ -257,24 +248,7 @@ def has_library(name: str) -> bool:
     return ctypes.util.find_library(name) is not None
 
 
-# --- FUSE ------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def page_size() -> int:
     """Bytes in a memory page."""
     return os.sysconf("SC_PAGE_SIZE")
-
-
-_BACKING_MAP = struct.Struct("=iIQ")
-
-
-def open_backing(device: int, fd: int) -> int:
-    """Register `fd` for passthrough and return its backing id: FUSE_DEV_IOC_BACKING_OPEN."""
-    backing: int = fcntl.ioctl(device, 0x4010E501, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True)
-    return backing
-
-
-def close_backing(device: int, backing: int) -> None:
-    """Forget a backing id: FUSE_DEV_IOC_BACKING_CLOSE."""
-    fcntl.ioctl(device, 0x4004E502, struct.pack("=I", backing))

@@ -79,7 +79,6 @@ INIT_EXT = 1 << 30
 
 # Flags of an OPEN or OPENDIR reply.
 FOPEN_KEEP_CACHE = 1 << 1
-FOPEN_CACHE_DIR = 1 << 3
 
 # Flags of requests.
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = 1, 2, 4, 8, 16, 32

@@ -167,10 +167,6 @@ class Tree:
         parts = self.lookup.find(parent.lowers, name)
         return parts[0].place.layer.label if parts else ""
 
-    def has_whiteout(self, parent: DirNode, name: bytes) -> bool:
-        """Does the upper hold a whiteout at this name (which the view does not have)?"""
-        return parent.upper is not None and parent.upper.stat(name) is not None
-
 
 def _still_is(node: Node, parts: Sequence[Part]) -> bool:
     """Does the node known by a name stand for what was now found there?"""
