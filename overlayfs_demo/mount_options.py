@@ -45,12 +45,12 @@ _BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile"}
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """The stack to mount, and how. `flags` are MS_* flags of mount(2); `timeout` is in seconds."""
+    """The stack to mount, and how. `flags` are MS_* flags of mount(2); `timeout` is in seconds; None: not given."""
 
     stack: Stack
     front: str = "auto"
     flags: int = 0
-    timeout: float = 86400.0
+    timeout: float | None = None
     allow_other: bool | None = None
     source: str | None = None
 

@@ -15,6 +15,9 @@ import fcntl
 import functools
 import os
 import resource
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +50,26 @@ MNT_DETACH = 2
 
 FICLONE = 0x40049409
 
+# fanotify(7): what a watched directory tells of. The last two: of what is in it, and of directories, too.
+FAN_MODIFY = 0x2
+FAN_ATTRIB = 0x4
+FAN_MOVED_FROM = 0x40
+FAN_MOVED_TO = 0x80
+FAN_CREATE = 0x100
+FAN_DELETE = 0x200
+FAN_Q_OVERFLOW = 0x4000
+_FAN_EVENT_ON_CHILD = 0x08000000
+_FAN_ONDIR = 0x40000000
+FAN_NAMES = FAN_MOVED_FROM | FAN_MOVED_TO | FAN_CREATE | FAN_DELETE
+_FAN_MASK = FAN_NAMES | FAN_MODIFY | FAN_ATTRIB | _FAN_EVENT_ON_CHILD | _FAN_ONDIR
+_FAN_INIT = 0x1 | 0x2 | 0x400 | 0x800  # FAN_CLOEXEC, FAN_NONBLOCK, FAN_REPORT_DIR_FID, FAN_REPORT_NAME
+_FAN_UNLIMITED = 0x10 | 0x20  # queue and marks; for root only
+_FAN_MARK_ADD_DIRECTORY = 0x1 | 0x8
+_FAN_METADATA = struct.Struct("=IBBHQii")
+_FAN_INFO = struct.Struct("=BBH8sIi")
+_FSID = struct.Struct("=II")
+_FAN_INFO_DIRECTORY_AND_NAME = 2
+
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
@@ -71,6 +94,9 @@ _libc.mount.argtypes = (
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.fanotify_mark.argtypes = (
+    ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p,
+)
 
 
 def _check(result: int, *names: bytes) -> int:
@@ -159,6 +185,64 @@ def open_file_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int
     handle = _FileHandle(handle_bytes=len(opaque), handle_type=kind)
     ctypes.memmove(handle.f_handle, opaque, len(opaque))
     return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC))
+
+
+# A directory as fanotify(7) names it: its filesystem's id, and the type and bytes of its handle.
+WatchKey = tuple[bytes, int, bytes]
+
+
+class WatchEvent(NamedTuple):
+    """One change: FAN_* bits, the process that made it, in which directory, and the name there (`.`: itself)."""
+
+    mask: int
+    pid: int
+    directory: WatchKey
+    name: bytes
+
+
+def new_watch_group() -> int:
+    """A queue of changes in directories, for `watch_directory` and `watch_events`: fanotify_init(2).
+
+    The caller owns the descriptor, which does not block. Since Linux 5.13 no privilege is needed; root's queue
+    has no limit. Raises OSError.
+    """
+    unlimited = _FAN_UNLIMITED if os.geteuid() == 0 else 0
+    try:
+        return _check(_libc.fanotify_init(_FAN_INIT | unlimited, 0))
+    except PermissionError:
+        return _check(_libc.fanotify_init(_FAN_INIT, 0))
+
+
+def watch_directory(group: int, fd: int) -> WatchKey:
+    """Tell of changes in the directory open as `fd` from now on, and how it will be named: fanotify_mark(2).
+
+    Raises OSError: ENOSPC when there are too many, EOPNOTSUPP, ENODEV or EXDEV where the filesystem cannot.
+    """
+    _check(_libc.fanotify_mark(group, _FAN_MARK_ADD_DIRECTORY, _FAN_MASK, fd, None))
+    return watch_key(fd)
+
+
+def watch_key(fd: int) -> WatchKey:
+    """How an event names the directory open as `fd`."""
+    number = os.fstatvfs(fd).f_fsid  # Two 32-bit numbers in one: statfs(2).
+    return _FSID.pack(number & 0xFFFFFFFF, number >> 32), *file_handle(fd, b"")
+
+
+def watch_events(data: bytes) -> Iterator[WatchEvent]:
+    """What read(2) of a watch group returned, event by event."""
+    offset = 0
+    while offset < len(data):
+        size, _, _, start, mask, _, pid = _FAN_METADATA.unpack_from(data, offset)
+        key, name = (b"", 0, b""), b""
+        if size > start:
+            kind, _, length, filesystem, handle_size, handle_kind = _FAN_INFO.unpack_from(data, offset + start)
+            if kind == _FAN_INFO_DIRECTORY_AND_NAME:
+                handle = offset + start + _FAN_INFO.size
+                end = offset + start + length
+                key = (filesystem, handle_kind, data[handle : handle + handle_size])
+                name = data[handle + handle_size : end].partition(b"\0")[0]
+        yield WatchEvent(mask, pid, key, name)
+        offset += size
 
 
 _FS_IOC_GETFSUUID = 0x80111500

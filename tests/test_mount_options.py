@@ -262,8 +262,8 @@ def test_timeout_is_in_seconds(word: str, seconds: float) -> None:
     assert given(f"timeout={word}").timeout == seconds
 
 
-def test_timeout_is_a_day_until_told_otherwise() -> None:
-    assert given().timeout == 24 * 60 * 60
+def test_timeout_is_the_fronts_affair_until_told_otherwise() -> None:
+    assert given().timeout is None
     assert given("timeout=1,timeout=2").timeout == 2
 
 

@@ -25,15 +25,15 @@ class View:
     """An overlay and where to show it.
 
     `source` is what mount(8) lists as the device. `flags` are mount(2)'s MS_* flags. `timeout` is for how
-    many seconds the kernel may trust names and attributes without asking again. `allow_other` lets all
-    users in, not just the one who mounts.
+    many seconds the kernel may trust names and attributes without asking again; None lets the front choose.
+    `allow_other` lets all users in, not just the one who mounts.
     """
 
     overlay: Overlay
     mountpoint: bytes
     source: str = SUBTYPE
     flags: int = 0
-    timeout: float = 86400.0
+    timeout: float | None = None
     allow_other: bool = True
 
 

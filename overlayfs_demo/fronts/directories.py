@@ -16,6 +16,7 @@ from typing import NamedTuple
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.directory_stream import DOT, DOT_DOT, Numbered, Numbering
 from overlayfs_demo.fronts.node_table import NodeTable
+from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.listing import TooManyNamesError
 from overlayfs_demo.overlay.node import DirNode, Node
@@ -31,12 +32,16 @@ _Answers = Sequence[tuple[Node, Attrs] | None]
 
 
 class _Ahead(NamedTuple):
-    """A directory made ready: its numbering, what a lookup said of its first names, and when (monotonic)."""
+    """A directory made ready: its numbering, what a lookup said of its first names, and when (monotonic).
+
+    `age` is that of all that was made ready before something changed behind the view.
+    """
 
     directory: DirNode
     numbering: Numbering
     answers: _Answers
     when: float
+    age: int
 
 
 class Portion(NamedTuple):
@@ -49,18 +54,20 @@ class Portion(NamedTuple):
 class Directories:
     """Lists the directories of one mount. Safe to use from several threads."""
 
-    def __init__(self, overlay: Overlay, nodes: NodeTable, timeout: float) -> None:
-        """`timeout`: for how many seconds the kernel may trust an answer."""
+    def __init__(self, overlay: Overlay, nodes: NodeTable, trust: Trust) -> None:
+        """`trust`: for how long the kernel may trust an answer."""
         self._overlay = overlay
         self._nodes = nodes
-        self._valid = wire.Valid(timeout)
-        self._reads_ahead = timeout >= _AHEAD_SECONDS
+        self._trust = trust
+        self._reads_ahead = trust.shortest >= _AHEAD_SECONDS
+        self._age = 0
         self._next: DirNode | None = None
         self._ahead: _Ahead | None = None
         self._preparing = threading.Lock()
 
     def readdir(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
         """As many entries as fit into `size` bytes behind the name numbered `offset`; none at the end."""
+        self._trust.inside(directory)
         numbering, _ = self._numbering(directory, nodeid, offset)
 
         def pack(names: Sequence[Numbered]) -> list[bytes]:
@@ -72,6 +79,7 @@ class Directories:
 
     def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
         """The same, each with what LOOKUP would answer."""
+        inside, entry = self._trust.inside(directory), self._trust.entry
         numbering, answers = self._numbering(directory, nodeid, offset)
         known = list(answers)
 
@@ -81,9 +89,8 @@ class Directories:
             rest = [entry.listed for entry in names[len(found) :]]
             found += self._overlay.lookup_listed(directory, numbering.snapshot, rest)
             ids = iter(self._nodes.remember([answer[0] for answer in found if answer]))
-            valid = self._valid
             return [
-                wire.direntplus(next(ids), answer[1], valid, number, listed.name)
+                wire.direntplus(next(ids), answer[1], entry(inside, answer[0]), number, listed.name)
                 for (number, listed), answer in zip(names, found, strict=True) if answer
             ]
 
@@ -110,9 +117,15 @@ class Directories:
         """What was made ready for this directory, if it still holds."""
         with self._preparing:
             ahead, self._ahead, self._next = self._ahead, None, None
-        if ahead is None or ahead.directory is not directory or time.monotonic() > ahead.when + _AHEAD_SECONDS:
+        if ahead is None or ahead.directory is not directory or ahead.age != self._age:
+            return None
+        if time.monotonic() > ahead.when + _AHEAD_SECONDS:
             return None
         return ahead if ahead.numbering.snapshot.is_current(directory.sources) else None
+
+    def forget_ahead(self) -> None:
+        """Something was changed behind the view: what was made ready, or is just being, may be old."""
+        self._age += 1
 
     def read_ahead(self, finished: DirNode) -> None:
         """Make ready the directory that a reader who has `finished` this one will ask for next."""
@@ -123,12 +136,14 @@ class Directories:
             if directory is None or (nodeid := self._nodes.id_of(directory)) is None:
                 return
             self._next = directory
+            age = self._age
+            self._trust.inside(directory)
             snapshot = self._overlay.names(directory, at_most=_AHEAD_NAMES)
             numbering = self._nodes.stream(nodeid).refresh(snapshot)
             names = [entry.listed for entry in numbering.entries[:_AHEAD_LOOKUPS]]
-            # A file of the upper may change before it is asked for; the lowers' never do.
+            # A file of the upper may change before it is asked for; of the lowers' we would hear.
             answers = () if directory.in_upper else self._overlay.lookup_listed(directory, snapshot, names)
-            self._ahead = _Ahead(directory, numbering, answers, time.monotonic())
+            self._ahead = _Ahead(directory, numbering, answers, time.monotonic(), age)
         except (OSError, KeyError, TooManyNamesError):
             # Removed, or forgotten by the kernel, meanwhile, or too large: whoever asks for it will be told.
             self._ahead = None

@@ -17,6 +17,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import device, wire
 from overlayfs_demo.fronts.base import View
+from overlayfs_demo.fronts.notices import Notices
 from overlayfs_demo.fronts.requests import Payload, Request, Requests
 from overlayfs_demo.fronts.wire import Opcode
 
@@ -49,8 +50,8 @@ class KernelFront:
             ready()
             session.run()
         finally:
-            os.close(fd)
             session.close()
+            os.close(fd)
 
 
 class Turn:
@@ -87,10 +88,15 @@ class Session:
         self._device = fd
         self._turn = Turn()
         self._requests = Requests(view, self._turn.pass_on, self._store)
+        self._notices: Notices | None = None
+        if view.timeout is None and view.overlay.behind.start():
+            self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)
         self._failure: BaseException | None = None
 
     def close(self) -> None:
-        """Release what the kernel did not."""
+        """Send nothing more, and release what the kernel did not."""
+        if self._notices is not None:
+            self._notices.close()
         self._requests.close()
 
     def start(self) -> None:
@@ -109,6 +115,8 @@ class Session:
         threads = [threading.Thread(target=self._loop, name=f"fuse-{n}", daemon=True) for n in range(_THREADS)]
         for thread in threads:
             thread.start()
+        if self._notices is not None:
+            self._notices.start()
         for thread in threads:
             thread.join()
         if self._failure is not None:

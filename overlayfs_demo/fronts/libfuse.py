@@ -21,6 +21,9 @@ ENCODING = "latin-1"
 # The largest piece of a file in one request: what libfuse 2's buffers hold.
 _LARGEST = 131072
 
+# Seconds. libfuse 2 cannot make the kernel forget a name, so whoever edits layers mounts with a shorter one.
+_DAY = 86400.0
+
 # Flags of mount(2), with the words that set and clear them. libfuse mounts with nosuid and nodev unless told.
 _FLAG_WORDS = {
     syscalls.MS_RDONLY: ("ro", "rw"),
@@ -36,6 +39,7 @@ _FLAG_WORDS = {
 def mount_options(view: View) -> dict[str, Any]:
     """What stands behind `-o` when libfuse mounts. True is a word alone; False leaves it out."""
     root = os.geteuid() == 0
+    timeout = _DAY if view.timeout is None else view.timeout
     options: dict[str, Any] = {
         # Who asks is checked by the kernel, by owner and mode, before it asks us.
         "default_permissions": True,
@@ -47,8 +51,8 @@ def mount_options(view: View) -> dict[str, Any]:
         "max_write": _LARGEST,
         "max_read": _LARGEST,
         # Names are only changed through this mount; attributes also through another name of the same file.
-        "entry_timeout": view.timeout,
-        "negative_timeout": view.timeout,
+        "entry_timeout": timeout,
+        "negative_timeout": timeout,
         "attr_timeout": 0,
         # libfuse insists on an empty mount point otherwise; mount(2) does not. fusermount3 knows no such word.
         "nonempty": root,

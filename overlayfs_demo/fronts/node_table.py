@@ -16,12 +16,13 @@ from overlayfs_demo.overlay.node import DirNode, Node
 
 
 class _Known:
-    __slots__ = ("lookups", "node", "stored", "stream")
+    __slots__ = ("lookups", "node", "stamp", "stored", "stream")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
         self.stored = False
+        self.stamp: object = None
         self.stream: DirectoryStream | None = None
 
 
@@ -76,6 +77,29 @@ class NodeTable:
         known = self._by_id[nodeid]
         first, known.stored = not known.stored, True
         return first
+
+    def forget_stored(self, nodeid: int) -> None:
+        """The data in the kernel's cache is no longer right."""
+        known = self._by_id.get(nodeid)
+        if known is not None:
+            known.stored = False
+
+    def is_same(self, nodeid: int, stamp: object) -> bool:
+        """Was the same said of the node the last time it was asked? None is nothing."""
+        known = self._by_id[nodeid]
+        before, known.stamp = known.stamp, stamp
+        return before == stamp
+
+    def ids(self) -> list[int]:
+        """All ids that the kernel holds."""
+        with self._lock:
+            return list(self._by_id)
+
+    def names(self) -> list[tuple[int, bytes]]:
+        """The id of its directory and the name of every node that the kernel holds."""
+        with self._lock:
+            nodes = [(node.parent, node.name) for node in self._ids if node.parent is not None]
+            return [(self._ids[parent], name) for parent, name in nodes if parent in self._ids]
 
     def forget(self, nodeid: int, lookups: int) -> None:
         """Take `lookups` back."""

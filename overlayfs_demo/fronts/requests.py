@@ -18,6 +18,7 @@ from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.base import View, now_ns
 from overlayfs_demo.fronts.directories import Directories, Portion
 from overlayfs_demo.fronts.node_table import NodeTable
+from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.fronts.wire import Opcode
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
@@ -78,9 +79,9 @@ class Requests:
         self._store = store
         self._overlay.before_wait = pass_on
         self._pass_on = pass_on
-        self._valid = wire.Valid(view.timeout)
+        self._trust = Trust(view.overlay, view.timeout)
         self.nodes = NodeTable(view.overlay.root)
-        self._directories = Directories(view.overlay, self.nodes, view.timeout)
+        self.directories = Directories(view.overlay, self.nodes, self._trust)
         self._serial = count(1)
         self._files: dict[int, _OpenFile] = {}
         self._lock = threading.Lock()
@@ -105,18 +106,20 @@ class Requests:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
-    def _entry(self, node: Node, attrs: Attrs) -> bytes:
+    def _entry(self, parent: DirNode, node: Node, attrs: Attrs) -> bytes:
         (nodeid,) = self.nodes.remember((node,))
-        return wire.entry_reply(nodeid, attrs, self._valid)
+        return wire.entry_reply(nodeid, attrs, self._trust.entry(self._trust.inside(parent), node))
 
     # --- find and ask ------------------------------------------------------------------------------
 
     def lookup(self, request: Request) -> bytes:
+        parent = self._directory(request.nodeid)
+        valid = self._trust.inside(parent)
         try:
-            node, attrs = self._overlay.lookup(self._directory(request.nodeid), request.name())
+            node, attrs = self._overlay.lookup(parent, request.name())
         except FileNotFoundError:
-            return wire.negative_entry(self._valid)
-        return self._entry(node, attrs)
+            return wire.negative_entry(valid)
+        return self._entry(parent, node, attrs)
 
     def forget(self, request: Request) -> None:
         self.nodes.forget(request.nodeid, *wire.FORGET_IN.unpack_from(request.body))
@@ -129,7 +132,8 @@ class Requests:
             self.nodes.forget(nodeid, lookups)
 
     def getattr(self, request: Request) -> bytes:
-        return wire.attr_reply(self._overlay.attrs(self._node(request)), self._valid)
+        node = self._node(request)
+        return wire.attr_reply(self._overlay.attrs(node), self._trust.attributes(node))
 
     def readlink(self, request: Request) -> bytes:
         return self._overlay.readlink(self._node(request))
@@ -152,28 +156,28 @@ class Requests:
     def mknod(self, request: Request) -> bytes:
         mode, rdev, umask = wire.MKNOD_IN.unpack_from(request.body)
         name = request.name(wire.MKNOD_IN.size)
-        return self._entry(*self._overlay.mknod(
-            self._directory(request.nodeid), name, mode, wire.decode_device(rdev), request.caller("mknod", umask)
+        parent = self._directory(request.nodeid)
+        return self._entry(parent, *self._overlay.mknod(
+            parent, name, mode, wire.decode_device(rdev), request.caller("mknod", umask)
         ))
 
     def mkdir(self, request: Request) -> bytes:
         mode, umask = wire.MKDIR_IN.unpack_from(request.body)
         name = request.name(wire.MKDIR_IN.size)
         parent = self._directory(request.nodeid)
-        return self._entry(*self._overlay.mkdir(parent, name, mode, request.caller("mkdir", umask)))
+        return self._entry(parent, *self._overlay.mkdir(parent, name, mode, request.caller("mkdir", umask)))
 
     def symlink(self, request: Request) -> bytes:
         name, target = request.names()
         parent = self._directory(request.nodeid)
-        return self._entry(*self._overlay.symlink(parent, name, target, request.caller("symlink")))
+        return self._entry(parent, *self._overlay.symlink(parent, name, target, request.caller("symlink")))
 
     def link(self, request: Request) -> bytes:
         (old,) = wire.LINK_IN.unpack_from(request.body)
         node = self.nodes.node(old)
         name = request.name(wire.LINK_IN.size)
-        return self._entry(node, self._overlay.link(
-            node, self._directory(request.nodeid), name, request.caller("link")
-        ))
+        parent = self._directory(request.nodeid)
+        return self._entry(parent, node, self._overlay.link(node, parent, name, request.caller("link")))
 
     def unlink(self, request: Request) -> bytes:
         self._overlay.unlink(self._directory(request.nodeid), request.name(), request.caller("unlink"))
@@ -211,8 +215,9 @@ class Requests:
             mtime_ns=_time(valid, wire.FATTR_MTIME, wire.FATTR_MTIME_NOW, mtime, mnsec),
             kill_privileges=bool(valid & wire.FATTR_KILL_SUIDGID),
         )
-        attrs = self._overlay.set_attrs(self._node(request), change, request.caller(_setattr_call(valid)))
-        return wire.attr_reply(attrs, self._valid)
+        node = self._node(request)
+        attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))
+        return wire.attr_reply(attrs, self._trust.attributes(node))
 
     def setxattr(self, request: Request) -> bytes:
         size, flags, extra = wire.SETXATTR_IN.unpack_from(request.body)
@@ -231,11 +236,11 @@ class Requests:
 
     # --- files -------------------------------------------------------------------------------------
 
-    def _opened(self, node: FileNode, handle: Handle) -> bytes:
+    def _opened(self, node: FileNode, handle: Handle, keep: bool) -> bytes:
+        """`keep` says that the pages of the file that the kernel has are still right."""
         number = next(self._serial)
         self._files[number] = _OpenFile(node, handle)
-        # Nobody but this mount changes its files, so cached pages stay good from one open to the next.
-        return wire.open_reply(number, wire.FOPEN_KEEP_CACHE)
+        return wire.open_reply(number, wire.FOPEN_KEEP_CACHE if keep else 0)
 
     def open(self, request: Request) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(request.body)
@@ -244,9 +249,10 @@ class Requests:
         assert isinstance(node, FileNode)
         if open_flags & wire.OPEN_KILL_SUIDGID:
             self._overlay.set_attrs(node, Change(kill_privileges=True), caller)
-        elif not handle.in_upper:
+        followed = self._trust.is_followed(node)
+        if followed and not handle.in_upper and not open_flags & wire.OPEN_KILL_SUIDGID:
             self._store_small(request, handle)
-        return self._opened(node, handle)
+        return self._opened(node, handle, followed or self.nodes.is_same(request.nodeid, _stamp(handle)))
 
     def _store_small(self, request: Request, handle: Handle) -> None:
         """Send a small file's data along with the first open: the read that follows needs no request then."""
@@ -269,7 +275,7 @@ class Requests:
             node, attrs = self._overlay.lookup(parent, name)
             handle = self._overlay.open(node, flags, caller)
         assert isinstance(node, FileNode)
-        return self._entry(node, attrs) + self._opened(node, handle)
+        return self._entry(parent, node, attrs) + self._opened(node, handle, True)
 
     def read(self, request: Request) -> memoryview:
         number, offset, size, _ = wire.READ_IN.unpack_from(request.body)
@@ -337,17 +343,17 @@ class Requests:
         return _EMPTY
 
     def readdir(self, request: Request) -> bytes:
-        return self._list(request, self._directories.readdir)
+        return self._list(request, self.directories.readdir)
 
     def readdirplus(self, request: Request) -> bytes:
-        return self._list(request, self._directories.readdirplus)
+        return self._list(request, self.directories.readdirplus)
 
     def _list(self, request: Request, read: Callable[[DirNode, int, int, int], Portion]) -> bytes:
         _, offset, size, _ = wire.READ_IN.unpack_from(request.body)
         directory = self._directory(request.nodeid)
         payload, is_last = read(directory, request.nodeid, offset, size)
         if is_last:
-            request.afterwards = partial(self._directories.read_ahead, directory)
+            request.afterwards = partial(self.directories.read_ahead, directory)
         return payload
 
 
@@ -358,6 +364,12 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     return value
+
+
+def _stamp(handle: Handle) -> tuple[int, ...]:
+    """What differs once somebody changed the file's data."""
+    status = os.fstat(handle.fd)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _time(valid: int, flag: int, now: int, seconds: int, nanoseconds: int) -> int | None:

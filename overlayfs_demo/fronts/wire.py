@@ -129,9 +129,15 @@ WRITE_OUT = struct.Struct("=I4x")
 XATTR_SIZE = struct.Struct("=I4x")
 LSEEK_OUT = struct.Struct("=Q")
 
-# A message of ours that answers no request: the reply header with unique 0 and this number as its error.
+# Messages of ours that answer no request: the reply header with unique 0 and this number as its error
+# (enum fuse_notify_code).
+NOTIFY_INVAL_INODE = 2
+NOTIFY_INVAL_ENTRY = 3
 NOTIFY_STORE = 4
+NOTIFY_INC_EPOCH = 8
 NOTIFY_STORE_OUT = struct.Struct("=QQI4x")
+_INVAL_INODE = struct.Struct("=Qqq")
+_INVAL_ENTRY = struct.Struct("=QII")
 
 ENTRY_SIZE = _ENTRY.size
 _NO_ENTRY = bytes(_ENTRY.size)
@@ -171,19 +177,37 @@ def _fields(attrs: Attrs) -> tuple[int, ...]:
 
 
 class Valid:
-    """For how long the kernel may trust an answer, split as the wire wants it."""
+    """For how long the kernel may trust an answer, split as the wire wants it.
 
-    __slots__ = ("nanoseconds", "seconds")
+    `attr_seconds` and `attr_nanoseconds` are for the attributes in it, which may be another time.
+    """
 
-    def __init__(self, timeout: float) -> None:
-        self.seconds = int(timeout)
-        self.nanoseconds = int((timeout - self.seconds) * _SECOND)
+    __slots__ = ("attr_nanoseconds", "attr_seconds", "nanoseconds", "seconds")
+
+    def __init__(self, timeout: float, attr_timeout: float | None = None) -> None:
+        self.seconds, self.nanoseconds = _split(timeout)
+        self.attr_seconds, self.attr_nanoseconds = _split(timeout if attr_timeout is None else attr_timeout)
+
+
+def _split(timeout: float) -> tuple[int, int]:
+    return int(timeout), int((timeout - int(timeout)) * _SECOND)
+
+
+def inval_inode(nodeid: int) -> bytes:
+    """NOTIFY_INVAL_INODE of a node's attributes and all its data."""
+    return _INVAL_INODE.pack(nodeid, 0, 0)
+
+
+def inval_entry(parent: int, name: bytes) -> bytes:
+    """NOTIFY_INVAL_ENTRY of a name."""
+    return _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0"
 
 
 def entry_reply(nodeid: int, attrs: Attrs, valid: Valid) -> bytes:
     """A node's id and attributes. Ids are never used again, so every generation is 0."""
-    seconds, nanoseconds = valid.seconds, valid.nanoseconds
-    return _ENTRY.pack(nodeid, 0, seconds, seconds, nanoseconds, nanoseconds, *_fields(attrs))
+    return _ENTRY.pack(
+        nodeid, 0, valid.seconds, valid.attr_seconds, valid.nanoseconds, valid.attr_nanoseconds, *_fields(attrs)
+    )
 
 
 def negative_entry(valid: Valid) -> bytes:
@@ -193,7 +217,7 @@ def negative_entry(valid: Valid) -> bytes:
 
 def attr_reply(attrs: Attrs, valid: Valid) -> bytes:
     """GETATTR's and SETATTR's reply."""
-    return _ATTR_OUT.pack(valid.seconds, valid.nanoseconds, 0, *_fields(attrs))
+    return _ATTR_OUT.pack(valid.attr_seconds, valid.attr_nanoseconds, 0, *_fields(attrs))
 
 
 def open_reply(handle: int, flags: int) -> bytes:
@@ -211,7 +235,7 @@ def direntplus(nodeid: int, attrs: Attrs, valid: Valid, offset: int, name: bytes
     """One entry of a READDIRPLUS reply: `entry_reply` and `dirent` in one."""
     size = len(name)
     return _direntplus_struct(size + 7 & ~7).pack(
-        nodeid, 0, valid.seconds, valid.seconds, valid.nanoseconds, valid.nanoseconds, *_fields(attrs),
+        nodeid, 0, valid.seconds, valid.attr_seconds, valid.nanoseconds, valid.attr_nanoseconds, *_fields(attrs),
         attrs.ino, offset, size, attrs.mode >> 12, name,
     )
 

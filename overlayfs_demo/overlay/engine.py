@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
 from overlayfs_demo.overlay import listing
+from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
@@ -72,6 +73,7 @@ class Overlay:
         ]
         self._tree = Tree(self._lowers, upper, xattrs)
         self._lock = self._tree.lock
+        self.behind = Behind(self._tree)
         self._copy_up = CopyUp(self._tree)
         self._names = Names(self._tree, self._copy_up)
         self._rename = Rename(self._tree, self._copy_up, self._names)
@@ -91,6 +93,7 @@ class Overlay:
 
     def close(self) -> None:
         """Let go of all layers. Nodes are not used afterwards; open handles stay their owners'."""
+        self.behind.close()
         self._cache.close()
         if self._tree.upper is not None:
             self._tree.upper.close()
@@ -135,7 +138,9 @@ class Overlay:
     def attrs(self, node: Node) -> Attrs:
         """What stat(2) shows for the node, even after its name was removed."""
         with self._lock:
-            return node.attrs_from(node.target().stat())
+            status = node.target().stat()
+            _check_same(node, status)
+            return node.attrs_from(status)
 
     def names(self, node: DirNode, at_most: int = sys.maxsize) -> listing.Snapshot:
         """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
@@ -413,7 +418,22 @@ def _directory(node: Node) -> DirNode:
 
 def _open_target(node: FileNode, flags: int) -> int:
     target = node.target()
-    return target.open(flags) if node.in_upper else target.open_lower(flags)
+    fd = target.open(flags) if node.in_upper else target.open_lower(flags)
+    try:
+        _check_same(node, os.fstat(fd))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_same(node: Node, status: os.stat_result) -> None:
+    """ESTALE if another file was put, behind the view, where the node's stood: a lookup will find that one.
+
+    The kernel then walks the path again by itself, and asks us for every name on it.
+    """
+    if node.key != (status.st_dev, status.st_ino):
+        raise failure(errno.ESTALE, node.name)
 
 
 def _descriptor_limit() -> int:

@@ -164,6 +164,11 @@ class Children:
         reference = self._references.get(name)
         return reference() if reference is not None else None
 
+    def known(self) -> list[Node]:
+        """All nodes that are still held."""
+        held = [reference() for reference in list(self._references.values())]
+        return [node for node in held if node is not None]
+
     def put(self, name: bytes, node: Node) -> None:
         """Know `node` by `name` from now on."""
         references = self._references
@@ -182,16 +187,21 @@ class DirNode(Node):
     """A directory: one real directory, or several merged.
 
     `lowers` are the lower directories in it, topmost first. `redirect` is the value of the upper's
-    `overlay.redirect`, if it was renamed. `sources` is the upper (if any), then the lowers.
+    `overlay.redirect`, if it was renamed. `sources` is the upper (if any), then the lowers, and `keys` are
+    the (device, inode) of each. `watched` says whether changes behind the view are noticed here (None: not
+    tried), see `behind`.
     """
 
-    __slots__ = ("children", "lowers", "redirect", "sources", "upper")
+    __slots__ = ("children", "keys", "lowers", "redirect", "sources", "upper", "watched")
 
     def __init__(
         self, parent: DirNode | None, name: bytes, sources: tuple[LayerDir, ...],
         status: os.stat_result, ino: int, redirect: bytes | None = None,
+        keys: tuple[tuple[int, int], ...] | None = None,
     ) -> None:
         super().__init__(parent, name, stat.S_IFDIR, ino, (status.st_dev, status.st_ino))
+        self.keys = keys or (self.key,)
+        self.watched: bool | None = None
         self.sources = sources
         self.upper = next((source for source in sources if isinstance(source, UpperDir)), None)
         self.lowers = tuple(source for source in sources if isinstance(source, LowerDir))
@@ -221,6 +231,8 @@ class DirNode(Node):
         self.upper = upper
         self.sources = (upper, *self.lowers)
         self.key = key
+        self.keys = (key, *self.keys)
+        self.watched = None
 
     def lower_path(self) -> bytes:
         """Where the stack of lowers, seen without the upper, has this directory: what a redirect names.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from overlayfs_demo import syscalls
+from overlayfs_demo.overlay import drift
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
 from overlayfs_demo.overlay.listing import Listed
 from overlayfs_demo.overlay.lookup import Lookup, Part
@@ -81,6 +82,9 @@ class Tree:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         parts = self.lookup.find(parent.sources, name)
         if not parts:
+            known = parent.children.get(name)
+            if known is not None:
+                drift.displace(known, parent, name)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return self._settle(parent, name, parts)
 
@@ -100,7 +104,7 @@ class Tree:
         """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
         status = parts[0].status
         node = parent.children.get(name)
-        if node is None or not _still_is(node, parts):
+        if node is None or not drift.follow(node, parent, name, parts):
             if stat.S_ISDIR(status.st_mode):
                 node = self._make_directory(parent, name, parts)
             else:
@@ -124,7 +128,7 @@ class Tree:
             redirect = first.marks.redirect
             if len(parts) > 1:
                 identity = parts[1].status
-        return DirNode(parent, name, sources, parts[0].status, self.identity(identity), redirect)
+        return DirNode(parent, name, sources, parts[0].status, self.identity(identity), redirect, drift.keys_of(parts))
 
     def _make_file(self, parent: DirNode, name: bytes, part: Part) -> FileNode:
         status = part.status
@@ -166,11 +170,3 @@ class Tree:
             return ""
         parts = self.lookup.find(parent.lowers, name)
         return parts[0].place.layer.label if parts else ""
-
-
-def _still_is(node: Node, parts: Sequence[Part]) -> bool:
-    """Does the node known by a name stand for what was now found there?"""
-    status = parts[0].status
-    if node.key != (status.st_dev, status.st_ino) or node.kind != stat.S_IFMT(status.st_mode):
-        return False
-    return not isinstance(node, DirNode) or len(node.sources) == len(parts)

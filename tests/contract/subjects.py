@@ -252,13 +252,17 @@ class Fronted(Mounted):
     def __init__(self, layers: Layers, front: str) -> None:
         super().__init__(layers)
         self.kind = f"{front}-front"
-        self._front = front
+        self.front = front
 
     def start(self) -> None:
         names = [None if path is None else os.fsencode(path) for path in (self.layers.upper, self.layers.work)]
         stack = Stack(tuple(os.fsencode(path) for path in reversed(self.layers.lowers)), *names)
         # In a child, for mounting leaves a daemon behind and sets the umask.
-        in_child(lambda: mounts.mount(self.prefix, MountOptions(stack, self._front)))
+        in_child(lambda: mounts.mount(self.prefix, self.options(stack)))
+
+    def options(self, stack: Stack) -> MountOptions:
+        """How it is mounted."""
+        return MountOptions(stack, self.front)
 
     def stop(self) -> None:
         mounts.unmount(self.prefix)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from overlayfs_demo.fronts.directories import Directories
 from overlayfs_demo.fronts.node_table import NodeTable
+from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.overlay.listing import Listed, Snapshot
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.types import Attrs
@@ -56,7 +57,7 @@ class Mount:
     def __init__(self, view: Engine, timeout: float = LONG) -> None:
         self.view = view
         self.nodes = NodeTable(view.overlay.root)
-        self.directories = Directories(view.overlay, self.nodes, timeout)
+        self.directories = Directories(view.overlay, self.nodes, Trust(view.overlay, timeout))
 
     def directory(self, path: str) -> tuple[DirNode, int]:
         """A directory and its id; it and those above it are looked up if they are not known."""

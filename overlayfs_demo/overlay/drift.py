@@ -1,0 +1,75 @@
+"""What becomes of a node when its real object was changed behind the view's back?
+
+Each lookup compares what it found with what is remembered. A file that was replaced (as most editors do
+it) is another file: the old node lives on only for those who have it open. A directory stays the same one
+as long as any of the real directories in it does, and takes the others in or lets them go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+
+from overlayfs_demo.overlay.layer import Descriptor, LayerDir, LowerDir, UpperDir
+from overlayfs_demo.overlay.lookup import Part
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+
+Key = tuple[int, int]
+
+
+def keys_of(parts: Sequence[Part]) -> tuple[Key, ...]:
+    """The (device, inode) of each real object."""
+    return tuple([(part.status.st_dev, part.status.st_ino) for part in parts])
+
+
+def follow(node: Node, parent: DirNode, name: bytes, parts: Sequence[Part]) -> bool:
+    """Does the node known as `name` in `parent` stand for what was now found there? It is made to, if it can be."""
+    status = parts[0].status
+    if node.kind == stat.S_IFMT(status.st_mode):
+        if not isinstance(node, DirNode):
+            if node.key == (status.st_dev, status.st_ino):
+                return True
+        elif node.keys == (keys := keys_of(parts)) or _refit(node, parts, keys):
+            return True
+    displace(node, parent, name)
+    return False
+
+
+def _refit(node: DirNode, parts: Sequence[Part], keys: tuple[Key, ...]) -> bool:
+    """Merge a directory from other parts than before, if it has one of them still."""
+    if not set(keys) & set(node.keys):
+        return False
+    upper = node.upper if node.upper is not None and node.upper.layer is parts[0].place.layer else None
+    sources: list[LayerDir] = [part.directory for part in parts if part.directory is not None]
+    if upper is not None and node.keys[0] == keys[0]:
+        # Those of the upper know their parents, so this one stays the same object.
+        upper.forget_marks()
+        sources[0] = upper
+    node.sources = tuple(sources)
+    node.upper = next((source for source in sources if isinstance(source, UpperDir)), None)
+    node.lowers = tuple(source for source in sources if isinstance(source, LowerDir))
+    node.redirect = node.upper.marks.redirect if node.upper else None
+    node.keys = keys
+    node.key = keys[0]
+    node.watched = None
+    return True
+
+
+def displace(node: Node, parent: DirNode, name: bytes) -> None:
+    """The node is no longer what stands as `name` in `parent`: only those who hold it still have it."""
+    parent.children.drop(name, node)
+    if node.parent is not parent or node.name != name:
+        return
+    node.gone = True
+    if node.anchor is not None:
+        return
+    if isinstance(node, FileNode) and node.handles:
+        node.anchor = Descriptor(os.dup(node.handles[0].fd))
+    elif isinstance(node, DirNode):
+        with contextlib.suppress(OSError):
+            front = node.front()
+            status = os.fstat(front.fd)
+            if (status.st_dev, status.st_ino) == node.key:
+                node.anchor = front

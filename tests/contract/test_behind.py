@@ -1,0 +1,310 @@
+"""Is a change that was made in a layer, while it is mounted, seen in the view?
+
+The kernel's overlayfs leaves open what happens then ("undefined behavior"), so it is no subject here. The
+fusepy front trusts names for as long as it is told to, which is tested in test_fusepy_sees below.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlayfs_demo.mount_options import MountOptions
+from tests.builders import IMAGE_OPAQUE, OPAQUE
+from tests.contract.conftest import Mount
+from tests.contract.marks import only
+from tests.contract.subjects import Fronted, Subject
+
+# Seconds after which a change must be seen: the bound that the README states.
+BOUND = 0.2
+
+followed = only(["engine", "kernel-front"], "the others do not follow what is changed behind them")
+
+
+def seen(look: Callable[[], Any], wanted: Any) -> None:
+    """The view shows this within the bound."""
+    deadline = time.monotonic() + BOUND
+    while (found := look()) != wanted:
+        assert time.monotonic() < deadline, f"{found!r} is shown, not {wanted!r}"
+        time.sleep(0.002)
+
+
+def contents(view: Subject, path: str) -> bytes | None:
+    while True:
+        try:
+            return view.read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            # Replaced between the look at its name and the open: look again, as open(2) does (once).
+            if error.errno != errno.ESTALE:
+                raise
+
+
+def look_around(view: Subject, path: str = "") -> None:
+    """See, read and ask for what is not there: all that could be remembered."""
+    for name in view.names(path):
+        below = os.path.join(path, os.fsdecode(name))
+        if view.stat(below).mode & 0o170000 == 0o040000:
+            look_around(view, below)
+        else:
+            view.read(below)
+    assert not view.exists(os.path.join(path, "new"))
+
+
+def layer(view: Subject, where: str) -> Path:
+    return view.upper() if where == "upper" else view.layers.lowers[0]
+
+
+TREE = {"file": "old", "d": {"inner": "old", "e/deep": "old"}, "other": "other"}
+wheres = pytest.mark.parametrize("where", ["lower", "upper"])
+
+
+@pytest.fixture
+def place(mounted: Mount, where: str) -> tuple[Subject, Path]:
+    """A view somebody looked at all over, and the layer that everything in it comes from."""
+    view = mounted(*([TREE] if where == "lower" else [{}]), upper=TREE if where == "upper" else None)
+    look_around(view)
+    return view, layer(view, where)
+
+
+Place = tuple[Subject, Path]
+
+
+@followed
+@wheres
+def test_written_in_place(place: Place) -> None:
+    view, real = place
+    (real / "file").write_text("new and longer")
+    seen(lambda: contents(view, "file"), b"new and longer")
+    seen(lambda: view.stat("file").size, 14)
+    (real / "d/inner").write_text("NEW")
+    seen(lambda: contents(view, "d/inner"), b"NEW")
+
+
+@followed
+@wheres
+def test_written_by_an_editor_that_renames(place: Place) -> None:
+    view, real = place
+    (real / "d/.inner.swp").write_text("edited")
+    (real / "d/.inner.swp").rename(real / "d/inner")
+    seen(lambda: contents(view, "d/inner"), b"edited")
+    assert view.names("d") == [b"e", b"inner"]
+
+
+@followed
+@wheres
+def test_names_made_and_removed(place: Place) -> None:
+    view, real = place
+    (real / "d/new").write_text("1")
+    seen(lambda: contents(view, "d/new"), b"1")
+    seen(lambda: view.names("d"), [b"e", b"inner", b"new"])
+    (real / "d/inner").unlink()
+    seen(lambda: view.exists("d/inner"), False)
+    seen(lambda: view.names("d"), [b"e", b"new"])
+    (real / "file").rename(real / "new")
+    seen(lambda: (view.exists("file"), contents(view, "new")), (False, b"old"))
+
+
+@followed
+@wheres
+def test_listing_alone_shows_what_was_made(place: Place) -> None:
+    view, real = place
+    assert view.names("d") == [b"e", b"inner"]
+    (real / "d/fresh").write_text("1")
+    seen(lambda: view.names("d"), [b"e", b"fresh", b"inner"])
+
+
+@followed
+@wheres
+def test_attributes(place: Place) -> None:
+    view, real = place
+    (real / "file").chmod(0o600)
+    seen(lambda: view.stat("file").mode & 0o777, 0o600)
+    (real / "d").chmod(0o700)
+    seen(lambda: view.stat("d").mode & 0o777, 0o700)
+
+
+@followed
+@wheres
+def test_directories_made_removed_and_replaced(place: Place) -> None:
+    view, real = place
+    (real / "new").mkdir()
+    (real / "new/x").write_text("1")
+    seen(lambda: contents(view, "new/x"), b"1")
+    shutil.rmtree(real / "d")
+    seen(lambda: view.exists("d"), False)
+    seen(lambda: view.names(), [b"file", b"new", b"other"])
+    (real / "d").mkdir()
+    (real / "d/again").write_text("2")
+    seen(lambda: view.exists("d") and view.names("d"), [b"again"])
+    (real / "other").unlink()
+    (real / "other").mkdir()
+    seen(lambda: view.exists("other") and view.stat("other").mode & 0o170000, 0o040000)
+
+
+@followed
+def test_a_layer_above_gets_the_same_file(mounted: Mount) -> None:
+    view = mounted({"d": {"file": "bottom"}}, {"d": {"top": "1"}})
+    look_around(view)
+    (view.layers.lowers[1] / "d/file").write_text("top")
+    seen(lambda: contents(view, "d/file"), b"top")
+    (view.layers.lowers[1] / "d/file").unlink()
+    seen(lambda: contents(view, "d/file"), b"bottom")
+
+
+@followed
+@pytest.mark.parametrize("above", ["upper", "lower"])
+def test_a_directory_gets_and_loses_a_part(mounted: Mount, above: str) -> None:
+    view = mounted({"d": {"file": "bottom", "e": {"x": "bottom"}}}, {})
+    look_around(view)
+    real = view.upper() if above == "upper" else view.layers.lowers[1]
+    held = view.hold("d")
+    (real / "d/e").mkdir(parents=True)
+    (real / "d/new").write_text("top")
+    (real / "d/e/x").write_text("top")
+    seen(lambda: contents(view, "d/new"), b"top")
+    seen(lambda: contents(view, "d/e/x"), b"top")
+    seen(lambda: held.names(), [b"e", b"file", b"new"])
+    assert view.read("d/file") == b"bottom"
+    held.create("made", b"1")
+    assert (view.upper() / "d/made").read_bytes() == b"1"
+    shutil.rmtree(view.upper() / "d")
+    shutil.rmtree(real / "d", ignore_errors=True)
+    seen(lambda: view.names("d"), [b"e", b"file"])
+    seen(lambda: contents(view, "d/e/x"), b"bottom")
+    held.close()
+
+
+@followed
+def test_whiteouts_made_and_removed_by_hand(mounted: Mount) -> None:
+    view = mounted({"a": "1", "d": {"b": "2"}}, upper={"d": {}})
+    look_around(view)
+    os.mknod(view.upper("a"), 0o020000, 0)
+    os.mknod(view.upper("d/b"), 0o020000, 0)
+    seen(lambda: (view.exists("a"), view.exists("d/b"), view.names("d")), (False, False, []))
+    view.upper("a").unlink()
+    view.upper("d/b").unlink()
+    seen(lambda: (contents(view, "a"), contents(view, "d/b")), (b"1", b"2"))
+
+
+@followed
+@pytest.mark.parametrize("looked_into", [True, False])
+def test_a_directory_is_made_opaque_by_hand(mounted: Mount, looked_into: bool) -> None:
+    view = mounted({"d": {"b": "2", "e": {"x": "3"}}}, {"d": {"c": "3"}})
+    if looked_into:
+        look_around(view)
+    else:
+        view.stat("d")
+    top = view.layers.lowers[1] / "d"
+    os.setxattr(top, "trusted.overlay.opaque", b"y")
+    seen(lambda: (view.names("d"), view.exists("d/e/x")), ([b"c"], False))
+    os.removexattr(top, "trusted.overlay.opaque")
+    seen(lambda: (view.names("d"), contents(view, "d/e/x")), ([b"b", b"c", b"e"], b"3"))
+    (top / ".wh..wh..opq").touch()
+    seen(lambda: (view.names("d"), view.exists("d/e/x")), ([b"c"], False))
+    (top / ".wh..wh..opq").unlink()
+    (top / ".wh.b").touch()
+    seen(lambda: view.names("d"), [b"c", b"e"])
+
+
+@followed
+def test_opaque_from_the_start_lets_nothing_through(mounted: Mount) -> None:
+    view = mounted({"d": {"b": "2"}}, {"d": OPAQUE({"c": "3"}), "i": IMAGE_OPAQUE({})})
+    look_around(view)
+    (view.layers.lowers[0] / "d/new").write_text("hidden")
+    time.sleep(BOUND)
+    assert view.names("d") == [b"c"]
+    assert not view.exists("d/new")
+
+
+@followed
+@wheres
+def test_a_reader_keeps_what_was_replaced(place: Place) -> None:
+    view, real = place
+    handle = view.open("file")
+    assert handle.read() == b"old"
+    (real / "swap").write_text("replacement")
+    (real / "swap").rename(real / "file")
+    seen(lambda: contents(view, "file"), b"replacement")
+    assert (handle.read(), handle.stat().size) == (b"old", 3)
+    handle.close()
+
+
+@followed
+@wheres
+def test_the_view_still_writes_after_it(place: Place) -> None:
+    view, real = place
+    (real / "file").write_text("from behind")
+    seen(lambda: contents(view, "file"), b"from behind")
+    view.append("file", b" and through")
+    assert view.read("file") == b"from behind and through"
+    assert view.upper("file").read_bytes() == b"from behind and through"
+    (real / "d/gone").write_text("1")
+    seen(lambda: view.exists("d/gone"), True)
+    view.unlink("d/gone")
+    assert view.names("d") == [b"e", b"inner"]
+    assert view.is_whiteout("d/gone") == (real != view.upper())
+
+
+@followed
+def test_many_changes_on_both_sides_end_in_the_same_tree(mounted: Mount) -> None:
+    """Neither a crash, nor a caller that waits for ever, nor something remembered wrongly in the end."""
+    view = mounted({f"d{n}": {f"f{m}": "0" for m in range(10)} for n in range(3)}, {"d0": {"top": "1"}})
+    look_around(view)
+    low = view.layers.lowers[0]
+    stop = threading.Event()
+
+    def behind() -> None:
+        for count in range(200):
+            directory = low / f"d{count % 3}"
+            (directory / f"f{count % 10}").write_text(str(count))
+            (directory / "swap").write_text(str(count))
+            (directory / "swap").rename(directory / f"f{(count + 5) % 10}")
+            (directory / f"g{count % 7}").mkdir(exist_ok=True)
+            shutil.rmtree(directory / f"g{(count + 3) % 7}", ignore_errors=True)
+        stop.set()
+
+    thread = threading.Thread(target=behind)
+    thread.start()
+    count = 0
+    while not stop.is_set():
+        count += 1
+        view.write(f"d{count % 3}/own{count % 5}", b"mine")
+        view.names(f"d{count % 3}")
+        contents(view, f"d{count % 3}/f{count % 10}")
+        if view.exists(f"d{count % 3}/own{(count + 2) % 5}"):
+            view.unlink(f"d{count % 3}/own{(count + 2) % 5}")
+    thread.join()
+    time.sleep(BOUND)
+    for number in range(3):
+        real = {os.fsencode(path.name) for path in (low / f"d{number}").iterdir()}
+        own = {os.fsencode(path.name) for path in view.upper(f"d{number}").iterdir()}
+        top = {b"top"} if number == 0 else set()
+        assert set(view.names(f"d{number}")) == real | own | top
+        for name in real:
+            path = low / f"d{number}" / os.fsdecode(name)
+            if path.is_file():
+                assert contents(view, f"d{number}/{path.name}") == path.read_bytes()
+
+
+@only(["kernel-front", "fusepy-front"], "the engine takes no timeout")
+def test_with_a_timeout_of_0_everything_is_asked_anew(mounted: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fronted, "options", lambda self, stack: MountOptions(stack, self.front, timeout=0))
+    view = mounted(TREE)
+    look_around(view)
+    real = layer(view, "lower")
+    (real / "file").write_text("changed")
+    (real / "d/new").write_text("1")
+    (real / "other").unlink()
+    assert (contents(view, "file"), view.exists("other")) == (b"changed", False)
+    assert view.names("d") == [b"e", b"inner", b"new"]
+    assert contents(view, "d/new") == b"1"
