@@ -30,6 +30,10 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
                             lowers (the default), or only the kernel's whiteouts
   timeout=SECONDS           how long the kernel may trust what it was told; give 0
                             to see changes made behind the mount at once
+  uidmapping=, gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]
+                            who owns in the view what an id owns on disk
+  squash_to_root, squash_to_uid=ID, squash_to_gid=ID
+                            show all files as belonging to one
   front=auto|kernel|fusepy  as --front
   fsname=NAME, allow_other, noallow_other
   ro, nosuid, nodev, noexec, noatime, ... as mount(8) has them

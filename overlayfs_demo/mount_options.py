@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.ids import IdMap, Ids, Range, parse_ranges
 
 FRONTS = ("auto", "kernel", "fusepy")
 
@@ -40,6 +41,7 @@ _ALREADY_SO = {
     "redirect_dir": {"on", "follow"}, "index": {"off"}, "metacopy": {"off"}, "nfs_export": {"off"},
     "xino": {"on", "off", "auto"}, "uuid": {"on", "off", "auto", "null"}, "verity": {"off"},
 }
+_ID_SETTINGS = ("uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid", "squash_to_root")
 _BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile"}
 
 
@@ -61,6 +63,8 @@ class _Draft:
     paths: dict[str, bytes] = field(default_factory=dict)
     booleans: dict[str, bool] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
+    squashes: dict[str, int] = field(default_factory=dict)
+    mappings: dict[str, tuple[Range, ...]] = field(default_factory=dict)
     flags: int = 0
     allow_other: bool | None = None
 
@@ -144,12 +148,38 @@ def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
         if not re.fullmatch(r"\d+(\.\d+)?", value):
             raise UsageError(f"mount option '{option}'", "timeout= takes seconds, such as timeout=1.5")
         draft.other["timeout"] = value
+    elif name in _ID_SETTINGS:
+        _take_ids(draft, option, name, value)
     elif name == "fsname":
         draft.other[name] = os.fsdecode(unescape(value))
     elif option in ("allow_other", "noallow_other"):
         draft.allow_other = option == "allow_other"
     else:
         raise UsageError(f"unknown mount option '{option}'", "see 'overlayfs-demo mount --help'")
+
+
+def _take_ids(draft: _Draft, option: str, name: str, value: str) -> None:
+    """fuse-overlayfs's options that say who owns the files in the view."""
+    try:
+        if name == "squash_to_root" and option == name:
+            draft.squashes.update(dict.fromkeys(("root_uid", "root_gid"), 0))
+        elif name in ("uidmapping", "gidmapping"):
+            draft.mappings[name] = parse_ranges(value)
+        elif name in ("squash_to_uid", "squash_to_gid") and value.isascii() and value.isdigit() and int(value) < 2**32 - 1:
+            draft.squashes[name.removeprefix("squash_to_")] = int(value)
+        else:
+            raise ValueError("a word of its own" if name == "squash_to_root" else "the value is an id")
+    except ValueError as error:
+        raise UsageError(f"mount option '{option}'", str(error)) from None
+
+
+def _ids(draft: _Draft) -> Ids:
+    """A single id to squash to is stronger than squash_to_root, wherever it stands."""
+    squashes, mappings = draft.squashes, draft.mappings
+    return Ids(
+        IdMap(mappings.get("uidmapping", ()), squashes.get("uid", squashes.get("root_uid"))),
+        IdMap(mappings.get("gidmapping", ()), squashes.get("gid", squashes.get("root_gid"))),
+    )
 
 
 def _lowers(value: str) -> list[bytes]:
@@ -170,7 +200,7 @@ def _finish(draft: _Draft) -> MountOptions:
         raise UsageError("upperdir= needs workdir=", "name an empty directory on the upper's filesystem")
     if work is not None and upper is None:
         raise UsageError("workdir= without upperdir=", "leave it out for a read-only view, or add upperdir=")
-    stack = Stack(tuple(draft.lowers), upper, work)
+    stack = Stack(tuple(draft.lowers), upper, work, ids=_ids(draft))
     for name, value in draft.booleans.items():
         stack = replace(stack, **{name: value})  # type: ignore[arg-type]  # the names are fields of Stack
     options = MountOptions(stack, flags=draft.flags, source=draft.other.get("fsname"))

@@ -34,6 +34,7 @@ from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
 from overlayfs_demo.mount_options import MountOptions
 from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.mapped import open_overlay
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
 _PATIENCE = 10.0
@@ -144,7 +145,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
 
 def _open(stack: stack_check.Stack, events: Events) -> Overlay:
     try:
-        return Overlay(stack, events)
+        return open_overlay(stack, events)
     except OSError as error:
         where = os.fsdecode(error.filename) if error.filename else "the layers"
         raise MountError(f"{where}: {error.strerror}") from error

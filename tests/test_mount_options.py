@@ -321,3 +321,26 @@ def test_wrong_line_is_refused_with_option_and_remedy(line: str, named: str, rem
 @pytest.mark.parametrize("line", ["lowerdir+=", "lowerdir=/a,upperdir=,workdir=/w", "lowerdir=/a,upperdir=/u,workdir="])
 def test_empty_path_is_refused_in_every_option(line: str) -> None:
     assert "=" in refused(line).problem
+
+
+# --- ids -------------------------------------------------------------------------------------------
+
+
+def test_ids_are_themselves_until_told_otherwise() -> None:
+    assert not given().stack.ids
+
+
+def test_mappings_are_ranges_from_the_disk_to_the_view() -> None:
+    ids = given("uidmapping=0:1000:1:1:110000:65536,gidmapping=5:6:7").stack.ids
+    assert [ids.users.shown(one) for one in (0, 1, 65536, 65537)] == [1000, 110000, 175535, 65534]
+    assert [ids.users.stored(one) for one in (1000, 110000)] == [0, 1]
+    assert ids.groups.shown(5) == 6
+
+
+@pytest.mark.parametrize("option", [
+    "uidmapping=", "uidmapping=1:2", "gidmapping=a:b:c", "uidmapping=0:0:0", "gidmapping=0:1:4294967295",
+    "uidmapping=0:0:10:5:20:1", "uidmapping=0:5:1:1:5:1", "squash_to_uid=x", "squash_to_gid=", "squash_to_uid=-1",
+    "squash_to_root=1", "squash_to_uid=4294967295", "squash_to_uid",
+])
+def test_bad_ids_are_refused_by_name(option: str) -> None:
+    assert f"'{option}'" in str(refused("lowerdir=/a", option))

@@ -21,6 +21,7 @@ from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.ids import AS_ON_DISK, Ids
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.lookup import Answer
 from overlayfs_demo.overlay.merge import Verdict
@@ -44,6 +45,7 @@ class Stack:
     filesystem, or are both None for a read-only view. `user_xattrs` keeps the private attributes
     under `user.` instead of `trusted.`. `image_whiteouts` also understands the image format's
     zero-length `.wh.NAME` files in lowers. `volatile` gives up durability of what is copied up.
+    `ids` says to whom the files belong in the view, see `mapped`.
     """
 
     lowers: tuple[bytes, ...]
@@ -52,6 +54,7 @@ class Stack:
     user_xattrs: bool = False
     image_whiteouts: bool = True
     volatile: bool = False
+    ids: Ids = AS_ON_DISK
 
 
 class Overlay:
