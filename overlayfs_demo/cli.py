@@ -25,7 +25,8 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
   upperdir=DIR,workdir=DIR  where changes go, on one filesystem; without them
                             the view is read-only and every write is EROFS
   userxattr                 keep the overlay's marks in user.* attributes (no root needed)
-  volatile                  do not wait for copied data to reach the disk
+  volatile                  never wait for data to reach the disk; the upper is then
+                            marked, and not mounted again until the mark is gone
   whiteouts=all|kernel      also understand the image format's .wh. files in
                             lowers (the default), or only the kernel's whiteouts
   timeout=SECONDS           how long the kernel may trust what it was told; give 0
@@ -37,6 +38,7 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
   front=auto|kernel|fusepy  as --front
   fsname=NAME, allow_other, noallow_other
   ro, nosuid, nodev, noexec, noatime, ... as mount(8) has them
+  remount                   with these: change them on a view that is mounted
 
 example:
   overlayfs-demo mount -o lowerdir=app:base,upperdir=upper,workdir=work merged
@@ -84,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
+    if mounts.remount(os.fsencode(arguments.mountpoint), arguments.options):
+        return 0
     options = parse(arguments.options)
     if arguments.front:
         options = replace(options, front=arguments.front)
@@ -129,6 +133,8 @@ def _mount_as_helper(arguments: Sequence[str]) -> int:
     for flag in "sfnv":
         parser.add_argument(f"-{flag}", dest=flag, action="store_true")
     given = parser.parse_args(arguments)
+    if mounts.remount(os.fsencode(given.mountpoint), given.options):
+        return 0
     options = parse(given.options)
     if not given.f:  # mount -f: everything but the mounting.
         mounts.mount(os.fsencode(given.mountpoint), replace(options, source=options.source or given.source))

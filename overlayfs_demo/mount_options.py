@@ -79,6 +79,20 @@ def parse(lines: Iterable[str]) -> MountOptions:
     return _finish(draft)
 
 
+def remount_flags(lines: Iterable[str], flags: int) -> int | None:
+    """The MS_* flags after a `remount`, which begins with `flags`; None if it is none.
+
+    Everything else is left as it is, whatever the words say, as the kernel's overlayfs does: mount(8) repeats
+    all that it finds in the list of mounts.
+    """
+    words = [word for line in lines for word in split_escaped(line, ",")]
+    if "remount" not in words:
+        return None
+    for word in words:
+        flags = (flags | _SET.get(word, 0)) & ~_CLEAR.get(word, 0)
+    return flags
+
+
 def split_escaped(text: str, separator: str) -> list[str]:
     """Split at each separator that no backslash escapes; the escapes stay."""
     parts = [""]
@@ -165,10 +179,12 @@ def _take_ids(draft: _Draft, option: str, name: str, value: str) -> None:
             draft.squashes.update(dict.fromkeys(("root_uid", "root_gid"), 0))
         elif name in ("uidmapping", "gidmapping"):
             draft.mappings[name] = parse_ranges(value)
-        elif name in ("squash_to_uid", "squash_to_gid") and value.isascii() and value.isdigit() and int(value) < 2**32 - 1:
+        elif name == "squash_to_root":
+            raise ValueError("it takes no value")
+        elif value.isascii() and value.isdigit() and int(value) < 2**32 - 1:
             draft.squashes[name.removeprefix("squash_to_")] = int(value)
         else:
-            raise ValueError("a word of its own" if name == "squash_to_root" else "the value is an id")
+            raise ValueError("the value is an id")
     except ValueError as error:
         raise UsageError(f"mount option '{option}'", str(error)) from None
 

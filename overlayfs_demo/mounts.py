@@ -32,7 +32,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
-from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.mount_options import MountOptions, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.mapped import open_overlay
 
@@ -42,6 +42,11 @@ _POLL = 0.02
 
 # For gc.set_threshold: allocations, and runs of the younger generations, before a collection.
 _RARE_COLLECTIONS = (500_000, 20, 50)
+
+_REMOUNTABLE = (
+    syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC | syscalls.MS_SYNCHRONOUS
+    | syscalls.MS_NOATIME | syscalls.MS_NODIRATIME
+)
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +146,26 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
         _confirm(mountpoint)
     for lock in locks:
         os.close(lock)
+
+
+def remount(path: bytes, options: list[str]) -> bool:
+    """Change flags of a mounted view, if the options say `remount`; False if they do not. Raises MountError."""
+    if remount_flags(options, 0) is None:
+        return False
+    mountpoint = os.path.realpath(path)
+    shown = os.fsdecode(mountpoint)
+    if shown not in _mounted():
+        raise MountError(f"{shown} is not mounted by overlayfs-demo", "leave out 'remount' to mount it")
+    record = find_record(shown)
+    # What statvfs(3) says in ST_* has the values of mount(2)'s MS_*, up to ST_RELATIME, which is the default.
+    flags = remount_flags(options, os.statvfs(mountpoint).f_flag & _REMOUNTABLE) or 0
+    if record is not None and record.upper is None and not flags & syscalls.MS_RDONLY:
+        raise MountError(f"{shown} has no upper and stays read-only", "mount it with upperdir= and workdir=")
+    try:
+        syscalls.mount(b"none", mountpoint, FILESYSTEM_TYPE.encode(), flags | syscalls.MS_REMOUNT, b"")
+    except OSError as error:
+        raise MountError(f"{shown}: cannot be remounted: {error.strerror}", "only root can") from error
+    return True
 
 
 def _open(stack: stack_check.Stack, events: Events) -> Overlay:

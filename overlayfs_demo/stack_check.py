@@ -17,6 +17,7 @@ from pathlib import Path
 from overlayfs_demo import mount_table, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mount_options import unescape
+from overlayfs_demo.overlay import incompat
 from overlayfs_demo.overlay.engine import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
@@ -34,6 +35,7 @@ def checked(stack: Stack) -> Stack:
         _check_directory(stack.work, "workdir")
         _check_apart(stack, stack.upper, stack.work)
         _check_not_with_kernel(stack.upper)
+        _check_compatible(stack.upper, stack.work)
         _check_abilities(stack.work, USER.opaque if stack.user_xattrs else TRUSTED.opaque)
     return stack
 
@@ -127,6 +129,26 @@ def _check_not_with_kernel(upper: bytes) -> None:
                     f"{os.fsdecode(mounted.mountpoint)}",
                     "unmount that first",
                 )
+
+
+def _check_compatible(upper: bytes, work: bytes) -> None:
+    """The kernel refuses the same, with a line in its log."""
+    try:
+        found = incompat.features(work)
+    except OSError as error:
+        raise MountError(f"workdir {os.fsdecode(work)}: cannot read what is in it: {error.strerror}") from error
+    mark = os.path.join(os.fsdecode(work), "work", "incompat")
+    if incompat.VOLATILE in found:
+        raise MountError(
+            f"upperdir {os.fsdecode(upper)} was mounted volatile, and may have lost data if the machine crashed",
+            f"discard upper and work; or, if it did not, remove the mark with 'rm -r {mark}'",
+        )
+    if found:
+        raise MountError(
+            f"workdir {os.fsdecode(work)} says that upperdir {os.fsdecode(upper)} uses the feature "
+            f"'{os.fsdecode(found[0])}', which is not known here",
+            "mount it with what made it",
+        )
 
 
 def _check_abilities(work: bytes, opaque: str) -> None:

@@ -65,14 +65,19 @@ class Place:
         return record.pid
 
 
+def set_up(where: Path) -> Place:
+    """Make the directories."""
+    builders.directories(where, "top", "bottom", "upper", "work", "view")
+    builders.fill(os.fsencode(where / "top"), {"motd": "hello\n"})
+    builders.fill(os.fsencode(where / "bottom"), {"motd": "below\n", "d/deep": "deep\n"})
+    return Place(where)
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     if problem := why_no_mounts():
         pytest.skip(problem)
-    builders.directories(tmp_path, "top", "bottom", "upper", "work", "view")
-    builders.fill(os.fsencode(tmp_path / "top"), {"motd": "hello\n"})
-    builders.fill(os.fsencode(tmp_path / "bottom"), {"motd": "below\n", "d/deep": "deep\n"})
-    yield Place(tmp_path)
+    yield set_up(tmp_path)
     unmount_all(str(tmp_path))
 
 

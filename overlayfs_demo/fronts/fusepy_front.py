@@ -113,6 +113,7 @@ class Callbacks:
 
     def __init__(self, view: View, ready: Callable[[], None]) -> None:
         self._overlay = view.overlay
+        self._always = os.O_NOATIME if view.flags & syscalls.MS_NOATIME else 0
         self._ready = ready
         self.answered = False
         self.failure: Exception | None = None
@@ -345,7 +346,7 @@ class Callbacks:
     def open(self, path: str, fi: Any) -> None:
         """open(2) of a file that is there. To open a lower file for writing is what copies it up."""
         node = self._node(path)
-        self._remember(fi, node, self._overlay.open(node, fi.flags, self._caller("open")))
+        self._remember(fi, node, self._overlay.open(node, fi.flags | self._always, self._caller("open")))
 
     def read(self, _path: str | None, size: int, offset: int, fi: Any) -> bytes:
         """read(2), as far as the kernel has not cached the data. Short only at the end of the file."""
@@ -359,11 +360,7 @@ class Callbacks:
 
     def fsync(self, _path: str | None, datasync: int, fi: Any) -> None:
         """fsync(2), fdatasync(2): return when it is on the disk."""
-        fd = self._files[fi.fh].handle.fd
-        if datasync:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        self._overlay.sync_file(self._files[fi.fh].handle, bool(datasync))
 
     def fsyncdir(self, _path: str | None, _datasync: int, number: int) -> None:
         """fsync(2) of a directory: names made and removed in it are on the disk."""

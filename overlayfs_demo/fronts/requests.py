@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.base import View, now_ns
 from overlayfs_demo.fronts.directories import Directories, Portion
@@ -79,6 +80,7 @@ class Requests:
         self._store = store
         self._overlay.before_wait = pass_on
         self._pass_on = pass_on
+        self._always = os.O_NOATIME if view.flags & syscalls.MS_NOATIME else 0
         self._trust = Trust(view.overlay, view.timeout)
         self.nodes = NodeTable(view.overlay.root)
         self.directories = Directories(view.overlay, self.nodes, self._trust)
@@ -245,7 +247,7 @@ class Requests:
     def open(self, request: Request) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(request.body)
         node, caller = self._node(request), request.caller("open")
-        handle = self._overlay.open(node, flags, caller)
+        handle = self._overlay.open(node, flags | self._always, caller)
         assert isinstance(node, FileNode)
         if open_flags & wire.OPEN_KILL_SUIDGID:
             self._overlay.set_attrs(node, Change(kill_privileges=True), caller)
@@ -300,12 +302,9 @@ class Requests:
 
     def fsync(self, request: Request) -> bytes:
         number, flags = wire.FSYNC_IN.unpack_from(request.body)
-        fd = self._files[number].handle.fd
+        handle = self._files[number].handle
         self._pass_on()
-        if flags & wire.FSYNC_FDATASYNC:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        self._overlay.sync_file(handle, bool(flags & wire.FSYNC_FDATASYNC))
         return _EMPTY
 
     def fallocate(self, request: Request) -> bytes:

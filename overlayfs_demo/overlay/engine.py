@@ -34,7 +34,7 @@ from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import FUSE_OVERLAYFS_OPAQUE, TRUSTED, USER
 
 # Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
-_OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+_OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,9 @@ class Stack:
     `lowers` are paths, topmost first, at least one. `upper` and `work` come together, on one
     filesystem, or are both None for a read-only view. `user_xattrs` keeps the private attributes
     under `user.` instead of `trusted.`. `image_whiteouts` also understands the image format's
-    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability of what is copied up.
-    `ids` says to whom the files belong in the view, see `mapped`.
+    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability: nothing waits for the
+    disk, and the work directory is marked, see `incompat`. `ids` says to whom the files belong in
+    the view, see `mapped`.
     """
 
     lowers: tuple[bytes, ...]
@@ -402,14 +403,22 @@ class Overlay:
         self._tree.writable().emit(Action.WRITE, self._event_path(node), caller, size=done)
         return done
 
+    def _is_volatile(self) -> bool:
+        return self._tree.upper is not None and self._tree.upper.volatile
+
+    def sync_file(self, handle: Handle, data_only: bool) -> None:
+        """fsync(2), or with `data_only` fdatasync(2); a volatile overlay never waits for the disk."""
+        if not self._is_volatile():
+            (os.fdatasync if data_only else os.fsync)(handle.fd)
+
     def sync_directory(self, node: DirNode) -> None:
         """fsync(2) of a directory; a lower one never has anything to write."""
-        if node.in_upper:
+        if node.in_upper and not self._is_volatile():
             os.fsync(node.front().fd)
 
     def sync(self) -> None:
         """syncfs(2) of the upper's filesystem."""
-        if self._tree.upper is not None:
+        if self._tree.upper is not None and not self._is_volatile():
             syscalls.sync_filesystem(self._tree.upper.layer.root_fd)
 
 
@@ -421,7 +430,7 @@ def _directory(node: Node) -> DirNode:
 
 def _open_target(node: FileNode, flags: int) -> int:
     target = node.target()
-    fd = target.open(flags) if node.in_upper else target.open_lower(flags)
+    fd = target.open(flags) if node.in_upper and not flags & os.O_NOATIME else target.open_lower(flags)
     try:
         _check_same(node, os.fstat(fd))
     except OSError:

@@ -18,6 +18,7 @@ from itertools import count
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event, Events
+from overlayfs_demo.overlay import incompat
 from overlayfs_demo.overlay.layer import Layer, UpperDir
 from overlayfs_demo.overlay.node import Target
 from overlayfs_demo.overlay.types import Caller
@@ -73,6 +74,8 @@ class Upper:
         self.volatile = volatile
         self.root = UpperDir(layer, None, b"")
         self.work_fd = _open_work(work_path)
+        if volatile:
+            incompat.mark_volatile(self.work_fd)
         self._ids = (os.geteuid(), os.getegid())
         self._serial = count(1)
 

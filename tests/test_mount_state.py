@@ -1,0 +1,138 @@
+"""What do `volatile`, `ro`, `noatime` and `remount` do, and does the kernel's overlayfs agree?"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import unmount_all, why_no_mounts
+from tests.contract.conftest import why_unavailable
+from tests.test_cli import Place, fails, run, set_up
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    yield set_up(tmp_path)
+    unmount_all(str(tmp_path))
+
+
+fronts = pytest.mark.parametrize("front", ["kernel", "fusepy"])
+
+
+def mount(place: Place, more: str, front: str = "kernel") -> None:
+    if problem := why_unavailable(f"{front}-front"):
+        pytest.skip(problem)
+    done = place.mount("--front", front, options=place.options + more)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def kernel_mounts(place: Place, more: str = "") -> bool:
+    if problem := why_unavailable("kernel"):
+        pytest.skip(problem)
+    return run("mount", "-t", "overlay", "overlay", place.view, "-o", place.options + more).returncode == 0
+
+
+# --- volatile -------------------------------------------------------------------------------------
+
+
+@fronts
+def test_a_volatile_upper_is_marked_as_the_kernel_does(place: Place, front: str) -> None:
+    mount(place, ",volatile", front)
+    (place.view / "new").write_text("1")
+    fd = os.open(place.view / "new", os.O_WRONLY)
+    os.fsync(fd)
+    os.close(fd)
+    assert place.umount().returncode == 0
+    ours = sorted(str(path) for path in (place / "work").rglob("*"))
+    assert not kernel_mounts(place)
+    run("rm", "-r", place / "work" / "work")
+    assert kernel_mounts(place, ",volatile")
+    assert sorted(str(path) for path in (place / "work").rglob("*")) == ours
+
+
+def test_a_volatile_upper_is_not_mounted_again_until_the_mark_is_gone(place: Place) -> None:
+    mount(place, ",volatile")
+    assert place.umount().returncode == 0
+    for more in ("", ",volatile"):
+        done = place.mount(options=place.options + more)
+        fails(done, str(place / "upper"), "volatile", f"rm -r {place / 'work/work/incompat'}")
+    assert run("rm", "-r", place / "work/work/incompat").returncode == 0
+    mount(place, "")
+
+
+def test_the_kernels_volatile_upper_is_refused_too(place: Place) -> None:
+    assert kernel_mounts(place, ",volatile")
+    assert run("umount", place.view).returncode == 0
+    fails(place.mount(), "volatile", "incompat")
+
+
+def test_an_unknown_feature_is_refused_by_name(place: Place) -> None:
+    (place / "work/work/incompat/sparkle").mkdir(parents=True)
+    fails(place.mount(), str(place / "work"), "'sparkle'")
+    assert not kernel_mounts(place)
+
+
+# --- flags ----------------------------------------------------------------------------------------
+
+
+@fronts
+def test_a_view_is_remounted_read_only_and_back(place: Place, front: str) -> None:
+    mount(place, "", front)
+    assert run("mount", "-i", "-o", "remount,ro", place.view).returncode == 0
+    with pytest.raises(OSError) as caught:
+        (place.view / "new").touch()
+    assert caught.value.errno == errno.EROFS
+    assert run("mount", "-i", "-o", "remount,rw", place.view).returncode == 0
+    (place.view / "new").touch()
+
+
+def test_mount_8_remounts_through_the_helper(place: Place) -> None:
+    if not Path("/sbin/mount.fuse").exists():
+        pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
+    words = ("mount", "-t", "fuse.overlayfs-demo", "name", place.view, "-o", f"noatime,ro,{place.options}")
+    assert run(*words).returncode == 0
+    assert not os.access(place.view, os.W_OK)
+    assert run("mount", "-o", "remount,rw", place.view).returncode == 0
+    (place.view / "new").touch()
+    assert "noatime" in run("findmnt", "-no", "OPTIONS", place.view).stdout
+    assert run("mount", "-o", "remount,ro,nosuid", place.view).returncode == 0
+    options = run("findmnt", "-no", "OPTIONS", place.view).stdout.strip().split(",")
+    assert {"ro", "nosuid", "noatime"} <= set(options)
+    assert (place.view / "motd").read_text() == "hello\n"
+
+
+def test_remount_changes_only_what_it_names(place: Place) -> None:
+    mount(place, ",noexec,noatime")
+    assert place.mount(options="remount,ro").returncode == 0
+    flags = os.statvfs(place.view).f_flag
+    assert flags & os.ST_RDONLY and flags & os.ST_NOEXEC and flags & os.ST_NOATIME
+    assert place.mount(options="remount,rw,exec,lowerdir=/nowhere").returncode == 0
+    assert not os.statvfs(place.view).f_flag & (os.ST_RDONLY | os.ST_NOEXEC)
+
+
+def test_a_view_without_an_upper_stays_read_only(place: Place) -> None:
+    assert place.mount(options=f"lowerdir={place / 'top'}:{place / 'bottom'}").returncode == 0
+    fails(place.mount(options="remount,rw"), str(place.view), "no upper")
+
+
+def test_remount_of_what_is_not_mounted_is_refused(place: Place) -> None:
+    fails(place.mount(options="remount,ro"), str(place.view), "not mounted")
+
+
+@fronts
+@pytest.mark.parametrize("flag", ["noatime", "strictatime"])
+def test_reading_an_upper_file_touches_its_access_time_unless_told(place: Place, front: str, flag: str) -> None:
+    (place / "upper/mine").write_text("1")
+    os.utime(place / "upper/mine", (1, 2))
+    os.utime(place / "top/motd", (1, 2))
+    mount(place, f",{flag}", front)
+    assert (place.view / "mine").read_text() == "1"
+    assert (place.view / "motd").read_text() == "hello\n"
+    assert (os.stat(place / "upper/mine").st_atime == 1) == (flag == "noatime")
+    assert os.stat(place / "top/motd").st_atime == 1
