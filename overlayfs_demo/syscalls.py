@@ -25,6 +25,7 @@ _SYS_OPENAT2 = 437
 AT_FDCWD = -100
 AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
+_AT_HANDLE_FID = 0x200
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -166,17 +167,19 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
     """The (type, opaque bytes) by which the filesystem knows a file: name_to_handle_at(2).
 
     `name` empty means `dir_fd` itself; a symbolic link is not followed. EOPNOTSUPP where the
-    filesystem has no handles.
+    filesystem has no handles. From Linux 6.5 on an overlay has some that tell files apart, but cannot be opened.
     """
     handle = _FileHandle(handle_bytes=128)
     mount_id = ctypes.c_int()
-    _check(
-        _libc.name_to_handle_at(
-            dir_fd, ctypes.c_char_p(name), ctypes.byref(handle), ctypes.byref(mount_id),
-            AT_EMPTY_PATH if not name else 0,
-        ),
-        name,
-    )
+    flags = AT_EMPTY_PATH if not name else 0
+    place = (dir_fd, ctypes.c_char_p(name), ctypes.byref(handle), ctypes.byref(mount_id))
+    try:
+        _check(_libc.name_to_handle_at(*place, flags), name)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        if _libc.name_to_handle_at(*place, flags | _AT_HANDLE_FID) < 0:
+            raise
     return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
 
 
