@@ -129,6 +129,12 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
         events.attach(trace)
     os.umask(0)  # The callers' umasks count, not the daemon's.
     overlay = _open(stack_check.absolute(stack), events)
+    before, now = overlay.note_stack()
+    if before:
+        _log.warning(
+            "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
+            "changed there may look odd here", os.fsdecode(stack.upper or b""), before, now,
+        )
     view = View(
         overlay, mountpoint, options.source or SUBTYPE,
         # As the kernel's overlayfs does: without an upper the whole mount is read-only.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import listing
+from overlayfs_demo.overlay import lineage, listing
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
@@ -94,6 +94,15 @@ class Overlay:
     @before_wait.setter
     def before_wait(self, hook: Callable[[], None]) -> None:
         self._copy_up.before_wait = hook
+
+    def note_stack(self) -> tuple[str, str]:
+        """Remember these lowers in the upper. If it was last used with others: which, and which now; else "", ""."""
+        if self._tree.upper is None:
+            return "", ""
+        upper, lowers = self._tree.upper.layer, self._lowers
+        before = lineage.last_stack(upper, lowers, self._xattrs)
+        lineage.remember(upper, lowers, self._xattrs)
+        return (before, lineage.names(lowers)) if before else ("", "")
 
     def close(self) -> None:
         """Let go of all layers. Nodes are not used afterwards; open handles stay their owners'."""

@@ -25,7 +25,7 @@ class PrivateXattrs:
     """
 
     __slots__ = (
-        "escape", "impure", "metacopy", "nlink", "opaque", "origin", "prefix", "redirect", "whiteout",
+        "escape", "impure", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "redirect", "whiteout",
     )
 
     def __init__(self, namespace: str) -> None:
@@ -36,6 +36,8 @@ class PrivateXattrs:
         self.metacopy = f"{self.prefix}metacopy"
         self.origin = f"{self.prefix}origin"
         self.impure = f"{self.prefix}impure"
+        # Not the kernel's, but private like its own: see `lineage`.
+        self.lowers = f"{self.prefix}demo-lowers"
         self.nlink = f"{self.prefix}nlink"
         self.whiteout = f"{self.prefix}whiteout"
 

@@ -86,11 +86,11 @@ def change(nest: Nest) -> None:
 
 
 def comparable(root: Path | bytes) -> dict[bytes, builders.Seen]:
-    """The tree without times, numbers of files (each origin's value), and the uuid that the kernel invents."""
+    """The tree without times, numbers of files (each origin's value), and what each notes of the stack."""
     found = {}
     for path, one in tree(root, times=False).items():
         xattrs = tuple((name, b"" if name.endswith(".origin") else value) for name, value in one.xattrs
-                       if not name.endswith("overlay.uuid"))
+                       if not name.endswith(("overlay.uuid", "overlay.demo-lowers")))
         found[path] = one._replace(xattrs=xattrs)
     return found
 
