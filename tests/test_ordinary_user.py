@@ -16,7 +16,7 @@ from overlayfs_demo import mounts
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mount_options import parse
 from tests import builders
-from tests.conftest import unmount_all, why_no_mounts
+from tests.conftest import unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child
 
@@ -87,6 +87,23 @@ def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:
     as_user(home, session)
     assert (home / "bottom/motd").read_text() == "hello\n"
     assert os.getxattr(home / "upper/d", "user.overlay.opaque") == b"y"
+
+
+def test_ordinary_users_layers_are_followed_too(home: Path, front: str) -> None:
+    if front == "fusepy":
+        pytest.skip("libfuse 2 cannot make the kernel forget a name")
+
+    def session() -> None:
+        mount(front, ",userxattr")
+        assert Path("view/motd").read_text() == "hello\n"
+        assert not Path("view/new").exists()
+        Path("top/new").write_text("1")
+        Path("bottom/motd").write_text("changed\n")
+        wait_until(Path("view/new").exists, "a name made behind the view")
+        wait_until(lambda: Path("view/motd").read_text() == "changed\n", "data written behind the view")
+        mounts.unmount(b"view")
+
+    as_user(home, session)
 
 
 def test_ordinary_user_is_told_to_use_userxattr(home: Path, front: str) -> None:

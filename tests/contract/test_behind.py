@@ -11,17 +11,19 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.overlay import behind
 from tests.builders import IMAGE_OPAQUE, OPAQUE
 from tests.contract.conftest import Mount
 from tests.contract.marks import only
-from tests.contract.subjects import Fronted, Subject
+from tests.contract.subjects import Fronted, Subject, in_child
 
 # Seconds after which a change must be seen: the bound that the README states.
 BOUND = 0.2
@@ -263,7 +265,7 @@ def test_many_changes_on_both_sides_end_in_the_same_tree(mounted: Mount) -> None
     low = view.layers.lowers[0]
     stop = threading.Event()
 
-    def behind() -> None:
+    def edit() -> None:
         for count in range(200):
             directory = low / f"d{count % 3}"
             (directory / f"f{count % 10}").write_text(str(count))
@@ -273,7 +275,7 @@ def test_many_changes_on_both_sides_end_in_the_same_tree(mounted: Mount) -> None
             shutil.rmtree(directory / f"g{(count + 3) % 7}", ignore_errors=True)
         stop.set()
 
-    thread = threading.Thread(target=behind)
+    thread = threading.Thread(target=edit)
     thread.start()
     count = 0
     while not stop.is_set():
@@ -308,3 +310,101 @@ def test_with_a_timeout_of_0_everything_is_asked_anew(mounted: Mount, monkeypatc
     assert (contents(view, "file"), view.exists("other")) == (b"changed", False)
     assert view.names("d") == [b"e", b"inner", b"new"]
     assert contents(view, "d/new") == b"1"
+
+
+# --- where it cannot be followed ------------------------------------------------------------------
+
+kernel_front = only(["kernel-front"], "this is about what it does without fanotify, or with less of it")
+
+
+def no_marks(group: int, fd: int) -> syscalls.WatchKey:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_group() -> int:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@kernel_front
+@pytest.mark.parametrize("missing", ["marks", "group"])
+def test_without_watches_what_is_shown_is_a_second_old_at_most(
+    mounted: Mount, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    if missing == "marks":
+        monkeypatch.setattr(syscalls, "watch_directory", no_marks)
+    else:
+        monkeypatch.setattr(syscalls, "new_watch_group", no_group)
+    view = mounted(TREE)
+    look_around(view)
+    real = layer(view, "lower")
+    (real / "file").write_text("changed")
+    (real / "d/inner").unlink()
+    (real / "d/new").write_text("1")
+    time.sleep(1.1)
+    assert (contents(view, "file"), view.exists("d/inner"), contents(view, "d/new")) == (b"changed", False, b"1")
+    assert view.names("d") == [b"e", b"new"]
+
+
+@kernel_front
+def test_events_that_were_lost_make_the_kernel_forget_everything(
+    mounted: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = syscalls.watch_events
+
+    def lost(data: bytes) -> Iterator[syscalls.WatchEvent]:
+        return (one._replace(mask=syscalls.FAN_Q_OVERFLOW, pid=0) for one in read(data))
+
+    monkeypatch.setattr(syscalls, "watch_events", lost)
+    view = mounted(TREE, {"d": {"other": "1"}})
+    look_around(view)
+    real = layer(view, "lower")
+    (real / "file").write_text("changed")
+    seen(lambda: contents(view, "file"), b"changed")
+    (real / "d/new").write_text("1")
+    seen(lambda: contents(view, "d/new"), b"1")
+    shutil.rmtree(real / "d/e")
+    seen(lambda: view.names("d"), [b"inner", b"new", b"other"])
+
+
+@only(["engine"], "the message is the same for all")
+def test_the_log_says_what_is_not_followed(
+    mounted: Mount, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = mounted(TREE)
+    assert view.overlay.behind.start()
+    monkeypatch.setattr(syscalls, "watch_directory", no_marks)
+    for path in ("", "d", "d/e"):
+        assert not view.overlay.behind.watch(view.node(path))
+    [upper, lower] = [record.getMessage() for record in caplog.records]
+    assert "lower 1 (layer0)" in lower and "max_user_marks" in lower
+    assert "upper" in upper
+
+
+@only(["engine"], "the bound is the engine's")
+def test_the_number_of_watches_is_bounded(
+    mounted: Mount, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(behind, "_MOST_WATCHES", 3)
+    view = mounted(TREE)
+    watcher = view.overlay.behind
+    assert watcher.start()
+    nodes = [view.node(path) for path in ("", "d", "d/e")]
+    assert [watcher.watch(node) for node in nodes] == [True, True, False]
+    assert "more than 3 directories" in caplog.text
+    assert watcher.watch(nodes[0])
+
+
+@only(["engine"], "what this process does itself is the engine's to tell")
+def test_own_changes_are_no_news(mounted: Mount) -> None:
+    view = mounted(TREE)
+    watcher = view.overlay.behind
+    assert watcher.start()
+    for path in ("", "d"):
+        watcher.watch(view.node(path))
+    view.append("d/inner", b"x")
+    view.write("new", b"1")
+    view.rename("file", "d/moved")
+    view.unlink("other")
+    assert not watcher.read()
+    in_child(lambda: view.upper("foreign").touch())
+    assert watcher.read().names
