@@ -1,0 +1,68 @@
+"""What does a whole view show, and where do two views differ?"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+from tests.differential.sides import Side, trimmed
+
+View = dict[bytes, tuple[Any, ...]]
+
+
+def shown(side: Side) -> View:
+    """Every object of the view by its path, with all that can be compared of it. As root."""
+    found: View = {}
+    with side.inside(False):
+        _collect(b".", found)
+    return found
+
+
+def _collect(path: bytes, found: View) -> None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return  # A stray whiteout.
+    detail: Any = None
+    if stat.S_ISREG(status.st_mode):
+        detail = _data(path)
+    elif stat.S_ISLNK(status.st_mode):
+        detail = os.readlink(path)
+    names = sorted(os.listxattr(path, follow_symlinks=False))
+    xattrs = tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names)
+    found[path[2:]] = (*trimmed(status), detail, xattrs)
+    if stat.S_ISDIR(status.st_mode):
+        for name in sorted(os.listdir(path)):
+            _collect(os.path.join(path, name), found)
+
+
+def _data(path: bytes) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        return os.read(fd, 1 << 22)
+    finally:
+        os.close(fd)
+
+
+_FIELDS = ("mode", "uid", "gid", "rdev", "size", "nlink", "mtime", "content", "xattrs")
+
+
+def differences(kernel: View, ours: View) -> list[tuple[str, str]]:
+    """What differs, each as a short kind and a sentence."""
+    found: list[tuple[str, str]] = []
+    for path in sorted({*kernel, *ours}):
+        if path not in ours:
+            found.append(("missing", f"{path!r}: only the kernel has it: {kernel[path]}"))
+        elif path not in kernel:
+            found.append(("extra", f"{path!r}: only we have it: {ours[path]}"))
+        else:
+            for field, theirs, mine in zip(_FIELDS, kernel[path], ours[path], strict=True):
+                if theirs != mine:
+                    found.append((field, f"{path!r}: {field} is {_cut(theirs)} in the kernel, {_cut(mine)} in ours"))
+    return found
+
+
+def _cut(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}… ({len(value)})"
