@@ -38,12 +38,21 @@ class Operation(NamedTuple):
     arguments: tuple[Any, ...]
 
     def __str__(self) -> str:
-        words = [f"0o{word:o}" if self._is_mode(place) else repr(word) for place, word in enumerate(self.arguments)]
+        words = [f"0o{word:o}" if self._is_mode(place) else brief(word) for place, word in enumerate(self.arguments)]
         who = "  # as the user" if self.user else ""
         return f"view.{self.verb}({', '.join(words)}){who}"
 
     def _is_mode(self, place: int) -> bool:
         return place == {"mkdir": 1, "mknod": 1, "chmod": 1, "fchmod": 1, "open": 3, "umask": 0}.get(self.verb)
+
+
+def brief(word: Any) -> str:
+    """As Python, with repetitions as multiplication."""
+    if isinstance(word, bytes) and len(word) > 60:
+        for length in (1, 4, 8):
+            if word == word[:length] * (len(word) // length):
+                return f"{word[:length]!r} * {len(word) // length}"
+    return repr(word)
 
 
 Arguments = tuple[Any, ...]
@@ -110,7 +119,7 @@ class Dice:
         return self._dice.randrange(SLOTS)
 
     def data(self) -> bytes:
-        return self._dice.randbytes(4).hex().encode() * self.pick((0, 1, 1, 5, 1000))
+        return self._dice.randbytes(4).hex().encode() * int(self.pick((0, 1, 1, 5, 1000)))
 
     def size(self) -> int:
         return int(self.pick((0, 0, 1, 3, 8, 100, 4096, 5000, 20000)))

@@ -27,7 +27,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="overlayfs-demo-fuzz-", dir=arguments.dir) as place:
         os.chmod(place, 0o755)
-        setting = Setting(Path(place), arguments.front, arguments.index, arguments.operations)
+        setting = Setting(Path(place), arguments.front, arguments.index, arguments.operations, tuple(arguments.ignore))
         return _fuzz(arguments, setting)
 
 
@@ -41,6 +41,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--front", choices=("kernel", "fusepy"), default="kernel", help="default: kernel")
     add("--index", action="store_true", help="the kernel's side keeps hard links together (index=on)")
     add("--shrink", type=float, default=60.0, metavar="N", help="seconds to spend on each reproducer (default: 60)")
+    add("--ignore", action="append", default=[], metavar="WHAT", help="look past a signature, a field or a verb")
     add("--each", type=int, default=1, metavar="N", help="shrink N cases of each kind (default: 1)")
     add("--dir", type=Path, metavar="DIR", help="where the trees are made (default: $TMPDIR or /tmp)")
     return parser.parse_args(words)

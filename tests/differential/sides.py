@@ -102,6 +102,14 @@ class Side:
             except OSError as error:
                 return "error", errno.errorcode.get(error.errno or 0, str(error.errno))
 
+    def is_unlinked_lower(self, slot: int) -> bool:
+        """Is a file of a lower open whose name was removed? Of one in the upper the kernel says that it has no links."""
+        if slot not in self._files:
+            return False
+        status = os.fstat(self._files[slot])
+        shown = os.readlink(f"/proc/self/fd/{self._files[slot]}")
+        return shown.endswith(" (deleted)") and status.st_nlink > 0
+
     # --- verbs whose answer needs trimming; the subject has the others ------------------------------
 
     def stat(self, path: bytes) -> tuple[Any, ...]:
@@ -175,7 +183,9 @@ class Side:
         return os.copy_file_range(self._fd(source), self._fd(target), size, 0, offset)
 
     def seek_data(self, slot: int, offset: int) -> bool:
-        """Only whether there is any: where it begins depends on what copied it."""
+        """Only whether there is any: where it begins depends on what copied it. Directories are not asked."""
+        if stat.S_ISDIR(os.fstat(self._fd(slot)).st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         return os.lseek(self._fd(slot), offset, os.SEEK_DATA) >= 0
 
     # --- directories kept open ----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import stat
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,65 @@ def random_stack(dice: random.Random) -> StackSpec:
             directories.append(os.path.join(parent, dice.choice(names)))
     leaves = {os.path.join(dice.choice(directories), dice.choice(names)) for _ in range(dice.randint(4, 12))}
     skeleton = sorted({*directories, *leaves} - {b""}, key=lambda path: (path.count(b"/"), path))
-    lowers = tuple(_layer(dice, skeleton, set(directories)) for _ in range(dice.randint(1, 4)))
-    upper = _layer(dice, skeleton, set(directories), upper=True) if dice.random() < 0.5 else ()
-    return StackSpec(lowers, (_root(dice), *upper))
+    layers = [_layer(dice, skeleton, set(directories)) for _ in range(dice.randint(1, 4))]
+    layers.append(_layer(dice, skeleton, set(directories), upper=True) if dice.random() < 0.5 else ())
+    if dice.random() < 0.3:
+        number = dice.randrange(1, len(layers))
+        layers[number] = _with_redirect(dice, layers[number], skeleton)
+    layers = [tuple(one for one in layer if not _is_stray(one, layers[: number + 1]))
+              for number, layer in enumerate(layers)]
+    return StackSpec(tuple(layers[:-1]), (_root(dice), *layers[-1]))
+
+
+def _is_stray(entry: Entry, layers: list[tuple[Entry, ...]]) -> bool:
+    """Is this a whiteout in a directory of the last of `layers` that merges with nothing in those below?
+
+    The kernel lists such a one and counts it as content, we do not: an intended difference.
+    """
+    if entry.thing not in (builders.WHITEOUT, builders.XATTR_WHITEOUT):
+        return False
+    above = os.path.dirname(entry.path)
+    if _ends_at(above, layers[-1], opaque=True):
+        return True
+    for layer in reversed(layers[:-1]):
+        if _ends_at(above, layer, opaque=False):
+            return True
+        if not above or any(one.path == above or one.path.startswith(above + b"/") for one in layer):
+            return False
+        if _ends_at(above, layer, opaque=True):
+            return True
+    return True
+
+
+def _ends_at(path: bytes, layer: tuple[Entry, ...], opaque: bool) -> bool:
+    """Does something at or above a path keep what is below this layer from it?"""
+    for entry in layer:
+        if entry.path and (entry.path == path or path.startswith(entry.path + b"/")):
+            if not isinstance(entry.thing, builders.Dir):
+                return True
+            if opaque and "trusted.overlay.opaque" in entry.thing.xattrs:
+                return True
+    return False
+
+
+def _with_redirect(dice: random.Random, layer: tuple[Entry, ...], skeleton: list[bytes]) -> tuple[Entry, ...]:
+    """Let one directory have been renamed: a whiteout stands at its old name.
+
+    Only one of a stack, for a directory that is reached by two ways is a mistake, to which the kernel says ESTALE.
+    """
+    moved = [one for one in layer if isinstance(one.thing, builders.Dir)]
+    taken = {one.path for one in layer}
+    targets = [path for path in skeleton if not any(path == one or one.startswith(path + b"/") for one in taken)
+               and not _ends_at(path, layer, opaque=False)]
+    if not moved or not targets:
+        return layer
+    chosen, target = dice.choice(moved), dice.choice(targets)
+    same_parent = os.path.dirname(chosen.path) == os.path.dirname(target)
+    redirect = os.path.basename(target) if same_parent and dice.random() < 0.7 else b"/" + target
+    xattrs = {name: value for name, value in chosen.thing.xattrs.items() if name != "trusted.overlay.opaque"}
+    thing = replace(chosen.thing, xattrs={**xattrs, "trusted.overlay.redirect": redirect})
+    kept = tuple(Entry(one.path, thing) if one is chosen else one for one in layer)
+    return (*kept, Entry(target, builders.WHITEOUT))
 
 
 def _root(dice: random.Random) -> Entry:
@@ -97,21 +153,17 @@ def _layer(
         if dice.random() > density or any(above == one or above.startswith(one + b"/") for one in solid):
             continue
         if path in directories and dice.random() < 0.8:
-            entries.append(Entry(path, _directory(dice, skeleton)))
+            entries.append(Entry(path, _directory(dice)))
         else:
             solid.add(path)
             entries.append(Entry(path, _leaf(dice, path, entries, upper)))
     return tuple(entries)
 
 
-def _directory(dice: random.Random, skeleton: list[bytes]) -> builders.Dir:
+def _directory(dice: random.Random) -> builders.Dir:
     xattrs = _xattrs(dice)
-    roll = dice.random()
-    if roll < 0.15:
+    if dice.random() < 0.15:
         xattrs["trusted.overlay.opaque"] = b"y"
-    elif roll < 0.25:
-        target = dice.choice(skeleton)
-        xattrs["trusted.overlay.redirect"] = dice.choice((b"/" + target, os.path.basename(target)))
     uid, gid = dice.choice(OWNERS)
     return builders.directory(mode=dice.choice(DIRECTORY_MODES), uid=uid, gid=gid, xattrs=xattrs)
 
