@@ -103,7 +103,7 @@ class Side:
                 return "error", errno.errorcode.get(error.errno or 0, str(error.errno))
 
     def is_unlinked_lower(self, slot: int) -> bool:
-        """Is a file of a lower open whose name was removed? Of one in the upper the kernel says that it has no links."""
+        """Is a file of a lower open whose name was removed? (One of the upper would have no links.)"""
         if slot not in self._files:
             return False
         status = os.fstat(self._files[slot])
