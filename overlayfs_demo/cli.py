@@ -28,6 +28,8 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
   volatile                  do not wait for copied data to reach the disk
   whiteouts=all|kernel      also understand the image format's .wh. files in
                             lowers (the default), or only the kernel's whiteouts
+  index=on|off              keep the names of a hard-linked lower file together when
+                            it is copied up (the default), or not
   timeout=SECONDS           how long the kernel may trust what it was told; give 0
                             to see changes made behind the mount at once
   front=auto|kernel|fusepy  as --front

@@ -37,8 +37,13 @@ _BOOKKEEPING = {
 }
 # Settings of the kernel's overlayfs that say what is done here anyway.
 _ALREADY_SO = {
-    "redirect_dir": {"on", "follow"}, "index": {"off"}, "metacopy": {"off"}, "nfs_export": {"off"},
+    "redirect_dir": {"on", "follow"}, "metacopy": {"off"}, "nfs_export": {"off"},
     "xino": {"on", "off", "auto"}, "uuid": {"on", "off", "auto", "null"}, "verity": {"off"},
+}
+# Settings with two choices: the field of Stack, and what each word makes of it.
+_CHOICES = {
+    "whiteouts": ("image_whiteouts", {"all": True, "kernel": False}),
+    "index": ("index", {"on": True, "off": False}),
 }
 _BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile"}
 
@@ -132,10 +137,12 @@ def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
         if value not in _ALREADY_SO[name]:
             allowed = ", ".join(f"{name}={word}" for word in sorted(_ALREADY_SO[name]))
             raise UsageError(f"mount option '{option}' is not supported", f"leave it out, or use {allowed}")
-    elif name == "whiteouts":
-        if value not in ("kernel", "all"):
-            raise UsageError(f"mount option '{option}'", "the choices are whiteouts=all and whiteouts=kernel")
-        draft.booleans["image_whiteouts"] = value == "all"
+    elif name in _CHOICES:
+        setting, choices = _CHOICES[name]
+        if value not in choices:
+            allowed = " and ".join(f"{name}={word}" for word in choices)
+            raise UsageError(f"mount option '{option}'", f"the choices are {allowed}")
+        draft.booleans[setting] = choices[value]
     elif name == "front":
         if value not in FRONTS:
             raise UsageError(f"mount option '{option}'", f"the fronts are {', '.join(FRONTS)}")

@@ -207,7 +207,7 @@ def test_words_for_other_programs_change_nothing(word: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        "redirect_dir=on", "redirect_dir=follow", "index=off", "metacopy=off", "nfs_export=off", "xino=on",
+        "redirect_dir=on", "redirect_dir=follow", "metacopy=off", "nfs_export=off", "xino=on",
         "xino=off", "xino=auto", "uuid=on", "uuid=off", "uuid=auto", "uuid=null", "verity=off",
     ],
 )
@@ -219,8 +219,8 @@ def test_kernel_word_that_says_what_is_so_anyway_is_accepted(word: str) -> None:
     ("word", "instead"),
     [
         ("redirect_dir=off", "redirect_dir=follow, redirect_dir=on"), ("redirect_dir=nofollow", "redirect_dir=on"),
-        ("index=on", "index=off"), ("metacopy=on", "metacopy=off"), ("nfs_export=on", "nfs_export=off"),
-        ("xino=maybe", "xino=auto"), ("uuid=1", "uuid=null"), ("verity=require", "verity=off"), ("index", "index=off"),
+        ("metacopy=on", "metacopy=off"), ("nfs_export=on", "nfs_export=off"),
+        ("xino=maybe", "xino=auto"), ("uuid=1", "uuid=null"), ("verity=require", "verity=off"),
     ],
 )
 def test_other_kernel_setting_is_refused_with_what_to_use_instead(word: str, instead: str) -> None:
@@ -228,6 +228,13 @@ def test_other_kernel_setting_is_refused_with_what_to_use_instead(word: str, ins
     assert f"'{word}'" in error.problem
     assert "leave it out" in error.remedy
     assert instead in error.remedy
+
+
+def test_index_is_on_until_turned_off() -> None:
+    assert given().stack.index
+    assert given("index=off,index=on").stack.index
+    assert not given("index=off").stack.index
+    assert "index=on and index=off" in refused("lowerdir=/a", "index").remedy
 
 
 def test_userxattr_and_volatile_are_off_until_asked_for() -> None:

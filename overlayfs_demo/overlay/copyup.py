@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
@@ -52,6 +52,10 @@ class CopyUp:
             self._file(node, caller, length)
         return upper
 
+    def linked(self, node: FileNode, caller: Caller) -> None:
+        """See that the copy that all names of a hard-linked lower file share is there. Without the tree's lock."""
+        self._file(node, caller, None, with_name=False)
+
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """See that the upper holds the directory and all above it. Call with the tree's lock held."""
         if node.upper is not None:
@@ -73,7 +77,7 @@ class CopyUp:
         upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
         return made
 
-    def _file(self, node: FileNode, caller: Caller, length: int | None) -> None:
+    def _file(self, node: FileNode, caller: Caller, length: int | None, with_name: bool = True) -> None:
         while True:
             with self._tree.lock:
                 if node.in_upper:
@@ -85,20 +89,21 @@ class CopyUp:
             self.before_wait()
             running.wait()
         try:
-            self._copy_file(node, caller, length)
+            self._copy_file(node, caller, length, with_name)
         finally:
             with self._tree.lock:
                 del self._running[node]
             done.set()
 
-    def _copy_file(self, node: FileNode, caller: Caller, length: int | None) -> None:
+    def _copy_file(self, node: FileNode, caller: Caller, length: int | None, with_name: bool) -> None:
         upper = self._tree.writable()
         layer = node.place.layer
         source = node.target()
         status = source.stat()
-        # A file with several names in its layer is a new file of its own once it is copied.
+        # Without an index, a file with several names in its layer is a new file of its own once it is copied.
         origin = None
-        if status.st_nlink == 1 and not node.gone:
+        index = self._tree.index if status.st_nlink > 1 else None
+        if (index or status.st_nlink == 1) and not node.gone:
             origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
         with upper.staged() as temporary:
             size = self._make(node, source, temporary, status, length)
@@ -108,12 +113,30 @@ class CopyUp:
             with self._tree.lock:
                 if node.gone:
                     self._adopt_nameless(node, temporary)
+                elif index and origin:
+                    entry = index.take(upper.work_fd, temporary, origin, status.st_nlink)
+                    node.place, node.place_name, node.links = entry.place, entry.name, status.st_nlink
                 else:
                     assert node.parent is not None
                     place = self._publish(node, node.parent, temporary, bool(origin), caller)
                     node.place, node.place_name = place, node.name
                 self._turn_to_upper(node, keep_ino=bool(origin))
-        upper.emit(Action.COPY_UP, node.path(), caller, layer.label, size)
+                upper.emit(Action.COPY_UP, node.path(), caller, layer.label, size)
+                if node.links is not None and with_name:
+                    assert node.parent is not None
+                    self.name(node, node.parent, node.name, caller)
+
+    def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """See that the upper has this name, too, of a file in the index. Call with the tree's lock held."""
+        above = self.directory(parent, caller)
+        if above.stat(name) is not None:
+            return
+        assert self._tree.index is not None and node.links is not None
+        mark_impure(above, self._tree)
+        with _same_times(above):
+            self._tree.writable().link(node.target(), above, name, False, caller)
+        # Afterwards: a copy that seems to have a name too many stays, one that seems to have too few would go.
+        self._tree.index.note_links(node.place, node.place_name, node.links)
 
     def _make(
         self, node: FileNode, source: Target, temporary: bytes, status: os.stat_result, length: int | None
@@ -176,17 +199,14 @@ class CopyUp:
     def _publish(self, node: Node, parent: DirNode, temporary: bytes, impure: bool, caller: Caller) -> UpperDir:
         """Move the finished copy to its name; the upper's directory that it now stands in.
 
-        A copy-up is not a change of the view, so the directory keeps its times: as best they can be kept, for
-        the copy is published already (fs/overlayfs/copy_up.c, ovl_do_copy_up).
+        A copy-up is not a change of the view, so the directory keeps its times.
         """
         upper = self._tree.writable()
         above = self.directory(parent, caller)
         if impure:
             mark_impure(above, self._tree)
-        before = os.fstat(above.open().fd)
-        upper.publish(temporary, above, node.name, False, node.is_directory)
-        with contextlib.suppress(OSError):
-            os.utime(above.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with _same_times(above):
+            upper.publish(temporary, above, node.name, False, node.is_directory)
         return above
 
     def _adopt_nameless(self, node: FileNode, temporary: bytes) -> None:
@@ -203,10 +223,21 @@ class CopyUp:
         target = node.target()
         status = target.stat()
         node.key = (status.st_dev, status.st_ino)
+        if node.links is not None:
+            self._tree.share(node, node.key)
         if not keep_ino:
             node.ino = self._tree.identity(status)
         for handle in node.handles:
             handle.retarget(target.open(os.O_RDONLY))
+
+
+@contextlib.contextmanager
+def _same_times(directory: UpperDir) -> Iterator[None]:
+    """Give the directory its times back: as best they can be, for the change is made by then (ovl_do_copy_up)."""
+    before = os.fstat(directory.open().fd)
+    yield
+    with contextlib.suppress(OSError):
+        os.utime(directory.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _go_on() -> None:

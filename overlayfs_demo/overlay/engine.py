@@ -20,11 +20,13 @@ from overlayfs_demo.events import Action, Events
 from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.lookup import Answer
 from overlayfs_demo.overlay.merge import Verdict
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
@@ -42,7 +44,8 @@ class Stack:
     `lowers` are paths, topmost first, at least one. `upper` and `work` come together, on one
     filesystem, or are both None for a read-only view. `user_xattrs` keeps the private attributes
     under `user.` instead of `trusted.`. `image_whiteouts` also understands the image format's
-    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability of what is copied up.
+    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability of what is copied up. `index`
+    keeps the names of a hard-linked lower file together when it is copied up.
     """
 
     lowers: tuple[bytes, ...]
@@ -51,6 +54,7 @@ class Stack:
     user_xattrs: bool = False
     image_whiteouts: bool = True
     volatile: bool = False
+    index: bool = True
 
 
 class Overlay:
@@ -70,7 +74,11 @@ class Overlay:
                   image_dialect=stack.image_whiteouts, last=number == len(stack.lowers))
             for number, path in enumerate(stack.lowers, 1)
         ]
-        self._tree = Tree(self._lowers, upper, xattrs)
+        origins = Origins(self._lowers)
+        index = None
+        if stack.index and upper is not None and stack.work is not None:
+            index = Index(upper.layer, stack.work, origins, xattrs)
+        self._tree = Tree(self._lowers, upper, xattrs, origins, index)
         self._lock = self._tree.lock
         self._copy_up = CopyUp(self._tree)
         self._names = Names(self._tree, self._copy_up)
@@ -256,8 +264,13 @@ class Overlay:
 
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """unlink(2): leaves a whiteout where a lower has the name."""
-        with self._lock:
-            self._names.unlink(parent, name, caller)
+        while True:
+            with self._lock:
+                linked = self._names.unlink(parent, name, caller)
+            if linked is None:
+                return
+            # Copied without the lock; then the name is looked at anew.
+            self._copy_up.linked(linked, caller)
 
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """rmdir(2): the directory must be empty in the view."""
@@ -278,8 +291,7 @@ class Overlay:
                 target = Place(new_parent, new, self._tree.child(new_parent, new))
                 if not self._rename.check(source, target, flags):
                     return
-                moving = (source.node, target.node) if exchange else (source.node,)
-                lower = next((n for n in moving if isinstance(n, FileNode) and not n.in_upper), None)
+                lower = self._rename.to_copy(source, target, exchange)
                 if lower is None:
                     move = self._rename.exchange if exchange else self._rename.move
                     move(source, target, caller)

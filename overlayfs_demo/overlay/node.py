@@ -110,10 +110,11 @@ class Node:
 class FileNode(Node):
     """Anything but a directory: it comes from exactly one layer, at `place`/`place_name`.
 
-    `handles` are the open handles, which follow a copy-up.
+    `handles` are the open handles, which follow a copy-up. If the file is one of the index's copies,
+    `place` is the index, whichever names it has, and `links` is their number in the view; else it is None.
     """
 
-    __slots__ = ("handles", "place", "place_name")
+    __slots__ = ("handles", "links", "place", "place_name")
 
     def __init__(
         self, parent: DirNode, name: bytes, place: LayerDir, place_name: bytes, status: os.stat_result, ino: int
@@ -129,6 +130,7 @@ class FileNode(Node):
         self.place = place
         self.place_name = place_name
         self.handles: list[Handle] = []
+        self.links: int | None = None
 
     @property
     def in_upper(self) -> bool:
@@ -142,6 +144,8 @@ class FileNode(Node):
         return Target(directory, self.place_name, directory.fd, False)
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
+        if self.links is not None:
+            return Attrs.of(status, self.ino, self.links)
         # A removed lower file still stands in its layer, with the links it has there.
         nlink = 0 if self.gone and not self.in_upper else status.st_nlink
         return Attrs.of(status, self.ino, nlink)

@@ -276,7 +276,7 @@ class Kernel(Mounted):
     kind = "kernel"
 
     def start(self) -> None:
-        options = "redirect_dir=on,lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
+        options = "redirect_dir=on,index=on,lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
         if self.layers.upper is not None:
             options += f",upperdir={self.layers.upper},workdir={self.layers.work}"
         syscalls.mount(b"overlay", self.prefix, b"overlay", 0, options.encode())
