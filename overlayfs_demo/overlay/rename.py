@@ -72,7 +72,10 @@ class Rename:
         """A lower file that must be copied up before the move can be made, if there is one."""
         for node in (old.node, new.node):
             moves = node is old.node or exchange
-            if isinstance(node, FileNode) and not node.in_upper and (moves or self._tree.loses_a_name(node)):
+            if not isinstance(node, FileNode):
+                continue
+            # A metacopy that moved would have to say where its data is: it gets its data instead.
+            if (moves and (node.metacopy or not node.in_upper)) or self._tree.loses_a_name(node):
                 return node
         return None
 

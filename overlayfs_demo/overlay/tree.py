@@ -39,17 +39,17 @@ class Tree:
     __slots__ = ("_devices", "_linked", "index", "lock", "lookup", "lowers", "origins", "root", "upper", "xattrs")
 
     def __init__(
-        self, lowers: Sequence[Layer], upper: Upper | None, xattrs: PrivateXattrs, origins: Origins,
-        index: Index | None,
+        self, lowers: Sequence[Layer], data_layers: Sequence[Layer], upper: Upper | None, xattrs: PrivateXattrs,
+        origins: Origins, index: Index | None,
     ) -> None:
         self.lowers = tuple(lowers)
         self.upper = upper
         self.xattrs = xattrs
         self.lock = threading.RLock()
-        self.lookup = Lookup(self.lowers)
+        self.lookup = Lookup(lowers, data_layers)
         self.origins = origins
         self.index = index
-        layers = ([upper.layer] if upper else []) + list(lowers)
+        layers = [*([upper.layer] if upper else []), *lowers, *data_layers]
         self._devices: dict[int, int] = {}
         for layer in layers:
             self._devices.setdefault(layer.device, len(self._devices))
@@ -96,7 +96,8 @@ class Tree:
         name, kind, _, source, _ = listed
         if current and kind != stat.S_IFDIR:
             status = source.stat(name)
-            if status is not None and stat.S_IFMT(status.st_mode) == kind:
+            known = status is not None and stat.S_IFMT(status.st_mode) == kind
+            if known and status is not None and not source.layer.is_metacopy(name, status, source):
                 return self._settle(parent, name, (Part(source, name, status, None),))
         try:
             return self.find(parent, name)
@@ -112,6 +113,9 @@ class Tree:
                 node = self._make_directory(parent, name, parts)
             else:
                 node = self._make_file(parent, name, parts[0])
+                if parts[0].metacopy and node.key == (status.st_dev, status.st_ino):
+                    node.metacopy = True
+                    node.data = (parts[1].place, parts[1].name) if len(parts) > 1 else None
             parent.children.put(name, node)
             if node.key != (status.st_dev, status.st_ino):
                 status = node.target().stat()  # A name of a lower file that was copied up by another.
@@ -214,4 +218,6 @@ def _still_is(node: Node, parts: Sequence[Part]) -> bool:
     status = parts[0].status
     if node.key != (status.st_dev, status.st_ino) or node.kind != stat.S_IFMT(status.st_mode):
         return False
-    return not isinstance(node, DirNode) or len(node.sources) == len(parts)
+    if isinstance(node, DirNode):
+        return len(node.sources) == len(parts)
+    return not isinstance(node, FileNode) or node.metacopy == parts[0].metacopy
