@@ -27,7 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="overlayfs-demo-fuzz-", dir=arguments.dir) as place:
         os.chmod(place, 0o755)
-        setting = Setting(Path(place), arguments.front, arguments.index, arguments.operations, tuple(arguments.ignore))
+        setting = Setting(Path(place), arguments.front, arguments.index, arguments.metacopy,
+                          arguments.operations, tuple(arguments.ignore))
         return _fuzz(arguments, setting)
 
 
@@ -39,7 +40,8 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--operations", type=int, default=300, metavar="N", help="in each sequence (default: 300)")
     add("--seed", type=int, default=1, metavar="S", help="of the first sequence; the next has S+1 (default: 1)")
     add("--front", choices=("kernel", "fusepy"), default="kernel", help="default: kernel")
-    add("--index", action="store_true", help="the kernel's side keeps hard links together (index=on)")
+    add("--index", action="store_true", help="keep hard links together (index=on)")
+    add("--metacopy", action="store_true", help="copy metadata alone up (metacopy=on)")
     add("--shrink", type=float, default=60.0, metavar="N", help="seconds to spend on each reproducer (default: 60)")
     add("--ignore", action="append", default=[], metavar="WHAT", help="look past a signature, a field or a verb")
     add("--each", type=int, default=1, metavar="N", help="shrink N cases of each kind (default: 1)")

@@ -27,11 +27,16 @@ SET_BEFORE = 1_700_000_000 * 10**9
 class Ours(Fronted):
     """Our view, in the kernel's dialect alone."""
 
+    def __init__(self, layers: Layers, front: str, index: bool, metacopy: bool) -> None:
+        super().__init__(layers, front)
+        self._index, self._metacopy = index, metacopy
+
     def start(self) -> None:
         assert self.layers.upper is not None and self.layers.work is not None
         stack = Stack(
             tuple(os.fsencode(path) for path in reversed(self.layers.lowers)),
-            os.fsencode(self.layers.upper), os.fsencode(self.layers.work), image_whiteouts=False,
+            os.fsencode(self.layers.upper), os.fsencode(self.layers.work),
+            image_whiteouts=False, index=self._index, metacopy=self._metacopy,
         )
         in_child(lambda: mounts.mount(self.prefix, MountOptions(stack, self._front)))
 
@@ -39,12 +44,12 @@ class Ours(Fronted):
 class Oracle(Kernel):
     """The kernel's overlayfs, with options of its own."""
 
-    def __init__(self, layers: Layers, index: bool) -> None:
+    def __init__(self, layers: Layers, index: bool, metacopy: bool) -> None:
         super().__init__(layers)
-        self._index = index
+        self._features = f"index={'on' if index else 'off'},metacopy={'on' if metacopy else 'off'}"
 
     def start(self) -> None:
-        options = f"redirect_dir=on,metacopy=off,index={'on' if self._index else 'off'},lowerdir="
+        options = f"redirect_dir=on,{self._features},lowerdir="
         options += ":".join(str(path) for path in reversed(self.layers.lowers))
         options += f",upperdir={self.layers.upper},workdir={self.layers.work}"
         syscalls.mount(b"overlay", self.prefix, b"overlay", 0, options.encode())
@@ -53,8 +58,9 @@ class Oracle(Kernel):
 class Side:
     """One mounted overlay, and the files kept open in it, by slot."""
 
-    def __init__(self, subject: Mounted) -> None:
+    def __init__(self, subject: Mounted, file_times: bool = True) -> None:
         self.subject = subject
+        self.file_times = file_times  # Are files' times of modification compared?
         self._place = subject.prefix
         self._outside = os.open("/", os.O_PATH | os.O_DIRECTORY)
         self._root = -1
@@ -110,13 +116,25 @@ class Side:
         shown = os.readlink(f"/proc/self/fd/{self._files[slot]}")
         return shown.endswith(" (deleted)") and status.st_nlink > 0
 
+    def trimmed(self, status: os.stat_result, links: bool = True) -> tuple[Any, ...]:
+        """Mode, owner, group, and where they say something: device, size, links, time of modification."""
+        mode = status.st_mode
+        is_directory = stat.S_ISDIR(mode)
+        mtime: int | str = status.st_mtime_ns if status.st_mtime_ns < SET_BEFORE else "now"
+        if stat.S_ISREG(mode) and not self.file_times:
+            mtime = "not compared"
+        return (
+            f"{stat.filemode(mode)} {stat.S_IMODE(mode):04o}", status.st_uid, status.st_gid, status.st_rdev,
+            None if is_directory else status.st_size, None if is_directory or not links else status.st_nlink, mtime,
+        )
+
     # --- verbs whose answer needs trimming; the subject has the others ------------------------------
 
     def stat(self, path: bytes) -> tuple[Any, ...]:
-        return trimmed(os.lstat(self.subject.path(path)))
+        return self.trimmed(os.lstat(self.subject.path(path)))
 
     def stat_followed(self, path: bytes) -> tuple[Any, ...]:
-        return trimmed(os.stat(self.subject.path(path)))
+        return self.trimmed(os.stat(self.subject.path(path)))
 
     def listing(self, path: bytes) -> list[tuple[bytes, str]]:
         with os.scandir(self.subject.path(path)) as found:
@@ -156,7 +174,7 @@ class Side:
         return os.write(self._fd(slot), data)
 
     def fstat(self, slot: int) -> tuple[Any, ...]:
-        return trimmed(os.fstat(self._fd(slot)), links=False)
+        return self.trimmed(os.fstat(self._fd(slot)), links=False)
 
     def ftruncate(self, slot: int, size: int) -> None:
         os.ftruncate(self._fd(slot), size)
@@ -211,18 +229,7 @@ class Side:
         os.rename(name, self.subject.path(path), src_dir_fd=self._fd(slot))
 
     def held_parent(self, slot: int, name: bytes) -> tuple[Any, ...]:
-        return trimmed(os.stat(b"../" + name, dir_fd=self._fd(slot)))
-
-
-def trimmed(status: os.stat_result, links: bool = True) -> tuple[Any, ...]:
-    """Mode, owner, group, and where they say something: device, size, links, time of modification."""
-    mode = status.st_mode
-    is_directory = stat.S_ISDIR(mode)
-    return (
-        f"{stat.filemode(mode)} {stat.S_IMODE(mode):04o}", status.st_uid, status.st_gid, status.st_rdev,
-        None if is_directory else status.st_size, None if is_directory or not links else status.st_nlink,
-        status.st_mtime_ns if status.st_mtime_ns < SET_BEFORE else "now",
-    )
+        return self.trimmed(os.stat(b"../" + name, dir_fd=self._fd(slot)))
 
 
 def _kind(entry: os.DirEntry[bytes]) -> str:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Container
 from typing import Any
 
-from tests.differential.sides import Side, trimmed
+from tests.differential.sides import Side
 
 View = dict[bytes, tuple[Any, ...]]
 
@@ -17,11 +17,11 @@ def shown(side: Side) -> View:
     """Every object of the view by its path, with all that can be compared of it. As root."""
     found: View = {}
     with side.inside(False):
-        _collect(b".", found)
+        _collect(side, b".", found)
     return found
 
 
-def _collect(path: bytes, found: View) -> None:
+def _collect(side: Side, path: bytes, found: View) -> None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -29,10 +29,10 @@ def _collect(path: bytes, found: View) -> None:
     except OSError as error:
         found[path[2:]] = (_errno(error), *[None] * (len(_FIELDS) - 1))
         return
-    found[path[2:]] = (*trimmed(status), _answer(lambda: _detail(path, status)), _answer(lambda: _xattrs(path)))
+    found[path[2:]] = (*side.trimmed(status), _answer(lambda: _detail(path, status)), _answer(lambda: _xattrs(path)))
     if stat.S_ISDIR(status.st_mode):
         for name in _answer(lambda: sorted(os.listdir(path))):
-            _collect(os.path.join(path, name), found)
+            _collect(side, os.path.join(path, name), found)
 
 
 def _answer(ask: Callable[[], Any]) -> Any:
