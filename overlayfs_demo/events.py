@@ -16,6 +16,7 @@ class Action(enum.Enum):
     """The kinds of change an upper knows. The values are the words used in traces and `--json`."""
 
     CREATE = "create"
+    TMPFILE = "tmpfile"
     MKDIR = "mkdir"
     MKNOD = "mknod"
     SYMLINK = "symlink"
