@@ -43,6 +43,7 @@ class Files:
         self._pass_on = pass_on
         self._store = store
         self._valid = wire.Valid(view.timeout)
+        self._at_rest = view.at_rest
         self._serial = count(1)
         self._open: dict[int, _OpenFile] = {}
 
@@ -55,8 +56,8 @@ class Files:
     def _opened(self, node: FileNode, handle: Handle) -> bytes:
         number = next(self._serial)
         self._open[number] = _OpenFile(node, handle)
-        # Nobody but this mount changes its files, so cached pages stay good from one open to the next.
-        return wire.open_reply(number, wire.FOPEN_KEEP_CACHE)
+        # If nobody but this mount changes its files, cached pages stay good from one open to the next.
+        return wire.open_reply(number, wire.FOPEN_KEEP_CACHE if self._at_rest else 0)
 
     def open(self, request: Request) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(request.body)
@@ -65,7 +66,7 @@ class Files:
         assert isinstance(node, FileNode)
         if open_flags & wire.OPEN_KILL_SUIDGID:
             self._overlay.set_attrs(node, Change(kill_privileges=True), caller)
-        elif not handle.in_upper:
+        elif self._at_rest and not handle.in_upper:
             self._store_small(request, handle)
         return self._opened(node, handle)
 

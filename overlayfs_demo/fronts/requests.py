@@ -47,6 +47,9 @@ class Requests:
             for owner in (self, self._files)
             if hasattr(owner, opcode.name.lower())
         }
+        if view.at_rest:
+            # Then OPENDIR gets ENOSYS: the kernel opens directories without us, and caches what they list.
+            del self.handlers[Opcode.OPENDIR]
 
     def close(self) -> None:
         """Release what the kernel did not (after a forced unmount)."""
@@ -179,7 +182,13 @@ class Requests:
         return _EMPTY
 
     # --- directories -------------------------------------------------------------------------------
-    # OPENDIR gets ENOSYS: the kernel then reads directories by node alone, without opening them.
+    # They are read by node alone, so there is nothing to open and release.
+
+    def opendir(self, _request: Request) -> bytes:
+        return wire.open_reply(0, 0)
+
+    def releasedir(self, _request: Request) -> bytes:
+        return _EMPTY
 
     def fsyncdir(self, request: Request) -> bytes:
         self._pass_on()
