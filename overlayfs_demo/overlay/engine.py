@@ -20,11 +20,13 @@ from overlayfs_demo.events import Action, Events
 from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.lookup import Answer
 from overlayfs_demo.overlay.merge import Verdict
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
@@ -42,7 +44,10 @@ class Stack:
     `lowers` are paths, topmost first, at least one. `upper` and `work` come together, on one
     filesystem, or are both None for a read-only view. `user_xattrs` keeps the private attributes
     under `user.` instead of `trusted.`. `image_whiteouts` also understands the image format's
-    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability of what is copied up.
+    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability of what is copied up. `index`
+    keeps the names of a hard-linked lower file together when it is copied up. `metacopy` copies only
+    metadata up as long as only that is changed. `data_only` are layers below the lowers, in which
+    nothing is seen, but the data of metacopies is found.
     """
 
     lowers: tuple[bytes, ...]
@@ -51,6 +56,9 @@ class Stack:
     user_xattrs: bool = False
     image_whiteouts: bool = True
     volatile: bool = False
+    index: bool = True
+    metacopy: bool = False
+    data_only: tuple[bytes, ...] = ()
 
 
 class Overlay:
@@ -65,14 +73,19 @@ class Overlay:
         if stack.upper is not None and stack.work is not None:
             layer = Layer(stack.upper, 0, xattrs, self._cache, image_dialect=False, last=False)
             upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
-        self._lowers = [
-            Layer(path, number, xattrs, self._cache,
-                  image_dialect=stack.image_whiteouts, last=number == len(stack.lowers))
-            for number, path in enumerate(stack.lowers, 1)
+        self._layers = [
+            Layer(path, number, xattrs, self._cache, image_dialect=stack.image_whiteouts,
+                  last=number == len(stack.lowers) + len(stack.data_only))
+            for number, path in enumerate(stack.lowers + stack.data_only, 1)
         ]
-        self._tree = Tree(self._lowers, upper, xattrs)
+        lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
+        origins = Origins(lowers)
+        index = None
+        if stack.index and upper is not None and stack.work is not None:
+            index = Index(upper.layer, stack.work, origins, xattrs)
+        self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
         self._lock = self._tree.lock
-        self._copy_up = CopyUp(self._tree)
+        self._copy_up = CopyUp(self._tree, stack.metacopy)
         self._names = Names(self._tree, self._copy_up)
         self._rename = Rename(self._tree, self._copy_up, self._names)
         self._xattrs = xattrs
@@ -95,7 +108,7 @@ class Overlay:
         if self._tree.upper is not None:
             self._tree.upper.close()
             self._tree.upper.layer.close()
-        for layer in self._lowers:
+        for layer in self._layers:
             layer.close()
 
     # --- find --------------------------------------------------------------------------------------
@@ -168,7 +181,7 @@ class Overlay:
 
     def statfs(self) -> os.statvfs_result:
         """statvfs(3) of the filesystem that new data goes to: the upper's, else the top lower's."""
-        layer = self._tree.upper.layer if self._tree.upper else self._lowers[0]
+        layer = self._tree.upper.layer if self._tree.upper else self._layers[0]
         return os.fstatvfs(layer.root_fd)
 
     def explain(self, parent: DirNode, name: bytes) -> tuple[Verdict, list[tuple[str, Answer]]]:
@@ -247,8 +260,13 @@ class Overlay:
 
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """unlink(2): leaves a whiteout where a lower has the name."""
-        with self._lock:
-            self._names.unlink(parent, name, caller)
+        while True:
+            with self._lock:
+                linked = self._names.unlink(parent, name, caller)
+            if linked is None:
+                return
+            # Copied without the lock; then the name is looked at anew.
+            self._copy_up.linked(linked, caller)
 
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """rmdir(2): the directory must be empty in the view."""
@@ -269,8 +287,7 @@ class Overlay:
                 target = Place(new_parent, new, self._tree.child(new_parent, new))
                 if not self._rename.check(source, target, flags):
                     return
-                moving = (source.node, target.node) if exchange else (source.node,)
-                lower = next((n for n in moving if isinstance(n, FileNode) and not n.in_upper), None)
+                lower = self._rename.to_copy(source, target, exchange)
                 if lower is None:
                     move = self._rename.exchange if exchange else self._rename.move
                     move(source, target, caller)
@@ -282,7 +299,7 @@ class Overlay:
 
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
-        upper = self._copy_up.node(node, caller, change.size)
+        upper = self._copy_up.node(node, caller, change.size, data=change.size is not None)
         with self._lock:
             target, path = node.target(), self._event_path(node)
             if change.size is not None:
@@ -318,7 +335,7 @@ class Overlay:
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
         stored = self._xattrs.stored(name)
-        upper = self._copy_up.node(node, caller)
+        upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.set_xattr(node.target(), self._event_path(node), stored, value, flags, caller)
 
@@ -326,7 +343,7 @@ class Overlay:
         """removexattr(2). ENODATA where there is none; then nothing is copied up."""
         self._tree.writable()
         self.xattr(node, name)
-        upper = self._copy_up.node(node, caller)
+        upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.remove_xattr(node.target(), self._event_path(node), self._xattrs.stored(name), caller)
 
@@ -344,7 +361,7 @@ class Overlay:
             self._copy_up.node(node, caller, 0 if flags & os.O_TRUNC else None)
         with self._lock:
             fd = _open_target(node, flags & _OPEN_FLAGS)
-            handle = Handle(fd, writable=writing, in_upper=node.in_upper)
+            handle = Handle(fd, writable=writing, in_upper=node.in_upper and not node.metacopy)
             node.handles.append(handle)
         if flags & os.O_TRUNC:
             self._tree.writable().emit(Action.TRUNCATE, self._event_path(node), caller)
@@ -403,8 +420,8 @@ def _directory(node: Node) -> DirNode:
 
 
 def _open_target(node: FileNode, flags: int) -> int:
-    target = node.target()
-    return target.open(flags) if node.in_upper else target.open_lower(flags)
+    target = node.data_target()
+    return target.open(flags) if node.in_upper and not node.metacopy else target.open_lower(flags)
 
 
 def _descriptor_limit() -> int:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.types import Attrs, Caller, Change
@@ -26,10 +26,8 @@ class Engine(Subject):
         self.caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0o022, "test")
 
     def start(self) -> None:
-        paths = [None if path is None else os.fsencode(path) for path in (self.layers.upper, self.layers.work)]
-        lowers = tuple(os.fsencode(path) for path in reversed(self.layers.lowers))
         self._umask = os.umask(0)  # As in a daemon: the callers' umasks count.
-        self.overlay = Overlay(Stack(lowers, *paths))
+        self.overlay = Overlay(self.layers.stack())
 
     def stop(self) -> None:
         self.overlay.close()

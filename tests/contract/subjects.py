@@ -27,12 +27,22 @@ USER = 12345  # Some user without privileges; the number also serves as its grou
 
 @dataclass(frozen=True)
 class Layers:
-    """The directories of one stack, the lowers from bottom to top."""
+    """The directories of one stack, the lowers from bottom to top; below these, layers that hold data only."""
 
     lowers: list[Path]
     upper: Path | None
     work: Path | None
     mountpoint: Path
+    data_only: tuple[Path, ...] = ()
+    metacopy: bool = False
+
+    def stack(self) -> Stack:
+        """The same, as the engine wants it."""
+        above = [None if path is None else os.fsencode(path) for path in (self.upper, self.work)]
+        return Stack(
+            tuple(os.fsencode(path) for path in reversed(self.lowers)), *above,
+            data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy,
+        )
 
 
 class File(Protocol):
@@ -260,8 +270,7 @@ class Fronted(Mounted):
         self.timeout = 86400.0
 
     def start(self) -> None:
-        names = [None if path is None else os.fsencode(path) for path in (self.layers.upper, self.layers.work)]
-        stack = Stack(tuple(os.fsencode(path) for path in reversed(self.layers.lowers)), *names)
+        stack = self.layers.stack()
         # In a child, for mounting leaves a daemon behind and sets the umask.
         in_child(lambda: mounts.mount(self.prefix, MountOptions(stack, self._front, timeout=self.timeout)))
 
@@ -281,7 +290,9 @@ class Kernel(Mounted):
     kind = "kernel"
 
     def start(self) -> None:
-        options = "redirect_dir=on,lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
+        options = "redirect_dir=on,index=on," + ("metacopy=on," if self.layers.metacopy else "")
+        options += "lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
+        options += "".join(f"::{path}" for path in self.layers.data_only)
         if self.layers.upper is not None:
             options += f",upperdir={self.layers.upper},workdir={self.layers.work}"
         syscalls.mount(b"overlay", self.prefix, b"overlay", 0, options.encode())

@@ -16,7 +16,7 @@ import pytest
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.syscalls import RENAME_EXCHANGE
-from tests.builders import WHITEOUT, directory, file
+from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
 
@@ -101,6 +101,11 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "utime": lambda v: v.utime("d/x", 5, 6),
     "setxattr": lambda v: v.set_xattr("a", "user.k", b"v"),
     "removexattr": lambda v: v.remove_xattr("a", "user.own"),
+    "copy-up of a linked file": lambda v: v.chmod("l1", 0o600),
+    "unlink of a linked file": lambda v: v.unlink("l1"),
+    "rename of a linked file": lambda v: v.rename("l1", "d/l"),
+    "rename onto a linked file": lambda v: v.rename("up", "l1"),
+    "link of a linked file": lambda v: v.link("l1", "gone"),
 }
 
 Shown = dict[str, tuple[Any, ...]]
@@ -129,7 +134,7 @@ def make(overlaid: Make) -> Engine:
         {
             "a": file("data", mode=0o4755, uid=3, gid=4, xattrs={"user.own": b"1"}), "b": "2", "gone": "1",
             "d": directory({"x": "1", "e": {"f": "deep"}}, mode=0o2755, gid=9), "both": "1", "empty/": None,
-            "emptied/x": "1",
+            "emptied/x": "1", "l1": "L", "l2": hardlink("l1"),
         },
         upper={"gone": WHITEOUT, "up": "1", "updir/own": "2", "both": "2", "emptied": {"x": WHITEOUT}},
     )

@@ -1,0 +1,69 @@
+"""Which differences are intended, and how does the fuzzer keep away from them?
+
+Here is all that is not compared, with the reason. What `sides` and `views` leave out of every answer:
+
+- inode numbers, access and change times, times of now, link counts of directories: nobody promises them;
+- STRAY_WHITEOUT: the kernel lists a whiteout in a directory that merges with nothing, a name that cannot be
+  looked up; we do not list it. Names that cannot be looked up are dropped from both listings;
+- link counts through an open file: of a lower file that was deleted while open the kernel says what the
+  lower has, and we say 0;
+- a change through an open file of a lower whose name was removed: the kernel copies the file up to its old
+  name, which is then back in the view; ours keeps the copy nameless. Such changes are not made;
+- directories that two redirects lead to (ESTALE in the kernel), and whiteouts in directories that merge with
+  nothing: `stacks` makes none;
+- image whiteouts (`.wh.`): ours is mounted without that dialect.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tests.differential.operations import Operation
+from tests.differential.sides import Outcome, Side
+
+
+class Known(NamedTuple):
+    """A verb that may fail differently: each outcome as an errno, or "ok"; "*" is any."""
+
+    verbs: frozenset[str]
+    kernel: str
+    ours: str
+    reason: str
+
+
+DIFFERENT_ERRORS: tuple[Known, ...] = ()
+
+_NO_FUSEPY = frozenset({"allocate", "seek_data", "copy_range", "hold", "held_names"})
+
+
+_CHANGES_BY_HANDLE = frozenset({"fchmod", "fchown", "futime", "fset_xattr"})
+
+
+def brings_name_back(operation: Operation, kernel: Side) -> bool:
+    """Would the kernel give a removed file its name again?"""
+    return operation.verb in _CHANGES_BY_HANDLE and kernel.is_unlinked_lower(operation.arguments[0])
+
+
+def is_skipped(front: str, operation: Operation) -> bool:
+    """Is this front known to lack what the operation needs? See the top of `fusepy_front`."""
+    verb, _, arguments = operation
+    if verb in ("chown", "fchown") and arguments[1:] == (-1, -1):
+        return True  # Drops set-id bits, which FUSE does not pass on.
+    if front != "fusepy":
+        return False
+    if verb == "rename" and arguments[2]:
+        return True  # libfuse 2 knows no rename flags.
+    if "xattr" in verb and "posix_acl" in str(arguments):
+        return True  # ACLs are kept, but not checked.
+    return verb in _NO_FUSEPY or verb.startswith("held_")
+
+
+def is_known(operation: Operation, kernel: Outcome, ours: Outcome) -> bool:
+    """Is it known that these answers differ? Both failed, so the views are still the same."""
+    if kernel[0] != "error" or ours[0] != "error":
+        return False
+    return any(
+        operation.verb in one.verbs and one.kernel in ("*", kernel[1]) and one.ours in ("*", ours[1])
+        for one in DIFFERENT_ERRORS
+    )
+
