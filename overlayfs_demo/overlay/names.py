@@ -61,9 +61,7 @@ class Names:
             raise failure(errno.ESTALE, name)
         return self._settle_new(parent, name, above, status)
 
-    def tmpfile(
-        self, parent: DirNode, mode: int, flags: int, caller: Caller
-    ) -> tuple[FileNode, Attrs, int]:
+    def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:
         """A new regular file without a name, open with `flags`: its node, attributes and descriptor (the caller's).
 
         It counts as removed until `link` gives it a name.
