@@ -19,6 +19,9 @@ SUBTYPE = "overlayfs-demo"
 # Linux clock 5, CLOCK_REALTIME_COARSE: the tick that file times are taken from. Python does not name it.
 _COARSE = 5
 
+# Seconds. What the kernel caches without a time limit (listings, data) is for timeouts from this one on.
+_AT_REST = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -35,6 +38,11 @@ class View:
     flags: int = 0
     timeout: float = 86400.0
     allow_other: bool = True
+
+    @property
+    def at_rest(self) -> bool:
+        """Do the layers stay as they are? Somebody who sets a short timeout edits them behind the mount's back."""
+        return self.timeout >= _AT_REST
 
 
 class Front(Protocol):

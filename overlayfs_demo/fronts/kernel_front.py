@@ -17,7 +17,8 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import device, wire
 from overlayfs_demo.fronts.base import View
-from overlayfs_demo.fronts.requests import Payload, Request, Requests
+from overlayfs_demo.fronts.request import Payload, Request
+from overlayfs_demo.fronts.requests import Requests
 from overlayfs_demo.fronts.wire import Opcode
 
 _log = logging.getLogger(__name__)

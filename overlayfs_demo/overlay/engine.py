@@ -31,7 +31,7 @@ from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
-from overlayfs_demo.overlay.whiteout import FUSE_OVERLAYFS_OPAQUE, TRUSTED, USER
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
 # Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
@@ -199,36 +199,18 @@ class Overlay:
         with self._lock:
             target = node.target()
             names = syscalls.list_xattrs(target.xattr_path(), target.follow)
-        shown = (self._shown(name) for name in names)
+        shown = (self._xattrs.shown(name) for name in names)
         return [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
 
     def xattr(self, node: Node, name: str) -> bytes:
         """An extended attribute's value. ENODATA where there is none."""
-        stored = self._stored(name)
+        stored = self._xattrs.stored(name)
         with self._lock:
             target = node.target()
             path = target.xattr_path()
             if isinstance(path, int):
                 return os.getxattr(path, stored)
             return os.getxattr(path, stored, follow_symlinks=target.follow)
-
-    def _shown(self, stored: str) -> str | None:
-        """The name that the view shows for a stored attribute; None for the overlay's own."""
-        private = self._xattrs
-        if stored.startswith(private.escape):
-            return private.prefix + stored[len(private.escape) :]
-        if stored.startswith(private.prefix) or stored == FUSE_OVERLAYFS_OPAQUE:
-            return None
-        return stored
-
-    def _stored(self, shown: str) -> str:
-        """The name under which an attribute of the view is stored."""
-        private = self._xattrs
-        if shown.startswith(private.prefix):
-            return private.escape + shown[len(private.prefix) :]
-        if shown == FUSE_OVERLAYFS_OPAQUE:
-            raise failure(errno.EPERM)
-        return shown
 
     # --- change names ------------------------------------------------------------------------------
 
@@ -239,6 +221,15 @@ class Overlay:
         with self._lock:
             node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
             handle = Handle(fd, writable=bool(flags & os.O_ACCMODE), in_upper=True)
+            node.handles.append(handle)
+            return node, attrs, handle
+
+    def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
+        """Make a regular file without a name and open it: open(2) with O_TMPFILE. Only `link` can name it,
+        unless `flags` have O_EXCL. EOPNOTSUPP where the upper's filesystem has no such files."""
+        with self._lock:
+            node, attrs, fd = self._names.tmpfile(parent, mode, flags & (_OPEN_FLAGS | os.O_EXCL), caller)
+            handle = Handle(fd, writable=True, in_upper=True)
             node.handles.append(handle)
             return node, attrs, handle
 
@@ -343,7 +334,7 @@ class Overlay:
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
-        stored = self._stored(name)
+        stored = self._xattrs.stored(name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.set_xattr(node.target(), self._event_path(node), stored, value, flags, caller)
@@ -354,7 +345,7 @@ class Overlay:
         self.xattr(node, name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
-            upper.remove_xattr(node.target(), self._event_path(node), self._stored(name), caller)
+            upper.remove_xattr(node.target(), self._event_path(node), self._xattrs.stored(name), caller)
 
     # --- open --------------------------------------------------------------------------------------
 

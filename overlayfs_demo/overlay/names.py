@@ -61,12 +61,34 @@ class Names:
             raise failure(errno.ESTALE, name)
         return self._settle_new(parent, name, above, status)
 
+    def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:
+        """A new regular file without a name, open with `flags`: its node, attributes and descriptor (the caller's).
+
+        It counts as removed until `link` gives it a name.
+        """
+        if parent.gone:
+            raise failure(errno.ENOENT, parent.name)
+        above = self._copy_up.directory(parent, caller)
+        new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        fd = self._tree.writable().tmpfile(above, new, flags, caller)
+        try:
+            status = os.fstat(fd)
+            # The kernel, too, shows such a file by its number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
+            node = FileNode(parent, b"#%d" % status.st_ino, above, b"", status, self._tree.identity(status))
+            node.anchor = Descriptor(os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
+        except BaseException:
+            os.close(fd)
+            raise
+        node.gone = True
+        return node, node.attrs_from(status), fd
+
     def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
-        """A further name for a file that is in the upper."""
+        """A further name, or the first one, for a file that is in the upper. ENOENT if it has lost its last."""
         above, over_whiteout = self._room(parent, name, caller)
         target = node.target()
         status = target.stat()
-        if not status.st_nlink:
+        # A file of O_TMPFILE has no name either, but it never lost one. (The kernel knows if O_EXCL forbids it.)
+        if not status.st_nlink and node.place_name:
             raise failure(errno.ENOENT, name)
         if node.ino != self._tree.identity(status):
             mark_impure(above, self._tree)

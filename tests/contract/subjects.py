@@ -52,6 +52,10 @@ class File(Protocol):
     def write(self, data: bytes, offset: int = 0) -> int: ...
     def stat(self) -> Attrs: ...
     def chmod(self, mode: int) -> None: ...
+    def allocate(self, mode: int, offset: int, length: int) -> None: ...
+    def seek(self, offset: int, whence: int) -> int: ...
+    def copy_to(self, target: Any, length: int, offset: int = 0, target_offset: int = 0) -> int: ...
+    def link(self, path: Name) -> None: ...
     def close(self) -> None: ...
 
 
@@ -186,7 +190,7 @@ class Mounted(Subject):
             return [(entry.name, entry.inode()) for entry in entries]
 
     def open(self, path: Name, flags: int = os.O_RDONLY, mode: int = 0o644) -> File:
-        return _RealFile(os.open(self.path(path), flags, mode))
+        return _RealFile(self, os.open(self.path(path), flags, mode))
 
     def hold(self, path: Name) -> Directory:
         return _RealDirectory(os.open(self.path(path), os.O_RDONLY | os.O_DIRECTORY))
@@ -263,11 +267,12 @@ class Fronted(Mounted):
         super().__init__(layers)
         self.kind = f"{front}-front"
         self._front = front
+        self.timeout = 86400.0
 
     def start(self) -> None:
         stack = self.layers.stack()
         # In a child, for mounting leaves a daemon behind and sets the umask.
-        in_child(lambda: mounts.mount(self.prefix, MountOptions(stack, self._front)))
+        in_child(lambda: mounts.mount(self.prefix, MountOptions(stack, self._front, timeout=self.timeout)))
 
     def stop(self) -> None:
         mounts.unmount(self.prefix)
@@ -328,7 +333,8 @@ def in_child(action: Callable[[], Any]) -> None:
 
 
 class _RealFile:
-    def __init__(self, fd: int) -> None:
+    def __init__(self, subject: Mounted, fd: int) -> None:
+        self._subject = subject
         self._fd = fd
 
     def read(self, size: int = 1 << 20, offset: int = 0) -> bytes:
@@ -343,6 +349,18 @@ class _RealFile:
 
     def chmod(self, mode: int) -> None:
         os.fchmod(self._fd, mode)
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        syscalls.allocate(self._fd, mode, offset, length)
+
+    def seek(self, offset: int, whence: int) -> int:
+        return os.lseek(self._fd, offset, whence)
+
+    def copy_to(self, target: _RealFile, length: int, offset: int = 0, target_offset: int = 0) -> int:
+        return os.copy_file_range(self._fd, target._fd, length, offset, target_offset)
+
+    def link(self, path: Name) -> None:
+        syscalls.link_path(syscalls.fd_path(self._fd), True, syscalls.AT_FDCWD, self._subject.path(path))
 
     def close(self) -> None:
         os.close(self._fd)
