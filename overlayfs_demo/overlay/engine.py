@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import listing
+from overlayfs_demo.overlay import acl, listing
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.index import Index
@@ -323,9 +323,13 @@ class Overlay:
         """Drop set-id bits, as the VFS does for a caller without CAP_FSETID. (It drops
         `security.capability` by itself when the real file is written or truncated.)"""
         target = node.target()
-        mode = stat.S_IMODE(target.stat().st_mode)
-        # Without the group's execute bit, S_ISGID once meant mandatory locking and is kept.
-        dropped = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+        status = target.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        dropped = mode & ~stat.S_ISUID
+        # Without the group's execute bit, S_ISGID once meant mandatory locking: it is kept for the group's
+        # members (fs/attr.c, setattr_should_drop_sgid).
+        if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not _is_member(caller, status.st_gid)):
+            dropped &= ~stat.S_ISGID
         if dropped != mode:
             self._tree.writable().chmod(target, self._event_path(node), dropped, caller)
 
@@ -340,9 +344,13 @@ class Overlay:
             upper.set_xattr(node.target(), self._event_path(node), stored, value, flags, caller)
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
-        """removexattr(2). ENODATA where there is none; then nothing is copied up."""
+        """removexattr(2). ENODATA where there is none; then nothing is copied up.
+
+        Of an access control list in the upper that is not there, the real filesystem says what it says of its own.
+        """
         self._tree.writable()
-        self.xattr(node, name)
+        if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
+            self.xattr(node, name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.remove_xattr(node.target(), self._event_path(node), self._xattrs.stored(name), caller)
@@ -411,6 +419,10 @@ class Overlay:
         """syncfs(2) of the upper's filesystem."""
         if self._tree.upper is not None:
             syscalls.sync_filesystem(self._tree.upper.layer.root_fd)
+
+
+def _is_member(caller: Caller, gid: int) -> bool:
+    return gid == caller.gid or gid in syscalls.supplementary_groups(caller.pid)
 
 
 def _directory(node: Node) -> DirNode:

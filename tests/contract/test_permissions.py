@@ -195,3 +195,18 @@ def test_access_acl_admits_the_user_it_names(mounted: Mount) -> None:
             view.append("a", b"2")
 
     view.run_as(USER, 0o022, check)
+
+
+@pytest.mark.parametrize("name", ["system.posix_acl_access", "system.posix_acl_default"])
+def test_removing_a_list_that_is_not_there_succeeds_in_the_upper(mounted: Mount, name: str) -> None:
+    view = mounted({}, upper={"d/": None})
+    view.remove_xattr("d", name)
+    assert view.xattrs("d") == []
+
+
+@only(["kernel-front", "kernel"], "libfuse 2 is told the new mode, by an older rule; the engine is told to drop bits")
+@pytest.mark.parametrize(("group", "kept"), [(USER, True), (0, False)])
+def test_set_gid_without_execution_is_kept_for_members_only(mounted: Mount, group: int, kept: bool) -> None:
+    view = mounted({}, upper={"a": file("1", mode=0o2666, gid=group)})
+    view.run_as(USER, 0, lambda: view.write("a", b"2", flags=0))
+    assert bool(view.stat("a").mode & stat.S_ISGID) == kept
