@@ -397,7 +397,10 @@ class Overlay:
     def allocate(
         self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller
     ) -> None:
-        """fallocate(2) through a handle."""
+        """fallocate(2) through a handle. Like a write, it drops the set-id bits if the caller is not privileged."""
+        if caller.uid:
+            with self._lock:
+                self._kill_privileges(node, caller)
         syscalls.allocate(handle.fd, mode, offset, length)
         self._tree.writable().emit(Action.FALLOCATE, self._event_path(node), caller, size=length)
 
@@ -405,7 +408,10 @@ class Overlay:
         self, source: Handle, source_offset: int, node: FileNode, handle: Handle, offset: int, length: int,
         caller: Caller,
     ) -> int:
-        """copy_file_range(2) between handles; `node` and `handle` are written to."""
+        """copy_file_range(2) between handles; `node` and `handle` are written to, as `allocate` writes."""
+        if caller.uid:
+            with self._lock:
+                self._kill_privileges(node, caller)
         done = os.copy_file_range(source.fd, handle.fd, length, source_offset, offset)
         self._tree.writable().emit(Action.WRITE, self._event_path(node), caller, size=done)
         return done
@@ -422,7 +428,8 @@ class Overlay:
 
 
 def _is_member(caller: Caller, gid: int) -> bool:
-    return gid == caller.gid or gid in syscalls.supplementary_groups(caller.pid)
+    """Is the caller in the group, or privileged (which the VFS tells by CAP_FSETID, and we by the user)?"""
+    return caller.uid == 0 or gid == caller.gid or gid in syscalls.supplementary_groups(caller.pid)
 
 
 def _directory(node: Node) -> DirNode:

@@ -210,3 +210,10 @@ def test_set_gid_without_execution_is_kept_for_members_only(mounted: Mount, grou
     view = mounted({}, upper={"a": file("1", mode=0o2666, gid=group)})
     view.run_as(USER, 0, lambda: view.write("a", b"2", flags=0))
     assert bool(view.stat("a").mode & stat.S_ISGID) == kept
+
+
+@pytest.mark.parametrize(("mode", "after"), [(0o2644, 0o2644), (0o2755, 0o755), (0o4755, 0o755)])
+def test_chown_by_root_keeps_the_set_gid_bit_only_without_execution(mounted: Mount, mode: int, after: int) -> None:
+    view = mounted({}, upper={"a": file("1", mode=mode)})
+    view.chown("a", 0, 777)
+    assert stat.S_IMODE(view.stat("a").mode) == after
