@@ -22,7 +22,7 @@ ODD_NAMES: tuple[bytes, ...] = (
 )
 DIRECTORY_MODES = (0o755, 0o755, 0o777, 0o777, 0o1777, 0o700, 0o2775, 0o2777, 0o555)
 FILE_MODES = (0o644, 0o644, 0o666, 0o600, 0o755, 0o4755, 0o2755, 0o6777, 0o2644, 0o000)
-OTHER_GROUP = 54321  # A group that USER is in, too.
+OTHER_GROUP = 54321  # A group that nobody is in.
 OWNERS = ((0, 0), (0, 0), (USER, USER), (USER, USER), (0, USER), (USER, OTHER_GROUP), (777, 777))
 DEVICES = ((1, 3), (42, 7))
 TARGETS: tuple[bytes, ...] = (b"a", b"b/a", b"../a", b"/a", b"/b/c", b"nowhere", b"", b"x" * 300)
