@@ -15,6 +15,8 @@ Here is all that is not compared, with the reason. What `sides` and `views` leav
 - times of the directories of a rename that failed with ENOTEMPTY: the kernel had already begun it, and ext4
   made a whiteout and took it back. They are set to one time on both sides;
 - times of files with metacopy=on: the kernel gives a file the time of now when its data is copied up later;
+- whiteouts that are marked by an xattr: the kernel takes some of them for content when a directory is removed.
+  The stacks have none;
 - image whiteouts (`.wh.`): ours is mounted without that dialect.
 """
 
