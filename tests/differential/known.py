@@ -3,8 +3,9 @@
 Here is all that is not compared, with the reason. What `sides` and `views` leave out of every answer:
 
 - inode numbers, access and change times, times of now, link counts of directories: nobody promises them;
-- STRAY_WHITEOUT: the kernel lists a whiteout in a directory that merges with nothing, a name that cannot be
+- the kernel lists a whiteout in a directory that merges with nothing, a name that cannot be
   looked up; we do not list it. Names that cannot be looked up are dropped from both listings;
+- supplementary groups: FUSE does not tell them, but whether a write drops S_ISGID depends on them. The user has none;
 - link counts through an open file: of a lower file that was deleted while open the kernel says what the
   lower has, and we say 0;
 - a change through an open file of a lower whose name was removed: the kernel copies the file up to its old
@@ -14,6 +15,8 @@ Here is all that is not compared, with the reason. What `sides` and `views` leav
 - times of the directories of a rename that failed with ENOTEMPTY: the kernel had already begun it, and ext4
   made a whiteout and took it back. They are set to one time on both sides;
 - times of files with metacopy=on: the kernel gives a file the time of now when its data is copied up later;
+- whiteouts that are marked by an xattr: the kernel takes some of them for content when a directory is removed.
+  The stacks have none;
 - image whiteouts (`.wh.`): ours is mounted without that dialect.
 """
 

@@ -26,7 +26,7 @@ from tests.contract.subjects import Layers, in_child
 from tests.differential.known import brings_name_back, is_known, is_skipped, parts_ways
 from tests.differential.operations import Dice, Operation
 from tests.differential.sides import Oracle, Ours, Outcome, Side
-from tests.differential.stacks import OTHER_GROUP, StackSpec, random_stack
+from tests.differential.stacks import StackSpec, random_stack
 from tests.differential.views import View, differences, shown
 
 # A sequence that takes longer hangs: then its daemon is killed, which ends it.
@@ -80,7 +80,7 @@ class Run:
 
     def all(self) -> None:
         """Run it; raises DivergedError."""
-        os.setgroups([OTHER_GROUP])
+        os.setgroups([])  # See `known`.
         os.umask(0o022)
         self.base.chmod(0o755)
         lowers, ours_upper, kernel_upper = self.case.stack.make(self.base)

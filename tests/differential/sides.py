@@ -233,7 +233,7 @@ class Side:
 
 
 def _kind(entry: os.DirEntry[bytes]) -> str:
-    """What the directory says an entry is; "" for a stray whiteout (see `known.STRAY_WHITEOUT`)."""
+    """What the directory says an entry is; "" for a stray whiteout, and for what may be one."""
     if entry.is_dir(follow_symlinks=False):
         return "directory"
     if entry.is_symlink():
@@ -242,9 +242,7 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
         return "file"
     try:
         entry.stat(follow_symlinks=False)
-    except PermissionError:
-        pass
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return ""
     return "special"
 
@@ -252,8 +250,6 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
 def _exists_at(fd: int, name: bytes) -> bool:
     try:
         os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
-    except PermissionError:
-        pass
     return True

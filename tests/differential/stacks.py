@@ -22,7 +22,7 @@ ODD_NAMES: tuple[bytes, ...] = (
 )
 DIRECTORY_MODES = (0o755, 0o755, 0o777, 0o777, 0o1777, 0o700, 0o2775, 0o2777, 0o555)
 FILE_MODES = (0o644, 0o644, 0o666, 0o600, 0o755, 0o4755, 0o2755, 0o6777, 0o2644, 0o000)
-OTHER_GROUP = 54321  # A group that USER is in, too.
+OTHER_GROUP = 54321  # A group that nobody is in.
 OWNERS = ((0, 0), (0, 0), (USER, USER), (USER, USER), (0, USER), (USER, OTHER_GROUP), (777, 777))
 DEVICES = ((1, 3), (42, 7))
 TARGETS: tuple[bytes, ...] = (b"a", b"b/a", b"../a", b"/a", b"/b/c", b"nowhere", b"", b"x" * 300)
@@ -77,7 +77,7 @@ def random_stack(dice: random.Random) -> StackSpec:
     leaves = {os.path.join(dice.choice(directories), dice.choice(names)) for _ in range(dice.randint(4, 12))}
     skeleton = sorted({*directories, *leaves} - {b""}, key=lambda path: (path.count(b"/"), path))
     layers = [_layer(dice, skeleton, set(directories)) for _ in range(dice.randint(1, 4))]
-    layers.append(_layer(dice, skeleton, set(directories), upper=True) if dice.random() < 0.5 else ())
+    layers.append(_layer(dice, skeleton, set(directories)) if dice.random() < 0.5 else ())
     if dice.random() < 0.3:
         number = dice.randrange(1, len(layers))
         layers[number] = _with_redirect(dice, layers[number], skeleton)
@@ -91,7 +91,7 @@ def _is_stray(entry: Entry, layers: list[tuple[Entry, ...]]) -> bool:
 
     The kernel lists such a one and counts it as content, we do not: an intended difference.
     """
-    if entry.thing not in (builders.WHITEOUT, builders.XATTR_WHITEOUT):
+    if entry.thing is not builders.WHITEOUT:
         return False
     above = os.path.dirname(entry.path)
     if _ends_at(above, layers[-1], opaque=True):
@@ -142,9 +142,7 @@ def _root(dice: random.Random) -> Entry:
     return Entry(b"", builders.directory(mode=dice.choice(DIRECTORY_MODES), uid=uid, gid=gid))
 
 
-def _layer(
-    dice: random.Random, skeleton: list[bytes], directories: set[bytes], *, upper: bool = False
-) -> tuple[Entry, ...]:
+def _layer(dice: random.Random, skeleton: list[bytes], directories: set[bytes]) -> tuple[Entry, ...]:
     density = dice.choice((0.3, 0.6, 0.9))
     entries: list[Entry] = []
     solid: set[bytes] = set()  # What nothing can stand below.
@@ -156,7 +154,7 @@ def _layer(
             entries.append(Entry(path, _directory(dice)))
         else:
             solid.add(path)
-            entries.append(Entry(path, _leaf(dice, path, entries, upper)))
+            entries.append(Entry(path, _leaf(dice, path, entries)))
     return tuple(entries)
 
 
@@ -168,15 +166,13 @@ def _directory(dice: random.Random) -> builders.Dir:
     return builders.directory(mode=dice.choice(DIRECTORY_MODES), uid=uid, gid=gid, xattrs=xattrs)
 
 
-def _leaf(dice: random.Random, path: bytes, before: list[Entry], upper: bool) -> Any:
+def _leaf(dice: random.Random, path: bytes, before: list[Entry]) -> Any:
     files = [entry.path for entry in before if isinstance(entry.thing, builders.File)]
     roll = dice.random()
     uid, gid = dice.choice(OWNERS)
     owner: dict[str, Any] = {"uid": uid, "gid": gid}
     if roll < 0.2:
         return builders.WHITEOUT
-    if roll < 0.22 and not upper:
-        return builders.XATTR_WHITEOUT
     if roll < 0.32:
         return builders.symlink(dice.choice(TARGETS[:6]), **owner)
     if roll < 0.37:
