@@ -19,6 +19,7 @@ from overlayfs_demo.fronts.files import Files
 from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.request import Payload, Request
 from overlayfs_demo.fronts.wire import Opcode
+from overlayfs_demo.overlay import acl
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.types import Attrs, Change
@@ -171,7 +172,8 @@ class Requests:
         name, _, rest = bytes(request.body[wire.SETXATTR_IN.size :]).partition(b"\0")
         node, caller = self._node(request), request.caller("setxattr")
         self._overlay.set_xattr(node, os.fsdecode(name), rest[:size], flags, caller)
-        if extra & wire.SETXATTR_ACL_KILL_SGID:
+        # The kernel sends this with a default list, too, which says nothing of the directory's own mode.
+        if extra & wire.SETXATTR_ACL_KILL_SGID and name == acl.ACCESS.encode():
             mode = self._overlay.attrs(node).mode & ~stat.S_ISGID
             self._overlay.set_attrs(node, Change(mode=stat.S_IMODE(mode)), caller)
         return _EMPTY

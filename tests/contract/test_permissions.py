@@ -217,3 +217,14 @@ def test_chown_by_root_keeps_the_set_gid_bit_only_without_execution(mounted: Mou
     view = mounted({}, upper={"a": file("1", mode=mode)})
     view.chown("a", 0, 777)
     assert stat.S_IMODE(view.stat("a").mode) == after
+
+
+@only(["kernel-front", "kernel"], "libfuse 2 knows no such flag, and the engine is only told to set the list")
+@pytest.mark.parametrize(("name", "kept"), [("system.posix_acl_default", True), ("system.posix_acl_access", False)])
+def test_list_set_by_a_non_member_drops_the_set_gid_bit_if_it_is_the_access_list(
+    mounted: Mount, name: str, kept: bool
+) -> None:
+    view = mounted({}, upper={"d": directory(mode=0o2775, uid=USER)})
+    rights = acl((USER_OBJ, 7), (GROUP_OBJ, 7), (OTHER, 5))
+    view.run_as(USER, 0, lambda: view.set_xattr("d", name, rights))
+    assert bool(view.stat("d").mode & stat.S_ISGID) == kept
