@@ -21,7 +21,8 @@ say (`kernel_front` talks to /dev/fuse itself, and can) is given up here:
 - POSIX ACLs are kept and shown, but the kernel checks permissions by the mode alone, and applies the
   caller's umask even where a directory's default ACL should take its place.
 - rename(2) over a file that somebody has open is two steps in the upper, see `Callbacks.rename`.
-- A directory that is removed while open, or a file that O_PATH alone holds, has no attributes any more.
+- A directory that is removed while open, or a file that O_PATH alone holds, has no attributes any more; nor
+  has an open file when it is removed and then its directory is.
 
 Needed are libfuse 2 (package libfuse2, or libfuse2t64) and, to mount as an ordinary user, a program called
 `fusermount` (package fuse3 has it, as a link to fusermount3).

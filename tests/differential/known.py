@@ -44,14 +44,18 @@ DIFFERENT_ERRORS: tuple[Known, ...] = (
 )
 
 _NO_FUSEPY = frozenset({"allocate", "seek_data", "copy_range", "hold", "held_names"})
-
-
 _CHANGES_BY_HANDLE = frozenset({"fchmod", "fchown", "futime", "fset_xattr"})
+_ATTRIBUTES_BY_HANDLE = _CHANGES_BY_HANDLE | {"fstat"}
 
 
-def brings_name_back(operation: Operation, kernel: Side) -> bool:
-    """Would the kernel give a removed file its name again?"""
-    return operation.verb in _CHANGES_BY_HANDLE and kernel.is_unlinked_lower(operation.arguments[0])
+def is_avoided(front: str, operation: Operation, kernel: Side) -> bool:
+    """Would the kernel give a removed file its name again, or libfuse 2 not find one any more?
+
+    libfuse 2 renames an open file when it is removed, and loses it when its directory is removed as well.
+    """
+    if operation.verb in _CHANGES_BY_HANDLE and kernel.is_unlinked_lower(operation.arguments[0]):
+        return True
+    return front == "fusepy" and operation.verb in _ATTRIBUTES_BY_HANDLE and kernel.is_unlinked(operation.arguments[0])
 
 
 def is_skipped(front: str, operation: Operation) -> bool:

@@ -110,11 +110,11 @@ class Side:
 
     def is_unlinked_lower(self, slot: int) -> bool:
         """Is a file of a lower open whose name was removed? (One of the upper would have no links.)"""
-        if slot not in self._files:
-            return False
-        status = os.fstat(self._files[slot])
-        shown = os.readlink(f"/proc/self/fd/{self._files[slot]}")
-        return shown.endswith(" (deleted)") and status.st_nlink > 0
+        return self.is_unlinked(slot) and os.fstat(self._files[slot]).st_nlink > 0
+
+    def is_unlinked(self, slot: int) -> bool:
+        """Is a file open whose name was removed?"""
+        return slot in self._files and os.readlink(f"/proc/self/fd/{self._files[slot]}").endswith(" (deleted)")
 
     def trimmed(self, status: os.stat_result, links: bool = True) -> tuple[Any, ...]:
         """Mode, owner, group, and where they say something: device, size, links, time of modification."""
