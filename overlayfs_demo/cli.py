@@ -21,6 +21,7 @@ Mount a stack of layers as one tree, and return when it answers.
 
 options (-o, comma-separated; a comma in a path is written '\\,'):
   lowerdir=TOP:...:BOTTOM   the read-only layers (a colon in a path is written '\\:')
+  lowerdir=...::DATA        a layer of which only data is used, by metacopies above
   lowerdir+=PATH            one more layer below; a colon needs no backslash
   upperdir=DIR,workdir=DIR  where changes go, on one filesystem; without them
                             the view is read-only and every write is EROFS
@@ -29,6 +30,10 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
                             marked, and not mounted again until the mark is gone
   whiteouts=all|kernel      also understand the image format's .wh. files in
                             lowers (the default), or only the kernel's whiteouts
+  index=on|off              keep the names of a hard-linked lower file together when
+                            it is copied up (the default), or not
+  metacopy=on|off           let chmod, chown and the like copy no data up, or do (the
+                            default); existing metacopies are read in any case
   timeout=SECONDS           how long the kernel may trust what it was told; give 0
                             to see changes made behind the mount at once
   uidmapping=, gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]

@@ -16,6 +16,7 @@ class Action(enum.Enum):
     """The kinds of change an upper knows. The values are the words used in traces and `--json`."""
 
     CREATE = "create"
+    TMPFILE = "tmpfile"
     MKDIR = "mkdir"
     MKNOD = "mknod"
     SYMLINK = "symlink"
@@ -42,11 +43,12 @@ class Action(enum.Enum):
 class Event:
     """One mutation of the upper, and who caused it.
 
-    `path` is absolute in the view. `pid` is the calling process (0: the kernel itself, or unknown) and
-    `call` the verb it used, e.g. `unlink`: one call may cause several events (a copy-up of the parent,
-    then a whiteout). `layer` names the lower layer that data came from or that is now hidden ("" where
-    none is involved). `size` is bytes copied or written. `detail` holds the second name of a rename or
-    link, an xattr's name, a redirect, or the new mode or owner, as text; of a copy-up `directory`, if it was one.
+    `path` is absolute in the view; of TMPFILE it is the directory that a file without a name was asked for in.
+    `pid` is the calling process (0: the kernel itself, or unknown) and `call` the verb it used, e.g. `unlink`:
+    one call may cause several events (a copy-up of the parent, then a whiteout). `layer` names the lower layer
+    that data came from or that is now hidden ("" where none is involved). `size` is bytes copied or written.
+    `detail` holds the second name of a rename or link, an xattr's name, a redirect, or the new mode or owner, as
+    text; of a copy-up `directory`, if it was one.
     """
 
     action: Action

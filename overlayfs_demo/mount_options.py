@@ -38,10 +38,16 @@ _BOOKKEEPING = {
 }
 # Settings of the kernel's overlayfs that say what is done here anyway.
 _ALREADY_SO = {
-    "redirect_dir": {"on", "follow"}, "index": {"off"}, "metacopy": {"off"}, "nfs_export": {"off"},
+    "redirect_dir": {"on", "follow"}, "nfs_export": {"off"},
     "xino": {"on", "off", "auto"}, "uuid": {"on", "off", "auto", "null"}, "verity": {"off"},
 }
 _ID_SETTINGS = ("uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid", "squash_to_root")
+# Settings with two choices: the field of Stack, and what each word makes of it.
+_CHOICES = {
+    "whiteouts": ("image_whiteouts", {"all": True, "kernel": False}),
+    "index": ("index", {"on": True, "off": False}),
+    "metacopy": ("metacopy", {"on": True, "off": False}),
+}
 _BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile"}
 
 
@@ -60,6 +66,7 @@ class MountOptions:
 @dataclass(slots=True)
 class _Draft:
     lowers: list[bytes] = field(default_factory=list)
+    data_only: list[bytes] = field(default_factory=list)
     paths: dict[str, bytes] = field(default_factory=dict)
     booleans: dict[str, bool] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
@@ -94,9 +101,9 @@ def remount_flags(lines: Iterable[str], flags: int) -> int | None:
 
 
 def split_escaped(text: str, separator: str) -> list[str]:
-    """Split at each separator that no backslash escapes; the escapes stay."""
+    """Split at each separator (one character, or twice the same) that no backslash escapes; the escapes stay."""
     parts = [""]
-    for token in re.findall(r"\\.|.", text, re.DOTALL):
+    for token in re.findall(rf"\\.|{re.escape(separator)}|.", text, re.DOTALL):
         if token == separator:
             parts.append("")
         else:
@@ -133,12 +140,12 @@ def _take(draft: _Draft, option: str) -> None:
     elif option in _BOOLEANS:
         draft.booleans[_BOOLEANS[option]] = True
     elif name == "lowerdir" and equals:
-        draft.lowers.extend(_lowers(value))
-    elif name in ("lowerdir+", "upperdir", "workdir") and equals:
+        _take_lowers(draft, value)
+    elif name in ("lowerdir+", "datadir+", "upperdir", "workdir") and equals:
         if not value:
             raise UsageError(f"{option} has an empty path", "name a directory")
-        if name == "lowerdir+":
-            draft.lowers.append(unescape(value))
+        if name.endswith("+"):
+            (draft.lowers if name == "lowerdir+" else draft.data_only).append(unescape(value))
         else:
             draft.paths[name] = unescape(value)
     else:
@@ -150,10 +157,12 @@ def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
         if value not in _ALREADY_SO[name]:
             allowed = ", ".join(f"{name}={word}" for word in sorted(_ALREADY_SO[name]))
             raise UsageError(f"mount option '{option}' is not supported", f"leave it out, or use {allowed}")
-    elif name == "whiteouts":
-        if value not in ("kernel", "all"):
-            raise UsageError(f"mount option '{option}'", "the choices are whiteouts=all and whiteouts=kernel")
-        draft.booleans["image_whiteouts"] = value == "all"
+    elif name in _CHOICES:
+        setting, choices = _CHOICES[name]
+        if value not in choices:
+            allowed = " and ".join(f"{name}={word}" for word in choices)
+            raise UsageError(f"mount option '{option}'", f"the choices are {allowed}")
+        draft.booleans[setting] = choices[value]
     elif name == "front":
         if value not in FRONTS:
             raise UsageError(f"mount option '{option}'", f"the fronts are {', '.join(FRONTS)}")
@@ -198,14 +207,16 @@ def _ids(draft: _Draft) -> Ids:
     )
 
 
-def _lowers(value: str) -> list[bytes]:
-    parts = split_escaped(value, ":")
-    if "" in parts:
-        raise UsageError(
-            f"lowerdir={value} has an empty path",
-            r"separate layers by one colon, write \: for a colon in a path; data-only layers (::) are not supported",
-        )
-    return [unescape(part) for part in parts]
+def _take_lowers(draft: _Draft, value: str) -> None:
+    """Layers are separated by one colon, and data-only ones, which come last, are preceded by two."""
+    before_data, *data = split_escaped(value, "::")
+    for group, paths in ((draft.lowers, split_escaped(before_data, ":")), (draft.data_only, data)):
+        if "" in paths or any(len(split_escaped(path, ":")) > 1 for path in data):
+            raise UsageError(
+                f"lowerdir={value} has an empty path, or a layer after a data-only one",
+                r"separate layers by one colon, put :: before each data-only layer, write \: for a colon in a path",
+            )
+        group.extend(unescape(path) for path in paths)
 
 
 def _finish(draft: _Draft) -> MountOptions:
@@ -216,7 +227,7 @@ def _finish(draft: _Draft) -> MountOptions:
         raise UsageError("upperdir= needs workdir=", "name an empty directory on the upper's filesystem")
     if work is not None and upper is None:
         raise UsageError("workdir= without upperdir=", "leave it out for a read-only view, or add upperdir=")
-    stack = Stack(tuple(draft.lowers), upper, work, ids=_ids(draft))
+    stack = Stack(tuple(draft.lowers), upper, work, data_only=tuple(draft.data_only), ids=_ids(draft))
     for name, value in draft.booleans.items():
         stack = replace(stack, **{name: value})  # type: ignore[arg-type]  # the names are fields of Stack
     options = MountOptions(stack, flags=draft.flags, source=draft.other.get("fsname"))

@@ -52,10 +52,11 @@ def _what(event: Event, path: str) -> str:
     detail, layer = printable(os.fsencode(event.detail)), printable(os.fsencode(event.layer))
     phrases = {
         Action.CREATE: f"created {path} in the upper",
+        Action.TMPFILE: f"made a file without a name for {path} in the upper's filesystem",
         Action.MKDIR: f"made directory {path} in the upper",
         Action.MKNOD: f"made special file {path} in the upper",
         Action.SYMLINK: f"made symbolic link {path} -> {detail} in the upper",
-        Action.LINK: f"gave a file in the upper the further name {path}",
+        Action.LINK: f"gave a file in the upper the name {path}",
         Action.UNLINK: f"removed {path}, which only the upper had",
         Action.RMDIR: f"removed directory {path}, which only the upper had",
         Action.RENAME: f"renamed {path} to {detail} in the upper",

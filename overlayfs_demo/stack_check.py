@@ -29,6 +29,8 @@ def checked(stack: Stack) -> Stack:
     stack = absolute(stack)
     for number, path in enumerate(stack.lowers, 1):
         _check_directory(path, f"lower layer {number} of {len(stack.lowers)} (counted from the top)")
+    for path in stack.data_only:
+        _check_directory(path, "data-only lower layer")
     _check_distinct(stack)
     if stack.upper is not None and stack.work is not None:
         _check_directory(stack.upper, "upperdir")
@@ -45,6 +47,7 @@ def absolute(stack: Stack) -> Stack:
     return replace(
         stack,
         lowers=tuple(os.path.abspath(path) for path in stack.lowers),
+        data_only=tuple(os.path.abspath(path) for path in stack.data_only),
         upper=os.path.abspath(stack.upper) if stack.upper is not None else None,
         work=os.path.abspath(stack.work) if stack.work is not None else None,
     )

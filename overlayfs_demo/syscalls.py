@@ -330,6 +330,16 @@ def reserve_descriptors(count: int) -> None:
     os.close(null)
 
 
+def supplementary_groups(pid: int) -> list[int]:
+    """The groups that a process is in beside its own: proc_pid_status(5). None of one that is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:  # noqa: PTH123
+            groups = next(line for line in status if line.startswith("Groups:"))
+    except OSError:
+        return []
+    return [int(word) for word in groups.split()[1:]]
+
+
 def has_library(name: str) -> bool:
     """Could the dynamic linker load `libNAME.so`, in whatever version is installed: ldconfig(8)?"""
     return ctypes.util.find_library(name) is not None

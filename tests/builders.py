@@ -58,6 +58,41 @@ def file(data: str | bytes, **meta: Any) -> File:
 
 
 @dataclass(frozen=True)
+class Sparse(Meta):
+    """A file of `size` bytes with holes: `pieces` are its data, by offset."""
+
+    size: int = field(default=0, kw_only=True)
+    pieces: Mapping[int, bytes] = field(default_factory=dict, kw_only=True)
+
+    def make(self, path: bytes) -> None:
+        with Path(os.fsdecode(path)).open("wb") as real:
+            for offset, data in self.pieces.items():
+                real.seek(offset)
+                real.write(data)
+            real.truncate(self.size)
+
+
+def sparse(size: int, pieces: Mapping[int, bytes], **meta: Any) -> Sparse:
+    return Sparse(size=size, pieces=pieces, **meta)
+
+
+@dataclass(frozen=True)
+class Metacopy(Meta):
+    """A file of metadata only, as the kernel leaves it: one hole with a mark."""
+
+    size: int = field(default=0, kw_only=True)
+
+    def make(self, path: bytes) -> None:
+        with Path(os.fsdecode(path)).open("wb") as made:
+            made.truncate(self.size)
+
+
+def metacopy(size: int, redirect: str = "", **meta: Any) -> Metacopy:
+    marks = {"trusted.overlay.metacopy": b""} | ({"trusted.overlay.redirect": redirect.encode()} if redirect else {})
+    return Metacopy(size=size, xattrs=marks, **meta)
+
+
+@dataclass(frozen=True)
 class Symlink(Meta):
     target: str | bytes = field(default="", kw_only=True)
 

@@ -207,7 +207,7 @@ def test_words_for_other_programs_change_nothing(word: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        "redirect_dir=on", "redirect_dir=follow", "index=off", "metacopy=off", "nfs_export=off", "xino=on",
+        "redirect_dir=on", "redirect_dir=follow", "nfs_export=off", "xino=on",
         "xino=off", "xino=auto", "uuid=on", "uuid=off", "uuid=auto", "uuid=null", "verity=off",
     ],
 )
@@ -219,8 +219,8 @@ def test_kernel_word_that_says_what_is_so_anyway_is_accepted(word: str) -> None:
     ("word", "instead"),
     [
         ("redirect_dir=off", "redirect_dir=follow, redirect_dir=on"), ("redirect_dir=nofollow", "redirect_dir=on"),
-        ("index=on", "index=off"), ("metacopy=on", "metacopy=off"), ("nfs_export=on", "nfs_export=off"),
-        ("xino=maybe", "xino=auto"), ("uuid=1", "uuid=null"), ("verity=require", "verity=off"), ("index", "index=off"),
+        ("nfs_export=on", "nfs_export=off"),
+        ("xino=maybe", "xino=auto"), ("uuid=1", "uuid=null"), ("verity=require", "verity=off"),
     ],
 )
 def test_other_kernel_setting_is_refused_with_what_to_use_instead(word: str, instead: str) -> None:
@@ -228,6 +228,24 @@ def test_other_kernel_setting_is_refused_with_what_to_use_instead(word: str, ins
     assert f"'{word}'" in error.problem
     assert "leave it out" in error.remedy
     assert instead in error.remedy
+
+
+def test_index_is_on_until_turned_off() -> None:
+    assert given().stack.index
+    assert given("index=off,index=on").stack.index
+    assert not given("index=off").stack.index
+    assert "index=on and index=off" in refused("lowerdir=/a", "index").remedy
+
+
+def test_metacopy_is_off_until_turned_on() -> None:
+    assert not given().stack.metacopy
+    assert given("metacopy=on").stack.metacopy
+    assert "metacopy=on and metacopy=off" in refused("lowerdir=/a", "metacopy=yes").remedy
+
+
+def test_data_only_layers_come_last_each_behind_two_colons() -> None:
+    stack = parse([r"lowerdir=/a:/b::/c\:::/d,datadir+=/e"]).stack
+    assert (stack.lowers, stack.data_only) == ((b"/a", b"/b"), (b"/c:", b"/d", b"/e"))
 
 
 def test_userxattr_and_volatile_are_off_until_asked_for() -> None:
@@ -294,7 +312,8 @@ def test_later_noallow_other_wins() -> None:
         ("lowerdir=", "lowerdir=", "colon"),
         ("lowerdir=:/a", "lowerdir=:/a", "colon"),
         ("lowerdir=/a:", "lowerdir=/a:", "colon"),
-        ("lowerdir=/a::/data", "lowerdir=/a::/data", "data-only layers (::) are not supported"),
+        ("lowerdir=/a::/data:/b", "lowerdir=/a::/data:/b", "each data-only layer"),
+        ("lowerdir=::/data", "lowerdir=::/data", "each data-only layer"),
         ("lowerdir=/a,upperdir=/u", "upperdir= needs workdir=", "on the upper's filesystem"),
         ("lowerdir=/a,workdir=/w", "workdir= without upperdir=", "add upperdir="),
         ("lowerdir=/a,nonsense", "'nonsense'", "--help"),

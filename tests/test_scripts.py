@@ -218,3 +218,19 @@ def test_an_interrupted_demonstration_takes_its_mount_away(tmp_path: Path) -> No
     assert demo.returncode == 130
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     assert list(tmp_path.iterdir()) == []
+
+
+@can_mount
+def test_a_reader_who_has_seen_enough_leaves_no_mount_behind(tmp_path: Path) -> None:
+    """As in `scripts/demo | head`."""
+    with subprocess.Popen(
+        [ROOT / "scripts" / "demo"], env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as demo:
+        assert demo.stdout
+        while b"=== The view" not in demo.stdout.readline():
+            assert demo.poll() is None
+        demo.stdout.close()
+    assert demo.returncode == 130
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert list(tmp_path.iterdir()) == []

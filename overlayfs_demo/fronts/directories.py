@@ -11,6 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from overlayfs_demo.fronts import wire
@@ -109,7 +110,7 @@ class Directories:
             # The kernel may have forgotten the directory meanwhile, and its numbers with it.
             if ahead is not None and ahead.numbering is stream.current:
                 return ahead.numbering, ahead.answers
-        return stream.refresh(self._overlay.names(directory)), ()
+        return stream.refresh(partial(self._overlay.names, directory)), ()
 
     # --- read-ahead --------------------------------------------------------------------------------
 
@@ -138,11 +139,11 @@ class Directories:
             self._next = directory
             age = self._age
             self._trust.inside(directory)
-            snapshot = self._overlay.names(directory, at_most=_AHEAD_NAMES)
-            numbering = self._nodes.stream(nodeid).refresh(snapshot)
+            take = partial(self._overlay.names, directory, at_most=_AHEAD_NAMES)
+            numbering = self._nodes.stream(nodeid).refresh(take)
             names = [entry.listed for entry in numbering.entries[:_AHEAD_LOOKUPS]]
             # A file of the upper may change before it is asked for; of the lowers' we would hear.
-            answers = () if directory.in_upper else self._overlay.lookup_listed(directory, snapshot, names)
+            answers = () if directory.in_upper else self._overlay.lookup_listed(directory, numbering.snapshot, names)
             self._ahead = _Ahead(directory, numbering, answers, time.monotonic(), age)
         except (OSError, KeyError, TooManyNamesError):
             # Removed, or forgotten by the kernel, meanwhile, or too large: whoever asks for it will be told.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -54,9 +54,14 @@ class DirectoryStream:
         self._last_directory = 0
         self.current: Numbering | None = None
 
-    def refresh(self, snapshot: Snapshot) -> Numbering:
-        """Number the names that the directory holds now."""
+    def refresh(self, take: Callable[[], Snapshot]) -> Numbering:
+        """Number the names that the directory holds now, which `take` tells.
+
+        It is called with the lock held, for an older snapshot must not come after a newer one: a name that is
+        missing from it would be numbered anew later, and be listed twice by whoever is under way.
+        """
         with self._lock:
+            snapshot = take()
             names = snapshot.names
             before = self.current.entries if self.current else ()
             kept = [Numbered(number, names[old.name]) for number, old in before if old.name in names]

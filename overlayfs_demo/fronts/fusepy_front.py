@@ -13,14 +13,16 @@ thinks in nodes (inodes), so a callback walks the path to its node and calls one
 say (`kernel_front` talks to /dev/fuse itself, and can) is given up here:
 
 - rename(2) has no flags, so neither exchange nor "do not replace": the kernel answers EINVAL.
-- No O_TMPFILE, no fallocate(2), no SEEK_HOLE, no copy_file_range(2) within the layers' filesystem.
+- No O_TMPFILE, no fallocate(2) (both EOPNOTSUPP), no SEEK_HOLE (a file counts as all data), and
+  copy_file_range(2) copies through the kernel's cache, not within the layers' filesystem.
 - Two names of one file are two files to the kernel. It must therefore ask for attributes every time, and
   drop a file's cached pages at each open; while both names are open, a reader through one may still see
   what was in the file before it was overwritten through the other.
 - POSIX ACLs are kept and shown, but the kernel checks permissions by the mode alone, and applies the
   caller's umask even where a directory's default ACL should take its place.
 - rename(2) over a file that somebody has open is two steps in the upper, see `Callbacks.rename`.
-- A directory that is removed while open can no longer be asked for its attributes.
+- A directory that is removed while open, or a file that O_PATH alone holds, has no attributes any more; nor
+  has an open file when it is removed and then its directory is.
 
 Needed are libfuse 2 (package libfuse2, or libfuse2t64) and, to mount as an ordinary user, a program called
 `fusermount` (package fuse3 has it, as a link to fusermount3).

@@ -18,7 +18,8 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import device, wire
 from overlayfs_demo.fronts.base import View
 from overlayfs_demo.fronts.notices import Notices
-from overlayfs_demo.fronts.requests import Payload, Request, Requests
+from overlayfs_demo.fronts.request import Payload, Request
+from overlayfs_demo.fronts.requests import Requests
 from overlayfs_demo.fronts.wire import Opcode
 
 _log = logging.getLogger(__name__)
@@ -87,9 +88,10 @@ class Session:
     def __init__(self, fd: int, view: View) -> None:
         self._device = fd
         self._turn = Turn()
-        self._requests = Requests(view, self._turn.pass_on, self._store)
+        follows = view.timeout is None and view.overlay.behind.start()
+        self._requests = Requests(view, self._turn.pass_on, self._store, self._distrust)
         self._notices: Notices | None = None
-        if view.timeout is None and view.overlay.behind.start():
+        if follows:
             self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)
         self._failure: BaseException | None = None
 
@@ -182,6 +184,11 @@ class Session:
         store = wire.NOTIFY_STORE_OUT.pack(nodeid, 0, len(data))
         size = wire.REPLY.size + len(store) + len(data)
         self._send([wire.REPLY.pack(size, wire.NOTIFY_STORE, 0), store, data])
+
+    def _distrust(self, nodeid: int) -> None:
+        """Let the kernel forget what it has of a node."""
+        if self._notices is not None:
+            self._notices.distrust(nodeid)
 
     def _send(self, parts: list[Payload]) -> None:
         try:

@@ -6,6 +6,8 @@ holds each node until its count is zero; then the engine's own weak references l
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterable
 from itertools import count
@@ -59,6 +61,13 @@ class NodeTable:
     def node(self, nodeid: int) -> Node:
         """The node of an id that the kernel still holds. KeyError otherwise."""
         return self._by_id[nodeid].node
+
+    def directory(self, nodeid: int) -> DirNode:
+        """The same for an id that must be a directory's. ENOTDIR."""
+        node = self._by_id[nodeid].node
+        if not isinstance(node, DirNode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return node
 
     def id_of(self, node: Node) -> int | None:
         """The id of a node, if the kernel holds it."""

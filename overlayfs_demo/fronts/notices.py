@@ -8,12 +8,14 @@ its own sends them, which holds no lock and answers nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import select
 import threading
 import time
+from collections import deque
 
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.directories import Directories
@@ -37,7 +39,9 @@ class Notices:
         self._behind = behind
         self._nodes = nodes
         self._directories = directories
-        self._stopping, self._stop = os.pipe2(os.O_CLOEXEC)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = False
+        self._distrusted: deque[int] = deque()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
     def start(self) -> None:
@@ -46,20 +50,27 @@ class Notices:
 
     def close(self) -> None:
         """End the thread, and wait for it; not for ever, for the kernel may hold it until the device is closed."""
-        os.close(self._stop)
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
+
+    def distrust(self, nodeid: int) -> None:
+        """Let the kernel forget soon what it has of a node: nobody would hear if that was changed."""
+        self._distrusted.append(nodeid)
+        os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
         poll = select.poll()
         poll.register(self._behind.fd, select.POLLIN)
-        poll.register(self._stopping, select.POLLHUP)
+        poll.register(self._wake, select.POLLIN)
         sent = Changes()
         while True:
             ready = [fd for fd, _ in poll.poll(_AGAIN * 1000 if sent else None)]
-            if self._stopping in ready:
+            if self._stopping:
                 return
             try:
+                self._send_distrust()
                 changes = self._behind.read()
                 self._send(sent)
                 self._send(changes)
@@ -69,6 +80,12 @@ class Notices:
             sent = changes
             if ready:
                 time.sleep(_REST)
+
+    def _send_distrust(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        for nodeid in {self._distrusted.popleft() for _ in range(len(self._distrusted))}:
+            self._forget_node(nodeid)
 
     def _send(self, changes: Changes) -> None:
         if not changes:

@@ -1,7 +1,8 @@
 """For how long may the kernel trust what it is told?
 
 Where changes behind the view are noticed (`overlay.behind`), for a day: `notices` makes it forget what is
-no longer so. Elsewhere for a second. Whoever mounts with a timeout gets exactly that, and no notices.
+no longer so. Elsewhere for a second. Whoever mounts with a timeout gets exactly that, and no notices. What
+the kernel caches without a time limit, the names in a directory and the data of a file, goes by the same rule.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from overlayfs_demo.overlay.node import DirNode, Node
 
 _DAY = 86400.0
 _MOMENT = 1.0
+# Whoever mounts with so long a timeout says that the layers stay as they are.
+_AT_REST = 3600.0
 
 
 class Trust:
@@ -20,11 +23,14 @@ class Trust:
     def __init__(self, overlay: Overlay, timeout: float | None) -> None:
         """`timeout` in seconds; None is as long as changes are noticed."""
         self._watch = overlay.behind.watch
+        self._at_rest = timeout is not None and timeout >= _AT_REST
         self._fixed = None if timeout is None else wire.Valid(timeout)
         self._day, self._moment = wire.Valid(_DAY), wire.Valid(_MOMENT)
         # Names in a directory change its times, which is noticed only once somebody looked into it.
         self._name_only = wire.Valid(_DAY, _MOMENT)
         self.shortest = _MOMENT if timeout is None else timeout
+        # May the kernel open directories without asking, and keep what they list until it is told otherwise?
+        self.keeps_listings = overlay.behind.started or self._at_rest
 
     def inside(self, directory: DirNode) -> wire.Valid:
         """For what is said of names in the directory. Call before the engine is asked about them."""
@@ -42,9 +48,11 @@ class Trust:
         """For the attributes of a node."""
         if self._fixed is not None:
             return self._fixed
-        return self._day if self.is_followed(node) else self._moment
+        return self._day if self.keeps(node) else self._moment
 
-    def is_followed(self, node: Node) -> bool:
-        """Are changes of its attributes and data noticed?"""
+    def keeps(self, node: Node) -> bool:
+        """May the kernel keep its data, or the names in it, from one open to the next?"""
+        if self._fixed is not None:
+            return self._at_rest
         directory = node if isinstance(node, DirNode) else node.parent
-        return self._fixed is None and directory is not None and bool(directory.watched)
+        return directory is not None and bool(directory.watched)

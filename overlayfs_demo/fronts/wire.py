@@ -60,6 +60,8 @@ class Opcode(IntEnum):
     LSEEK = 46
     COPY_FILE_RANGE = 47
     SYNCFS = 50
+    TMPFILE = 51
+    COPY_FILE_RANGE_64 = 53
 
 
 # INIT flags; those from bit 32 on travel in flags2.
@@ -128,6 +130,7 @@ _STATFS = struct.Struct("=QQQQQIIII24x")
 WRITE_OUT = struct.Struct("=I4x")
 XATTR_SIZE = struct.Struct("=I4x")
 LSEEK_OUT = struct.Struct("=Q")
+COPY_FILE_RANGE_OUT = struct.Struct("=Q")
 
 # Messages of ours that answer no request: the reply header with unique 0 and this number as its error
 # (enum fuse_notify_code).

@@ -51,17 +51,22 @@ class Behind:
         self._complained: set[str] = set()
         self.fd = -1
 
+    @property
+    def started(self) -> bool:
+        """Are changes noticed, at least in some directories?"""
+        return self.fd >= 0
+
     def start(self) -> bool:
         """Begin, in the process that serves the view. False if this machine does not allow it."""
         try:
             self.fd = syscalls.new_watch_group()
         except OSError as error:
             self._complain(f"changes behind the view are not noticed at once: fanotify_init: {error.strerror}")
-        return self.fd >= 0
+        return self.started
 
     def close(self) -> None:
         """Watch no longer."""
-        if self.fd >= 0:
+        if self.started:
             os.close(self.fd)
             self.fd = -1
 
@@ -70,7 +75,7 @@ class Behind:
         watched = node.watched
         if watched is None:
             with self._tree.lock:
-                watched = self.fd >= 0 and all([self._watch(source, node) for source in node.sources])
+                watched = self.started and all([self._watch(source, node) for source in node.sources])
                 node.watched = watched
         return watched
 

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
@@ -28,29 +28,38 @@ _ESSENTIAL = ("security.", "system.posix_acl_")
 
 
 class CopyUp:
-    """Copies nodes up, each at most once."""
+    """Copies nodes up, each at most once. `metacopy`: a change of metadata alone copies no data."""
 
-    __slots__ = ("_running", "_tree", "before_wait")
+    __slots__ = ("_metacopy", "_running", "_tree", "before_wait")
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, metacopy: bool) -> None:
         self._tree = tree
+        self._metacopy = metacopy
         self.before_wait: Callable[[], None] = _go_on
         self._running: dict[Node, threading.Event] = {}
 
-    def node(self, node: Node, caller: Caller, length: int | None = None) -> Upper:
+    def node(self, node: Node, caller: Caller, length: int | None = None, *, data: bool = True) -> Upper:
         """See that the upper holds `node`; the upper, for the change that follows.
 
-        `length` bytes of data suffice, when the caller is about to cut the file there. Raises EROFS without
-        an upper. For a regular file, call without the tree's lock.
+        `length` bytes of data suffice, when the caller is about to cut the file there, and none at all without
+        `data`, if it will only change metadata. Raises EROFS without an upper. For a regular file, call without
+        the tree's lock.
         """
         upper = self._tree.writable()
         if isinstance(node, DirNode):
             with self._tree.lock:
                 self.directory(node, caller)
-        elif not node.in_upper:
+        else:
             assert isinstance(node, FileNode)
-            self._file(node, caller, length)
+            if not node.in_upper:
+                self._file(node, caller, length, data=data)
+            if data and node.metacopy:
+                self._complete(node, caller, length)
         return upper
+
+    def linked(self, node: FileNode, caller: Caller) -> None:
+        """See that the copy that all names of a hard-linked lower file share is there. Without the tree's lock."""
+        self._file(node, caller, None, with_name=False)
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """See that the upper holds the directory and all above it. Call with the tree's lock held."""
@@ -73,11 +82,18 @@ class CopyUp:
         upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
         return made
 
-    def _file(self, node: FileNode, caller: Caller, length: int | None) -> None:
+    def _file(
+        self, node: FileNode, caller: Caller, length: int | None, *, with_name: bool = True, data: bool = True
+    ) -> None:
+        with self._alone(node):
+            if not node.in_upper:
+                self._copy_file(node, caller, length, with_name, data)
+
+    @contextlib.contextmanager
+    def _alone(self, node: Node) -> Iterator[None]:
+        """Nobody else copies this node up meanwhile."""
         while True:
             with self._tree.lock:
-                if node.in_upper:
-                    return
                 running = self._running.get(node)
                 if running is None:
                     self._running[node] = done = threading.Event()
@@ -85,43 +101,103 @@ class CopyUp:
             self.before_wait()
             running.wait()
         try:
-            self._copy_file(node, caller, length)
+            yield
         finally:
             with self._tree.lock:
                 del self._running[node]
             done.set()
 
-    def _copy_file(self, node: FileNode, caller: Caller, length: int | None) -> None:
+    def _copy_file(self, node: FileNode, caller: Caller, length: int | None, with_name: bool, data: bool) -> None:
         upper = self._tree.writable()
         layer = node.place.layer
         source = node.target()
         status = source.stat()
-        # A file with several names in its layer is a new file of its own once it is copied.
+        # Without an index, a file with several names in its layer is a new file of its own once it is copied.
         origin = None
-        if status.st_nlink == 1 and not node.gone:
+        index = self._tree.index if status.st_nlink > 1 else None
+        if (index or status.st_nlink == 1) and not node.gone:
             origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
+        metacopy = self._metacopy and not data and node.kind == stat.S_IFREG and status.st_nlink == 1
+        below = (node.data or (node.place, node.place_name)) if metacopy else None
         with upper.staged() as temporary:
-            size = self._make(node, source, temporary, status, length)
+            size = self._make(node, temporary, status, length, with_data=not metacopy)
             # A copy that is cut short is the change itself, and its time is now.
-            cut = node.kind == stat.S_IFREG and size < status.st_size
+            cut = node.kind == stat.S_IFREG and size < status.st_size and not metacopy
             self._dress(source, temporary, status, origin, keep_times=not cut)
+            if metacopy:
+                path = syscalls.path_of(upper.work_fd, temporary)
+                os.setxattr(path, self._tree.xattrs.metacopy, b"", follow_symlinks=False)
             with self._tree.lock:
                 if node.gone:
                     self._adopt_nameless(node, temporary)
+                elif index and origin:
+                    entry = index.take(upper.work_fd, temporary, origin, status.st_nlink)
+                    node.place, node.place_name, node.links = entry.place, entry.name, status.st_nlink
                 else:
                     assert node.parent is not None
                     place = self._publish(node, node.parent, temporary, bool(origin), caller)
                     node.place, node.place_name = place, node.name
+                node.metacopy, node.data = metacopy, below
                 self._turn_to_upper(node, keep_ino=bool(origin))
-        upper.emit(Action.COPY_UP, node.path(), caller, layer.label, size)
+                upper.emit(Action.COPY_UP, node.path(), caller, layer.label, size)
+                if node.links is not None and with_name:
+                    assert node.parent is not None
+                    self.name(node, node.parent, node.name, caller)
+
+    def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """See that the upper has this name, too, of a file in the index. Call with the tree's lock held."""
+        above = self.directory(parent, caller)
+        if above.stat(name) is not None:
+            return
+        assert self._tree.index is not None and node.links is not None
+        mark_impure(above, self._tree)
+        with _same_times(above):
+            self._tree.writable().link(node.target(), above, name, False, caller)
+        # Afterwards: a copy that seems to have a name too many stays, one that seems to have too few would go.
+        self._tree.index.note_links(node.place, node.place_name, node.links)
+
+    def _complete(self, node: FileNode, caller: Caller, length: int | None) -> None:
+        """Give a metacopy in the upper its data: from then on it is a file like others.
+
+        Until the mark is gone the data below counts, so an interrupted copy does no harm
+        (fs/overlayfs/copy_up.c, ovl_copy_up_meta_inode_data).
+        """
+        upper = self._tree.writable()
+        with self._alone(node):
+            if not node.metacopy:
+                return
+            target = node.target()
+            status = target.stat()
+            path = target.xattr_path()
+            capability = syscalls.get_xattr(path, "security.capability", target.follow)
+            size = status.st_size if length is None else min(length, status.st_size)
+            layer = node.data[0].layer.label if node.data else ""
+            self.before_wait()
+            fd = target.open(os.O_WRONLY)
+            try:
+                _copy_from(node.data_target(), fd, size)
+                if not upper.volatile:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            if capability is not None:  # Writing took it away.
+                os.setxattr(path, "security.capability", capability, follow_symlinks=target.follow)
+            os.utime(target.path, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target.dir_fd,
+                     follow_symlinks=target.follow)
+            with self._tree.lock:
+                os.removexattr(path, self._tree.xattrs.metacopy, follow_symlinks=target.follow)
+                node.metacopy, node.data = False, None
+                for handle in node.handles:
+                    handle.retarget(target.open(os.O_RDONLY))
+                upper.emit(Action.COPY_UP, node.path(), caller, layer, size)
 
     def _make(
-        self, node: FileNode, source: Target, temporary: bytes, status: os.stat_result, length: int | None
+        self, node: FileNode, temporary: bytes, status: os.stat_result, length: int | None, *, with_data: bool
     ) -> int:
         """Make the bare copy in the work directory; the number of bytes copied."""
         upper = self._tree.writable()
         if node.kind == stat.S_IFLNK:
-            os.symlink(source.readlink(), temporary, dir_fd=upper.work_fd)
+            os.symlink(node.target().readlink(), temporary, dir_fd=upper.work_fd)
             return 0
         if node.kind != stat.S_IFREG:
             os.mknod(temporary, node.kind | 0o600, status.st_rdev, dir_fd=upper.work_fd)
@@ -131,9 +207,12 @@ class CopyUp:
             temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=upper.work_fd
         )
         try:
+            if not with_data:
+                os.ftruncate(target, size)
+                return 0
             if size:
                 self.before_wait()
-                _copy_from(source, target, size)
+                _copy_from(node.data_target(), target, size)
                 if not upper.volatile:
                     # The name must not outlive the data in a power failure.
                     os.fsync(target)
@@ -176,17 +255,14 @@ class CopyUp:
     def _publish(self, node: Node, parent: DirNode, temporary: bytes, impure: bool, caller: Caller) -> UpperDir:
         """Move the finished copy to its name; the upper's directory that it now stands in.
 
-        A copy-up is not a change of the view, so the directory keeps its times: as best they can be kept, for
-        the copy is published already (fs/overlayfs/copy_up.c, ovl_do_copy_up).
+        A copy-up is not a change of the view, so the directory keeps its times.
         """
         upper = self._tree.writable()
         above = self.directory(parent, caller)
         if impure:
             mark_impure(above, self._tree)
-        before = os.fstat(above.open().fd)
-        upper.publish(temporary, above, node.name, False, node.is_directory)
-        with contextlib.suppress(OSError):
-            os.utime(above.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with _same_times(above):
+            upper.publish(temporary, above, node.name, False, node.is_directory)
         return above
 
     def _adopt_nameless(self, node: FileNode, temporary: bytes) -> None:
@@ -203,10 +279,22 @@ class CopyUp:
         target = node.target()
         status = target.stat()
         node.key = (status.st_dev, status.st_ino)
+        if node.links is not None:
+            self._tree.share(node, node.key)
         if not keep_ino:
             node.ino = self._tree.identity(status)
-        for handle in node.handles:
-            handle.retarget(target.open(os.O_RDONLY))
+        if not node.metacopy:
+            for handle in node.handles:
+                handle.retarget(target.open(os.O_RDONLY))
+
+
+@contextlib.contextmanager
+def _same_times(directory: UpperDir) -> Iterator[None]:
+    """Give the directory its times back: as best they can be, for the change is made by then (ovl_do_copy_up)."""
+    before = os.fstat(directory.open().fd)
+    yield
+    with contextlib.suppress(OSError):
+        os.utime(directory.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _go_on() -> None:

@@ -24,17 +24,17 @@ def keys_of(parts: Sequence[Part]) -> tuple[Key, ...]:
     return tuple([(part.status.st_dev, part.status.st_ino) for part in parts])
 
 
-def follow(node: Node, parent: DirNode, name: bytes, parts: Sequence[Part]) -> bool:
-    """Does the node known as `name` in `parent` stand for what was now found there? It is made to, if it can be."""
+def follow(node: Node, parts: Sequence[Part]) -> bool:
+    """Does the node known by a name stand for what was now found there? It is made to, if it can be."""
     status = parts[0].status
-    if node.kind == stat.S_IFMT(status.st_mode):
-        if not isinstance(node, DirNode):
-            if node.key == (status.st_dev, status.st_ino):
-                return True
-        elif node.keys == (keys := keys_of(parts)) or _refit(node, parts, keys):
-            return True
-    displace(node, parent, name)
-    return False
+    if node.kind != stat.S_IFMT(status.st_mode):
+        return False
+    if isinstance(node, DirNode):
+        keys = keys_of(parts)
+        return node.keys == keys or _refit(node, parts, keys)
+    if isinstance(node, FileNode) and node.metacopy != parts[0].metacopy:
+        return False
+    return node.key == (status.st_dev, status.st_ino)
 
 
 def _refit(node: DirNode, parts: Sequence[Part], keys: tuple[Key, ...]) -> bool:

@@ -17,21 +17,23 @@ from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import lineage, listing
+from overlayfs_demo.overlay import acl, lineage, listing
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.ids import AS_ON_DISK, Ids
+from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.lookup import Answer
 from overlayfs_demo.overlay.merge import Verdict
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
-from overlayfs_demo.overlay.whiteout import FUSE_OVERLAYFS_OPAQUE, TRUSTED, USER
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
 # Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
@@ -45,8 +47,10 @@ class Stack:
     filesystem, or are both None for a read-only view. `user_xattrs` keeps the private attributes
     under `user.` instead of `trusted.`. `image_whiteouts` also understands the image format's
     zero-length `.wh.NAME` files in lowers. `volatile` gives up durability: nothing waits for the
-    disk, and the work directory is marked, see `incompat`. `ids` says to whom the files belong in
-    the view, see `mapped`.
+    disk, and the work directory is marked, see `incompat`. `index` keeps the names of a hard-linked
+    lower file together when it is copied up. `metacopy` copies only metadata up as long as only that
+    is changed. `data_only` are layers below the lowers, in which nothing is seen, but the data of
+    metacopies is found. `ids` says to whom the files belong in the view, see `mapped`.
     """
 
     lowers: tuple[bytes, ...]
@@ -55,6 +59,9 @@ class Stack:
     user_xattrs: bool = False
     image_whiteouts: bool = True
     volatile: bool = False
+    index: bool = True
+    metacopy: bool = False
+    data_only: tuple[bytes, ...] = ()
     ids: Ids = AS_ON_DISK
 
 
@@ -70,15 +77,20 @@ class Overlay:
         if stack.upper is not None and stack.work is not None:
             layer = Layer(stack.upper, 0, xattrs, self._cache, image_dialect=False, last=False)
             upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
-        self._lowers = [
-            Layer(path, number, xattrs, self._cache,
-                  image_dialect=stack.image_whiteouts, last=number == len(stack.lowers))
-            for number, path in enumerate(stack.lowers, 1)
+        self._layers = [
+            Layer(path, number, xattrs, self._cache, image_dialect=stack.image_whiteouts,
+                  last=number == len(stack.lowers) + len(stack.data_only))
+            for number, path in enumerate(stack.lowers + stack.data_only, 1)
         ]
-        self._tree = Tree(self._lowers, upper, xattrs)
+        lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
+        origins = Origins(lowers)
+        index = None
+        if stack.index and upper is not None and stack.work is not None:
+            index = Index(upper.layer, stack.work, origins, xattrs)
+        self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
         self._lock = self._tree.lock
         self.behind = Behind(self._tree)
-        self._copy_up = CopyUp(self._tree)
+        self._copy_up = CopyUp(self._tree, stack.metacopy)
         self._names = Names(self._tree, self._copy_up)
         self._rename = Rename(self._tree, self._copy_up, self._names)
         self._xattrs = xattrs
@@ -99,7 +111,7 @@ class Overlay:
         """Remember these lowers in the upper. If it was last used with others: which, and which now; else "", ""."""
         if self._tree.upper is None:
             return "", ""
-        upper, lowers = self._tree.upper.layer, self._lowers
+        upper, lowers = self._tree.upper.layer, self._layers
         before = lineage.last_stack(upper, lowers, self._xattrs)
         lineage.remember(upper, lowers, self._xattrs)
         return (before, lineage.names(lowers)) if before else ("", "")
@@ -111,7 +123,7 @@ class Overlay:
         if self._tree.upper is not None:
             self._tree.upper.close()
             self._tree.upper.layer.close()
-        for layer in self._lowers:
+        for layer in self._layers:
             layer.close()
 
     # --- find --------------------------------------------------------------------------------------
@@ -186,7 +198,7 @@ class Overlay:
 
     def statfs(self) -> os.statvfs_result:
         """statvfs(3) of the filesystem that new data goes to: the upper's, else the top lower's."""
-        layer = self._tree.upper.layer if self._tree.upper else self._lowers[0]
+        layer = self._tree.upper.layer if self._tree.upper else self._layers[0]
         return os.fstatvfs(layer.root_fd)
 
     def explain(self, parent: DirNode, name: bytes) -> tuple[Verdict, list[tuple[str, Answer]]]:
@@ -204,36 +216,18 @@ class Overlay:
         with self._lock:
             target = node.target()
             names = syscalls.list_xattrs(target.xattr_path(), target.follow)
-        shown = (self._shown(name) for name in names)
+        shown = (self._xattrs.shown(name) for name in names)
         return [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
 
     def xattr(self, node: Node, name: str) -> bytes:
         """An extended attribute's value. ENODATA where there is none."""
-        stored = self._stored(name)
+        stored = self._xattrs.stored(name)
         with self._lock:
             target = node.target()
             path = target.xattr_path()
             if isinstance(path, int):
                 return os.getxattr(path, stored)
             return os.getxattr(path, stored, follow_symlinks=target.follow)
-
-    def _shown(self, stored: str) -> str | None:
-        """The name that the view shows for a stored attribute; None for the overlay's own."""
-        private = self._xattrs
-        if stored.startswith(private.escape):
-            return private.prefix + stored[len(private.escape) :]
-        if stored.startswith(private.prefix) or stored == FUSE_OVERLAYFS_OPAQUE:
-            return None
-        return stored
-
-    def _stored(self, shown: str) -> str:
-        """The name under which an attribute of the view is stored."""
-        private = self._xattrs
-        if shown.startswith(private.prefix):
-            return private.escape + shown[len(private.prefix) :]
-        if shown == FUSE_OVERLAYFS_OPAQUE:
-            raise failure(errno.EPERM)
-        return shown
 
     # --- change names ------------------------------------------------------------------------------
 
@@ -244,6 +238,15 @@ class Overlay:
         with self._lock:
             node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
             handle = Handle(fd, writable=bool(flags & os.O_ACCMODE), in_upper=True)
+            node.handles.append(handle)
+            return node, attrs, handle
+
+    def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
+        """Make a regular file without a name and open it: open(2) with O_TMPFILE. Only `link` can name it,
+        unless `flags` have O_EXCL. EOPNOTSUPP where the upper's filesystem has no such files."""
+        with self._lock:
+            node, attrs, fd = self._names.tmpfile(parent, mode, flags & (_OPEN_FLAGS | os.O_EXCL), caller)
+            handle = Handle(fd, writable=True, in_upper=True)
             node.handles.append(handle)
             return node, attrs, handle
 
@@ -274,8 +277,13 @@ class Overlay:
 
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """unlink(2): leaves a whiteout where a lower has the name."""
-        with self._lock:
-            self._names.unlink(parent, name, caller)
+        while True:
+            with self._lock:
+                linked = self._names.unlink(parent, name, caller)
+            if linked is None:
+                return
+            # Copied without the lock; then the name is looked at anew.
+            self._copy_up.linked(linked, caller)
 
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """rmdir(2): the directory must be empty in the view."""
@@ -296,8 +304,7 @@ class Overlay:
                 target = Place(new_parent, new, self._tree.child(new_parent, new))
                 if not self._rename.check(source, target, flags):
                     return
-                moving = (source.node, target.node) if exchange else (source.node,)
-                lower = next((n for n in moving if isinstance(n, FileNode) and not n.in_upper), None)
+                lower = self._rename.to_copy(source, target, exchange)
                 if lower is None:
                     move = self._rename.exchange if exchange else self._rename.move
                     move(source, target, caller)
@@ -309,7 +316,7 @@ class Overlay:
 
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
-        upper = self._copy_up.node(node, caller, change.size)
+        upper = self._copy_up.node(node, caller, change.size, data=change.size is not None)
         with self._lock:
             target, path = node.target(), self._event_path(node)
             if change.size is not None:
@@ -333,29 +340,41 @@ class Overlay:
         """Drop set-id bits, as the VFS does for a caller without CAP_FSETID. (It drops
         `security.capability` by itself when the real file is written or truncated.)"""
         target = node.target()
-        mode = stat.S_IMODE(target.stat().st_mode)
-        # Without the group's execute bit, S_ISGID once meant mandatory locking and is kept.
-        dropped = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+        status = target.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        dropped = mode & ~stat.S_ISUID
+        # Without the group's execute bit, S_ISGID once meant mandatory locking: it is kept for the group's
+        # members (fs/attr.c, setattr_should_drop_sgid).
+        if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not self._is_member(caller, status.st_gid)):
+            dropped &= ~stat.S_ISGID
         if dropped != mode:
             self._tree.writable().chmod(target, self._event_path(node), dropped, caller)
+
+    def _is_member(self, caller: Caller, gid: int) -> bool:
+        """Is the caller in the group, or privileged (which the VFS tells by CAP_FSETID, and we by the user)?"""
+        return caller.uid == 0 or gid == caller.gid or gid in syscalls.supplementary_groups(caller.pid)
 
     def _event_path(self, node: Node) -> bytes:
         return node.path() if self.events.listening else b""
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
-        stored = self._stored(name)
-        upper = self._copy_up.node(node, caller)
+        stored = self._xattrs.stored(name)
+        upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.set_xattr(node.target(), self._event_path(node), stored, value, flags, caller)
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
-        """removexattr(2). ENODATA where there is none; then nothing is copied up."""
+        """removexattr(2). ENODATA where there is none; then nothing is copied up.
+
+        Of an access control list in the upper that is not there, the real filesystem says what it says of its own.
+        """
         self._tree.writable()
-        self.xattr(node, name)
-        upper = self._copy_up.node(node, caller)
+        if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
+            self.xattr(node, name)
+        upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
-            upper.remove_xattr(node.target(), self._event_path(node), self._stored(name), caller)
+            upper.remove_xattr(node.target(), self._event_path(node), self._xattrs.stored(name), caller)
 
     # --- open --------------------------------------------------------------------------------------
 
@@ -371,7 +390,7 @@ class Overlay:
             self._copy_up.node(node, caller, 0 if flags & os.O_TRUNC else None)
         with self._lock:
             fd = _open_target(node, flags & _OPEN_FLAGS)
-            handle = Handle(fd, writable=writing, in_upper=node.in_upper)
+            handle = Handle(fd, writable=writing, in_upper=node.in_upper and not node.metacopy)
             node.handles.append(handle)
         if flags & os.O_TRUNC:
             self._tree.writable().emit(Action.TRUNCATE, self._event_path(node), caller)
@@ -399,7 +418,10 @@ class Overlay:
     def allocate(
         self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller
     ) -> None:
-        """fallocate(2) through a handle."""
+        """fallocate(2) through a handle. Like a write, it drops the set-id bits if the caller is not privileged."""
+        if caller.uid:
+            with self._lock:
+                self._kill_privileges(node, caller)
         syscalls.allocate(handle.fd, mode, offset, length)
         self._tree.writable().emit(Action.FALLOCATE, self._event_path(node), caller, size=length)
 
@@ -407,7 +429,10 @@ class Overlay:
         self, source: Handle, source_offset: int, node: FileNode, handle: Handle, offset: int, length: int,
         caller: Caller,
     ) -> int:
-        """copy_file_range(2) between handles; `node` and `handle` are written to."""
+        """copy_file_range(2) between handles; `node` and `handle` are written to, as `allocate` writes."""
+        if caller.uid:
+            with self._lock:
+                self._kill_privileges(node, caller)
         done = os.copy_file_range(source.fd, handle.fd, length, source_offset, offset)
         self._tree.writable().emit(Action.WRITE, self._event_path(node), caller, size=done)
         return done
@@ -438,10 +463,12 @@ def _directory(node: Node) -> DirNode:
 
 
 def _open_target(node: FileNode, flags: int) -> int:
-    target = node.target()
-    fd = target.open(flags) if node.in_upper and not flags & os.O_NOATIME else target.open_lower(flags)
+    target = node.data_target()
+    in_upper = node.in_upper and not node.metacopy
+    fd = target.open(flags) if in_upper and not flags & os.O_NOATIME else target.open_lower(flags)
     try:
-        _check_same(node, os.fstat(fd))
+        if not node.metacopy:
+            _check_same(node, os.fstat(fd))
     except OSError:
         os.close(fd)
         raise

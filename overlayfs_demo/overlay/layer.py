@@ -123,6 +123,18 @@ class Layer:
         path = syscalls.path_of(parent.open().fd, name)
         return syscalls.get_xattr(path, self.xattrs.whiteout) is not None
 
+    def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
+        """Does this regular file hold metadata only (overlayfs.rst, "Metadata only copy up")?
+
+        Such a file is one hole, or stands beside other copied-up objects; the rest need not be asked.
+        """
+        if self.last or not stat.S_ISREG(status.st_mode):
+            return False
+        if status.st_blocks * 512 >= status.st_size and not parent.marks.impure:
+            return False
+        path = syscalls.path_of(parent.open().fd, name)
+        return syscalls.get_xattr(path, self.xattrs.metacopy) is not None
+
     def is_image_mark(self, name: bytes, status: os.stat_result) -> bool:
         """Is this object one of the image format's marks, which are never part of the view?"""
         return (

@@ -12,18 +12,23 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
 
 class Part(NamedTuple):
-    """One layer's object of a name: where it stands, its status, and itself if it is a directory."""
+    """One layer's object of a name: where it stands, its status, and itself if it is a directory.
+
+    `metacopy` says that its data is in the part below, if there is one.
+    """
 
     place: LayerDir
     name: bytes
     status: os.stat_result
     directory: LayerDir | None
+    metacopy: bool = False
 
 
 class Answer(NamedTuple):
@@ -41,17 +46,21 @@ class _Redirected(NamedTuple):
 
 
 class Lookup:
-    """Looks names up in the layers of one mount. `lowers` is the whole stack, topmost first."""
+    """Looks names up in the layers of one mount. `lowers` is the whole stack, topmost first.
 
-    __slots__ = ("_lowers",)
+    `data_layers` lie below it and are searched for the data of a metacopy alone, by absolute redirects.
+    """
 
-    def __init__(self, lowers: Sequence[Layer]) -> None:
-        self._lowers = tuple(lowers)
+    __slots__ = ("_below",)
+
+    def __init__(self, lowers: Sequence[Layer], data_layers: Sequence[Layer]) -> None:
+        self._below = (*lowers, *data_layers)
 
     def find(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Part, ...]:
         """The objects that `name` is made of in the directory merged from `sources`, topmost first.
 
-        Empty when the view has no such name. Only directories have more than one part. Raises OSError.
+        Empty when the view has no such name. Only directories have more than one part, and metacopies,
+        whose second part is their data. Raises OSError.
         """
         if len(sources) == 1:
             # Most directories stand in one layer, and most names in them are no directories.
@@ -61,7 +70,8 @@ class Lookup:
                 return ()
             if not stat.S_ISDIR(status.st_mode):
                 answer = judge(source, name, status)
-                return (answer.part,) if answer.part else ()
+                if answer.says is not Says.METACOPY:
+                    return (answer.part,) if answer.part else ()
         answers: list[Answer] = []
         verdict = decide(self._listen(sources, name, answers))
         return tuple(part for position in verdict.positions if (part := answers[position].part))
@@ -87,7 +97,7 @@ class Lookup:
 
     def _listen_below(self, above: Layer, path: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask the layers below `above` about an absolute path, each from its root."""
-        for layer in self._lowers:
+        for layer in self._below:
             if layer.number <= above.number:
                 continue
             answer, onward = _walk(layer, path)
@@ -109,7 +119,8 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
     if not stat.S_ISDIR(status.st_mode):
         if layer.is_image_mark(name, status):
             return Answer(Says.ABSENT, None)
-        return Answer(Says.FILE, Part(source, name, status, None))
+        metacopy = layer.is_metacopy(name, status, source)
+        return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy))
     directory = source.child(name)
     part = Part(source, name, status, directory)
     if layer.last:
@@ -121,9 +132,13 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
 
 
 def _redirect(answer: Answer) -> bytes | None:
-    if answer.part is None or answer.part.directory is None or answer.part.place.layer.last:
+    part = answer.part
+    if part is None or part.place.layer.last:
         return None
-    return answer.part.directory.marks.redirect
+    if part.metacopy:
+        path = syscalls.path_of(part.place.open().fd, part.name)
+        return syscalls.get_xattr(path, part.place.layer.xattrs.redirect)
+    return part.directory.marks.redirect if part.directory else None
 
 
 def _walk(layer: Layer, path: bytes) -> tuple[Answer, _Redirected]:
@@ -139,7 +154,7 @@ def _walk(layer: Layer, path: bytes) -> tuple[Answer, _Redirected]:
     for depth, name in enumerate(parts):
         last = depth == len(parts) - 1
         answer = judge(directory, name, directory.stat(name))
-        if answer.says is Says.WHITEOUT or (answer.says is Says.FILE and not last):
+        if answer.says is Says.WHITEOUT or (answer.says in (Says.FILE, Says.METACOPY) and not last):
             return Answer(Says.WHITEOUT, None), _Redirected(path, True)
         stop = stop or answer.says is Says.OPAQUE_DIRECTORY
         redirect = _redirect(answer) or name

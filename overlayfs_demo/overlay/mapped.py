@@ -67,12 +67,19 @@ class MappedOverlay(Overlay):
         value = super().xattr(node, name)
         return self._ids.shown_acl(value) if name in _ACLS else value
 
+    def _is_member(self, caller: Caller, gid: int) -> bool:
+        return super()._is_member(caller, self._ids.groups.shown(gid))
+
     # --- on the way in -----------------------------------------------------------------------------
 
     def create(
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, Handle]:
         node, attrs, handle = super().create(parent, name, mode, flags, self._owner(caller))
+        return node, self._show(attrs), handle
+
+    def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
+        node, attrs, handle = super().tmpfile(parent, mode, flags, self._owner(caller))
         return node, self._show(attrs), handle
 
     def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attrs]:

@@ -18,6 +18,7 @@ class Says(enum.Enum):
     ABSENT = "nothing"
     WHITEOUT = "deleted"
     FILE = "a file"
+    METACOPY = "a file whose data is below"
     DIRECTORY = "a directory"
     OPAQUE_DIRECTORY = "a directory that hides all below"
 
@@ -25,8 +26,9 @@ class Says(enum.Enum):
 class Verdict(NamedTuple):
     """Which positions of the input make up the merged object, topmost first.
 
-    Empty: the name does not exist. `directory` is False for anything that is not a directory (which
-    always comes from exactly one layer). `decided_by` is the position that ended the search, or None
+    Empty: the name does not exist. `directory` is False for anything that is not a directory: that comes
+    from one layer, or, as a metacopy, its metadata from the first position and its data from the second
+    (which is missing if no layer below has it). `decided_by` is the position that ended the search, or None
     when all layers were asked.
     """
 
@@ -39,11 +41,20 @@ def decide(says: Iterable[Says]) -> Verdict:
     """The union rule of overlayfs (Linux Documentation/filesystems/overlayfs.rst, "Upper and Lower").
 
     The topmost object wins. Directories merge with the directories directly below them, until a
-    whiteout, a non-directory or an opaque directory ends the stack.
+    whiteout, a non-directory or an opaque directory ends the stack. A metacopy takes its data from the
+    next file below ("Metadata only copy up").
     """
     directories: list[int] = []
+    metacopy: int | None = None
     for position, said in enumerate(says):
         if said is Says.ABSENT:
+            continue
+        if metacopy is not None:
+            if said is Says.METACOPY:
+                continue
+            return Verdict((metacopy, position) if said is Says.FILE else (metacopy,), False, position)
+        if said is Says.METACOPY and not directories:
+            metacopy = position
             continue
         if said is Says.DIRECTORY:
             directories.append(position)
@@ -53,4 +64,6 @@ def decide(says: Iterable[Says]) -> Verdict:
         elif said is Says.FILE and not directories:
             return Verdict((position,), False, position)
         return Verdict(tuple(directories), bool(directories), position)
+    if metacopy is not None:
+        return Verdict((metacopy,), False, None)
     return Verdict(tuple(directories), bool(directories), None)

@@ -61,17 +61,42 @@ class Names:
             raise failure(errno.ESTALE, name)
         return self._settle_new(parent, name, above, status)
 
+    def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:
+        """A new regular file without a name, open with `flags`: its node, attributes and descriptor (the caller's).
+
+        It counts as removed until `link` gives it a name.
+        """
+        if parent.gone:
+            raise failure(errno.ENOENT, parent.name)
+        above = self._copy_up.directory(parent, caller)
+        new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        fd = self._tree.writable().tmpfile(above, new, flags, caller)
+        try:
+            status = os.fstat(fd)
+            # The kernel, too, shows such a file by its number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
+            node = FileNode(parent, b"#%d" % status.st_ino, above, b"", status, self._tree.identity(status))
+            node.anchor = Descriptor(os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
+        except BaseException:
+            os.close(fd)
+            raise
+        node.gone = True
+        return node, node.attrs_from(status), fd
+
     def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
-        """A further name for a file that is in the upper."""
+        """A further name, or the first one, for a file that is in the upper. ENOENT if it has lost its last."""
         above, over_whiteout = self._room(parent, name, caller)
         target = node.target()
         status = target.stat()
-        if not status.st_nlink:
+        # A file of O_TMPFILE has no name either, but it never lost one. (The kernel knows if O_EXCL forbids it.)
+        if not status.st_nlink and node.place_name:
             raise failure(errno.ENOENT, name)
         if node.ino != self._tree.identity(status):
             mark_impure(above, self._tree)
+        self.before_link_count(node)
         self._tree.writable().link(target, above, name, over_whiteout, caller)
-        self._tree.share(node)
+        if node.links is not None:
+            node.links += 1
+        self._tree.share(node, node.key)
         self._tree.settle(node, parent, name)
         parent.children.put(name, node)
         return node.attrs_from(node.target().stat())
@@ -123,14 +148,20 @@ class Names:
 
     # --- removing ----------------------------------------------------------------------------------
 
-    def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
-        """Remove the name of anything but a directory (EISDIR)."""
+    def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> FileNode | None:
+        """Remove the name of anything but a directory (EISDIR).
+
+        A file that is returned must be brought into the index first; then try again.
+        """
         self._tree.writable()
         node, _ = self._tree.find(parent, name)
-        if isinstance(node, DirNode):
+        if not isinstance(node, FileNode):
             raise failure(errno.EISDIR, name)
+        if self._tree.loses_a_name(node):
+            return node
         self.anchor(node, parent, name)
         self._remove(parent, name, node, caller)
+        return None
 
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """Remove a directory that is empty in the view (ENOTEMPTY otherwise)."""
@@ -146,13 +177,18 @@ class Names:
     def _remove(self, parent: DirNode, name: bytes, node: Node, caller: Caller) -> None:
         upper = self._tree.writable()
         covered = self._tree.covered(parent, name)
+        above = self._copy_up.directory(parent, caller)
+        in_upper = node.in_upper
+        if isinstance(node, FileNode) and node.links is not None:
+            in_upper = above.stat(name) is not None
+            self.before_link_count(node)
         if covered:
-            upper.whiteout(self._copy_up.directory(parent, caller), name, node.in_upper, covered, caller)
+            upper.whiteout(above, name, in_upper, covered, caller)
         elif isinstance(node, DirNode):
-            upper.rmdir(self._copy_up.directory(parent, caller), name, caller)
+            upper.rmdir(above, name, caller)
         else:
-            upper.unlink(self._copy_up.directory(parent, caller), name, caller)
-        self.forget(node, parent, name)
+            upper.unlink(above, name, caller)
+        self.forget(node, parent, name, in_upper)
 
     def anchor(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Before its name goes: keep what is behind the node reachable for whoever still holds it."""
@@ -160,12 +196,29 @@ class Names:
             return
         if isinstance(node, DirNode):
             node.anchor = node.front()
-        elif node.in_upper and parent.upper is not None:
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            node.anchor = Descriptor(os.open(name, flags, dir_fd=parent.upper.open().fd))
+        elif isinstance(node, FileNode) and node.in_upper:
+            fd = node.place.open().fd
+            node.anchor = Descriptor(os.open(node.place_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
 
-    def forget(self, node: Node, parent: DirNode, name: bytes) -> None:
-        """After its name is gone: the node no longer stands for it."""
+    def forget(self, node: Node, parent: DirNode, name: bytes, was_in_upper: bool) -> None:
+        """After its name is gone, which the upper held if `was_in_upper`: the node no longer stands for it."""
         parent.children.drop(name, node)
         if node.parent is parent and node.name == name:
             node.gone = True
+        if isinstance(node, FileNode) and node.links is not None:
+            node.links -= 1
+            self._after_link_count(node, was_in_upper)
+
+    def before_link_count(self, node: FileNode) -> None:
+        """Before the upper gains or loses a name of a file in the index: what is noted stays true over it."""
+        if node.links is not None:
+            assert self._tree.index is not None
+            self._tree.index.note_links(node.place, node.place_name, node.links)
+
+    def _after_link_count(self, node: FileNode, was_in_upper: bool) -> None:
+        """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along."""
+        assert self._tree.index is not None and node.links is not None
+        if node.links <= 0:
+            self._tree.index.remove(node.place, node.place_name)
+        elif not was_in_upper:
+            self._tree.index.note_links(node.place, node.place_name, node.links)

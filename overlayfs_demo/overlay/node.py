@@ -7,6 +7,7 @@ and lets it go by dropping it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import NamedTuple
@@ -110,10 +111,12 @@ class Node:
 class FileNode(Node):
     """Anything but a directory: it comes from exactly one layer, at `place`/`place_name`.
 
-    `handles` are the open handles, which follow a copy-up.
+    `handles` are the open handles, which follow a copy-up. If the file is one of the index's copies,
+    `place` is the index, whichever names it has, and `links` is their number in the view; else it is None.
+    A `metacopy` has its metadata there, and its data at `data` (None if the layers below lack it).
     """
 
-    __slots__ = ("handles", "place", "place_name")
+    __slots__ = ("data", "handles", "links", "metacopy", "place", "place_name")
 
     def __init__(
         self, parent: DirNode, name: bytes, place: LayerDir, place_name: bytes, status: os.stat_result, ino: int
@@ -129,6 +132,9 @@ class FileNode(Node):
         self.place = place
         self.place_name = place_name
         self.handles: list[Handle] = []
+        self.links: int | None = None
+        self.metacopy = False
+        self.data: tuple[LayerDir, bytes] | None = None
 
     @property
     def in_upper(self) -> bool:
@@ -141,10 +147,23 @@ class FileNode(Node):
         directory = self.place.open()
         return Target(directory, self.place_name, directory.fd, False)
 
+    def data_target(self) -> Target:
+        """The real file that the data is read from. Raises EIO if a metacopy's is missing."""
+        if not self.metacopy:
+            return self.target()
+        if self.data is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
+        place, name = self.data
+        directory = place.open()
+        return Target(directory, name, directory.fd, False)
+
     def attrs_from(self, status: os.stat_result) -> Attrs:
         # A removed lower file still stands in its layer, with the links it has there.
         nlink = 0 if self.gone and not self.in_upper else status.st_nlink
-        return Attrs.of(status, self.ino, nlink)
+        if self.links is not None:
+            nlink = self.links
+        attrs = Attrs.of(status, self.ino, nlink)
+        return attrs._replace(blocks=self.data_target().stat().st_blocks) if self.data else attrs
 
 
 class Children:

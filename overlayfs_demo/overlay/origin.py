@@ -25,20 +25,25 @@ class Origins:
     __slots__ = ("_layers", "_uuids")
 
     def __init__(self, lowers: Sequence[Layer]) -> None:
-        self._uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or _NO_UUID for layer in lowers}
+        uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or _NO_UUID for layer in lowers}
+        # Two filesystems of one name cannot be told apart by it: their files have no origins.
+        self._uuids = {device: uuid for device, uuid in uuids.items() if [*uuids.values()].count(uuid) == 1}
         self._layers: dict[bytes, Layer] = {}
         for layer in lowers:
-            self._layers.setdefault(self._uuids[layer.device], layer)
+            if layer.device in self._uuids:
+                self._layers.setdefault(self._uuids[layer.device], layer)
 
     def encode(self, layer: Layer, dir_fd: int, name: bytes) -> bytes | None:
         """The origin of a lower file (`name` empty: of the directory `dir_fd`); None where there are no handles."""
+        uuid = self._uuids.get(layer.device)
+        if uuid is None:
+            return None
         try:
             kind, opaque = syscalls.file_handle(dir_fd, name)
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM):
                 return None
             raise
-        uuid = self._uuids[layer.device]
         return _HEAD.pack(_VERSION, _MAGIC, _HEAD.size + len(opaque), _NATIVE_ENDIAN, kind, uuid) + opaque
 
     def decode(self, value: bytes) -> os.stat_result | None:

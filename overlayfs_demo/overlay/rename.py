@@ -68,6 +68,17 @@ class Rename:
         elif isinstance(old, DirNode):
             raise failure(errno.ENOTDIR, name)
 
+    def to_copy(self, old: Place, new: Place, exchange: bool) -> FileNode | None:
+        """A lower file that must be copied up before the move can be made, if there is one."""
+        for node in (old.node, new.node):
+            moves = node is old.node or exchange
+            if not isinstance(node, FileNode):
+                continue
+            # A metacopy that moved would have to say where its data is: it gets its data instead.
+            if (moves and (node.metacopy or not node.in_upper)) or self._tree.loses_a_name(node):
+                return node
+        return None
+
     def move(self, old: Place, new: Place, caller: Caller) -> None:
         """Move `old` to the name of `new`, replacing what is there. `old.node` is in the upper, if a file."""
         assert old.node is not None
@@ -86,11 +97,13 @@ class Rename:
                 upper.clear(above_new, new.name, replaced, caller)
         if new.node is not None:
             self._names.anchor(new.node, new.parent, new.name)
+            if isinstance(new.node, FileNode):
+                self._names.before_link_count(new.node)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
         if swap and not covered_old:
             upper.remove_whiteout(above_old, old.name)
         if new.node is not None:
-            self._names.forget(new.node, new.parent, new.name)
+            self._names.forget(new.node, new.parent, new.name, replaced is not None)
         self._relocate(old, new, above_new)
 
     def exchange(self, old: Place, new: Place, caller: Caller) -> None:
@@ -113,6 +126,8 @@ class Rename:
                 self._redirect(old.node, same_parent=old.parent is new.parent, caller=caller)
             elif new.parent.lowers:
                 self._make_opaque(old.node, caller)
+        if isinstance(old.node, FileNode) and old.node.links is not None:
+            self._copy_up.name(old.node, old.parent, old.name, caller)
         if old.node.ino != self._tree.identity(old.node.target().stat()):
             mark_impure(above_new, self._tree)
         return above_old, above_new
@@ -154,7 +169,7 @@ class Rename:
         if isinstance(node, DirNode):
             if node.upper is not None:
                 node.upper.parent, node.upper.name = above, new.name
-        elif isinstance(node, FileNode):
+        elif isinstance(node, FileNode) and node.links is None:
             node.place, node.place_name = above, new.name
 
 

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import drift
+from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
 from overlayfs_demo.overlay.listing import Listed
 from overlayfs_demo.overlay.lookup import Lookup, Part
@@ -32,23 +33,29 @@ class Tree:
     """The nodes of one mount, and what every part of the engine shares.
 
     `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
-    data is copied. `upper` is None for a read-only mount. `lowers` are topmost first.
+    data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if
+    hard links of lower files are not kept.
     """
 
-    __slots__ = ("_devices", "_linked", "lock", "lookup", "lowers", "origins", "root", "upper", "xattrs")
+    __slots__ = ("_devices", "_linked", "index", "lock", "lookup", "lowers", "origins", "root", "upper", "xattrs")
 
-    def __init__(self, lowers: Sequence[Layer], upper: Upper | None, xattrs: PrivateXattrs) -> None:
+    def __init__(
+        self, lowers: Sequence[Layer], data_layers: Sequence[Layer], upper: Upper | None, xattrs: PrivateXattrs,
+        origins: Origins, index: Index | None,
+    ) -> None:
         self.lowers = tuple(lowers)
         self.upper = upper
         self.xattrs = xattrs
         self.lock = threading.RLock()
-        self.lookup = Lookup(self.lowers)
-        self.origins = Origins(self.lowers)
-        layers = ([upper.layer] if upper else []) + list(lowers)
+        self.lookup = Lookup(lowers, data_layers)
+        self.origins = origins
+        self.index = index
+        layers = [*([upper.layer] if upper else []), *lowers, *data_layers]
         self._devices: dict[int, int] = {}
         for layer in layers:
             self._devices.setdefault(layer.device, len(self._devices))
-        # Files with several names in the upper: each is one node, whichever name led to it.
+        # Files with several names: each is one node, whichever name led to it. A copied-up one is known by
+        # the lower file, too.
         self._linked: WeakValueDictionary[tuple[int, int], FileNode] = WeakValueDictionary()
         self.root = self._make_root()
 
@@ -93,7 +100,8 @@ class Tree:
         name, kind, _, source, _ = listed
         if current and kind != stat.S_IFDIR:
             status = source.stat(name)
-            if status is not None and stat.S_IFMT(status.st_mode) == kind:
+            known = status is not None and stat.S_IFMT(status.st_mode) == kind
+            if known and status is not None and not source.layer.is_metacopy(name, status, source):
                 return self._settle(parent, name, (Part(source, name, status, None),))
         try:
             return self.find(parent, name)
@@ -103,13 +111,20 @@ class Tree:
     def _settle(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
         """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
         status = parts[0].status
-        node = parent.children.get(name)
-        if node is None or not drift.follow(node, parent, name, parts):
+        known = node = parent.children.get(name)
+        if node is None or not drift.follow(node, parts):
             if stat.S_ISDIR(status.st_mode):
                 node = self._make_directory(parent, name, parts)
             else:
                 node = self._make_file(parent, name, parts[0])
+                if parts[0].metacopy and node.key == (status.st_dev, status.st_ino):
+                    node.metacopy = True
+                    node.data = (parts[1].place, parts[1].name) if len(parts) > 1 else None
+            if known is not None and known is not node:
+                drift.displace(known, parent, name)
             parent.children.put(name, node)
+            if node.key != (status.st_dev, status.st_ino):
+                status = node.target().stat()  # A name of a lower file that was copied up by another.
         return node, node.attrs_from(status)
 
     def child(self, parent: DirNode, name: bytes) -> Node | None:
@@ -132,37 +147,69 @@ class Tree:
 
     def _make_file(self, parent: DirNode, name: bytes, part: Part) -> FileNode:
         status = part.status
-        in_upper = part.place.layer.is_upper
-        if in_upper and status.st_nlink > 1:
-            linked = self._linked.get((status.st_dev, status.st_ino))
-            if linked is not None:
-                self.settle(linked, parent, name)
-                return linked
+        linked = status.st_nlink > 1
+        if linked:
+            known = self._linked.get((status.st_dev, status.st_ino))
+            if known is not None:
+                self.settle(known, parent, name)
+                return known
         ino = self.identity(status)
-        if in_upper and part.place.marks.impure:
-            ino = self._origin_ino(part) or ino
-        node = FileNode(parent, name, part.place, part.name, status, ino)
-        if in_upper and status.st_nlink > 1:
-            self.share(node)
+        if part.place.layer.is_upper:
+            if not part.place.marks.impure:
+                origin = None
+            else:
+                origin = syscalls.get_xattr(syscalls.path_of(part.place.open().fd, part.name), self.xattrs.origin)
+                lower = self.origins.decode(origin) if origin else None
+                ino = self.identity(lower) if lower else ino
+        else:
+            origin = self.linked_origin(part) if linked else None
+        node = None
+        if linked and origin and self.index:
+            node = self._from_index(parent, name, part, origin, ino)
+        node = node or FileNode(parent, name, part.place, part.name, status, ino)
+        if linked and (origin or part.place.layer.is_upper or self.upper is None):
+            self.share(node, (status.st_dev, status.st_ino))
         return node
 
-    def _origin_ino(self, part: Part) -> int | None:
-        path = syscalls.path_of(part.place.open().fd, part.name)
-        value = syscalls.get_xattr(path, self.xattrs.origin)
-        status = self.origins.decode(value) if value else None
-        return self.identity(status) if status else None
+    def linked_origin(self, part: Part) -> bytes | None:
+        """The origin of a lower file of several names, if its names are to stay together."""
+        return self.origins.encode(part.place.layer, part.place.open().fd, part.name) if self.index else None
 
-    def share(self, node: FileNode) -> None:
-        """Note that the upper's file behind `node` has several names."""
-        self._linked[node.key] = node
+    def _from_index(self, parent: DirNode, name: bytes, part: Part, origin: bytes, ino: int) -> FileNode | None:
+        """The node of the index's copy, if the name leads to that: as one of its names in the upper, or from below."""
+        assert self.index is not None
+        entry = self.index.find(origin)
+        if entry is None:
+            return None
+        status = entry.status
+        in_upper = part.place.layer.is_upper
+        if in_upper and (status.st_dev, status.st_ino) != (part.status.st_dev, part.status.st_ino):
+            return None
+        known = self._linked.get((status.st_dev, status.st_ino))
+        if known is not None:
+            self.settle(known, parent, name)
+            return known
+        node = FileNode(parent, name, entry.place, entry.name, status, ino)
+        node.links = self.index.links(entry, None if in_upper else part.status.st_nlink)
+        self.share(node, node.key)
+        return node
+
+    def share(self, node: FileNode, key: tuple[int, int]) -> None:
+        """Note that the file behind `node`, known as (device, inode) `key`, has several names."""
+        self._linked[key] = node
 
     def settle(self, node: FileNode, parent: DirNode, name: bytes) -> None:
         """Give a file whose known name was removed another name that it is reached by."""
-        if node.gone and parent.upper is not None:
+        if node.gone:
             node.parent, node.name = parent, name
-            node.place, node.place_name = parent.upper, name
             node.anchor = None
             node.gone = False
+            if node.links is None and parent.upper is not None:
+                node.place, node.place_name = parent.upper, name
+
+    def loses_a_name(self, node: FileNode) -> bool:
+        """Must a lower file be in the index before one of its names can go, for the others to be counted?"""
+        return self.index is not None and not node.in_upper and self._linked.get(node.key) is node
 
     def covered(self, parent: DirNode, name: bytes) -> str:
         """The label of the lower layer that would show `name` if the upper said nothing; "" if none would."""

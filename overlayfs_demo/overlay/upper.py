@@ -146,6 +146,25 @@ class Upper:
         self._tell(Action.CREATE, directory, name, caller)
         return fd
 
+    def tmpfile(self, directory: UpperDir, new: NewObject, flags: int, caller: Caller) -> int:
+        """Make a regular file without a name and open it with `flags`: O_TMPFILE of open(2).
+
+        The caller owns the descriptor. `directory` is where the process asked for the file: it is made in the
+        work directory instead, for there it inherits nothing that `new` does not say.
+        """
+        fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.work_fd)
+        try:
+            os.fchown(fd, new.uid, new.gid)
+            os.fchmod(fd, stat.S_IMODE(new.mode))
+            for key, value in new.xattrs:
+                os.setxattr(fd, key, value)
+        except BaseException:
+            os.close(fd)
+            raise
+        if self.events.listening:
+            self.emit(Action.TMPFILE, b"/" + directory.path(), caller)
+        return fd
+
     def _is_born_right(self, new: NewObject) -> bool:
         """Would the object have the right owner, group and attributes from its first instant?"""
         uid, gid = self._ids
@@ -176,7 +195,7 @@ class Upper:
             syscalls.rename(self.work_fd, temporary, fd, name)
 
     def link(self, target: Target, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
-        """Give the upper's file at `target` a further name."""
+        """Give the upper's file at `target` one more name."""
         path = target.xattr_path()
         assert isinstance(path, bytes)
         with self.staged() as temporary:

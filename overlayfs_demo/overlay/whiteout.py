@@ -7,6 +7,7 @@ specification, layer.md, "Whiteouts"; fuse-overlayfs adds an xattr of its own fo
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -40,6 +41,22 @@ class PrivateXattrs:
         self.lowers = f"{self.prefix}demo-lowers"
         self.nlink = f"{self.prefix}nlink"
         self.whiteout = f"{self.prefix}whiteout"
+
+    def shown(self, stored: str) -> str | None:
+        """The name that the view shows for a stored attribute; None for the overlay's own."""
+        if stored.startswith(self.escape):
+            return self.prefix + stored[len(self.escape) :]
+        if stored.startswith(self.prefix) or stored == FUSE_OVERLAYFS_OPAQUE:
+            return None
+        return stored
+
+    def stored(self, shown: str) -> str:
+        """The name under which an attribute of the view is stored. EPERM for one that the view never shows."""
+        if shown.startswith(self.prefix):
+            return self.escape + shown[len(self.prefix) :]
+        if shown == FUSE_OVERLAYFS_OPAQUE:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return shown
 
 
 TRUSTED = PrivateXattrs("trusted")

@@ -69,18 +69,23 @@ def kind(request: pytest.FixtureRequest) -> str:
 def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
     """`mounted({...}, {...})`: an overlay of these lowers, bottom to top, and an upper.
 
-    `upper` is what the upper holds already; `writable=False` is a mount without one.
+    `upper` is what the upper holds already; `writable=False` is a mount without one; `data_only` is a layer
+    below all, of which only the data of metacopies is used; `metacopy` lets changes of metadata copy no data.
     """
     started: list[Subject] = []
 
-    def mount(*contents: builders.Content, upper: builders.Content | None = None, writable: bool = True) -> Subject:
+    def mount(
+        *contents: builders.Content, upper: builders.Content | None = None, writable: bool = True,
+        data_only: builders.Content | None = None, metacopy: bool = False,
+    ) -> Subject:
         builders.directories(tmp_path, "upper", "work", "merged")
         builders.fill(os.fsencode(tmp_path / "upper"), upper or {})
         if not writable:
             contents = ({}, *contents)  # The kernel takes no single layer without an upper.
         lowers = builders.layers(tmp_path, *contents)
         above = (tmp_path / "upper", tmp_path / "work") if writable else (None, None)
-        subject = make_subject(kind, Layers(lowers, *above, tmp_path / "merged"))
+        data = builders.layers(tmp_path / "data", data_only) if data_only else []
+        subject = make_subject(kind, Layers(lowers, *above, tmp_path / "merged", tuple(data), metacopy))
         marks = {mark.args[0] for mark in request.node.iter_markers("differs")}
         subject.differs = kind in marks
         subject.start()

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.types import Attrs, Caller, Change
@@ -26,10 +26,8 @@ class Engine(Subject):
         self.caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0o022, "test")
 
     def start(self) -> None:
-        paths = [None if path is None else os.fsencode(path) for path in (self.layers.upper, self.layers.work)]
-        lowers = tuple(os.fsencode(path) for path in reversed(self.layers.lowers))
         self._umask = os.umask(0)  # As in a daemon: the callers' umasks count.
-        self.overlay = Overlay(Stack(lowers, *paths))
+        self.overlay = Overlay(self.layers.stack())
 
     def stop(self) -> None:
         self.overlay.close()
@@ -56,17 +54,18 @@ class Engine(Subject):
 
     def open(self, path: Name, flags: int = os.O_RDONLY, mode: int = 0o644) -> File:
         parent, name = self._place(path)
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            return _Opened(self, *self.overlay.tmpfile(self._directory(path), mode, flags, self.caller))
         if flags & os.O_CREAT:
             try:
-                node, _, handle = self.overlay.create(parent, name, mode, flags, self.caller)
-                return _Opened(self, node, handle)
+                return _Opened(self, *self.overlay.create(parent, name, mode, flags, self.caller))
             except FileExistsError:
                 if flags & os.O_EXCL:
                     raise
-        found = self.overlay.lookup(parent, name)[0]
+        found, attrs = self.overlay.lookup(parent, name)
         handle = self.overlay.open(found, flags, self.caller)
         assert isinstance(found, FileNode)
-        return _Opened(self, found, handle)
+        return _Opened(self, found, attrs, handle)
 
     def hold(self, path: Name) -> Directory:
         return _Held(self, self._directory(path))
@@ -138,7 +137,7 @@ class Engine(Subject):
 
 
 class _Opened:
-    def __init__(self, subject: Engine, node: FileNode, handle: Handle) -> None:
+    def __init__(self, subject: Engine, node: FileNode, _attrs: Attrs, handle: Handle) -> None:
         self._subject = subject
         self._overlay = subject.overlay
         self._node = node
@@ -156,6 +155,19 @@ class _Opened:
 
     def chmod(self, mode: int) -> None:
         self._overlay.set_attrs(self._node, Change(mode=mode), self._subject.caller)
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        self._overlay.allocate(self._node, self._handle, mode, offset, length, self._subject.caller)
+
+    def seek(self, offset: int, whence: int) -> int:
+        return os.lseek(self._handle.fd, offset, whence)
+
+    def copy_to(self, target: _Opened, length: int, offset: int = 0, target_offset: int = 0) -> int:
+        to, caller = target._handle, self._subject.caller
+        return self._overlay.copy_range(self._handle, offset, target._node, to, target_offset, length, caller)
+
+    def link(self, path: Name) -> None:
+        self._overlay.link(self._node, *self._subject._place(path), self._subject.caller)
 
     def close(self) -> None:
         self._overlay.release(self._node, self._handle)

@@ -27,12 +27,22 @@ USER = 12345  # Some user without privileges; the number also serves as its grou
 
 @dataclass(frozen=True)
 class Layers:
-    """The directories of one stack, the lowers from bottom to top."""
+    """The directories of one stack, the lowers from bottom to top; below these, layers that hold data only."""
 
     lowers: list[Path]
     upper: Path | None
     work: Path | None
     mountpoint: Path
+    data_only: tuple[Path, ...] = ()
+    metacopy: bool = False
+
+    def stack(self) -> Stack:
+        """The same, as the engine wants it."""
+        above = [None if path is None else os.fsencode(path) for path in (self.upper, self.work)]
+        return Stack(
+            tuple(os.fsencode(path) for path in reversed(self.lowers)), *above,
+            data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy,
+        )
 
 
 class File(Protocol):
@@ -42,6 +52,10 @@ class File(Protocol):
     def write(self, data: bytes, offset: int = 0) -> int: ...
     def stat(self) -> Attrs: ...
     def chmod(self, mode: int) -> None: ...
+    def allocate(self, mode: int, offset: int, length: int) -> None: ...
+    def seek(self, offset: int, whence: int) -> int: ...
+    def copy_to(self, target: Any, length: int, offset: int = 0, target_offset: int = 0) -> int: ...
+    def link(self, path: Name) -> None: ...
     def close(self) -> None: ...
 
 
@@ -176,7 +190,7 @@ class Mounted(Subject):
             return [(entry.name, entry.inode()) for entry in entries]
 
     def open(self, path: Name, flags: int = os.O_RDONLY, mode: int = 0o644) -> File:
-        return _RealFile(os.open(self.path(path), flags, mode))
+        return _RealFile(self, os.open(self.path(path), flags, mode))
 
     def hold(self, path: Name) -> Directory:
         return _RealDirectory(os.open(self.path(path), os.O_RDONLY | os.O_DIRECTORY))
@@ -253,16 +267,16 @@ class Fronted(Mounted):
         super().__init__(layers)
         self.kind = f"{front}-front"
         self.front = front
+        self.timeout: float | None = None
 
     def start(self) -> None:
-        names = [None if path is None else os.fsencode(path) for path in (self.layers.upper, self.layers.work)]
-        stack = Stack(tuple(os.fsencode(path) for path in reversed(self.layers.lowers)), *names)
+        stack = self.layers.stack()
         # In a child, for mounting leaves a daemon behind and sets the umask.
         in_child(lambda: mounts.mount(self.prefix, self.options(stack)))
 
     def options(self, stack: Stack) -> MountOptions:
         """How it is mounted."""
-        return MountOptions(stack, self.front)
+        return MountOptions(stack, self.front, timeout=self.timeout)
 
     def stop(self) -> None:
         mounts.unmount(self.prefix)
@@ -280,7 +294,9 @@ class Kernel(Mounted):
     kind = "kernel"
 
     def start(self) -> None:
-        options = "redirect_dir=on,lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
+        options = "redirect_dir=on,index=on," + ("metacopy=on," if self.layers.metacopy else "")
+        options += "lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
+        options += "".join(f"::{path}" for path in self.layers.data_only)
         if self.layers.upper is not None:
             options += f",upperdir={self.layers.upper},workdir={self.layers.work}"
         syscalls.mount(b"overlay", self.prefix, b"overlay", 0, options.encode())
@@ -321,7 +337,8 @@ def in_child(action: Callable[[], Any]) -> None:
 
 
 class _RealFile:
-    def __init__(self, fd: int) -> None:
+    def __init__(self, subject: Mounted, fd: int) -> None:
+        self._subject = subject
         self._fd = fd
 
     def read(self, size: int = 1 << 20, offset: int = 0) -> bytes:
@@ -336,6 +353,18 @@ class _RealFile:
 
     def chmod(self, mode: int) -> None:
         os.fchmod(self._fd, mode)
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        syscalls.allocate(self._fd, mode, offset, length)
+
+    def seek(self, offset: int, whence: int) -> int:
+        return os.lseek(self._fd, offset, whence)
+
+    def copy_to(self, target: _RealFile, length: int, offset: int = 0, target_offset: int = 0) -> int:
+        return os.copy_file_range(self._fd, target._fd, length, offset, target_offset)
+
+    def link(self, path: Name) -> None:
+        syscalls.link_path(syscalls.fd_path(self._fd), True, syscalls.AT_FDCWD, self._subject.path(path))
 
     def close(self) -> None:
         os.close(self._fd)

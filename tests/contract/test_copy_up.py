@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import builders
-from tests.builders import MTIME, directory, fifo, file, hardlink, symlink
+from tests.builders import MTIME, directory, fifo, file, symlink
 from tests.contract.conftest import Mount
 from tests.contract.subjects import Subject
 
@@ -225,13 +225,6 @@ def test_inode_number_survives_link_and_remount(mounted: Mount) -> None:
     view.remount()
     assert (view.stat("a").ino, view.stat("e/b").ino) == (before, before)
     assert dict(view.listing("e")) == {b"b": before}
-
-
-def test_changing_one_of_two_lower_links_leaves_the_other_as_it_was(mounted: Mount) -> None:
-    view = mounted({"a": "1", "b": hardlink("a")})
-    view.append("a", b"2")
-    assert view.read("a") == b"12"
-    assert view.read("b") == b"1"
 
 
 def test_links_made_in_the_view_are_one_file(mounted: Mount) -> None:

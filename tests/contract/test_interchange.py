@@ -29,6 +29,7 @@ def stack(tmp_path: Path) -> Iterator[Layers]:
             "usr/bin": {"su": file("elf", mode=0o4755), "sh": symlink("dash"), "dash": "elf2"},
             "var": {"log": {"a": "1", "b": "2"}, "cache": {"x": "1", "y/z": "2"}, "old/deep/file": "3"},
             "linked": "1", "link": hardlink("linked"), "only-low": "1",
+            "l1": "1", "l2": hardlink("l1"), "l3": hardlink("l1"), "l4": hardlink("l1"),
         },
         {"etc": {"passwd": "root2", "new": "2"}, "var": {"log": {"c": "3"}, "cache": OPAQUE({"w": "4"})},
          "only-low": WHITEOUT, "tmp": directory(mode=0o1777)},
@@ -58,6 +59,10 @@ def change_much(view: Mounted) -> None:
     view.write("only-low", b"again")
     view.link("etc/new", "tmp/link-to-new")
     view.append("linked", b"2")
+    view.append("l1", b"2")
+    view.unlink("l2")
+    view.rename("l3", "tmp/l5")
+    view.link("l4", "l6")
     view.mknod("tmp/pipe", stat.S_IFIFO | 0o600)
     view.set_xattr("usr", "user.k", b"v")
     view.set_xattr("usr", "trusted.overlay.mine", b"v")
@@ -117,14 +122,12 @@ def check_handover(first: Mounted, second: Mounted) -> None:
     first.start()
     change_much(first)
     shown = tree(first.prefix)
-    numbers = {path: os.lstat(os.path.join(first.prefix, path)).st_ino for path in shown}
+    numbers = {path: identity(first, path) for path in shown}
     first.stop()
     second.start()
     assert tree(second.prefix) == shown
     files = [path for path in shown if shown[path].kind != "directory"]
-    assert {path: os.lstat(os.path.join(second.prefix, path)).st_ino for path in files} == {
-        path: numbers[path] for path in files
-    }
+    assert {path: identity(second, path) for path in files} == {path: numbers[path] for path in files}
     change_more(second)
     shown = tree(second.prefix)
     second.stop()
@@ -133,8 +136,16 @@ def check_handover(first: Mounted, second: Mounted) -> None:
     first.stop()
 
 
+def identity(view: Mounted, path: bytes) -> tuple[int, int]:
+    """The inode number and the count of names."""
+    status = os.lstat(os.path.join(view.prefix, path))
+    return status.st_ino, status.st_nlink
+
+
 def change_more(view: Mounted) -> None:
     """Work on with what somebody else left."""
+    view.append("l4", b"+")
+    view.unlink("l1")
     view.append("var/logs/b", b"+")
     view.rename("var/logs", "var/log2")
     view.rename("tmp/deep", "deep")

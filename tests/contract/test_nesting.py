@@ -87,10 +87,11 @@ def change(nest: Nest) -> None:
 
 def comparable(root: Path | bytes) -> dict[bytes, builders.Seen]:
     """The tree without times, numbers of files (each origin's value), and what each notes of the stack."""
+    notes = ("overlay.uuid", "overlay.demo-lowers")
     found = {}
     for path, one in tree(root, times=False).items():
         xattrs = tuple((name, b"" if name.endswith(".origin") else value) for name, value in one.xattrs
-                       if not name.endswith(("overlay.uuid", "overlay.demo-lowers")))
+                       if not name.endswith(notes if path else (*notes, "overlay.origin")))
         found[path] = one._replace(xattrs=xattrs)
     return found
 

@@ -195,3 +195,36 @@ def test_access_acl_admits_the_user_it_names(mounted: Mount) -> None:
             view.append("a", b"2")
 
     view.run_as(USER, 0o022, check)
+
+
+@pytest.mark.parametrize("name", ["system.posix_acl_access", "system.posix_acl_default"])
+def test_removing_a_list_that_is_not_there_succeeds_in_the_upper(mounted: Mount, name: str) -> None:
+    view = mounted({}, upper={"d/": None})
+    view.remove_xattr("d", name)
+    assert view.xattrs("d") == []
+
+
+@only(["kernel-front", "kernel"], "libfuse 2 is told the new mode, by an older rule; the engine is told to drop bits")
+@pytest.mark.parametrize(("group", "kept"), [(USER, True), (0, False)])
+def test_set_gid_without_execution_is_kept_for_members_only(mounted: Mount, group: int, kept: bool) -> None:
+    view = mounted({}, upper={"a": file("1", mode=0o2666, gid=group)})
+    view.run_as(USER, 0, lambda: view.write("a", b"2", flags=0))
+    assert bool(view.stat("a").mode & stat.S_ISGID) == kept
+
+
+@pytest.mark.parametrize(("mode", "after"), [(0o2644, 0o2644), (0o2755, 0o755), (0o4755, 0o755)])
+def test_chown_by_root_keeps_the_set_gid_bit_only_without_execution(mounted: Mount, mode: int, after: int) -> None:
+    view = mounted({}, upper={"a": file("1", mode=mode)})
+    view.chown("a", 0, 777)
+    assert stat.S_IMODE(view.stat("a").mode) == after
+
+
+@only(["kernel-front", "kernel"], "libfuse 2 knows no such flag, and the engine is only told to set the list")
+@pytest.mark.parametrize(("name", "kept"), [("system.posix_acl_default", True), ("system.posix_acl_access", False)])
+def test_list_set_by_a_non_member_drops_the_set_gid_bit_if_it_is_the_access_list(
+    mounted: Mount, name: str, kept: bool
+) -> None:
+    view = mounted({}, upper={"d": directory(mode=0o2775, uid=USER)})
+    rights = acl((USER_OBJ, 7), (GROUP_OBJ, 7), (OTHER, 5))
+    view.run_as(USER, 0, lambda: view.set_xattr("d", name, rights))
+    assert bool(view.stat("d").mode & stat.S_ISGID) == kept

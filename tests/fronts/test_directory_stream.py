@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import threading
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -14,13 +16,13 @@ from overlayfs_demo.overlay.listing import Listed, Snapshot
 NOWHERE = cast(LayerDir, None)
 
 
-def names(text: str) -> Snapshot:
-    """A snapshot of one-letter names; those in capitals are directories."""
+def names(text: str) -> Callable[[], Snapshot]:
+    """Takes a snapshot of one-letter names; those in capitals are directories."""
     listed = [
         Listed(letter.encode(), stat.S_IFDIR if letter.isupper() else stat.S_IFREG, ord(letter), NOWHERE, True)
         for letter in text
     ]
-    return Snapshot({one.name: one for one in listed}, (), 0)
+    return lambda: Snapshot({one.name: one for one in listed}, (), 0)
 
 
 def shown(numbering: Numbering, offset: int = 0) -> str:
@@ -94,9 +96,9 @@ def test_numbers_rise() -> None:
 def test_name_is_shown_as_it_is_listed_now() -> None:
     stream = DirectoryStream()
     stream.refresh(names("ab"))
-    changed = names("ab")
+    changed = names("ab")()
     changed.names[b"a"] = changed.names[b"a"]._replace(kind=stat.S_IFLNK, ino=99)
-    (first, _) = stream.refresh(changed).after(0)
+    (first, _) = stream.refresh(lambda: changed).after(0)
     assert (first.listed.kind, first.listed.ino) == (stat.S_IFLNK, 99)
 
 
@@ -154,3 +156,24 @@ def test_next_directory_starts_again_after_refresh() -> None:
     assert [stream.next_directory(), stream.next_directory()] == [b"D", b"B"]
     stream.refresh(names("DACB"))
     assert directories(stream) == "DBAC"
+
+
+def test_older_snapshot_never_follows_a_newer_one() -> None:
+    stream, taken = DirectoryStream(), []
+
+    def take_newer() -> Snapshot:
+        taken.append("newer")
+        return names("abc")()
+
+    other = threading.Thread(target=stream.refresh, args=(take_newer,))
+
+    def take_older() -> Snapshot:
+        other.start()
+        other.join(0.1)  # Which it would use to come first.
+        taken.append("older")
+        return names("ab")()
+
+    stream.refresh(take_older)
+    other.join()
+    assert taken == ["older", "newer"]
+    assert stream.current and shown(stream.current) == "abc"

@@ -59,6 +59,7 @@ REPLIES = [
     (wire.WRITE_OUT.pack(1), "fuse_write_out", 8),
     (wire.XATTR_SIZE.pack(1), "fuse_getxattr_out", 8),
     (wire.LSEEK_OUT.pack(1), "fuse_lseek_out", 8),
+    (wire.COPY_FILE_RANGE_OUT.pack(1), "fuse_copy_file_range_out", 8),
     (wire.NOTIFY_STORE_OUT.pack(1, 0, 1), "fuse_notify_store_out", 24),
 ]
 LENGTHS = [*range(1, 17), 255]

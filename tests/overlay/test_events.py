@@ -23,6 +23,14 @@ def fails(call: Callable[[str], object], path: str) -> None:
         call(path)
 
 
+def make_named(view: Engine, directory: str, name: str) -> None:
+    opened = view.open(directory, os.O_TMPFILE | os.O_WRONLY)
+    try:
+        opened.link(name)
+    finally:
+        opened.close()
+
+
 LOWER = {"a": "data", "b": "2", "d": {"x": "1", "e/": None}, "empty/": None, "p/q/deep": "1"}
 
 # Each call, and the events (action and path) that it causes.
@@ -33,6 +41,8 @@ CALLS: dict[str, tuple[Callable[[Engine], object], list[tuple[Action, str]]]] = 
         lambda v: v.open("p/q/n", os.O_CREAT | os.O_WRONLY).close(),
         [(A.COPY_UP, "/p"), (A.COPY_UP, "/p/q"), (A.CREATE, "/p/q/n")],
     ),
+    "tmpfile": (lambda v: v.open("d", os.O_TMPFILE | os.O_RDWR).close(), [(A.COPY_UP, "/d"), (A.TMPFILE, "/d")]),
+    "tmpfile that is named": (lambda v: make_named(v, "", "new"), [(A.TMPFILE, "/"), (A.LINK, "/new")]),
     "mkdir": (lambda v: v.mkdir("new"), [(A.MKDIR, "/new")]),
     "mkdir over whiteout": (lambda v: v.mkdir("gone"), [(A.MKDIR, "/gone")]),
     "mknod": (lambda v: v.mknod("new", stat.S_IFIFO | 0o600), [(A.MKNOD, "/new")]),
@@ -95,6 +105,13 @@ def test_copy_up_tells_layer_and_bytes(view: Engine) -> None:
     assert (copied.layer, copied.size) == ("lower 1 (layer0)", 4)
     assert written.size == 4
     assert (seen[2].action, seen[2].size) == (Action.COPY_UP, 0)
+
+
+def test_truncating_open_copies_no_data(view: Engine) -> None:
+    seen: list[Event] = []
+    view.overlay.events.attach(seen.append)
+    view.open("a", os.O_WRONLY | os.O_TRUNC).close()
+    assert [(event.action, event.size) for event in seen] == [(Action.COPY_UP, 0), (Action.TRUNCATE, 0)]
 
 
 def test_whiteout_tells_what_it_hides(overlaid: Make) -> None:

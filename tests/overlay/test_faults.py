@@ -16,14 +16,14 @@ import pytest
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.syscalls import RENAME_EXCHANGE
-from tests.builders import WHITEOUT, directory, file
+from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
 
 WRITING = {
     os: (
         "mkdir", "mknod", "symlink", "unlink", "rmdir", "chmod", "chown", "utime", "setxattr", "removexattr",
-        "ftruncate", "copy_file_range", "fsync", "link",
+        "ftruncate", "copy_file_range", "fsync", "link", "fchown", "fchmod",
     ),
     syscalls: ("rename", "link_path", "clone_file"),
 }
@@ -54,7 +54,16 @@ class Faults:
 
 
 def _creates(_path: object, flags: int, *_: object, **__: object) -> bool:
-    return bool(flags & os.O_CREAT)
+    return bool(flags & os.O_CREAT) or flags & os.O_TMPFILE == os.O_TMPFILE
+
+
+def make_named(view: Engine, name: str) -> None:
+    opened = view.open("d", os.O_TMPFILE | os.O_RDWR)
+    try:
+        opened.write(b"data")
+        opened.link(name)
+    finally:
+        opened.close()
 
 
 CHANGES: dict[str, Callable[[Engine], object]] = {
@@ -62,6 +71,8 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "create in a lower directory": lambda v: v.open("d/e/new", os.O_CREAT | os.O_WRONLY).close(),
     "create as another user": lambda v: v.run_as(5, 0o027, lambda: v.open("new", os.O_CREAT | os.O_WRONLY).close()),
     "create over a whiteout": lambda v: v.open("gone", os.O_CREAT | os.O_WRONLY).close(),
+    "tmpfile that is named": lambda v: v.run_as(5, 0o027, lambda: make_named(v, "new")),
+    "tmpfile that is named over a whiteout": lambda v: make_named(v, "gone"),
     "mkdir": lambda v: v.mkdir("d/new"),
     "mkdir over a whiteout": lambda v: v.mkdir("gone"),
     "mknod": lambda v: v.mknod("new", stat.S_IFIFO | 0o600),
@@ -90,6 +101,11 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "utime": lambda v: v.utime("d/x", 5, 6),
     "setxattr": lambda v: v.set_xattr("a", "user.k", b"v"),
     "removexattr": lambda v: v.remove_xattr("a", "user.own"),
+    "copy-up of a linked file": lambda v: v.chmod("l1", 0o600),
+    "unlink of a linked file": lambda v: v.unlink("l1"),
+    "rename of a linked file": lambda v: v.rename("l1", "d/l"),
+    "rename onto a linked file": lambda v: v.rename("up", "l1"),
+    "link of a linked file": lambda v: v.link("l1", "gone"),
 }
 
 Shown = dict[str, tuple[Any, ...]]
@@ -118,7 +134,7 @@ def make(overlaid: Make) -> Engine:
         {
             "a": file("data", mode=0o4755, uid=3, gid=4, xattrs={"user.own": b"1"}), "b": "2", "gone": "1",
             "d": directory({"x": "1", "e": {"f": "deep"}}, mode=0o2755, gid=9), "both": "1", "empty/": None,
-            "emptied/x": "1",
+            "emptied/x": "1", "l1": "L", "l2": hardlink("l1"),
         },
         upper={"gone": WHITEOUT, "up": "1", "updir/own": "2", "both": "2", "emptied": {"x": WHITEOUT}},
     )
@@ -157,3 +173,18 @@ def test_failed_change_leaves_old_or_new(overlaid: Make, monkeypatch: pytest.Mon
             assert settled(after) == new
             return
     pytest.fail("there was no end of system calls")
+
+
+def test_filesystem_without_unnamed_files_says_so(overlaid: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = overlaid({})
+    real = os.open
+
+    def refuse(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError) as failure:
+        view.open("", os.O_TMPFILE | os.O_RDWR)
+    assert failure.value.errno == errno.EOPNOTSUPP

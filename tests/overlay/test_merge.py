@@ -10,6 +10,7 @@ from overlayfs_demo.overlay.merge import Says, decide
 
 _WORDS = {
     "-": Says.ABSENT, "w": Says.WHITEOUT, "f": Says.FILE, "d": Says.DIRECTORY, "o": Says.OPAQUE_DIRECTORY,
+    "m": Says.METACOPY,
 }
 
 # What the layers say from the top down; the positions of the merged object; who decided.
@@ -36,6 +37,17 @@ TABLE = [
     ("o", (0,), 0),
     ("d-of", (0, 2), 2),
     ("w-d", (), 0),
+    ("mf", (0, 1), 1),
+    ("m-mf", (0, 3), 3),
+    ("-m-f", (1, 3), 3),
+    ("m", (0,), None),
+    ("mm", (0,), None),
+    ("mwf", (0,), 1),
+    ("mdf", (0,), 1),
+    ("mo", (0,), 1),
+    ("fm", (0,), 0),
+    ("dmf", (0,), 1),
+    ("wmf", (), 0),
 ]
 
 

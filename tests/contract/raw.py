@@ -1,0 +1,148 @@
+"""Which system calls does a fact need that Python does not offer, and how is another process had?"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from overlayfs_demo.syscalls import AT_EMPTY_PATH, AT_FDCWD
+from tests.contract.subjects import Subject
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
+_libc.linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_libc.getdents64.restype = ctypes.c_ssize_t
+
+STATX_BASIC_STATS = 0x7FF
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def link_descriptor(fd: int, path: bytes) -> None:
+    """linkat(2) with AT_EMPTY_PATH: the file open as `fd` gets a name."""
+    _check(_libc.linkat(fd, b"", AT_FDCWD, path, AT_EMPTY_PATH))
+
+
+class Statx(NamedTuple):
+    """The first fields of struct statx, with the device's number behind them."""
+
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int
+    attributes_mask: int
+
+
+def statx(path: bytes, flags: int, mask: int) -> Statx:
+    """statx(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(AT_FDCWD, path, flags, mask, buffer))
+    return Statx(*struct.unpack_from("=IIQIIIH2xQQQQ", buffer.raw))
+
+
+class Entry(NamedTuple):
+    """A directory entry: `offset` is where the next one stands, `kind` a DT_* value."""
+
+    offset: int
+    kind: int
+    name: bytes
+
+
+_DIRENT = struct.Struct("=QQHB")
+
+
+def getdents(fd: int, size: int = 1024) -> list[Entry]:
+    """One call of getdents64(2); empty at the end."""
+    buffer = ctypes.create_string_buffer(size)
+    length = _check(_libc.getdents64(fd, buffer, size))
+    found, start = [], 0
+    while start < length:
+        _, offset, record, kind = _DIRENT.unpack_from(buffer.raw, start)
+        name = buffer.raw[start + _DIRENT.size : start + record].split(b"\0")[0]
+        found.append(Entry(offset, kind, name))
+        start += record
+    return found
+
+
+def all_entries(fd: int, size: int = 1024) -> list[Entry]:
+    """All that is left of a directory, without `.` and `..`."""
+    found = []
+    while portion := getdents(fd, size):
+        found += [entry for entry in portion if entry.name not in (b".", b"..")]
+    return found
+
+
+@contextmanager
+def meanwhile(view: Subject, action: Callable[[int], Any]) -> Iterator[None]:
+    """Another process calls `action(0)`, `action(1)`, ... meanwhile. Of the engine it is another thread."""
+    with _thread(action) if view.kind == "engine" else _process(action):
+        yield
+
+
+@contextmanager
+def _thread(action: Callable[[int], Any]) -> Iterator[None]:
+    done, failures = threading.Event(), []
+
+    def run() -> None:
+        number = 0
+        try:
+            while not done.is_set():
+                action(number)
+                number += 1
+        except BaseException as error:  # noqa: BLE001 - it is raised by whoever started the thread
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    assert not failures, failures
+
+
+@contextmanager
+def _process(action: Callable[[int], Any]) -> Iterator[None]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        status, number = 1, 0
+        try:
+            # The pipe ends when the parent closes it, or ends itself.
+            while not select.select([reading], [], [], 0)[0]:
+                action(number)
+                number += 1
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(reading)
+    try:
+        yield
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        os.close(writing)
+        _, status = os.waitpid(child, 0)
+    assert status == 0, "the other process failed"
