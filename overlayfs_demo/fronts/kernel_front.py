@@ -21,6 +21,7 @@ from overlayfs_demo.fronts.notices import Notices
 from overlayfs_demo.fronts.request import Payload, Request
 from overlayfs_demo.fronts.requests import Requests
 from overlayfs_demo.fronts.wire import Opcode
+from overlayfs_demo.overlay.node import Node
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Session:
         self._turn = Turn()
         follows = view.timeout is None and view.overlay.behind.start()
         self._requests = Requests(view, self._turn.pass_on, self._store, self._distrust)
+        view.overlay.hooks.copied_up = self._refresh
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)
@@ -184,6 +186,13 @@ class Session:
         store = wire.NOTIFY_STORE_OUT.pack(nodeid, 0, len(data))
         size = wire.REPLY.size + len(store) + len(data)
         self._send([wire.REPLY.pack(size, wire.NOTIFY_STORE, 0), store, data])
+
+    def _refresh(self, node: Node) -> None:
+        """Let the kernel ask anew for a node's attributes. It takes no lock for that which a caller may hold."""
+        nodeid = self._requests.nodes.id_of(node)
+        if nodeid is not None:
+            body = wire.inval_inode(nodeid, data=False)
+            self._send([wire.REPLY.pack(wire.REPLY.size + len(body), wire.NOTIFY_INVAL_INODE, 0), body])
 
     def _distrust(self, nodeid: int) -> None:
         """Let the kernel forget what it has of a node."""

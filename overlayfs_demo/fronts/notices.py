@@ -54,6 +54,8 @@ class Notices:
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
+        if not self._thread.is_alive():
+            os.close(self._wake)
 
     def distrust(self, nodeid: int) -> None:
         """Let the kernel forget soon what it has of a node: nobody would hear if that was changed."""

@@ -39,7 +39,7 @@ class Requests:
         beginning of a file, given by its id, into the kernel's cache; `distrust` makes the kernel forget what
         it has of a node."""
         self._overlay: Overlay = view.overlay
-        self._overlay.before_wait = pass_on
+        self._overlay.hooks.before_wait = pass_on
         self._pass_on = pass_on
         self._distrust = distrust
         self._trust = trust = Trust(view.overlay, view.timeout)

@@ -196,9 +196,9 @@ def _split(timeout: float) -> tuple[int, int]:
     return int(timeout), int((timeout - int(timeout)) * _SECOND)
 
 
-def inval_inode(nodeid: int) -> bytes:
-    """NOTIFY_INVAL_INODE of a node's attributes and all its data."""
-    return _INVAL_INODE.pack(nodeid, 0, 0)
+def inval_inode(nodeid: int, *, data: bool = True) -> bytes:
+    """NOTIFY_INVAL_INODE of a node's attributes and, with `data`, all its data or names."""
+    return _INVAL_INODE.pack(nodeid, 0 if data else -1, 0)
 
 
 def inval_entry(parent: int, name: bytes) -> bytes:

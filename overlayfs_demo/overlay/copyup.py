@@ -13,6 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
@@ -27,15 +28,28 @@ from overlayfs_demo.overlay.upper import Upper
 _ESSENTIAL = ("security.", "system.posix_acl_")
 
 
+@dataclass(slots=True)
+class Hooks:
+    """What a front may want to be told of, in the thread of the caller that it happens to.
+
+    `before_wait` is called before a verb copies data or waits for another caller's copy: a front that serves
+    several callers from few threads lets another thread go on meanwhile. `copied_up` is called with a node
+    whose attributes (links, blocks, time of change) may now be others, before the verb that caused it returns.
+    """
+
+    before_wait: Callable[[], None] = lambda: None
+    copied_up: Callable[[Node], None] = lambda _node: None
+
+
 class CopyUp:
     """Copies nodes up, each at most once. `metacopy`: a change of metadata alone copies no data."""
 
-    __slots__ = ("_metacopy", "_running", "_tree", "before_wait")
+    __slots__ = ("_hooks", "_metacopy", "_running", "_tree")
 
-    def __init__(self, tree: Tree, metacopy: bool) -> None:
+    def __init__(self, tree: Tree, metacopy: bool, hooks: Hooks) -> None:
         self._tree = tree
         self._metacopy = metacopy
-        self.before_wait: Callable[[], None] = _go_on
+        self._hooks = hooks
         self._running: dict[Node, threading.Event] = {}
 
     def node(self, node: Node, caller: Caller, length: int | None = None, *, data: bool = True) -> Upper:
@@ -79,6 +93,7 @@ class CopyUp:
         made = above.child(node.name)
         copied = os.fstat(made.adopt(above, node.name).fd)
         node.copied_up(made, (copied.st_dev, copied.st_ino))
+        self._hooks.copied_up(node)
         upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
         return made
 
@@ -98,7 +113,7 @@ class CopyUp:
                 if running is None:
                     self._running[node] = done = threading.Event()
                     break
-            self.before_wait()
+            self._hooks.before_wait()
             running.wait()
         try:
             yield
@@ -139,6 +154,7 @@ class CopyUp:
                     node.place, node.place_name = place, node.name
                 node.metacopy, node.data = metacopy, below
                 self._turn_to_upper(node, keep_ino=bool(origin))
+                self._hooks.copied_up(node)
                 upper.emit(Action.COPY_UP, node.path(), caller, layer.label, size)
                 if node.links is not None and with_name:
                     assert node.parent is not None
@@ -172,7 +188,7 @@ class CopyUp:
             capability = syscalls.get_xattr(path, "security.capability", target.follow)
             size = status.st_size if length is None else min(length, status.st_size)
             layer = node.data[0].layer.label if node.data else ""
-            self.before_wait()
+            self._hooks.before_wait()
             fd = target.open(os.O_WRONLY)
             try:
                 _copy_from(node.data_target(), fd, size)
@@ -189,6 +205,7 @@ class CopyUp:
                 node.metacopy, node.data = False, None
                 for handle in node.handles:
                     handle.retarget(target.open(os.O_RDONLY))
+                self._hooks.copied_up(node)
                 upper.emit(Action.COPY_UP, node.path(), caller, layer, size)
 
     def _make(
@@ -211,7 +228,7 @@ class CopyUp:
                 os.ftruncate(target, size)
                 return 0
             if size:
-                self.before_wait()
+                self._hooks.before_wait()
                 _copy_from(node.data_target(), target, size)
                 if not upper.volatile:
                     # The name must not outlive the data in a power failure.
@@ -295,10 +312,6 @@ def _same_times(directory: UpperDir) -> Iterator[None]:
     yield
     with contextlib.suppress(OSError):
         os.utime(directory.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def _go_on() -> None:
-    """Nobody else needs this thread."""
 
 
 def mark_impure(directory: UpperDir, tree: Tree) -> None:

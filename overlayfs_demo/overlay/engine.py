@@ -12,14 +12,14 @@ import os
 import resource
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
 from overlayfs_demo.overlay import acl, lineage, listing
 from overlayfs_demo.overlay.behind import Behind
-from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.copyup import CopyUp, Hooks
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.ids import AS_ON_DISK, Ids
 from overlayfs_demo.overlay.index import Index
@@ -90,22 +90,11 @@ class Overlay:
         self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
         self._lock = self._tree.lock
         self.behind = Behind(self._tree)
-        self._copy_up = CopyUp(self._tree, stack.metacopy)
+        self.hooks = Hooks()
+        self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks)
         self._names = Names(self._tree, self._copy_up)
         self._rename = Rename(self._tree, self._copy_up, self._names)
         self._xattrs = xattrs
-
-    @property
-    def before_wait(self) -> Callable[[], None]:
-        """Called, in the caller's thread, before a verb copies data or waits for another caller's copy.
-
-        A front that serves several callers from few threads lets another thread go on meanwhile.
-        """
-        return self._copy_up.before_wait
-
-    @before_wait.setter
-    def before_wait(self, hook: Callable[[], None]) -> None:
-        self._copy_up.before_wait = hook
 
     def note_stack(self) -> tuple[str, str]:
         """Remember these lowers in the upper. If it was last used with others: which, and which now; else "", ""."""

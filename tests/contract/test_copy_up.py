@@ -54,6 +54,18 @@ def test_opening_for_writing_alone_copies_up(mounted: Mount) -> None:
     assert view.upper("a").read_bytes() == b"1"
 
 
+def test_attributes_are_the_copys_as_soon_as_it_is_there(mounted: Mount) -> None:
+    """Even if the call that copies up fails in the end, as does replacing an attribute that is not there."""
+    view = mounted({"a": "1", "d/b": "2"})
+    for path in ("a", "d", "d/b"):
+        view.stat(path)
+    view.open("a", os.O_RDWR).close()
+    with pytest.raises(OSError, match="No data"):
+        view.set_xattr("d/b", "user.none", b"", os.XATTR_REPLACE)
+    for path in ("a", "d", "d/b"):
+        assert view.stat(path).ctime_ns == on_disk(view, path).st_ctime_ns
+
+
 def test_reading_copies_nothing_up(mounted: Mount) -> None:
     view = mounted({"d": {"a": "1", "l": symlink("a")}})
     view.read("d/a")
