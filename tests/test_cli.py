@@ -268,14 +268,21 @@ def test_umount_takes_away_what_a_killed_daemon_left(place: Place) -> None:
     assert not place.is_mounted()
 
 
+def require_mount_8() -> None:
+    """Skip where mount(8) would not find this program for its type."""
+    if not Path("/sbin/mount.fuse").exists():
+        pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
+    if (other := Path("/sbin/mount.fuse.overlayfs-demo")).exists() and other.resolve() != BIN / "overlayfs-demo":
+        pytest.skip(f"mount(8) would call the installation that {other} leads to")
+
+
 # --- through mount(8) -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def helper(place: Place) -> Place:
     """mount(8) finds this project's command through mount.fuse3(8)."""
-    if not Path("/sbin/mount.fuse").exists():
-        pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
+    require_mount_8()
     return place
 
 

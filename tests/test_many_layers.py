@@ -12,7 +12,7 @@ import pytest
 from overlayfs_demo.mount_options import escape_path, lowerdir_option
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.conftest import why_unavailable
-from tests.test_cli import BIN, MINUTE, Place, run, set_up
+from tests.test_cli import BIN, MINUTE, Place, require_mount_8, run, set_up
 
 ODD_NAMES = [
     b"colon:comma,back\\slash", b" blank ", b"new\nline", "ünïcödé ☃".encode(), b"byte\xff", b"quote'\"",
@@ -99,8 +99,7 @@ def test_long_options_reach_the_helper(place: Place, helper: str) -> None:
     options = f"{lowerdir_option(lowers)},upperdir={place / 'upper'},workdir={place / 'work'}"
     assert len(options) > 2 * 4096
     if helper == "mount(8)":
-        if not Path("/sbin/mount.fuse").exists():
-            pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
+        require_mount_8()
         done = run("mount", "-t", "fuse.overlayfs-demo", "name", place.view, "-o", options)
     else:
         (place / "mount.fuse.overlayfs-demo").symlink_to(BIN / "overlayfs-demo")
@@ -110,8 +109,7 @@ def test_long_options_reach_the_helper(place: Place, helper: str) -> None:
 
 
 def test_fstab_takes_odd_names(place: Place) -> None:
-    if not Path("/sbin/mount.fuse").exists():
-        pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
+    require_mount_8()
     odd = place / "a layer, with: all"
     odd.mkdir()
     (odd / "odd").write_text("1")

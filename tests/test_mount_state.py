@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.conftest import why_unavailable
-from tests.test_cli import Place, fails, run, set_up
+from tests.test_cli import Place, fails, require_mount_8, run, set_up
 
 
 @pytest.fixture
@@ -93,8 +93,7 @@ def test_a_view_is_remounted_read_only_and_back(place: Place, front: str) -> Non
 
 
 def test_mount_8_remounts_through_the_helper(place: Place) -> None:
-    if not Path("/sbin/mount.fuse").exists():
-        pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
+    require_mount_8()
     words = ("mount", "-t", "fuse.overlayfs-demo", "name", place.view, "-o", f"noatime,ro,{place.options}")
     assert run(*words).returncode == 0
     assert not os.access(place.view, os.W_OK)
