@@ -6,12 +6,13 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from overlayfs_demo import syscalls
+from tests.places import Place, found_by_mount_8, set_up, why_no_mount_8
 
 PATIENCE = 15.0
 
@@ -51,6 +52,24 @@ def unmount_all(below: str) -> None:
             syscalls.unmount(os.fsencode(path), syscalls.MNT_DETACH)
         except OSError as error:
             print(f"cannot unmount {path}: {error}")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """Directories to mount, by commands; unmounted in the end."""
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    yield set_up(tmp_path)
+    unmount_all(str(tmp_path))
+
+
+@pytest.fixture
+def helper(place: Place) -> Iterator[Place]:
+    """The same, where mount(8) finds this project's command."""
+    if problem := why_no_mount_8():
+        pytest.skip(problem)
+    with found_by_mount_8():
+        yield place
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,9 +7,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,78 +15,9 @@ import pytest
 from overlayfs_demo import mounts, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import choose
-from tests import builders
-from tests.conftest import unmount_all, wait_until, why_no_mounts
+from tests.conftest import wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
-
-BIN = Path(sys.executable).parent
-MINUTE = 60
-
-
-def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command that is given a minute; `overlayfs-demo` is this project's own."""
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
-    return subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, timeout=MINUTE, cwd=cwd, env=environment
-    )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Directories to mount: two lowers, an upper, a work directory and a mount point."""
-
-    base: Path
-
-    def __truediv__(self, name: str) -> Path:
-        return self.base / name
-
-    @property
-    def options(self) -> str:
-        return f"lowerdir={self / 'top'}:{self / 'bottom'},upperdir={self / 'upper'},workdir={self / 'work'}"
-
-    @property
-    def view(self) -> Path:
-        return self / "view"
-
-    def mount(self, *words: str, options: str | None = None) -> subprocess.CompletedProcess[str]:
-        return run("overlayfs-demo", "mount", *words, "-o", self.options if options is None else options, self.view)
-
-    def umount(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return run("overlayfs-demo", "umount", *words, self.view)
-
-    def is_mounted(self) -> bool:
-        return f" {self.view} " in Path("/proc/self/mountinfo").read_text()
-
-    def daemon(self) -> int:
-        record = mounts.find_record(str(self.view))
-        assert record is not None
-        return record.pid
-
-
-def set_up(where: Path) -> Place:
-    """Make the directories."""
-    builders.directories(where, "top", "bottom", "upper", "work", "view")
-    builders.fill(os.fsencode(where / "top"), {"motd": "hello\n"})
-    builders.fill(os.fsencode(where / "bottom"), {"motd": "below\n", "d/deep": "deep\n"})
-    return Place(where)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    if problem := why_no_mounts():
-        pytest.skip(problem)
-    yield set_up(tmp_path)
-    unmount_all(str(tmp_path))
-
-
-def fails(done: subprocess.CompletedProcess[str], *said: str, status: int = 1) -> None:
-    """The command failed as it should: one line on stderr that says all of this, and no traceback."""
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    for words in said:
-        assert words in done.stderr
-
+from tests.places import BIN, MINUTE, Place, fails, run
 
 # --- mount and umount -----------------------------------------------------------------------------
 
@@ -268,22 +197,7 @@ def test_umount_takes_away_what_a_killed_daemon_left(place: Place) -> None:
     assert not place.is_mounted()
 
 
-def require_mount_8() -> None:
-    """Skip where mount(8) would not find this program for its type."""
-    if not Path("/sbin/mount.fuse").exists():
-        pytest.skip("needs the package fuse3, whose mount.fuse calls the helper")
-    if (other := Path("/sbin/mount.fuse.overlayfs-demo")).exists() and other.resolve() != BIN / "overlayfs-demo":
-        pytest.skip(f"mount(8) would call the installation that {other} leads to")
-
-
 # --- through mount(8) -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def helper(place: Place) -> Place:
-    """mount(8) finds this project's command through mount.fuse3(8)."""
-    require_mount_8()
-    return place
 
 
 def test_mount_8_mounts_by_type(helper: Place) -> None:

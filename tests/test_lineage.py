@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.conftest import why_unavailable
-from tests.test_cli import Place, run, set_up
+from tests.places import Place, run
 from tests.test_many_layers import many
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    if problem := why_no_mounts():
-        pytest.skip(problem)
-    made = set_up(tmp_path)
-    (made / "other").mkdir()
-    yield made
-    unmount_all(str(tmp_path))
+def place(place: Place) -> Place:
+    """With one more directory to use as a layer."""
+    (place / "other").mkdir()
+    return place
 
 
 def used(place: Place, *lowers: str) -> subprocess.CompletedProcess[str]:

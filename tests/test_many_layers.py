@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,13 @@ import pytest
 from overlayfs_demo.mount_options import escape_path, lowerdir_option
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.conftest import why_unavailable
-from tests.test_cli import BIN, MINUTE, Place, require_mount_8, run, set_up
+from tests.places import BIN, MINUTE, Place, run
 
 ODD_NAMES = [
     b"colon:comma,back\\slash", b" blank ", b"new\nline", "ünïcödé ☃".encode(), b"byte\xff", b"quote'\"",
     b"a=b", b"\\", b"trailing\\", b"tab\t", b"-o", b"%20", b"#1",
 ]
 fronts = pytest.mark.parametrize("front", ["kernel", "fusepy"])
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    if problem := why_no_mounts():
-        pytest.skip(problem)
-    yield set_up(tmp_path)
-    unmount_all(str(tmp_path))
 
 
 def require(front: str) -> None:
@@ -93,23 +84,18 @@ def test_layers_upper_and_mount_point_have_any_names(tmp_path: Path, front: str)
         unmount_all(str(tmp_path))
 
 
-@pytest.mark.parametrize("helper", ["by name", "mount(8)"])
-def test_long_options_reach_the_helper(place: Place, helper: str) -> None:
+def test_long_options_reach_the_helper(helper: Place) -> None:
+    place = helper
     lowers = many(place, 100, "a-rather-long-name-for-a-layer-")
     options = f"{lowerdir_option(lowers)},upperdir={place / 'upper'},workdir={place / 'work'}"
     assert len(options) > 2 * 4096
-    if helper == "mount(8)":
-        require_mount_8()
-        done = run("mount", "-t", "fuse.overlayfs-demo", "name", place.view, "-o", options)
-    else:
-        (place / "mount.fuse.overlayfs-demo").symlink_to(BIN / "overlayfs-demo")
-        done = run(place / "mount.fuse.overlayfs-demo", "name", place.view, "-o", options)
+    done = run("mount", "-t", "fuse.overlayfs-demo", "name", place.view, "-o", options)
     assert done.returncode == 0, done.stderr
     assert len(os.listdir(place.view / "shared")) == 100
 
 
-def test_fstab_takes_odd_names(place: Place) -> None:
-    require_mount_8()
+def test_fstab_takes_odd_names(helper: Place) -> None:
+    place = helper
     odd = place / "a layer, with: all"
     odd.mkdir()
     (odd / "odd").write_text("1")

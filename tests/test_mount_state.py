@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.conftest import why_unavailable
-from tests.test_cli import Place, fails, require_mount_8, run, set_up
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    if problem := why_no_mounts():
-        pytest.skip(problem)
-    yield set_up(tmp_path)
-    unmount_all(str(tmp_path))
-
+from tests.places import Place, fails, run
 
 fronts = pytest.mark.parametrize("front", ["kernel", "fusepy"])
 
@@ -92,8 +80,8 @@ def test_a_view_is_remounted_read_only_and_back(place: Place, front: str) -> Non
     (place.view / "new").touch()
 
 
-def test_mount_8_remounts_through_the_helper(place: Place) -> None:
-    require_mount_8()
+def test_mount_8_remounts_through_the_helper(helper: Place) -> None:
+    place = helper
     words = ("mount", "-t", "fuse.overlayfs-demo", "name", place.view, "-o", f"noatime,ro,{place.options}")
     assert run(*words).returncode == 0
     assert not os.access(place.view, os.W_OK)

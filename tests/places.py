@@ -1,0 +1,96 @@
+"""How do tests run commands, and where do they mount?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlayfs_demo import mounts
+from tests import builders
+
+BIN = Path(sys.executable).parent
+MINUTE = 60
+
+# What `scripts/provision --system` makes.
+_INSTALLED = Path("/sbin/mount.fuse.overlayfs-demo")
+
+
+def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command that is given a minute; `overlayfs-demo` is this project's own."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    return subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, timeout=MINUTE, cwd=cwd, env=environment
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Directories to mount: two lowers, an upper, a work directory and a mount point."""
+
+    base: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.base / name
+
+    @property
+    def options(self) -> str:
+        return f"lowerdir={self / 'top'}:{self / 'bottom'},upperdir={self / 'upper'},workdir={self / 'work'}"
+
+    @property
+    def view(self) -> Path:
+        return self / "view"
+
+    def mount(self, *words: str, options: str | None = None) -> subprocess.CompletedProcess[str]:
+        return run("overlayfs-demo", "mount", *words, "-o", self.options if options is None else options, self.view)
+
+    def umount(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return run("overlayfs-demo", "umount", *words, self.view)
+
+    def is_mounted(self) -> bool:
+        return f" {self.view} " in Path("/proc/self/mountinfo").read_text()
+
+    def daemon(self) -> int:
+        record = mounts.find_record(str(self.view))
+        assert record is not None
+        return record.pid
+
+
+def set_up(where: Path) -> Place:
+    """Make the directories."""
+    builders.directories(where, "top", "bottom", "upper", "work", "view")
+    builders.fill(os.fsencode(where / "top"), {"motd": "hello\n"})
+    builders.fill(os.fsencode(where / "bottom"), {"motd": "below\n", "d/deep": "deep\n"})
+    return Place(where)
+
+
+def fails(done: subprocess.CompletedProcess[str], *said: str, status: int = 1) -> None:
+    """The command failed as it should: one line on stderr that says all of this, and no traceback."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    for words in said:
+        assert words in done.stderr
+
+
+def why_no_mount_8() -> str:
+    """Why mount(8) cannot be made to find this program for its type, or ""."""
+    if not Path("/sbin/mount.fuse").exists():
+        return "needs the package fuse3, whose mount.fuse calls the helper"
+    if _INSTALLED.is_symlink():
+        return f"mount(8) would call the installation that {_INSTALLED} leads to"
+    return ""
+
+
+@contextmanager
+def found_by_mount_8() -> Iterator[None]:
+    """For a while mount(8) finds this program: only in these directories, for it clears PATH."""
+    _INSTALLED.symlink_to(BIN / "overlayfs-demo")
+    try:
+        yield
+    finally:
+        _INSTALLED.unlink()
