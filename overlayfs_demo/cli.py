@@ -34,8 +34,8 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
                             it is copied up (the default), or not
   metacopy=on|off           let chmod, chown and the like copy no data up, or do (the
                             default); existing metacopies are read in any case
-  timeout=SECONDS           how long the kernel may trust what it was told; give 0
-                            to see changes made behind the mount at once
+  timeout=SECONDS           how long the kernel may trust what it was told; without it
+                            the layers are watched, and changes are seen at once
   uidmapping=, gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]
                             who owns in the view what an id owns on disk
   squash_to_root, squash_to_uid=ID, squash_to_gid=ID

@@ -72,12 +72,20 @@ def is_skipped(front: str, operation: Operation) -> bool:
     return verb in _NO_FUSEPY or verb.startswith("held_")
 
 
-def parts_ways(operation: Operation, kernel: Outcome, ours: Outcome) -> bool:
-    """Is it known that only one side does this? The sequence then ends.
+def parts_ways(operation: Operation, kernel: Side, theirs: Outcome, ours: Outcome) -> bool:
+    """Is it known that only our side does this? The sequence then ends.
 
     With metacopy=on the kernel refuses to move or link a file whose redirect would be too long; we copy its data.
+    It also refuses to remove a directory with nothing but a whiteout, if that merges with nothing.
     """
-    return operation.verb in ("rename", "link") and kernel == ("error", "EXDEV") and ours == ("ok", None)
+    if ours != ("ok", None):
+        return False
+    if operation.verb in ("rename", "link") and theirs == ("error", "EXDEV"):
+        return True
+    if operation.verb in ("rename", "rmdir") and theirs == ("error", "ENOTEMPTY"):
+        removed = operation.arguments[1 if operation.verb == "rename" else 0]
+        return kernel.perform("listing", False, (removed,)) == ("ok", [])
+    return False
 
 
 def is_known(operation: Operation, kernel: Outcome, ours: Outcome) -> bool:

@@ -124,7 +124,7 @@ class Run:
             if is_avoided(self.setting.front, operation, kernel):
                 continue
             theirs, mine = kernel.perform(*operation), ours.perform(*operation)
-            if parts_ways(operation, theirs, mine):
+            if parts_ways(operation, kernel, theirs, mine):
                 return
             self._judge(operation, theirs, mine)
             if operation.verb == "rename" and theirs == ("error", "ENOTEMPTY"):
