@@ -1,12 +1,13 @@
 """What is in this exported image archive, and where in the file?
 
-The archive is a tar on disk. It is indexed once (headers only), and its members are then read where
-they lie. An archive that is compressed as a whole has no such places: it is decompressed into an
-unnamed temporary file first, which is gone with the process.
+Mostly the archive is a tar on disk; an OCI layout may also lie in a directory. A tar is indexed once
+(headers only), and its members are then read where they lie. One that is compressed as a whole has no
+such places: it is decompressed into an unnamed temporary file first, which is gone with the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import stat
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, Layer, shown
 from overlayfs_demo.images.streams import LayerReader, compression, open_plain, require_digest
@@ -41,28 +43,30 @@ class _Member:
 class Archive:
     """An open image archive: its members by name, and their bytes. Made by `open_archive`.
 
-    `label` names it in errors; `size` is in bytes; `top_directories` are those at its top, listed or not.
+    `label` names it in errors; `top_directories` are those at its top, listed or not.
     """
 
-    def __init__(self, file: BinaryIO, label: str) -> None:
-        self._file = file
+    def __init__(self, label: str) -> None:
         self.label = label
-        self.size = os.fstat(file.fileno()).st_size
         self._members: dict[str, _Member] = {}
         self._twice: set[str] = set()
         self.top_directories: set[str] = set()
-        file.seek(0)
-        for info in TarStream(file, label, marked_end=True):
-            self._add(info)
 
-    def _add(self, info: tarfile.TarInfo) -> None:
-        name = info.name.removeprefix("./").rstrip("/")
+    def _add(self, name: str, member: _Member) -> None:
         if name in self._members:
             self._twice.add(name)
         top, slash, _ = name.partition("/")
-        if slash or info.isdir():
+        if slash or member.directory:
             self.top_directories.add(top)
-        self._members[name] = _Member(info.offset_data, info.size, _link_target(name, info), info.isdir())
+        self._members[name] = member
+
+    def _descriptor(self, member: str) -> int:
+        """The file that the member's offset is one in; it stays the archive's."""
+        raise NotImplementedError
+
+    def _whole(self) -> int | None:
+        """The archive as one tar, which may be a tree itself; None if it is none."""
+        raise NotImplementedError
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -93,7 +97,7 @@ class Archive:
         member = self._find(name)
         if member.size > _MAX_DOCUMENT:
             raise self.bad(name, f"is no manifest or config: it has {member.size} bytes")
-        data = os.pread(self._file.fileno(), member.size, member.offset)
+        data = os.pread(self._descriptor(name), member.size, member.offset)
         if digest is not None:
             found = Digest.of(data, digest.algorithm).encoded
             require_digest(digest, found, f"{self.label}: member '{shown(name)}'", "its digest")
@@ -106,20 +110,81 @@ class Archive:
     def open_layer(self, layer: Layer) -> LayerReader:
         """Read a layer's tar; the reader is good for as long as the archive is open. Raises ImageError."""
         if not layer.member:
-            return LayerReader(self._file.fileno(), 0, self.size, self.label, layer.diff_id, None)
+            fd = self._whole()
+            assert fd is not None, "only a tar was taken for a tree"
+            return LayerReader(fd, 0, os.fstat(fd).st_size, self.label, layer.diff_id, None)
         member = self._find(layer.member)
         label = f"{self.label}: member '{shown(layer.member)}'"
         return LayerReader(
-            self._file.fileno(), member.offset, member.size, label, layer.diff_id, layer.digest
+            self._descriptor(layer.member), member.offset, member.size, label, layer.diff_id, layer.digest
         )
 
     def whole_digest(self) -> Digest:
-        """The sha256 of the archive's tar: the diff ID of a tree that is one layer."""
+        """The sha256 of the archive's tar: the diff ID of a tree that is one layer. Raises ImageError: no tar."""
+        fd = self._whole()
+        if fd is None:
+            raise ImageError(f"{self.label} is no tar", "give the tar of a tree, as docker export writes it")
         hasher = Digest("sha256", "").hasher()
-        self._file.seek(0)
-        while data := self._file.read(CHUNK):
+        position = 0
+        while data := os.pread(fd, CHUNK, position):
             hasher.update(data)
+            position += len(data)
         return Digest("sha256", hasher.hexdigest())
+
+
+class TarArchive(Archive):
+    """An archive that is a tar: indexed once, its members are read where they lie."""
+
+    def __init__(self, file: BinaryIO, label: str) -> None:
+        super().__init__(label)
+        self._file = file
+        file.seek(0)
+        for info in TarStream(file, label, marked_end=True):
+            name = info.name.removeprefix("./").rstrip("/")
+            self._add(name, _Member(info.offset_data, info.size, _link_target(name, info), info.isdir()))
+
+    def _descriptor(self, _member: str) -> int:
+        return self._file.fileno()
+
+    def _whole(self) -> int | None:
+        return self._file.fileno()
+
+
+class LayoutDirectory(Archive):
+    """An OCI image layout that lies in a directory (image-layout.md); its members are the files in it."""
+
+    def __init__(self, root: Path, label: str) -> None:
+        super().__init__(label)
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._open: dict[str, int] = {}
+        try:
+            for directory, _, files, fd in os.fwalk(".", dir_fd=self._root):
+                for file in files:
+                    status = os.stat(file, dir_fd=fd, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        name = posixpath.normpath(posixpath.join(directory, file))
+                        self._add(name, _Member(0, status.st_size, None, directory=False))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close its files."""
+        for fd in (self._root, *self._open.values()):
+            os.close(fd)
+
+    def _descriptor(self, member: str) -> int:
+        fd = self._open.get(member)
+        if fd is None:
+            try:
+                fd = syscalls.open_beneath(self._root, os.fsencode(member), os.O_RDONLY | os.O_NOFOLLOW)
+            except OSError as error:
+                raise self.bad(member, f"cannot be read: {error.strerror}") from None
+            self._open[member] = fd
+        return fd
+
+    def _whole(self) -> int | None:
+        return None
 
 
 def _link_target(name: str, info: tarfile.TarInfo) -> str | None:
@@ -132,28 +197,39 @@ def _link_target(name: str, info: tarfile.TarInfo) -> str | None:
 
 
 @contextmanager
-def open_archive(path: Path, scratch: Path | None = None) -> Iterator[Archive]:
+def open_archive(path: Path, scratch: Path | None = None, label: str = "") -> Iterator[Archive]:
     """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz).
 
-    `scratch` is the directory of the unnamed temporary file that a compressed archive needs. Raises
-    ImageError: cannot be read, is no tar, is cut short.
+    `scratch` is the directory of the unnamed temporary file that a compressed archive needs; `label` names the
+    archive in errors, in place of its path. Raises ImageError: cannot be read, is no tar, is cut short.
     """
-    label = shown(str(path))
+    label = label or shown(str(path))
     try:
         if stat.S_ISDIR(path.stat().st_mode):
-            raise ImageError(f"{label} is a directory", "give a tar: tar -C DIRECTORY -cf IMAGE.tar .")
+            with contextlib.closing(_layout_directory(path, label)) as layout:
+                yield layout
+            return
         with path.open("rb") as file:
             if not compression(os.pread(file.fileno(), 6, 0)):
-                yield Archive(file, label)
+                yield TarArchive(file, label)
                 return
             with tempfile.TemporaryFile(dir=scratch) as plain:
                 _decompress(file, plain.fileno(), label)
                 with os.fdopen(os.dup(plain.fileno()), "rb") as whole:
-                    yield Archive(whole, label)
+                    yield TarArchive(whole, label)
     except OSError as error:
         if error.filename != str(path):
             raise
         raise ImageError(f"{label}: {error.strerror}", "name a readable image archive") from None
+
+
+def _layout_directory(path: Path, label: str) -> LayoutDirectory:
+    if not (path / "oci-layout").is_file():
+        raise ImageError(
+            f"{label} is a directory, and no OCI layout (it has no 'oci-layout')",
+            "give a tar: tar -C DIRECTORY -cf IMAGE.tar .",
+        )
+    return LayoutDirectory(path, label)
 
 
 def _decompress(file: BinaryIO, target: int, label: str) -> None:

@@ -22,12 +22,10 @@ from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive
+from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.flavours import select_image
-from overlayfs_demo.images.lowers import Lowers
 from overlayfs_demo.images.model import Digest, Document, Image, Layer, Platform, parse_json, shown
-from overlayfs_demo.images.tarstream import TarStream
 from overlayfs_demo.images.tree import BUILDING, remove_tree
-from overlayfs_demo.images.unpack import unpack_layer
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
 _RECORD = ".layers.json"
@@ -145,15 +143,8 @@ class _Build:
         staged = os.fsencode(_building(name))
         os.mkdir(staged, 0o700, dir_fd=self._out_fd)
         fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._out_fd)
-        label = self._archive.label
-        if layer.member:
-            label = f"{label}: layer {name} (member '{shown(layer.member)}')"
         try:
-            with Lowers(below, self._marks) as lowers:
-                reader = self._archive.open_layer(layer)
-                tar = TarStream(reader.tar, label, marked_end=False)
-                done = unpack_layer(tar, label, fd, self._out_fd, lowers, self._marks, self._owners)
-                reader.finish()
+            done = extract_layer(self._archive, layer, name, fd, self._out_fd, below, self._marks, self._owners)
         finally:
             os.close(fd)
         return done.size, done.left_out

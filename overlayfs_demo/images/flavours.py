@@ -74,6 +74,15 @@ class Candidate:
         return self.identity is not None and len(start) >= 4 and self.identity.encoded.startswith(start)
 
 
+def select_images(archive: Archive, platform: Platform | None = None) -> list[Image]:
+    """Every image of the archive, each for the platform that `select_image` would take. Raises ImageError."""
+    candidates = _candidates(archive)
+    groups: dict[object, list[Candidate]] = {}
+    for one in candidates:
+        groups.setdefault(one.names or one.identity, []).append(one)
+    return [_of_platform(archive, group, platform).read() for group in groups.values()]
+
+
 def select_image(archive: Archive, name: str | None = None, platform: Platform | None = None) -> Image:
     """The one image of the archive that is meant.
 

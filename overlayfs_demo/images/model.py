@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -270,6 +270,10 @@ class Document:
         if not isinstance(value, list):
             raise self._wrong(key, "a list")
         return value
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys."""
+        return iter(self._fields)
 
     def has(self, key: str) -> bool:
         """True if the key is there and not null."""

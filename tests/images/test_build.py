@@ -138,14 +138,14 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     program = (
         "import os, sys\n"
         "from overlayfs_demo import build_command\n"
-        "from overlayfs_demo.images import build\n"
-        "real = build.unpack_layer\n"
+        "from overlayfs_demo.images import extract\n"
+        "real = extract.unpack_layer\n"
         "def slow(*args):\n"
         "    done = real(*args)\n"
         "    print('busy', flush=True)\n"
         "    sys.stdin.read()\n"
         "    return done\n"
-        "build.unpack_layer = slow\n"
+        "extract.unpack_layer = slow\n"
         "sys.exit(build_command.main(sys.argv[1:]))\n"
     )
     (tmp_path / "image.tar").write_bytes(docker_save(LAYERS))

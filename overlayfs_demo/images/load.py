@@ -1,0 +1,173 @@
+"""How does an archive get into the store: each layer once, and the whole image or nothing?
+
+Every layer is unpacked under a name in `tmp/` and proved by its digests. Layers get their places when the
+last one of their image has held, and the image is there when its config is: whoever is interrupted leaves
+leftovers in `tmp/` at most, which the next writer sweeps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.archive import Archive, open_archive
+from overlayfs_demo.images.extract import extract_layer
+from overlayfs_demo.images.flavours import select_images
+from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
+from overlayfs_demo.images.store import Store, StoredImage, StoredLayer, normal_name
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is being done: layer `number` of `total` (from 1), or one that was `skipped` because it is here."""
+
+    number: int
+    total: int
+    diff_id: Digest
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One image that is now in the store.
+
+    `skipped` are the layers that were there before; `displaced` the images that lost a name to this one;
+    `left_out` says what an ordinary user could not keep, and in how many members.
+    """
+
+    image: StoredImage
+    skipped: tuple[StoredLayer, ...]
+    displaced: Mapping[str, Digest]
+    left_out: Mapping[str, int]
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nobody watches."""
+
+
+def load(
+    store: Store, source: Path | BinaryIO, platform: Platform | None = None,
+    tell: Callable[[Progress], None] = _ignore,
+) -> list[Loaded]:
+    """Load every image of an archive, an OCI layout directory, or a stream (which is kept in an unnamed file).
+
+    Raises ImageError, with the images that came before the bad one in the store, and nothing of the bad one.
+    """
+    with store.writing(), _opened(store, source) as archive:
+        images = select_images(archive, platform)
+        if any(not image.config for image in images):
+            raise ImageError(
+                f"{archive.label} is the tree of a container, not an image",
+                "'overlayfs-demo import' makes an image of it",
+            )
+        return [_Load(store, archive, image, tell).run() for image in images]
+
+
+def import_tree(
+    store: Store, source: Path | BinaryIO, name: str, created: datetime | None = None,
+    tell: Callable[[Progress], None] = _ignore,
+) -> Loaded:
+    """Make an image of one layer from the tar of a tree, as `docker import` does. Raises ImageError."""
+    name = normal_name(name)
+    with store.writing(), _opened(store, source) as archive:
+        diff_id = archive.whole_digest()
+        system = running_platform()
+        when = (created or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+        config = {
+            "architecture": system.architecture, "config": {}, "created": when,
+            "history": [{"created": when, "created_by": "", "comment": f"Imported from {archive.label}"}],
+            "os": system.os, "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
+        }
+        image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), (), (name,))
+        return _Load(store, archive, image, tell).run()
+
+
+@contextmanager
+def _opened(store: Store, source: Path | BinaryIO) -> Iterator[Archive]:
+    if isinstance(source, Path):
+        with open_archive(source, scratch=store.tmp) as archive:
+            yield archive
+        return
+    # What an image consists of may stand at the end of its archive, so a stream has to be kept.
+    with tempfile.NamedTemporaryFile(dir=store.tmp) as spool:
+        shutil.copyfileobj(source, spool, 1 << 20)
+        spool.flush()
+        with open_archive(Path(spool.name), scratch=store.tmp, label="standard input") as archive:
+            yield archive
+
+
+class _Load:
+    """One image on its way into the store."""
+
+    def __init__(self, store: Store, archive: Archive, image: Image, tell: Callable[[Progress], None]) -> None:
+        self._store = store
+        self._archive = archive
+        self._image = image
+        self._tell = tell
+        self._names = [normal_name(name) for name in image.tags]
+        self._left_out: Counter[str] = Counter()
+
+    def run(self) -> Loaded:
+        skipped = []
+        # Directories that are whole but not published yet, with what they will be.
+        staged: list[tuple[Path, StoredLayer]] = []
+        below: list[Path] = []
+        total = len(self._image.layers)
+        for number, (layer, chain_id) in enumerate(zip(self._image.layers, self._image.chain_ids, strict=True), 1):
+            stored = self._store.layer(chain_id)
+            self._tell(Progress(number, total, layer.diff_id, skipped=stored is not None))
+            if stored is not None:
+                self._require_usable(stored)
+                skipped.append(stored)
+                below.append(stored.directory)
+                continue
+            directory, made = self._unpack(number, layer, chain_id, below)
+            staged.append((directory, made))
+            below.append(directory)
+        for directory, made in staged:
+            self._store.publish_layer(directory, made)
+        identity = self._store.add_image(self._image.config)
+        displaced = {}
+        for name in self._names:
+            before = self._store.name_image(name, identity)
+            if before is not None:
+                displaced[name] = before
+        return Loaded(self._store.image(identity), tuple(skipped), displaced, self._left_out)
+
+    def _require_usable(self, stored: StoredLayer) -> None:
+        if stored.marks != self._store.marks.prefix:
+            raise ImageError(
+                f"layer {stored.diff_id.short} was stored by {'root' if stored.owners else 'an ordinary user'}",
+                "use a store of your own: --store, or OVERLAYFS_DEMO_STORE",
+            )
+
+    def _unpack(
+        self, number: int, layer: Layer, chain_id: Digest, below: list[Path]
+    ) -> tuple[Path, StoredLayer]:
+        store, owners = self._store, os.geteuid() == 0
+        staged = store.tmp / chain_id.encoded
+        staged.mkdir(0o700)
+        root_fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
+        spare_fd = os.open(store.tmp, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            done = extract_layer(
+                self._archive, layer, str(number), root_fd, spare_fd, below, store.marks, owners
+            )
+        finally:
+            os.close(root_fd)
+            os.close(spare_fd)
+        self._left_out.update(done.left_out)
+        made = StoredLayer(
+            chain_id, layer.diff_id, store.place(chain_id), done.size, store.marks.prefix, owners
+        )
+        return staged, made
