@@ -200,19 +200,30 @@ class Behind:
 
     def _reconsider(self, node: Node, changes: Changes) -> None:
         """Let the node, and what is known below it, follow what stands in the layers now."""
+        waiting = [node]
+        while waiting:
+            one = waiting.pop()
+            if self._follow(one, changes) and isinstance(one, DirNode):
+                children = one.children.known()
+                changes.nodes.update(dict.fromkeys(children))
+                waiting += children
+
+    def _follow(self, node: Node, changes: Changes) -> bool:
+        """The same for one node. Did it become another directory, or none?"""
         parent, name = node.parent, node.name
         if parent is None or parent.children.get(name) is not node:
-            return
+            return False
         before = node.sources if isinstance(node, DirNode) else None
         watched = isinstance(node, DirNode) and node.watched
         with contextlib.suppress(OSError):
             self._tree.find(parent, name)
-        if isinstance(node, DirNode) and (node.gone or node.sources is not before):
-            if watched and not node.gone:
-                self.watch(node)
-            self._reconsider_below(node, changes)
         if node.gone:
             changes.names[parent, name] = None
+        if not isinstance(node, DirNode) or (not node.gone and node.sources is before):
+            return False
+        if watched and not node.gone:
+            self.watch(node)
+        return True
 
     def _reconsider_below(self, node: DirNode, changes: Changes) -> None:
         for child in node.children.known():
@@ -222,7 +233,9 @@ class Behind:
 
 def _below(directory: DirNode) -> Iterator[Node]:
     """All that is known below a directory."""
-    for child in directory.children.known():
-        yield child
-        if isinstance(child, DirNode):
-            yield from _below(child)
+    waiting = [directory]
+    while waiting:
+        for child in waiting.pop().children.known():
+            yield child
+            if isinstance(child, DirNode):
+                waiting.append(child)

@@ -77,11 +77,21 @@ class CopyUp:
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """See that the upper holds the directory and all above it. Call with the tree's lock held."""
-        if node.upper is not None:
-            return node.upper
+        # From the top down, and without recursion: directories may be nested deeper than Python's calls.
+        missing = []
+        above = node
+        while above.upper is None:
+            if above.parent is None or above.gone:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), above.name)
+            missing.append((above, above.parent))
+            above = above.parent
+        made = above.upper
+        for one, parent in reversed(missing):
+            made = self._directory(one, parent, caller)
+        return made
+
+    def _directory(self, node: DirNode, parent: DirNode, caller: Caller) -> UpperDir:
         upper = self._tree.writable()
-        if node.parent is None or node.gone:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), node.name)
         source = node.target()
         lower = node.lowers[0]
         status = source.stat()
@@ -89,7 +99,7 @@ class CopyUp:
         with upper.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=upper.work_fd)
             self._dress(source, temporary, status, origin)
-            above = self._publish(node, node.parent, temporary, bool(origin), caller)
+            above = self._publish(node, parent, temporary, bool(origin), caller)
         made = above.child(node.name)
         copied = os.fstat(made.adopt(above, node.name).fd)
         node.copied_up(made, (copied.st_dev, copied.st_ino))

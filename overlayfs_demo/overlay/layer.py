@@ -21,6 +21,9 @@ from overlayfs_demo.overlay.whiteout import (
     is_whiteout,
 )
 
+# PATH_MAX (limits.h), which counts the NUL.
+_LONGEST_PATH = 4095
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -193,8 +196,7 @@ class LayerDir:
         """The directory, open. Hold the result while using its `fd`. Raises OSError."""
         descriptor = self._descriptor
         if descriptor is None:
-            fd = syscalls.open_beneath(self.layer.root_fd, self.path() or b".", _DIRECTORY)
-            descriptor = self._keep(fd)
+            descriptor = self._keep(_open_directory(self.layer.root_fd, self.path()))
         return descriptor
 
     def adopt(self, parent: LayerDir, name: bytes) -> Descriptor:
@@ -236,6 +238,16 @@ class LayerDir:
             return None
 
 
+def _open_directory(root_fd: int, path: bytes) -> int:
+    """Open a directory of a layer, which may lie deeper than a path can name: then in several steps."""
+    held = None
+    while len(path) > _LONGEST_PATH:
+        cut = path.rindex(b"/", 0, _LONGEST_PATH)
+        held = Descriptor(syscalls.open_beneath(held.fd if held else root_fd, path[:cut], _DIRECTORY))
+        path = path[cut + 1 :]
+    return syscalls.open_beneath(held.fd if held else root_fd, path or b".", _DIRECTORY)
+
+
 class LowerDir(LayerDir):
     """A directory of a read-only layer; its path never changes."""
 
@@ -267,10 +279,12 @@ class UpperDir(LayerDir):
         self.changes = 0
 
     def path(self) -> bytes:
-        if self.parent is None:
-            return b""
-        above = self.parent.path()
-        return b"%s/%s" % (above, self.name) if above else self.name
+        names = []
+        directory = self
+        while directory.parent is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return b"/".join(reversed(names))
 
     def child(self, name: bytes) -> UpperDir:
         return UpperDir(self.layer, self, name)

@@ -259,8 +259,11 @@ class DirNode(Node):
         Ancestors that were renamed in the upper count with their redirect (fs/overlayfs/dir.c,
         ovl_get_redirect).
         """
-        if self.parent is None:
-            return b""
-        if self.redirect is not None and self.redirect.startswith(b"/"):
-            return self.redirect
-        return b"%s/%s" % (self.parent.lower_path(), self.redirect or self.name)
+        below = b""
+        node = self
+        while node.parent is not None:
+            if node.redirect is not None and node.redirect.startswith(b"/"):
+                return node.redirect + below
+            below = b"/%s%s" % (node.redirect or node.name, below)
+            node = node.parent
+        return below

@@ -1,0 +1,122 @@
+"""What did a container change? In `docker diff`'s words: A (added), C (changed), D (deleted).
+
+The image's view and the container's are two overlays, compared where the container's upper has a say. A
+directory that holds a change is changed, a deleted one stands for all that was in it. The order is Docker's:
+in each directory first what is there, then what is gone (Docker itself leaves the order of siblings to chance;
+here they are sorted).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import NamedTuple
+
+from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.types import Attrs
+
+_CAPABILITY = "security.capability"
+
+
+class Kind(Enum):
+    """The letter that Docker prints."""
+
+    ADDED = "A"
+    CHANGED = "C"
+    DELETED = "D"
+
+
+class Change(NamedTuple):
+    """One path, from the container's root on."""
+
+    kind: Kind
+    path: bytes
+
+
+def changes(lowers: Sequence[bytes], upper: bytes, *, user_xattrs: bool) -> list[Change]:
+    """What `upper` changes on `lowers` (topmost first). Nothing is written; the upper may be in use. Raises OSError."""
+    with _overlay(tuple(lowers), user_xattrs) as before, _overlay((upper, *lowers), user_xattrs) as after:
+        return list(_Comparison(before, after).inside(b"", before.root, after.root))
+
+
+@contextmanager
+def _overlay(layers: tuple[bytes, ...], user_xattrs: bool) -> Iterator[Overlay]:
+    # In an upper `.wh.` begins ordinary names, and stored layers have none.
+    overlay = Overlay(Stack(layers, user_xattrs=user_xattrs, image_whiteouts=False))
+    try:
+        yield overlay
+    finally:
+        overlay.close()
+
+
+class _Comparison:
+    def __init__(self, before: Overlay, after: Overlay) -> None:
+        self._before = before
+        self._after = after
+
+    def inside(self, path: bytes, old: DirNode | None, new: DirNode) -> Iterator[Change]:
+        """The changes below a directory; all of it is new if there was none."""
+        now = sorted(self._after.names(new).names)
+        for name in now:
+            here = path + b"/" + name
+            node, attrs = self._after.lookup(new, name)
+            found = self._find(old, name)
+            if found is None:
+                yield Change(Kind.ADDED, here)
+                if isinstance(node, DirNode):
+                    yield from self.inside(here, None, node)
+            elif _has_upper(node):
+                yield from self._compare(here, found, (node, attrs))
+        if old is not None:
+            gone = sorted(set(self._before.names(old).names) - set(now))
+            yield from (Change(Kind.DELETED, path + b"/" + name) for name in gone)
+
+    def _compare(self, path: bytes, old: tuple[Node, Attrs], new: tuple[Node, Attrs]) -> Iterator[Change]:
+        below: list[Change] = []
+        if isinstance(new[0], DirNode):
+            below = list(self.inside(path, old[0] if isinstance(old[0], DirNode) else None, new[0]))
+        if below or self._differs(old, new):
+            yield Change(Kind.CHANGED, path)
+        yield from below
+
+    def _differs(self, old: tuple[Node, Attrs], new: tuple[Node, Attrs]) -> bool:
+        """Docker's rule (pkg/archive, statDifferent), but with all digits of the times."""
+        (old_node, before), (new_node, after) = old, new
+        if (before.mode, before.uid, before.gid, before.rdev) != (after.mode, after.uid, after.gid, after.rdev):
+            return True
+        if not stat.S_ISDIR(after.mode) and (before.size, before.mtime_ns) != (after.size, after.mtime_ns):
+            return True
+        return _capability(self._before, old_node) != _capability(self._after, new_node)
+
+    def _find(self, directory: DirNode | None, name: bytes) -> tuple[Node, Attrs] | None:
+        if directory is None:
+            return None
+        try:
+            return self._before.lookup(directory, name)
+        except FileNotFoundError:
+            return None
+
+
+def _has_upper(node: Node) -> bool:
+    """Does the topmost layer, which is the container's upper, say anything of it?"""
+    place = node.place if isinstance(node, FileNode) else node.sources[0] if isinstance(node, DirNode) else None
+    return place is not None and place.layer.number == 1
+
+
+def _capability(overlay: Overlay, node: Node) -> bytes | None:
+    try:
+        return overlay.xattr(node, _CAPABILITY)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return None
+
+
+def as_text(change: Change) -> str:
+    """One line as `docker diff` prints it."""
+    return f"{change.kind.value} {os.fsdecode(change.path)}"

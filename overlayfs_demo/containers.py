@@ -1,0 +1,195 @@
+"""What is a container here? An image's layers, one new upper on top of them, and a name.
+
+    STORE/containers/NAME/container.json   of which image, which layers, since when, where it is mounted
+    STORE/containers/NAME/upper, work      what it changed
+    STORE/containers/NAME/merged           where it is mounted, if not told otherwise
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from overlayfs_demo import mounts
+from overlayfs_demo.changes import Change, changes
+from overlayfs_demo.errors import MountError, OverlayError, UsageError
+from overlayfs_demo.images.model import Digest, Document, parse_json, shown
+from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.images.tree import remove_tree
+from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.whiteout import is_whiteout
+
+# As Docker has them.
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_RECORD = "container.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container. `created` is RFC 3339 text; `image_name` is what the image was called then."""
+
+    name: str
+    directory: Path
+    image: Digest
+    image_name: str
+    chain_ids: tuple[Digest, ...]
+    created: str
+    mountpoint: Path
+
+    @property
+    def upper(self) -> Path:
+        """The directory that holds what it changed."""
+        return self.directory / "upper"
+
+    @property
+    def work(self) -> Path:
+        """The overlay's work directory."""
+        return self.directory / "work"
+
+    @property
+    def record(self) -> mounts.Record | None:
+        """Its mount, if it is mounted."""
+        where = str(self.mountpoint)
+        return next((one for one in mounts.live_records() if one.mountpoint == where), None)
+
+    def upper_size(self) -> int:
+        """Bytes of the files in the upper."""
+        return sum(
+            status.st_size
+            for directory, _, files, fd in os.fwalk(os.fsencode(self.upper))
+            for file in files
+            if (status := os.stat(file, dir_fd=fd, follow_symlinks=False)) and not is_whiteout(status)
+        )
+
+
+def _dress(upper: Path, top: Path) -> None:
+    """Let a new upper's root look as the image's does: what it shows is the topmost layer's."""
+    status = top.stat()
+    if os.geteuid() == 0:
+        os.chown(upper, status.st_uid, status.st_gid)
+    upper.chmod(stat.S_IMODE(status.st_mode))
+    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+class Containers:
+    """The containers of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._root = store.root / "containers"
+
+    def all(self) -> list[Container]:
+        """Every container, by name."""
+        if not self._root.is_dir():
+            return []
+        return [self.find(path.name) for path in sorted(self._root.iterdir()) if (path / _RECORD).exists()]
+
+    def find(self, name: str) -> Container:
+        """The container with this name. Raises MountError."""
+        directory = self._root / name
+        try:
+            if not _NAME.fullmatch(name):
+                raise FileNotFoundError
+            data = (directory / _RECORD).read_bytes()
+        except FileNotFoundError:
+            raise MountError(f"no container '{shown(name)}'", "'overlayfs-demo ps' lists what there is") from None
+        row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
+        return Container(
+            name, directory, row.digest("image"), row.text("image_name"),
+            tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
+            Path(row.text("mountpoint")),
+        )
+
+    def users(self) -> Mapping[Digest, list[str]]:
+        """Which containers are made of which image."""
+        found: dict[Digest, list[str]] = {}
+        for one in self.all():
+            found.setdefault(one.image, []).append(one.name)
+        return found
+
+    def create(self, image: StoredImage, name: str | None = None, at: Path | None = None) -> Container:
+        """Make a container and mount it. Raises OverlayError, and leaves nothing behind then."""
+        name = name or secrets.token_hex(6)
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"'{shown(name)}' is no name for a container", "write letters, digits, '_', '.', '-'")
+        directory = self._root / name
+        mountpoint = (at or directory / "merged").absolute()
+        with self._store.writing():
+            self._root.mkdir(exist_ok=True)
+            if directory.exists():
+                raise MountError(f"there is a container '{name}' already", "choose another --name, or 'rm' that one")
+            staged = self._store.tmp / name
+            for one in ("", "upper", "work", "merged"):
+                (staged / one).mkdir(mode=0o755)
+            _dress(staged / "upper", image.layers[-1].directory)
+            (staged / _RECORD).write_text(json.dumps({
+                "image": str(image.id), "image_name": image.title,
+                "layers": [str(layer.chain_id) for layer in image.layers],
+                "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"), "mountpoint": str(mountpoint),
+            }))
+            staged.rename(directory)
+        container = self.find(name)
+        try:
+            self.start(container)
+        except OverlayError:
+            self._remove(container)
+            raise
+        return container
+
+    def start(self, container: Container, front: str = "auto") -> None:
+        """Mount it. Raises MountError."""
+        if container.record is not None:
+            raise MountError(f"container '{container.name}' is mounted already", f"on {container.mountpoint}")
+        stack = Stack(
+            tuple(self._lowers(container)), os.fsencode(container.upper), os.fsencode(container.work),
+            user_xattrs=self._user_xattrs, image_whiteouts=False,
+        )
+        mounts.mount(os.fsencode(container.mountpoint), MountOptions(stack, front, source=container.name))
+
+    def stop(self, container: Container, *, lazy: bool = False) -> None:
+        """Unmount it; its upper stays. Raises MountError."""
+        if container.record is None:
+            raise MountError(f"container '{container.name}' is not mounted", "'start' mounts it")
+        mounts.unmount(os.fsencode(container.mountpoint), lazy=lazy)
+
+    def remove(self, container: Container, *, force: bool = False) -> None:
+        """Remove it with all that it changed. Raises MountError if it is mounted, unless `force` unmounts it first."""
+        if container.record is not None:
+            if not force:
+                raise MountError(f"container '{container.name}' is mounted", "'stop' it first, or use --force")
+            self.stop(container)
+        self._remove(container)
+
+    def _remove(self, container: Container) -> None:
+        with self._store.writing():
+            fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                remove_tree(fd, os.fsencode(container.name), fd)
+            finally:
+                os.close(fd)
+
+    def diff(self, container: Container) -> list[Change]:
+        """What it changed."""
+        return changes(
+            list(self._lowers(container)), os.fsencode(container.upper), user_xattrs=self._user_xattrs
+        )
+
+    @property
+    def _user_xattrs(self) -> bool:
+        return self._store.marks.prefix.startswith("user.")
+
+    def _lowers(self, container: Container) -> Iterator[bytes]:
+        """The directories of its layers, topmost first. Raises MountError if one is gone."""
+        for chain_id in reversed(container.chain_ids):
+            layer = self._store.layer(chain_id)
+            if layer is None:
+                raise MountError(f"container '{container.name}' has lost its layer {chain_id}", "load its image again")
+            yield os.fsencode(layer.directory)
