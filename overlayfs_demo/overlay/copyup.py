@@ -77,6 +77,7 @@ class CopyUp:
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """See that the upper holds the directory and all above it. Call with the tree's lock held."""
+        self._tree.writable()
         # From the top down, and without recursion: directories may be nested deeper than Python's calls.
         missing = []
         above = node
