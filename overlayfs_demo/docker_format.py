@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 from itertools import groupby
+from operator import itemgetter
 
 from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow
 from overlayfs_demo.images.dockersave import go_json
@@ -111,9 +112,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     text = "".join("\t".join(cells) + "\n" for cells in (header, *rows))
     lines = [[shown(cell) for cell in line.split("\t")] for line in text.split("\n")]
     for column in range(max(map(len, lines)) - 1):
-        for has_cell, block in groupby(lines, lambda line, at=column: at < len(line) - 1):
+        marked = [(column < len(line) - 1, line) for line in lines]
+        for has_cell, block in groupby(marked, itemgetter(0)):
             if has_cell:
-                _pad(list(block), column)
+                _pad([line for _, line in block], column)
     return "\n".join(map("".join, lines))
 
 
