@@ -112,10 +112,11 @@ def test_table_without_rows_is_its_header() -> None:
 
 
 def test_newline_in_a_cell_ends_the_line_and_the_columns_begin_anew() -> None:
-    rows = [("wider than ten", "x\ny", "z"), ("a", "b", "c")]
+    rows = [("wider than ten", "x\nalone\ny", "z"), ("a", "b", "c")]
     assert table(("A", "B", "C"), rows) == (
         "A                B         C\n"
         "wider than ten   x\n"
+        "alone\n"
         "y         z\n"
         "a         b         c\n"
     )

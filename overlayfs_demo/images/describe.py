@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, Document, Image, parse_json, shown
@@ -23,6 +23,7 @@ NONE = "<none>"
 
 # Go's time.Time that nobody has set, which is what an absent time becomes.
 _ZERO_TIME = "0001-01-01T00:00:00Z"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -168,29 +169,30 @@ def read_time(text: str, where: str) -> tuple[int, str]:
             raise ValueError
         clock, fraction, zone = match[1], (match[2] or "")[:10].rstrip("0").rstrip("."), match[3]
         zone = "Z" if zone[1:] == "00:00" else zone
-        return int((datetime.fromisoformat(clock + zone) - _EPOCH).total_seconds()), clock + fraction + zone
-    except ValueError:
+        moment = datetime.fromisoformat(clock + zone).astimezone(UTC)
+        return int((moment - _EPOCH).total_seconds()), clock + fraction + zone
+    except (ValueError, OverflowError):
         raise ImageError(
             f"{where}: 'created' is no RFC 3339 time: '{shown(text)}'", "write it as 2006-01-02T15:04:05Z"
         ) from None
-
-
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
 
 
 # --- images ----------------------------------------------------------------------------------------
 
 
 def summarize(image: Image, layers: Sequence[LayerFacts], digests: Iterable[str] = ()) -> Summary:
-    """An image for the list; `digests` as `Stored` has them. Raises ImageError: no config, no time."""
+    """An image for the list; `layers` as for `history_rows`, `digests` as `Stored` has them.
+
+    Raises ImageError: no config, or its time is none; ValueError unless there are facts for every layer.
+    """
     created, _ = _created(_Fields.of(image))
     return Summary(
-        str(image_id(image)), created, sum(one.size for one in layers), _sorted(image.tags), _sorted(digests)
+        str(image_id(image)), created, _size(image, layers), _sorted(image.tags), _sorted(digests)
     )
 
 
 def image_rows(summaries: Iterable[Summary], digests: bool = False) -> tuple[ImageRow, ...]:
-    """The rows of `docker images`, the newest image first; a row for every tag, and with `digests` for each of those.
+    """The rows of `docker images`, the newest image first: one for every tag, with `digests` for every digest of it.
 
     A name that has digests only is one row of tag `<none>`, or with `digests` one for each. (Where Docker
     has the names of one image in the order of a Go map, which is none, here they are sorted.)
@@ -219,6 +221,10 @@ def _name_rows(summary: Summary, with_digests: bool) -> list[tuple[str, str, str
             # Without --digests Docker has "" there, not <none>, which only its JSON shows.
             rows += [(name, NONE, digest) for digest in (found if with_digests else [""])]
     return rows or [(NONE, NONE, NONE)]
+
+
+def _size(image: Image, layers: Sequence[LayerFacts]) -> int:
+    return sum(facts.size for _, facts in zip(image.layers, layers, strict=True))
 
 
 def _sorted(references: Iterable[str]) -> tuple[str, ...]:
@@ -327,10 +333,11 @@ _OMIT_ABSENT = {"Healthcheck", "StopTimeout"}
 def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHING_STORED) -> dict[str, object]:
     """The object that `docker inspect` prints, keys in Docker's order (moby api/types/types.go, ImageInspect).
 
-    Raises ImageError: no config, or a part of it has the wrong type.
+    Raises ImageError: no config, or a part of it has the wrong type; ValueError unless there are facts for
+    every layer.
     """
     fields = _Fields.of(image)
-    size = sum(one.size for one in layers)
+    size = _size(image, layers)
     last = image.history[-1].comment if image.history else ""
     found: dict[str, object] = {
         "Id": str(image_id(image)),

@@ -117,6 +117,12 @@ def test_flat_tree_has_no_id() -> None:
         image_id(Image(b"", (Layer(A, ""),)))
 
 
+def test_facts_of_too_few_layers_are_refused() -> None:
+    for read in (history_rows, summarize, inspect):
+        with pytest.raises(ValueError, match="shorter"):
+            read(image(*STEPS), FACTS[:1])
+
+
 @pytest.mark.parametrize(("text", "seconds", "as_go_writes"), [
     (CREATED, SECOND, CREATED),
     ("2020-09-13T12:26:40.120000000Z", SECOND, "2020-09-13T12:26:40.12Z"),
@@ -131,7 +137,10 @@ def test_time_is_read_and_written_as_go_does(text: str, seconds: int, as_go_writ
     assert read_time(text, "here") == (seconds, as_go_writes)
 
 
-@pytest.mark.parametrize("text", ["now", "2020-09-13", "2020-09-13 12:26:40Z", "2020-13-13T12:26:40Z", "2020\x1b[31m"])
+@pytest.mark.parametrize("text", [
+    "now", "2020-09-13", "2020-09-13 12:26:40Z", "2020-13-13T12:26:40Z", "2020\x1b[31m",
+    "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00Z", "2020-09-13T12:26:40+99:00",
+])
 def test_what_is_no_time_is_refused_and_shown_without_control_characters(text: str) -> None:
     with pytest.raises(ImageError, match="here: 'created' is no RFC 3339 time") as error:
         read_time(text, "here")
