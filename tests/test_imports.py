@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "mount_options": BASE | {"overlay"},
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
-for _part in ("mounts", "render", "build_command", "tour", "cli", "__main__"):
+for _part in ("mounts", "render", "docker_format", "build_command", "tour", "cli", "__main__"):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 
 # Libraries that only one module may know.

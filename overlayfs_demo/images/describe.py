@@ -1,0 +1,385 @@
+"""What do `docker images`, `docker history` and `docker inspect` say about this image?
+
+Values only, in Docker's order and under Docker's keys; `docker_format` makes lines of them. The rules are
+those of Docker 20.10: moby daemon/images/image_history.go, images.go and image_inspect.go, and docker/cli
+cli/command/formatter/image.go. Sizes are in bytes, times in seconds since 1970.
+
+An archive does not hold what belongs to one machine's Docker: which parents an image has there, by which
+digests it was pulled, where its layers lie, when it was tagged. The caller may give that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import Digest, Document, Image, parse_json, shown
+
+MISSING = "<missing>"
+NONE = "<none>"
+
+# Go's time.Time that nobody has set, which is what an absent time becomes.
+_ZERO_TIME = "0001-01-01T00:00:00Z"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How many files a layer adds, changes and deletes, seen from the layers below; its whiteouts."""
+
+    added: int
+    changed: int
+    deleted: int
+    whiteouts: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What the caller counted in one layer.
+
+    `size` is what Docker calls the layer's DiffSize, in bytes: the sizes of everything but directories, as
+    lstat(2) gives them (a symbolic link has the length of its target), hard links once (moby
+    pkg/directory/directory_unix.go).
+    """
+
+    size: int
+    changes: Changes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNames:
+    """The layer that a step made, and what it changed if the caller counted that."""
+
+    diff_id: Digest
+    chain_id: Digest
+    changes: Changes | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """One row of `docker history`: `size` in bytes, `created` in seconds since 1970 (None: no step says).
+
+    `layer` is what Docker leaves out; None means that the step changed metadata only.
+    """
+
+    id: str
+    created: int | None
+    created_by: str
+    size: int
+    comment: str
+    layer: LayerNames | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """An image as Docker's list has it: `created` in seconds since 1970, `size` in bytes, names sorted."""
+
+    id: str
+    created: int
+    size: int
+    tags: tuple[str, ...]
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One row of `docker images`: one name of an image; `<none>` for what it lacks."""
+
+    repository: str
+    tag: str
+    digest: str
+    id: str
+    created: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What only the Docker that stores an image knows of it, for `inspect`.
+
+    `digests` are `name@algorithm:hex`. `graph_driver` is the storage driver's name and what it says of the
+    image's top layer, `last_tag_time` RFC 3339 text; each is left out of `inspect` where None.
+    """
+
+    parent: Digest | None = None
+    digests: tuple[str, ...] = ()
+    graph_driver: tuple[str, Mapping[str, str]] | None = None
+    last_tag_time: str | None = None
+
+
+_NOTHING_STORED = Stored()
+
+
+def image_id(image: Image) -> Digest:
+    """The image ID: the digest of the config. Raises ImageError for a flat tree, which has none."""
+    if not image.config:
+        raise ImageError("a flat tree is no image: it has no config", "make it one with docker import")
+    return Digest.of(image.config)
+
+
+# --- history ---------------------------------------------------------------------------------------
+
+
+def history_rows(
+    image: Image, layers: Sequence[LayerFacts], parents: Sequence[Digest] = (), every_layer: bool = False
+) -> tuple[HistoryRow, ...]:
+    """The rows of `docker history`, the newest first.
+
+    `layers` are from the bottom to the top. `parents` are the images this one was built from that are
+    stored locally, the nearest first: a loaded image has none, and so all but its top row are `<missing>`.
+    With `every_layer`, layers that the history does not reach are rows too; Docker leaves them out.
+    Raises ImageError: no config, more steps that made a layer than layers, a time that is none; ValueError
+    unless there are facts for every layer.
+    """
+    named = [
+        (LayerNames(layer.diff_id, chain_id, facts.changes), facts.size)
+        for layer, chain_id, facts in zip(image.layers, image.chain_ids, layers, strict=True)
+    ]
+    rows, used = [], 0
+    for number, step in enumerate(image.history):
+        where = f"config: 'history'[{number}]"
+        names, size = None, 0
+        if not step.empty_layer:
+            if used == len(named):
+                raise ImageError(f"{where}: made a layer, but the image has only {used}", "export the image again")
+            names, size = named[used]
+            used += 1
+        seconds, _ = read_time(step.created, where)
+        rows.append(HistoryRow(MISSING, seconds, step.created_by, size, step.comment, names))
+    if every_layer:
+        rows += [HistoryRow(MISSING, None, "", size, "", names) for names, size in named[used:]]
+    rows.reverse()
+    for index, one in zip(range(len(rows)), (image_id(image), *parents), strict=False):
+        rows[index] = replace(rows[index], id=str(one))
+    return tuple(rows)
+
+
+def read_time(text: str, where: str) -> tuple[int, str]:
+    """An RFC 3339 time in seconds since 1970, and as Go writes it (time.RFC3339Nano: no zeros at the end).
+
+    "" is Go's zero time, in the year 1. Raises ImageError, which says `where` the text stood.
+    """
+    match = _RFC3339.fullmatch(text or _ZERO_TIME)
+    try:
+        if match is None:
+            raise ValueError
+        clock, fraction, zone = match[1], (match[2] or "")[:10].rstrip("0").rstrip("."), match[3]
+        zone = "Z" if zone[1:] == "00:00" else zone
+        moment = datetime.fromisoformat(clock + zone).astimezone(UTC)
+        return int((moment - _EPOCH).total_seconds()), clock + fraction + zone
+    except (ValueError, OverflowError):
+        raise ImageError(
+            f"{where}: 'created' is no RFC 3339 time: '{shown(text)}'", "write it as 2006-01-02T15:04:05Z"
+        ) from None
+
+
+# --- images ----------------------------------------------------------------------------------------
+
+
+def summarize(image: Image, layers: Sequence[LayerFacts], digests: Iterable[str] = ()) -> Summary:
+    """An image for the list; `layers` as for `history_rows`, `digests` as `Stored` has them.
+
+    Raises ImageError: no config, or its time is none; ValueError unless there are facts for every layer.
+    """
+    created, _ = _created(_Fields.of(image))
+    return Summary(
+        str(image_id(image)), created, _size(image, layers), _sorted(image.tags), _sorted(digests)
+    )
+
+
+def image_rows(summaries: Iterable[Summary], digests: bool = False) -> tuple[ImageRow, ...]:
+    """The rows of `docker images`, the newest image first: one for every tag, with `digests` for every digest of it.
+
+    A name that has digests only is one row of tag `<none>`, or with `digests` one for each. (Where Docker
+    has the names of one image in the order of a Go map, which is none, here they are sorted.)
+    """
+    return tuple(
+        ImageRow(*name, one.id, one.created, one.size)
+        for one in sorted(summaries, key=lambda one: one.created, reverse=True)
+        for name in _name_rows(one, digests)
+    )
+
+
+def _name_rows(summary: Summary, with_digests: bool) -> list[tuple[str, str, str]]:
+    tags = [one.rpartition(":")[::2] for one in summary.tags]
+    digests: dict[str, list[str]] = {}
+    for one in summary.digests:
+        name, _, digest = one.partition("@")
+        digests.setdefault(name, []).append(digest)
+    rows = [
+        (name, tag, digest)
+        for name, tag in tags
+        for digest in (digests.get(name) if with_digests else None) or [NONE]
+    ]
+    tagged = {name for name, _ in tags}
+    for name, found in digests.items():
+        if name not in tagged:
+            # Without --digests Docker has "" there, not <none>, which only its JSON shows.
+            rows += [(name, NONE, digest) for digest in (found if with_digests else [""])]
+    return rows or [(NONE, NONE, NONE)]
+
+
+def _size(image: Image, layers: Sequence[LayerFacts]) -> int:
+    return sum(facts.size for _, facts in zip(image.layers, layers, strict=True))
+
+
+def _sorted(references: Iterable[str]) -> tuple[str, ...]:
+    """References in their short form, sorted by their long one (moby reference/store.go, References)."""
+    return tuple(short for _, short in sorted(set(map(_reference, references))))
+
+
+def _reference(text: str) -> tuple[str, str]:
+    """A reference as Docker sorts it, and as it shows it (distribution reference/normalize.go).
+
+    A name without a registry is Docker Hub's, one without a slash is in its `library`, and one without a tag
+    is `latest`.
+    """
+    host, slash, path = text.partition("/")
+    if not slash or not (re.search("[.:]", host) or host == "localhost" or host != host.lower()):
+        host, path = "docker.io", text
+    host = "docker.io" if host == "index.docker.io" else host
+    if "@" not in path and ":" not in path:
+        path += ":latest"
+    if host != "docker.io":
+        return f"{host}/{path}", f"{host}/{path}"
+    if path.startswith("library/") and path.count("/") == 1:
+        path = path.removeprefix("library/")
+    return f"{host}/{path}" if "/" in path else f"{host}/library/{path}", path
+
+
+# --- inspect ---------------------------------------------------------------------------------------
+
+
+class _Fields:
+    """A JSON object of the config, read as Go reads it into a struct: each method raises ImageError."""
+
+    def __init__(self, value: object, where: str) -> None:
+        self.document = Document(value, where)
+        self._raw: Mapping[str, object] = value if isinstance(value, dict) else {}
+        self._where = where
+
+    @classmethod
+    def of(cls, image: Image) -> _Fields:
+        """The config of an image."""
+        image_id(image)
+        return cls(parse_json(image.config, "config"), "config")
+
+    def inner(self, key: str) -> _Fields | None:
+        """The object at `key`; None if it is absent or null."""
+        return _Fields(self._raw[key], f"{self._where}: {key!r}") if self.document.has(key) else None
+
+    def text(self, key: str) -> object:
+        return self.document.text(key, "")
+
+    def flag(self, key: str) -> object:
+        return self.document.flag(key)
+
+    def texts(self, key: str) -> object:
+        return list(self.document.texts(key)) if self.document.has(key) else None
+
+    def words(self, key: str) -> object:
+        """A command: its words, or one string (moby api/types/strslice)."""
+        value = self._raw.get(key)
+        return [value] if isinstance(value, str) else self.texts(key)
+
+    def number(self, key: str) -> object:
+        """A whole number, None if absent."""
+        value = self._raw.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | None):
+            raise ImageError(f"{self._where}: {key!r} must be a whole number", "export the image again")
+        return value
+
+    def names(self, key: str) -> object:
+        """A set: an object whose values say nothing. Go sorts the keys of what is no struct."""
+        inner = self.inner(key)
+        return None if inner is None else {name: {} for name in sorted(inner._raw)}
+
+    def labels(self, key: str) -> object:
+        """An object of strings, sorted."""
+        inner = self.inner(key)
+        return None if inner is None else {name: inner.text(name) for name in sorted(inner._raw)}
+
+    def health(self, key: str) -> object:
+        """A health check: what is zero or empty is left out; times are in nanoseconds."""
+        inner = self.inner(key)
+        if inner is None:
+            return None
+        numbers = {name: inner.number(name) for name in ("Interval", "Timeout", "StartPeriod", "Retries")}
+        return {name: value for name, value in ({"Test": inner.texts("Test")} | numbers).items() if value}
+
+
+_Read = Callable[[_Fields, str], object]
+# moby api/types/container/config.go, in its order. A Go struct has no place for an unknown key: the config
+# keeps it, and `inspect` does not show it.
+_SETTINGS: tuple[tuple[str, _Read], ...] = (
+    ("Hostname", _Fields.text), ("Domainname", _Fields.text), ("User", _Fields.text), ("AttachStdin", _Fields.flag),
+    ("AttachStdout", _Fields.flag), ("AttachStderr", _Fields.flag), ("ExposedPorts", _Fields.names),
+    ("Tty", _Fields.flag), ("OpenStdin", _Fields.flag), ("StdinOnce", _Fields.flag), ("Env", _Fields.texts),
+    ("Cmd", _Fields.words), ("Healthcheck", _Fields.health), ("ArgsEscaped", _Fields.flag), ("Image", _Fields.text),
+    ("Volumes", _Fields.names), ("WorkingDir", _Fields.text), ("Entrypoint", _Fields.words),
+    ("NetworkDisabled", _Fields.flag), ("MacAddress", _Fields.text), ("OnBuild", _Fields.texts),
+    ("Labels", _Fields.labels), ("StopSignal", _Fields.text), ("StopTimeout", _Fields.number),
+    ("Shell", _Fields.words),
+)
+# Left out where empty ("omitempty"); the two that Go has behind a pointer only where they are not there at all.
+_OMIT_EMPTY = {"ExposedPorts", "ArgsEscaped", "NetworkDisabled", "MacAddress", "StopSignal", "Shell"}
+_OMIT_ABSENT = {"Healthcheck", "StopTimeout"}
+
+
+def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHING_STORED) -> dict[str, object]:
+    """The object that `docker inspect` prints, keys in Docker's order (moby api/types/types.go, ImageInspect).
+
+    Raises ImageError: no config, or a part of it has the wrong type; ValueError unless there are facts for
+    every layer.
+    """
+    fields = _Fields.of(image)
+    size = _size(image, layers)
+    last = image.history[-1].comment if image.history else ""
+    found: dict[str, object] = {
+        "Id": str(image_id(image)),
+        "RepoTags": list(_sorted(image.tags)),
+        "RepoDigests": list(_sorted(stored.digests)),
+        "Parent": str(stored.parent or ""),
+        "Comment": fields.text("comment") or last,
+        "Created": _created(fields)[1],
+        "Container": fields.text("container"),
+        "ContainerConfig": _settings(fields.inner("container_config") or _Fields({}, "config")),
+        "DockerVersion": fields.text("docker_version"),
+        "Author": fields.text("author"),
+        "Config": None if (config := fields.inner("config")) is None else _settings(config),
+        "Architecture": fields.text("architecture"),
+        **_unless_empty("Variant", fields.text("variant")),
+        "Os": fields.text("os") or "linux",
+        **_unless_empty("OsVersion", fields.text("os.version")),
+        "Size": size,
+        "VirtualSize": size,
+    }
+    if stored.graph_driver is not None:
+        name, data = stored.graph_driver
+        found["GraphDriver"] = {"Data": dict(sorted(data.items())), "Name": name}
+    rootfs = fields.inner("rootfs") or _Fields({}, "config")
+    diff_ids = [str(layer.diff_id) for layer in image.layers]
+    found["RootFS"] = {"Type": rootfs.text("type"), **_unless_empty("Layers", diff_ids)}
+    if stored.last_tag_time is not None:
+        found["Metadata"] = {"LastTagTime": stored.last_tag_time}
+    return found
+
+
+def _created(fields: _Fields) -> tuple[int, str]:
+    return read_time(fields.document.text("created", ""), "config")
+
+
+def _settings(fields: _Fields) -> dict[str, object]:
+    read = {key: reader(fields, key) for key, reader in _SETTINGS}
+    return {
+        key: value for key, value in read.items()
+        if value or not (key in _OMIT_EMPTY or (key in _OMIT_ABSENT and value is None))
+    }
+
+
+def _unless_empty(key: str, value: object) -> dict[str, object]:
+    return {key: value} if value else {}
