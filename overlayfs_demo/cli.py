@@ -6,12 +6,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from overlayfs_demo import mounts, render
+from overlayfs_demo.container_commands import add_container_verbs
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.events import Event
+from overlayfs_demo.image_commands import add_image_verbs
 from overlayfs_demo.mount_options import FRONTS, parse
 
 PROGRAM = "overlayfs-demo"
@@ -55,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format=f"{PROGRAM}: %(message)s")
     try:
-        if _is_mount_helper(arguments):
+        parser, verbs = _parser()
+        if _is_mount_helper(arguments, verbs):
             return _mount_as_helper(arguments)
-        options = _parser().parse_args(arguments)
+        options = parser.parse_args(arguments)
         status: int = options.run(options)
         return status
     except OverlayError as error:
@@ -67,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """The parser, and the verbs it knows."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="An overlay filesystem you can watch.")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     mount = verbs.add_parser(
@@ -87,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     umount.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.set_defaults(run=_umount)
-    return parser
+    add_image_verbs(verbs)
+    add_container_verbs(verbs)
+    return parser, verbs.choices
 
 
 def _mount(arguments: argparse.Namespace) -> int:
@@ -117,7 +123,7 @@ def _umount(arguments: argparse.Namespace) -> int:
 # --- mount(8) --------------------------------------------------------------------------------------
 
 
-def _is_mount_helper(arguments: Sequence[str]) -> bool:
+def _is_mount_helper(arguments: Sequence[str], verbs: Collection[str]) -> bool:
     """Are we called as mount(8) calls its helpers: SOURCE MOUNTPOINT [-sfnv] [-N NS] [-t TYPE] [-o OPTIONS]?
 
     That is so under the helper's name, `mount.fuse.overlayfs-demo`, and through mount.fuse3(8), which
@@ -126,7 +132,7 @@ def _is_mount_helper(arguments: Sequence[str]) -> bool:
     if os.path.basename(sys.argv[0]).startswith("mount."):
         return True
     bare = len(arguments) >= 2 and not arguments[0].startswith("-") and not arguments[1].startswith("-")
-    return bare and arguments[0] not in ("mount", "umount")
+    return bare and arguments[0] not in verbs
 
 
 def _mount_as_helper(arguments: Sequence[str]) -> int:

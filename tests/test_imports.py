@@ -30,9 +30,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "fronts": BASE | {"overlay"},
     "mount_table": frozenset(),
     "mount_options": BASE | {"overlay"},
+    "changes": BASE | {"overlay"},
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
-for _part in ("mounts", "render", "docker_format", "build_command", "tour", "cli", "__main__"):
+for _part in (
+    "mounts", "render", "docker_format", "containers", "build_command", "image_commands", "container_commands", "cli",
+    "__main__",
+):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 
 # Libraries that only one module may know.

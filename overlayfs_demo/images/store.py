@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Config, Digest, Document, History, chain_ids, parse_json, shown
+from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, parse_json, shown
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
@@ -49,7 +49,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A layer's directory and what it holds: `size` bytes of file data.
+    """A layer's directory and what it holds: `size` bytes of file data and link targets.
 
     `marks` is the prefix of the attributes that mark its opaque directories; `owners`: were owners kept?
     """
@@ -82,16 +82,12 @@ class StoredImage:
         """A name of it, or the beginning of its ID."""
         return self.names[0] if self.names else self.id.short
 
-    def rows(self) -> tuple[tuple[History, StoredLayer | None], ...]:
-        """Each step of its history from the first on, with the layer that it made, if it made one.
-
-        A history that does not account for every layer (config.md wants it to) gives its steps no layer.
-        """
-        history = self.parsed.history
-        if sum(not step.empty_layer for step in history) != len(self.layers):
-            return tuple((step, None) for step in history)
-        layers = iter(self.layers)
-        return tuple((step, None if step.empty_layer else next(layers)) for step in history)
+    @property
+    def value(self) -> Image:
+        """The image as a value, apart from where it is kept."""
+        return Image(
+            self.config, tuple(Layer(layer.diff_id, "") for layer in self.layers), self.parsed.history, self.names
+        )
 
 
 def normal_name(name: str) -> str:

@@ -40,7 +40,11 @@ _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What a layer turned out to hold: bytes of file data; and what could not be kept, in how many members."""
+    """What a layer turned out to hold.
+
+    `size` is in bytes, as Docker counts them: file data and the targets of symbolic links. `left_out` says what
+    could not be kept, and in how many members.
+    """
 
     size: int
     left_out: Mapping[str, int]
@@ -210,6 +214,7 @@ class _Unpacking:
         if b"\0" in target:
             raise MemberError("links to a name that no file can have")
         self._place(path, lambda dir_fd: os.symlink(target, name, dir_fd=dir_fd))
+        self.size += len(target)
         self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
 
     def _node(self, info: tarfile.TarInfo, path: bytes) -> None:

@@ -1,0 +1,146 @@
+"""What can be typed about containers: an image's layers, and one writable layer on top?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+
+from overlayfs_demo import docker_format
+from overlayfs_demo.containers import Container, Containers
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.image_commands import Verbs, add_verb, put, put_json, store_of
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.render import human_size, printable
+
+# Seconds over which the processor time of a daemon is measured.
+_SAMPLE = 0.1
+
+
+def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verbs of this module."""
+    verb = add_verb(verbs, "create", "make a container of an image, and mount it", "create app:1.0 --name c1", _create)
+    verb.add_argument("image", metavar="IMAGE")
+    verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
+    verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
+    verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
+    verb.add_argument("--json", action="store_true", help="an object a line")
+    verb = add_verb(verbs, "diff", "show what a container changed: A(dded), C(hanged), D(eleted)", "diff c1", _diff)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("--json", action="store_true", help="an object a line")
+    verb = add_verb(verbs, "stop", "unmount containers; what they changed stays", "stop c1", _stop)
+    verb.add_argument("containers", nargs="+", metavar="C")
+    verb.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
+    verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
+    verb.add_argument("containers", nargs="+", metavar="C")
+    verb = add_verb(verbs, "rm", "remove containers, with what they changed", "rm c1", _rm)
+    verb.add_argument("containers", nargs="+", metavar="C")
+    verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
+    verb = add_verb(verbs, "shell", "run a shell or a command with a container as its root", "shell c1 ls -l /", _shell)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    container = Containers(store).create(store.find(arguments.image), arguments.name, arguments.at)
+    put(f"{container.name} {shown(str(container.mountpoint))}\n")
+    return 0
+
+
+def _ps(arguments: argparse.Namespace) -> int:
+    rows = [_row(container) for container in Containers(store_of(arguments)).all()]
+    if arguments.json:
+        put_json(rows)
+        return 0
+    header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
+    put(docker_format.table(header, [
+        (
+            str(row["Name"]), str(row["Image"]),
+            docker_format.human_duration(float(str(row["Uptime"]))).join(("Up ", "")) if row["PID"] else "Stopped",
+            str(row["PID"] or "-"), human_size(int(str(row["Memory"]))) if row["PID"] else "-",
+            f"{row['CPU']}%" if row["PID"] else "-", human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
+        )
+        for row in rows
+    ]))
+    return 0
+
+
+def _row(container: Container) -> dict[str, object]:
+    """What is known of a container; PID is None for one that is not mounted. Sizes in bytes, times in seconds."""
+    row: dict[str, object] = {
+        "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
+        "Created": container.created, "PID": None, "Memory": 0, "CPU": 0.0, "Uptime": 0.0,
+        "Upper": container.upper_size(), "Mountpoint": str(container.mountpoint),
+    }
+    record = container.record
+    if record is not None:
+        try:
+            daemon = psutil.Process(record.pid)
+            row.update(
+                PID=record.pid, Memory=daemon.memory_info().rss, CPU=daemon.cpu_percent(_SAMPLE),
+                Uptime=max(time.time() - daemon.create_time(), 0.0),
+            )
+        except psutil.NoSuchProcess:
+            pass  # Killed, and its mount not yet taken away: as good as stopped.
+    return row
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    found = containers.diff(containers.find(arguments.container))
+    if arguments.json:
+        put_json([{"Kind": one.kind.value, "Path": os.fsdecode(one.path)} for one in found])
+    else:
+        put("".join(f"{one.kind.value} {printable(one.path)}\n" for one in found))
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    for name in arguments.containers:
+        containers.stop(containers.find(name), lazy=arguments.lazy)
+        put(f"{name}\n")
+    return 0
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    for name in arguments.containers:
+        containers.start(containers.find(name))
+        put(f"{name}\n")
+    return 0
+
+
+def _rm(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    for name in arguments.containers:
+        containers.remove(containers.find(name), force=arguments.force)
+        put(f"{name}\n")
+    return 0
+
+
+def _shell(arguments: argparse.Namespace) -> int:
+    """Become the command: in mount, PID, UTS and IPC namespaces of its own, with its own /proc, by unshare(1)."""
+    container = Containers(store_of(arguments)).find(arguments.container)
+    if container.record is None:
+        raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
+    root = str(container.mountpoint)
+    command = arguments.command or ["/bin/sh"]
+    if not os.path.isabs(command[0]) and shutil.which(command[0]) is None:
+        raise MountError(f"no command '{shown(command[0])}'", "give its whole path in the container")
+    if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
+        raise MountError(
+            f"container '{container.name}' has no {shown(command[0])}", "name a program that its image has"
+        )
+    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
+    if os.geteuid() != 0:
+        words.append("--map-root-user")
+    try:
+        os.execvp("unshare", [*words, f"--root={root}", "--wd=/", "--", *command])
+    except OSError as error:
+        raise MountError(f"unshare: {error.strerror}", "install util-linux") from None

@@ -1,0 +1,305 @@
+"""What can be typed about images and the layers they are made of?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from overlayfs_demo import docker_format
+from overlayfs_demo.containers import Containers
+from overlayfs_demo.images import describe, remove
+from overlayfs_demo.images.describe import LayerFacts
+from overlayfs_demo.images.load import Loaded, Progress, import_tree, load
+from overlayfs_demo.images.model import Digest, Platform, shown
+from overlayfs_demo.images.store import Store, StoredImage, default_root
+from overlayfs_demo.render import human_size
+
+Verbs = argparse._SubParsersAction
+
+
+def add_verb(
+    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, example: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """A verb that works on the store, with an example in its help."""
+    verb = verbs.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  overlayfs-demo {example}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument(
+        "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
+    )
+    verb.set_defaults(run=run)
+    return verb
+
+
+def store_of(arguments: argparse.Namespace) -> Store:
+    """The store that a command works on."""
+    return Store(arguments.store or default_root())
+
+
+def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verbs of this module."""
+    verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
+    verb.add_argument("archive", nargs="?", default="-", metavar="FILE",
+                      help="of docker save, podman save or skopeo, an OCI layout directory, or - (the default): stdin")
+    verb.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
+    verb.add_argument("--quiet", "-q", action="store_true", help="print the names alone")
+    verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
+    verb.add_argument("archive", metavar="FILE", help="as docker export writes it; - is stdin")
+    verb.add_argument("name", metavar="NAME[:TAG]")
+    verb = add_verb(verbs, "images", "list images", "images --digests", _images)
+    _add_format(verb)
+    verb.add_argument("--quiet", "-q", action="store_true", help="IDs alone")
+    verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
+    verb.add_argument("image", metavar="IMAGE")
+    _add_format(verb)
+    verb.add_argument("--human", type=_truth, default=True, metavar="true|false", help="sizes and times for people")
+    verb.add_argument("--layers", action="store_true", help="show what docker leaves out: the layer of each step")
+    verb = add_verb(verbs, "inspect", "show all about images, as docker does", "inspect app:1.0", _inspect)
+    verb.add_argument("images", nargs="+", metavar="IMAGE")
+    verb = add_verb(verbs, "layers", "list every stored layer, and who uses it", "layers", _layers)
+    _add_format(verb)
+    verb = add_verb(verbs, "df", "show what images share, and what they take", "df", _df)
+    verb.add_argument("--json", action="store_true", help="an object a line")
+    verb = add_verb(verbs, "tag", "give an image a further name", "tag app:1.0 app:stable", _tag)
+    verb.add_argument("image", metavar="IMAGE")
+    verb.add_argument("name", metavar="NAME[:TAG]")
+    verb = add_verb(verbs, "rmi", "remove names, and images without one", "rmi app:1.0", _rmi)
+    verb.add_argument("images", nargs="+", metavar="IMAGE")
+    verb.add_argument("--force", "-f", action="store_true", help="by ID, although it has several names")
+    verb = add_verb(verbs, "prune", "remove what nothing uses", "prune --all", _prune)
+    verb.add_argument("--all", "-a", action="store_true", help="also images with a name that no container uses")
+
+
+def _add_format(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="an object a line")
+    verb.add_argument("--no-trunc", action="store_true", help="whole IDs and commands")
+
+
+def _truth(word: str) -> bool:
+    if word not in ("true", "false"):
+        raise argparse.ArgumentTypeError("say true or false")
+    return word == "true"
+
+
+def put(text: str) -> None:
+    """Print text that may hold what is no UTF-8."""
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.flush()
+
+
+def put_json(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print an object a line."""
+    put("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# --- getting images in -----------------------------------------------------------------------------
+
+
+def _source(word: str) -> Path | BinaryIO:
+    return sys.stdin.buffer if word == "-" else Path(word)
+
+
+def _teller() -> Callable[[Progress], None]:
+    """What a person at a terminal sees while it takes its time; one line, rewritten."""
+    if not sys.stderr.isatty():
+        return lambda _progress: None
+
+    def tell(one: Progress) -> None:
+        what = "is here already" if one.skipped else "is being unpacked"
+        print(f"\r\033[Klayer {one.number} of {one.total} ({one.diff_id.short}) {what}", end="", file=sys.stderr)
+        sys.stderr.flush()
+
+    return tell
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    platform = Platform.parse(arguments.platform) if arguments.platform else None
+    try:
+        loaded = load(store_of(arguments), _source(arguments.archive), platform, _teller())
+    finally:
+        _end_line()
+    for one in loaded:
+        _report(one, quiet=arguments.quiet)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    try:
+        loaded = import_tree(store_of(arguments), _source(arguments.archive), arguments.name, tell=_teller())
+    finally:
+        _end_line()
+    _report(loaded, quiet=True)
+    put(f"{loaded.image.id}\n")
+    return 0
+
+
+def _end_line() -> None:
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _report(loaded: Loaded, *, quiet: bool) -> None:
+    image = loaded.image
+    for name, before in loaded.displaced.items():
+        put(f"The name {shown(name)} stood for {before.short} before, which is now without it\n")
+    if not quiet and loaded.skipped:
+        saved = human_size(sum(layer.size for layer in loaded.skipped))
+        put(f"{len(loaded.skipped)} of {len(image.layers)} layers ({saved}) were here already, and are stored once\n")
+    for name in image.names:
+        put(f"Loaded image: {shown(name)}\n")
+    if not image.names:
+        put(f"Loaded image ID: {image.id}\n")
+    for what, count in sorted(loaded.left_out.items()):
+        print(f"overlayfs-demo: note: left out in {count} members: {what}", file=sys.stderr)
+
+
+# --- telling of them -------------------------------------------------------------------------------
+
+
+def _facts(image: StoredImage) -> list[LayerFacts]:
+    return [LayerFacts(layer.size) for layer in image.layers]
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    found = store_of(arguments).images()
+    rows = describe.image_rows(describe.summarize(image.value, _facts(image)) for image in found)
+    trunc, now = not arguments.no_trunc, time.time()
+    if arguments.quiet:
+        put("".join(f"{docker_format.short_id(row.id) if trunc else row.id}\n" for row in rows))
+    elif arguments.json:
+        put(docker_format.images_json(rows, now, trunc))
+    else:
+        put(docker_format.images_table(rows, now, trunc=trunc))
+    return 0
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    image = store_of(arguments).find(arguments.image)
+    rows = describe.history_rows(image.value, _facts(image), every_layer=arguments.layers)
+    words = (time.time(), arguments.human, not arguments.no_trunc)
+    if arguments.json:
+        put(docker_format.history_json(rows, *words))
+    elif arguments.layers:
+        put(docker_format.extended_history_table(rows, *words))
+    else:
+        put(docker_format.history_table(rows, *words))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    found = []
+    for word in arguments.images:
+        image = store.find(word)
+        directories = [str(layer.directory) for layer in reversed(image.layers)]
+        stored = describe.Stored(graph_driver=(
+            "overlayfs-demo", {"LowerDir": ":".join(directories[1:]), "UpperDir": directories[0]},
+        ))
+        found.append(describe.inspect(image.value, _facts(image), stored))
+    put(docker_format.inspect_text(found))
+    return 0
+
+
+def _users(images: Sequence[StoredImage]) -> Mapping[Digest, list[StoredImage]]:
+    """The images that have a layer, by its chain ID."""
+    users: dict[Digest, list[StoredImage]] = {}
+    for image in images:
+        for layer in image.layers:
+            users.setdefault(layer.chain_id, []).append(image)
+    return users
+
+
+def _layers(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    users = _users(store.images())
+    layers = sorted(store.layers(), key=lambda layer: (-layer.size, str(layer.chain_id)))
+    if arguments.json:
+        put_json([
+            {
+                "ChainID": str(layer.chain_id), "DiffID": str(layer.diff_id), "Size": layer.size,
+                "Images": [image.title for image in users.get(layer.chain_id, [])], "Directory": str(layer.directory),
+            }
+            for layer in layers
+        ])
+        return 0
+
+    def words(digest: Digest) -> str:
+        return str(digest) if arguments.no_trunc else digest.short
+
+    put(docker_format.table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), [
+        (
+            words(layer.chain_id), words(layer.diff_id), human_size(layer.size),
+            ", ".join(image.title for image in users.get(layer.chain_id, [])) or "nothing",
+        )
+        for layer in layers
+    ]))
+    return 0
+
+
+def _df(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    images, layers = store.images(), store.layers()
+    uses = Counter(layer.chain_id for image in images for layer in set(image.layers))
+
+    def split(image: StoredImage) -> tuple[int, int]:
+        shared = sum(layer.size for layer in image.layers if uses[layer.chain_id] > 1)
+        return shared, image.size - shared
+
+    stored = sum(layer.size for layer in layers)
+    listed = sum(image.size for image in images)
+    unused = sum(layer.size for layer in layers if not uses[layer.chain_id])
+    if arguments.json:
+        put_json([
+            {"Image": image.title, "ID": str(image.id), "Size": image.size, "SharedSize": split(image)[0],
+             "UniqueSize": split(image)[1]}
+            for image in images
+        ] + [{"Listed": listed, "Stored": stored, "Unused": unused}])
+        return 0
+    put(docker_format.table(("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"), [
+        (image.title, image.id.short, *(human_size(size) for size in (image.size, *split(image)))) for image in images
+    ]))
+    put(
+        f"\nThe sizes add up to {human_size(listed)}, but {human_size(stored)} are stored: a layer that several images "
+        f"have is stored once.{f' {human_size(unused)} of that no image uses.' if unused else ''}\n"
+    )
+    return 0
+
+
+# --- names, and getting rid of images --------------------------------------------------------------
+
+
+def _tag(arguments: argparse.Namespace) -> int:
+    remove.tag(store_of(arguments), arguments.image, arguments.name)
+    return 0
+
+
+def _rmi(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    for word in arguments.images:
+        _tell_removed(remove.remove_image(store, word, Containers(store).users(), force=arguments.force))
+    return 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    gone = remove.prune(store, Containers(store).users(), every=arguments.all)
+    _tell_removed(gone)
+    put(f"Reclaimed space: {human_size(gone.size)}\n")
+    return 0
+
+
+def _tell_removed(gone: remove.Removed) -> None:
+    lines = [f"Untagged: {shown(name)}" for name in gone.names]
+    lines += [f"Deleted: {image}" for image in gone.images]
+    lines += [f"Deleted: {layer.chain_id}" for layer in gone.layers]
+    put("".join(line + "\n" for line in lines))
+
+
