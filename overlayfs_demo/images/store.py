@@ -33,7 +33,8 @@ _VERSION = b"overlayfs-demo store 1\n"
 _RECORD = ".json"
 
 # What Docker takes for a name (distribution reference): components, then a tag.
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/-]*?(?::[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127})?")
+_PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?"
+_NAME = re.compile(rf"{_PART}(?::[0-9]+(?=/))?(?:/{_PART})*(?::[a-zA-Z0-9_][a-zA-Z0-9._-]{{0,127}})?")
 _LEAST_DIGITS = 4
 
 
@@ -105,14 +106,15 @@ class Store:
         self.root = root.absolute()
         version = self.root / "version"
         try:
-            for directory in (self.root, self._layers, self._images, self.tmp):
-                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
             if not version.exists():
-                if any(one.name not in ("layers", "images", "tmp") for one in self.root.iterdir()):
+                if any(self.root.iterdir()):
                     raise ImageError(f"{shown(str(self.root))} is no store, and not empty", "choose another --store")
                 version.write_bytes(_VERSION)
             if version.read_bytes() != _VERSION:
                 raise ImageError(f"{shown(str(self.root))} is a store of another version", "choose another --store")
+            for directory in (self._layers, self._images, self.tmp):
+                directory.mkdir(mode=0o755, exist_ok=True)
         except OSError as error:
             raise ImageError(
                 f"the store {shown(str(self.root))}: {error.strerror}",

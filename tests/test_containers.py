@@ -1,0 +1,219 @@
+"""What do the verbs about images and containers do, and what do they print?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import unmount_all, why_no_mounts
+from tests.images.builders import WHITEOUT, docker_save_many, layer, oci_archive, symlink
+from tests.places import fails, run
+
+BASE = layer({"etc/motd": "hello\n", "etc/passwd": "root\n", "app/run": "#!", "app/link": symlink("run"), "old": "1"})
+APP = layer({"app/more": "12345", "old": WHITEOUT})
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Run]:
+    """`overlayfs-demo` on a store of its own, with the images a:1 and b:1, which share a layer."""
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+
+    def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        return run("overlayfs-demo", words[0], "--store", tmp_path / "store", *words[1:])
+
+    (tmp_path / "images.tar").write_bytes(docker_save_many({"a:1": [BASE, APP], "b:1": [BASE]}))
+    assert command("load", tmp_path / "images.tar").returncode == 0
+    yield command
+    unmount_all(str(tmp_path))
+
+
+def succeeds(done: subprocess.CompletedProcess[str]) -> str:
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def view(demo: Run, name: str = "c1", image: str = "a:1") -> Path:
+    """A new container; where it is mounted."""
+    told = succeeds(demo("create", image, "--name", name))
+    assert told.split()[0] == name
+    return Path(told.split()[1])
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def test_load_says_what_was_there_already(demo: Run, tmp_path: Path) -> None:
+    assert succeeds(demo("load", tmp_path / "images.tar")) == (
+        "2 of 2 layers (22B) were here already, and are stored once\nLoaded image: a:1\n"
+        "1 of 1 layers (17B) were here already, and are stored once\nLoaded image: b:1\n"
+    )
+
+
+def test_images_and_history_are_tables_or_json(demo: Run) -> None:
+    table = succeeds(demo("images")).splitlines()
+    assert table[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]
+    assert [line.split()[0] for line in table[1:]] in (["a", "b"], ["b", "a"])
+    rows = [json.loads(line) for line in succeeds(demo("images", "--json")).splitlines()]
+    assert {row["Repository"] for row in rows} == {"a", "b"}
+    assert len(succeeds(demo("images", "--quiet")).split()) == 2
+    assert succeeds(demo("history", "a:1")).startswith("IMAGE ")
+    assert "DIFF ID" in succeeds(demo("history", "--layers", "a:1"))
+    assert all(json.loads(line) for line in succeeds(demo("history", "--json", "a:1")).splitlines())
+
+
+def test_inspect_prints_a_list(demo: Run) -> None:
+    first, second = json.loads(succeeds(demo("inspect", "a:1", "b:1")))
+    assert (first["RepoTags"], second["RepoTags"]) == (["a:1"], ["b:1"])
+    assert first["RootFS"]["Layers"][0] == second["RootFS"]["Layers"][0]
+
+
+def test_layers_says_who_uses_each(demo: Run) -> None:
+    rows = [json.loads(line) for line in succeeds(demo("layers", "--json")).splitlines()]
+    assert [(row["Size"], row["Images"]) for row in rows] in (
+        [(17, ["a:1", "b:1"]), (5, ["a:1"])], [(17, ["b:1", "a:1"]), (5, ["a:1"])],
+    )
+    assert succeeds(demo("layers")).splitlines()[0].split() == ["CHAIN", "ID", "DIFF", "ID", "SIZE", "USED", "BY"]
+
+
+def test_df_explains_why_sizes_do_not_add_up(demo: Run) -> None:
+    *rows, total = [json.loads(line) for line in succeeds(demo("df", "--json")).splitlines()]
+    assert {(row["Image"], row["Size"], row["SharedSize"], row["UniqueSize"]) for row in rows} == {
+        ("a:1", 22, 17, 5), ("b:1", 17, 17, 0),
+    }
+    assert total == {"Listed": 39, "Stored": 22, "Unused": 0}
+    assert "add up to 39B, but 22B are stored" in succeeds(demo("df"))
+
+
+def test_an_unknown_image_is_one_line(demo: Run) -> None:
+    for verb in ("history", "inspect", "create", "rmi"):
+        fails(demo(verb, "nothing"), "no image 'nothing'", "overlayfs-demo images")
+
+
+def test_stdin_is_an_archive(demo: Run, tmp_path: Path) -> None:
+    (tmp_path / "oci.tar").write_bytes(oci_archive([APP]))
+    done = run("sh", "-c", f"overlayfs-demo load --store {tmp_path}/store < {tmp_path}/oci.tar")
+    assert "Loaded image" in succeeds(done)
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+def test_a_container_shows_the_image_and_keeps_its_changes(demo: Run) -> None:
+    c1 = view(demo)
+    assert sorted(os.listdir(c1)) == ["app", "etc"]
+    (c1 / "etc/motd").write_text("changed\n")
+    assert succeeds(demo("stop", "c1")) == "c1\n"
+    assert os.listdir(c1) == []
+    assert succeeds(demo("start", "c1")) == "c1\n"
+    assert (c1 / "etc/motd").read_text() == "changed\n"
+
+
+def test_containers_of_one_image_do_not_see_each_other(demo: Run) -> None:
+    c1, c2 = view(demo, "c1"), view(demo, "c2")
+    (c1 / "etc/motd").write_text("mine")
+    (c1 / "app/run").unlink()
+    assert (c2 / "etc/motd").read_text() == "hello\n"
+    assert (c2 / "app/run").exists()
+
+
+def test_diff_prints_dockers_letters(demo: Run) -> None:
+    c1 = view(demo)
+    (c1 / "etc/new").touch()
+    (c1 / "etc/passwd").chmod(0o600)
+    (c1 / "etc/motd").open("a").close()  # Copied up, but not changed.
+    (c1 / "d").mkdir()
+    (c1 / "app").rename(c1 / "app2")
+    assert succeeds(demo("diff", "c1")).splitlines() == [
+        "A /app2", "A /app2/link", "A /app2/more", "A /app2/run", "A /d", "C /etc", "A /etc/new", "C /etc/passwd",
+        "D /app",
+    ]
+    assert json.loads(succeeds(demo("diff", "--json", "c1")).splitlines()[0]) == {"Kind": "A", "Path": "/app2"}
+
+
+def test_diff_of_a_file_that_is_now_a_directory_and_the_other_way_round(demo: Run) -> None:
+    c1 = view(demo)
+    run("rm", "-r", c1 / "app", c1 / "etc/motd")
+    (c1 / "app").write_text("file")
+    (c1 / "etc/motd").mkdir()
+    (c1 / "etc/motd/x").touch()
+    assert succeeds(demo("diff", "c1")).splitlines() == ["C /app", "C /etc", "C /etc/motd", "A /etc/motd/x"]
+
+
+def test_an_edit_of_the_same_size_and_second_is_in_the_diff(demo: Run) -> None:
+    c1 = view(demo)
+    before = (c1 / "etc/motd").stat()
+    (c1 / "etc/motd").write_text("HELLO\n")
+    os.utime(c1 / "etc/motd", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert succeeds(demo("diff", "c1")) == "C /etc\nC /etc/motd\n"
+
+
+def test_an_unchanged_container_has_no_diff(demo: Run) -> None:
+    view(demo)
+    assert succeeds(demo("diff", "c1")) == ""
+
+
+def test_ps_tells_of_daemon_and_upper(demo: Run) -> None:
+    c1 = view(demo)
+    (c1 / "new").write_text("12345")
+    (c1 / "etc/motd").unlink()
+    row = json.loads(succeeds(demo("ps", "--json")))
+    assert (row["Name"], row["Image"], row["Upper"], row["Mountpoint"]) == ("c1", "a:1", 5, str(c1))
+    assert Path(f"/proc/{row['PID']}").exists() and row["Memory"] > 0
+    assert "Up " in succeeds(demo("ps"))
+    demo("stop", "c1")
+    assert "Stopped" in succeeds(demo("ps"))
+
+
+def test_a_container_may_be_mounted_elsewhere(demo: Run, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    succeeds(demo("create", "a:1", "--name", "c1", "--at", tmp_path / "here"))
+    assert (tmp_path / "here/etc/motd").exists()
+
+
+def test_create_that_cannot_mount_leaves_no_container(demo: Run, tmp_path: Path) -> None:
+    fails(demo("create", "a:1", "--name", "c1", "--at", tmp_path / "nowhere"), "nowhere", "does not exist")
+    assert succeeds(demo("ps", "--json")) == ""
+    view(demo)
+
+
+def test_wrong_uses_of_containers_are_one_line(demo: Run) -> None:
+    view(demo)
+    fails(demo("create", "a:1", "--name", "c1"), "already")
+    fails(demo("create", "a:1", "--name", "../c"), "no name for a container", status=2)
+    fails(demo("start", "c1"), "mounted already")
+    fails(demo("rm", "c1"), "is mounted", "--force")
+    fails(demo("rmi", "a:1"), "used by container c1")
+    for verb in ("stop", "start", "rm", "diff", "shell"):
+        fails(demo(verb, "c9"), "no container 'c9'")
+    succeeds(demo("stop", "c1"))
+    fails(demo("stop", "c1"), "not mounted")
+    fails(demo("shell", "c1"), "not mounted")
+
+
+def test_rm_takes_the_upper_along(demo: Run, tmp_path: Path) -> None:
+    c1 = view(demo)
+    (c1 / "new").touch()
+    assert succeeds(demo("rm", "--force", "c1")) == "c1\n"
+    assert os.listdir(tmp_path / "store/containers") == []
+    assert succeeds(demo("rmi", "a:1")).startswith("Untagged: a:1\nDeleted: sha256:")
+
+
+def test_shell_has_the_container_as_its_root(demo: Run) -> None:
+    c1 = view(demo)
+    for name in ("busybox", "sh"):
+        if tool := next((one for one in (Path("/bin/busybox"), Path("/usr/bin/busybox")) if one.exists()), None):
+            (c1 / name).write_bytes(tool.read_bytes())
+            (c1 / name).chmod(0o755)
+        else:
+            pytest.skip("needs a static busybox")
+    done = demo("shell", "c1", "/sh", "-c", "/busybox cat /etc/motd; /busybox echo in > /etc/here")
+    assert succeeds(done) == "hello\n"
+    assert (c1 / "etc/here").read_text() == "in\n"
+    fails(demo("shell", "c1", "/bin/nothing"), "has no /bin/nothing")
