@@ -26,10 +26,9 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, BinaryIO, cast
 
 import zstandard
@@ -64,46 +63,41 @@ class _Reference:
     crc: int
 
 
+@contextmanager
+def recording(source: BinaryIO, root_fd: int, scratch: Path, label: str) -> Iterator[Recorder]:
+    """A recorder of the tar `source`, which is unpacked into the directory `root_fd`; both stay the caller's.
+
+    `scratch` is a directory for unnamed files that grow to the size of the recipe, and of the data of replaced
+    files; `label` names the layer in errors. Raises OSError.
+    """
+    with (
+        tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)) as spool,
+        tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)) as kept,
+    ):
+        yield Recorder(source, root_fd, cast(BinaryIO, spool), cast(BinaryIO, kept), label)
+
+
 class Recorder:
-    """Writes the recipe of one layer's tar while `unpack_layer` unpacks it.
+    """Writes the recipe of one layer's tar while `unpack_layer` unpacks it; see `recording`.
 
     The unpacker reads `tar` in place of `source`, and tells with `refer` and `keep` where the data goes.
-    `root_fd` is the directory it unpacks into; `scratch` a directory for unnamed files, which may grow to
-    the size of the recipe, and of the data of replaced files. Memory is some hundred bytes for each file.
-    `source` and `root_fd` stay the caller's.
+    Memory is some hundred bytes for each file. No argument becomes ours.
     """
 
-    def __init__(self, source: BinaryIO, root_fd: int, scratch: Path, label: str) -> None:
+    def __init__(self, source: BinaryIO, root_fd: int, spool: BinaryIO, kept: BinaryIO, label: str) -> None:
         self.tar = cast(BinaryIO, _Tee(source, self._take))
         self._root = root_fd
         self._label = label
-        self._files = ExitStack()
-        self._spool = self._unnamed_file(scratch)
+        self._spool = spool
         self._writer = _Writer(self._spool)
         self._size = 0
         # The file whose data passes by: its path, its size, how much is still to come, the CRC-32 so far.
         self._path, self._file_size, self._left, self._crc = b"", 0, 0, 0
-        # References by the path they name, each with its place among all; those whose file is gone, in `_kept`.
+        # The references by the path they name, each with its number; where the data of given-up ones is kept.
         self._live: dict[bytes, tuple[int, _Reference]] = {}
         self._references = 0
         self._kept: dict[int, int] = {}
-        self._kept_data = self._unnamed_file(scratch)
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give up the unnamed files."""
-        self._files.close()
-
-    def _unnamed_file(self, scratch: Path) -> BinaryIO:
-        file = self._files.enter_context(tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)))
-        return cast(BinaryIO, file)
+        self._kept_data = kept
 
     def refer(self, path: bytes, size: int) -> None:
         """The next `size` bytes of the tar are, and stay, the whole data of the new file `path`."""
@@ -188,8 +182,8 @@ def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer")
 
     `recipe` is read forward from its start; files are opened below the layer's directory `root_fd`; both stay
     the caller's. Raises ImageError, begun with `label`, if a file is missing or not what was unpacked, or the
-    recipe is damaged; OSError if reading fails; and whatever `out` raises. Then the pieces so far are worth nothing. That the tar is the
-    right one, only its diff ID proves.
+    recipe is damaged; OSError if reading fails; and whatever `out` raises. Then the pieces so far are worth
+    nothing. That the tar is the right one, only its diff ID proves.
     """
     size = tar_size(recipe, label)
     done = 0
