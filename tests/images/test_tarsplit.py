@@ -10,12 +10,14 @@ import secrets
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+import zstandard
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import open_archive
@@ -292,6 +294,13 @@ def test_only_the_replaced_file_is_in_the_recipe(split: SplitTar) -> None:
     assert 3_000_000 < len(done.recipe) < 3_002_000
 
 
+def test_neighbours_of_a_replaced_directory_stay_references(split: SplitTar) -> None:
+    members = [("d/x", "1"), ("de", unlike(50_000)), ("d.d/x", unlike(50_000, 1)), ("d", "file")]
+    done = split(members)
+    assert done.assembled() == layer(members)
+    assert len(done.recipe) < 1000
+
+
 @pytest.mark.parametrize("members", [
     {"d/f": Entry(data=b"secret", mode=0)},
     {"d/f": Entry(data=b"secret", mode=0o077)},
@@ -304,6 +313,15 @@ def test_what_its_owner_may_not_reach_is_in_the_recipe(split: SplitTar, members:
     assert done.assembled() == layer(members)
     subprocess.run(["chmod", "-R", "u+rwx", done.top], check=True)
     subprocess.run(["rm", "-r", done.top / "d"], check=True)
+    assert done.assembled() == layer(members)
+
+
+def test_what_a_closed_root_holds_is_in_the_recipe(split: SplitTar) -> None:
+    members = {"./": directory(0), "f": "1", "d/f": "2"}
+    done = split(members)
+    done.top.chmod(0o700)
+    (done.top / "f").unlink()
+    (done.top / "d/f").unlink()
     assert done.assembled() == layer(members)
 
 
@@ -416,6 +434,31 @@ def test_damaged_recipe_is_refused_or_makes_no_difference(split: SplitTar) -> No
             refused += 1
     # What may go: the frame's checksum at its very end, and bits of its header that ask for one.
     assert refused >= len(damaged) - 20
+
+
+CHECKED = zlib.crc32(b"text").to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(("records", "what"), [
+    (b"I\0\0\0\4textE", None),
+    (b"F\0\1" + b"\4".rjust(8, b"\0") + CHECKED + b"aE", None),
+    (b"F\0\4" + b"\4".rjust(8, b"\0") + CHECKED + b"../aE", "'../a', which is a part of its tar, cannot be opened"),
+    (b"F\0\2" + b"\4".rjust(8, b"\0") + CHECKED + b"/aE", "'/a', which is a part of its tar, cannot be opened"),
+    (b"F\0\0" + b"\4".rjust(8, b"\0") + CHECKED + b"E", "'', which is a part of its tar, cannot be opened"),
+    (b"I\0\0\0\3texE", "it makes a tar of 3 bytes, not 4"),
+    (b"I\0\0\0\4text", "it ends too early"),
+    (b"I\xff\xff\xff\xfftextE", "it ends too early"),
+    (b"", "it ends too early"),
+    (b"I\0\0\0\4text\x1bE", r"a record of the unknown kind '\x1b'"),
+    (b"I\0\0\0\4textEE", "it goes on after its end"),
+])
+def test_recipe_is_of_the_documented_format(split: SplitTar, records: bytes, what: str | None) -> None:
+    head = b"overlayfs-demo tar recipe\n\1" + b"\4".rjust(8, b"\0")
+    done = Split(split({"a": "text"}).top, head + zstandard.ZstdCompressor().compress(records))
+    if what is None:
+        assert done.assembled() == b"text"
+    else:
+        assert_refused(done, what)
 
 
 def test_recipe_of_a_later_version_is_refused(split: SplitTar) -> None:
