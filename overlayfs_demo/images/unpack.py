@@ -23,6 +23,7 @@ from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
 from overlayfs_demo.images.member import OUTSIDE, MemberError, Metadata, clean_path
 from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
 from overlayfs_demo.images.tree import LayerTree, prefixes
 from overlayfs_demo.overlay.whiteout import (
@@ -51,18 +52,20 @@ class Unpacked:
 
 
 def unpack_layer(
-    tar: TarStream, label: str, root_fd: int, spare_fd: int, lowers: Lowers, marks: PrivateXattrs, owners: bool
+    tar: TarStream, label: str, root_fd: int, spare_fd: int, lowers: Lowers, marks: PrivateXattrs, owners: bool,
+    recorder: Recorder | None = None,
 ) -> Unpacked:
     """Unpack one layer into the empty directory `root_fd`.
 
     `spare_fd` is a directory of the same filesystem for short-lived work; `lowers` are the layers below,
     which hard links, whiteouts and unlisted directories refer to; `marks` are the attributes that mark
-    opaque directories; `owners`: keep owners (needs root). Descriptors stay the caller's. Raises
-    ImageError naming `label` and the member; the directory is then half-built, and the caller's to remove.
+    opaque directories; `owners`: keep owners (needs root); `recorder`, whose tar `tar` reads, is told where
+    the data goes. Descriptors stay the caller's. Raises ImageError naming `label` and the member; the
+    directory is then half-built, and the caller's to remove.
     """
     tree = LayerTree(root_fd, spare_fd)
     try:
-        work = _Unpacking(tar, label, tree, lowers, marks, owners)
+        work = _Unpacking(tar, label, tree, lowers, marks, owners, recorder)
         work.run()
     finally:
         tree.close()
@@ -73,7 +76,8 @@ class _Unpacking:
     """One run of `unpack_layer`: a method for each kind of member, and what they collect for the end."""
 
     def __init__(
-        self, tar: TarStream, label: str, tree: LayerTree, lowers: Lowers, marks: PrivateXattrs, owners: bool
+        self, tar: TarStream, label: str, tree: LayerTree, lowers: Lowers, marks: PrivateXattrs, owners: bool,
+        recorder: Recorder | None,
     ) -> None:
         self._tar = tar
         self._label = label
@@ -81,6 +85,7 @@ class _Unpacking:
         self._lowers = lowers
         self._marks = marks
         self._owners = owners
+        self._recorder = recorder
         self._metadata = Metadata(owners)
         self.left_out = self._metadata.left_out
         self.size = 0
@@ -174,8 +179,14 @@ class _Unpacking:
         try:
             make(self._tree.directory(parent))
         except FileExistsError:
-            self._tree.remove(path)
+            self._remove(path)
             make(self._tree.directory(parent))
+
+    def _remove(self, path: bytes) -> None:
+        """Remove what is at `path`, of which the recorder keeps what this tar has put there."""
+        if self._recorder is not None:
+            self._recorder.keep(path, tree=path in self._tree.made)
+        self._tree.remove(path)
 
     def _file(self, info: tarfile.TarInfo, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
@@ -183,12 +194,14 @@ class _Unpacking:
         try:
             fd = os.open(name, _WRITE_NEW, 0o600, dir_fd=self._tree.directory(parent))
         except FileExistsError:
-            self._tree.remove(path)
+            self._remove(path)
             fd = os.open(name, _WRITE_NEW, 0o600, dir_fd=self._tree.directory(parent))
         try:
             if info.sparse is not None:
                 self._sparse_data(info, fd, stored)
             elif info.size <= stored:
+                if self._recorder is not None and info.mode & stat.S_IRUSR:
+                    self._recorder.refer(path, info.size)
                 self._tar.copy(info.size, fd)
             else:
                 raise MemberError("is said to be longer than its data")
@@ -304,7 +317,7 @@ class _Unpacking:
                 continue
             self._enter(parent, mark)
             if path in self._borrowed:
-                self._tree.remove(path)
+                self._remove(path)
                 self._borrowed.remove(path)
             if self._tree.status(path) is None:
                 make_whiteout(self._tree.directory(parent), name)
@@ -313,7 +326,7 @@ class _Unpacking:
         """Take away what only a hard link needed: files of a directory whose contents this layer deletes."""
         for path in self._borrowed:
             if any(prefix in self._opaque for prefix in prefixes(path.rpartition(b"/")[0])):
-                self._tree.remove(path)
+                self._remove(path)
 
     def _enter(self, directory: bytes, mark: bytes, create: bool = True) -> bool:
         """See to the directory that a mark stands in; False if this layer has something else in its place."""
@@ -342,6 +355,7 @@ class _Unpacking:
             info = self._tree.made[path]
             fd = self._tree.directory(path)
             if info is not None:
+                self._before_mode(path, info.mode)
                 try:
                     self._metadata.give(info, fd)
                 except MemberError as error:
@@ -352,13 +366,20 @@ class _Unpacking:
                 os.fchmod(fd, 0o755)
                 continue
             try:
-                if stat.S_ISDIR(os.fstat(below).st_mode):
+                mode = os.fstat(below).st_mode
+                if stat.S_ISDIR(mode):
+                    self._before_mode(path, mode)
                     parent, _, name = path.rpartition(b"/")
                     copy_metadata(below, self._tree.directory(parent) if path else fd, name or b".", self._owners)
                 else:
                     os.fchmod(fd, 0o755)
             finally:
                 os.close(below)
+
+    def _before_mode(self, path: bytes, mode: int) -> None:
+        """A mode may shut a directory to its owner: what is in it, the recorder must keep now."""
+        if self._recorder is not None and not mode & stat.S_IXUSR:
+            self._recorder.keep(path, tree=True)
 
 
 def _words(error: OSError) -> str:

@@ -1,0 +1,317 @@
+"""How is a layer's tar put together again from its unpacked directory, byte for byte?
+
+A layer's diff ID is the hash of its tar (OCI image-spec, config.md, "Layer DiffID"), and no two programs
+write the same tar of one directory. So a *recipe* is kept while the layer is unpacked: all of the tar
+except the data of the files that stand in the directory, which it refers to. The idea is that of Docker's
+tar-split.
+
+What a recipe keeps itself, because the directory does not have it, or not for everybody: headers, padding,
+the end, and what follows it; the data of members that leave no file (whiteouts, hard links), of sparse
+members (the tar has their stretches, not their holes), of files that a later member replaces, of files
+that their owner may not read, and of files below directories that their owner may not search.
+
+Format, version 1, numbers big-endian: 26 bytes of magic; 1 byte, the version; 8 bytes, the size of the
+tar; then one zstd frame with a checksum (RFC 8878, 3.1.1). In the frame, one after the other:
+`I`, 4 bytes length, so many bytes of the tar; `F`, 2 bytes length of a path, 8 bytes size of that file,
+4 bytes CRC-32 of its data, the path, relative to the layer's directory; `E` at the end.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import stat
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+import zstandard
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.images.tarstream import CHUNK
+
+_VERSION = 1
+_MAGIC = b"overlayfs-demo tar recipe\n"
+_HEAD = struct.Struct(f">{len(_MAGIC)}sBQ")
+_INLINE, _FILE, _END = b"I", b"F", b"E"
+_INLINE_HEAD = struct.Struct(">I")
+_FILE_HEAD = struct.Struct(">HQI")
+
+_BUFFER = 1 << 16
+_REMEDY = "unpack the image again"
+
+# O_NONBLOCK: should a fifo stand where the file was, we find out instead of waiting for a writer.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+Out = Callable[[bytes | memoryview], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """A file of the layer's directory that holds the next `size` bytes of the tar; `crc` is their CRC-32."""
+
+    path: bytes
+    size: int
+    crc: int
+
+
+@contextmanager
+def recording(source: BinaryIO, root_fd: int, scratch: Path, label: str) -> Iterator[Recorder]:
+    """A recorder of the tar `source`, which is unpacked into the directory `root_fd`; both stay the caller's.
+
+    `scratch` is a directory for unnamed files that grow to the size of the recipe, and of the data of replaced
+    files; `label` names the layer in errors. Raises OSError.
+    """
+    with (
+        tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)) as spool,
+        tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)) as kept,
+    ):
+        yield Recorder(source, root_fd, cast(BinaryIO, spool), cast(BinaryIO, kept), label)
+
+
+class Recorder:
+    """Writes the recipe of one layer's tar while `unpack_layer` unpacks it; see `recording`.
+
+    The unpacker reads `tar` in place of `source`, and tells with `refer` and `keep` where the data goes.
+    Memory is some hundred bytes for each file. No argument becomes ours.
+    """
+
+    def __init__(self, source: BinaryIO, root_fd: int, spool: BinaryIO, kept: BinaryIO, label: str) -> None:
+        self.tar = cast(BinaryIO, _Tee(source, self._take))
+        self._root = root_fd
+        self._label = label
+        self._spool = spool
+        self._writer = _Writer(self._spool)
+        self._size = 0
+        # The file whose data passes by: its path, its size, how much is still to come, the CRC-32 so far.
+        self._path, self._file_size, self._left, self._crc = b"", 0, 0, 0
+        # The references by the path they name, each with its number; where the data of given-up ones is kept.
+        self._live: dict[bytes, tuple[int, _Reference]] = {}
+        self._references = 0
+        self._kept: dict[int, int] = {}
+        self._kept_data = kept
+
+    def refer(self, path: bytes, size: int) -> None:
+        """The next `size` bytes of the tar are, and stay, the whole data of the new file `path`."""
+        self._path, self._file_size, self._left, self._crc = path, size, size, 0
+
+    def keep(self, path: bytes, tree: bool) -> None:
+        """`path`, or if `tree` all that is below it, will go or be out of reach: take the data into the recipe.
+
+        Raises OSError, or ImageError if a file is not what was unpacked.
+        """
+        if tree:
+            below = path + b"/" if path else b""
+            names = [one for one in self._live if one.startswith(below)]
+        else:
+            names = [path] if path in self._live else []
+        for name in names:
+            number, reference = self._live.pop(name)
+            self._kept[number] = self._kept_data.tell()
+            _copy_file(self._root, reference, self._kept_data.write, self._label)
+
+    def finish(self, recipe: BinaryIO) -> None:
+        """Read `source` to its end and write the recipe. Raises OSError, and whatever reading `source` raises.
+
+        Call it between `unpack_layer` and `LayerReader.finish`, which would read the rest past us.
+        """
+        while self.tar.read(CHUNK):
+            pass
+        self._writer.end()
+        recipe.write(_HEAD.pack(_MAGIC, _VERSION, self._size))
+        self._spool.seek(0)
+        if self._kept:
+            self._write_kept(recipe)
+        else:
+            shutil.copyfileobj(self._spool, recipe, CHUNK)
+
+    def _take(self, data: bytes) -> None:
+        """Record what was read from the tar."""
+        self._size += len(data)
+        if self._left:
+            part = data[: self._left]
+            self._crc = zlib.crc32(part, self._crc)
+            self._left -= len(part)
+            data = data[len(part) :]
+            if not self._left:
+                reference = _Reference(self._path, self._file_size, self._crc)
+                self._writer.reference(reference)
+                self._live[self._path] = self._references, reference
+                self._references += 1
+        self._writer.inline(data)
+
+    def _write_kept(self, recipe: BinaryIO) -> None:
+        """Write the spooled records once more, the kept data in the place of the references to it."""
+        writer = _Writer(recipe)
+        number = 0
+        for part in _records(self._spool, self._label):
+            if isinstance(part, bytes):
+                writer.inline(part)
+                continue
+            if number not in self._kept:
+                writer.reference(part)
+            else:
+                self._kept_data.seek(self._kept[number])
+                for start in range(0, part.size, CHUNK):
+                    writer.inline(self._kept_data.read(min(CHUNK, part.size - start)))
+            number += 1
+        writer.end()
+
+
+def tar_size(recipe: BinaryIO, label: str = "the layer") -> int:
+    """The size in bytes of the tar that `recipe`, read from its start, makes. Raises ImageError: damaged."""
+    head = recipe.read(_HEAD.size)
+    if len(head) != _HEAD.size or not head.startswith(_MAGIC):
+        raise _damaged(label, "it does not begin like one")
+    _magic, version, size = _HEAD.unpack(head)
+    if version != _VERSION:
+        raise ImageError(f"{label}: the recipe of its tar is of version {version}, not {_VERSION}", _REMEDY)
+    return int(size)
+
+
+def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer") -> None:
+    """Hand the tar to `out`, piece by piece, in order; a piece is at most 1 MiB, and good until `out` returns.
+
+    `recipe` is read forward from its start; files are opened below the layer's directory `root_fd`; both stay
+    the caller's. Raises ImageError, begun with `label`, if a file is missing or not what was unpacked, or the
+    recipe is damaged; OSError if reading fails; and whatever `out` raises. Then the pieces so far are worth
+    nothing. That the tar is the right one, only its diff ID proves.
+    """
+    size = tar_size(recipe, label)
+    done = 0
+    for part in _records(recipe, label):
+        if isinstance(part, bytes):
+            out(part)
+            done += len(part)
+        else:
+            _copy_file(root_fd, part, out, label)
+            done += part.size
+    if done != size:
+        raise _damaged(label, f"it makes a tar of {done} bytes, not {size}")
+
+
+def assembled_digest(recipe: BinaryIO, root_fd: int, algorithm: str = "sha256", label: str = "the layer") -> Digest:
+    """The digest of the tar that `assemble` makes, to be compared with the layer's diff ID. Raises as it does."""
+    hasher = Digest(algorithm, "").hasher()
+    assemble(recipe, root_fd, hasher.update, label)
+    return Digest(algorithm, hasher.hexdigest())
+
+
+def _copy_file(root_fd: int, reference: _Reference, out: Out, label: str) -> None:
+    """Hand a file's data to `out`. Raises ImageError if it is not what the reference says."""
+    name = f"{label}: file '{shown(reference.path)}'"
+    try:
+        fd = syscalls.open_beneath(root_fd, reference.path, _READ)
+    except OSError as error:
+        raise ImageError(f"{name}, which is a part of its tar, cannot be opened: {error.strerror}", _REMEDY) from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name} is not the regular file that was unpacked", _REMEDY)
+        if status.st_size != reference.size:
+            raise ImageError(f"{name} has {status.st_size} bytes, not the {reference.size} that were unpacked", _REMEDY)
+        left, crc = reference.size, 0
+        while left and (data := os.read(fd, min(CHUNK, left))):
+            out(data)
+            crc = zlib.crc32(data, crc)
+            left -= len(data)
+    finally:
+        os.close(fd)
+    if left or crc != reference.crc:
+        raise ImageError(f"{name} has been changed since it was unpacked", _REMEDY)
+
+
+# --- the records of a recipe -----------------------------------------------------------------------
+
+
+class _Tee(io.BufferedIOBase):
+    """Reads `source` forward, and tells `take` every byte. It cannot seek, so that nobody skips any."""
+
+    def __init__(self, source: BinaryIO, take: Callable[[bytes], None]) -> None:
+        self._source = source
+        self._take = take
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = self._source.read(-1 if size is None else size)
+        self._take(data)
+        return data
+
+
+class _Writer:
+    """Writes records, in one zstd frame, to a file that stays the caller's."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._frame = zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
+        self._pending = bytearray()
+
+    def inline(self, data: bytes) -> None:
+        self._pending += data
+        if len(self._pending) >= _BUFFER:
+            self._flush()
+
+    def reference(self, reference: _Reference) -> None:
+        self._flush()
+        self._frame.write(
+            _FILE + _FILE_HEAD.pack(len(reference.path), reference.size, reference.crc) + reference.path
+        )
+
+    def end(self) -> None:
+        self._flush()
+        self._frame.write(_END)
+        self._frame.flush(zstandard.FLUSH_FRAME)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._frame.write(_INLINE + _INLINE_HEAD.pack(len(self._pending)))
+            self._frame.write(self._pending)
+            self._pending.clear()
+
+
+def _records(frame: BinaryIO, label: str) -> Iterator[bytes | _Reference]:
+    """The records of a zstd frame: the tar's own bytes in pieces of at most CHUNK, and references."""
+    raw = zstandard.ZstdDecompressor().stream_reader(frame, closefd=False)
+    plain = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER))
+
+    def exact(size: int) -> bytes:
+        try:
+            data = plain.read(size)
+        except zstandard.ZstdError as error:
+            raise _damaged(label, str(error)) from None
+        if len(data) != size:
+            raise _damaged(label, "it ends too early")
+        return data
+
+    while (kind := exact(1)) != _END:
+        if kind == _INLINE:
+            (left,) = _INLINE_HEAD.unpack(exact(_INLINE_HEAD.size))
+            while left:
+                piece = exact(min(left, CHUNK))
+                left -= len(piece)
+                yield piece
+        elif kind == _FILE:
+            length, size, crc = _FILE_HEAD.unpack(exact(_FILE_HEAD.size))
+            yield _Reference(exact(length), size, crc)
+        else:
+            raise _damaged(label, f"it has a record of the unknown kind '{shown(kind)}'")
+    # Only reading on makes zstd compare the checksum.
+    try:
+        more = plain.read(1)
+    except zstandard.ZstdError as error:
+        raise _damaged(label, str(error)) from None
+    if more:
+        raise _damaged(label, "it goes on after its end")
+
+
+def _damaged(label: str, how: str) -> ImageError:
+    return ImageError(f"{label}: the recipe of its tar is damaged: {how}", _REMEDY)
