@@ -93,7 +93,7 @@ def dive_score(layers: Sequence[Mapping[bytes, Thing]]) -> float:
 def _sizes(things: Mapping[bytes, Thing]) -> dict[bytes, int]:
     """The size of each regular file's first name; a tar has the others as links, without size."""
     first: dict[int, bytes] = {}
-    for path in sorted((path for path, thing in things.items() if thing.regular), key=_components):
+    for path in sorted((path for path, thing in things.items() if thing.regular), key=lambda path: path.split(b"/")):
         first.setdefault(things[path].inode, path)
     return {path: things[path].size for path in first.values()}
 
@@ -102,14 +102,10 @@ def _leaves(things: Mapping[bytes, Thing]) -> Iterator[bytes]:
     """The leaves of a layer's tree in dive's order: by name, and a whiteout's name has the prefix of the tar's."""
 
     def order(path: bytes) -> list[bytes]:
-        names = _components(path)
+        names = path.split(b"/")
         if things[path].says is Says.WHITEOUT:
             names[-1] = IMAGE_WHITEOUT_PREFIX + names[-1]
         return names
 
     parents = {parent for path in things for parent in prefixes(path.rpartition(b"/")[0])}
     return iter(sorted(things.keys() - parents, key=order))
-
-
-def _components(path: bytes) -> list[bytes]:
-    return path.split(b"/")

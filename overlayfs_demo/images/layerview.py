@@ -7,6 +7,7 @@ about the new layer and what was seen before. Nothing is read here: memory and t
 from __future__ import annotations
 
 import enum
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -28,9 +29,8 @@ class Node:
 
     __slots__ = ("children", "layer", "thing")
 
-    def __init__(self, layer: int, thing: Thing | None, children: dict[bytes, Node] | None) -> None:
+    def __init__(self, layer: int, thing: Thing, children: dict[bytes, Node] | None) -> None:
         self.layer = layer
-        # None for the root, which belongs to every layer.
         self.thing = thing
         self.children = children
 
@@ -61,7 +61,7 @@ class View:
     """The merged view of the layers that have been laid so far."""
 
     def __init__(self) -> None:
-        self._root = Node(0, None, {})
+        self._root = Node(0, _ROOT, {})
 
     def lay(self, number: int, things: Mapping[bytes, Thing]) -> Laid:
         """Lay a layer on top: its number, and what it says, directories before what is in them."""
@@ -73,23 +73,23 @@ class View:
             siblings = directories[above].children
             assert siblings is not None
             below = siblings.pop(name, None)
-            verdict = decide((thing.says, below.thing.says if below and below.thing else Says.ABSENT))
+            verdict = decide((thing.says, below.thing.says if below is not None else Says.ABSENT))
             children: dict[bytes, Node] | None = {}
             if below is not None and 1 in verdict.positions:
                 merged[path] = below
                 children = below.children
             elif below is not None:
                 why = _REASONS.get(thing.says, Why.OVERWRITTEN)
-                gone.update((one, Gone(was, node.layer, why)) for one, node, was in _paths(path, below))
+                gone.update((one, Gone(node.thing, node.layer, why)) for one, node in _paths(path, below))
             if 0 in verdict.positions:
                 siblings[name] = node = Node(number, thing, children if verdict.directory else None)
                 if verdict.directory:
                     directories[path] = node
         return Laid(merged, gone)
 
-    def paths(self) -> Iterator[tuple[bytes, Node, Thing]]:
+    def paths(self) -> Iterator[tuple[bytes, Node]]:
         """Everything that is seen, but for the root."""
-        return ((path, node, thing) for path, node, thing in _paths(b"", self._root) if path)
+        return ((path, node) for path, node in _paths(b"", self._root) if path)
 
     def shows(self, path: bytes) -> bool:
         """True if something is seen at this path."""
@@ -99,15 +99,16 @@ class View:
         return node is not None
 
 
+# The root belongs to every layer, and no layer's word about it counts.
+_ROOT = Thing(Says.DIRECTORY, stat.S_IFDIR, 0, 0, 0, 0, 0, 0)
 _REASONS = {Says.WHITEOUT: Why.DELETED, Says.OPAQUE_DIRECTORY: Why.OPAQUE}
 
 
-def _paths(path: bytes, node: Node) -> Iterator[tuple[bytes, Node, Thing]]:
+def _paths(path: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
     """A node that is seen at `path`, and all below it."""
     pending = [(path, node)]
     while pending:
         at, one = pending.pop()
-        if one.thing is not None:
-            yield at, one, one.thing
+        yield at, one
         prefix = at + b"/" if at else b""
         pending.extend((prefix + name, child) for name, child in (one.children or {}).items())
