@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,8 +145,9 @@ def analyse(directories: Sequence[Path], titles: Sequence[str], *, duplicates: b
             for number, (_, title) in enumerate(zip(layers, titles, strict=True), start=1)
         ]
         hidden = sorted(accounts.hidden, key=lambda one: (one.path, -one.shipped_by))
+        shipped, live = accounts.sums()
         return Analysis(
-            tuple(sheet.report(accounts.bodies.values()) for sheet in sheets),
+            tuple(sheet.report(shipped, live) for sheet in sheets),
             tuple(hidden),
             tuple(one for one in hidden if not accounts.view.shows(one.path)),
             _duplicates(layers, accounts.bodies.values()) if duplicates else (),
@@ -181,11 +182,11 @@ class _Sheet:
         counts[thing.directory] += 1
         counts[2] += size
 
-    def report(self, bodies: Iterable[_Body]) -> LayerReport:
-        mine = [body for body in bodies if body.layer == self._number]
+    def report(self, shipped: Mapping[int, int], live: Mapping[int, int]) -> LayerReport:
+        """The finished report; the bytes come by the layer's number."""
         return LayerReport(
             self._number, self._title, **{kind: Tally(*counts) for kind, counts in self._counts.items()},
-            shipped=sum(body.size for body in mine), live=sum(body.size for body in mine if body.names),
+            shipped=shipped[self._number], live=live[self._number],
         )
 
 
@@ -219,6 +220,15 @@ class _Accounts:
                 why = _why(gone.why, compared.get(path))
                 self.hidden.append(Hidden(path, gone.layer, number, why, gone.thing.size, wasted))
         return sheet
+
+    def sums(self) -> tuple[Counter[int], Counter[int]]:
+        """For each layer's number the bytes that it ships, and those of them that are seen."""
+        shipped: Counter[int] = Counter()
+        live: Counter[int] = Counter()
+        for body in self.bodies.values():
+            shipped[body.layer] += body.size
+            live[body.layer] += body.size if body.names else 0
+        return shipped, live
 
     def _compared(self, number: int, things: Iterable[bytes], laid: Laid) -> dict[bytes, Difference]:
         """How this layer's things differ from what was seen in their places."""

@@ -29,7 +29,7 @@ def extract_ghosts(ghosts: Sequence[Hidden], directories: Sequence[Path], target
     A file of layer 3 lands at TARGET/03-SHORTNAME/PATH, the short name being the layer directory's. `target`
     must be empty or not there; it and all directories in it are private (mode 0700), since what was deleted
     was perhaps a secret. A copy has the data and the permissions, but no set-id bits: it is ours, not its
-    owner's. Raises ImageError; `target` is then as it was, its mode but for.
+    owner's. Raises ImageError; `target` is then empty again, or gone if it was not there; so it is without ghosts.
     """
     made = _make_target(target)
     try:
@@ -38,10 +38,11 @@ def extract_ghosts(ghosts: Sequence[Hidden], directories: Sequence[Path], target
             return _fill(ghosts, directories, target, target_fd)
         finally:
             os.close(target_fd)
-    except BaseException:
-        if made:
+    except OSError as error:
+        raise ImageError(f"{shown(str(target))} cannot be used: {error.strerror}", "choose another place") from None
+    finally:
+        if made and not os.listdir(target):
             target.rmdir()
-        raise
 
 
 def _make_target(target: Path) -> bool:

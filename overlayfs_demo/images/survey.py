@@ -94,8 +94,8 @@ def opened(directories: Sequence[Path]) -> Iterator[list[tuple[str, int]]]:
     """Each layer's label and its root's descriptor, which is closed in the end. Raises ImageError."""
     with ExitStack() as stack:
         found = []
-        for number, directory in enumerate(directories, start=1):
-            label = f"layer {number} ({shown(directory.name)})"
+        for directory in directories:
+            label = f"layer {shown(str(directory))}"
             try:
                 fd = os.open(directory, _DIRECTORY)
             except OSError as error:
@@ -156,10 +156,7 @@ def _listed(fd: int, path: bytes) -> list[tuple[bytes, Thing]]:
 def as_thing(status: os.stat_result) -> Thing:
     """What a status says; whether a directory is opaque it does not say."""
     mode = status.st_mode
-    if stat.S_ISDIR(mode):
-        says = Says.DIRECTORY
-    else:
-        says = Says.WHITEOUT if is_whiteout(status) else Says.FILE
+    says = Says.DIRECTORY if stat.S_ISDIR(mode) else Says.WHITEOUT if is_whiteout(status) else Says.FILE
     size = status.st_size if stat.S_ISREG(mode) else 0
     return Thing(
         says, mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, status.st_rdev, status.st_ino
