@@ -87,7 +87,7 @@ def _short_name(number: int, directories: Sequence[Path]) -> str:
 
 
 def _copy(root_fd: int, source: bytes, tree: LayerTree, path: bytes) -> None:
-    reading = syscalls.open_beneath(root_fd, source, os.O_RDONLY | os.O_NOFOLLOW)
+    reading = syscalls.open_beneath(root_fd, source, os.O_RDONLY)
     try:
         status = os.fstat(reading)
         parent, _, name = path.rpartition(b"/")

@@ -113,7 +113,7 @@ def _contest(chains: Sequence[_Chain], path: bytes) -> tuple[set[int], dict[int,
             if says[verdict.decided_by] is Says.FILE and decider not in winners:
                 # A file below directories: it ends the merge, and is itself hidden by the lowest of them.
                 hidden_by[decider] = winners[-1]
-        taking_part = winners if verdict.directory or prefix == path else []
+        taking_part = winners
     return set(taking_part), hidden_by
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,9 +178,17 @@ def test_a_file_in_the_place_of_a_directory_hides_all_below(tmp_path: Path) -> N
 
 
 def test_a_directory_that_only_holds_something_new_is_unchanged(tmp_path: Path) -> None:
-    first, second = {"d": directory({"a": "1"})}, {"d": directory({"b": "2"}, mtime_ns=5)}
-    report = analysed(tmp_path, first, second).layers[1]
+    made = layers(tmp_path, {"d": {"a": "1"}}, {"d": {"b": "2"}})
+    os.utime(made[1] / "d", ns=(5, 5))
+    report = analyse(made, ["", ""]).layers[1]
     assert (report.added, report.unchanged) == (Tally(files=1, size=1), Tally(directories=1))
+
+
+def test_an_opaque_mark_of_a_layers_root_hides_nothing(tmp_path: Path) -> None:
+    """The kernel merges the roots of all layers, and `unpack` writes whiteouts instead."""
+    made = layers(tmp_path, {"a": "1"}, {"b": "2"})
+    os.setxattr(made[1], "trusted.overlay.opaque", b"y")
+    assert analyse(made, ["", ""]).hidden == ()
 
 
 def test_titles_must_be_as_many_as_layers(tmp_path: Path) -> None:
@@ -215,7 +224,7 @@ def test_dives_score_does_not_know_opaque_directories(tmp_path: Path) -> None:
 
 
 def test_dives_score_takes_a_hard_link_for_nothing(tmp_path: Path) -> None:
-    assert analysed(tmp_path, {"a": "1" * 50, "b": hardlink("a")}, {"b": "1" * 50}).dive_score == 0.5
+    assert analysed(tmp_path, {"a": "1" * 50, "b": hardlink("a")}, {"b": "1" * 10}).dive_score == 50 / 60
 
 
 def test_dives_score_of_a_layer_ends_at_a_whiteout_of_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,9 @@ def test_other_content_is_seen_in_every_kind_of_file(tmp_path: Path, before: obj
 
 
 def test_a_directory_counts_for_its_mode_but_not_for_its_times(tmp_path: Path) -> None:
-    before: Content = {"d": directory(mode=0o755), "e": directory(mode=0o755, mtime_ns=1)}
-    assert changed(tmp_path, before, {"d": directory(mode=0o700), "e": directory(mode=0o755)}) == [
-        ("d", Change.METADATA)
-    ]
+    old, new = layers(tmp_path, {"d": {}, "e": {}}, {"d": directory(mode=0o700), "e": {}})
+    os.utime(new / "e", ns=(1, 1))
+    assert [(one.path, one.change) for one in diff_trees([old], [new]).changed] == [(b"d", Change.METADATA)]
 
 
 def test_an_opaque_mark_is_no_attribute_of_the_image(tmp_path: Path) -> None:
