@@ -13,7 +13,7 @@ Where that is not what the image wastes:
 - A live copy counts as waste when it is larger than the one it replaces: a file of 1 byte overwritten by one
   of 1 MB gives a score near 0, though 1 byte is wasted.
 - A whiteout of something that no layer below shows ends the count of its layer: the rest is not seen.
-- A path whose file is replaced by a directory, or the reverse, keeps what it had below it.
+- A directory that a file replaces keeps what was below it, and has it again when it is a directory again.
 
 dive reads tars, we read what was unpacked from them. So a hard link is taken for size 0 and the first name
 of its file, in order, for the file, as archivers write them; a directory is taken for listed; and a

@@ -74,6 +74,14 @@ def test_what_both_show_from_one_layer_is_not_read(tmp_path: Path, monkeypatch: 
     assert set(read) == {b"b"}
 
 
+def test_a_file_that_cannot_be_read_is_named_with_its_layer_and_a_remedy(tmp_path: Path) -> None:
+    made = layers(tmp_path, {"a": "1"}, {"a": "2"})
+    with survey.surveyed(made) as (old, new):
+        (made[0] / "a").unlink()
+        with pytest.raises(ImageError, match=r"layer0: '/a' cannot be read: No such file .*: read the layers as root"):
+            survey.difference(b"a", old, new)
+
+
 def test_a_layer_that_is_no_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ImageError, match="file: Not a directory: give the directories that were built"):
