@@ -9,10 +9,10 @@ here they are sorted).
 from __future__ import annotations
 
 import errno
-import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -38,16 +38,15 @@ class Change(NamedTuple):
     path: bytes
 
 
-def changes(lowers: Sequence[bytes], upper: bytes, *, user_xattrs: bool) -> list[Change]:
-    """What `upper` changes on `lowers` (topmost first). Nothing is written; the upper may be in use. Raises OSError."""
-    with _overlay(tuple(lowers), user_xattrs) as before, _overlay((upper, *lowers), user_xattrs) as after:
+def changes(stack: Stack) -> list[Change]:
+    """What the upper of `stack` changes. Nothing is written, and the upper may be in use. Raises OSError."""
+    with _opened(replace(stack, upper=None, work=None)) as before, _opened(replace(stack, read_only=True)) as after:
         return list(_Comparison(before, after).inside(b"", before.root, after.root))
 
 
 @contextmanager
-def _overlay(layers: tuple[bytes, ...], user_xattrs: bool) -> Iterator[Overlay]:
-    # In an upper `.wh.` begins ordinary names, and stored layers have none.
-    overlay = Overlay(Stack(layers, user_xattrs=user_xattrs, image_whiteouts=False))
+def _opened(stack: Stack) -> Iterator[Overlay]:
+    overlay = Overlay(stack)
     try:
         yield overlay
     finally:
@@ -103,9 +102,9 @@ class _Comparison:
 
 
 def _has_upper(node: Node) -> bool:
-    """Does the topmost layer, which is the container's upper, say anything of it?"""
+    """Does the container's upper say anything of it?"""
     place = node.place if isinstance(node, FileNode) else node.sources[0] if isinstance(node, DirNode) else None
-    return place is not None and place.layer.number == 1
+    return place is not None and place.layer.is_upper
 
 
 def _capability(overlay: Overlay, node: Node) -> bytes | None:
@@ -116,7 +115,3 @@ def _capability(overlay: Overlay, node: Node) -> bytes | None:
             raise
         return None
 
-
-def as_text(change: Change) -> str:
-    """One line as `docker diff` prints it."""
-    return f"{change.kind.value} {os.fsdecode(change.path)}"

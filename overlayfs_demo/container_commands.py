@@ -13,7 +13,7 @@ import psutil
 from overlayfs_demo import docker_format
 from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.image_commands import Verbs, add_verb, put, put_json, store_of
+from overlayfs_demo.image_commands import Verbs, add_verb, output, put, put_json, store_of
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.render import human_size, printable
 
@@ -32,6 +32,14 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "diff", "show what a container changed: A(dded), C(hanged), D(eleted)", "diff c1", _diff)
     verb.add_argument("container", metavar="C")
     verb.add_argument("--json", action="store_true", help="an object a line")
+    verb = add_verb(verbs, "commit", "make an image of a container", "commit c1 app:1.1", _commit)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
+    verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
+    verb.add_argument("--author", "-a", default="", metavar="WHO")
+    verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
     verb = add_verb(verbs, "stop", "unmount containers; what they changed stays", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
@@ -97,6 +105,22 @@ def _diff(arguments: argparse.Namespace) -> int:
         put_json([{"Kind": one.kind.value, "Path": os.fsdecode(one.path)} for one in found])
     else:
         put("".join(f"{one.kind.value} {printable(one.path)}\n" for one in found))
+    return 0
+
+
+def _commit(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    container = containers.find(arguments.container)
+    made = containers.commit(container, arguments.name, arguments.message, arguments.author)
+    put(f"{made.image.id}\n")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    container = containers.find(arguments.container)
+    with output(arguments.output) as out:
+        containers.export(container, out)
     return 0
 
 

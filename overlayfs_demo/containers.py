@@ -13,13 +13,17 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from overlayfs_demo import mounts
 from overlayfs_demo.changes import Change, changes
 from overlayfs_demo.errors import MountError, OverlayError, UsageError
+from overlayfs_demo.images.commit import commit
+from overlayfs_demo.images.layertar import write_tree
+from overlayfs_demo.images.load import Loaded
 from overlayfs_demo.images.model import Digest, Document, parse_json, shown
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.tree import remove_tree
@@ -148,11 +152,8 @@ class Containers:
         """Mount it. Raises MountError."""
         if container.record is not None:
             raise MountError(f"container '{container.name}' is mounted already", f"on {container.mountpoint}")
-        stack = Stack(
-            tuple(self._lowers(container)), os.fsencode(container.upper), os.fsencode(container.work),
-            user_xattrs=self._user_xattrs, image_whiteouts=False,
-        )
-        mounts.mount(os.fsencode(container.mountpoint), MountOptions(stack, front, source=container.name))
+        options = MountOptions(self.stack(container), front, source=container.name)
+        mounts.mount(os.fsencode(container.mountpoint), options)
 
     def stop(self, container: Container, *, lazy: bool = False) -> None:
         """Unmount it; its upper stays. Raises MountError."""
@@ -178,13 +179,30 @@ class Containers:
 
     def diff(self, container: Container) -> list[Change]:
         """What it changed."""
-        return changes(
-            list(self._lowers(container)), os.fsencode(container.upper), user_xattrs=self._user_xattrs
+        return changes(self.stack(container))
+
+    def commit(self, container: Container, name: str | None, comment: str = "", author: str = "") -> Loaded:
+        """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        if epoch is not None and not epoch.isdigit():
+            raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is no number of seconds", "see date +%s")
+        return commit(
+            self._store, self._store.image(container.image), self.stack(container), name,
+            created_by=f"overlayfs-demo commit {container.name}", comment=comment, author=author,
+            epoch=None if epoch is None else int(epoch),
         )
 
-    @property
-    def _user_xattrs(self) -> bool:
-        return self._store.marks.prefix.startswith("user.")
+    def export(self, container: Container, out: BinaryIO) -> None:
+        """Write the tar of its whole tree, as `docker export` does. Raises OSError."""
+        write_tree(replace(self.stack(container), read_only=True), out)
+
+    def stack(self, container: Container) -> Stack:
+        """Its layers, its upper, and its work directory. Raises MountError if a layer is gone."""
+        # In an upper `.wh.` begins ordinary names, and stored layers have none.
+        return Stack(
+            tuple(self._lowers(container)), os.fsencode(container.upper), os.fsencode(container.work),
+            user_xattrs=self._store.marks.prefix.startswith("user."), image_whiteouts=False,
+        )
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
         """The directories of its layers, topmost first. Raises MountError if one is gone."""

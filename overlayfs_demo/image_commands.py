@@ -7,16 +7,19 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import docker_format
 from overlayfs_demo.containers import Containers
+from overlayfs_demo.errors import ImageError, UsageError
 from overlayfs_demo.images import describe, remove
 from overlayfs_demo.images.describe import LayerFacts
 from overlayfs_demo.images.load import Loaded, Progress, import_tree, load
 from overlayfs_demo.images.model import Digest, Platform, shown
+from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store, StoredImage, default_root
 from overlayfs_demo.render import human_size
 
@@ -68,6 +71,9 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     _add_format(verb)
     verb = add_verb(verbs, "df", "show what images share, and what they take", "df", _df)
     verb.add_argument("--json", action="store_true", help="an object a line")
+    verb = add_verb(verbs, "save", "write images as an archive", "save app:1.0 -o app.tar", _save)
+    verb.add_argument("images", nargs="+", metavar="IMAGE")
+    verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
     verb = add_verb(verbs, "tag", "give an image a further name", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")
@@ -159,6 +165,37 @@ def _report(loaded: Loaded, *, quiet: bool) -> None:
         put(f"Loaded image ID: {image.id}\n")
     for what, count in sorted(loaded.left_out.items()):
         print(f"overlayfs-demo: note: left out in {count} members: {what}", file=sys.stderr)
+
+
+# --- getting images out ----------------------------------------------------------------------------
+
+
+@contextmanager
+def output(path: Path | None) -> Iterator[BinaryIO]:
+    """Where an archive goes: a file, which is there only when it is whole, or stdout. Raises UsageError: a terminal."""
+    if path is None:
+        if sys.stdout.isatty():
+            raise UsageError("an archive is nothing for a terminal", "use --output FILE, or redirect it")
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+        return
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(path)
+    except OSError as error:
+        raise ImageError(f"{shown(str(path))}: {error.strerror}", "choose another --output") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _save(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    images = {image.id: image for image in (store.find(word) for word in arguments.images)}
+    with output(arguments.output) as out:
+        save(list(images.values()), out)
+    return 0
 
 
 # --- telling of them -------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from overlayfs_demo.images.archive import Archive, open_archive
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.flavours import select_images
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
-from overlayfs_demo.images.store import Store, StoredImage, StoredLayer, normal_name
+from overlayfs_demo.images.store import RECIPE, Store, StoredImage, StoredLayer, normal_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,11 @@ def load(
                 "'overlayfs-demo import' makes an image of it",
             )
         return [_Load(store, archive, image, tell).run() for image in images]
+
+
+def load_one(store: Store, archive: Archive, image: Image) -> Loaded:
+    """Load one image, whose new layers are in the archive. Call while `writing`."""
+    return _Load(store, archive, image, _ignore).run()
 
 
 def import_tree(
@@ -161,7 +166,8 @@ class _Load:
         spare_fd = os.open(store.tmp, os.O_RDONLY | os.O_DIRECTORY)
         try:
             done = extract_layer(
-                self._archive, layer, str(number), root_fd, spare_fd, below, store.marks, owners
+                self._archive, layer, str(number), root_fd, spare_fd, below, store.marks, owners,
+                staged.with_suffix(RECIPE),
             )
         finally:
             os.close(root_fd)

@@ -2,6 +2,7 @@
 
     layers/HEX         a layer's directory, named by its chain ID; it is there only when it is whole
     layers/HEX.json    what is known of it
+    layers/HEX.recipe  what its tar had besides the data of its files, see `tarsplit`
     images/HEX         an image's config, byte for byte; HEX, its sha256, is the image's ID
     names.json         which image a name stands for
     tmp/               what is being made; leftovers are swept by the next writer
@@ -30,7 +31,7 @@ from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
 _VERSION = b"overlayfs-demo store 1\n"
-_RECORD = ".json"
+_RECORD, RECIPE = ".json", ".recipe"
 
 # What Docker takes for a name (distribution reference): components, then a tag.
 _PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?"
@@ -61,6 +62,11 @@ class StoredLayer:
     size: int
     marks: str
     owners: bool
+
+    @property
+    def recipe(self) -> Path:
+        """The file from which, with the directory, the layer's tar can be put together again."""
+        return self.directory.with_suffix(RECIPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +169,10 @@ class Store:
                 else:
                     os.unlink(name, dir_fd=fd)
             # A record without its directory is of a layer that was not published, or is half removed.
-            for record in self._layers.glob("*" + _RECORD):
-                if not record.with_suffix("").is_dir():
-                    record.unlink()
+            for suffix in (_RECORD, RECIPE):
+                for file in self._layers.glob("*" + suffix):
+                    if not file.with_suffix("").is_dir():
+                        file.unlink()
         finally:
             os.close(fd)
 
@@ -189,12 +196,13 @@ class Store:
         return [layer for layer in found if layer is not None]
 
     def publish_layer(self, staged: Path, layer: StoredLayer) -> None:
-        """Give a finished directory its place. Call while `writing`."""
+        """Give a finished directory, and the recipe beside it, their places. Call while `writing`."""
         record = {
             "chain_id": str(layer.chain_id), "diff_id": str(layer.diff_id), "size": layer.size, "marks": layer.marks,
             "owners": layer.owners,
         }
         self._write(layer.directory.with_suffix(_RECORD), json.dumps(record).encode())
+        staged.with_suffix(RECIPE).rename(layer.recipe)
         staged.rename(layer.directory)
 
     def place(self, chain_id: Digest) -> Path:
@@ -204,7 +212,6 @@ class Store:
     def remove_layer(self, layer: StoredLayer) -> None:
         """Remove a layer that no image uses. Call while `writing`."""
         layer.directory.rename(self.tmp / layer.directory.name)
-        layer.directory.with_suffix(_RECORD).unlink()
         self._sweep()
 
     # --- images ------------------------------------------------------------------------------------

@@ -187,6 +187,8 @@ class _Unpacking:
         if self._recorder is not None:
             self._recorder.keep(path, tree=path in self._tree.made)
         self._tree.remove(path)
+        # What stands there next is this layer's own.
+        self._borrowed -= {one for one in self._borrowed if one == path or one.startswith(path + b"/")}
 
     def _file(self, info: tarfile.TarInfo, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
@@ -318,13 +320,12 @@ class _Unpacking:
             self._enter(parent, mark)
             if path in self._borrowed:
                 self._remove(path)
-                self._borrowed.remove(path)
             if self._tree.status(path) is None:
                 make_whiteout(self._tree.directory(parent), name)
 
     def _return_borrowed(self) -> None:
         """Take away what only a hard link needed: files of a directory whose contents this layer deletes."""
-        for path in self._borrowed:
+        for path in sorted(self._borrowed):
             if any(prefix in self._opaque for prefix in prefixes(path.rpartition(b"/")[0])):
                 self._remove(path)
 

@@ -50,7 +50,8 @@ class Stack:
     disk, and the work directory is marked, see `incompat`. `index` keeps the names of a hard-linked
     lower file together when it is copied up. `metacopy` copies only metadata up as long as only that
     is changed. `data_only` are layers below the lowers, in which nothing is seen, but the data of
-    metacopies is found. `ids` says to whom the files belong in the view, see `mapped`.
+    metacopies is found. `ids` says to whom the files belong in the view, see `mapped`. `read_only`
+    looks at an upper that may be in use by another mount: it is read as the topmost layer.
     """
 
     lowers: tuple[bytes, ...]
@@ -63,6 +64,7 @@ class Stack:
     metacopy: bool = False
     data_only: tuple[bytes, ...] = ()
     ids: Ids = AS_ON_DISK
+    read_only: bool = False
 
 
 class Overlay:
@@ -73,10 +75,7 @@ class Overlay:
         xattrs = USER if stack.user_xattrs else TRUSTED
         self.events = events or Events()
         self._cache = DescriptorCache(_descriptor_limit())
-        upper = None
-        if stack.upper is not None and stack.work is not None:
-            layer = Layer(stack.upper, 0, xattrs, self._cache, image_dialect=False, last=False)
-            upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
+        upper, index = None, None
         self._layers = [
             Layer(path, number, xattrs, self._cache, image_dialect=stack.image_whiteouts,
                   last=number == len(stack.lowers) + len(stack.data_only))
@@ -84,9 +83,14 @@ class Overlay:
         ]
         lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
         origins = Origins(lowers)
-        index = None
-        if stack.index and upper is not None and stack.work is not None:
-            index = Index(upper.layer, stack.work, origins, xattrs)
+        if stack.upper is not None and stack.work is not None:
+            layer = Layer(stack.upper, 0, xattrs, self._cache, image_dialect=False, last=False)
+            if stack.index:
+                index = Index(layer, stack.work, origins, xattrs, stack.read_only)
+            if stack.read_only:
+                lowers.insert(0, layer)
+            else:
+                upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
         self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
         self._lock = self._tree.lock
         self.behind = Behind(self._tree)

@@ -48,15 +48,19 @@ class Index:
 
     __slots__ = ("_directory", "_layer", "_origins", "_path", "_xattrs")
 
-    def __init__(self, layer: Layer, work: bytes, origins: Origins, xattrs: PrivateXattrs) -> None:
-        """`layer` is the upper, `work` the path of the mount's work directory."""
+    def __init__(
+        self, layer: Layer, work: bytes, origins: Origins, xattrs: PrivateXattrs, read_only: bool = False
+    ) -> None:
+        """`layer` is the upper, `work` the path of the mount's work directory, perhaps of another mount's."""
         self._layer = layer
         self._path = os.path.join(work, b"index")
         self._origins = origins
         self._xattrs = xattrs
         self._directory: IndexDir | None = None
         if os.path.isdir(self._path):
-            self._remove_orphans(self.directory())
+            directory = self.directory()
+            if not read_only:
+                self._remove_orphans(directory)
 
     def directory(self) -> IndexDir:
         """The index, which is made if need be."""
