@@ -10,13 +10,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from overlayfs_demo import mounts, render
+from overlayfs_demo.analysis_commands import add_analysis_verbs
+from overlayfs_demo.commands import PROGRAM
 from overlayfs_demo.container_commands import add_container_verbs
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.events import Event
 from overlayfs_demo.image_commands import add_image_verbs
 from overlayfs_demo.mount_options import FRONTS, parse
-
-PROGRAM = "overlayfs-demo"
 
 _MOUNT_HELP = """\
 Mount a stack of layers as one tree, and return when it answers.
@@ -92,6 +92,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.set_defaults(run=_umount)
     add_image_verbs(verbs)
+    add_analysis_verbs(verbs)
     add_container_verbs(verbs)
     return parser, verbs.choices
 

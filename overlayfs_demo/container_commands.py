@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 
 from overlayfs_demo import docker_format
+from overlayfs_demo.analysis_commands import diff_images
+from overlayfs_demo.commands import Verbs, add_verb, output, put, put_json, store_of
 from overlayfs_demo.containers import Container, Containers
-from overlayfs_demo.errors import MountError
-from overlayfs_demo.image_commands import Verbs, add_verb, output, put, put_json, store_of
+from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.render import human_size, printable
 
@@ -29,8 +30,13 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
     verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
     verb.add_argument("--json", action="store_true", help="an object a line")
-    verb = add_verb(verbs, "diff", "show what a container changed: A(dded), C(hanged), D(eleted)", "diff c1", _diff)
-    verb.add_argument("container", metavar="C")
+    verb = add_verb(
+        verbs, "diff", "show what a container changed, or in what two images differ",
+        "diff c1\ndiff --content app:1.0@3 app:1.0@5", _diff,
+    )
+    verb.add_argument("first", metavar="C|IMAGE[@N]", help="a container; or an image, of which only N layers count")
+    verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare the first with")
+    verb.add_argument("--content", action="store_true", help="of images: show the lines of texts that differ, too")
     verb.add_argument("--json", action="store_true", help="an object a line")
     verb = add_verb(verbs, "commit", "make an image of a container", "commit c1 app:1.1", _commit)
     verb.add_argument("container", metavar="C")
@@ -99,8 +105,14 @@ def _row(container: Container) -> dict[str, object]:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    containers = Containers(store_of(arguments))
-    found = containers.diff(containers.find(arguments.container))
+    """`docker diff`; with two images, what `analysis_commands` says of them. Both print A, C and D."""
+    store = store_of(arguments)
+    if arguments.second is not None:
+        return diff_images(store, arguments.first, arguments.second, content=arguments.content, as_json=arguments.json)
+    if arguments.content:
+        raise UsageError("--content compares two images", "name both: diff --content IMAGE@3 IMAGE@5")
+    containers = Containers(store)
+    found = containers.diff(containers.find(arguments.first))
     if arguments.json:
         put_json([{"Kind": one.kind.value, "Path": os.fsdecode(one.path)} for one in found])
     else:

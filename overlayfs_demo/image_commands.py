@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import docker_format
+from overlayfs_demo.commands import PROGRAM, Verbs, add_verb, note, output, put, put_json, store_of
 from overlayfs_demo.containers import Containers
-from overlayfs_demo.errors import ImageError, UsageError
 from overlayfs_demo.images import describe, remove
+from overlayfs_demo.images.analysis import analyse
 from overlayfs_demo.images.describe import LayerFacts
 from overlayfs_demo.images.load import Loaded, Progress, import_tree, load
 from overlayfs_demo.images.model import Digest, Platform, shown
 from overlayfs_demo.images.save import save
-from overlayfs_demo.images.store import Store, StoredImage, default_root
+from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.render import human_size
-
-Verbs = argparse._SubParsersAction
-
-
-def add_verb(
-    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, example: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    """A verb that works on the store, with an example in its help."""
-    verb = verbs.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  overlayfs-demo {example}", formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verb.add_argument(
-        "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
-    )
-    verb.set_defaults(run=run)
-    return verb
-
-
-def store_of(arguments: argparse.Namespace) -> Store:
-    """The store that a command works on."""
-    return Store(arguments.store or default_root())
 
 
 def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -93,17 +69,6 @@ def _truth(word: str) -> bool:
     if word not in ("true", "false"):
         raise argparse.ArgumentTypeError("say true or false")
     return word == "true"
-
-
-def put(text: str) -> None:
-    """Print text that may hold what is no UTF-8."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-    sys.stdout.flush()
-
-
-def put_json(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print an object a line."""
-    put("".join(json.dumps(row) + "\n" for row in rows))
 
 
 # --- getting images in -----------------------------------------------------------------------------
@@ -164,30 +129,10 @@ def _report(loaded: Loaded, *, quiet: bool) -> None:
     if not image.names:
         put(f"Loaded image ID: {image.id}\n")
     for what, count in sorted(loaded.left_out.items()):
-        print(f"overlayfs-demo: note: left out in {count} members: {what}", file=sys.stderr)
+        note(f"note: left out in {count} members: {what}")
 
 
 # --- getting images out ----------------------------------------------------------------------------
-
-
-@contextmanager
-def output(path: Path | None) -> Iterator[BinaryIO]:
-    """Where an archive goes: a file, which is there only when it is whole, or stdout. Raises UsageError: a terminal."""
-    if path is None:
-        if sys.stdout.isatty():
-            raise UsageError("an archive is nothing for a terminal", "use --output FILE, or redirect it")
-        yield sys.stdout.buffer
-        sys.stdout.flush()
-        return
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        unfinished.replace(path)
-    except OSError as error:
-        raise ImageError(f"{shown(str(path))}: {error.strerror}", "choose another --output") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _save(arguments: argparse.Namespace) -> int:
@@ -218,9 +163,21 @@ def _images(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _counted(image: StoredImage) -> list[LayerFacts]:
+    """The same, and what each layer changes, for which all of them are read."""
+    reports = analyse([layer.directory for layer in image.layers], [""] * len(image.layers), duplicates=False).layers
+    return [
+        LayerFacts(layer.size, describe.Changes(
+            report.added.paths, report.changed.paths, report.deleted.paths, report.whiteouts
+        ))
+        for layer, report in zip(image.layers, reports, strict=True)
+    ]
+
+
 def _history(arguments: argparse.Namespace) -> int:
     image = store_of(arguments).find(arguments.image)
-    rows = describe.history_rows(image.value, _facts(image), every_layer=arguments.layers)
+    facts = _counted(image) if arguments.layers else _facts(image)
+    rows = describe.history_rows(image.value, facts, every_layer=arguments.layers)
     words = (time.time(), arguments.human, not arguments.no_trunc)
     if arguments.json:
         put(docker_format.history_json(rows, *words))
@@ -238,7 +195,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         image = store.find(word)
         directories = [str(layer.directory) for layer in reversed(image.layers)]
         stored = describe.Stored(graph_driver=(
-            "overlayfs-demo", {"LowerDir": ":".join(directories[1:]), "UpperDir": directories[0]},
+            PROGRAM, {"LowerDir": ":".join(directories[1:]), "UpperDir": directories[0]},
         ))
         found.append(describe.inspect(image.value, _facts(image), stored))
     put(docker_format.inspect_text(found))

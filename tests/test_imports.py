@@ -34,8 +34,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
-    "mounts", "render", "docker_format", "containers", "build_command", "image_commands", "container_commands", "cli",
-    "__main__",
+    "mounts", "render", "docker_format", "containers", "build_command", "commands", "image_commands",
+    "analysis_commands", "container_commands", "cli", "__main__",
 ):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 

@@ -46,7 +46,8 @@ class LayerReport:
     metadata (of directories the times do not count). `unchanged`: names that were there just so. The sizes
     of these three together are `shipped`: a file of several names counts at the first. `deleted`: names that
     were seen and are not any more, all below a removed directory among them, and the bytes of the files that
-    so lost their last name. `live`: of the bytes shipped, those that are seen through all layers.
+    so lost their last name. `whiteouts`: the layer's own words for that, whiteouts and opaque marks. `live`: of
+    the bytes shipped, those that are seen through all layers.
     """
 
     number: int
@@ -55,6 +56,7 @@ class LayerReport:
     changed: Tally
     unchanged: Tally
     deleted: Tally
+    whiteouts: int
     shipped: int
     live: int
 
@@ -170,11 +172,12 @@ class _Body:
 class _Sheet:
     """The tallies of one layer in the making: for each kind the files, the directories and the bytes."""
 
-    __slots__ = ("_counts", "_number", "_title")
+    __slots__ = ("_counts", "_number", "_title", "_whiteouts")
 
-    def __init__(self, number: int, title: str) -> None:
+    def __init__(self, number: int, title: str, whiteouts: int) -> None:
         self._number = number
         self._title = title
+        self._whiteouts = whiteouts
         self._counts = {kind: [0, 0, 0] for kind in ("added", "changed", "unchanged", "deleted")}
 
     def count(self, kind: str, thing: Thing, size: int) -> None:
@@ -186,7 +189,7 @@ class _Sheet:
         """The finished report; the bytes come by the layer's number."""
         return LayerReport(
             self._number, self._title, **{kind: Tally(*counts) for kind, counts in self._counts.items()},
-            shipped=shipped[self._number], live=live[self._number],
+            whiteouts=self._whiteouts, shipped=shipped[self._number], live=live[self._number],
         )
 
 
@@ -202,11 +205,11 @@ class _Accounts:
 
     def lay(self, number: int, title: str) -> _Sheet:
         """Lay the next layer on those before it, and enter what it does."""
-        things = {
-            path: thing for path, thing in self._layers[number - 1].things.items() if thing.says is not Says.WHITEOUT
-        }
-        laid = self.view.lay(number, self._layers[number - 1].things)
-        sheet = _Sheet(number, title)
+        words = self._layers[number - 1].things
+        things = {path: thing for path, thing in words.items() if thing.says is not Says.WHITEOUT}
+        marks = sum(thing.says in (Says.WHITEOUT, Says.OPAQUE_DIRECTORY) for thing in words.values())
+        laid = self.view.lay(number, words)
+        sheet = _Sheet(number, title, marks)
         compared = self._compared(number, things, laid)
         for path, thing in things.items():
             what = compared.get(path)

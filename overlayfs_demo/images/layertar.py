@@ -75,15 +75,21 @@ class _Writer:
     def difference(self, before: Overlay) -> None:
         """All that the view has more, other, or less than `before`."""
         with self._tar:
-            old, new = before.attrs(before.root), self._view.attrs(self._view.root)
-            if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid):
-                self._member(b"./", self._view.root, new)
+            old = before.attrs(before.root)
+            self._root_unless((old.mode, old.uid, old.gid))
             self._inside(b"", before, before.root, self._view.root)
 
     def everything(self) -> None:
         """All that the view has."""
         with self._tar:
+            self._root_unless((stat.S_IFDIR | 0o755, 0, 0))
             self._inside(b"", self._view, None, self._view.root)
+
+    def _root_unless(self, expected: tuple[int, int, int]) -> None:
+        """Write the root itself, which tars mostly lack, unless its mode and owner are so. Its time is nobody's."""
+        attrs = self._view.attrs(self._view.root)
+        if (attrs.mode, attrs.uid, attrs.gid) != expected:
+            self._member(b"./", self._view.root, attrs)
 
     def _inside(self, path: bytes, before: Overlay, old: DirNode | None, new: DirNode) -> None:
         """The members of a directory; all of it is written where there is none before, or another one."""

@@ -1,0 +1,288 @@
+"""What can be asked about the bytes of an image: where they went, and which layer says what?"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from overlayfs_demo import docker_format, syscalls
+from overlayfs_demo.commands import Verbs, add_verb, note, put, put_json, store_of
+from overlayfs_demo.errors import UsageError
+from overlayfs_demo.images.analysis import Analysis, Hidden, LayerReport, analyse
+from overlayfs_demo.images.ghosts import extract_ghosts
+from overlayfs_demo.images.layerwords import LayerWord, layer_words
+from overlayfs_demo.images.lowers import Lowers
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.images.treediff import PathChange, diff_trees
+from overlayfs_demo.render import human_size, printable
+
+# A text longer than that is not compared line by line.
+_LONGEST_TEXT = 1 << 20
+_LONGEST_TITLE = 60
+_MOST_FILES = 10
+
+
+def add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verbs of this module."""
+    verb = add_verb(verbs, "analyze", "show where an image's bytes went", "analyze app:1.0 --max-wasted 10%", _analyze)
+    verb.add_argument("image", metavar="IMAGE")
+    verb.add_argument("--max-wasted", type=_limit, metavar="P%|BYTES", help="exit with 1 if more than that is wasted")
+    verb.add_argument("--all", "-a", action="store_true", help="every hidden file, not only the largest")
+    verb.add_argument("--json", action="store_true", help="one object")
+    verb = add_verb(verbs, "ghosts", "list files that were deleted but still ship", "ghosts app:1.0", _ghosts)
+    verb.add_argument("image", metavar="IMAGE")
+    verb.add_argument("--extract", type=Path, metavar="DIR", help="copy them there, into an empty directory")
+    verb.add_argument("--json", action="store_true", help="an object a line")
+    verb = add_verb(
+        verbs, "which", "show what each layer says about a path", "which --image app:1.0 /etc/passwd", _which
+    )
+    verb.add_argument("paths", nargs="+", metavar="PATH")
+    verb.add_argument("--image", required=True, metavar="IMAGE")
+    verb.add_argument("--json", action="store_true", help="an object a line")
+
+
+def _limit(word: str) -> tuple[float, bool]:
+    """A number, and whether it is one of percent."""
+    try:
+        number = float(word.removesuffix("%"))
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError("say a share, as in 10%, or a number of bytes")
+    return number, word.endswith("%")
+
+
+def _analysed(image: StoredImage) -> Analysis:
+    titles = [step.instruction if step else "" for step in image.value.steps]
+    return analyse([layer.directory for layer in image.layers], titles)
+
+
+# --- analyze ---------------------------------------------------------------------------------------
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    image = store_of(arguments).find(arguments.image)
+    analysis = _analysed(image)
+    if arguments.json:
+        put_json([_analysis_json(image, analysis)])
+    else:
+        put(_layers_table(analysis) + "\n" + _summary(image, analysis))
+        put(_hidden_table(analysis, None if arguments.all else _MOST_FILES))
+    if arguments.max_wasted is None:
+        return 0
+    number, percent = arguments.max_wasted
+    allowed = analysis.shipped * number / 100 if percent else number
+    if analysis.wasted <= allowed:
+        return 0
+    limit = f"{number:g}%" if percent else human_size(number)
+    wasted = f"{human_size(analysis.wasted)}{_share(analysis)}"
+    note(f"{shown(image.title)} wastes {wasted}, more than the {limit} allowed")
+    return 1
+
+
+def _share(analysis: Analysis) -> str:
+    return f" ({analysis.wasted * 100 / analysis.shipped:.1f}%)" if analysis.shipped else ""
+
+
+def _title(report: LayerReport) -> str:
+    return docker_format.ellipsis(shown(report.title), _LONGEST_TITLE)
+
+
+def _layers_table(analysis: Analysis) -> str:
+    header = ("LAYER", "ADDED", "CHANGED", "DELETED", "SHIPPED", "LIVE", "WASTED", "MADE BY")
+    return docker_format.table(header, [
+        (
+            str(one.number), str(one.added.paths), str(one.changed.paths), str(one.deleted.paths),
+            *(human_size(size) for size in (one.shipped, one.live, one.wasted)), _title(one),
+        )
+        for one in analysis.layers
+    ])
+
+
+def _summary(image: StoredImage, analysis: Analysis) -> str:
+    copies = sum(one.size * (len(one.copies) - 1) for one in analysis.duplicates)
+    lines = [
+        f"{shown(image.title)} ships {human_size(analysis.shipped)} of files: {human_size(analysis.live)} are seen, "
+        f"{human_size(analysis.wasted)}{_share(analysis)} are hidden by later layers.",
+        f"dive's efficiency score: {analysis.dive_score * 100:.2f}%",
+    ]
+    if copies:
+        lines.append(
+            f"Not counted as waste: {human_size(copies)} in {len(analysis.duplicates)} files whose data stands in the "
+            "image more than once."
+        )
+    return "".join(line + "\n" for line in lines)
+
+
+def _hidden_table(analysis: Analysis, most: int | None) -> str:
+    hidden = sorted(analysis.hidden, key=lambda one: (-one.wasted, one.path))
+    if not hidden:
+        return ""
+    rows = [
+        (human_size(one.wasted), str(one.shipped_by), f"{one.hidden_by} ({one.why.value})", printable(b"/" + one.path))
+        for one in hidden[:most]
+    ]
+    left = len(hidden) - len(rows)
+    return "\n" + docker_format.table(("WASTED", "SHIPPED BY", "HIDDEN BY", "FILE"), rows) + (
+        f"... and {left} more, see --all\n" if left else ""
+    )
+
+
+def _analysis_json(image: StoredImage, analysis: Analysis) -> dict[str, object]:
+    return {
+        "Image": image.title, "ID": str(image.id), "Shipped": analysis.shipped, "Live": analysis.live,
+        "Wasted": analysis.wasted, "DiveScore": analysis.dive_score,
+        "Layers": [
+            {
+                "Number": one.number, "ChainID": str(layer.chain_id), "MadeBy": one.title, "Added": one.added.paths,
+                "Changed": one.changed.paths, "Deleted": one.deleted.paths, "Whiteouts": one.whiteouts,
+                "Shipped": one.shipped, "Live": one.live, "Wasted": one.wasted,
+            }
+            for one, layer in zip(analysis.layers, image.layers, strict=True)
+        ],
+        "Hidden": [_hidden_json(one) for one in analysis.hidden],
+        "Duplicates": [
+            {"Size": one.size, "Paths": [os.fsdecode(b"/" + copy.path) for copy in one.copies]}
+            for one in analysis.duplicates
+        ],
+    }
+
+
+def _hidden_json(one: Hidden) -> dict[str, object]:
+    return {
+        "Path": os.fsdecode(b"/" + one.path), "ShippedBy": one.shipped_by, "HiddenBy": one.hidden_by,
+        "Why": one.why.value, "Size": one.size, "Wasted": one.wasted,
+    }
+
+
+# --- ghosts ----------------------------------------------------------------------------------------
+
+
+def _ghosts(arguments: argparse.Namespace) -> int:
+    image = store_of(arguments).find(arguments.image)
+    ghosts = _analysed(image).ghosts
+    if arguments.extract is not None:
+        extract_ghosts(ghosts, [layer.directory for layer in image.layers], arguments.extract)
+    if arguments.json:
+        put_json([_hidden_json(one) for one in ghosts])
+    else:
+        put(docker_format.table(("SIZE", "SHIPPED BY", "DELETED BY", "FILE"), [
+            (human_size(one.size), str(one.shipped_by), str(one.hidden_by), printable(b"/" + one.path))
+            for one in ghosts
+        ]))
+    return 0
+
+
+# --- which -----------------------------------------------------------------------------------------
+
+
+def _which(arguments: argparse.Namespace) -> int:
+    image = store_of(arguments).find(arguments.image)
+    directories = [layer.directory for layer in image.layers]
+    steps = image.value.steps
+    for path in arguments.paths:
+        words = layer_words(directories, path)
+        if arguments.json:
+            put_json([_word_json(path, one) for one in words])
+            continue
+        put(f"{shown(path)}\n")
+        put(docker_format.table(("LAYER", "SAYS", "", "MADE BY"), [
+            (
+                str(one.number), _says(one), _outcome(one),
+                docker_format.ellipsis(shown(step.instruction), _LONGEST_TITLE) if step else "",
+            )
+            for one, step in zip(reversed(words), reversed(steps), strict=True)
+        ]))
+    return 0
+
+
+def _says(one: LayerWord) -> str:
+    return one.word.value if one.parent is None else f"{one.word.value}: {printable(b'/' + one.parent)}"
+
+
+def _outcome(one: LayerWord) -> str:
+    if one.wins:
+        return "is seen"
+    return f"hidden by layer {one.hidden_by}" if one.hidden_by is not None else ""
+
+
+def _word_json(path: str, one: LayerWord) -> dict[str, object]:
+    return {
+        "Path": path, "Layer": one.number, "Says": one.word.value, "Seen": one.wins, "HiddenBy": one.hidden_by,
+        "Parent": None if one.parent is None else os.fsdecode(b"/" + one.parent),
+    }
+
+
+# --- diff of images --------------------------------------------------------------------------------
+
+
+def diff_images(store: Store, first: str, second: str, *, content: bool, as_json: bool) -> int:
+    """Print in what two images, or the first layers of them, differ."""
+    before, after = _some_layers(store, first), _some_layers(store, second)
+    found = diff_trees(before, after)
+    rows = [
+        (letter, one)
+        for letter, ones in (("A", found.added), ("C", found.changed), ("D", found.deleted)) for one in ones
+    ]
+    rows.sort(key=lambda row: row[1].path)
+    if as_json:
+        put_json([
+            {"Kind": letter, "Path": os.fsdecode(b"/" + one.path), "What": one.change.value,
+             "SizeBefore": one.size_before, "SizeAfter": one.size_after}
+            for letter, one in rows
+        ])
+        return 0
+    with Lowers(before, store.marks) as old, Lowers(after, store.marks) as new:
+        for letter, one in rows:
+            put(f"{letter} {printable(b'/' + one.path)}{_growth(one)}\n")
+            if content:
+                put("".join(_lines(old, new, one)))
+    return 0
+
+
+def _some_layers(store: Store, word: str) -> list[Path]:
+    """The layers' directories of IMAGE, or of IMAGE@N the N lowest."""
+    name, at, number = word.rpartition("@")
+    if not at:
+        return [layer.directory for layer in store.find(word).layers]
+    layers = store.find(name).layers
+    if not number.isdigit() or not 1 <= int(number) <= len(layers):
+        raise UsageError(f"'{shown(word)}': there is no layer {shown(number)}", f"{name} has 1 to {len(layers)}")
+    return [layer.directory for layer in layers[: int(number)]]
+
+
+def _growth(one: PathChange) -> str:
+    if one.size_before is None or one.size_after is None or one.size_before == one.size_after:
+        return ""
+    return f" ({human_size(one.size_before)} -> {human_size(one.size_after)})"
+
+
+def _lines(old: Lowers, new: Lowers, one: PathChange) -> Iterator[str]:
+    """The lines that differ, as diff -u shows them; nothing for what is no text."""
+    before, after = _text(old, one.path), _text(new, one.path)
+    if before is None or after is None or before == after:
+        return
+    for line in difflib.unified_diff(before, after, "before", "after"):
+        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+
+
+def _text(view: Lowers, path: bytes) -> Sequence[str] | None:
+    """The lines of a text; none for a file that is not there, None for what is no text."""
+    found = view.open(path)
+    if found is None:
+        return []
+    try:
+        status = os.fstat(found)
+        if not os.path.isfile(syscalls.fd_path(found)) or status.st_size > _LONGEST_TEXT:
+            return None
+        data = Path(os.fsdecode(syscalls.fd_path(found))).read_bytes()
+    finally:
+        os.close(found)
+    try:
+        return [] if b"\0" in data else data.decode().splitlines(keepends=True)
+    except UnicodeDecodeError:
+        return None

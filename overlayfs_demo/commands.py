@@ -1,0 +1,77 @@
+"""What do all the commands that work on the store have in common?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from overlayfs_demo.errors import ImageError, UsageError
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.store import Store, default_root
+
+PROGRAM = "overlayfs-demo"
+
+Verbs = argparse._SubParsersAction
+
+
+def add_verb(
+    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """A verb that works on the store, with examples (one a line) in its help."""
+    shown_examples = "".join(f"\n  {PROGRAM} {line}" for line in examples.splitlines())
+    verb = verbs.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:{shown_examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument(
+        "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
+    )
+    verb.set_defaults(run=run)
+    return verb
+
+
+def store_of(arguments: argparse.Namespace) -> Store:
+    """The store that a command works on."""
+    return Store(arguments.store or default_root())
+
+
+def put(text: str) -> None:
+    """Print text that may hold what is no UTF-8."""
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.flush()
+
+
+def put_json(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print an object a line."""
+    put("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def note(text: str) -> None:
+    """Tell a person something beside the output: one line on stderr."""
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+
+
+@contextmanager
+def output(path: Path | None) -> Iterator[BinaryIO]:
+    """Where an archive goes: a file, which is there only when it is whole, or stdout. Raises UsageError: a terminal."""
+    if path is None:
+        if sys.stdout.isatty():
+            raise UsageError("an archive is nothing for a terminal", "use --output FILE, or redirect it")
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+        return
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(path)
+    except OSError as error:
+        raise ImageError(f"{shown(str(path))}: {error.strerror}", "choose another --output") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
