@@ -1,0 +1,167 @@
+"""Do Docker, podman, skopeo and umoci take what is saved here, and is it the same to them?
+
+Each test is skipped where its tool is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import builders
+from tests.conftest import unmount_all, wait_until, why_no_mounts
+from tests.images.builders import directory, docker_save, hard_link, layer
+from tests.places import run
+
+BASE = layer({
+    "etc/": directory(), "etc/motd": "hello\n", "d/": directory(), "d/a": "1", "d/b": "2", "one": "linked",
+    "two": hard_link("one"), "gone": "x",
+})
+NAME = "demo-roundtrip:2"
+
+
+class Image:
+    """An image that was loaded, changed in a container, committed and saved."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        (where / "image.tar").write_bytes(docker_save([BASE], tag="demo-roundtrip:1"))
+        self.ours("load", where / "image.tar")
+        self.view = Path(self.ours("create", "demo-roundtrip:1", "--name", "c1").split()[1])
+        (self.view / "etc/motd").write_text("changed\n")
+        (self.view / "gone").unlink()
+        (self.view / "d").rename(self.view / "moved")
+        (self.view / "moved/b").unlink()
+        with (self.view / "one").open("a") as file:
+            file.write("!")
+        shutil.rmtree(self.view / "etc")
+        (self.view / "etc").mkdir(mode=0o750)
+        (self.view / "etc/new").symlink_to("../one")
+        os.setxattr(self.view / "two", "user.key", b"value")
+        self.id = self.ours("commit", "c1", NAME, "-m", "a change").strip()
+        self.archive = where / "saved.tar"
+        self.ours("save", NAME, "-o", self.archive)
+
+    def ours(self, *words: str | Path) -> str:
+        done = run("overlayfs-demo", words[0], "--store", self.where / "store", *words[1:])
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def diff_ids(self) -> list[str]:
+        [image] = json.loads(self.ours("inspect", NAME))
+        return list(image["RootFS"]["Layers"])
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Image]:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    yield Image(tmp_path)
+    unmount_all(str(tmp_path))
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def succeeds(*words: str | Path) -> str:
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def seen(root: Path) -> dict[bytes, object]:
+    """What a tree holds, without the times that tools round and the root's own."""
+    return {path: one for path, one in builders.tree(root, times=False).items() if path}
+
+
+@pytest.mark.parametrize("transport", ["docker-archive:{}:" + NAME, "oci-archive:{}:2"])
+def test_skopeo_copies_it_with_the_same_layers(image: Image, transport: str) -> None:
+    skopeo = tool("skopeo")
+    succeeds(skopeo, "copy", "--insecure-policy", transport.format(image.archive), f"dir:{image.where / 'dir'}")
+    manifest = json.loads((image.where / "dir/manifest.json").read_text())
+    assert [row["digest"] for row in manifest["layers"]] == image.diff_ids()
+
+
+def test_umoci_unpacks_the_same_tree(image: Image) -> None:
+    umoci = tool("umoci")
+    with tarfile.open(image.archive) as tar:
+        tar.extractall(image.where / "layout", filter="data")
+    succeeds(umoci, "unpack", "--image", f"{image.where / 'layout'}:2", image.where / "bundle")
+    assert seen(image.where / "bundle/rootfs") == seen(image.view)
+
+
+def test_podman_loads_it(image: Image) -> None:
+    podman = tool("podman")
+    # podman wants a path of 50 characters at most.
+    with tempfile.TemporaryDirectory(prefix="podman-") as short:
+        place = ("--root", image.where / "podman", "--runroot", short, "--storage-driver", "vfs")
+        assert NAME in succeeds(podman, *place, "load", "-i", image.archive)
+        [row] = json.loads(succeeds(podman, *place, "inspect", NAME))
+    assert (f"sha256:{row['Id']}", row["RootFS"]["Layers"]) == (image.id, image.diff_ids())
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Iterator[list[str | Path]]:
+    """The words that begin a command to a Docker daemon of our own."""
+    dockerd, client = tool("dockerd"), tool("docker")
+    socket = tmp_path / "docker.sock"
+    words: list[str | Path] = [client, "--host", f"unix://{socket}"]
+    log = (tmp_path / "dockerd.log").open("wb")
+    daemon = subprocess.Popen(
+        [
+            dockerd, "--bridge=none", "--iptables=false", "--host", f"unix://{socket}", "--storage-driver", "overlay2",
+            "--data-root", tmp_path / "docker", "--exec-root", tmp_path / "exec", "--pidfile", tmp_path / "pid",
+        ],
+        stdout=log, stderr=log,
+    )
+    try:
+        wait_until(lambda: daemon.poll() is not None or run(*words, "info").returncode == 0, "answer of dockerd")
+        if daemon.poll() is not None:
+            pytest.skip(f"dockerd does not run here: {(tmp_path / 'dockerd.log').read_text()[-300:]}")
+        yield words
+    finally:
+        daemon.terminate()
+        daemon.wait(30)
+        log.close()
+
+
+def test_docker_loads_it_and_tells_the_same(image: Image, docker: list[str | Path]) -> None:
+    assert NAME in succeeds(*docker, "load", "-i", image.archive)
+    form = ("--no-trunc", "--human=false")
+    told = succeeds(*docker, "history", *form, "--format", "{{json .}}", NAME)
+    assert told == image.ours("history", *form, "--json", NAME)
+    [theirs], [ours] = json.loads(succeeds(*docker, "inspect", NAME)), json.loads(image.ours("inspect", NAME))
+    for key in ("GraphDriver", "Metadata"):  # Where it is stored, and when it was named.
+        theirs.pop(key, None)
+        ours.pop(key, None)
+    assert theirs == ours
+    succeeds(*docker, "create", "--name", "cc", NAME, "/none")
+    (image.where / "tree").mkdir()
+    succeeds("sh", "-c", f"{docker[0]} --host {docker[2]} export cc | tar -C {image.where / 'tree'} --xattrs -xpf -")
+    made_by_docker = {b".dockerenv", b"dev", b"proc", b"sys", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf",
+                      b"etc/mtab", b"dev/console", b"dev/pts", b"dev/shm"}
+    exported = {
+        path: one._replace(xattrs=())  # type: ignore[attr-defined]  # docker export leaves them out
+        for path, one in seen(image.where / "tree").items() if path not in made_by_docker
+    }
+    shown = {path: one._replace(xattrs=()) for path, one in seen(image.view).items()}  # type: ignore[attr-defined]
+    assert exported == shown
+
+
+def test_what_docker_saves_has_the_same_layers(image: Image, docker: list[str | Path]) -> None:
+    succeeds(*docker, "load", "-i", image.archive)
+    succeeds(*docker, "save", NAME, "-o", image.where / "docker.tar")
+    told = image.ours("load", image.where / "docker.tar")
+    assert told.startswith("2 of 2 layers ") and told.endswith(f"Loaded image: {NAME}\n")
