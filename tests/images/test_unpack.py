@@ -184,6 +184,15 @@ def test_hard_link_to_a_lower_file_that_this_layer_deletes_is_a_rename(build: Bu
     assert (top / "b").read_text() == "1"
 
 
+@pytest.mark.parametrize("mark", ["d", "d/a"])
+def test_a_file_of_its_own_in_a_borrowed_ones_place_stays(build: Build, mark: str) -> None:
+    """The mark speaks of the layers below only, wherever it stands."""
+    members: list[tuple[str, object]] = [("b", hard_link("d/a")), ("d/a", "new")]
+    members.append(("d", OPAQUE) if mark == "d" else ("d/a", WHITEOUT))
+    _, top = build({"d/a": "1"}, members)
+    assert ((top / "b").read_text(), (top / "d/a").read_text()) == ("1", "new")
+
+
 def test_hard_link_to_a_lower_file_of_an_emptied_directory_leaves_the_directory_empty(build: Build) -> None:
     _, top = build({"d/a": "1"}, [("b", hard_link("d/a")), ("d", OPAQUE)])
     assert is_opaque(top / "d")
