@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from overlayfs_demo.errors import OverlayError
+from overlayfs_demo.commands import guarded
 from overlayfs_demo.images.build import BuiltLayer, build_layers
 from overlayfs_demo.images.model import Platform, shown
 from overlayfs_demo.mount_options import lowerdir_option
@@ -54,24 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
-    try:
-        platform = Platform.parse(arguments.platform) if arguments.platform else None
-        layers = build_layers(
-            arguments.archive, arguments.outdir,
-            name=arguments.image, platform=platform, userxattr=arguments.userxattr,
-        )
-        _report(layers, arguments.userxattr or os.geteuid() != 0)
-    except BrokenPipeError:
-        # Whoever read has gone. Python flushes once more at exit, and must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OverlayError as error:
-        return _fail(str(error), error.exit_code)
-    except OSError as error:
-        where = f"{shown(os.fsdecode(error.filename))}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was left behind", 130)
+    return guarded(_PROGRAM, lambda: _build(arguments))
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    platform = Platform.parse(arguments.platform) if arguments.platform else None
+    layers = build_layers(
+        arguments.archive, arguments.outdir, name=arguments.image, platform=platform, userxattr=arguments.userxattr
+    )
+    _report(layers, arguments.userxattr or os.geteuid() != 0)
     return 0
 
 
@@ -88,11 +79,6 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
         print(f"{_PROGRAM}: note: left out in {count} members: {what}", file=sys.stderr)
     if userxattr:
         print(f"{_PROGRAM}: note: mount these with the option userxattr", file=sys.stderr)
-
-
-def _fail(problem: str, status: int) -> int:
-    print(f"{_PROGRAM}: {' '.join(problem.splitlines())}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

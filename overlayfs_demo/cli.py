@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from overlayfs_demo import mounts, render
 from overlayfs_demo.analysis_commands import add_analysis_verbs
-from overlayfs_demo.commands import PROGRAM
+from overlayfs_demo.commands import PROGRAM, guarded
 from overlayfs_demo.container_commands import add_container_verbs
-from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.errors import UsageError
 from overlayfs_demo.events import Event
 from overlayfs_demo.image_commands import add_image_verbs
 from overlayfs_demo.mount_options import FRONTS, parse
@@ -56,18 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Errors are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format=f"{PROGRAM}: %(message)s")
-    try:
-        parser, verbs = _parser()
-        if _is_mount_helper(arguments, verbs):
-            return _mount_as_helper(arguments)
-        options = parser.parse_args(arguments)
-        status: int = options.run(options)
-        return status
-    except OverlayError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    parser, verbs = _parser()
+    if _is_mount_helper(arguments, verbs):
+        return guarded(PROGRAM, lambda: _mount_as_helper(arguments))
+    options = parser.parse_args(arguments)
+    return guarded(PROGRAM, lambda: int(options.run(options)))
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:

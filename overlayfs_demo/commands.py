@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError, UsageError
+from overlayfs_demo.errors import ImageError, OverlayError, UsageError
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, default_root
 
@@ -39,6 +40,28 @@ def add_verb(
 def store_of(arguments: argparse.Namespace) -> Store:
     """The store that a command works on."""
     return Store(arguments.store or default_root())
+
+
+def guarded(program: str, action: Callable[[], int]) -> int:
+    """The exit status of a command, whose failure is one line on stderr: 1, 2 for wrong usage, 130 interrupted."""
+    try:
+        return action()
+    except BrokenPipeError:
+        # Whoever read has gone. Python flushes once more at exit, and must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OverlayError as error:
+        return _fail(program, str(error), error.exit_code)
+    except OSError as error:
+        where = f"{shown(os.fsdecode(error.filename))}: " if error.filename else ""
+        return _fail(program, f"{where}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", 130)
+
+
+def _fail(program: str, problem: str, status: int) -> int:
+    print(f"{program}: {' '.join(problem.splitlines())}", file=sys.stderr)
+    return status
 
 
 def put(text: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -136,39 +136,34 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(arguments: argparse.Namespace) -> int:
+def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], None]) -> int:
+    """Do it to every container that is named, and name it when it is done."""
     containers = Containers(store_of(arguments))
     for name in arguments.containers:
-        containers.stop(containers.find(name), lazy=arguments.lazy)
+        act(containers, containers.find(name))
         put(f"{name}\n")
     return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    return _each(arguments, lambda containers, one: containers.stop(one, lazy=arguments.lazy))
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    containers = Containers(store_of(arguments))
-    for name in arguments.containers:
-        containers.start(containers.find(name))
-        put(f"{name}\n")
-    return 0
+    return _each(arguments, lambda containers, one: containers.start(one))
 
 
 def _rm(arguments: argparse.Namespace) -> int:
-    containers = Containers(store_of(arguments))
-    for name in arguments.containers:
-        containers.remove(containers.find(name), force=arguments.force)
-        put(f"{name}\n")
-    return 0
+    return _each(arguments, lambda containers, one: containers.remove(one, force=arguments.force))
 
 
 def _shell(arguments: argparse.Namespace) -> int:
-    """Become the command: in mount, PID, UTS and IPC namespaces of its own, with its own /proc, by unshare(1)."""
+    """Become the command: in mount, PID, UTS and IPC namespaces of its own, by unshare(1)."""
     container = Containers(store_of(arguments)).find(arguments.container)
     if container.record is None:
         raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
     root = str(container.mountpoint)
     command = arguments.command or ["/bin/sh"]
-    if not os.path.isabs(command[0]) and shutil.which(command[0]) is None:
-        raise MountError(f"no command '{shown(command[0])}'", "give its whole path in the container")
     if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
         raise MountError(
             f"container '{container.name}' has no {shown(command[0])}", "name a program that its image has"

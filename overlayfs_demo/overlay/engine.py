@@ -89,6 +89,7 @@ class Overlay:
                 index = Index(layer, stack.work, origins, xattrs, stack.read_only)
             if stack.read_only:
                 lowers.insert(0, layer)
+                self._layers.append(layer)
             else:
                 upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
         self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
