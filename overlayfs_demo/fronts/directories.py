@@ -80,7 +80,7 @@ class Directories:
 
     def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
         """The same, each with what LOOKUP would answer."""
-        inside, entry = self._trust.inside(directory), self._trust.entry
+        inside, trust = self._trust.inside(directory), self._trust
         numbering, answers = self._numbering(directory, nodeid, offset)
         known = list(answers)
 
@@ -91,7 +91,7 @@ class Directories:
             found += self._overlay.lookup_listed(directory, numbering.snapshot, rest)
             ids = iter(self._nodes.remember([answer[0] for answer in found if answer]))
             return [
-                wire.direntplus(next(ids), answer[1], entry(inside, answer[0]), number, listed.name)
+                wire.direntplus(next(ids), answer[1], trust.entry(inside, answer[0]), number, listed.name)
                 for (number, listed), answer in zip(names, found, strict=True) if answer
             ]
 
