@@ -13,12 +13,17 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo import mounts
+from overlayfs_demo.containers import Containers
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.images.load import load
+from overlayfs_demo.images.remove import prune
+from overlayfs_demo.images.store import Store
 from overlayfs_demo.mount_options import parse
 from tests import builders
 from tests.conftest import unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child
+from tests.images.builders import WHITEOUT, directory, docker_save, layer
 
 # fusermount3 wants a user that has a name.
 USER = pwd.getpwnam("nobody").pw_uid
@@ -121,3 +126,32 @@ def test_nobody_else_may_look_in(home: Path, front: str) -> None:
         in_child(lambda: (os.chdir(home.parent), os.chmod(home, 0o755), os.chdir(home), other()))
     assert caught.value.errno == errno.EACCES
     as_user(home, lambda: mounts.unmount(b"view"))
+
+
+def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
+    if problem := why_no_mounts() or why_unavailable("kernel-front"):
+        pytest.skip(problem)
+    if not shutil.which("fusermount3"):
+        pytest.skip("needs fusermount3, of the package fuse3")
+    archive = home / "image.tar"
+    archive.write_bytes(docker_save([layer({"d/": directory(), "d/a": "1", "b": "2"}), layer({"b": WHITEOUT})]))
+
+    def session() -> None:
+        store = Store(Path("store"))
+        [loaded] = load(store, archive)
+        assert loaded.image.layers[0].marks.startswith("user.")
+        containers = Containers(store)
+        container = containers.create(loaded.image, "c1")
+        assert os.listdir(container.mountpoint) == ["d"]
+        (container.mountpoint / "d").rename(container.mountpoint / "e")
+        assert [(one.kind.value, one.path) for one in containers.diff(container)] == [
+            ("A", b"/e"), ("A", b"/e/a"), ("D", b"/d"),
+        ]
+        image = containers.commit(container, "new").image
+        containers.remove(container, force=True)
+        again = containers.create(image, "c2")
+        assert (again.mountpoint / "e/a").read_text() == "1"
+        containers.remove(again, force=True)
+        assert prune(store, {}, every=True).size == len("12") + len("1")
+
+    as_user(home, session)
