@@ -127,7 +127,7 @@ class Containers:
         directory = self._root / name
         mountpoint = (at or directory / "merged").absolute()
         with self._store.writing():
-            self._root.mkdir(exist_ok=True)
+            self._root.mkdir(mode=0o700, exist_ok=True)
             if directory.exists():
                 raise MountError(f"there is a container '{name}' already", "choose another --name, or 'rm' that one")
             staged = self._store.tmp / name

@@ -11,7 +11,9 @@
 A layer is found by its chain ID and not by its diff ID alone: a directory also depends on what lies below it
 (a hard link to a file of a lower layer is a copy here, and a directory that a layer does not list looks as
 it does below), so the same tar on other layers is another directory. Docker does so as well.
-Readers need no lock: each file and directory appears and changes by one rename(2).
+Readers need no lock: each file and directory appears and changes by one rename(2). Nothing is flushed to the
+disk: after a power failure, load again what was loaded last. Directories are private (mode 0700), because
+layers hold set-id programs of other systems.
 """
 
 from __future__ import annotations
@@ -120,7 +122,7 @@ class Store:
             if version.read_bytes() != _VERSION:
                 raise ImageError(f"{shown(str(self.root))} is a store of another version", "choose another --store")
             for directory in (self._layers, self._images, self.tmp):
-                directory.mkdir(mode=0o755, exist_ok=True)
+                directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ImageError(
                 f"the store {shown(str(self.root))}: {error.strerror}",
