@@ -62,8 +62,11 @@ class Record:
     upper: str | None = None
 
     def save(self) -> None:
-        """Write the record."""
-        _record_path(self.mountpoint).write_text(json.dumps({name: getattr(self, name) for name in self.__slots__}))
+        """Write the record, at once for whoever reads it."""
+        path = _record_path(self.mountpoint)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps({name: getattr(self, name) for name in self.__slots__}))
+        unfinished.rename(path)
 
     def forget(self) -> None:
         """Remove the record; it need not exist."""
@@ -94,8 +97,13 @@ def _record_path(mountpoint: str) -> Path:
 
 def find_record(mountpoint: str) -> Record | None:
     """The record of a mount point, if there is one."""
+    return _read_record(_record_path(mountpoint))
+
+
+def _read_record(path: Path) -> Record | None:
+    """None if there is none, perhaps because its daemon has just ended."""
     try:
-        return Record(**json.loads(_record_path(mountpoint).read_text()))
+        return Record(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
 
@@ -103,8 +111,8 @@ def find_record(mountpoint: str) -> Record | None:
 def live_records() -> list[Record]:
     """The records of all views that are mounted now."""
     mounted = _mounted()
-    records = (Record(**json.loads(path.read_text())) for path in sorted(_runtime_directory().glob("*.json")))
-    return [record for record in records if record.mountpoint in mounted]
+    records = [_read_record(path) for path in sorted(_runtime_directory().glob("*.json"))]
+    return [record for record in records if record is not None and record.mountpoint in mounted]
 
 
 def _mounted() -> set[str]:
