@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import mounts
-from overlayfs_demo.changes import Change, changes
 from overlayfs_demo.errors import MountError, OverlayError, UsageError
+from overlayfs_demo.images.changes import Change, changes
 from overlayfs_demo.images.commit import commit
 from overlayfs_demo.images.layertar import write_tree
 from overlayfs_demo.images.load import Loaded

@@ -147,6 +147,29 @@ def test_diff_of_a_file_that_is_now_a_directory_and_the_other_way_round(demo: Ru
     assert succeeds(demo("diff", "c1")).splitlines() == ["C /app", "C /etc", "C /etc/motd", "A /etc/motd/x"]
 
 
+def test_diff_of_a_directory_that_was_renamed_over_another(demo: Run) -> None:
+    """What it brings along is in no upper, but differs from what was there."""
+    c1 = view(demo)
+    (c1 / "app").rename(c1 / "x")
+    (c1 / "etc").rename(c1 / "app")
+    (c1 / "x").rename(c1 / "etc")
+    assert succeeds(demo("diff", "c1")).splitlines() == [
+        "C /app", "A /app/motd", "A /app/passwd", "D /app/link", "D /app/more", "D /app/run",
+        "C /etc", "A /etc/link", "A /etc/more", "A /etc/run", "D /etc/motd", "D /etc/passwd",
+    ]
+
+
+def test_diff_of_a_file_that_a_renamed_directory_brought(demo: Run) -> None:
+    c1 = view(demo)
+    (c1 / "etc/run").write_text("another")
+    demo("commit", "c1", "c:1")
+    c2 = view(demo, "c2", "c:1")
+    shutil.rmtree(c2 / "app")
+    (c2 / "etc").rename(c2 / "app")
+    told = succeeds(demo("diff", "c2")).splitlines()
+    assert told == ["C /app", "A /app/motd", "A /app/passwd", "C /app/run", "D /app/link", "D /app/more", "D /etc"]
+
+
 def test_an_edit_of_the_same_size_and_second_is_in_the_diff(demo: Run) -> None:
     c1 = view(demo)
     before = (c1 / "etc/motd").stat()

@@ -30,7 +30,6 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "fronts": BASE | {"overlay"},
     "mount_table": frozenset(),
     "mount_options": BASE | {"overlay"},
-    "changes": BASE | {"overlay"},
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (

@@ -14,12 +14,11 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.views import find, in_upper, is_another, opened
 from overlayfs_demo.overlay.engine import Overlay, Stack
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -41,23 +40,14 @@ def write_layer(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
     and ImageError for a name that a layer cannot have.
     """
     lowers = Stack(stack.lowers, user_xattrs=stack.user_xattrs, image_whiteouts=stack.image_whiteouts)
-    with _view(lowers) as before, _view(stack) as after:
+    with opened(lowers) as before, opened(stack) as after:
         _Writer(after, out, newest).difference(before)
 
 
 def write_tree(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
     """Write all that the view of `stack` shows, as `docker export` does; otherwise like `write_layer`."""
-    with _view(stack) as view:
+    with opened(stack) as view:
         _Writer(view, out, newest).everything()
-
-
-@contextmanager
-def _view(stack: Stack) -> Iterator[Overlay]:
-    overlay = Overlay(stack)
-    try:
-        yield overlay
-    finally:
-        overlay.close()
 
 
 class _Writer:
@@ -95,7 +85,7 @@ class _Writer:
         """The members of a directory; all of it is written where there is none before, or another one."""
         names = sorted(self._view.names(new).names)
         if old is not None:
-            if _is_another(old, new):
+            if is_another(old, new):
                 self._mark(path + IMAGE_OPAQUE)
                 old = None
             else:
@@ -107,11 +97,12 @@ class _Writer:
                     f"'/{shown(path + name)}' cannot be in a layer, where names with '.wh.' delete others", "rename it"
                 )
             node, attrs = self._view.lookup(new, name)
-            found = _find(before, old, name)
-            if found is None or _in_upper(node):
+            found = find(before, old, name)
+            if found is None or in_upper(node):
                 self._member(path + name, node, attrs)
                 if isinstance(node, DirNode):
-                    self._inside(path + name + b"/", before, found if isinstance(found, DirNode) else None, node)
+                    same = found[0] if found is not None and isinstance(found[0], DirNode) else None
+                    self._inside(path + name + b"/", before, same, node)
 
     def _mark(self, path: bytes) -> None:
         self._tar.addfile(self._info(path, stat.S_IFREG, 0))
@@ -175,27 +166,3 @@ class _Data(io.RawIOBase):
         count = self._handle.read_into(memoryview(buffer), self._at)
         self._at += count
         return count
-
-
-def _find(view: Overlay, directory: DirNode | None, name: bytes) -> Node | None:
-    if directory is None:
-        return None
-    try:
-        return view.lookup(directory, name)[0]
-    except FileNotFoundError:
-        return None
-
-
-def _in_upper(node: Node) -> bool:
-    """Does the upper say anything of it?"""
-    if isinstance(node, FileNode):
-        return node.in_upper
-    return isinstance(node, DirNode) and node.sources[0].layer.is_upper
-
-
-def _is_another(old: DirNode, new: DirNode) -> bool:
-    """Are there other lower directories in it than before? It is opaque then, or was renamed to here."""
-    below = [source for source in new.sources if not source.layer.is_upper]
-    return [(source.layer.path, source.path()) for source in below] != [
-        (source.layer.path, source.path()) for source in old.sources
-    ]

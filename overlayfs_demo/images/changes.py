@@ -11,13 +11,13 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
+from overlayfs_demo.images.views import find, in_upper, is_another, opened
 from overlayfs_demo.overlay.engine import Overlay, Stack
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.types import Attrs
 
 _CAPABILITY = "security.capability"
@@ -40,17 +40,8 @@ class Change(NamedTuple):
 
 def changes(stack: Stack) -> list[Change]:
     """What the upper of `stack` changes. Nothing is written, and the upper may be in use. Raises OSError."""
-    with _opened(replace(stack, upper=None, work=None)) as before, _opened(replace(stack, read_only=True)) as after:
+    with opened(replace(stack, upper=None, work=None)) as before, opened(replace(stack, read_only=True)) as after:
         return list(_Comparison(before, after).inside(b"", before.root, after.root))
-
-
-@contextmanager
-def _opened(stack: Stack) -> Iterator[Overlay]:
-    overlay = Overlay(stack)
-    try:
-        yield overlay
-    finally:
-        overlay.close()
 
 
 class _Comparison:
@@ -61,15 +52,16 @@ class _Comparison:
     def inside(self, path: bytes, old: DirNode | None, new: DirNode) -> Iterator[Change]:
         """The changes below a directory; all of it is new if there was none."""
         now = sorted(self._after.names(new).names)
+        all_may_differ = old is not None and is_another(old, new)
         for name in now:
             here = path + b"/" + name
             node, attrs = self._after.lookup(new, name)
-            found = self._find(old, name)
+            found = find(self._before, old, name)
             if found is None:
                 yield Change(Kind.ADDED, here)
                 if isinstance(node, DirNode):
                     yield from self.inside(here, None, node)
-            elif _has_upper(node):
+            elif all_may_differ or in_upper(node):
                 yield from self._compare(here, found, (node, attrs))
         if old is not None:
             gone = sorted(set(self._before.names(old).names) - set(now))
@@ -91,20 +83,6 @@ class _Comparison:
         if not stat.S_ISDIR(after.mode) and (before.size, before.mtime_ns) != (after.size, after.mtime_ns):
             return True
         return _capability(self._before, old_node) != _capability(self._after, new_node)
-
-    def _find(self, directory: DirNode | None, name: bytes) -> tuple[Node, Attrs] | None:
-        if directory is None:
-            return None
-        try:
-            return self._before.lookup(directory, name)
-        except FileNotFoundError:
-            return None
-
-
-def _has_upper(node: Node) -> bool:
-    """Does the container's upper say anything of it?"""
-    place = node.place if isinstance(node, FileNode) else node.sources[0] if isinstance(node, DirNode) else None
-    return place is not None and place.layer.is_upper
 
 
 def _capability(overlay: Overlay, node: Node) -> bytes | None:

@@ -1,0 +1,48 @@
+"""How are two views compared: an image's, and that of a container with an upper on top of it?
+
+Where the upper has no say both show the same, so only the rest has to be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.types import Attrs
+
+
+@contextmanager
+def opened(stack: Stack) -> Iterator[Overlay]:
+    """The view of a stack. Raises OSError."""
+    overlay = Overlay(stack)
+    try:
+        yield overlay
+    finally:
+        overlay.close()
+
+
+def find(view: Overlay, directory: DirNode | None, name: bytes) -> tuple[Node, Attrs] | None:
+    """What the view has there; nothing if it has no such directory."""
+    if directory is None:
+        return None
+    try:
+        return view.lookup(directory, name)
+    except FileNotFoundError:
+        return None
+
+
+def in_upper(node: Node) -> bool:
+    """Does the upper say anything of it?"""
+    if isinstance(node, FileNode):
+        return node.in_upper
+    return isinstance(node, DirNode) and node.sources[0].layer.is_upper
+
+
+def is_another(old: DirNode, new: DirNode) -> bool:
+    """Are there other lower directories in it than before? It is opaque then, or was renamed to here."""
+    below = [source for source in new.sources if not source.layer.is_upper]
+    return [(source.layer.path, source.path()) for source in below] != [
+        (source.layer.path, source.path()) for source in old.sources
+    ]
