@@ -55,6 +55,9 @@ def guarded(program: str, action: Callable[[], int]) -> int:
     except OSError as error:
         where = f"{shown(os.fsdecode(error.filename))}: " if error.filename else ""
         return _fail(program, f"{where}{error.strerror or error}", 1)
+    except RecursionError:
+        # What walks trees here goes down by calls; the mounts do not.
+        return _fail(program, "directories are nested too deeply for this command", 1)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import unmount_all, why_no_mounts
+from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, docker_save_many, layer, oci_archive, symlink
 from tests.places import fails, run
 
@@ -180,6 +181,26 @@ def test_an_edit_of_the_same_size_and_second_is_in_the_diff(demo: Run) -> None:
 
 def test_an_unchanged_container_has_no_diff(demo: Run) -> None:
     view(demo)
+    assert succeeds(demo("diff", "c1")) == ""
+
+
+def test_a_tree_that_is_too_deep_is_one_line(demo: Run, tmp_path: Path) -> None:
+    c1 = view(demo)
+
+    def make() -> None:
+        os.chdir(c1)
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+
+    in_child(make)
+    try:
+        for verb in (("diff", "c1"), ("commit", "c1", "deep:1")):
+            fails(demo(*verb), "nested too deeply")
+        assert os.listdir(tmp_path / "store/tmp") == []
+    finally:
+        # Too deep for Python's own removal, which pytest would try.
+        run("rm", "-rf", c1 / "d")
     assert succeeds(demo("diff", "c1")) == ""
 
 
