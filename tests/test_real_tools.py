@@ -11,15 +11,16 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import builders
-from tests.conftest import unmount_all, wait_until, why_no_mounts
+from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import directory, docker_save, hard_link, layer
-from tests.places import run
+from tests.places import MINUTE, run
 
 BASE = layer({
     "etc/": directory(), "etc/motd": "hello\n", "d/": directory(), "d/a": "1", "d/b": "2", "one": "linked",
@@ -127,9 +128,10 @@ def docker(tmp_path: Path) -> Iterator[list[str | Path]]:
         stdout=log, stderr=log,
     )
     try:
-        wait_until(lambda: daemon.poll() is not None or run(*words, "info").returncode == 0, "answer of dockerd")
-        if daemon.poll() is not None:
-            pytest.skip(f"dockerd does not run here: {(tmp_path / 'dockerd.log').read_text()[-300:]}")
+        deadline = time.monotonic() + MINUTE
+        while run(*words, "info").returncode != 0:
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"dockerd does not run here: {(tmp_path / 'dockerd.log').read_text()[-300:]}")
         yield words
     finally:
         daemon.terminate()
