@@ -58,11 +58,7 @@ def ago(created: int, now: float) -> str:
 
 def virtual_size(size: int) -> str:
     """A size in bytes with four digits (go-units' HumanSize), as docker prints its deprecated VirtualSize."""
-    units = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-    value, unit = float(size), 0
-    while value >= 1000 and unit < len(units) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.4g}{units[unit]}"
+    return human_size(size, digits=4)
 
 
 def short_id(text: str) -> str:

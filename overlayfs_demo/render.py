@@ -11,11 +11,11 @@ from overlayfs_demo.events import Action, Event
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
-def human_size(size: float) -> str:
-    """A number of bytes as docker prints it: three digits, powers of 1000."""
+def human_size(size: float, digits: int = 3) -> str:
+    """A number of bytes as docker prints it (go-units, HumanSize): three digits, powers of 1000."""
     for unit in _UNITS:
         if size < 1000 or unit == _UNITS[-1]:
-            return f"{size:.3g}{unit}"
+            return f"{size:.{digits}g}{unit}"
         size /= 1000
     raise AssertionError("the last unit takes any size")
 

@@ -184,15 +184,14 @@ class Session:
     def _store(self, nodeid: int, data: memoryview) -> None:
         """Put the first bytes of a file into the kernel's page cache: FUSE_NOTIFY_STORE."""
         store = wire.NOTIFY_STORE_OUT.pack(nodeid, 0, len(data))
-        size = wire.REPLY.size + len(store) + len(data)
-        self._send([wire.REPLY.pack(size, wire.NOTIFY_STORE, 0), store, data])
+        self._send([wire.notice_head(wire.NOTIFY_STORE, len(store) + len(data)), store, data])
 
     def _refresh(self, node: Node) -> None:
         """Let the kernel ask anew for a node's attributes. It takes no lock for that which a caller may hold."""
         nodeid = self._requests.nodes.id_of(node)
         if nodeid is not None:
             body = wire.inval_inode(nodeid, data=False)
-            self._send([wire.REPLY.pack(wire.REPLY.size + len(body), wire.NOTIFY_INVAL_INODE, 0), body])
+            self._send([wire.notice_head(wire.NOTIFY_INVAL_INODE, len(body)), body])
 
     def _distrust(self, nodeid: int) -> None:
         """Let the kernel forget what it has of a node."""

@@ -119,7 +119,7 @@ class Notices:
     def _notify(self, code: int, body: bytes) -> bool:
         """Send one message; False if the kernel does not understand it."""
         try:
-            os.write(self._device, wire.REPLY.pack(wire.REPLY.size + len(body), code, 0) + body)
+            os.write(self._device, wire.notice_head(code, len(body)) + body)
         except OSError as error:
             # ENOENT: the kernel does not remember it (any more). ENODEV: unmounted meanwhile.
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):

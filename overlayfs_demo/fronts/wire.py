@@ -196,6 +196,11 @@ def _split(timeout: float) -> tuple[int, int]:
     return int(timeout), int((timeout - int(timeout)) * _SECOND)
 
 
+def notice_head(code: int, size: int) -> bytes:
+    """The head of a message that answers no request, with `size` bytes of body to follow."""
+    return REPLY.pack(REPLY.size + size, code, 0)
+
+
 def inval_inode(nodeid: int, *, data: bool = True) -> bytes:
     """NOTIFY_INVAL_INODE of a node's attributes and, with `data`, all its data or names."""
     return _INVAL_INODE.pack(nodeid, 0 if data else -1, 0)

@@ -21,6 +21,7 @@ from overlayfs_demo.images.model import (
     Image,
     Layer,
     Platform,
+    known_name,
     parse_json,
     running_platform,
     shown,
@@ -68,7 +69,7 @@ class Candidate:
 
     def answers_to(self, name: str) -> bool:
         """True for one of its names (`:latest` may be left out), or the start (4 digits or more) of its ID."""
-        if name in self.names or f"{name}:latest" in self.names:
+        if known_name(name, self.names):
             return True
         start = name.removeprefix("sha256:")
         return self.identity is not None and len(start) >= 4 and self.identity.encoded.startswith(start)

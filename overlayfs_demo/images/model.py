@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -172,6 +172,11 @@ class Image:
         """The step that made each layer; all None where the history does not account for every layer."""
         made = tuple(step for step in self.history if not step.empty_layer)
         return made if len(made) == len(self.layers) else (None,) * len(self.layers)
+
+
+def known_name(word: str, names: Container[str]) -> str | None:
+    """Which of the names is meant, where `:latest` may be left out; None if none is."""
+    return next((one for one in (word, f"{word}:latest") if one in names), None)
 
 
 def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:

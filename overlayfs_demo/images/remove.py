@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.images.model import Digest, known_name, shown
 from overlayfs_demo.images.store import Store, StoredImage, StoredLayer, normal_name
 
 
@@ -35,7 +35,7 @@ def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]
     """
     with store.writing():
         image = store.find(word)
-        by_name = next((one for one in (word, f"{word}:latest") if one in image.names), None)
+        by_name = known_name(word, image.names)
         if by_name is not None and len(image.names) > 1:
             store.remove_name(by_name)
             return Removed(names=(by_name,))

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, parse_json, shown
+from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, known_name, parse_json, shown
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
@@ -255,9 +255,8 @@ class Store:
     def find(self, name: str) -> StoredImage:
         """The image that goes by this name (`:latest` may be left out), or whose ID begins so. Raises ImageError."""
         names = self._names()
-        for one in (name, f"{name}:latest"):
-            if one in names:
-                return self.image(Digest.parse(names[one], str(self.root / "names.json")))
+        if known := known_name(name, names):
+            return self.image(Digest.parse(names[known], str(self.root / "names.json")))
         start = name.removeprefix("sha256:")
         found = []
         if len(start) >= _LEAST_DIGITS and re.fullmatch("[0-9a-f]+", start):

@@ -12,14 +12,14 @@ import struct
 ACCESS = "system.posix_acl_access"
 DEFAULT = "system.posix_acl_default"
 
-_HEAD = struct.Struct("<I")
-_ENTRY = struct.Struct("<HHI")
-_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+HEAD = struct.Struct("<I")
+ENTRY = struct.Struct("<HHI")
+_USER_OBJ, USER, _GROUP_OBJ, GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 
 def inherit(default: bytes, mode: int) -> tuple[int, tuple[tuple[str, bytes], ...]]:
     """The mode and ACL attributes of an object made with `mode` in a directory with this default ACL."""
-    entries = {index: list(entry) for index, entry in enumerate(_ENTRY.iter_unpack(default[_HEAD.size :]))}
+    entries = {index: list(entry) for index, entry in enumerate(ENTRY.iter_unpack(default[HEAD.size :]))}
     by_tag = {entry[0]: entry for entry in entries.values()}
     group_class = by_tag.get(_MASK) or by_tag[_GROUP_OBJ]
     permissions = stat.S_IMODE(mode)
@@ -27,9 +27,9 @@ def inherit(default: bytes, mode: int) -> tuple[int, tuple[tuple[str, bytes], ..
         entry[1] &= permissions >> shift
         permissions &= ~(0o7 << shift) | entry[1] << shift
     xattrs = []
-    if _MASK in by_tag or _USER in by_tag or _GROUP in by_tag:
-        packed = b"".join(_ENTRY.pack(*entry) for entry in entries.values())
-        xattrs.append((ACCESS, default[: _HEAD.size] + packed))
+    if _MASK in by_tag or USER in by_tag or GROUP in by_tag:
+        packed = b"".join(ENTRY.pack(*entry) for entry in entries.values())
+        xattrs.append((ACCESS, default[: HEAD.size] + packed))
     if stat.S_ISDIR(mode):
         xattrs.append((DEFAULT, default))
     return stat.S_IFMT(mode) | permissions, tuple(xattrs)

@@ -7,18 +7,15 @@ overflow id and cannot be given to a file, as with idmapped mounts (mount_setatt
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from overlayfs_demo.overlay.acl import ENTRY, GROUP, HEAD, USER
+
 # /proc/sys/kernel/overflowuid, as it comes.
 OVERFLOW = 65534
-
-_ACL_HEAD = struct.Struct("<I")
-_ACL_ENTRY = struct.Struct("<HHI")
-_ACL_USER, _ACL_GROUP = 0x02, 0x08
 
 
 class Range(NamedTuple):
@@ -70,23 +67,23 @@ class Ids:
 
     def shown_acl(self, acl: bytes) -> bytes:
         """A POSIX ACL (include/uapi/linux/posix_acl_xattr.h) as the view shows it."""
-        return acl[: _ACL_HEAD.size] + b"".join(
-            _ACL_ENTRY.pack(tag, permissions, which.shown(number) if which else number)
+        return acl[: HEAD.size] + b"".join(
+            ENTRY.pack(tag, permissions, which.shown(number) if which else number)
             for tag, permissions, number, which in self._entries(acl)
         )
 
     def stored_acl(self, acl: bytes) -> bytes:
         """The inverse. Raises UnmappedError."""
-        return acl[: _ACL_HEAD.size] + b"".join(
-            _ACL_ENTRY.pack(tag, permissions, which.stored(number) if which else number)
+        return acl[: HEAD.size] + b"".join(
+            ENTRY.pack(tag, permissions, which.stored(number) if which else number)
             for tag, permissions, number, which in self._entries(acl)
         )
 
     def _entries(self, acl: bytes) -> Iterator[tuple[int, int, int, IdMap | None]]:
         """Each entry, and what its id is one of."""
-        kinds = {_ACL_USER: self.users, _ACL_GROUP: self.groups}
-        whole = (len(acl) - _ACL_HEAD.size) // _ACL_ENTRY.size * _ACL_ENTRY.size
-        for tag, permissions, number in _ACL_ENTRY.iter_unpack(acl[_ACL_HEAD.size : _ACL_HEAD.size + max(whole, 0)]):
+        kinds = {USER: self.users, GROUP: self.groups}
+        whole = (len(acl) - HEAD.size) // ENTRY.size * ENTRY.size
+        for tag, permissions, number in ENTRY.iter_unpack(acl[HEAD.size : HEAD.size + max(whole, 0)]):
             yield tag, permissions, number, kinds.get(tag)
 
 
