@@ -28,7 +28,9 @@ from overlayfs_demo.images.model import Digest, Document, parse_json, shown
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.ids import ALL_ROOT
 from overlayfs_demo.overlay.whiteout import is_whiteout
 
 # As Docker has them.
@@ -79,6 +81,8 @@ def _dress(upper: Path, top: Path) -> None:
     status = top.stat()
     if os.geteuid() == 0:
         os.chown(upper, status.st_uid, status.st_gid)
+    elif record := statrecord.read(os.fsencode(top)):
+        os.setxattr(upper, statrecord.NAME, record.encode())
     upper.chmod(stat.S_IMODE(status.st_mode))
     os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -179,7 +183,7 @@ class Containers:
 
     def diff(self, container: Container) -> list[Change]:
         """What it changed."""
-        return changes(self.stack(container))
+        return changes(self._snapshot(container))
 
     def commit(self, container: Container, name: str | None, comment: str = "", author: str = "") -> Loaded:
         """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
@@ -187,14 +191,19 @@ class Containers:
         if epoch is not None and not epoch.isdigit():
             raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is no number of seconds", "see date +%s")
         return commit(
-            self._store, self._store.image(container.image), self.stack(container), name,
+            self._store, self._store.image(container.image), self._snapshot(container), name,
             created_by=f"overlayfs-demo commit {container.name}", comment=comment, author=author,
             epoch=None if epoch is None else int(epoch),
         )
 
     def export(self, container: Container, out: BinaryIO) -> None:
         """Write the tar of its whole tree, as `docker export` does. Raises OSError."""
-        write_tree(replace(self.stack(container), read_only=True), out)
+        write_tree(replace(self._snapshot(container), read_only=True), out)
+
+    def _snapshot(self, container: Container) -> Stack:
+        """Its stack, to be looked at as an image: what an ordinary user made is root's there. Raises MountError."""
+        stack = self.stack(container)
+        return stack if os.geteuid() == 0 else replace(stack, ids=ALL_ROOT)
 
     def stack(self, container: Container) -> Stack:
         """Its layers, its upper, and its work directory. Raises MountError if a layer is gone."""

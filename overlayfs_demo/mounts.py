@@ -34,7 +34,7 @@ from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
 from overlayfs_demo.mount_options import MountOptions, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.overlay.mapped import open_overlay
+from overlayfs_demo.overlay.open import open_overlay
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
 _PATIENCE = 10.0

@@ -6,6 +6,8 @@ import errno
 import os
 import pwd
 import shutil
+import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +15,18 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo import mounts
-from overlayfs_demo.containers import Containers
+from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.images.load import load
 from overlayfs_demo.images.remove import prune
+from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store
 from overlayfs_demo.mount_options import parse
 from tests import builders
 from tests.conftest import unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child
-from tests.images.builders import WHITEOUT, directory, docker_save, layer
+from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
 
 # fusermount3 wants a user that has a name.
 USER = pwd.getpwnam("nobody").pw_uid
@@ -155,3 +158,139 @@ def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
         assert prune(store, {}, every=True).size == len("12") + len("1")
 
     as_user(home, session)
+
+
+OWNED = layer({
+    "./": directory(), "secret": Entry(data=b"s", mode=0o640, owner=(0, 42)), "sudo": Entry(mode=0o4755),
+    "spool/": directory(owner=(7, 8), mode=0o2750), "spool/job": Entry(data=b"j", mode=0, owner=(7, 8)),
+    "tmp/": directory(mode=0o1777), "link": symlink("secret"), "implied/f": Entry(owner=(3, 4)),
+})
+
+
+def shows(path: Path) -> tuple[int, int, str]:
+    status = path.lstat()
+    return status.st_uid, status.st_gid, f"{stat.S_IMODE(status.st_mode):04o}"
+
+
+SHOWN = {
+    "secret": (0, 42, "0640"), "sudo": (0, 0, "4755"), "spool": (7, 8, "2750"), "spool/job": (7, 8, "0000"),
+    "tmp": (0, 0, "1777"), "link": (0, 0, "0777"), "implied": (0, 0, "0755"), "implied/f": (3, 4, "0644"),
+    "": (0, 0, "0755"),
+}
+
+
+def owned_container(home: Path, front: str) -> tuple[Containers, Container]:
+    """A container of an image whose files belong to many, mounted. Called as that user."""
+    store = Store(home / "store")
+    [loaded] = load(store, home / "image.tar")
+    containers = Containers(store)
+    container = containers.create(loaded.image, "c1")
+    containers.stop(container)
+    containers.start(container, front)
+    return containers, container
+
+
+def test_ordinary_user_sees_the_owners_of_the_image(home: Path, front: str) -> None:
+    (home / "image.tar").write_bytes(docker_save([OWNED]))
+
+    def session() -> None:
+        containers, container = owned_container(home, front)
+        view = container.mountpoint
+        assert {name: shows(view / name) for name in SHOWN} == SHOWN
+        [layer_directory] = containers.stack(container).lowers
+        on_disk = [path.lstat() for path in Path(os.fsdecode(layer_directory)).rglob("*")]
+        assert {(status.st_uid, status.st_mode & stat.S_ISUID) for status in on_disk} == {(USER, 0)}
+        containers.remove(container, force=True)
+
+    as_user(home, session)
+
+
+def test_ordinary_user_changes_what_belongs_to_others_in_the_view(home: Path, front: str) -> None:
+    (home / "image.tar").write_bytes(docker_save([OWNED]))
+
+    def session() -> None:
+        containers, container = owned_container(home, front)
+        view = container.mountpoint
+        with (view / "spool/job").open("a") as file:
+            file.write("ob")
+        assert ((view / "spool/job").read_text(), shows(view / "spool/job")) == ("job", SHOWN["spool/job"])
+        os.chown(view / "secret", 5, -1)
+        assert shows(view / "secret") == (5, 42, "0640")
+        (view / "secret").chmod(0o4700)
+        assert shows(view / "secret") == (5, 42, "4700")
+        (view / "spool").chmod(0)
+        assert (os.listdir(view / "spool"), shows(view / "spool")) == (["job"], (7, 8, "0000"))
+        (view / "shut").mkdir(0o000)
+        (view / "shut/in").write_text("")
+        assert shows(view / "shut")[2] == "0000"
+        (view / "tmp/mine").write_text("")
+        (view / "tmp/mine").unlink()
+        os.utime(view / "secret", ns=(1, 2))
+        (view / "moved").symlink_to("x")
+        with pytest.raises(PermissionError):
+            os.chown(view / "moved", 1, 1, follow_symlinks=False)
+        assert "user.containers.override_stat" not in os.listxattr(view / "secret")
+        containers.stop(container)
+        containers.start(container, front)
+        assert (shows(view / "secret"), shows(view / "spool")) == ((5, 42, "4700"), (7, 8, "0000"))
+        containers.remove(container, force=True)
+
+    as_user(home, session)
+
+
+def test_what_an_ordinary_user_commits_has_the_owners_of_the_view(home: Path, front: str) -> None:
+    (home / "image.tar").write_bytes(docker_save([OWNED]))
+
+    def session() -> None:
+        containers, container = owned_container(home, front)
+        view = container.mountpoint
+        with (view / "spool/job").open("a") as file:
+            file.write("ob")
+        (view / "new").write_text("1")
+        found = [f"{one.kind.value} {os.fsdecode(one.path)}" for one in containers.diff(container)]
+        assert found == ["A /new", "C /spool", "C /spool/job"]
+        image = containers.commit(container, "new").image
+        with (home / "new.tar").open("wb") as file:
+            save([image], file)
+        containers.remove(container, force=True)
+        again = containers.create(image, "c2")
+        assert shows(again.mountpoint / "spool/job") == SHOWN["spool/job"]
+        assert shows(again.mountpoint / "new")[:2] == (0, 0)
+        containers.remove(again, force=True)
+
+    as_user(home, session)
+    roots = Store(home / "roots")
+    [loaded] = load(roots, home / "new.tar")
+    assert shows(loaded.image.layers[0].directory / "spool/job") == SHOWN["spool/job"]
+    top = loaded.image.layers[1].directory
+    assert (shows(top / "spool/job"), shows(top / "new")[:2]) == (SHOWN["spool/job"], (0, 0))
+
+
+def test_fuse_overlayfs_reads_the_same_owners(home: Path) -> None:
+    if not shutil.which("fuse-overlayfs") or not Path("/dev/fuse").exists():
+        pytest.skip("needs fuse-overlayfs")
+    (home / "image.tar").write_bytes(docker_save([OWNED]))
+
+    def session() -> None:
+        [loaded] = load(Store(home / "store"), home / "image.tar")
+        directory = loaded.image.layers[0].directory
+        subprocess.run(["fuse-overlayfs", "-o", f"lowerdir={directory}", "view"], check=True)
+        try:
+            # It shows a link, which has no record, as its real owner's, and lets nobody into another's directory.
+            names = SHOWN.keys() - {"link", "spool/job"}
+            assert {name: shows(home / "view" / name) for name in names} == {name: SHOWN[name] for name in names}
+        finally:
+            subprocess.run(["fusermount3", "-u", "view"], check=True)
+
+    as_user(home, session)
+
+
+def test_root_heeds_no_records(home: Path, front: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer_name in ("bottom", "upper"):
+        os.setxattr(home / layer_name, "user.containers.override_stat", b"0:0:0755")
+    os.setxattr(home / "bottom/motd", "user.containers.override_stat", b"0:0:04755")
+    monkeypatch.chdir(home)
+    mount(front)
+    assert shows(home / "view/motd") == (USER, USER, f"{stat.S_IMODE((home / 'bottom/motd').stat().st_mode):04o}")
+    assert os.getxattr(home / "view/motd", "user.containers.override_stat") == b"0:0:04755"
+    mounts.unmount(b"view")

@@ -36,6 +36,11 @@ class View:
     timeout: float | None = None
     allow_other: bool = True
 
+    @property
+    def checked(self) -> bool:
+        """Whether the kernel is to check permissions, by the owners and modes that the view shows."""
+        return self.allow_other or self.overlay.owners_are_real
+
 
 class Front(Protocol):
     """One way to carry requests from the kernel to the engine."""

@@ -68,7 +68,9 @@ def _mount_directly(view: View) -> int:
     except OSError as error:
         raise MountError(f"{DEVICE}: {error.strerror}", "load the kernel module with 'modprobe fuse'") from error
     kind = stat.S_IFMT(os.stat(view.mountpoint).st_mode)
-    options = f"fd={device},rootmode={kind:o},user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    options = f"fd={device},rootmode={kind:o},user_id={os.geteuid()},group_id={os.getegid()}"
+    if view.checked:
+        options += ",default_permissions"
     if view.allow_other:
         options += ",allow_other"
     try:
@@ -83,7 +85,9 @@ def _mount_directly(view: View) -> int:
 
 def _ask_fusermount(view: View) -> int:
     words = [word for flag, word in _OPTIONS_BY_FLAG.items() if view.flags & flag]
-    words += ["default_permissions", f"fsname={_escape(view.source)}", f"subtype={SUBTYPE}"]
+    words += [f"fsname={_escape(view.source)}", f"subtype={SUBTYPE}"]
+    if view.checked:
+        words.append("default_permissions")
     if view.allow_other:
         words.append("allow_other")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -88,6 +88,8 @@ class Session:
 
     def __init__(self, fd: int, view: View) -> None:
         self._device = fd
+        # With POSIX ACLs the kernel checks permissions whether that was asked for or not.
+        self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
         self._turn = Turn()
         follows = view.timeout is None and view.overlay.behind.start()
         self._requests = Requests(view, self._turn.pass_on, self._store, self._distrust)
@@ -111,7 +113,7 @@ class Session:
         body = buffer[wire.HEADER.size : size]
         if header[1] != Opcode.INIT:
             raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
-        self._reply(header[2], _agree(body))
+        self._reply(header[2], _agree(body, self._wanted))
 
     def run(self) -> None:
         """Serve until the file system is unmounted."""
@@ -207,8 +209,8 @@ class Session:
                 raise
 
 
-def _agree(body: memoryview) -> bytes:
-    """INIT's reply: the features of this kernel that are wanted. Raises MountError if it lacks a needed one."""
+def _agree(body: memoryview, wanted: int) -> bytes:
+    """INIT's reply: the features of this kernel that are `wanted`. Raises MountError if it lacks a needed one."""
     major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
     if major != wire.MAJOR or minor < wire.OLDEST_MINOR:
         needed = f"the kernel front needs {wire.MAJOR}.{wire.OLDEST_MINOR} or later"
@@ -220,4 +222,4 @@ def _agree(body: memoryview) -> bytes:
     if missing:
         remedy = "use --front fusepy, or Linux 5.15 or later"
         raise MountError(f"the kernel's FUSE lacks needed features ({missing:#x})", remedy)
-    return wire.init_reply(min(minor, wire.MINOR), readahead, flags & _WANTED, _BACKGROUND, MAX_WRITE)
+    return wire.init_reply(min(minor, wire.MINOR), readahead, flags & wanted, _BACKGROUND, MAX_WRITE)

@@ -42,7 +42,7 @@ def mount_options(view: View) -> dict[str, Any]:
     timeout = _DAY if view.timeout is None else view.timeout
     options: dict[str, Any] = {
         # Who asks is checked by the kernel, by owner and mode, before it asks us.
-        "default_permissions": True,
+        "default_permissions": view.checked,
         # Show the engine's inode numbers, not libfuse's own count.
         "use_ino": True,
         # O_TRUNC comes with open(), not as a truncate() before it, which would copy up once more.

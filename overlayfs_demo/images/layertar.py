@@ -14,6 +14,7 @@ import io
 import os
 import stat
 import tarfile
+from dataclasses import replace
 from typing import BinaryIO, cast
 
 from overlayfs_demo.errors import ImageError
@@ -39,7 +40,7 @@ def write_layer(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
     Times after `newest` (seconds since 1970, as SOURCE_DATE_EPOCH has it) are written as that. Raises OSError,
     and ImageError for a name that a layer cannot have.
     """
-    lowers = Stack(stack.lowers, user_xattrs=stack.user_xattrs, image_whiteouts=stack.image_whiteouts)
+    lowers = replace(stack, upper=None, work=None)
     with opened(lowers) as before, opened(stack) as after:
         _Writer(after, out, newest).difference(before)
 

@@ -14,6 +14,8 @@ from collections import Counter
 from overlayfs_demo import syscalls
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
 from overlayfs_demo.images.model import shown
+from overlayfs_demo.overlay import statrecord
+from overlayfs_demo.overlay.statrecord import StatRecord
 
 REBUILD = "build the image again"
 OUTSIDE = "it cannot be unpacked safely; build the image again without it"
@@ -52,12 +54,11 @@ def clean_path(name: str, verb: str = "") -> bytes:
 class Metadata:
     """Gives files the metadata of their members, and counts in `left_out` what could not be given.
 
-    `owners`: set owners, which only root may.
+    `owners`: set owners, which only root may; else they are recorded, see `overlay/statrecord.py`.
     """
 
     def __init__(self, owners: bool) -> None:
         self._owners = owners
-        self._us = (os.geteuid(), os.getegid())
         self.left_out: Counter[str] = Counter()
 
     def give(self, info: tarfile.TarInfo, fd: int) -> None:
@@ -66,11 +67,12 @@ class Metadata:
         Owner, then attributes, then mode, then times: chown(2) takes set-id bits and capabilities away,
         and a mode may forbid to write attributes.
         """
-        if self._has_owner(info):
-            os.fchown(fd, info.uid, info.gid)
+        record = StatRecord(*_owner(info), info.mode & 0o7777)
+        if self._owners:
+            os.fchown(fd, record.uid, record.gid)
         if info.pax_headers:
             self._set_xattrs(info, fd)
-        os.fchmod(fd, info.mode & 0o7777)
+        self._set_mode(fd, record)
         try:
             os.utime(fd, ns=_times(info))
         except OverflowError:
@@ -78,8 +80,11 @@ class Metadata:
 
     def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
         """To a name that cannot be opened: a symbolic link (not what it leads to), a fifo, a device."""
-        if self._has_owner(info):
-            os.chown(name, info.uid, info.gid, dir_fd=dir_fd, follow_symlinks=False)
+        owner = _owner(info)
+        if self._owners:
+            os.chown(name, *owner, dir_fd=dir_fd, follow_symlinks=False)
+        elif owner != (0, 0):
+            self.left_out["owners of symbolic links and special files, which only root may set"] += 1
         if info.pax_headers:
             self._set_xattrs(info, syscalls.path_of(dir_fd, name))
         if not info.issym():
@@ -89,15 +94,21 @@ class Metadata:
         except OverflowError:
             raise MemberError("has a time that no file can have") from None
 
-    def _has_owner(self, info: tarfile.TarInfo) -> bool:
-        """True if the owner is to be set. Raises MemberError for numbers that chown(2) does not take."""
-        if not self._owners:
-            if (info.uid, info.gid) != self._us:
-                self.left_out["owners, which only root may set"] += 1
-            return False
-        if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
-            raise MemberError(f"has no such owner: {info.uid}:{info.gid}")
-        return True
+    def give_default(self, fd: int) -> None:
+        """To a directory that no member describes: root's, mode 0755. Raises OSError."""
+        self._set_mode(fd, StatRecord(0, 0, 0o755))
+
+    def _set_mode(self, fd: int, record: StatRecord) -> None:
+        if self._owners:
+            os.fchmod(fd, record.mode)
+            return
+        os.fchmod(fd, record.on_disk(os.fstat(fd).st_mode))
+        try:
+            os.setxattr(fd, statrecord.NAME, record.encode())
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self.left_out["owners, which only root may set where the filesystem has no user attributes"] += 1
 
     def _set_xattrs(self, info: tarfile.TarInfo, target: int | bytes) -> None:
         """The attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte."""
@@ -117,6 +128,13 @@ class Metadata:
                 if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
                     raise
                 self.left_out[f"attribute {shown(name)}: {error.strerror}"] += 1
+
+
+def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
+    """The owner's numbers. Raises MemberError for those that chown(2) does not take."""
+    if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
+        raise MemberError(f"has no such owner: {info.uid}:{info.gid}")
+    return info.uid, info.gid
 
 
 def _times(info: tarfile.TarInfo) -> tuple[int, int]:

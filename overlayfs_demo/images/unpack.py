@@ -6,8 +6,9 @@ layer says about the layers below (whiteouts, opaque marks) is collected and wri
 it holds wherever it stands in the tar; and the metadata of directories after that, because making a name
 in a directory changes its times.
 
-An ordinary user cannot give files away, make devices, or set `security.` and `trusted.` attributes.
-Those things are left out, counted, and told (`Unpacked.left_out`); everything else is the same.
+An ordinary user cannot give files away, which is recorded instead (`overlay/statrecord.py`), nor make devices, or
+set `security.` and `trusted.` attributes: these are left out, counted, and told (`Unpacked.left_out`). Everything
+else is the same.
 """
 
 from __future__ import annotations
@@ -364,7 +365,7 @@ class _Unpacking:
                 continue
             below = self._lowers.open(path)
             if below is None:
-                os.fchmod(fd, 0o755)
+                self._metadata.give_default(fd)
                 continue
             try:
                 mode = os.fstat(below).st_mode
@@ -373,7 +374,7 @@ class _Unpacking:
                     parent, _, name = path.rpartition(b"/")
                     copy_metadata(below, self._tree.directory(parent) if path else fd, name or b".", self._owners)
                 else:
-                    os.fchmod(fd, 0o755)
+                    self._metadata.give_default(fd)
             finally:
                 os.close(below)
 

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 from overlayfs_demo.overlay.engine import Overlay, Stack
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.open import open_overlay
 from overlayfs_demo.overlay.types import Attrs
 
 
 @contextmanager
 def opened(stack: Stack) -> Iterator[Overlay]:
     """The view of a stack. Raises OSError."""
-    overlay = Overlay(stack)
+    overlay = open_overlay(stack)
     try:
         yield overlay
     finally:

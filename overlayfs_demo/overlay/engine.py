@@ -68,7 +68,12 @@ class Stack:
 
 
 class Overlay:
-    """The merged view of a `Stack`. Owns descriptors of all layers until `close`."""
+    """The merged view of a `Stack`. Owns descriptors of all layers until `close`.
+
+    `owners_are_real`: a file's owner and mode in the view say who may do what with it.
+    """
+
+    owners_are_real = True
 
     def __init__(self, stack: Stack, events: Events | None = None) -> None:
         """Open the layers; raises OSError, with `filename` the layer at fault."""

@@ -88,6 +88,7 @@ class Ids:
 
 
 AS_ON_DISK = Ids()
+ALL_ROOT = Ids(IdMap(squash=0), IdMap(squash=0))
 
 
 def parse_ranges(text: str) -> tuple[Range, ...]:

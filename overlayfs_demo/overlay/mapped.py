@@ -23,11 +23,6 @@ from overlayfs_demo.overlay.types import Attrs, Caller, Change
 _ACLS = (acl.ACCESS, acl.DEFAULT)
 
 
-def open_overlay(stack: Stack, events: Events | None = None) -> Overlay:
-    """The overlay of a stack; raises OSError, with `filename` the layer at fault."""
-    return MappedOverlay(stack, events) if stack.ids else Overlay(stack, events)
-
-
 class MappedOverlay(Overlay):
     """An overlay whose `Stack.ids` differ from those on disk."""
 
@@ -35,7 +30,7 @@ class MappedOverlay(Overlay):
         super().__init__(stack, events)
         self._ids = stack.ids
 
-    def _show(self, attrs: Attrs) -> Attrs:
+    def _show(self, _node: Node, attrs: Attrs) -> Attrs:
         return attrs._replace(uid=self._ids.users.shown(attrs.uid), gid=self._ids.groups.shown(attrs.gid))
 
     def _owner(self, caller: Caller) -> Caller:
@@ -49,19 +44,19 @@ class MappedOverlay(Overlay):
 
     def lookup(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         node, attrs = super().lookup(parent, name)
-        return node, self._show(attrs)
+        return node, self._show(node, attrs)
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
     ) -> list[tuple[Node, Attrs] | None]:
         found = super().lookup_listed(parent, snapshot, names)
-        return [(answer[0], self._show(answer[1])) if answer else None for answer in found]
+        return [(answer[0], self._show(*answer)) if answer else None for answer in found]
 
     def attrs(self, node: Node) -> Attrs:
-        return self._show(super().attrs(node))
+        return self._show(node, super().attrs(node))
 
     def link(self, node: Node, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
-        return self._show(super().link(node, parent, name, caller))
+        return self._show(node, super().link(node, parent, name, caller))
 
     def xattr(self, node: Node, name: str) -> bytes:
         value = super().xattr(node, name)
@@ -76,23 +71,23 @@ class MappedOverlay(Overlay):
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, Handle]:
         node, attrs, handle = super().create(parent, name, mode, flags, self._owner(caller))
-        return node, self._show(attrs), handle
+        return node, self._show(node, attrs), handle
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
         node, attrs, handle = super().tmpfile(parent, mode, flags, self._owner(caller))
-        return node, self._show(attrs), handle
+        return node, self._show(node, attrs), handle
 
     def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attrs]:
         node, attrs = super().mkdir(parent, name, mode, self._owner(caller))
-        return node, self._show(attrs)
+        return node, self._show(node, attrs)
 
     def mknod(self, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> tuple[Node, Attrs]:
         node, attrs = super().mknod(parent, name, mode, rdev, self._owner(caller))
-        return node, self._show(attrs)
+        return node, self._show(node, attrs)
 
     def symlink(self, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> tuple[Node, Attrs]:
         node, attrs = super().symlink(parent, name, target, self._owner(caller))
-        return node, self._show(attrs)
+        return node, self._show(node, attrs)
 
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """As there; EINVAL for an owner who has no id on disk: chown(2) below an idmapped mount."""
@@ -102,7 +97,7 @@ class MappedOverlay(Overlay):
                 uid=None if change.uid is None else self._ids.users.stored(change.uid),
                 gid=None if change.gid is None else self._ids.groups.stored(change.gid),
             )
-        return self._show(super().set_attrs(node, stored, caller))
+        return self._show(node, super().set_attrs(node, stored, caller))
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         if name in _ACLS:

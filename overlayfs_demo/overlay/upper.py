@@ -18,9 +18,10 @@ from itertools import count
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event, Events
-from overlayfs_demo.overlay import incompat
+from overlayfs_demo.overlay import incompat, statrecord
 from overlayfs_demo.overlay.layer import Layer, UpperDir
 from overlayfs_demo.overlay.node import Target
+from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout, make_whiteout
 
@@ -310,6 +311,18 @@ class Upper:
         """chown(2); -1 keeps an id."""
         os.chown(target.path, uid, gid, dir_fd=target.dir_fd, follow_symlinks=target.follow)
         self.emit(Action.CHOWN, path, caller, detail=f"{uid}:{gid}")
+
+    def record(
+        self, target: Target, path: bytes, record: StatRecord, action: Action, detail: str, caller: Caller
+    ) -> None:
+        """Note owner and mode beside a file or directory; `action` and `detail` say which of them is new."""
+        os.chmod(target.path, record.on_disk(target.stat().st_mode), dir_fd=target.dir_fd)
+        place, value = target.xattr_path(), record.encode()
+        if isinstance(place, int):
+            os.setxattr(place, statrecord.NAME, value)
+        else:
+            os.setxattr(place, statrecord.NAME, value, follow_symlinks=target.follow)
+        self.emit(action, path, caller, detail=detail)
 
     def utimens(self, target: Target, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
         """utimensat(2), in nanoseconds since the epoch."""
