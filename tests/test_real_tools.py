@@ -27,6 +27,7 @@ BASE = layer({
     "two": hard_link("one"), "gone": "x",
 })
 NAME = "demo-roundtrip:2"
+PUT_BY_DOCKER = ("/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf")
 
 
 class Image:
@@ -167,3 +168,40 @@ def test_what_docker_saves_has_the_same_layers(image: Image, docker: list[str | 
     succeeds(*docker, "save", NAME, "-o", image.where / "docker.tar")
     told = image.ours("load", image.where / "docker.tar")
     assert told.startswith("2 of 2 layers ") and told.endswith(f"Loaded image: {NAME}\n")
+
+
+def changed(view: Path) -> None:
+    """Change the image's tree in each way that `docker diff` has a letter for."""
+    (view / "etc/motd").write_text("changed\n")
+    (view / "gone").unlink()
+    (view / "new").mkdir()
+    (view / "new/file").write_text("1")
+    (view / "d/a").chmod(0o600)
+    shutil.rmtree(view / "etc")
+    (view / "etc").mkdir()
+    (view / "etc/other").symlink_to("x")
+    (view / "d/b").unlink()
+    (view / "d/b").mkdir()
+
+
+def test_diff_says_what_docker_says_of_the_same_changes(image: Image, docker: list[str | Path]) -> None:
+    succeeds(*docker, "load", "-i", image.where / "image.tar")
+    succeeds(*docker, "create", "--name", "cc", "demo-roundtrip:1", "/none")
+    [row] = json.loads(succeeds(*docker, "inspect", "cc"))
+    place = row["GraphDriver"]["Data"]
+    view = image.where / "docker-view"
+    view.mkdir()
+    # No container need run: its upper is changed through the kernel's overlay, as Docker mounts it.
+    options = f"lowerdir={place['LowerDir']},upperdir={place['UpperDir']},workdir={place['WorkDir']}"
+    succeeds("mount", "-t", "overlay", "overlay", "-o", f"{options},redirect_dir=off,index=off", view)
+    changed(view)
+    succeeds("umount", view)
+    changed(Path(image.ours("create", "demo-roundtrip:1", "--name", "c2").split()[1]))
+    theirs, ours = succeeds(*docker, "diff", "cc").splitlines(), image.ours("diff", "c2").splitlines()
+    # Docker lays a layer of its own, with these, between the image and the container.
+    theirs = [line for line in theirs if line not in {f"D {path}" for path in PUT_BY_DOCKER}]
+    assert sorted(theirs) == sorted(ours)
+    # A directory comes before what is in it, in both.
+    for told in (theirs, ours):
+        paths = [line[2:] for line in told]
+        assert all(os.path.dirname(path) in ("/", *paths[:position]) for position, path in enumerate(paths))
