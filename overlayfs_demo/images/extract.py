@@ -5,6 +5,7 @@ The layer is read once: hashed as stored, decompressed, hashed as a tar, and unp
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +31,7 @@ def extract_layer(
     label = archive.label
     if layer.member:
         label = f"{label}: layer {title} (member '{shown(layer.member)}')"
-    with Lowers(below, marks) as lowers:
-        reader = archive.open_layer(layer)
+    with Lowers(below, marks) as lowers, contextlib.closing(archive.open_layer(layer)) as reader:
         if recipe is None:
             tar = TarStream(reader.tar, label, marked_end=False)
             done = unpack_layer(tar, label, root_fd, spare_fd, lowers, marks, owners)

@@ -1,6 +1,7 @@
 """What does a stored layer hold when unpacked, and is it what was promised?
 
-A layer is read once, forward: file, hash of the stored bytes, decompression, hash of the tar, reader.
+A layer is read once, forward: file, hash of the stored bytes, decompression, hash of the tar, reader. All but the
+reader run ahead of it in a thread.
 No byte is kept, and nothing is written to disk on the way.
 """
 
@@ -18,6 +19,7 @@ import zstandard
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.images.readahead import ReadAhead
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -113,7 +115,10 @@ def open_plain(fd: int, offset: int, size: int, label: str) -> BinaryIO:
 
 
 class LayerReader:
-    """One layer's tar: `tar` is read forward by the caller, then `finish` says whether it was the right one."""
+    """One layer's tar: `tar` is read forward by the caller, then `finish` says whether it was the right one.
+
+    To be closed by its maker, for a thread reads ahead; `fd` must stay open until then.
+    """
 
     def __init__(self, fd: int, offset: int, size: int, label: str, diff_id: Digest, digest: Digest | None) -> None:
         magic = os.pread(fd, 6, offset) if size >= 6 else b""
@@ -125,12 +130,18 @@ class LayerReader:
         self._plain_hash = diff_id.hasher()
         self._window = Window(fd, offset, size, self._stored_hash)
         raw = _Plain(self._window, magic, label, self._plain_hash)
-        self.tar = cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
+        self._ahead = ReadAhead(raw)
+        self.tar = cast(BinaryIO, io.BufferedReader(self._ahead, _BUFFER))
+
+    def close(self) -> None:
+        """Read no further."""
+        self._ahead.close()
 
     def finish(self) -> None:
         """Read what follows the tar's end, then check both hashes. Raises ImageError: not what was promised."""
         while self.tar.read(_BUFFER):
             pass
+        self.close()
         while self._window.read(_BUFFER):
             pass
         if self._digest is not None and self._stored_hash is not None:
