@@ -52,7 +52,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: exit status 0, 1 (with one line on stderr), or 2 for wrong usage."""
     arguments = _arguments(argv)
-    signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
     return guarded(_PROGRAM, lambda: _build(arguments))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError, OverlayError, UsageError
@@ -42,10 +44,32 @@ def store_of(arguments: argparse.Namespace) -> Store:
     return Store(arguments.store or default_root())
 
 
-def guarded(program: str, action: Callable[[], int]) -> int:
-    """The exit status of a command, whose failure is one line on stderr: 1, 2 for wrong usage, 130 interrupted."""
+class _Terminated(BaseException):
+    """SIGTERM came: like KeyboardInterrupt, no error that anybody in between should handle."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _raising_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise _Terminated, so that what is unfinished is removed. A mount's daemon sets its own handler."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return action()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def guarded(program: str, action: Callable[[], int]) -> int:
+    """The exit status of a command, whose failure is one line on stderr.
+
+    1, or 2 for wrong usage, 130 interrupted, 143 terminated.
+    """
+    try:
+        with _raising_sigterm():
+            return action()
     except BrokenPipeError:
         # Whoever read has gone. Python flushes once more at exit, and must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,6 +84,8 @@ def guarded(program: str, action: Callable[[], int]) -> int:
         return _fail(program, "directories are nested too deeply for this command", 1)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
+    except _Terminated:
+        return _fail(program, "terminated", 143)
 
 
 def _fail(program: str, problem: str, status: int) -> int:
