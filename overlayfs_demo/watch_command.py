@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from overlayfs_demo import records, render
-from overlayfs_demo.commands import PROGRAM, Verbs, put, put_json
+from overlayfs_demo.commands import PROGRAM, Verbs, note, put, put_json
 from overlayfs_demo.control import Connection, event_of
 from overlayfs_demo.events import Action
 
@@ -47,6 +47,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     with Connection(path, mountpoint) as connection:
         try:
             connection.attach()
+            note(f"watching {render.printable(os.fsencode(mountpoint))} until it is unmounted")
             while True:
                 answer = connection.event(teller.patience())
                 if answer is None:
