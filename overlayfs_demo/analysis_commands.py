@@ -19,6 +19,7 @@ from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.treediff import PathChange, diff_trees
 from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.which_command import list_with_layers, which_in_view
 
 # A text longer than that is not compared line by line.
 _LONGEST_TEXT = 1 << 20
@@ -38,10 +39,12 @@ def add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--extract", type=Path, metavar="DIR", help="copy them there, into an empty directory")
     verb.add_argument("--json", action="store_true", help="an object a line")
     verb = add_verb(
-        verbs, "which", "show what each layer says about a path", "which --image app:1.0 /etc/passwd", _which
+        verbs, "which", "show what each layer says about a path in a mounted view or an image",
+        "which view/etc/passwd\nwhich -l view/etc\nwhich --image app:1.0 /etc/passwd", _which,
     )
     verb.add_argument("paths", nargs="+", metavar="PATH")
-    verb.add_argument("--image", required=True, metavar="IMAGE")
+    verb.add_argument("--image", metavar="IMAGE", help="paths in this image, not in a mounted view")
+    verb.add_argument("-l", dest="long", action="store_true", help="list as ls -l does, with the layer of each name")
     verb.add_argument("--json", action="store_true", help="an object a line")
 
 
@@ -181,6 +184,11 @@ def _ghosts(arguments: argparse.Namespace) -> int:
 
 
 def _which(arguments: argparse.Namespace) -> int:
+    if arguments.image is None:
+        ask = list_with_layers if arguments.long else which_in_view
+        return ask(arguments.paths, as_json=arguments.json)
+    if arguments.long:
+        raise UsageError("-l lists what is in a mounted view", "leave out --image, or mount the image")
     image = store_of(arguments).find(arguments.image)
     directories = [layer.directory for layer in image.layers]
     steps = image.value.steps

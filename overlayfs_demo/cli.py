@@ -17,6 +17,7 @@ from overlayfs_demo.errors import UsageError
 from overlayfs_demo.events import Event
 from overlayfs_demo.image_commands import add_image_verbs
 from overlayfs_demo.mount_options import FRONTS, parse
+from overlayfs_demo.watch_command import add_watch_verb
 
 _MOUNT_HELP = """\
 Mount a stack of layers as one tree, and return when it answers.
@@ -84,6 +85,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     umount.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.set_defaults(run=_umount)
+    add_watch_verb(verbs)
     add_image_verbs(verbs)
     add_analysis_verbs(verbs)
     add_container_verbs(verbs)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo import mounts
+from overlayfs_demo import mounts, records
 from overlayfs_demo.errors import MountError, OverlayError, UsageError
 from overlayfs_demo.images.changes import Change, changes
 from overlayfs_demo.images.commit import commit
@@ -61,10 +61,10 @@ class Container:
         return self.directory / "work"
 
     @property
-    def record(self) -> mounts.Record | None:
+    def record(self) -> records.Record | None:
         """Its mount, if it is mounted."""
         where = str(self.mountpoint)
-        return next((one for one in mounts.live_records() if one.mountpoint == where), None)
+        return next((one for one in records.live_records() if one.mountpoint == where), None)
 
     def upper_size(self) -> int:
         """Bytes of the files in the upper."""

@@ -1,8 +1,8 @@
 """How is a view started, found again, and taken away?
 
 Everything that can be wrong is found out before the daemon starts, so that the person who typed the
-command is told. A mounted view leaves a small record (who serves it, from which layers) in a runtime
-directory; locks on the upper and work directories, which die with their holder, say what is in use.
+command is told. A mounted view leaves a record, see `records`; locks on the upper and work directories,
+which die with their holder, say what is in use.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ import contextlib
 import errno
 import fcntl
 import gc
-import hashlib
-import json
 import logging
 import logging.handlers
 import os
 import signal
-import stat
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from overlayfs_demo import mount_table, stack_check, syscalls
+from overlayfs_demo import control, stack_check, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
@@ -35,6 +32,7 @@ from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
 from overlayfs_demo.mount_options import MountOptions, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
+from overlayfs_demo.records import Record, find_record, live_records, mounted, socket_path
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
 _PATIENCE = 10.0
@@ -49,75 +47,6 @@ _REMOUNTABLE = (
 )
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is remembered of a live mount. Paths are as text, with surrogates for undecodable bytes."""
-
-    mountpoint: str
-    pid: int
-    front: str
-    lowers: list[str]
-    upper: str | None = None
-
-    def save(self) -> None:
-        """Write the record, at once for whoever reads it."""
-        path = _record_path(self.mountpoint)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps({name: getattr(self, name) for name in self.__slots__}))
-        unfinished.rename(path)
-
-    def forget(self) -> None:
-        """Remove the record; it need not exist."""
-        _record_path(self.mountpoint).unlink(missing_ok=True)
-
-
-def _runtime_directory() -> Path:
-    """Where records are kept until the next boot: /run for root, who in a user namespace may not write there."""
-    if os.geteuid() == 0 and os.access("/run", os.W_OK):
-        directory = Path("/run/overlayfs-demo")
-    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        directory = Path(runtime) / "overlayfs-demo"
-    else:
-        directory = Path(f"/tmp/overlayfs-demo-{os.geteuid()}")
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.lstat()
-    except OSError as error:
-        raise MountError(f"{directory}: {error.strerror}", "name a directory of yours in XDG_RUNTIME_DIR") from error
-    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
-        raise MountError(f"{directory} belongs to somebody else", "name a directory of yours in XDG_RUNTIME_DIR")
-    return directory
-
-
-def _record_path(mountpoint: str) -> Path:
-    return _runtime_directory() / f"{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]}.json"
-
-
-def find_record(mountpoint: str) -> Record | None:
-    """The record of a mount point, if there is one."""
-    return _read_record(_record_path(mountpoint))
-
-
-def _read_record(path: Path) -> Record | None:
-    """None if there is none, perhaps because its daemon has just ended."""
-    try:
-        return Record(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None
-
-
-def live_records() -> list[Record]:
-    """The records of all views that are mounted now."""
-    mounted = _mounted()
-    records = [_read_record(path) for path in sorted(_runtime_directory().glob("*.json"))]
-    return [record for record in records if record is not None and record.mountpoint in mounted]
-
-
-def _mounted() -> set[str]:
-    """Where our views are mounted in this mount namespace."""
-    return {os.fsdecode(one.mountpoint) for one in mount_table.mounts() if one.kind == FILESYSTEM_TYPE}
 
 
 # --- mount -----------------------------------------------------------------------------------------
@@ -168,7 +97,7 @@ def remount(path: bytes, options: list[str]) -> bool:
         return False
     mountpoint = os.path.realpath(path)
     shown = os.fsdecode(mountpoint)
-    if shown not in _mounted():
+    if shown not in mounted():
         raise MountError(f"{shown} is not mounted by overlayfs-demo", "leave out 'remount' to mount it")
     record = find_record(shown)
     # What statvfs(3) says in ST_* has the values of mount(2)'s MS_*, up to ST_RELATIME, which is the default.
@@ -273,7 +202,10 @@ def _serve(front: Front, view: View, record: Record, ready: Callable[[], None]) 
     gc.freeze()
     gc.set_threshold(*_RARE_COLLECTIONS)
 
+    server = control.Server(socket_path(record.mountpoint), view.overlay)
+
     def answered() -> None:
+        server.start()
         record.save()
         ready()
 
@@ -281,6 +213,7 @@ def _serve(front: Front, view: View, record: Record, ready: Callable[[], None]) 
         front.serve(view, answered)
     finally:
         record.forget()
+        server.close()
         view.overlay.close()
 
 
@@ -348,7 +281,7 @@ def unmount(path: bytes, *, lazy: bool = False) -> None:
     mountpoint = os.fsdecode(os.path.abspath(path))
     # realpath would ask the view itself, which may be dead; only what leads to it is resolved.
     mountpoint = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
-    if mountpoint not in _mounted():
+    if mountpoint not in mounted():
         remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists what is"
         raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
     record = find_record(mountpoint)

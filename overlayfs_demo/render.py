@@ -20,10 +20,12 @@ def human_size(size: float, digits: int = 3) -> str:
     raise AssertionError("the last unit takes any size")
 
 
-def who(pid: int) -> str:
-    """The process as `name[pid]`; `kernel` for pid 0, which stands for no process."""
+def who(pid: int, name: str = "") -> str:
+    """The process as `name[pid]`; `kernel` for pid 0, which stands for no process. Without `name` it is looked up."""
     if pid == 0:
         return "kernel"
+    if name:
+        return f"{printable(os.fsencode(name))}[{pid}]"
     try:
         # A process names itself, so its name is as little to be trusted as a file's.
         return f"{printable(os.fsencode(psutil.Process(pid).name()))}[{pid}]"
@@ -31,10 +33,10 @@ def who(pid: int) -> str:
         return f"process[{pid}]"  # Gone already, or in another PID namespace.
 
 
-def sentence(event: Event) -> str:
-    """One event as one sentence: who, which call, what happened, which layer, how much."""
+def sentence(event: Event, name: str = "") -> str:
+    """One event as one sentence: who (called `name`, if known), which call, what happened, which layer, how much."""
     path = printable(event.path)
-    return f"{who(event.pid)} {event.call or event.action.value}: {_what(event, path)}"
+    return f"{who(event.pid, name)} {event.call or event.action.value}: {_what(event, path)}"
 
 
 def printable(path: bytes) -> str:

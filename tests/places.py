@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs_demo import mounts
+from overlayfs_demo import records
 from tests import builders
 
 BIN = Path(sys.executable).parent
@@ -55,7 +55,7 @@ class Place:
         return f" {self.view} " in Path("/proc/self/mountinfo").read_text()
 
     def daemon(self) -> int:
-        record = mounts.find_record(str(self.view))
+        record = records.find_record(str(self.view))
         assert record is not None
         return record.pid
 

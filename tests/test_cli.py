@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import mounts, syscalls
+from overlayfs_demo import records, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import choose
 from tests.conftest import wait_until, why_no_mounts
@@ -159,7 +159,7 @@ def test_a_failed_mount_leaves_nothing_behind(place: Place) -> None:
     place.mount(options=f"{place.options}:{place / 'nowhere'}")
     place.mount("--front", "kernel", options=place.options + ",upperdir=/proc")
     assert not place.is_mounted()
-    assert mounts.find_record(str(place.view)) is None
+    assert records.find_record(str(place.view)) is None
     assert place.mount().returncode == 0
 
 

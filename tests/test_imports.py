@@ -33,8 +33,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
-    "mounts", "render", "docker_format", "containers", "commands", "build_command", "image_commands",
-    "analysis_commands", "container_commands", "cli", "__main__",
+    "records", "control", "mounts", "render", "docker_format", "containers", "commands", "build_command",
+    "image_commands", "watch_command", "which_command", "analysis_commands", "container_commands", "cli",
+    "__main__",
 ):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 

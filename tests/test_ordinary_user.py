@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import mounts
+from overlayfs_demo import mounts, records
 from overlayfs_demo.containers import Container, Containers
+from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.images.load import load
 from overlayfs_demo.images.remove import prune
@@ -23,7 +24,7 @@ from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store
 from overlayfs_demo.mount_options import parse
 from tests import builders
-from tests.conftest import unmount_all, wait_until, why_no_mounts
+from tests.conftest import PATIENCE, unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
@@ -76,6 +77,21 @@ def mount(front: str, options: str = "") -> None:
     """Called as that user, in the directory."""
     line = f"lowerdir=top:bottom,upperdir=upper,workdir=work,front={front}{options}"
     mounts.mount(b"view", parse([line]))
+
+
+def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> None:
+    def session() -> None:
+        mount(front, ",userxattr")
+        mountpoint, path, socket = records.place_in_view(b"view/motd", follow=False)
+        with Connection(socket, mountpoint) as connection:
+            assert [one["wins"] for one in connection.explain(path)] == [False, False, True]
+            connection.attach()
+            os.mkdir("view/made")
+            event = connection.event(PATIENCE)
+            assert event is not None and (event["path"], event["uid"]) == ("/made", USER)
+        mounts.unmount(b"view")
+
+    as_user(home, session)
 
 
 def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:

@@ -24,12 +24,11 @@ from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.ids import AS_ON_DISK, Ids
 from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
-from overlayfs_demo.overlay.lookup import Answer
-from overlayfs_demo.overlay.merge import Verdict
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.rename import Place, Rename
+from overlayfs_demo.overlay.testimony import Statement, testify
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
@@ -200,12 +199,11 @@ class Overlay:
         layer = self._tree.upper.layer if self._tree.upper else self._layers[0]
         return os.fstatvfs(layer.root_fd)
 
-    def explain(self, parent: DirNode, name: bytes) -> tuple[Verdict, list[tuple[str, Answer]]]:
-        """What each layer, by label, says about a name, and the verdict that follows."""
+    def explain(self, path: bytes) -> list[Statement]:
+        """What each layer, from the top down, says about an absolute path of the view, and who wins."""
         with self._lock:
-            verdict, answers = self._tree.lookup.explain(parent.sources, name)
-            labels = [source.layer.label for source in parent.sources]
-            return verdict, list(zip(labels, answers, strict=False))
+            upper = [self._tree.upper.layer] if self._tree.upper else []
+            return testify(self._tree.lookup, [*upper, *self._tree.lowers], self._tree.root.sources, path)
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
         """The extended attributes' names, as the view shows them: the overlay's own are hidden.

@@ -32,10 +32,11 @@ class Part(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one layer said, and the object (where it has one)."""
+    """What one layer said, the object (where it has one), and which layer it was."""
 
     says: Says
     part: Part | None
+    layer: Layer
 
 
 class _Redirected(NamedTuple):
@@ -113,22 +114,22 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
     layer = source.layer
     if status is None:
         deleted = not layer.last and layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
-        return Answer(Says.WHITEOUT if deleted else Says.ABSENT, None)
+        return Answer(Says.WHITEOUT if deleted else Says.ABSENT, None, layer)
     if layer.hides(name, status, source):
-        return Answer(Says.WHITEOUT, None)
+        return Answer(Says.WHITEOUT, None, layer)
     if not stat.S_ISDIR(status.st_mode):
         if layer.is_image_mark(name, status):
-            return Answer(Says.ABSENT, None)
+            return Answer(Says.ABSENT, None, layer)
         metacopy = layer.is_metacopy(name, status, source)
-        return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy))
+        return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy), layer)
     directory = source.child(name)
     part = Part(source, name, status, directory)
     if layer.last:
-        return Answer(Says.DIRECTORY, part)
+        return Answer(Says.DIRECTORY, part, layer)
     descriptor = directory.adopt(source, name)
     opaque = directory.marks.opaque or layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
     del descriptor
-    return Answer(Says.OPAQUE_DIRECTORY if opaque else Says.DIRECTORY, part)
+    return Answer(Says.OPAQUE_DIRECTORY if opaque else Says.DIRECTORY, part, layer)
 
 
 def _redirect(answer: Answer) -> bytes | None:
@@ -155,7 +156,7 @@ def _walk(layer: Layer, path: bytes) -> tuple[Answer, _Redirected]:
         last = depth == len(parts) - 1
         answer = judge(directory, name, directory.stat(name))
         if answer.says is Says.WHITEOUT or (answer.says in (Says.FILE, Says.METACOPY) and not last):
-            return Answer(Says.WHITEOUT, None), _Redirected(path, True)
+            return Answer(Says.WHITEOUT, None, layer), _Redirected(path, True)
         stop = stop or answer.says is Says.OPAQUE_DIRECTORY
         redirect = _redirect(answer) or name
         if redirect.startswith(b"/"):
@@ -163,7 +164,7 @@ def _walk(layer: Layer, path: bytes) -> tuple[Answer, _Redirected]:
         onward.extend(redirect.strip(b"/").split(b"/"))
         if last or answer.part is None or answer.part.directory is None:
             below = b"/" + b"/".join([*onward, *parts[depth + 1 :]])
-            return Answer(_final(answer.says, stop), answer.part), _Redirected(below, stop)
+            return Answer(_final(answer.says, stop), answer.part, layer), _Redirected(below, stop)
         directory = answer.part.directory
     raise AssertionError("a path has at least one component")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from overlayfs_demo import mounts, syscalls
+from overlayfs_demo import mounts, records, syscalls
 from overlayfs_demo.mount_options import MountOptions
 from overlayfs_demo.overlay.engine import Stack
 from overlayfs_demo.overlay.types import Attrs
@@ -283,7 +283,7 @@ class Fronted(Mounted):
 
     def daemon(self) -> int:
         """The process that serves the mount."""
-        record = mounts.find_record(os.fsdecode(self.prefix))
+        record = records.find_record(os.fsdecode(self.prefix))
         assert record is not None
         return record.pid
 

@@ -1,0 +1,139 @@
+"""What does each layer say about one path, which of them wins, and what hides the others?
+
+A lookup stops asking when its verdict is clear. Here the layers below are heard, too: what they hold is hidden,
+and by whom is the point.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.lookup import Answer, Lookup, judge
+from overlayfs_demo.overlay.merge import Says, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One layer's say on a path.
+
+    `layer` is its label. `status` and `target` (of a symbolic link) are those of the object it has, if any.
+    `wins`: the view shows this object, or a directory merged with it. `hidden_by`: the label of the layer that
+    hides what this one says, "" if none does; it does so at `hidden_at`, the path itself or a directory on the way.
+    `deleted_at`: of a layer that says "deleted", the path its whiteout stands for.
+    """
+
+    layer: str
+    says: Says
+    wins: bool
+    status: os.stat_result | None = None
+    target: bytes | None = None
+    hidden_by: str = ""
+    hidden_at: bytes = b""
+    deleted_at: bytes = b""
+
+
+@dataclass(slots=True)
+class _Hearing:
+    """What came out of a lookup, component by component.
+
+    `hidden` has, by a layer's number, who hides it and where. `sources` make up the directory that the path's
+    last component was looked up in, and `answers` are about that component; both are empty if it does not exist.
+    """
+
+    hidden: dict[int, tuple[Layer, bytes]] = field(default_factory=dict)
+    sources: Sequence[LayerDir] = ()
+    answers: Sequence[Answer] = ()
+    positions: Sequence[int] = ()
+
+
+def testify(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], path: bytes) -> list[Statement]:
+    """The statements of `layers`, which are all that names are looked up in, topmost first, about an absolute path.
+
+    `root` is what the view's root is merged from. Of layers that hold nothing but data only those are heard whose
+    data the path leads to. Raises OSError. `path` must hold no `.` or `..`.
+    """
+    names = [name for name in path.split(b"/") if name]
+    hearing = _hear(lookup, layers, root, names)
+    heard = {answer.layer.number: answer for answer in hearing.answers}
+    winners = {hearing.answers[position].layer.number for position in hearing.positions}
+    if not names:
+        winners = {source.layer.number for source in root}
+    known = {layer.number for layer in layers}
+    data = [answer.layer for answer in hearing.answers if answer.layer.number not in known]
+    found = []
+    for layer in (*layers, *data):
+        answer = heard.get(layer.number)
+        deleted_at = b"/" + b"/".join(names)
+        if answer is None:
+            answer, deleted_at = _alone(layer, hearing.sources, names)
+        found.append(_statement(answer, layer.number in winners, hearing.hidden.get(layer.number), deleted_at))
+    return found
+
+
+def _hear(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], names: Sequence[bytes]) -> _Hearing:
+    hearing = _Hearing()
+    if root[-1].marks.opaque:
+        _hide_below(hearing, layers, root[-1].layer, b"/")
+    sources: Sequence[LayerDir] = root
+    for depth, name in enumerate(names):
+        verdict, answers = lookup.explain(sources, name)
+        _note_hidden(hearing, layers, verdict, answers, b"/" + b"/".join(names[: depth + 1]))
+        if depth == len(names) - 1:
+            hearing.sources, hearing.answers, hearing.positions = sources, answers, verdict.positions
+        parts = [part for position in verdict.positions if (part := answers[position].part)]
+        sources = [part.directory for part in parts if part.directory]
+        if not sources:
+            break
+    return hearing
+
+
+def _note_hidden(
+    hearing: _Hearing, layers: Sequence[Layer], verdict: Verdict, answers: Sequence[Answer], path: bytes
+) -> None:
+    if verdict.decided_by is None:
+        return
+    decider = answers[verdict.decided_by]
+    _hide_below(hearing, layers, decider.layer, path)
+    if decider.part is not None and verdict.decided_by not in verdict.positions:
+        # A file below directories ends their merge, and is itself hidden by the lowest of them.
+        hearing.hidden.setdefault(decider.layer.number, (answers[verdict.positions[-1]].layer, path))
+
+
+def _hide_below(hearing: _Hearing, layers: Sequence[Layer], decider: Layer, path: bytes) -> None:
+    for layer in layers:
+        if layer.number > decider.number:
+            hearing.hidden.setdefault(layer.number, (decider, path))
+
+
+def _alone(layer: Layer, sources: Sequence[LayerDir], names: Sequence[bytes]) -> tuple[Answer, bytes]:
+    """What a layer that was not asked holds, and for which path it has a whiteout, if it has one."""
+    for source in sources:
+        if source.layer is layer:
+            return judge(source, names[-1], source.stat(names[-1])), b"/" + b"/".join(names)
+    directory: LayerDir = LowerDir(layer, b"")
+    for depth, name in enumerate(names):
+        answer = judge(directory, name, directory.stat(name))
+        last = depth == len(names) - 1
+        if last or answer.says is Says.WHITEOUT:
+            return answer, b"/" + b"/".join(names[: depth + 1])
+        if answer.part is None or answer.part.directory is None:
+            return Answer(Says.ABSENT, None, layer), b""
+        directory = answer.part.directory
+    # The root itself, which every layer has.
+    return Answer(Says.OPAQUE_DIRECTORY if directory.marks.opaque else Says.DIRECTORY, None, layer), b""
+
+
+def _statement(answer: Answer, wins: bool, hidden: tuple[Layer, bytes] | None, deleted_at: bytes) -> Statement:
+    part, says = answer.part, answer.says
+    target = None
+    if part is not None and stat.S_ISLNK(part.status.st_mode):
+        target = os.readlink(part.name, dir_fd=part.place.open().fd)
+    by, at = hidden if hidden and says is not Says.ABSENT and not wins else (None, b"")
+    return Statement(
+        answer.layer.label, says, wins, part.status if part else None, target, by.label if by else "", at,
+        deleted_at if says is Says.WHITEOUT else b"",
+    )

@@ -1,0 +1,161 @@
+"""Where does what a mounted view shows come from?"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from overlayfs_demo import docker_format, records
+from overlayfs_demo.commands import put, put_json
+from overlayfs_demo.control import Connection
+from overlayfs_demo.overlay.merge import Says
+from overlayfs_demo.render import human_size, printable
+
+Layers = Sequence[dict[str, Any]]
+
+
+def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
+    """Print what each layer says about paths in a mounted view; 1 if one of them is not seen there."""
+    status = 0
+    for given in paths:
+        mountpoint, path, socket = records.place_in_view(os.fsencode(given), follow=False)
+        with Connection(socket, mountpoint) as connection:
+            layers = connection.explain(path)
+        if not _winners(layers):
+            status = 1
+        reason = why(layers)
+        if as_json:
+            put_json([{"path": path, "mountpoint": mountpoint, "layers": layers, "why": reason}])
+            continue
+        put(f"{_shown(path)}\n")
+        rows = [(_shown(one["layer"]), _says(one, path), _outcome(one, path)) for one in layers]
+        lines = docker_format.table(("LAYER", "SAYS", ""), rows).split("\n")
+        put("\n".join(line.rstrip() for line in lines) + f"{reason}\n")
+    return status
+
+
+def _shown(text: str) -> str:
+    return printable(os.fsencode(text))
+
+
+def _says(one: dict[str, Any], path: str) -> str:
+    if one["says"] == Says.FILE.value:
+        if stat.S_ISLNK(one["mode"]):
+            return f"a symbolic link to {_shown(one['target'])}"
+        return f"a file, {human_size(one['size'])}" if stat.S_ISREG(one["mode"]) else "a device, fifo or socket"
+    where = one["deleted_at"]
+    return f"{one['says']}: {_shown(where)}" if where not in (None, path) else str(one["says"])
+
+
+def _outcome(one: dict[str, Any], path: str) -> str:
+    if one["wins"]:
+        return "is seen"
+    if one["hidden_by"] is None:
+        return ""
+    at = "" if one["hidden_at"] == path else f", at {_shown(one['hidden_at'])}"
+    return f"hidden by {_shown(one['hidden_by'])}{at}"
+
+
+def _winners(layers: Layers) -> list[str]:
+    return [_shown(one["layer"]) for one in layers if one["wins"]]
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def why(layers: Layers) -> str:
+    """In one sentence: which layer wins, why, and what is hidden."""
+    winners = _winners(layers)
+    hidden = [_shown(one["layer"]) for one in layers if one["hidden_by"] is not None and one["mode"] is not None]
+    tail = f"; what {_and(hidden)} {'has' if len(hidden) == 1 else 'have'} is hidden" if hidden else ""
+    if not winners:
+        return f"Not seen: {_why_not(layers)}{tail}."
+    first = next(one for one in layers if one["wins"])
+    if first["says"] == Says.METACOPY.value:
+        data = f", and its data from {winners[1]}" if len(winners) > 1 else "; no layer below has its data"
+        return f"Seen with the owner, mode and times from {winners[0]}{data}{tail}."
+    if len(winners) > 1:
+        return f"Merged from {_and(winners)}, whose names are seen together{tail}."
+    if first["says"] in (Says.DIRECTORY.value, Says.OPAQUE_DIRECTORY.value):
+        alone = "hides all below" if first["says"] == Says.OPAQUE_DIRECTORY.value else "is not merged with another"
+        return f"Seen from {winners[0]}, whose directory {alone}{tail}."
+    return f"Seen from {winners[0]}, the topmost layer that has it{tail}."
+
+
+def _why_not(layers: Layers) -> str:
+    for one in layers:
+        if one["deleted_at"] is not None and one["hidden_by"] is None:
+            return f"{_shown(one['deleted_at'])} is deleted in {_shown(one['layer'])}"
+    for one in layers:
+        if one["hidden_by"] is not None:
+            return f"{_shown(one['hidden_at'])} in {_shown(one['hidden_by'])} hides what is below"
+    return "no layer has it"
+
+
+# --- which -l --------------------------------------------------------------------------------------
+
+
+def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
+    """Print files, and what is in directories, as `ls -l` does, and which layers each comes from. Raises OSError."""
+    for given in paths:
+        mountpoint, path, socket = records.place_in_view(os.fsencode(given), follow=False)
+        rows: list[dict[str, Any]] = []
+        is_directory = stat.S_ISDIR(os.lstat(given).st_mode)
+        with Connection(socket, mountpoint) as connection:
+            for name in sorted(os.listdir(given)) if is_directory else [""]:
+                inside = os.path.join(path, name) if name else path
+                layers = connection.explain(inside)
+                row = _row(os.path.join(given, name) if name else given, name or os.path.basename(path))
+                # A name that has gone meanwhile has no row.
+                if row is not None:
+                    rows.append({**row, "path": inside, "layers": [one["layer"] for one in layers if one["wins"]]})
+        if as_json:
+            put_json(rows)
+        else:
+            put(docker_format.table(
+                ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
+            ))
+    return 0
+
+
+def _row(path: str, name: str) -> dict[str, Any] | None:
+    try:
+        status = os.lstat(path)
+        target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else None
+    except FileNotFoundError:
+        return None
+    return {
+        "name": name, "mode": status.st_mode, "links": status.st_nlink, "uid": status.st_uid, "gid": status.st_gid,
+        "size": status.st_size, "modified": status.st_mtime, "target": target,
+    }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    layers = ", ".join(map(_shown, row["layers"]))
+    arrow = f" -> {_shown(row['target'])}" if row["target"] is not None else ""
+    return (
+        stat.filemode(row["mode"]), str(row["links"]), _user(row["uid"]), _group(row["gid"]), str(row["size"]),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(row["modified"])),
+        f"merged: {layers}" if len(row["layers"]) > 1 and stat.S_ISDIR(row["mode"]) else layers,
+        _shown(row["name"]) + arrow,
+    )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

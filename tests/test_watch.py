@@ -1,0 +1,285 @@
+"""Is everyone who watches a mount told all that happens in it, and is nobody else disturbed?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlayfs_demo import records
+from overlayfs_demo.control import Connection, Server
+from overlayfs_demo.events import Action, Event
+from overlayfs_demo.overlay.engine import Overlay, Stack
+from tests.conftest import PATIENCE, wait_until
+from tests.contract.conftest import why_unavailable
+from tests.places import BIN, MINUTE, Place, fails, run
+
+COMMAND = str(BIN / "overlayfs-demo")
+
+
+@pytest.fixture(params=["kernel", "fusepy"])
+def mounted(request: pytest.FixtureRequest, place: Place) -> Place:
+    """A view, by each front."""
+    if problem := why_unavailable(f"{request.param}-front"):
+        pytest.skip(problem)
+    done = place.mount("--front", request.param)
+    assert (done.returncode, done.stderr) == (0, "")
+    return place
+
+
+class Watcher:
+    """A running `watch`, which is known to be attached."""
+
+    def __init__(self, place: Place, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [COMMAND, "watch", place.view / "d", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        assert f"watching {place.view} " in self.process.stderr.readline()
+
+    def ends(self, status: int = 0) -> str:
+        """What it has printed, once it has ended by itself."""
+        told, complaint = self.process.communicate(timeout=MINUTE)
+        assert self.process.returncode == status, complaint
+        assert "Traceback" not in complaint
+        return told
+
+
+@contextmanager
+def watching(place: Place, *words: str) -> Iterator[Watcher]:
+    """Watch the view, named by a directory in it."""
+    watcher = Watcher(place, *words)
+    try:
+        yield watcher
+    finally:
+        watcher.process.kill()
+        watcher.process.wait(MINUTE)
+
+
+def shell(place: Place, script: str) -> int:
+    """Run a script in the view; the shell's process ID."""
+    with subprocess.Popen(["sh", "-c", script], cwd=place.view) as process:
+        assert process.wait(MINUTE) == 0
+        return process.pid
+
+
+def objects(told: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in told.splitlines()]
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+def test_a_copy_up_is_told_with_command_pid_path_layer_and_bytes(mounted: Place) -> None:
+    with watching(mounted) as watcher:
+        pid = shell(mounted, "echo x >> motd")
+        assert mounted.umount().returncode == 0
+        assert watcher.ends() == (
+            f"sh[{pid}] open: copied /motd up from lower 1 (top), 6B of data\n"
+            f"sh[{pid}] write: wrote 2B to /motd in the upper\n"
+        )
+
+
+def test_json_has_the_same_in_fields(mounted: Place) -> None:
+    with watching(mounted, "--json") as watcher:
+        pid = shell(mounted, "echo x >> motd")
+        assert mounted.umount().returncode == 0
+        first, second = objects(watcher.ends())
+    assert first.pop("time") <= second.pop("time")
+    assert first == {
+        "action": "copy-up", "path": "/motd", "pid": pid, "who": "sh", "uid": 0, "call": "open",
+        "layer": "lower 1 (top)", "size": 6, "detail": "",
+    }
+    assert (second["action"], second["size"], second["who"]) == ("write", 2, "sh")
+
+
+def test_rm_tells_of_a_whiteout_and_names_a_process_that_has_gone(mounted: Place) -> None:
+    with watching(mounted) as watcher:
+        shell(mounted, "rm motd")
+        assert mounted.umount().returncode == 0
+        told = watcher.ends()
+    assert re.fullmatch(
+        r"rm\[\d+\] unlink: left a whiteout for /motd in the upper, hiding the one in lower 1 \(top\)\n", told
+    )
+
+
+def test_a_big_copy_is_few_lines(mounted: Place) -> None:
+    with watching(mounted, "--only", "write") as watcher:
+        shell(mounted, "dd if=/dev/zero of=big bs=4096 count=1000 status=none; echo x > small")
+        assert mounted.umount().returncode == 0
+        lines = watcher.ends().splitlines()
+    assert 2 <= len(lines) < 100
+    assert "/small" in lines[-1] and all("/big" in line for line in lines[:-1])
+
+
+def test_a_write_is_told_though_nothing_follows(mounted: Place) -> None:
+    with watching(mounted, "--only", "write") as watcher:
+        shell(mounted, "echo x > new")
+        assert watcher.process.stdout is not None
+        assert select.select([watcher.process.stdout], [], [], PATIENCE)[0]
+        assert "wrote 2B to /new" in watcher.process.stdout.readline()
+
+
+def test_only_and_path_choose(mounted: Place) -> None:
+    script = "mkdir d/made; echo x > d/one; echo x > two; mv d/one d/three; rm motd"
+    with watching(mounted, "--json", "--only", "create,mkdir") as some, watching(
+        mounted, "--json", "--path", "/d/three"
+    ) as third:
+        shell(mounted, script)
+        assert mounted.umount().returncode == 0
+        assert [(one["action"], one["path"]) for one in objects(some.ends())] == [
+            ("mkdir", "/d/made"), ("create", "/d/one"), ("create", "/two"),
+        ]
+        assert [(one["action"], one["path"]) for one in objects(third.ends())] == [("rename", "/d/one")]
+
+
+def test_any_bytes_of_a_name_are_told(mounted: Place) -> None:
+    name = b"\xff\n\x1b"
+    with watching(mounted, "--json") as as_json, watching(mounted) as as_text:
+        os.mkdir(os.path.join(os.fsencode(mounted.view), name))
+        assert mounted.umount().returncode == 0
+        [event] = objects(as_json.ends())
+        assert os.fsencode(event["path"]) == b"/" + name
+        assert as_text.ends().endswith("made directory /\\udcff\\n\\x1b in the upper\n")
+
+
+# --- who watches ----------------------------------------------------------------------------------
+
+
+def test_two_watchers_are_told_the_same(mounted: Place) -> None:
+    with watching(mounted) as first, watching(mounted) as second:
+        shell(mounted, "mkdir made")
+        assert mounted.umount().returncode == 0
+        told = first.ends()
+        assert "/made" in told and second.ends() == told
+
+
+def test_a_watcher_may_come_again(mounted: Place) -> None:
+    for name in ("one", "two"):
+        with watching(mounted) as watcher:
+            shell(mounted, f"mkdir {name}")
+            assert watcher.process.stdout is not None
+            assert select.select([watcher.process.stdout], [], [], PATIENCE)[0]
+            watcher.process.send_signal(signal.SIGINT)
+            assert f"/{name}" in watcher.ends(130)
+
+
+def test_a_watcher_that_is_killed_or_does_not_read_disturbs_nobody(mounted: Place) -> None:
+    with watching(mounted) as killed, watching(mounted) as stopped:
+        stopped.process.send_signal(signal.SIGSTOP)
+        killed.process.kill()
+        shell(mounted, "for name in $(seq 200); do echo x > file$name; done")
+        assert (mounted.view / "file200").read_text() == "x\n"
+        assert mounted.umount().returncode == 0
+
+
+def test_a_foreground_mount_can_be_watched(place: Place) -> None:
+    with subprocess.Popen([COMMAND, "mount", "-f", "-o", place.options, place.view]) as daemon:
+        try:
+            wait_until(lambda: place.is_mounted() and records.find_record(str(place.view)), "the mount")
+            with watching(place) as watcher:
+                shell(place, "mkdir made")
+                daemon.send_signal(signal.SIGTERM)
+                assert "/made" in watcher.ends()
+            assert daemon.wait(MINUTE) == 0
+        finally:
+            daemon.kill()
+
+
+def test_the_socket_is_private_and_goes_with_the_mount(mounted: Place) -> None:
+    path = records.socket_path(str(mounted.view))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert mounted.umount().returncode == 0
+    assert not path.exists()
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_what_is_no_view_cannot_be_watched(place: Place) -> None:
+    fails(run("overlayfs-demo", "watch", place.view), str(place.view), "does not lie in a view")
+
+
+def test_a_daemon_without_a_socket_is_named(mounted: Place) -> None:
+    records.socket_path(str(mounted.view)).unlink()
+    fails(run("overlayfs-demo", "watch", mounted.view), str(mounted.view), "mount it with this version")
+
+
+def test_an_unknown_action_is_wrong_usage(place: Place) -> None:
+    done = run("overlayfs-demo", "watch", "--only", "write,sing", place.view)
+    assert done.returncode == 2 and "'sing' is no action" in done.stderr
+
+
+# --- the socket itself ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(place: Place) -> Iterator[tuple[Overlay, Path]]:
+    """An overlay that nothing mounts, and a socket to ask about it, at a path too long for sun_path."""
+    directory = place / ("long" * 40)
+    directory.mkdir()
+    lowers = tuple(os.fsencode(place / name) for name in ("top", "bottom"))
+    overlay = Overlay(Stack(lowers, os.fsencode(place / "upper"), os.fsencode(place / "work")))
+    server = Server(directory / "it.sock", overlay)
+    server.start()
+    yield overlay, directory / "it.sock"
+    server.close()
+    overlay.close()
+
+
+def test_the_engine_listens_only_while_somebody_is_attached(served: tuple[Overlay, Path]) -> None:
+    overlay, path = served
+    assert not overlay.events.listening
+    for _ in range(2):
+        with Connection(path, "view") as connection:
+            connection.explain("/motd")
+            assert not overlay.events.listening
+            connection.attach()
+            assert overlay.events.listening
+        wait_until(lambda: not overlay.events.listening, "the listener is detached")
+
+
+def test_events_that_nobody_reads_are_counted(served: tuple[Overlay, Path]) -> None:
+    overlay, path = served
+    many = 40_000
+    with Connection(path, "view") as connection:
+        connection.attach()
+        for _ in range(many):
+            overlay.events.emit(Event(Action.MKDIR, b"/made", 0, 0, "mkdir"))
+        told = dropped = 0
+        while told + dropped < many:
+            answer = connection.event(MINUTE)
+            assert answer is not None
+            told += "action" in answer
+            dropped += answer.get("dropped", 0)
+    assert told + dropped == many and dropped > 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x\n", b"[]\n", b'{"verb": "sing"}\n', b'{"verb": "explain"}\n', b'{"verb": "explain", "path": 1}\n',
+        b'{"verb": "explain", "path": "/\\ud800"}\n', b'{"verb": "explain", "path": "/\\u0000"}\n',
+    ],
+)
+def test_what_is_no_request_is_answered_so(served: tuple[Overlay, Path], line: bytes) -> None:
+    with Connection(served[1], "view") as connection:
+        connection._socket.sendall(line)
+        assert "not a request" in json.loads(connection._socket.recv(1000))["error"]
+        assert connection.explain("/motd")
+
+
+def test_no_path_leads_out_of_the_layers(served: tuple[Overlay, Path], place: Place) -> None:
+    with Connection(served[1], "view") as connection:
+        assert not any(one["wins"] for one in connection.explain("/../../bottom/motd"))
+        assert connection.explain("/d/../../motd") == connection.explain("/motd")
