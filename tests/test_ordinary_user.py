@@ -195,37 +195,36 @@ SHOWN = {
 }
 
 
-def owned_container(home: Path, front: str) -> tuple[Containers, Container]:
-    """A container of an image whose files belong to many, mounted. Called as that user."""
-    store = Store(home / "store")
-    [loaded] = load(store, home / "image.tar")
-    containers = Containers(store)
-    container = containers.create(loaded.image, "c1")
-    containers.stop(container)
-    containers.start(container, front)
-    return containers, container
-
-
-def test_ordinary_user_sees_the_owners_of_the_image(home: Path, front: str) -> None:
+def in_owned_container(home: Path, front: str, action: Callable[[Containers, Container], None]) -> None:
+    """Do it, as that user, with a mounted container of an image whose files belong to many; then remove that."""
     (home / "image.tar").write_bytes(docker_save([OWNED]))
 
     def session() -> None:
-        containers, container = owned_container(home, front)
-        view = container.mountpoint
-        assert {name: shows(view / name) for name in SHOWN} == SHOWN
-        [layer_directory] = containers.stack(container).lowers
-        on_disk = [path.lstat() for path in Path(os.fsdecode(layer_directory)).rglob("*")]
-        assert {(status.st_uid, status.st_mode & stat.S_ISUID) for status in on_disk} == {(USER, 0)}
+        store = Store(home / "store")
+        [loaded] = load(store, home / "image.tar")
+        containers = Containers(store)
+        container = containers.create(loaded.image, "c1")
+        containers.stop(container)
+        containers.start(container, front)
+        action(containers, container)
         containers.remove(container, force=True)
 
     as_user(home, session)
 
 
-def test_ordinary_user_changes_what_belongs_to_others_in_the_view(home: Path, front: str) -> None:
-    (home / "image.tar").write_bytes(docker_save([OWNED]))
+def test_ordinary_user_sees_the_owners_of_the_image(home: Path, front: str) -> None:
+    def session(containers: Containers, container: Container) -> None:
+        view = container.mountpoint
+        assert {name: shows(view / name) for name in SHOWN} == SHOWN
+        [layer_directory] = containers.stack(container).lowers
+        on_disk = [path.lstat() for path in Path(os.fsdecode(layer_directory)).rglob("*")]
+        assert {(status.st_uid, status.st_mode & stat.S_ISUID) for status in on_disk} == {(USER, 0)}
 
-    def session() -> None:
-        containers, container = owned_container(home, front)
+    in_owned_container(home, front, session)
+
+
+def test_ordinary_user_changes_what_belongs_to_others_in_the_view(home: Path, front: str) -> None:
+    def session(containers: Containers, container: Container) -> None:
         view = container.mountpoint
         with (view / "spool/job").open("a") as file:
             file.write("ob")
@@ -249,16 +248,12 @@ def test_ordinary_user_changes_what_belongs_to_others_in_the_view(home: Path, fr
         containers.stop(container)
         containers.start(container, front)
         assert (shows(view / "secret"), shows(view / "spool")) == ((5, 42, "4700"), (7, 8, "0000"))
-        containers.remove(container, force=True)
 
-    as_user(home, session)
+    in_owned_container(home, front, session)
 
 
 def test_what_an_ordinary_user_commits_has_the_owners_of_the_view(home: Path, front: str) -> None:
-    (home / "image.tar").write_bytes(docker_save([OWNED]))
-
-    def session() -> None:
-        containers, container = owned_container(home, front)
+    def session(containers: Containers, container: Container) -> None:
         view = container.mountpoint
         with (view / "spool/job").open("a") as file:
             file.write("ob")
@@ -268,13 +263,12 @@ def test_what_an_ordinary_user_commits_has_the_owners_of_the_view(home: Path, fr
         image = containers.commit(container, "new").image
         with (home / "new.tar").open("wb") as file:
             save([image], file)
-        containers.remove(container, force=True)
         again = containers.create(image, "c2")
         assert shows(again.mountpoint / "spool/job") == SHOWN["spool/job"]
         assert shows(again.mountpoint / "new")[:2] == (0, 0)
         containers.remove(again, force=True)
 
-    as_user(home, session)
+    in_owned_container(home, front, session)
     roots = Store(home / "roots")
     [loaded] = load(roots, home / "new.tar")
     assert shows(loaded.image.layers[0].directory / "spool/job") == SHOWN["spool/job"]

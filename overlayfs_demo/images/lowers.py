@@ -15,15 +15,14 @@ from types import TracebackType
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.images.tree import prefixes
-from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
 # How one machine's overlay keeps its books. Such an attribute is never a part of an image, whether it
 # comes in a layer's tar or from a layer below: with it a layer could forge whiteouts, redirects and
-# opaque directories, or owners. It is dropped, not escaped, because an escape helps in one namespace only, and a
+# opaque directories. It is dropped, not escaped, because an escape helps in one namespace only, and a
 # layer directory may be mounted with either. (fuse-overlayfs's marks are read by more than its author.)
-PRIVATE_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", os.fsencode(statrecord.NAME))
+PRIVATE_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 
 
 class Lowers:
@@ -153,7 +152,7 @@ def copy_metadata(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
     origin, target = syscalls.fd_path(source), syscalls.path_of(dir_fd, name)
     if not stat.S_ISLNK(status.st_mode):
         for attribute in syscalls.list_xattrs(origin, follow=True):
-            if attribute == statrecord.NAME or not os.fsencode(attribute).startswith(PRIVATE_XATTRS):
+            if not os.fsencode(attribute).startswith(PRIVATE_XATTRS):
                 os.setxattr(target, attribute, os.getxattr(origin, attribute), follow_symlinks=False)
         os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
     times = (status.st_atime_ns, status.st_mtime_ns)

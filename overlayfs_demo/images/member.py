@@ -21,6 +21,8 @@ REBUILD = "build the image again"
 OUTSIDE = "it cannot be unpacked safely; build the image again without it"
 
 _XATTR = "SCHILY.xattr."
+# A record is made from the member's owner and mode; one that comes in a tar could forge them.
+_FORGED_XATTRS = (*PRIVATE_XATTRS, os.fsencode(statrecord.NAME))
 _LONGEST_PATH = 4095  # PATH_MAX, path_resolution(7), without the NUL
 _NO_OWNER = 0xFFFFFFFF  # chown(2) takes it for "leave as it is"
 
@@ -116,7 +118,7 @@ class Metadata:
             if not key.startswith(_XATTR):
                 continue
             name = key.removeprefix(_XATTR).encode("utf-8", "surrogateescape")
-            if name.startswith(PRIVATE_XATTRS):
+            if name.startswith(_FORGED_XATTRS):
                 continue
             data = value.encode("utf-8", "surrogateescape")
             try:

@@ -20,7 +20,6 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
 from overlayfs_demo.images.model import shown
-from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
@@ -223,9 +222,6 @@ def _attributes(path: bytes, layer: SurveyedLayer) -> dict[str, bytes]:
     try:
         real = syscalls.fd_path(fd)
         names = syscalls.list_xattrs(real, follow=True)
-        return {
-            name: os.getxattr(real, name) for name in names
-            if name == statrecord.NAME or not os.fsencode(name).startswith(PRIVATE_XATTRS)
-        }
+        return {name: os.getxattr(real, name) for name in names if not os.fsencode(name).startswith(PRIVATE_XATTRS)}
     finally:
         os.close(fd)

@@ -67,11 +67,15 @@ def testify(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], p
     found = []
     for layer in (*layers, *data):
         answer = heard.get(layer.number)
-        deleted_at = b"/" + b"/".join(names)
+        deleted_at = _path(names)
         if answer is None:
             answer, deleted_at = _alone(layer, hearing.sources, names)
         found.append(_statement(answer, layer.number in winners, hearing.hidden.get(layer.number), deleted_at))
     return found
+
+
+def _path(names: Sequence[bytes]) -> bytes:
+    return b"/" + b"/".join(names)
 
 
 def _hear(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], names: Sequence[bytes]) -> _Hearing:
@@ -81,7 +85,7 @@ def _hear(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], nam
     sources: Sequence[LayerDir] = root
     for depth, name in enumerate(names):
         verdict, answers = lookup.explain(sources, name)
-        _note_hidden(hearing, layers, verdict, answers, b"/" + b"/".join(names[: depth + 1]))
+        _note_hidden(hearing, layers, verdict, answers, _path(names[: depth + 1]))
         if depth == len(names) - 1:
             hearing.sources, hearing.answers, hearing.positions = sources, answers, verdict.positions
         parts = [part for position in verdict.positions if (part := answers[position].part)]
@@ -113,13 +117,13 @@ def _alone(layer: Layer, sources: Sequence[LayerDir], names: Sequence[bytes]) ->
     """What a layer that was not asked holds, and for which path it has a whiteout, if it has one."""
     for source in sources:
         if source.layer is layer:
-            return judge(source, names[-1], source.stat(names[-1])), b"/" + b"/".join(names)
+            return judge(source, names[-1], source.stat(names[-1])), _path(names)
     directory: LayerDir = LowerDir(layer, b"")
     for depth, name in enumerate(names):
         answer = judge(directory, name, directory.stat(name))
         last = depth == len(names) - 1
         if last or answer.says is Says.WHITEOUT:
-            return answer, b"/" + b"/".join(names[: depth + 1])
+            return answer, _path(names[: depth + 1])
         if answer.part is None or answer.part.directory is None:
             return Answer(Says.ABSENT, None, layer), b""
         directory = answer.part.directory

@@ -283,11 +283,7 @@ class Upper:
 
     def set_xattr(self, target: Target, path: bytes, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
-        place = target.xattr_path()
-        if isinstance(place, int):
-            os.setxattr(place, name, value, flags)
-        else:
-            os.setxattr(place, name, value, flags, follow_symlinks=target.follow)
+        _set_xattr(target, name, value, flags)
         if name == self.xattrs.redirect:
             self.emit(Action.REDIRECT, path, caller, detail=os.fsdecode(value))
         else:
@@ -317,11 +313,7 @@ class Upper:
     ) -> None:
         """Note owner and mode beside a file or directory; `action` and `detail` say which of them is new."""
         os.chmod(target.path, record.on_disk(target.stat().st_mode), dir_fd=target.dir_fd)
-        place, value = target.xattr_path(), record.encode()
-        if isinstance(place, int):
-            os.setxattr(place, statrecord.NAME, value)
-        else:
-            os.setxattr(place, statrecord.NAME, value, follow_symlinks=target.follow)
+        _set_xattr(target, statrecord.NAME, record.encode())
         self.emit(action, path, caller, detail=detail)
 
     def utimens(self, target: Target, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
@@ -337,6 +329,14 @@ class Upper:
         finally:
             os.close(fd)
         self.emit(Action.TRUNCATE, path, caller, size=size)
+
+
+def _set_xattr(target: Target, name: str, value: bytes, flags: int = 0) -> None:
+    place = target.xattr_path()
+    if isinstance(place, int):
+        os.setxattr(place, name, value, flags)
+    else:
+        os.setxattr(place, name, value, flags, follow_symlinks=target.follow)
 
 
 def view_path(directory: UpperDir, name: bytes) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import wait_until
 from tests.images.builders import docker_save, layer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,10 +21,12 @@ def command(*words: str | Path) -> list[str | Path]:
 
 def await_spooled(tmp: Path, run: subprocess.Popen[bytes]) -> None:
     """Wait until the first of the stream is in the store's scratch file."""
-    deadline = time.monotonic() + 30
-    while not (tmp.is_dir() and any(one.stat().st_size for one in tmp.iterdir())):
-        assert run.poll() is None and time.monotonic() < deadline, "it never began"
-        time.sleep(0.01)
+
+    def spooled() -> bool:
+        assert run.poll() is None, "it never began"
+        return tmp.is_dir() and any(one.stat().st_size for one in tmp.iterdir())
+
+    wait_until(spooled, "the first of the stream in the scratch file")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,11 @@ def test_attributes_are_kept_byte_for_byte(build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["trusted.overlay.opaque", "trusted.overlay.redirect", "user.overlay.opaque", "user.fuseoverlayfs.opaque"]
+    "name",
+    [
+        "trusted.overlay.opaque", "trusted.overlay.redirect", "user.overlay.opaque", "user.fuseoverlayfs.opaque",
+        "user.containers.override_stat",
+    ],
 )
 def test_attributes_of_the_overlay_itself_cannot_be_forged(build: Build, name: str) -> None:
     (top,) = build({"d": directory(pax={f"SCHILY.xattr.{name}": "y"}), "f": Entry(pax={f"SCHILY.xattr.{name}": "y"})})
