@@ -20,7 +20,7 @@ from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.treediff import PathChange, diff_trees
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
-from overlayfs_demo.terminal import put_changes, put_table
+from overlayfs_demo.terminal import progress, put_changes, put_table
 from overlayfs_demo.which_command import list_with_layers, which_in_view
 
 # A text longer than that is not compared line by line.
@@ -64,7 +64,8 @@ def _limit(word: str) -> tuple[float, bool]:
 
 def _analysed(image: StoredImage) -> Analysis:
     titles = [step.instruction if step else "" for step in image.value.steps]
-    return analyse([layer.directory for layer in image.layers], titles)
+    with progress() as told:
+        return analyse([layer.directory for layer in image.layers], titles, progress=told)
 
 
 # --- analyze ---------------------------------------------------------------------------------------

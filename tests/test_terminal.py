@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pty
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import docker_save, layer
 from tests.places import BIN, MINUTE, run
 
 IMAGE = "overlayfs-demo/teaching:1.0"
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
+# From hiding the cursor to showing it again.
+BAR = re.compile(r"\x1b\[\?25l.*(layer|writing) .*\x1b\[\?25h", re.DOTALL)
 NARROW = struct.pack("HHHH", 24, 40, 0, 0)  # rows, columns, and pixels, which nobody asks for
 TABLES = (
     ("images",), ("images", "--no-trunc"), ("history", IMAGE), ("history", "--layers", IMAGE), ("layers",), ("df",),
@@ -46,8 +50,9 @@ def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> st
         try:
             while data := os.read(ours, 1 << 16):
                 written += data
-        except OSError:
-            pass  # EIO: nobody has the terminal any more.
+        except OSError as error:
+            # Nobody has the terminal any more.
+            assert error.errno == errno.EIO
         os.close(ours)
         assert process.wait(MINUTE) == 0, written
     return written.decode()
@@ -117,12 +122,35 @@ def test_a_bar_tells_how_far_a_load_is_and_goes_away(store: Path, tmp_path: Path
     assert told.endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), "the cursor is shown again, and the line taken away"
 
 
-@pytest.mark.parametrize("words", [("save", IMAGE)], ids=" ".join)
-def test_an_archive_is_the_same_with_a_bar_beside_it(store: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    command = ("overlayfs-demo", words[0], "--store", store, *words[1:], "--output")
-    assert on_terminal(*command, tmp_path / "bar.tar", stderr=True)
-    assert run(*command, tmp_path / "plain.tar").returncode == 0
-    assert (tmp_path / "bar.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+def test_an_archive_is_the_same_with_a_bar_beside_it(store: Path, tmp_path: Path) -> None:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    assert run("overlayfs-demo", "create", "--store", store, IMAGE, "--name", "c1").returncode == 0
+    try:
+        for words in (("save", IMAGE), ("export", "c1")):
+            command = ("overlayfs-demo", words[0], "--store", store, *words[1:], "--output")
+            assert BAR.search(on_terminal(*command, tmp_path / "bar.tar", stderr=True))
+            assert run(*command, tmp_path / "plain.tar").returncode == 0
+            assert (tmp_path / "bar.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+        assert BAR.search(on_terminal("overlayfs-demo", "commit", "--store", store, "c1", "made:1", stderr=True))
+    finally:
+        unmount_all(str(store))
+        assert run("overlayfs-demo", "rm", "--store", store, "c1").returncode == 0
+
+
+def test_a_bar_beside_an_archive_on_stdout_leaves_it_whole(store: Path, tmp_path: Path) -> None:
+    script = f"overlayfs-demo save --store {store} {IMAGE} > {tmp_path / 'piped.tar'}"
+    assert BAR.search(on_terminal("sh", "-c", script, stderr=True))
+    assert run("overlayfs-demo", "save", "--store", store, IMAGE, "-o", tmp_path / "plain.tar").returncode == 0
+    assert (tmp_path / "piped.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+
+
+def test_a_bar_goes_away_when_the_load_fails(tmp_path: Path, store: Path) -> None:
+    whole = (store.parent / "image.tar").read_bytes()
+    (tmp_path / "bad.tar").write_bytes(whole.replace(b"Welcome", b"welcome"))
+    script = f"overlayfs-demo load --store {tmp_path / 'new'} {tmp_path / 'bad.tar'} || true"
+    told = on_terminal("sh", "-c", script, stderr=True)
+    assert "\x1b[?25h\r\x1b[1A\x1b[2Koverlayfs-demo: " in told and told.count("\noverlayfs-demo: ") == 0
 
 
 def test_a_dumb_terminal_is_told_nothing(store: Path, tmp_path: Path) -> None:
