@@ -51,6 +51,10 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
     verb.add_argument("container", metavar="C")
     verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
+    _add_running_verbs(verbs)
+
+
+def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "stop", "unmount containers; what they changed stays", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
