@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from overlayfs_demo import docker_format, syscalls
-from overlayfs_demo.commands import Verbs, add_verb, note, put, put_json, store_of
+from overlayfs_demo.commands import Verbs, note, put, put_json
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.images.analysis import Analysis, Hidden, LayerReport, analyse
 from overlayfs_demo.images.ghosts import extract_ghosts
@@ -19,12 +19,15 @@ from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.treediff import PathChange, diff_trees
 from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.store_verbs import add_json, add_verb, store_of
+from overlayfs_demo.terminal import progress, put_changes, put_table
 from overlayfs_demo.which_command import list_with_layers, which_in_view
 
 # A text longer than that is not compared line by line.
 _LONGEST_TEXT = 1 << 20
 _LONGEST_TITLE = 60
 _MOST_FILES = 10
+_WASTE = {"WASTED": "red"}
 
 
 def add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -33,11 +36,11 @@ def add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--max-wasted", type=_limit, metavar="P%|BYTES", help="exit with 1 if more than that is wasted")
     verb.add_argument("--all", "-a", action="store_true", help="every hidden file, not only the largest")
-    verb.add_argument("--json", action="store_true", help="one object")
+    add_json(verb)
     verb = add_verb(verbs, "ghosts", "list files that were deleted but still ship", "ghosts app:1.0", _ghosts)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--extract", type=Path, metavar="DIR", help="copy them there, into an empty directory")
-    verb.add_argument("--json", action="store_true", help="an object a line")
+    add_json(verb)
     verb = add_verb(
         verbs, "which", "show what each layer says about a path in a mounted view or an image",
         "which view/etc/passwd\nwhich -l view/etc\nwhich --image app:1.0 /etc/passwd", _which,
@@ -45,7 +48,7 @@ def add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("paths", nargs="+", metavar="PATH")
     verb.add_argument("--image", metavar="IMAGE", help="paths in this image, not in a mounted view")
     verb.add_argument("-l", dest="long", action="store_true", help="list as ls -l does, with the layer of each name")
-    verb.add_argument("--json", action="store_true", help="an object a line")
+    add_json(verb)
 
 
 def _limit(word: str) -> tuple[float, bool]:
@@ -61,7 +64,8 @@ def _limit(word: str) -> tuple[float, bool]:
 
 def _analysed(image: StoredImage) -> Analysis:
     titles = [step.instruction if step else "" for step in image.value.steps]
-    return analyse([layer.directory for layer in image.layers], titles)
+    with progress() as told:
+        return analyse([layer.directory for layer in image.layers], titles, progress=told)
 
 
 # --- analyze ---------------------------------------------------------------------------------------
@@ -73,8 +77,9 @@ def _analyze(arguments: argparse.Namespace) -> int:
     if arguments.json:
         put_json([_analysis_json(image, analysis)])
     else:
-        put(_layers_table(analysis) + "\n" + _summary(image, analysis))
-        put(_hidden_table(analysis, None if arguments.all else _MOST_FILES))
+        put_table(_layers_table(analysis), _WASTE)
+        put("\n" + _summary(image, analysis))
+        _put_hidden(analysis, None if arguments.all else _MOST_FILES)
     if arguments.max_wasted is None:
         return 0
     number, percent = arguments.max_wasted
@@ -121,18 +126,18 @@ def _summary(image: StoredImage, analysis: Analysis) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _hidden_table(analysis: Analysis, most: int | None) -> str:
+def _put_hidden(analysis: Analysis, most: int | None) -> None:
     hidden = sorted(analysis.hidden, key=lambda one: (-one.wasted, one.path))
     if not hidden:
-        return ""
+        return
     rows = [
         (human_size(one.wasted), str(one.shipped_by), f"{one.hidden_by} ({one.why.value})", printable(b"/" + one.path))
         for one in hidden[:most]
     ]
-    left = len(hidden) - len(rows)
-    return "\n" + docker_format.table(("WASTED", "SHIPPED BY", "HIDDEN BY", "FILE"), rows) + (
-        f"... and {left} more, see --all\n" if left else ""
-    )
+    put("\n")
+    put_table(docker_format.table(("WASTED", "SHIPPED BY", "HIDDEN BY", "FILE"), rows), _WASTE)
+    if left := len(hidden) - len(rows):
+        put(f"... and {left} more, see --all\n")
 
 
 def _analysis_json(image: StoredImage, analysis: Analysis) -> dict[str, object]:
@@ -173,10 +178,10 @@ def _ghosts(arguments: argparse.Namespace) -> int:
     if arguments.json:
         put_json([_hidden_json(one) for one in ghosts])
     else:
-        put(docker_format.table(("SIZE", "SHIPPED BY", "DELETED BY", "FILE"), [
+        put_table(docker_format.table(("SIZE", "SHIPPED BY", "DELETED BY", "FILE"), [
             (human_size(one.size), str(one.shipped_by), str(one.hidden_by), printable(b"/" + one.path))
             for one in ghosts
-        ]))
+        ]), {"SIZE": "red"})
     return 0
 
 
@@ -198,7 +203,7 @@ def _which(arguments: argparse.Namespace) -> int:
             put_json([_word_json(path, one) for one in words])
             continue
         put(f"{shown(path)}\n")
-        put(docker_format.table(("LAYER", "SAYS", "", "MADE BY"), [
+        put_table(docker_format.table(("LAYER", "SAYS", "", "MADE BY"), [
             (
                 str(one.number), _says(one), _outcome(one),
                 docker_format.ellipsis(shown(step.instruction), _LONGEST_TITLE) if step else "",
@@ -246,7 +251,7 @@ def diff_images(store: Store, first: str, second: str, *, content: bool, as_json
         return 0
     with Lowers(before, store.marks) as old, Lowers(after, store.marks) as new:
         for letter, one in rows:
-            put(f"{letter} {printable(b'/' + one.path)}{_growth(one)}\n")
+            put_changes([(letter, f"{printable(b'/' + one.path)}{_growth(one)}")])
             if content:
                 put("".join(_lines(old, new, one)))
     return 0

@@ -6,18 +6,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from overlayfs_demo import mounts, render
-from overlayfs_demo.analysis_commands import add_analysis_verbs
-from overlayfs_demo.commands import PROGRAM, guarded
-from overlayfs_demo.container_commands import add_container_verbs
+from overlayfs_demo.commands import PROGRAM, Verbs, guarded
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.events import Event
-from overlayfs_demo.image_commands import add_image_verbs
 from overlayfs_demo.mount_options import FRONTS, parse
-from overlayfs_demo.watch_command import add_watch_verb
 
 _MOUNT_HELP = """\
 Mount a stack of layers as one tree, and return when it answers.
@@ -57,17 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Errors are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format=f"{PROGRAM}: %(message)s")
-    parser, verbs = _parser()
-    if _is_mount_helper(arguments, verbs):
+    if _is_mount_helper(arguments, _VERBS):
         return guarded(PROGRAM, lambda: _mount_as_helper(arguments))
-    options = parser.parse_args(arguments)
+    options = _parser(arguments).parse_args(arguments)
     return guarded(PROGRAM, lambda: int(options.run(options)))
 
 
-def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """The parser, and the verbs it knows."""
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for these arguments: of the verb that they begin with and its kin, or of all verbs."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="An overlay filesystem you can watch.")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    wanted = _VERBS.get(arguments[0]) if arguments else None
+    for add in (wanted,) if wanted else dict.fromkeys(_VERBS.values()):
+        add(verbs)
+    return parser
+
+
+def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     mount = verbs.add_parser(
         "mount", help="mount a stack of layers as one tree", description=_MOUNT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,11 +87,45 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     umount.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.set_defaults(run=_umount)
+
+
+def _add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.watch_command import add_watch_verb
+
     add_watch_verb(verbs)
+
+
+def _add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.image_commands import add_image_verbs
+
     add_image_verbs(verbs)
+
+
+def _add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.analysis_commands import add_analysis_verbs
+
     add_analysis_verbs(verbs)
+
+
+def _add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.container_commands import add_container_verbs
+
     add_container_verbs(verbs)
-    return parser, verbs.choices
+
+
+# Who adds a verb, in the order of --help. A mount must not wait for the import of what images need.
+_VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
+    **dict.fromkeys(("mount", "umount"), _add_mount_verbs),
+    "watch": _add_watch_verb,
+    **dict.fromkeys(
+        ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),
+        _add_image_verbs,
+    ),
+    **dict.fromkeys(("analyze", "ghosts", "which"), _add_analysis_verbs),
+    **dict.fromkeys(
+        ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"), _add_container_verbs
+    ),
+}
 
 
 def _mount(arguments: argparse.Namespace) -> int:

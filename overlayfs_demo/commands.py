@@ -1,4 +1,4 @@
-"""What do all the commands that work on the store have in common?"""
+"""What do all commands have in common?"""
 
 from __future__ import annotations
 
@@ -14,34 +14,11 @@ from types import FrameType
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError, OverlayError, UsageError
-from overlayfs_demo.images.model import shown
-from overlayfs_demo.images.store import Store, default_root
+from overlayfs_demo.render import printable
 
 PROGRAM = "overlayfs-demo"
 
 Verbs = argparse._SubParsersAction
-
-
-def add_verb(
-    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    """A verb that works on the store, with examples (one a line) in its help."""
-    shown_examples = "".join(f"\n  {PROGRAM} {line}" for line in examples.splitlines())
-    verb = verbs.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:{shown_examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verb.add_argument(
-        "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
-    )
-    verb.set_defaults(run=run)
-    return verb
-
-
-def store_of(arguments: argparse.Namespace) -> Store:
-    """The store that a command works on."""
-    return Store(arguments.store or default_root())
 
 
 class _Terminated(BaseException):
@@ -77,7 +54,7 @@ def guarded(program: str, action: Callable[[], int]) -> int:
     except OverlayError as error:
         return _fail(program, str(error), error.exit_code)
     except OSError as error:
-        where = f"{shown(os.fsdecode(error.filename))}: " if error.filename else ""
+        where = f"{printable(os.fsencode(error.filename))}: " if error.filename else ""
         return _fail(program, f"{where}{error.strerror or error}", 1)
     except RecursionError:
         # What walks trees here goes down by calls; the mounts do not.
@@ -124,6 +101,6 @@ def output(path: Path | None) -> Iterator[BinaryIO]:
             yield file
         unfinished.replace(path)
     except OSError as error:
-        raise ImageError(f"{shown(str(path))}: {error.strerror}", "choose another --output") from error
+        raise ImageError(f"{printable(os.fsencode(path))}: {error.strerror}", "choose another --output") from error
     finally:
         unfinished.unlink(missing_ok=True)

@@ -12,11 +12,14 @@ import psutil
 
 from overlayfs_demo import docker_format
 from overlayfs_demo.analysis_commands import diff_images
-from overlayfs_demo.commands import Verbs, add_verb, output, put, put_json, store_of
+from overlayfs_demo.commands import Verbs, output, put, put_json
 from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.progress import counted
 from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.store_verbs import add_json, add_verb, store_of
+from overlayfs_demo.terminal import progress, put_changes, put_table
 
 # Seconds over which the processor time of a daemon is measured.
 _SAMPLE = 0.1
@@ -28,8 +31,9 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
+    add_json(verb)
     verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
-    verb.add_argument("--json", action="store_true", help="an object a line")
+    add_json(verb)
     verb = add_verb(
         verbs, "diff", "show what a container changed, or in what two images differ",
         "diff c1\ndiff --content app:1.0@3 app:1.0@5", _diff,
@@ -37,23 +41,31 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("first", metavar="C|IMAGE[@N]", help="a container; or an image, of which only N layers count")
     verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare the first with")
     verb.add_argument("--content", action="store_true", help="of images: show the lines of texts that differ, too")
-    verb.add_argument("--json", action="store_true", help="an object a line")
+    add_json(verb)
     verb = add_verb(verbs, "commit", "make an image of a container", "commit c1 app:1.1", _commit)
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
     verb.add_argument("--author", "-a", default="", metavar="WHO")
+    add_json(verb)
     verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
     verb.add_argument("container", metavar="C")
     verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
+    _add_running_verbs(verbs)
+
+
+def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "stop", "unmount containers; what they changed stays", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
+    add_json(verb)
     verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
+    add_json(verb)
     verb = add_verb(verbs, "rm", "remove containers, with what they changed", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
+    add_json(verb)
     verb = add_verb(verbs, "shell", "run a shell or a command with a container as its root", "shell c1 ls -l /", _shell)
     verb.add_argument("container", metavar="C")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
@@ -62,7 +74,13 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _create(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     container = Containers(store).create(store.find(arguments.image), arguments.name, arguments.at)
-    put(f"{container.name} {shown(str(container.mountpoint))}\n")
+    if arguments.json:
+        put_json([{
+            "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
+            "Mountpoint": str(container.mountpoint),
+        }])
+    else:
+        put(f"{container.name} {shown(str(container.mountpoint))}\n")
     return 0
 
 
@@ -72,7 +90,7 @@ def _ps(arguments: argparse.Namespace) -> int:
         put_json(rows)
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
-    put(docker_format.table(header, [
+    put_table(docker_format.table(header, [
         (
             str(row["Name"]), str(row["Image"]),
             docker_format.human_duration(float(str(row["Uptime"]))).join(("Up ", "")) if row["PID"] else "Stopped",
@@ -80,7 +98,7 @@ def _ps(arguments: argparse.Namespace) -> int:
             f"{row['CPU']}%" if row["PID"] else "-", human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
         )
         for row in rows
-    ]))
+    ]), {"STATUS": "green"})
     return 0
 
 
@@ -115,24 +133,29 @@ def _diff(arguments: argparse.Namespace) -> int:
     found = containers.diff(containers.find(arguments.first))
     if arguments.json:
         put_json([{"Kind": one.kind.value, "Path": os.fsdecode(one.path)} for one in found])
-    else:
-        put("".join(f"{one.kind.value} {printable(one.path)}\n" for one in found))
+        return 0
+    put_changes([(one.kind.value, printable(one.path)) for one in found])
     return 0
 
 
 def _commit(arguments: argparse.Namespace) -> int:
     containers = Containers(store_of(arguments))
     container = containers.find(arguments.container)
-    made = containers.commit(container, arguments.name, arguments.message, arguments.author)
-    put(f"{made.image.id}\n")
+    with progress() as told:
+        made = containers.commit(container, arguments.name, arguments.message, arguments.author, told)
+    if arguments.json:
+        put_json([{"ID": str(made.image.id), "Names": list(made.image.names)}])
+    else:
+        put(f"{made.image.id}\n")
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
     containers = Containers(store_of(arguments))
     container = containers.find(arguments.container)
-    with output(arguments.output) as out:
-        containers.export(container, out)
+    with output(arguments.output) as out, progress() as told:
+        told.step(f"writing the tree of {container.name}")
+        containers.export(container, counted(out, told))
     return 0
 
 
@@ -141,7 +164,10 @@ def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], 
     containers = Containers(store_of(arguments))
     for name in arguments.containers:
         act(containers, containers.find(name))
-        put(f"{name}\n")
+        if arguments.json:
+            put_json([{"Name": name}])
+        else:
+            put(f"{name}\n")
     return 0
 
 

@@ -25,6 +25,7 @@ from overlayfs_demo.images.commit import commit
 from overlayfs_demo.images.layertar import write_tree
 from overlayfs_demo.images.load import Loaded
 from overlayfs_demo.images.model import Digest, Document, parse_json, shown
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.mount_options import MountOptions
@@ -185,7 +186,10 @@ class Containers:
         """What it changed."""
         return changes(self._snapshot(container))
 
-    def commit(self, container: Container, name: str | None, comment: str = "", author: str = "") -> Loaded:
+    def commit(
+        self, container: Container, name: str | None, comment: str = "", author: str = "",
+        progress: Progress = SILENT,
+    ) -> Loaded:
         """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
@@ -193,7 +197,7 @@ class Containers:
         return commit(
             self._store, self._store.image(container.image), self._snapshot(container), name,
             created_by=f"overlayfs-demo commit {container.name}", comment=comment, author=author,
-            epoch=None if epoch is None else int(epoch),
+            epoch=None if epoch is None else int(epoch), progress=progress,
         )
 
     def export(self, container: Container, out: BinaryIO) -> None:

@@ -6,21 +6,23 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import docker_format
-from overlayfs_demo.commands import PROGRAM, Verbs, add_verb, note, output, put, put_json, store_of
+from overlayfs_demo.commands import PROGRAM, Verbs, note, output, put, put_json
 from overlayfs_demo.containers import Containers
 from overlayfs_demo.images import describe, remove
 from overlayfs_demo.images.analysis import analyse
 from overlayfs_demo.images.describe import LayerFacts
-from overlayfs_demo.images.load import Loaded, Progress, import_tree, load
+from overlayfs_demo.images.load import Loaded, import_tree, load
 from overlayfs_demo.images.model import Digest, Platform, shown
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.render import human_size
+from overlayfs_demo.store_verbs import add_json, add_verb, store_of
+from overlayfs_demo.terminal import progress, put_table
 
 
 def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -30,9 +32,11 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
                       help="of docker save, podman save or skopeo, an OCI layout directory, or - (the default): stdin")
     verb.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
     verb.add_argument("--quiet", "-q", action="store_true", help="print the names alone")
+    add_json(verb)
     verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
     verb.add_argument("archive", metavar="FILE", help="as docker export writes it; - is stdin")
     verb.add_argument("name", metavar="NAME[:TAG]")
+    add_json(verb)
     verb = add_verb(verbs, "images", "list images", "images --digests", _images)
     _add_format(verb)
     verb.add_argument("--quiet", "-q", action="store_true", help="IDs alone")
@@ -46,7 +50,7 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "layers", "list every stored layer, and who uses it", "layers", _layers)
     _add_format(verb)
     verb = add_verb(verbs, "df", "show what images share, and what they take", "df", _df)
-    verb.add_argument("--json", action="store_true", help="an object a line")
+    add_json(verb)
     verb = add_verb(verbs, "save", "write images as an archive", "save app:1.0 -o app.tar", _save)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
@@ -56,12 +60,14 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "rmi", "remove names, and images without one", "rmi app:1.0", _rmi)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument("--force", "-f", action="store_true", help="by ID, although it has several names")
+    add_json(verb)
     verb = add_verb(verbs, "prune", "remove what nothing uses", "prune --all", _prune)
     verb.add_argument("--all", "-a", action="store_true", help="also images with a name that no container uses")
+    add_json(verb)
 
 
 def _add_format(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--json", action="store_true", help="an object a line")
+    add_json(verb)
     verb.add_argument("--no-trunc", action="store_true", help="whole IDs and commands")
 
 
@@ -78,43 +84,37 @@ def _source(word: str) -> Path | BinaryIO:
     return sys.stdin.buffer if word == "-" else Path(word)
 
 
-def _teller() -> Callable[[Progress], None]:
-    """What a person at a terminal sees while it takes its time; one line, rewritten."""
-    if not sys.stderr.isatty():
-        return lambda _progress: None
-
-    def tell(one: Progress) -> None:
-        what = "is here already" if one.skipped else "is being unpacked"
-        print(f"\r\033[Klayer {one.number} of {one.total} ({one.diff_id.short}) {what}", end="", file=sys.stderr)
-        sys.stderr.flush()
-
-    return tell
-
-
 def _load(arguments: argparse.Namespace) -> int:
     platform = Platform.parse(arguments.platform) if arguments.platform else None
-    try:
-        loaded = load(store_of(arguments), _source(arguments.archive), platform, _teller())
-    finally:
-        _end_line()
+    with progress() as told:
+        loaded = load(store_of(arguments), _source(arguments.archive), platform, told)
+    if arguments.json:
+        put_json([_loaded_json(one) for one in loaded])
+        return 0
     for one in loaded:
         _report(one, quiet=arguments.quiet)
     return 0
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    try:
-        loaded = import_tree(store_of(arguments), _source(arguments.archive), arguments.name, tell=_teller())
-    finally:
-        _end_line()
+    with progress() as told:
+        loaded = import_tree(store_of(arguments), _source(arguments.archive), arguments.name, progress=told)
+    if arguments.json:
+        put_json([_loaded_json(loaded)])
+        return 0
     _report(loaded, quiet=True)
     put(f"{loaded.image.id}\n")
     return 0
 
 
-def _end_line() -> None:
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+def _loaded_json(loaded: Loaded) -> dict[str, object]:
+    """What `load` and `import` say of an image. Sizes in bytes; LeftOut counts members."""
+    image = loaded.image
+    return {
+        "ID": str(image.id), "Names": list(image.names), "Size": image.size, "Layers": len(image.layers),
+        "LayersHereBefore": len(loaded.skipped), "LeftOut": dict(loaded.left_out),
+        "NamesTaken": {name: str(before) for name, before in loaded.displaced.items()},
+    }
 
 
 def _report(loaded: Loaded, *, quiet: bool) -> None:
@@ -138,8 +138,8 @@ def _report(loaded: Loaded, *, quiet: bool) -> None:
 def _save(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     images = {image.id: image for image in (store.find(word) for word in arguments.images)}
-    with output(arguments.output) as out:
-        save(list(images.values()), out)
+    with output(arguments.output) as out, progress() as told:
+        save(list(images.values()), out, told)
     return 0
 
 
@@ -159,7 +159,7 @@ def _images(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         put(docker_format.images_json(rows, now, trunc))
     else:
-        put(docker_format.images_table(rows, now, trunc=trunc))
+        put_table(docker_format.images_table(rows, now, trunc=trunc))
     return 0
 
 
@@ -182,9 +182,9 @@ def _history(arguments: argparse.Namespace) -> int:
     if arguments.json:
         put(docker_format.history_json(rows, *words))
     elif arguments.layers:
-        put(docker_format.extended_history_table(rows, *words))
+        put_table(docker_format.extended_history_table(rows, *words))
     else:
-        put(docker_format.history_table(rows, *words))
+        put_table(docker_format.history_table(rows, *words))
     return 0
 
 
@@ -228,7 +228,7 @@ def _layers(arguments: argparse.Namespace) -> int:
     def words(digest: Digest) -> str:
         return str(digest) if arguments.no_trunc else digest.short
 
-    put(docker_format.table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), [
+    put_table(docker_format.table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), [
         (
             words(layer.chain_id), words(layer.diff_id), human_size(layer.size),
             ", ".join(image.title for image in users.get(layer.chain_id, [])) or "nothing",
@@ -257,7 +257,7 @@ def _df(arguments: argparse.Namespace) -> int:
             for image in images
         ] + [{"Listed": listed, "Stored": stored, "Unused": unused}])
         return 0
-    put(docker_format.table(("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"), [
+    put_table(docker_format.table(("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"), [
         (image.title, image.id.short, *(human_size(size) for size in (image.size, *split(image)))) for image in images
     ]))
     put(
@@ -278,19 +278,27 @@ def _tag(arguments: argparse.Namespace) -> int:
 def _rmi(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     for word in arguments.images:
-        _tell_removed(remove.remove_image(store, word, Containers(store).users(), force=arguments.force))
+        gone = remove.remove_image(store, word, Containers(store).users(), force=arguments.force)
+        _tell_removed(gone, as_json=arguments.json)
     return 0
 
 
 def _prune(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     gone = remove.prune(store, Containers(store).users(), every=arguments.all)
-    _tell_removed(gone)
-    put(f"Reclaimed space: {human_size(gone.size)}\n")
+    _tell_removed(gone, as_json=arguments.json)
+    if not arguments.json:
+        put(f"Reclaimed space: {human_size(gone.size)}\n")
     return 0
 
 
-def _tell_removed(gone: remove.Removed) -> None:
+def _tell_removed(gone: remove.Removed, *, as_json: bool) -> None:
+    if as_json:
+        put_json([{
+            "Untagged": list(gone.names), "DeletedImages": [str(image) for image in gone.images],
+            "DeletedLayers": [str(layer.chain_id) for layer in gone.layers], "ReclaimedSize": gone.size,
+        }])
+        return
     lines = [f"Untagged: {shown(name)}" for name in gone.names]
     lines += [f"Deleted: {image}" for image in gone.images]
     lines += [f"Deleted: {layer.chain_id}" for layer in gone.layers]

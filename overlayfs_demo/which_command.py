@@ -15,6 +15,7 @@ from overlayfs_demo.commands import put, put_json
 from overlayfs_demo.control import Connection
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.terminal import put_table
 
 Layers = Sequence[dict[str, Any]]
 
@@ -35,7 +36,8 @@ def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
         put(f"{_shown(path)}\n")
         rows = [(_shown(one["layer"]), _says(one, path), _outcome(one, path)) for one in layers]
         lines = docker_format.table(("LAYER", "SAYS", ""), rows).split("\n")
-        put("\n".join(line.rstrip() for line in lines) + f"{reason}\n")
+        put_table("\n".join(line.rstrip() for line in lines))
+        put(f"{reason}\n")
     return status
 
 
@@ -118,7 +120,7 @@ def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
         if as_json:
             put_json(rows)
         else:
-            put(docker_format.table(
+            put_table(docker_format.table(
                 ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
             ))
     return 0

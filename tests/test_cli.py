@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import records, syscalls
+from overlayfs_demo import cli, records, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import choose
 from tests.conftest import wait_until, why_no_mounts
@@ -153,6 +154,13 @@ def test_wrong_usage_is_status_2_and_names_the_word(words: list[str], said: str)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_each_verb_is_added_by_whom_the_table_names() -> None:
+    for add in set(cli._VERBS.values()):
+        verbs = argparse.ArgumentParser().add_subparsers()
+        add(verbs)
+        assert set(verbs.choices) == {name for name, who in cli._VERBS.items() if who is add}
 
 
 def test_a_failed_mount_leaves_nothing_behind(place: Place) -> None:

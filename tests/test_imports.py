@@ -33,9 +33,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
-    "records", "control", "mounts", "render", "docker_format", "containers", "commands", "build_command",
-    "image_commands", "watch_command", "which_command", "analysis_commands", "container_commands", "cli",
-    "__main__",
+    "records", "control", "mounts", "render", "docker_format", "containers", "commands", "store_verbs",
+    "terminal", "build_command", "image_commands", "watch_command", "which_command", "analysis_commands",
+    "container_commands", "cli", "__main__",
 ):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 
@@ -170,6 +170,17 @@ def test_the_command_line_loads_without_libfuse() -> None:
     """fusepy looks for libfuse as soon as it is imported, and a machine may lack it."""
     script = f"import sys, {PACKAGE}.cli; sys.exit('fuse' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=SOURCES.parent, check=True)
+
+
+def test_a_mount_waits_for_nothing_that_images_and_tables_need() -> None:
+    script = (
+        f"import sys, {PACKAGE}.cli as cli\n"
+        "try:\n    cli.main(['mount', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"found = [one for one in sys.modules if one.startswith(('{PACKAGE}.images', 'rich'))]\n"
+        "assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=SOURCES.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 # --- and would the reader notice? -------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from overlayfs_demo.images.divescore import dive_score
 from overlayfs_demo.images.layerview import Laid, View, Why
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.survey import Difference, SurveyedLayer, Thing, difference, surveyed
 from overlayfs_demo.overlay.merge import Says
 
@@ -133,12 +134,15 @@ class Analysis:
         return self.shipped - self.live
 
 
-def analyse(directories: Sequence[Path], titles: Sequence[str], *, duplicates: bool = True) -> Analysis:
+def analyse(
+    directories: Sequence[Path], titles: Sequence[str], *, duplicates: bool = True, progress: Progress = SILENT
+) -> Analysis:
     """Analyse an image's layer directories, from the bottom to the top, each with its title (its instruction).
 
     Each layer is walked once. Data is read where one name has the same size in two layers, and, unless
-    `duplicates` is False, of all files that are as large as another. Raises ImageError naming the layer and
-    the file that cannot be read, ValueError where titles and directories are not of one number.
+    `duplicates` is False, of all files that are as large as another; `progress` is told of
+    the latter. Raises ImageError naming the layer and the file that cannot be read, ValueError where titles and
+    directories are not of one number.
     """
     with surveyed(directories) as layers:
         accounts = _Accounts(layers)
@@ -152,7 +156,7 @@ def analyse(directories: Sequence[Path], titles: Sequence[str], *, duplicates: b
             tuple(sheet.report(shipped, live) for sheet in sheets),
             tuple(hidden),
             tuple(one for one in hidden if not accounts.view.shows(one.path)),
-            _duplicates(layers, accounts.bodies.values()) if duplicates else (),
+            _duplicates(layers, accounts.bodies.values(), progress) if duplicates else (),
             dive_score([layer.things for layer in layers]),
         )
 
@@ -268,19 +272,22 @@ def _why(otherwise: Why, what: Difference | None) -> Why:
     return Why.OVERWRITTEN if what is Difference.CONTENT else Why.METADATA_ONLY
 
 
-def _duplicates(layers: Sequence[SurveyedLayer], bodies: Iterable[_Body]) -> tuple[Duplicate, ...]:
+def _duplicates(
+    layers: Sequence[SurveyedLayer], bodies: Iterable[_Body], progress: Progress
+) -> tuple[Duplicate, ...]:
     """Files with the same data. Only files of one size are read, whole and in chunks, and their hashes compared."""
     by_size: defaultdict[int, list[_Body]] = defaultdict(list)
     for body in bodies:
         if body.size:
             by_size[body.size].append(body)
+    several = {size: alike for size, alike in by_size.items() if len(alike) > 1}
+    progress.step("comparing files of one size", sum(size * len(alike) for size, alike in several.items()))
     found = []
-    for size, alike in by_size.items():
-        if len(alike) < 2:
-            continue
+    for size, alike in several.items():
         by_hash: defaultdict[bytes, list[_Body]] = defaultdict(list)
         for body in alike:
             by_hash[_hash(layers[body.layer - 1], body.path)].append(body)
+            progress.advance(size)
         found += [
             Duplicate(size, tuple(Copy(body.path, body.layer, body.names > 0) for body in same))
             for same in by_hash.values() if len(same) > 1

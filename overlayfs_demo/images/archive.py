@@ -22,6 +22,7 @@ from typing import BinaryIO
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, Layer, shown
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.streams import LayerReader, compression, open_plain, require_digest
 from overlayfs_demo.images.tarstream import CHUNK, TarStream
 
@@ -107,28 +108,42 @@ class Archive:
         """The bytes a member has in the archive. Raises ImageError: missing, or twice."""
         return self._find(name).size
 
-    def open_layer(self, layer: Layer) -> LayerReader:
-        """Read a layer's tar; the reader is good for as long as the archive is open. Raises ImageError."""
+    def layer_size(self, layer: Layer) -> int:
+        """The bytes that a layer is stored in. Raises ImageError."""
+        return self.stored_size(layer.member) if layer.member else self._whole_size()
+
+    def _whole_size(self) -> int:
+        fd = self._whole()
+        assert fd is not None, "only a tar was taken for a tree"
+        return os.fstat(fd).st_size
+
+    def open_layer(self, layer: Layer, progress: Progress = SILENT) -> LayerReader:
+        """Read a layer's tar; the reader is good for as long as the archive is open. Raises ImageError.
+
+        `progress` is told of the bytes that it is stored in.
+        """
         if not layer.member:
             fd = self._whole()
             assert fd is not None, "only a tar was taken for a tree"
-            return LayerReader(fd, 0, os.fstat(fd).st_size, self.label, layer.diff_id, None)
+            return LayerReader(fd, 0, self._whole_size(), self.label, layer.diff_id, None, progress)
         member = self._find(layer.member)
         label = f"{self.label}: member '{shown(layer.member)}'"
         return LayerReader(
-            self._descriptor(layer.member), member.offset, member.size, label, layer.diff_id, layer.digest
+            self._descriptor(layer.member), member.offset, member.size, label, layer.diff_id, layer.digest, progress
         )
 
-    def whole_digest(self) -> Digest:
+    def whole_digest(self, progress: Progress = SILENT) -> Digest:
         """The sha256 of the archive's tar: the diff ID of a tree that is one layer. Raises ImageError: no tar."""
         fd = self._whole()
         if fd is None:
             raise ImageError(f"{self.label} is no tar", "give the tar of a tree, as docker export writes it")
+        progress.step(f"hashing {self.label}", self._whole_size())
         hasher = Digest("sha256", "").hasher()
         position = 0
         while data := os.pread(fd, CHUNK, position):
             hasher.update(data)
             position += len(data)
+            progress.advance(len(data))
         return Digest("sha256", hasher.hexdigest())
 
 
@@ -197,7 +212,9 @@ def _link_target(name: str, info: tarfile.TarInfo) -> str | None:
 
 
 @contextmanager
-def open_archive(path: Path, scratch: Path | None = None, label: str = "") -> Iterator[Archive]:
+def open_archive(
+    path: Path, scratch: Path | None = None, label: str = "", progress: Progress = SILENT
+) -> Iterator[Archive]:
     """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz).
 
     `scratch` is the directory of the unnamed temporary file that a compressed archive needs; `label` names the
@@ -214,7 +231,7 @@ def open_archive(path: Path, scratch: Path | None = None, label: str = "") -> It
                 yield TarArchive(file, label)
                 return
             with tempfile.TemporaryFile(dir=scratch) as plain:
-                _decompress(file, plain.fileno(), label)
+                _decompress(file, plain.fileno(), label, progress)
                 with os.fdopen(os.dup(plain.fileno()), "rb") as whole:
                     yield TarArchive(whole, label)
     except OSError as error:
@@ -232,10 +249,12 @@ def _layout_directory(path: Path, label: str) -> LayoutDirectory:
     return LayoutDirectory(path, label)
 
 
-def _decompress(file: BinaryIO, target: int, label: str) -> None:
+def _decompress(file: BinaryIO, target: int, label: str, progress: Progress) -> None:
     size = os.fstat(file.fileno()).st_size
+    progress.step(f"decompressing {label}")
     plain = open_plain(file.fileno(), 0, size, label)
     while data := plain.read(CHUNK):
+        progress.advance(len(data))
         view = memoryview(data)
         while view:
             view = view[os.write(target, view) :]

@@ -10,13 +10,14 @@ from overlayfs_demo.images.archive import open_archive
 from overlayfs_demo.images.layertar import write_layer
 from overlayfs_demo.images.load import Loaded, load_one
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
+from overlayfs_demo.images.progress import SILENT, Progress, counted
 from overlayfs_demo.images.store import Store, StoredImage, normal_name
 from overlayfs_demo.overlay.engine import Stack
 
 
 def commit(
     store: Store, base: StoredImage, stack: Stack, name: str | None, *, created_by: str, comment: str = "",
-    author: str = "", epoch: int | None = None,
+    author: str = "", epoch: int | None = None, progress: Progress = SILENT,
 ) -> Loaded:
     """Make an image of `base` and one more layer: what the upper of `stack`, on the layers of `base`, changes.
 
@@ -28,13 +29,14 @@ def commit(
     tar = store.tmp / "layer.tar"
     with store.writing():
         with tar.open("xb") as file:
-            write_layer(replace(stack, read_only=True), file, epoch)
+            progress.step("reading the container's changes")
+            write_layer(replace(stack, read_only=True), counted(file, progress), epoch)
         with open_archive(tar, label="the container's changes") as archive:
-            diff_id = archive.whole_digest()
+            diff_id = archive.whole_digest(progress)
             config = _config(base, diff_id, when.isoformat().replace("+00:00", "Z"), created_by, comment, author)
             layers = (*(Layer(layer.diff_id, "") for layer in base.layers), Layer(diff_id, ""))
             image = Image(config, layers, Config.parse(config, "the new config").history, names)
-            return load_one(store, archive, image)
+            return load_one(store, archive, image, progress)
 
 
 def _config(base: StoredImage, diff_id: Digest, created: str, created_by: str, comment: str, author: str) -> bytes:

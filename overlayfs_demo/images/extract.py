@@ -12,6 +12,7 @@ from pathlib import Path
 from overlayfs_demo.images.archive import Archive
 from overlayfs_demo.images.lowers import Lowers
 from overlayfs_demo.images.model import Layer, shown
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.tarsplit import recording
 from overlayfs_demo.images.tarstream import TarStream
 from overlayfs_demo.images.unpack import Unpacked, unpack_layer
@@ -20,18 +21,18 @@ from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
 def extract_layer(
     archive: Archive, layer: Layer, title: str, root_fd: int, spare_fd: int, below: Sequence[Path],
-    marks: PrivateXattrs, owners: bool, recipe: Path | None = None,
+    marks: PrivateXattrs, owners: bool, recipe: Path | None = None, progress: Progress = SILENT,
 ) -> Unpacked:
     """Unpack a layer into the empty directory `root_fd`; `below` are the layers under it, bottom to top.
 
     `title` names the layer in errors; the other parameters are those of `unpack_layer`. From the file `recipe`,
-    if one is to be written, and the directory the tar can be put together again, see `tarsplit`. Raises
-    ImageError; the directory is then half-built, and the caller's to remove.
+    if one is to be written, and the directory the tar can be put together again, see `tarsplit`. `progress` is told
+    of the stored bytes. Raises ImageError; the directory is then half-built, and the caller's to remove.
     """
     label = archive.label
     if layer.member:
         label = f"{label}: layer {title} (member '{shown(layer.member)}')"
-    with Lowers(below, marks) as lowers, contextlib.closing(archive.open_layer(layer)) as reader:
+    with Lowers(below, marks) as lowers, contextlib.closing(archive.open_layer(layer, progress)) as reader:
         if recipe is None:
             tar = TarStream(reader.tar, label, marked_end=False)
             done = unpack_layer(tar, label, root_fd, spare_fd, lowers, marks, owners)

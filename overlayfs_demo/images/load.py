@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,17 +23,8 @@ from overlayfs_demo.images.archive import Archive, open_archive
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.flavours import select_images
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.store import RECIPE, Store, StoredImage, StoredLayer, normal_name
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What is being done: layer `number` of `total` (from 1), or one that was `skipped` because it is here."""
-
-    number: int
-    total: int
-    diff_id: Digest
-    skipped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,41 +41,36 @@ class Loaded:
     left_out: Mapping[str, int]
 
 
-def _ignore(_progress: Progress) -> None:
-    """Nobody watches."""
-
-
 def load(
-    store: Store, source: Path | BinaryIO, platform: Platform | None = None,
-    tell: Callable[[Progress], None] = _ignore,
+    store: Store, source: Path | BinaryIO, platform: Platform | None = None, progress: Progress = SILENT
 ) -> list[Loaded]:
     """Load every image of an archive, an OCI layout directory, or a stream (which is kept in an unnamed file).
 
     Raises ImageError, with the images that came before the bad one in the store, and nothing of the bad one.
     """
-    with store.writing(), _opened(store, source) as archive:
+    with store.writing(), _opened(store, source, progress) as archive:
         images = select_images(archive, platform)
         if any(not image.config for image in images):
             raise ImageError(
                 f"{archive.label} is the tree of a container, not an image",
                 "'overlayfs-demo import' makes an image of it",
             )
-        return [_Load(store, archive, image, tell).run() for image in images]
+        return [_Load(store, archive, image, progress).run() for image in images]
 
 
-def load_one(store: Store, archive: Archive, image: Image) -> Loaded:
+def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -> Loaded:
     """Load one image, whose new layers are in the archive. Call while `writing`."""
-    return _Load(store, archive, image, _ignore).run()
+    return _Load(store, archive, image, progress).run()
 
 
 def import_tree(
     store: Store, source: Path | BinaryIO, name: str, created: datetime | None = None,
-    tell: Callable[[Progress], None] = _ignore,
+    progress: Progress = SILENT,
 ) -> Loaded:
     """Make an image of one layer from the tar of a tree, as `docker import` does. Raises ImageError."""
     name = normal_name(name)
-    with store.writing(), _opened(store, source) as archive:
-        diff_id = archive.whole_digest()
+    with store.writing(), _opened(store, source, progress) as archive:
+        diff_id = archive.whole_digest(progress)
         system = running_platform()
         when = (created or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
         config = {
@@ -94,31 +79,34 @@ def import_tree(
             "os": system.os, "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
         }
         image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), (), (name,))
-        return _Load(store, archive, image, tell).run()
+        return _Load(store, archive, image, progress).run()
 
 
 @contextmanager
-def _opened(store: Store, source: Path | BinaryIO) -> Iterator[Archive]:
+def _opened(store: Store, source: Path | BinaryIO, progress: Progress) -> Iterator[Archive]:
     if isinstance(source, Path):
-        with open_archive(source, scratch=store.tmp) as archive:
+        with open_archive(source, scratch=store.tmp, progress=progress) as archive:
             yield archive
         return
     # What an image consists of may stand at the end of its archive, so a stream has to be kept.
     with tempfile.NamedTemporaryFile(dir=store.tmp) as spool:
-        shutil.copyfileobj(source, spool, 1 << 20)
+        progress.step("reading standard input")
+        while piece := source.read(1 << 20):
+            spool.write(piece)
+            progress.advance(len(piece))
         spool.flush()
-        with open_archive(Path(spool.name), scratch=store.tmp, label="standard input") as archive:
+        with open_archive(Path(spool.name), store.tmp, "standard input", progress) as archive:
             yield archive
 
 
 class _Load:
     """One image on its way into the store."""
 
-    def __init__(self, store: Store, archive: Archive, image: Image, tell: Callable[[Progress], None]) -> None:
+    def __init__(self, store: Store, archive: Archive, image: Image, progress: Progress) -> None:
         self._store = store
         self._archive = archive
         self._image = image
-        self._tell = tell
+        self._progress = progress
         self._names = [normal_name(name) for name in image.tags]
         self._left_out: Counter[str] = Counter()
 
@@ -130,12 +118,14 @@ class _Load:
         total = len(self._image.layers)
         for number, (layer, chain_id) in enumerate(zip(self._image.layers, self._image.chain_ids, strict=True), 1):
             stored = self._store.layer(chain_id)
-            self._tell(Progress(number, total, layer.diff_id, skipped=stored is not None))
+            what = f"layer {number} of {total} ({layer.diff_id.short})"
             if stored is not None:
+                self._progress.step(f"{what} is here already", 0)
                 self._require_usable(stored)
                 skipped.append(stored)
                 below.append(stored.directory)
                 continue
+            self._progress.step(what, self._archive.layer_size(layer))
             directory, made = self._unpack(number, layer, chain_id, below)
             staged.append((directory, made))
             below.append(directory)
@@ -167,7 +157,7 @@ class _Load:
         try:
             done = extract_layer(
                 self._archive, layer, str(number), root_fd, spare_fd, below, store.marks, owners,
-                staged.with_suffix(RECIPE),
+                staged.with_suffix(RECIPE), self._progress,
             )
         finally:
             os.close(root_fd)

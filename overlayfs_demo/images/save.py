@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.store import StoredImage, StoredLayer
 from overlayfs_demo.images.tarsplit import assemble, tar_size
 
@@ -23,12 +24,12 @@ _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
-def save(images: Sequence[StoredImage], out: BinaryIO) -> None:
+def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILENT) -> None:
     """Write the images, each with all its names. Raises ImageError if a layer is no longer what it was, or OSError.
 
     The same images give the same bytes. What was written so far is the caller's to remove after an error.
     """
-    archive = _Archive(out)
+    archive = _Archive(out, progress)
     rows, descriptors = [], []
     for image in images:
         layers = [archive.layer(layer) for layer in image.layers]
@@ -63,8 +64,9 @@ def _json(value: object) -> bytes:
 class _Archive:
     """The tar, written forward. A blob that several images have is written once."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: BinaryIO, progress: Progress) -> None:
         self._out = out
+        self._progress = progress
         self._blobs: set[Digest] = set()
 
     def _head(self, name: str, size: int) -> None:
@@ -95,6 +97,7 @@ class _Archive:
             size = tar_size(recipe, label)
         if layer.diff_id not in self._blobs:
             self._blobs.add(layer.diff_id)
+            self._progress.step(label, size)
             self._head(_path(layer.diff_id), size)
             self._assemble(layer, label)
             self._pad(size)
@@ -106,6 +109,7 @@ class _Archive:
         def take(data: bytes | memoryview) -> None:
             hasher.update(data)
             self._out.write(data)
+            self._progress.advance(len(data))
 
         root_fd = os.open(layer.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:

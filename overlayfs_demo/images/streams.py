@@ -19,6 +19,7 @@ import zstandard
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.readahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -58,11 +59,14 @@ def compression(magic: bytes) -> str:
 class Window(io.RawIOBase):
     """`size` bytes of an open file from `offset`, read by pread(2): the file's own offset is not used.
 
-    The caller keeps `fd` open. `hasher` is told every byte.
+    The caller keeps `fd` open. `hasher` is told every byte, `progress` how many there were.
     """
 
-    def __init__(self, fd: int, offset: int, size: int, hasher: _Hash | None = None) -> None:
+    def __init__(
+        self, fd: int, offset: int, size: int, hasher: _Hash | None = None, progress: Progress = SILENT
+    ) -> None:
         self._fd = fd
+        self._progress = progress
         self._at = offset
         self._end = offset + size
         self._hasher = hasher
@@ -76,6 +80,7 @@ class Window(io.RawIOBase):
         self._at += count
         if self._hasher is not None:
             self._hasher.update(view[:count])
+        self._progress.advance(count)
         return count
 
 
@@ -120,7 +125,10 @@ class LayerReader:
     To be closed by its maker, for a thread reads ahead; `fd` must stay open until then.
     """
 
-    def __init__(self, fd: int, offset: int, size: int, label: str, diff_id: Digest, digest: Digest | None) -> None:
+    def __init__(
+        self, fd: int, offset: int, size: int, label: str, diff_id: Digest, digest: Digest | None,
+        progress: Progress = SILENT,
+    ) -> None:
         magic = os.pread(fd, 6, offset) if size >= 6 else b""
         # A blob that is stored plain is its own tar: one hash proves both names.
         self._digest = None if digest == diff_id and not compression(magic) else digest
@@ -128,7 +136,7 @@ class LayerReader:
         self._label = label
         self._stored_hash = self._digest.hasher() if self._digest else None
         self._plain_hash = diff_id.hasher()
-        self._window = Window(fd, offset, size, self._stored_hash)
+        self._window = Window(fd, offset, size, self._stored_hash, progress)
         raw = _Plain(self._window, magic, label, self._plain_hash)
         self._ahead = ReadAhead(raw)
         self.tar = cast(BinaryIO, io.BufferedReader(self._ahead, _BUFFER))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -12,9 +13,11 @@ import pytest
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images import load as loading
-from overlayfs_demo.images.load import Progress, import_tree, load
+from overlayfs_demo.images.load import import_tree, load
 from overlayfs_demo.images.model import Digest, Platform
+from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.images.remove import prune, remove_image, tag
+from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store, normal_name
 from tests.images.builders import (
     WHITEOUT,
@@ -34,6 +37,20 @@ BASE = layer({"etc/motd": "hello\n", "old": "1234567"})
 APP = layer({"app/run": "#!", "old": WHITEOUT, "link": symlink("etc/motd")})
 OTHER = layer({"other": "x"})
 pytestmark = needs_root
+
+
+class Told(Progress):
+    """Each step, its size, and how many bytes of it were done."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int | None, int]] = []
+
+    def step(self, what: str, size: int | None = None) -> None:
+        self.steps.append((what, size, 0))
+
+    def advance(self, count: int) -> None:
+        what, size, done = self.steps.pop()
+        self.steps.append((what, size, done + count))
 
 
 @pytest.fixture
@@ -101,9 +118,27 @@ def test_loading_again_unpacks_nothing(store: Store, monkeypatch: pytest.MonkeyP
 
 def test_progress_tells_of_each_layer(store: Store) -> None:
     loaded(store, docker_save([BASE]))
-    told: list[Progress] = []
-    load(store, write(store.root, docker_save([BASE, APP])), tell=told.append)
-    assert [(one.number, one.total, one.skipped) for one in told] == [(1, 2, True), (2, 2, False)]
+    told = Told()
+    [one] = load(store, write(store.root, docker_save([BASE, APP])), progress=told)
+    here, new = (layer.diff_id.short for layer in one.image.layers)
+    assert told.steps == [
+        (f"layer 1 of 2 ({here}) is here already", 0, 0), (f"layer 2 of 2 ({new})", len(APP), len(APP)),
+    ]
+
+
+def test_progress_tells_of_what_a_stream_and_a_compressed_archive_need_first(store: Store) -> None:
+    whole = docker_save([BASE])
+    told = Told()
+    load(store, io.BytesIO(gzip.compress(whole)), progress=told)
+    assert [what.split()[0] for what, _, _ in told.steps] == ["reading", "decompressing", "layer"]
+    assert [done for _, _, done in told.steps] == [len(gzip.compress(whole)), len(whole), len(BASE)]
+
+
+def test_progress_tells_of_each_layer_that_is_saved(store: Store) -> None:
+    [one] = loaded(store, docker_save([BASE, APP]))
+    told = Told()
+    save([one.image], io.BytesIO(), told)
+    assert [(size, done) for _, size, done in told.steps] == [(len(BASE), len(BASE)), (len(APP), len(APP))]
 
 
 def test_a_stream_is_loaded(store: Store) -> None:

@@ -1,0 +1,37 @@
+"""What do the verbs that work on the store have in common?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from overlayfs_demo.commands import PROGRAM, Verbs
+from overlayfs_demo.images.store import Store, default_root
+
+
+def add_verb(
+    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """A verb that works on the store, with examples (one a line) in its help."""
+    shown_examples = "".join(f"\n  {PROGRAM} {line}" for line in examples.splitlines())
+    verb = verbs.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:{shown_examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument(
+        "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
+    )
+    verb.set_defaults(run=run)
+    return verb
+
+
+def add_json(verb: argparse.ArgumentParser) -> None:
+    """Let the verb print its result for machines."""
+    verb.add_argument("--json", action="store_true", help="an object a line")
+
+
+def store_of(arguments: argparse.Namespace) -> Store:
+    """The store that a command works on."""
+    return Store(arguments.store or default_root())

@@ -1,0 +1,158 @@
+"""What does a person at a terminal see, and is it what a pipe gets?"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import unmount_all, why_no_mounts
+from tests.images.builders import docker_save, layer
+from tests.places import BIN, MINUTE, run
+
+IMAGE = "overlayfs-demo/teaching:1.0"
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+# From hiding the cursor to showing it again.
+BAR = re.compile(r"\x1b\[\?25l.*(layer|writing) .*\x1b\[\?25h", re.DOTALL)
+NARROW = struct.pack("HHHH", 24, 40, 0, 0)  # rows, columns, and pixels, which nobody asks for
+TABLES = (
+    ("images",), ("images", "--no-trunc"), ("history", IMAGE), ("history", "--layers", IMAGE), ("layers",), ("df",),
+    ("analyze", IMAGE), ("ghosts", IMAGE), ("ps",), ("diff", f"{IMAGE}@1", f"{IMAGE}@3"),
+    ("diff", "--content", f"{IMAGE}@1", f"{IMAGE}@3"), ("which", "--image", IMAGE, "/etc/motd"),
+)
+
+
+def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> str:
+    """What a command writes on a terminal of 40 columns: its stdout, or its stderr and the stdout goes nowhere."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, NARROW)
+    mode = termios.tcgetattr(theirs)
+    mode[1] &= ~termios.OPOST  # A newline stays one.
+    termios.tcsetattr(theirs, termios.TCSANOW, mode)
+    environment: Mapping[str, str] = {
+        **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")},
+        "PATH": f"{BIN}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8", "TERM": "xterm-256color", **settings,
+    }
+    streams = {"stdout": subprocess.DEVNULL, "stderr": theirs} if stderr else {"stdout": theirs}
+    with subprocess.Popen([str(word) for word in words], env=environment, **streams) as process:  # type: ignore[call-overload]
+        os.close(theirs)
+        written = bytearray()
+        try:
+            while data := os.read(ours, 1 << 16):
+                written += data
+        except OSError as error:
+            # Nobody has the terminal any more.
+            assert error.errno == errno.EIO
+        os.close(ours)
+        assert process.wait(MINUTE) == 0, written
+    return written.decode()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("terminal")
+    made = run(sys.executable, "-m", "overlayfs_demo.images.teaching", where / "image.tar")
+    assert made.returncode == 0, made.stderr
+    (where / "odd.tar").write_bytes(docker_save([
+        layer([("[red]x[/]", "1"), ("caf\udce9", "1"), ("\x1b[31m", "1"), (":smile:", "1")]), layer({"宽宽": "1"}),
+    ], "odd:1"))
+    for name in ("image.tar", "odd.tar"):
+        loaded = run("overlayfs-demo", "load", "--store", where / "store", where / name)
+        assert loaded.returncode == 0, loaded.stderr
+    return where / "store"
+
+
+@pytest.mark.parametrize("words", TABLES, ids=" ".join)
+def test_a_terminal_shows_what_a_pipe_gets_with_styles_around_it(store: Path, words: tuple[str, ...]) -> None:
+    command = ("overlayfs-demo", words[0], "--store", store, *words[1:])
+    shown, piped = on_terminal(*command), run(*command)
+    assert piped.returncode == 0 and "\x1b" not in piped.stdout
+    assert STYLE.sub("", shown) == piped.stdout
+    assert STYLE.search(shown)
+
+
+def test_names_are_shown_literally(store: Path) -> None:
+    command = ("overlayfs-demo", "diff", "--store", store, f"{IMAGE}@1", "odd:1")
+    shown = STYLE.sub("", on_terminal(*command))
+    assert shown == run(*command).stdout
+    for name in ("/[red]x[/]", "/:smile:", "/宽宽"):
+        assert f"A {name}\n" in shown
+    assert "\x1b" not in shown and "/caf" in shown
+
+
+def test_headers_are_bold_and_waste_is_red(store: Path) -> None:
+    shown = on_terminal("overlayfs-demo", "analyze", "--store", store, IMAGE)
+    assert shown.startswith("\x1b[1mLAYER")
+    assert "\x1b[31m1.5MB\x1b[0m" in shown
+    assert "\x1b[31m3MB\x1b[0m" in shown and "\x1b[2m0B\x1b[0m" in shown
+
+
+def test_kinds_of_change_have_colours(store: Path) -> None:
+    shown = on_terminal("overlayfs-demo", "diff", "--store", store, f"{IMAGE}@3", IMAGE)
+    assert "\x1b[31mD\x1b[0m /root/.cache" in shown
+
+
+def test_no_color_and_a_dumb_terminal_are_respected(store: Path) -> None:
+    command = ("overlayfs-demo", "analyze", "--store", store, IMAGE)
+    assert "\x1b[31m" not in on_terminal(*command, NO_COLOR="1")
+    assert on_terminal(*command, TERM="dumb") == run(*command).stdout
+
+
+def test_json_has_no_styles(store: Path) -> None:
+    command = ("overlayfs-demo", "images", "--store", store, "--json")
+    assert on_terminal(*command) == run(*command).stdout
+
+
+# --- long work -------------------------------------------------------------------------------------
+
+
+def test_a_bar_tells_how_far_a_load_is_and_goes_away(store: Path, tmp_path: Path) -> None:
+    told = on_terminal("overlayfs-demo", "load", "--store", tmp_path / "new", store.parent / "image.tar", stderr=True)
+    assert "layer 4 of 4" in told
+    assert told.endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), "the cursor is shown again, and the line taken away"
+
+
+def test_an_archive_is_the_same_with_a_bar_beside_it(store: Path, tmp_path: Path) -> None:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    assert run("overlayfs-demo", "create", "--store", store, IMAGE, "--name", "c1").returncode == 0
+    try:
+        for words in (("save", IMAGE), ("export", "c1")):
+            command = ("overlayfs-demo", words[0], "--store", store, *words[1:], "--output")
+            assert BAR.search(on_terminal(*command, tmp_path / "bar.tar", stderr=True))
+            assert run(*command, tmp_path / "plain.tar").returncode == 0
+            assert (tmp_path / "bar.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+        assert BAR.search(on_terminal("overlayfs-demo", "commit", "--store", store, "c1", "made:1", stderr=True))
+    finally:
+        unmount_all(str(store))
+        assert run("overlayfs-demo", "rm", "--store", store, "c1").returncode == 0
+
+
+def test_a_bar_beside_an_archive_on_stdout_leaves_it_whole(store: Path, tmp_path: Path) -> None:
+    script = f"overlayfs-demo save --store {store} {IMAGE} > {tmp_path / 'piped.tar'}"
+    assert BAR.search(on_terminal("sh", "-c", script, stderr=True))
+    assert run("overlayfs-demo", "save", "--store", store, IMAGE, "-o", tmp_path / "plain.tar").returncode == 0
+    assert (tmp_path / "piped.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+
+
+def test_a_bar_goes_away_when_the_load_fails(tmp_path: Path, store: Path) -> None:
+    whole = (store.parent / "image.tar").read_bytes()
+    (tmp_path / "bad.tar").write_bytes(whole.replace(b"Welcome", b"welcome"))
+    script = f"overlayfs-demo load --store {tmp_path / 'new'} {tmp_path / 'bad.tar'} || true"
+    told = on_terminal("sh", "-c", script, stderr=True)
+    assert "\x1b[?25h\r\x1b[1A\x1b[2Koverlayfs-demo: " in told and told.count("\noverlayfs-demo: ") == 0
+
+
+def test_a_dumb_terminal_is_told_nothing(store: Path, tmp_path: Path) -> None:
+    command = ("overlayfs-demo", "load", "--store", tmp_path / "new", store.parent / "image.tar")
+    assert on_terminal(*command, stderr=True, TERM="dumb") == ""
