@@ -215,7 +215,13 @@ class Containers:
         return Stack(
             tuple(self._lowers(container)), os.fsencode(container.upper), os.fsencode(container.work),
             user_xattrs=self._store.marks.prefix.startswith("user."), image_whiteouts=False,
+            titles=self._titles(container),
         )
+
+    def _titles(self, container: Container) -> tuple[str, ...]:
+        """What made each layer, topmost first, as its image's history says."""
+        image = self._store.image(container.image).value
+        return tuple(step.instruction if step else "" for step in reversed(image.steps))
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
         """The directories of its layers, topmost first. Raises MountError if one is gone."""

@@ -18,17 +18,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from overlayfs_demo import control, stack_check, syscalls
-from overlayfs_demo.errors import MountError
+from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
+from overlayfs_demo.images.built import built_titles
 from overlayfs_demo.mount_options import MountOptions, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
@@ -60,6 +61,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     mountpoint = _prepare_mountpoint(mountpoint)
     front_name, front = choose.front(options.front)
     stack = stack_check.checked(options.stack)
+    stack = stack if stack.titles else replace(stack, titles=_titles(stack.lowers))
     locks = [_lock(path) for path in (stack.upper, stack.work) if path is not None]
     events = Events()
     if trace is not None:
@@ -80,7 +82,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     )
     record = Record(
         os.fsdecode(mountpoint), os.getpid(), front_name, [os.fsdecode(path) for path in stack.lowers],
-        os.fsdecode(stack.upper) if stack.upper is not None else None,
+        os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
     )
     if foreground:
         _serve(front, view, record, lambda: None)
@@ -109,6 +111,15 @@ def remount(path: bytes, options: list[str]) -> bool:
     except OSError as error:
         raise MountError(f"{shown}: cannot be remounted: {error.strerror}", "only root can") from error
     return True
+
+
+def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
+    """What made layers that `build-layers` built. A view needs no titles, so it is mounted without them, too."""
+    try:
+        return built_titles(lowers)
+    except (ImageError, OSError) as error:
+        _log.warning("what made the layers cannot be told: %s", error)
+        return ()
 
 
 def _open(stack: stack_check.Stack, events: Events) -> Overlay:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from overlayfs_demo import mount_table
@@ -20,13 +20,17 @@ from overlayfs_demo.fronts.base import FILESYSTEM_TYPE
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a live mount. Paths are as text, with surrogates for undecodable bytes."""
+    """What is remembered of a live mount. Paths are as text, with surrogates for undecodable bytes.
+
+    `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown.
+    """
 
     mountpoint: str
     pid: int
     front: str
     lowers: list[str]
     upper: str | None = None
+    titles: list[str] = field(default_factory=list)
 
     def save(self) -> None:
         """Write the record, at once for whoever reads it."""

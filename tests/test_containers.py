@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.images.teaching import write_teaching_image
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, docker_save_many, layer, oci_archive, symlink
@@ -46,6 +48,15 @@ def view(demo: Run, name: str = "c1", image: str = "a:1") -> Path:
     told = succeeds(demo("create", image, "--name", name))
     assert told.split()[0] == name
     return Path(told.split()[1])
+
+
+def test_a_layer_is_named_by_the_line_that_made_it(demo: Run, tmp_path: Path) -> None:
+    with (tmp_path / "teaching.tar").open("wb") as out:
+        write_teaching_image(out)
+    assert demo("load", tmp_path / "teaching.tar").returncode == 0
+    merged = view(demo, image="overlayfs-demo/teaching:1.0")
+    told = succeeds(run("overlayfs-demo", "which", merged / "etc/motd"))
+    assert re.search(r"layer 1 \(ADD file:[0-9a-f]{12} in /\) +a file, 29B +is seen\n", told)
 
 
 # --- images ---------------------------------------------------------------------------------------

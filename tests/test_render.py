@@ -12,7 +12,7 @@ import pytest
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.render import human_size, printable, sentence, who
 
-LAYER = "lower 2 (layer1)"
+LAYER = "layer 1 (layer1)"
 DETAIL = "a second thing"
 SIZE = 1_234_567
 
@@ -112,7 +112,7 @@ def test_sentence_is_one_printable_line(action: Action) -> None:
 
 
 def test_layer_name_cannot_write_to_the_terminal() -> None:
-    assert sentence(Event(Action.WHITEOUT, b"/a", 0, 0, "unlink", layer="lower 1 (\x1b]0;evil\x07)")).isprintable()
+    assert sentence(Event(Action.WHITEOUT, b"/a", 0, 0, "unlink", layer="layer 1 (\x1b]0;evil\x07)")).isprintable()
 
 
 # --- processes -------------------------------------------------------------------------------------

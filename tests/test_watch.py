@@ -85,7 +85,7 @@ def test_a_copy_up_is_told_with_command_pid_path_layer_and_bytes(mounted: Place)
         pid = shell(mounted, "echo x >> motd")
         assert mounted.umount().returncode == 0
         assert watcher.ends() == (
-            f"sh[{pid}] open: copied /motd up from lower 1 (top), 6B of data\n"
+            f"sh[{pid}] open: copied /motd up from layer 2 (top), 6B of data\n"
             f"sh[{pid}] write: wrote 2B to /motd in the upper\n"
         )
 
@@ -98,7 +98,7 @@ def test_json_has_the_same_in_fields(mounted: Place) -> None:
     assert first.pop("time") <= second.pop("time")
     assert first == {
         "action": "copy-up", "path": "/motd", "pid": pid, "who": "sh", "uid": 0, "call": "open",
-        "layer": "lower 1 (top)", "size": 6, "detail": "",
+        "layer": "layer 2 (top)", "size": 6, "detail": "",
     }
     assert (second["action"], second["size"], second["who"]) == ("write", 2, "sh")
 
@@ -109,7 +109,7 @@ def test_rm_tells_of_a_whiteout_and_names_a_process_that_has_gone(mounted: Place
         assert mounted.umount().returncode == 0
         told = watcher.ends()
     assert re.fullmatch(
-        r"rm\[\d+\] unlink: left a whiteout for /motd in the upper, hiding the one in lower 1 \(top\)\n", told
+        r"rm\[\d+\] unlink: left a whiteout for /motd in the upper, hiding the one in layer 2 \(top\)\n", told
     )
 
 

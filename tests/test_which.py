@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from overlayfs_demo.images.build import build_layers
+from overlayfs_demo.images.teaching import write_teaching_image
 from tests.contract.conftest import why_unavailable
 from tests.places import Place, fails, run
 
-TOP, MIDDLE, BOTTOM = "lower 1 (top)", "lower 2 (middle)", "lower 3 (bottom)"
+TOP, MIDDLE, BOTTOM = "layer 3 (top)", "layer 2 (middle)", "layer 1 (bottom)"
 
 
 @pytest.fixture(params=["kernel", "fusepy"])
@@ -131,17 +133,17 @@ def test_the_table_has_a_line_for_each_layer_and_says_why(view: Path) -> None:
         "/gone",
         "LAYER              SAYS",
         "upper              nothing",
-        "lower 1 (top)      nothing",
-        "lower 2 (middle)   deleted",
-        "lower 3 (bottom)   a file, 11B   hidden by lower 2 (middle)",
-        "Not seen: /gone is deleted in lower 2 (middle); what lower 3 (bottom) has is hidden.",
+        "layer 3 (top)      nothing",
+        "layer 2 (middle)   deleted",
+        "layer 1 (bottom)   a file, 11B   hidden by layer 2 (middle)",
+        "Not seen: /gone is deleted in layer 2 (middle); what layer 1 (bottom) has is hidden.",
         "/link",
         "LAYER              SAYS",
         "upper              nothing",
-        "lower 1 (top)      nothing",
-        "lower 2 (middle)   nothing",
-        "lower 3 (bottom)   a symbolic link to motd   is seen",
-        "Seen from lower 3 (bottom), the topmost layer that has it.",
+        "layer 3 (top)      nothing",
+        "layer 2 (middle)   nothing",
+        "layer 1 (bottom)   a symbolic link to motd   is seen",
+        "Seen from layer 1 (bottom), the topmost layer that has it.",
     ]
 
 
@@ -160,3 +162,24 @@ def test_wrong_words_are_one_line(view: Path) -> None:
     fails(run("overlayfs-demo", "which", view.parent / "top"), "does not lie in a view")
     fails(run("overlayfs-demo", "which", "-l", view / "none"), "No such file")
     fails(run("overlayfs-demo", "which", "-l", "--image", "a:1", "/"), "leave out --image", status=2)
+
+
+# --- what made a layer ----------------------------------------------------------------------------
+
+
+def test_layers_that_were_built_of_an_image_are_named_by_its_history(place: Place) -> None:
+    with (place / "image.tar").open("wb") as out:
+        write_teaching_image(out)
+    layers = [one.directory for one in build_layers(place / "image.tar", place / "layers")]
+    assert place.mount(options=f"lowerdir={':'.join(map(str, reversed(layers)))}").returncode == 0
+    told = run("overlayfs-demo", "which", place.view / "etc/motd").stdout
+    assert "layer 1 (ADD file:" in told and "layer 2 (COPY dir:" in told
+    assert "…)" in told, "a long line is cut"
+
+
+def test_a_record_that_cannot_be_read_leaves_the_directories_names(place: Place) -> None:
+    (place / ".layers.json").write_text("{")
+    done = place.mount()
+    assert done.returncode == 0
+    assert "what made the layers cannot be told" in done.stderr
+    assert "layer 2 (top)" in run("overlayfs-demo", "which", place.view / "motd").stdout

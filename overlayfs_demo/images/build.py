@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import signal
 import stat
@@ -22,13 +21,12 @@ from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive
+from overlayfs_demo.images.built import RECORD, Entry, read_record, write_record
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.flavours import select_image
-from overlayfs_demo.images.model import Digest, Document, Image, Layer, Platform, parse_json, shown
+from overlayfs_demo.images.model import Digest, Image, Layer, Platform, shown
 from overlayfs_demo.images.tree import BUILDING, remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
-
-_RECORD = ".layers.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +43,6 @@ class BuiltLayer:
     instruction: str
     fresh: bool
     left_out: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """What `.layers.json` says about a directory. The same layer on other layers is another directory.
-
-    `marks` names the attributes that mark opaque directories, `owners` whether owners were kept.
-    """
-
-    diff_id: str
-    chain_id: str
-    marks: str
-    owners: bool
-    size: int
-
-    def same_layer(self, other: _Entry) -> bool:
-        return (self.chain_id, self.marks, self.owners) == (other.chain_id, other.marks, other.owners)
 
 
 def build_layers(
@@ -98,9 +79,9 @@ class _Build:
         self._out_fd = out_fd
         self._marks = USER if userxattr else TRUSTED
         self._owners = owners
-        self._record = _read_record(outdir)
+        self._record = read_record(outdir)
         # Directories built by this run, by their final names; until `_publish` they bear `.building-` names.
-        self._staged: dict[str, _Entry] = {}
+        self._staged: dict[str, Entry] = {}
 
     def run(self) -> list[BuiltLayer]:
         built = []
@@ -109,23 +90,23 @@ class _Build:
         together = zip(self._image.layers, self._image.chain_ids, self._image.steps, strict=True)
         for number, (layer, chain_id, step) in enumerate(together, start=1):
             name = f"{number:0{width}}-{layer.diff_id.short}"
-            entry = _Entry(str(layer.diff_id), str(chain_id), self._marks.prefix, self._owners, 0)
+            made_by = step.instruction if step is not None else ""
+            entry = Entry(str(layer.diff_id), str(chain_id), self._marks.prefix, self._owners, made_by, 0)
             left_out: Mapping[str, int] = {}
             known = self._standing(name, entry)
             if known is None:
                 size, left_out = self._unpack(name, layer, below)
                 self._staged[name] = known = replace(entry, size=size)
             below.append(self._outdir / (_building(name) if name in self._staged else name))
-            instruction = step.instruction if step is not None else ""
             built.append(
                 BuiltLayer(
-                    self._outdir / name, layer.diff_id, known.size, instruction, name in self._staged, left_out
+                    self._outdir / name, layer.diff_id, known.size, made_by, name in self._staged, left_out
                 )
             )
         self._publish()
         return built
 
-    def _standing(self, name: str, wanted: _Entry) -> _Entry | None:
+    def _standing(self, name: str, wanted: Entry) -> Entry | None:
         """The record of a directory that is there already and is the right one; None if there is none."""
         try:
             status = os.stat(name, dir_fd=self._out_fd, follow_symlinks=False)
@@ -154,7 +135,7 @@ class _Build:
         moved: list[str] = []
         with _no_signals():
             try:
-                _write_record(self._out_fd, self._record | self._staged)
+                write_record(self._out_fd, self._record | self._staged)
                 for name in self._staged:
                     os.rename(_building(name), name, src_dir_fd=self._out_fd, dst_dir_fd=self._out_fd)
                     moved.append(name)
@@ -162,9 +143,9 @@ class _Build:
                 for name in moved:
                     os.rename(name, _building(name), src_dir_fd=self._out_fd, dst_dir_fd=self._out_fd)
                 if self._record:
-                    _write_record(self._out_fd, self._record)
+                    write_record(self._out_fd, self._record)
                 else:
-                    (self._outdir / _RECORD).unlink(missing_ok=True)
+                    (self._outdir / RECORD).unlink(missing_ok=True)
                 raise
 
 
@@ -239,34 +220,3 @@ def _remove_unfinished(fd: int) -> None:
             remove_tree(fd, name, fd)
         else:
             os.unlink(name, dir_fd=fd)
-
-
-def _read_record(outdir: Path) -> dict[str, _Entry]:
-    path = outdir / _RECORD
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return {}
-    record = Document(parse_json(data, str(path)), shown(str(path)))
-    return {
-        row.text("directory"): _Entry(
-            row.text("diff_id"), row.text("chain_id"), row.text("marks"), row.flag("owners"), row.size("size")
-        )
-        for row in record.documents("layers")
-    }
-
-
-def _write_record(out_fd: int, record: dict[str, _Entry]) -> None:
-    rows = [
-        {
-            "directory": name, "diff_id": entry.diff_id, "chain_id": entry.chain_id,
-            "marks": entry.marks, "owners": entry.owners, "size": entry.size,
-        }
-        for name, entry in sorted(record.items())
-    ]
-    unfinished = _building(_RECORD)
-    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=out_fd)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump({"layers": rows}, file, indent=1)
-        file.write("\n")
-    os.rename(unfinished, _RECORD, src_dir_fd=out_fd, dst_dir_fd=out_fd)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _HEX_DIGITS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _DIGEST = re.compile(r"([a-z0-9]+):([0-9a-f]+)")
+# What the classic builder says of ADD and COPY.
+_ADDED = re.compile(r"\b((?:file|dir|multi):[0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 def shown(name: str | bytes) -> str:
@@ -101,8 +103,11 @@ class History:
 
     @property
     def instruction(self) -> str:
-        """The step as its Dockerfile line: the classic builder wraps every one in a shell command."""
-        text = " ".join(self.created_by.split())
+        """The step as its Dockerfile line: the classic builder wraps every one in a shell command.
+
+        The hash of the files that were added is cut to as many digits as `Digest.short` shows.
+        """
+        text = _ADDED.sub(lambda found: found[1], " ".join(self.created_by.split()))
         if text.startswith("/bin/sh -c #(nop)"):
             return text.removeprefix("/bin/sh -c #(nop)").strip()
         if text.startswith("/bin/sh -c "):

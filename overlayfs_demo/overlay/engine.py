@@ -37,6 +37,9 @@ from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 # Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
+# What of a title stands in a label, in characters.
+_LONGEST_TITLE = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -50,7 +53,8 @@ class Stack:
     lower file together when it is copied up. `metacopy` copies only metadata up as long as only that
     is changed. `data_only` are layers below the lowers, in which nothing is seen, but the data of
     metacopies is found. `ids` says to whom the files belong in the view, see `mapped`. `read_only`
-    looks at an upper that may be in use by another mount: it is read as the topmost layer.
+    looks at an upper that may be in use by another mount: it is read as the topmost layer. `titles` say what
+    made each of the lowers, such as a row of an image's history; "", or none at all, if that is unknown.
     """
 
     lowers: tuple[bytes, ...]
@@ -64,6 +68,20 @@ class Stack:
     data_only: tuple[bytes, ...] = ()
     ids: Ids = AS_ON_DISK
     read_only: bool = False
+    titles: tuple[str, ...] = ()
+
+    def labels(self) -> list[str]:
+        """How messages name the lowers, and then the data-only layers: counted from the bottom, as an image does."""
+        paths = self.lowers + self.data_only
+        titles = (*self.titles, *[""] * len(paths))
+        return [
+            f"layer {len(paths) - place} ({_short(title) or os.fsdecode(os.path.basename(path))})"
+            for place, (path, title) in enumerate(zip(paths, titles, strict=False))
+        ]
+
+
+def _short(title: str) -> str:
+    return title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
 
 
 class Overlay:
@@ -81,14 +99,14 @@ class Overlay:
         self._cache = DescriptorCache(_descriptor_limit())
         upper, index = None, None
         self._layers = [
-            Layer(path, number, xattrs, self._cache, image_dialect=stack.image_whiteouts,
+            Layer(path, number, label, xattrs, self._cache, image_dialect=stack.image_whiteouts,
                   last=number == len(stack.lowers) + len(stack.data_only))
-            for number, path in enumerate(stack.lowers + stack.data_only, 1)
+            for number, (path, label) in enumerate(zip(stack.lowers + stack.data_only, stack.labels(), strict=True), 1)
         ]
         lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
         origins = Origins(lowers)
         if stack.upper is not None and stack.work is not None:
-            layer = Layer(stack.upper, 0, xattrs, self._cache, image_dialect=False, last=False)
+            layer = Layer(stack.upper, 0, "upper", xattrs, self._cache, image_dialect=False, last=False)
             if stack.index:
                 index = Index(layer, stack.work, origins, xattrs, stack.read_only)
             if stack.read_only:

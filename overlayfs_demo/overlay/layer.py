@@ -81,21 +81,23 @@ _NO_MARKS = Marks(False)
 
 
 class Layer:
-    """One directory of the stack. `number` is 0 for the upper, then 1, 2, ... from the top lower down.
+    """One directory of the stack. `number` is 0 for the upper, then 1, 2, ... from the top lower down; `label` is
+    how messages and events name the layer.
 
     `path` is how the user named it. `image_dialect` says whether zero-length `.wh.NAME` files are
     whiteouts here. `last` says that nothing lies below, so that marks need not be read.
     Owns `root_fd` until `close`.
     """
 
-    __slots__ = ("cache", "device", "image_dialect", "last", "number", "path", "root_fd", "xattrs")
+    __slots__ = ("cache", "device", "image_dialect", "label", "last", "number", "path", "root_fd", "xattrs")
 
     def __init__(
-        self, path: bytes, number: int, xattrs: PrivateXattrs, cache: DescriptorCache,
+        self, path: bytes, number: int, label: str, xattrs: PrivateXattrs, cache: DescriptorCache,
         *, image_dialect: bool, last: bool,
     ) -> None:
         self.path = path
         self.number = number
+        self.label = label
         self.xattrs = xattrs
         self.cache = cache
         self.image_dialect = image_dialect
@@ -107,11 +109,6 @@ class Layer:
     def is_upper(self) -> bool:
         """Whether this is the one writable layer."""
         return self.number == 0
-
-    @property
-    def label(self) -> str:
-        """How messages and events name the layer."""
-        return "upper" if self.is_upper else f"lower {self.number} ({os.fsdecode(os.path.basename(self.path))})"
 
     def close(self) -> None:
         """Close the root descriptor; the layer is not used afterwards."""

@@ -377,7 +377,7 @@ def test_the_log_says_what_is_not_followed(
     for path in ("", "d", "d/e"):
         assert not view.overlay.behind.watch(view.node(path))
     [upper, lower] = [record.getMessage() for record in caplog.records]
-    assert "lower 1 (layer0)" in lower and "max_user_marks" in lower
+    assert "layer 1 (layer0)" in lower and "max_user_marks" in lower
     assert "upper" in upper
 
 

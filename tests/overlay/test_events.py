@@ -102,7 +102,7 @@ def test_copy_up_tells_layer_and_bytes(view: Engine) -> None:
     view.append("a", b"more")
     view.truncate("b", 0)
     copied, written = seen[0], seen[1]
-    assert (copied.layer, copied.size) == ("lower 1 (layer0)", 4)
+    assert (copied.layer, copied.size) == ("layer 1 (layer0)", 4)
     assert written.size == 4
     assert (seen[2].action, seen[2].size) == (Action.COPY_UP, 0)
 
@@ -119,7 +119,7 @@ def test_whiteout_tells_what_it_hides(overlaid: Make) -> None:
     seen: list[Event] = []
     view.overlay.events.attach(seen.append)
     view.unlink("a")
-    assert seen[0].layer == "lower 2 (layer1)"
+    assert seen[0].layer == "layer 2 (layer1)"
 
 
 def test_rename_tells_both_names(view: Engine) -> None:
