@@ -29,7 +29,6 @@ from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
-from overlayfs_demo.images.built import built_titles
 from overlayfs_demo.mount_options import MountOptions, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
@@ -115,6 +114,9 @@ def remount(path: bytes, options: list[str]) -> bool:
 
 def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
     """What made layers that `build-layers` built. A view needs no titles, so it is mounted without them, too."""
+    # Only here, so that a container, which knows its titles, need not wait for the import.
+    from overlayfs_demo.images.built import built_titles
+
     try:
         return built_titles(lowers)
     except (ImageError, OSError) as error:
