@@ -20,11 +20,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.provenance import why
 from overlayfs_demo.overlay.testimony import Statement
 
 # Events that may wait for one client; what comes on top of them is counted and dropped.
@@ -162,7 +164,9 @@ class _Client:
             statements = self._overlay.explain(path)
         except OSError as error:
             return {"error": f"{os.fsdecode(path)}: {error.strerror}"}
-        return {"path": os.fsdecode(path), "layers": [_statement_json(one) for one in statements]}
+        return {
+            "path": os.fsdecode(path), "layers": [_statement_json(one) for one in statements], "why": why(statements),
+        }
 
     def _stream(self) -> None:
         """Send events from another thread, while this one waits for the client to go."""
@@ -198,7 +202,7 @@ class _Feed:
     def put(self, event: Event) -> None:
         """Runs inside the operation that caused the event, and so never waits for the client."""
         # The caller waits in its system call, so it is there to be asked for its name.
-        name = command_name(event.pid)
+        name = syscalls.command_name(event.pid)
         with self._changed:
             if self._ended:
                 return
@@ -228,17 +232,6 @@ class _Feed:
                 yield {"dropped": dropped}
             if ended:
                 return
-
-
-def command_name(pid: int) -> str:
-    """What the process calls itself, at most 15 bytes: proc_pid_comm(5). "" for one that is gone, and for pid 0.
-
-    Unlike /proc/PID/cmdline it takes no lock that a process keeps while it waits for this very mount.
-    """
-    try:
-        return os.fsdecode(Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n"))
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def _event_json(event: Event, name: str, seconds: float) -> dict[str, Any]:
@@ -288,6 +281,13 @@ def _reachable(path: Path) -> Iterator[str]:
 # --- the other end ---------------------------------------------------------------------------------
 
 
+class Explanation(NamedTuple):
+    """What each layer, from the top down, says about a path, and in one sentence why it is seen or not."""
+
+    layers: list[dict[str, Any]]
+    why: str
+
+
 class Connection:
     """A connection to the daemon that serves `mountpoint`, for use in a `with`."""
 
@@ -314,14 +314,14 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def explain(self, path: str) -> list[dict[str, Any]]:
-        """What each layer, from the top down, says about an absolute path of the view. Raises MountError."""
+    def explain(self, path: str) -> Explanation:
+        """What is said about an absolute path of the view. Raises MountError."""
         self._request({"verb": "explain", "path": path})
         try:
-            layers: list[dict[str, Any]] = self._next(None)["layers"]
+            answer = self._next(None)
         except EOFError as error:
             raise MountError(f"{self._mountpoint} was unmounted meanwhile", "mount it again") from error
-        return layers
+        return Explanation(answer["layers"], answer["why"])
 
     def attach(self) -> None:
         """Ask for events; on return it is sure that the next will be told. Raises MountError, EOFError."""

@@ -340,6 +340,18 @@ def supplementary_groups(pid: int) -> list[int]:
     return [int(word) for word in groups.split()[1:]]
 
 
+def command_name(pid: int) -> str:
+    """What the process calls itself, at most 15 bytes: proc_pid_comm(5). "" for one that is gone, and for pid 0.
+
+    Unlike /proc/PID/cmdline it takes no lock that a process keeps while it waits for this very mount.
+    """
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as name:  # noqa: PTH123
+            return os.fsdecode(name.read().removesuffix(b"\n"))
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def has_library(name: str) -> bool:
     """Could the dynamic linker load `libNAME.so`, in whatever version is installed: ldconfig(8)?"""
     return ctypes.util.find_library(name) is not None

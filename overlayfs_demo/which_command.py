@@ -17,8 +17,6 @@ from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.terminal import put_table
 
-Layers = Sequence[dict[str, Any]]
-
 
 def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
     """Print what each layer says about paths in a mounted view; 1 if one of them is not seen there."""
@@ -26,10 +24,9 @@ def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
     for given in paths:
         mountpoint, path, socket = records.place_in_view(os.fsencode(given), follow=False)
         with Connection(socket, mountpoint) as connection:
-            layers = connection.explain(path)
-        if not _winners(layers):
+            layers, reason = connection.explain(path)
+        if not any(one["wins"] for one in layers):
             status = 1
-        reason = why(layers)
         if as_json:
             put_json([{"path": path, "mountpoint": mountpoint, "layers": layers, "why": reason}])
             continue
@@ -37,7 +34,7 @@ def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
         rows = [(_shown(one["layer"]), _says(one, path), _outcome(one, path)) for one in layers]
         lines = docker_format.table(("LAYER", "SAYS", ""), rows).split("\n")
         put_table("\n".join(line.rstrip() for line in lines))
-        put(f"{reason}\n")
+        put(f"{_shown(reason)}\n")
     return status
 
 
@@ -63,43 +60,6 @@ def _outcome(one: dict[str, Any], path: str) -> str:
     return f"hidden by {_shown(one['hidden_by'])}{at}"
 
 
-def _winners(layers: Layers) -> list[str]:
-    return [_shown(one["layer"]) for one in layers if one["wins"]]
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
-def why(layers: Layers) -> str:
-    """In one sentence: which layer wins, why, and what is hidden."""
-    winners = _winners(layers)
-    hidden = [_shown(one["layer"]) for one in layers if one["hidden_by"] is not None and one["mode"] is not None]
-    tail = f"; what {_and(hidden)} {'has' if len(hidden) == 1 else 'have'} is hidden" if hidden else ""
-    if not winners:
-        return f"Not seen: {_why_not(layers)}{tail}."
-    first = next(one for one in layers if one["wins"])
-    if first["says"] == Says.METACOPY.value:
-        data = f", and its data from {winners[1]}" if len(winners) > 1 else "; no layer below has its data"
-        return f"Seen with the owner, mode and times from {winners[0]}{data}{tail}."
-    if len(winners) > 1:
-        return f"Merged from {_and(winners)}, whose names are seen together{tail}."
-    if first["says"] in (Says.DIRECTORY.value, Says.OPAQUE_DIRECTORY.value):
-        alone = "hides all below" if first["says"] == Says.OPAQUE_DIRECTORY.value else "is not merged with another"
-        return f"Seen from {winners[0]}, whose directory {alone}{tail}."
-    return f"Seen from {winners[0]}, the topmost layer that has it{tail}."
-
-
-def _why_not(layers: Layers) -> str:
-    for one in layers:
-        if one["deleted_at"] is not None and one["hidden_by"] is None:
-            return f"{_shown(one['deleted_at'])} is deleted in {_shown(one['layer'])}"
-    for one in layers:
-        if one["hidden_by"] is not None:
-            return f"{_shown(one['hidden_at'])} in {_shown(one['hidden_by'])} hides what is below"
-    return "no layer has it"
-
-
 # --- which -l --------------------------------------------------------------------------------------
 
 
@@ -112,7 +72,7 @@ def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
         with Connection(socket, mountpoint) as connection:
             for name in sorted(os.listdir(given)) if is_directory else [""]:
                 inside = os.path.join(path, name) if name else path
-                layers = connection.explain(inside)
+                layers = connection.explain(inside).layers
                 row = _row(os.path.join(given, name) if name else given, name or os.path.basename(path))
                 # A name that has gone meanwhile has no row.
                 if row is not None:

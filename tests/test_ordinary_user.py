@@ -84,7 +84,7 @@ def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> 
         mount(front, ",userxattr")
         mountpoint, path, socket = records.place_in_view(b"view/motd", follow=False)
         with Connection(socket, mountpoint) as connection:
-            assert [one["wins"] for one in connection.explain(path)] == [False, False, True]
+            assert [one["wins"] for one in connection.explain(path).layers] == [False, False, True]
             connection.attach()
             os.mkdir("view/made")
             event = connection.event(PATIENCE)
@@ -99,6 +99,7 @@ def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:
         mount(front, ",userxattr")
         with Path("view/motd").open("a") as file:
             file.write("more\n")
+        assert os.getxattr("view/motd", "user.overlayfs_demo.origin") == b"layer 1 (bottom)"
         Path("view/d/x").unlink()
         Path("view/d").rmdir()
         Path("view/d").mkdir()

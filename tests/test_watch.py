@@ -281,5 +281,5 @@ def test_what_is_no_request_is_answered_so(served: tuple[Overlay, Path], line: b
 
 def test_no_path_leads_out_of_the_layers(served: tuple[Overlay, Path], place: Place) -> None:
     with Connection(served[1], "view") as connection:
-        assert not any(one["wins"] for one in connection.explain("/../../bottom/motd"))
+        assert not any(one["wins"] for one in connection.explain("/../../bottom/motd").layers)
         assert connection.explain("/d/../../motd") == connection.explain("/motd")

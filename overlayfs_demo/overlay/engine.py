@@ -27,12 +27,13 @@ from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.overlay.rename import Place, Rename
-from overlayfs_demo.overlay.testimony import Statement, testify
+from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
-from overlayfs_demo.overlay.whiteout import TRUSTED, USER
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
 
 # Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
@@ -122,6 +123,7 @@ class Overlay:
         self._names = Names(self._tree, self._copy_up)
         self._rename = Rename(self._tree, self._copy_up, self._names)
         self._xattrs = xattrs
+        self._provenance = Provenance(self._tree)
 
     def note_stack(self) -> tuple[str, str]:
         """Remember these lowers in the upper. If it was last used with others: which, and which now; else "", ""."""
@@ -220,22 +222,26 @@ class Overlay:
     def explain(self, path: bytes) -> list[Statement]:
         """What each layer, from the top down, says about an absolute path of the view, and who wins."""
         with self._lock:
-            upper = [self._tree.upper.layer] if self._tree.upper else []
-            return testify(self._tree.lookup, [*upper, *self._tree.lowers], self._tree.root.sources, path)
+            return self._provenance.statements(path)
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
         """The extended attributes' names, as the view shows them: the overlay's own are hidden.
 
-        `trusted.*` names are listed for root only, see xattr(7).
+        `trusted.*` names are listed for root only, see xattr(7), and virtual ones for getfattr(1), see `provenance`.
         """
         with self._lock:
             target = node.target()
             names = syscalls.list_xattrs(target.xattr_path(), target.follow)
+            virtual = self._provenance.listed(node, caller)
         shown = (self._xattrs.shown(name) for name in names)
-        return [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
+        stored = [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
+        return stored + virtual
 
     def xattr(self, node: Node, name: str) -> bytes:
         """An extended attribute's value. ENODATA where there is none."""
+        if name.startswith(VIRTUAL):
+            with self._lock:
+                return self._provenance.value(node, name)
         stored = self._xattrs.stored(name)
         with self._lock:
             target = node.target()
@@ -385,11 +391,12 @@ class Overlay:
         Of an access control list in the upper that is not there, the real filesystem says what it says of its own.
         """
         self._tree.writable()
+        stored = self._xattrs.stored(name)
         if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
             self.xattr(node, name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
-            upper.remove_xattr(node.target(), self._event_path(node), self._xattrs.stored(name), caller)
+            upper.remove_xattr(node.target(), self._event_path(node), stored, caller)
 
     # --- open --------------------------------------------------------------------------------------
 

@@ -22,9 +22,10 @@ _NO_UUID = bytes(16)
 class Origins:
     """Writes and reads origins for one stack of lowers."""
 
-    __slots__ = ("_layers", "_uuids")
+    __slots__ = ("_layers", "_lowers", "_uuids")
 
     def __init__(self, lowers: Sequence[Layer]) -> None:
+        self._lowers = tuple(lowers)
         uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or _NO_UUID for layer in lowers}
         # Two filesystems of one name cannot be told apart by it: their files have no origins.
         self._uuids = {device: uuid for device, uuid in uuids.items() if [*uuids.values()].count(uuid) == 1}
@@ -48,6 +49,31 @@ class Origins:
 
     def decode(self, value: bytes) -> os.stat_result | None:
         """The status of the lower file that `value` names; None if it is of no layer here, or gone."""
+        fd = self._open(value)
+        if fd is None:
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def find(self, value: bytes) -> tuple[Layer, bytes] | None:
+        """The layer that has the file which `value` names, and where in it; None where that cannot be told."""
+        fd = self._open(value)
+        if fd is None:
+            return None
+        try:
+            path = os.readlink(syscalls.fd_path(fd))
+        finally:
+            os.close(fd)
+        for layer in self._lowers:
+            root = os.readlink(syscalls.fd_path(layer.root_fd))
+            if path.startswith(root + b"/"):
+                return layer, path[len(root) :]
+        return None
+
+    def _open(self, value: bytes) -> int | None:
+        """A descriptor (O_PATH) of the lower file; None if it is of no layer here, or gone, or not to be had."""
         if len(value) < _HEAD.size:
             return None
         version, magic, length, flags, kind, uuid = _HEAD.unpack_from(value)
@@ -57,12 +83,8 @@ class Origins:
         if layer is None:
             return None
         try:
-            fd = syscalls.open_file_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
+            return syscalls.open_file_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
         except OSError as error:
             if error.errno in (errno.ESTALE, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
                 return None
             raise
-        try:
-            return os.fstat(fd)
-        finally:
-            os.close(fd)

@@ -15,6 +15,8 @@ IMAGE_WHITEOUT_PREFIX = b".wh."
 IMAGE_OPAQUE = b".wh..wh..opq"
 
 FUSE_OVERLAYFS_OPAQUE = "user.fuseoverlayfs.opaque"
+# How the attributes begin that the view has and no layer, see `provenance`.
+VIRTUAL = "user.overlayfs_demo."
 
 
 class PrivateXattrs:
@@ -46,15 +48,15 @@ class PrivateXattrs:
         """The name that the view shows for a stored attribute; None for the overlay's own."""
         if stored.startswith(self.escape):
             return self.prefix + stored[len(self.escape) :]
-        if stored.startswith(self.prefix) or stored == FUSE_OVERLAYFS_OPAQUE:
+        if stored.startswith((self.prefix, VIRTUAL)) or stored == FUSE_OVERLAYFS_OPAQUE:
             return None
         return stored
 
     def stored(self, shown: str) -> str:
-        """The name under which an attribute of the view is stored. EPERM for one that the view never shows."""
+        """The name under which an attribute of the view is stored. EPERM for one that is never stored for a user."""
         if shown.startswith(self.prefix):
             return self.escape + shown[len(self.prefix) :]
-        if shown == FUSE_OVERLAYFS_OPAQUE:
+        if shown.startswith(VIRTUAL) or shown == FUSE_OVERLAYFS_OPAQUE:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         return shown
 
