@@ -45,7 +45,7 @@ def test_private_attributes_are_those_of_the_kernel(overlaid: Make, beside: Besi
 
 
 def layer(path: Path, number: int = 1) -> Layer:
-    return Layer(os.fsencode(path), number, TRUSTED, DescriptorCache(8), image_dialect=True, last=True)
+    return Layer(os.fsencode(path), number, "", TRUSTED, DescriptorCache(8), image_dialect=True, last=True)
 
 
 def test_origin_leads_back_to_its_file(tmp_path: Path) -> None:
