@@ -33,6 +33,9 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
                             it is copied up (the default), or not
   metacopy=on|off           let chmod, chown and the like copy no data up, or do (the
                             default); existing metacopies are read in any case
+  timemachine               add a hidden directory .layers, in which each layer N is
+                            seen alone (N/only), with those below (N/upto), and what
+                            it hides (N/hidden); 'ls' and 'find' do not list it
   timeout=SECONDS           how long the kernel may trust what it was told; without it
                             the layers are watched, and changes are seen at once
   uidmapping=, gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]

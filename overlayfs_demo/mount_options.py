@@ -48,7 +48,7 @@ _CHOICES = {
     "index": ("index", {"on": True, "off": False}),
     "metacopy": ("metacopy", {"on": True, "off": False}),
 }
-_BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile"}
+_BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile", "timemachine": "time_machine"}
 
 
 @dataclass(frozen=True, slots=True)

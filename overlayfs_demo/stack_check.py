@@ -17,7 +17,7 @@ from pathlib import Path
 from overlayfs_demo import mount_table, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mount_options import unescape
-from overlayfs_demo.overlay import incompat
+from overlayfs_demo.overlay import incompat, timemachine
 from overlayfs_demo.overlay.engine import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
@@ -32,6 +32,8 @@ def checked(stack: Stack) -> Stack:
     for path in stack.data_only:
         _check_directory(path, "data-only lower layer")
     _check_distinct(stack)
+    if stack.time_machine:
+        _check_name_free(stack)
     if stack.upper is not None and stack.work is not None:
         _check_directory(stack.upper, "upperdir")
         _check_directory(stack.work, "workdir")
@@ -65,6 +67,16 @@ def _check_directory(path: bytes, role: str) -> None:
         }.get(error.errno or 0, "make it readable for the one who mounts")
         raise MountError(f"{role}, {shown}: {error.strerror}", remedy) from error
     assert stat.S_ISDIR(status.st_mode)
+
+
+def _check_name_free(stack: Stack) -> None:
+    name = os.fsdecode(timemachine.NAME)
+    for path in (*stack.lowers, *([stack.upper] if stack.upper else [])):
+        if os.path.lexists(os.path.join(path, timemachine.NAME)):
+            raise MountError(
+                f"{os.fsdecode(path)} has a {name} of its own, which 'timemachine' would hide",
+                f"mount without that option, or rename {name} there",
+            )
 
 
 def _check_distinct(stack: Stack) -> None:

@@ -130,7 +130,7 @@ class Directories:
 
     def read_ahead(self, finished: DirNode) -> None:
         """Make ready the directory that a reader who has `finished` this one will ask for next."""
-        if not self._reads_ahead or not self._preparing.acquire(blocking=False):
+        if not self._reads_ahead or self._overlay.is_past(finished) or not self._preparing.acquire(blocking=False):
             return
         try:
             directory = self._following(finished)

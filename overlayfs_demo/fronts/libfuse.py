@@ -40,6 +40,9 @@ def mount_options(view: View) -> dict[str, Any]:
     """What stands behind `-o` when libfuse mounts. True is a word alone; False leaves it out."""
     root = os.geteuid() == 0
     timeout = _DAY if view.timeout is None else view.timeout
+    # The time machine looks into the upper, too, where names come and go without the kernel being told.
+    if view.overlay.has_past:
+        timeout = 0
     options: dict[str, Any] = {
         # Who asks is checked by the kernel, by owner and mode, before it asks us.
         "default_permissions": view.checked,

@@ -1,8 +1,8 @@
 """For how long may the kernel trust what it is told?
 
 Where changes behind the view are noticed (`overlay.behind`), for a day: `notices` makes it forget what is
-no longer so. Elsewhere for a second. Whoever mounts with a timeout gets exactly that, and no notices. What
-the kernel caches without a time limit, the names in a directory and the data of a file, goes by the same rule.
+no longer so. Elsewhere for a second. Whoever mounts with a timeout gets exactly that, and no notices; and what the
+time machine shows is not trusted at all, for it follows the upper. What the kernel caches without a time limit, the names in a directory and the data of a file, goes by the same rule.
 """
 
 from __future__ import annotations
@@ -23,17 +23,21 @@ class Trust:
     def __init__(self, overlay: Overlay, timeout: float | None) -> None:
         """`timeout` in seconds; None is as long as changes are noticed."""
         self._watch = overlay.behind.watch
+        self._is_past = overlay.is_past
         self._at_rest = timeout is not None and timeout >= _AT_REST
         self._fixed = None if timeout is None else wire.Valid(timeout)
-        self._day, self._moment = wire.Valid(_DAY), wire.Valid(_MOMENT)
+        self._day, self._moment, self._never = wire.Valid(_DAY), wire.Valid(_MOMENT), wire.Valid(0.0)
         # Names in a directory change its times, which is noticed only once somebody looked into it.
         self._name_only = wire.Valid(_DAY, _MOMENT)
         self.shortest = _MOMENT if timeout is None else timeout
         # May the kernel open directories without asking, and keep what they list until it is told otherwise?
-        self.keeps_listings = overlay.behind.started or self._at_rest
+        # (It can be told soon, but not at once, and the upper's past changes with every change of the view.)
+        self.keeps_listings = (overlay.behind.started or self._at_rest) and not overlay.has_past
 
     def inside(self, directory: DirNode) -> wire.Valid:
         """For what is said of names in the directory. Call before the engine is asked about them."""
+        if self._is_past(directory):
+            return self._never
         if self._fixed is not None:
             return self._fixed
         return self._day if directory.watched or self._watch(directory) else self._moment
@@ -46,12 +50,16 @@ class Trust:
 
     def attributes(self, node: Node) -> wire.Valid:
         """For the attributes of a node."""
+        if self._is_past(node):
+            return self._never
         if self._fixed is not None:
             return self._fixed
         return self._day if self.keeps(node) else self._moment
 
     def keeps(self, node: Node) -> bool:
         """May the kernel keep its data, or the names in it, from one open to the next?"""
+        if self._is_past(node):
+            return False
         if self._fixed is not None:
             return self._at_rest
         directory = node if isinstance(node, DirNode) else node.parent

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import acl, lineage, listing
+from overlayfs_demo.overlay import acl, lineage, listing, provenance
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp, Hooks
 from overlayfs_demo.overlay.handle import Handle
@@ -27,9 +27,9 @@ from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
-from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.testimony import Statement
+from overlayfs_demo.overlay.timemachine import TimeMachine
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
@@ -56,6 +56,7 @@ class Stack:
     metacopies is found. `ids` says to whom the files belong in the view, see `mapped`. `read_only`
     looks at an upper that may be in use by another mount: it is read as the topmost layer. `titles` say what
     made each of the lowers, such as a row of an image's history; "", or none at all, if that is unknown.
+    `time_machine` adds a hidden directory of the layers, see `timemachine`.
     """
 
     lowers: tuple[bytes, ...]
@@ -70,6 +71,7 @@ class Stack:
     ids: Ids = AS_ON_DISK
     read_only: bool = False
     titles: tuple[str, ...] = ()
+    time_machine: bool = False
 
     def labels(self) -> list[str]:
         """How messages name the lowers, and then the data-only layers: counted from the bottom, as an image does."""
@@ -122,16 +124,18 @@ class Overlay:
         self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks)
         self._names = Names(self._tree, self._copy_up)
         self._rename = Rename(self._tree, self._copy_up, self._names)
-        self._xattrs = xattrs
-        self._provenance = Provenance(self._tree)
+        self._past: TimeMachine | None = None
+        if stack.time_machine:
+            layers = [*([upper.layer] if upper else []), *lowers]
+            self._past = TimeMachine(self._tree, layers, data_layers)
 
     def note_stack(self) -> tuple[str, str]:
         """Remember these lowers in the upper. If it was last used with others: which, and which now; else "", ""."""
         if self._tree.upper is None:
             return "", ""
         upper, lowers = self._tree.upper.layer, self._layers
-        before = lineage.last_stack(upper, lowers, self._xattrs)
-        lineage.remember(upper, lowers, self._xattrs)
+        before = lineage.last_stack(upper, lowers, self._tree.xattrs)
+        lineage.remember(upper, lowers, self._tree.xattrs)
         return (before, lineage.names(lowers)) if before else ("", "")
 
     def close(self) -> None:
@@ -151,10 +155,23 @@ class Overlay:
         """The view's root directory."""
         return self._tree.root
 
+    def _tree_of(self, node: Node) -> Tree:
+        """The tree that has a node. Call with the lock held."""
+        return self._tree if self._past is None else self._past.tree_of(node)
+
+    @property
+    def has_past(self) -> bool:
+        """Has the view a time machine?"""
+        return self._past is not None
+
+    def is_past(self, node: Node) -> bool:
+        """Does the time machine show the node? Then nothing says when it becomes another one, or none."""
+        return self._past is not None and self._past.tree_of(node) is not self._tree
+
     def lookup(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         """The node called `name` (the same object for the same file) and its attributes. Never copies up."""
         with self._lock:
-            return self._tree.find(parent, name)
+            return self._tree_of(parent).find(parent, name)
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
@@ -165,7 +182,8 @@ class Overlay:
         """
         with self._lock:
             current = snapshot.is_current(parent.sources)
-            return [self._tree.find_listed(parent, listed, current) for listed in names]
+            tree = self._tree_of(parent)
+            return [tree.find_listed(parent, listed, current) for listed in names]
 
     def walk(self, path: bytes) -> Node:
         """The node at an absolute path of the view; symbolic links are not followed. ENOENT, ENOTDIR."""
@@ -173,7 +191,7 @@ class Overlay:
         with self._lock:
             for name in path.split(b"/"):
                 if name:
-                    node = self._tree.find(_directory(node), name)[0]
+                    node = self._tree_of(node).find(_directory(node), name)[0]
         return node
 
     # --- ask ---------------------------------------------------------------------------------------
@@ -191,15 +209,15 @@ class Overlay:
         Raises TooManyNamesError as soon as there turn out to be more than `at_most`.
         """
         with self._lock:
-            return listing.Snapshot({}, (), 0) if node.gone else listing.snapshot(node.sources, at_most)
+            return listing.Snapshot({}, (), 0) if node.gone else self._tree_of(node).snapshot(node, at_most)
 
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""
         with self._lock:
+            tree = self._tree_of(parent)
             if listed.certain:
-                ino = self._tree.identity_of(listed.ino, listed.source.layer.device)
-                return Dirent(listed.name, listed.kind, ino)
-            node = self._tree.child(parent, listed.name)
+                return Dirent(listed.name, listed.kind, tree.identity_of(listed.ino, listed.source.layer.device))
+            node = tree.child(parent, listed.name)
             return Dirent(listed.name, node.kind, node.ino) if node else None
 
     def entries(self, node: DirNode) -> list[Dirent]:
@@ -222,7 +240,14 @@ class Overlay:
     def explain(self, path: bytes) -> list[Statement]:
         """What each layer, from the top down, says about an absolute path of the view, and who wins."""
         with self._lock:
-            return self._provenance.statements(path)
+            return self._statements(path)
+
+    def _statements(self, path: bytes) -> list[Statement]:
+        tree, inside = self._past.split(path) if self._past else (self._tree, path)
+        return provenance.statements(tree, inside)
+
+    def _virtual(self, node: Node) -> dict[str, str]:
+        return {} if node.gone else provenance.attributes(self._tree_of(node), node, self._statements(node.path()))
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
         """The extended attributes' names, as the view shows them: the overlay's own are hidden.
@@ -230,21 +255,19 @@ class Overlay:
         `trusted.*` names are listed for root only, see xattr(7), and virtual ones for getfattr(1), see `provenance`.
         """
         with self._lock:
-            target = node.target()
+            target, tree = node.target(), self._tree_of(node)
             names = syscalls.list_xattrs(target.xattr_path(), target.follow)
-            virtual = self._provenance.listed(node, caller)
-        shown = (self._xattrs.shown(name) for name in names)
+            virtual = list(self._virtual(node)) if provenance.are_listed(node, caller) else []
+        shown = (tree.xattrs.shown(name) for name in names)
         stored = [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
         return stored + virtual
 
     def xattr(self, node: Node, name: str) -> bytes:
         """An extended attribute's value. ENODATA where there is none."""
-        if name.startswith(VIRTUAL):
-            with self._lock:
-                return self._provenance.value(node, name)
-        stored = self._xattrs.stored(name)
         with self._lock:
-            target = node.target()
+            if name.startswith(VIRTUAL):
+                return provenance.value(self._virtual(node), name)
+            stored, target = self._tree_of(node).xattrs.stored(name), node.target()
             path = target.xattr_path()
             if isinstance(path, int):
                 return os.getxattr(path, stored)
@@ -252,10 +275,16 @@ class Overlay:
 
     # --- change names ------------------------------------------------------------------------------
 
+    def _refuse_past(self, node: Node, name: bytes = b"") -> None:
+        """EROFS if the node, or the name in it, belongs to the time machine."""
+        if self.is_past(node) or (node is self._tree.root and name in self._tree.beside):
+            raise failure(errno.EROFS, name or node.name)
+
     def create(
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, Handle]:
         """Make a regular file and open it: open(2) with O_CREAT|O_EXCL. EEXIST."""
+        self._refuse_past(parent, name)
         with self._lock:
             node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
             handle = Handle(fd, writable=bool(flags & os.O_ACCMODE), in_upper=True)
@@ -265,6 +294,7 @@ class Overlay:
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
         """Make a regular file without a name and open it: open(2) with O_TMPFILE. Only `link` can name it,
         unless `flags` have O_EXCL. EOPNOTSUPP where the upper's filesystem has no such files."""
+        self._refuse_past(parent)
         with self._lock:
             node, attrs, fd = self._names.tmpfile(parent, mode, flags & (_OPEN_FLAGS | os.O_EXCL), caller)
             handle = Handle(fd, writable=True, in_upper=True)
@@ -273,11 +303,13 @@ class Overlay:
 
     def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attrs]:
         """mkdir(2)."""
+        self._refuse_past(parent, name)
         with self._lock:
             return self._names.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
 
     def mknod(self, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> tuple[Node, Attrs]:
         """mknod(2). EPERM for a character device 0/0, which is a whiteout, as the kernel has it."""
+        self._refuse_past(parent, name)
         if stat.S_ISCHR(mode) and rdev == 0:
             raise failure(errno.EPERM, name)
         with self._lock:
@@ -285,11 +317,14 @@ class Overlay:
 
     def symlink(self, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> tuple[Node, Attrs]:
         """symlink(2)."""
+        self._refuse_past(parent, name)
         with self._lock:
             return self._names.make(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
 
     def link(self, node: Node, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
         """link(2): a further name for a file, which is copied up first. EPERM for a directory."""
+        self._refuse_past(node)
+        self._refuse_past(parent, name)
         if not isinstance(node, FileNode):
             raise failure(errno.EPERM, name)
         self._copy_up.node(node, caller)
@@ -298,6 +333,7 @@ class Overlay:
 
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """unlink(2): leaves a whiteout where a lower has the name."""
+        self._refuse_past(parent, name)
         while True:
             with self._lock:
                 linked = self._names.unlink(parent, name, caller)
@@ -308,6 +344,7 @@ class Overlay:
 
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """rmdir(2): the directory must be empty in the view."""
+        self._refuse_past(parent, name)
         with self._lock:
             self._names.rmdir(parent, name, caller)
 
@@ -318,6 +355,8 @@ class Overlay:
         exchange = bool(flags & syscalls.RENAME_EXCHANGE)
         if flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
             raise failure(errno.EINVAL, old)
+        self._refuse_past(old_parent, old)
+        self._refuse_past(new_parent, new)
         self._tree.writable()
         while True:
             with self._lock:
@@ -337,6 +376,7 @@ class Overlay:
 
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
+        self._refuse_past(node)
         upper = self._copy_up.node(node, caller, change.size, data=change.size is not None)
         with self._lock:
             target, path = node.target(), self._event_path(node)
@@ -380,7 +420,8 @@ class Overlay:
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
-        stored = self._xattrs.stored(name)
+        self._refuse_past(node)
+        stored = self._tree.xattrs.stored(name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.set_xattr(node.target(), self._event_path(node), stored, value, flags, caller)
@@ -390,8 +431,9 @@ class Overlay:
 
         Of an access control list in the upper that is not there, the real filesystem says what it says of its own.
         """
+        self._refuse_past(node)
         self._tree.writable()
-        stored = self._xattrs.stored(name)
+        stored = self._tree.xattrs.stored(name)
         if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
             self.xattr(node, name)
         upper = self._copy_up.node(node, caller, data=False)
@@ -409,6 +451,7 @@ class Overlay:
             raise failure(errno.EISDIR, node.name)
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         if writing:
+            self._refuse_past(node)
             self._copy_up.node(node, caller, 0 if flags & os.O_TRUNC else None)
         with self._lock:
             fd = _open_target(node, flags & _OPEN_FLAGS)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.merge import Says
@@ -28,61 +28,49 @@ from overlayfs_demo.overlay.whiteout import VIRTUAL
 _READER = "getfattr"
 
 
-class Provenance:
-    """What the layers of a tree say about its nodes. Call with `Tree.lock` held."""
+def statements(tree: Tree, path: bytes) -> list[Statement]:
+    """What each layer, from the top down, says about an absolute path of the view, and who wins.
 
-    __slots__ = ("_tree",)
+    Call with the tree's lock held.
+    """
+    upper = [tree.upper.layer] if tree.upper else []
+    return testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
 
-    def statements(self, path: bytes) -> list[Statement]:
-        """What each layer, from the top down, says about an absolute path of the view, and who wins."""
-        tree = self._tree
-        upper = [tree.upper.layer] if tree.upper else []
-        return testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)
+def are_listed(node: Node, caller: Caller) -> bool:
+    """Is the caller to see the virtual attributes? Only regular files and directories have some: xattr(7), "user."."""
+    return node.kind in (stat.S_IFREG, stat.S_IFDIR) and syscalls.command_name(caller.pid) == _READER
 
-    def listed(self, node: Node, caller: Caller) -> list[str]:
-        """The names of the node's virtual attributes, if the caller is to see them: xattr(7), "user.", has them
-        of regular files and directories only."""
-        if node.kind not in (stat.S_IFREG, stat.S_IFDIR) or syscalls.command_name(caller.pid) != _READER:
-            return []
-        return [VIRTUAL + name for name in self._values(node)]
 
-    def value(self, node: Node, name: str) -> bytes:
-        """The value of a virtual attribute. ENODATA where there is none."""
-        value = self._values(node).get(name.removeprefix(VIRTUAL))
-        if value is None:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), node.name)
-        return os.fsencode(value)
+def attributes(tree: Tree, node: Node, said: Sequence[Statement]) -> dict[str, str]:
+    """The virtual attributes of a node that has a name, given what is said of it. Call with the tree's lock held."""
+    values = {
+        "layer": ", ".join(one.layer for one in said if one.wins),
+        "origin": _origin(tree, node),
+        "why": why(said),
+        "shadowed": ", ".join(_hidden(said)),
+    }
+    return {VIRTUAL + name: value for name, value in values.items() if value}
 
-    def _values(self, node: Node) -> dict[str, str]:
-        if node.gone:
-            return {}
-        statements = self.statements(node.path())
-        values = {
-            "layer": ", ".join(one.layer for one in statements if one.wins),
-            "origin": self._origin(node),
-            "why": why(statements),
-            "shadowed": ", ".join(_hidden(statements)),
-        }
-        return {name: value for name, value in values.items() if value}
 
-    def _origin(self, node: Node) -> str:
-        """"" for what is no copy, and for a copy whose origin cannot be found any more."""
-        if not node.in_upper:
-            return ""
-        value = syscalls.get_xattr(node.target().xattr_path(), self._tree.xattrs.origin)
-        if value is None:
-            return ""
-        for source in node.parent.lowers if node.parent else ():
-            # Origins can be compared by anybody, but only root may open one: open_by_handle_at(2).
-            if source.stat(node.name) and value == self._tree.origins.encode(
-                source.layer, source.open().fd, node.name
-            ):
-                return source.layer.label
-        found = self._tree.origins.find(value)
-        return f"{found[0].label}: {os.fsdecode(found[1])}" if found else ""
+def value(attributes: Mapping[str, str], name: str) -> bytes:
+    """One of them as it is read. ENODATA where there is none."""
+    if name not in attributes:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
+    return os.fsencode(attributes[name])
+
+
+def _origin(tree: Tree, node: Node) -> str:
+    """What a copy in the upper was copied up from; "" for what is none, and where it cannot be found any more."""
+    origin = syscalls.get_xattr(node.target().xattr_path(), tree.xattrs.origin) if node.in_upper else None
+    if origin is None:
+        return ""
+    for source in node.parent.lowers if node.parent else ():
+        # Origins can be compared by anybody, but only root may open one: open_by_handle_at(2).
+        if source.stat(node.name) and origin == tree.origins.encode(source.layer, source.open().fd, node.name):
+            return source.layer.label
+    found = tree.origins.find(origin)
+    return f"{found[0].label}: {os.fsdecode(found[1])}" if found else ""
 
 
 # --- the sentence ----------------------------------------------------------------------------------

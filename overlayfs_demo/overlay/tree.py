@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
@@ -17,7 +18,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import drift
 from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
-from overlayfs_demo.overlay.listing import Listed
+from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
@@ -34,10 +35,12 @@ class Tree:
 
     `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
     data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if
-    hard links of lower files are not kept.
+    hard links of lower files are not kept. `beside` are names in the root that are in no layer, and never listed.
     """
 
-    __slots__ = ("_devices", "_linked", "index", "lock", "lookup", "lowers", "origins", "root", "upper", "xattrs")
+    __slots__ = (
+        "_devices", "_linked", "beside", "index", "lock", "lookup", "lowers", "origins", "root", "upper", "xattrs",
+    )
 
     def __init__(
         self, lowers: Sequence[Layer], data_layers: Sequence[Layer], upper: Upper | None, xattrs: PrivateXattrs,
@@ -57,6 +60,7 @@ class Tree:
         # Files with several names: each is one node, whichever name led to it. A copied-up one is known by
         # the lower file, too.
         self._linked: WeakValueDictionary[tuple[int, int], FileNode] = WeakValueDictionary()
+        self.beside: dict[bytes, DirNode] = {}
         self.root = self._make_root()
 
     def _make_root(self) -> DirNode:
@@ -89,6 +93,9 @@ class Tree:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         parts = self.lookup.find(parent.sources, name)
         if not parts:
+            if parent is self.root and name in self.beside:
+                found = self.beside[name]
+                return found, found.attrs_from(found.target().stat())
             known = parent.children.get(name)
             if known is not None:
                 drift.displace(known, parent, name)
@@ -126,6 +133,10 @@ class Tree:
             if node.key != (status.st_dev, status.st_ino):
                 status = node.target().stat()  # A name of a lower file that was copied up by another.
         return node, node.attrs_from(status)
+
+    def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
+        """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
+        return snapshot(node.sources, at_most)
 
     def child(self, parent: DirNode, name: bytes) -> Node | None:
         """The node called `name`, or None. Call with `lock` held."""

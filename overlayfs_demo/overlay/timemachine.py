@@ -1,0 +1,224 @@
+"""How did the view look before a layer came, and what did that layer hide?
+
+With `Stack.time_machine` the view's root has one more directory, which is found by its name but never listed:
+
+    .layers/N/only      layer N alone, as it is on disk: whiteouts are its devices 0/0
+    .layers/N/upto      layer N merged with those below it
+    .layers/N/hidden    what is seen up to the layer below N, and not any more where N has its say
+    .layers/upper/...   the same of the upper (whose `upto` is the view itself)
+
+Each of these is a tree of its own on the layers of the live one, made when it is first asked for. It has no upper,
+and so it is read-only. Its nodes are never those of another tree, and their inode numbers differ from all others:
+find(1) takes a directory that has the number of one above it for a loop, and cp(1) copies no file onto itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import count
+from weakref import WeakKeyDictionary
+
+from overlayfs_demo.overlay import listing
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, Marks
+from overlayfs_demo.overlay.listing import Listed, Snapshot
+from overlayfs_demo.overlay.lookup import judge
+from overlayfs_demo.overlay.merge import Says
+from overlayfs_demo.overlay.node import DirNode, Node
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.whiteout import PrivateXattrs
+
+NAME = b".layers"
+
+# Real inode numbers leave these bits alone on all but the largest filesystems; those above tell these apart.
+_TREE_SHIFT = 40
+# As no attribute is called: a layer alone shows the marks that are on it.
+_NOTHING_PRIVATE = PrivateXattrs("none")
+
+
+class TimeMachine:
+    """The trees beside a live one, whose lock they share. Call with that held.
+
+    `layers` are all that the live tree looks names up in, topmost first, with the upper; `data_layers` lie below.
+    """
+
+    def __init__(self, live: Tree, layers: Sequence[Layer], data_layers: Sequence[Layer]) -> None:
+        self._live = live
+        self._layers = layers
+        self._data_layers = data_layers
+        self._serial = count(1)
+        # The tree that begins at a directory, to which all below it belongs.
+        self._trees: WeakKeyDictionary[DirNode, Tree] = WeakKeyDictionary()
+        numbers = range(len(layers) + len(data_layers) - bool(live.upper), len(data_layers), -1)
+        names = [*([b"upper"] if live.upper else []), *[b"%d" % number for number in numbers]]
+        shelves = {name: partial(self._shelf, place) for place, name in enumerate(names)}
+        live.beside[NAME] = self._begin(_Shelf(live, next(self._serial), layers[0], shelves), live.root, NAME)
+
+    def tree_of(self, node: Node) -> Tree:
+        """The tree that a node belongs to."""
+        above: Node | None = node
+        while above is not None:
+            if isinstance(above, DirNode) and (tree := self._trees.get(above)) is not None:
+                return tree
+            above = above.parent
+        return self._live
+
+    def split(self, path: bytes) -> tuple[Tree, bytes]:
+        """The tree that an absolute path leads into, and the path in it. Raises OSError."""
+        tree, inside = self._live, path
+        names = [name for name in path.split(b"/") if name]
+        node: Node = tree.root
+        for depth, name in enumerate(names[:3]):
+            if names[0] != NAME or not isinstance(node, DirNode):
+                break
+            node = tree.find(node, name)[0]
+            tree, inside = self.tree_of(node), b"/" + b"/".join(names[depth + 1 :])
+        return tree, inside
+
+    def _begin(self, tree: Tree, above: DirNode, name: bytes) -> DirNode:
+        root = tree.root
+        root.parent, root.name = above, name
+        self._trees[root] = tree
+        return root
+
+    def _shelf(self, place: int, above: DirNode, name: bytes) -> DirNode:
+        """What there is of one layer, given its place in `layers`."""
+        layer, below = self._layers[place], self._layers[place + 1 :]
+        trees: dict[bytes, Callable[[int], Tree]] = {
+            b"only": lambda number: _Past(self._live, number, [_Alone(layer)], (), _NOTHING_PRIVATE),
+            b"upto": lambda number: _Past(self._live, number, [layer, *below], self._data_layers),
+            b"hidden": lambda number: _Hidden(self._live, number, layer, below, self._data_layers),
+        }
+        if layer.is_upper:
+            del trees[b"upto"]
+        if not below:
+            del trees[b"hidden"]
+        entries = {entry: partial(self._enter, make) for entry, make in trees.items()}
+        return self._begin(_Shelf(self._live, next(self._serial), layer, entries), above, name)
+
+    def _enter(self, make: Callable[[int], Tree], above: DirNode, name: bytes) -> DirNode:
+        return self._begin(make(next(self._serial)), above, name)
+
+
+class _Alone(Layer):
+    """A layer in which nothing has a meaning: what is there is shown. Its root stays the layer's own."""
+
+    __slots__ = ()
+
+    def __init__(self, layer: Layer) -> None:
+        for name in Layer.__slots__:
+            setattr(self, name, getattr(layer, name))
+        # Not the upper: nothing can be changed here.
+        self.number, self.image_dialect, self.last = 1, False, True
+
+    def hides(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
+        return False
+
+    def read_marks(self, dir_fd: int) -> Marks:
+        return Marks(opaque=False, has_xattr_whiteouts=False, redirect=None, impure=False)
+
+
+class _Past(Tree):
+    """A tree without an upper on layers of the live one."""
+
+    def __init__(
+        self, live: Tree, number: int, layers: Sequence[Layer], data_layers: Sequence[Layer] = (),
+        xattrs: PrivateXattrs | None = None,
+    ) -> None:
+        self._salt = number << _TREE_SHIFT
+        super().__init__(layers, data_layers, None, xattrs or live.xattrs, live.origins, None)
+        self.lock = live.lock
+
+    def identity_of(self, ino: int, device: int) -> int:
+        return super().identity_of(ino, device) ^ self._salt
+
+
+_Make = Callable[[DirNode, bytes], DirNode]
+
+
+class _Shelf(_Past):
+    """A directory of other trees' roots. It looks like the root of `layer`."""
+
+    def __init__(self, live: Tree, number: int, layer: Layer, entries: Mapping[bytes, _Make]) -> None:
+        super().__init__(live, number, [layer])
+        self._entries = entries
+        self._made: dict[bytes, DirNode] = {}
+
+    def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
+        if name not in self._entries:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        if name not in self._made:
+            self._made[name] = self._entries[name](parent, name)
+        node = self._made[name]
+        return node, node.attrs_from(node.target().stat())
+
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+        return self.find(parent, listed.name)
+
+    def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
+        source = node.sources[0]
+        names = {name: Listed(name, stat.S_IFDIR, 0, source, certain=False) for name in self._entries}
+        return Snapshot(names, node.sources, 0)
+
+
+class _Hidden(_Past):
+    """What is seen of `below` alone, as far as the layer `over` them has something to say there."""
+
+    def __init__(
+        self, live: Tree, number: int, over: Layer, below: Sequence[Layer], data_layers: Sequence[Layer]
+    ) -> None:
+        super().__init__(live, number, below, data_layers)
+        root = LowerDir(over, b"")
+        # Directories that both have, with the upper one; all in others is hidden.
+        self._over: WeakKeyDictionary[DirNode, LayerDir] = WeakKeyDictionary()
+        if not root.marks.opaque:
+            self._over[self.root] = root
+
+    def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
+        node, attrs = super().find(parent, name)
+        over = self._over.get(parent)
+        if over is None:
+            return node, attrs
+        answer = judge(over, name, over.stat(name))
+        merged = answer.part.directory if answer.part and answer.says is Says.DIRECTORY else None
+        if merged is not None and merged.marks.redirect not in (None, name):
+            merged = None  # It merges with a directory that had another name, and hides this one.
+        if isinstance(node, DirNode) and merged is not None:
+            self._over[node] = merged
+            if self._hides(node, merged):
+                return node, attrs
+        elif answer.says is not Says.ABSENT:
+            if isinstance(node, DirNode):
+                self._over.pop(node, None)
+            return node, attrs
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+        return super().find_listed(parent, listed, False)
+
+    def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
+        found = super().snapshot(node, at_most)
+        if node not in self._over:
+            return found
+        return found._replace(names={name: one for name, one in found.names.items() if self.child(node, name)})
+
+    def _hides(self, node: DirNode, over: LayerDir) -> bool:
+        """Does the layer hide anything below a directory that it shares? (Not by calls: such trees may be deep.)"""
+        waiting = [(node, over)]
+        while waiting:
+            node, over = waiting.pop()
+            for name in listing.merged_names(node.sources):
+                answer = judge(over, name, over.stat(name))
+                if answer.says is Says.ABSENT:
+                    continue
+                child = super().find(node, name)[0]
+                if answer.says is not Says.DIRECTORY or not isinstance(child, DirNode):
+                    return True
+                assert answer.part and answer.part.directory
+                waiting.append((child, answer.part.directory))
+        return False
