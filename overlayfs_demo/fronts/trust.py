@@ -1,8 +1,9 @@
 """For how long may the kernel trust what it is told?
 
 Where changes behind the view are noticed (`overlay.behind`), for a day: `notices` makes it forget what is
-no longer so. Elsewhere for a second. Whoever mounts with a timeout gets exactly that, and no notices; and what the
-time machine shows is not trusted at all, for it follows the upper. What the kernel caches without a time limit, the names in a directory and the data of a file, goes by the same rule.
+no longer so. Elsewhere for a second. Whoever mounts with a timeout gets exactly that, and no notices. What the
+time machine shows is not trusted at all, for it follows the upper. What the kernel caches without a time limit,
+the names in a directory and the data of a file, goes by the same rule.
 """
 
 from __future__ import annotations
