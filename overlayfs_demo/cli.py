@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Errors are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format=f"{PROGRAM}: %(message)s")
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(os.environ.get("COMP_LINE", "").split()[1:])
     if _is_mount_helper(arguments, _VERBS):
         return guarded(PROGRAM, lambda: _mount_as_helper(arguments))
     options = _parser(arguments).parse_args(arguments)
@@ -70,6 +72,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for add in (wanted,) if wanted else dict.fromkeys(_VERBS.values()):
         add(verbs)
     return parser
+
+
+def _complete(words: Sequence[str]) -> None:
+    """A shell asks what the last of the words may become: answer it, and end."""
+    from overlayfs_demo.completion import complete
+
+    complete(_parser(words))
 
 
 def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -116,6 +125,12 @@ def _add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_container_verbs(verbs)
 
 
+def _add_shell_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.shell_commands import add_shell_verbs
+
+    add_shell_verbs(verbs, lambda: _parser([]))
+
+
 # Who adds a verb, in the order of --help. A mount must not wait for the import of what images need.
 _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
     **dict.fromkeys(("mount", "umount"), _add_mount_verbs),
@@ -128,6 +143,7 @@ _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
     **dict.fromkeys(
         ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"), _add_container_verbs
     ),
+    **dict.fromkeys(("completion", "manual"), _add_shell_verbs),
 }
 
 

@@ -46,7 +46,7 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
-    verb.add_argument("--author", "-a", default="", metavar="WHO")
+    verb.add_argument("--author", "-a", default="", metavar="WHO", help="who made it, as inspect shows it")
     add_json(verb)
     verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
     verb.add_argument("container", metavar="C")

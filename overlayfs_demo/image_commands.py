@@ -40,6 +40,7 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "images", "list images", "images --digests", _images)
     _add_format(verb)
     verb.add_argument("--quiet", "-q", action="store_true", help="IDs alone")
+    verb.add_argument("--digests", action="store_true", help="the digests that a registry gave them, too")
     verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
     verb.add_argument("image", metavar="IMAGE")
     _add_format(verb)
@@ -152,14 +153,14 @@ def _facts(image: StoredImage) -> list[LayerFacts]:
 
 def _images(arguments: argparse.Namespace) -> int:
     found = store_of(arguments).images()
-    rows = describe.image_rows(describe.summarize(image.value, _facts(image)) for image in found)
+    rows = describe.image_rows((describe.summarize(image.value, _facts(image)) for image in found), arguments.digests)
     trunc, now = not arguments.no_trunc, time.time()
     if arguments.quiet:
         put("".join(f"{docker_format.short_id(row.id) if trunc else row.id}\n" for row in rows))
     elif arguments.json:
         put(docker_format.images_json(rows, now, trunc))
     else:
-        put_table(docker_format.images_table(rows, now, trunc=trunc))
+        put_table(docker_format.images_table(rows, now, arguments.digests, trunc))
     return 0
 
 

@@ -81,9 +81,10 @@ def find_record(mountpoint: str) -> Record | None:
 
 
 def _read_record(path: Path) -> Record | None:
-    """None if there is none, perhaps because its daemon has just ended."""
+    """None if there is none, perhaps because its daemon has just ended. A later version may have noted more."""
     try:
-        return Record(**json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        return Record(**{name: found[name] for name in Record.__slots__ if name in found})
     except FileNotFoundError:
         return None
 

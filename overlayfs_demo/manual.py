@@ -1,0 +1,100 @@
+"""What does the manual page say?
+
+What each verb does and takes is said once, in the parsers: the page is made of those. It is in man(7)'s language.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+
+_HEAD = r""".TH OVERLAYFS-DEMO 1 "" overlayfs-demo "User Commands"
+.SH NAME
+overlayfs\-demo \- an overlay filesystem you can watch
+.SH SYNOPSIS
+.B overlayfs\-demo
+.I COMMAND
+[\fIOPTION\fR]... [\fIARGUMENT\fR]...
+.SH DESCRIPTION
+A view is a stack of directories, its layers, seen as one tree. Those called lower are never changed. The upper one
+takes all changes: a file that is written to is copied up first, and what is deleted leaves a whiteout there. The layers
+of container images are such directories, and a container is an image with an upper of its own.
+.PP
+Layers and uppers are in the format of the kernel's overlayfs, which mounts them as well.
+.SH COMMANDS
+"""
+_TAIL = r""".SH EXIT STATUS
+0 if it was done, 1 if it failed, 2 for wrong usage. A failure is one line on standard error.
+.SH ENVIRONMENT
+.TP
+.B OVERLAYFS_DEMO_STORE
+where images and containers are kept, if not in the directory below
+.TP
+.B XDG_RUNTIME_DIR
+where an ordinary user's mounts are remembered
+.TP
+.B SOURCE_DATE_EPOCH
+the time of what
+.B commit
+makes, in seconds since 1970: the same changes then make the same image
+.TP
+.B NO_COLOR
+if set, no colours on a terminal
+.SH FILES
+.TP
+.I /var/lib/overlayfs\-demo
+root's store; of others
+.I ~/.local/share/overlayfs\-demo
+.TP
+.I /run/overlayfs\-demo
+what root has mounted; of others
+.I $XDG_RUNTIME_DIR/overlayfs\-demo
+.SH SEE ALSO
+.BR mount (8),
+.BR docker (1),
+.BR getfattr (1),
+and the kernel's
+.I Documentation/filesystems/overlayfs.rst
+"""
+# A parser shows its usage over several lines, for a terminal.
+_USAGE = re.compile(r"^usage:\s*")
+
+
+def manual(parser: argparse.ArgumentParser) -> str:
+    """The page, of the parser of all verbs."""
+    pages = [_verb(verb) for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+             for verb in action.choices.values()]
+    return _HEAD + "".join(pages) + _TAIL
+
+
+def _verb(verb: argparse.ArgumentParser) -> str:
+    usage = " ".join(_USAGE.sub("", verb.format_usage()).split())
+    summary, _, rest = (verb.description or "").partition("\n")
+    name = verb.prog.split()[-1]
+    lines = [f".SS {_text(name)}", _text(usage), ".PP", _text(summary)]
+    lines += _as_it_is(rest.strip("\n").splitlines())
+    for action in verb._actions:
+        lines += _argument(verb, action)
+    lines += _as_it_is((verb.epilog or "").splitlines())
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _argument(verb: argparse.ArgumentParser, action: argparse.Action) -> Iterator[str]:
+    if action.help is None or "-h" in action.option_strings:
+        return
+    metavar = "" if action.nargs == 0 else str(action.metavar or "{" + ",".join(action.choices or ()) + "}")
+    names = ", ".join(rf"\fB{_text(option)}\fR" for option in action.option_strings)
+    yield ".TP"
+    yield f"{names} \\fI{_text(metavar)}\\fR".strip() if metavar else names
+    yield _text(action.help % {**vars(action), "prog": verb.prog})
+
+
+def _as_it_is(lines: Sequence[str]) -> list[str]:
+    return [".PP", ".nf", *map(_text, lines), ".fi"] if lines else []
+
+
+def _text(text: str) -> str:
+    """Text in which nothing has a meaning to man(7)."""
+    escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("`", r"\(ga")
+    return rf"\&{escaped}" if escaped.startswith(".") else escaped or r"\&"

@@ -1,0 +1,135 @@
+"""Do the manual page and the shells know every verb, option and name that there is?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo import cli
+from overlayfs_demo.completion import SHELLS
+from tests.images.builders import docker_save_many, layer
+from tests.places import Place, run
+
+
+Offers = Callable[[str], list[str]]
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    parser = cli._parser([])
+    [found] = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    return dict(found.choices)
+
+
+def needs(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}")
+
+
+@pytest.mark.parametrize("name", cli._VERBS)
+def test_help_has_an_example_that_the_parser_takes(name: str) -> None:
+    """What an example says in its first words is true: the verb and the options are there."""
+    epilog = verbs()[name].epilog or verbs()[name].description or ""
+    examples = [line.strip() for line in epilog.partition("example:")[2].splitlines() if "overlayfs-demo" in line]
+    assert examples, "no example"
+    options = {option for action in verbs()[name]._actions for option in action.option_strings}
+    for example in examples:
+        words = example.partition("overlayfs-demo ")[2].split(" | ")[0].rstrip(")").split()
+        assert words[0] == name
+        if name not in ("explain", "shell"):  # What follows there is another command's.
+            assert {word for word in words if word.startswith("-") and word != "-"} <= options
+
+
+# --- the manual page -------------------------------------------------------------------------------
+
+
+def test_the_manual_names_every_verb_and_every_option() -> None:
+    needs("man")
+    shown = subprocess.run(
+        ["man", "-l", "-"], input=run("overlayfs-demo", "manual").stdout, env={**os.environ, "MANWIDTH": "500"},
+        capture_output=True, text=True, check=True,
+    ).stdout
+    for name, verb in verbs().items():
+        assert f"\n   {name}\n" in shown
+        for action in verb._actions:
+            assert all(option in shown for option in action.option_strings if option not in ("-h", "--help"))
+    assert r"lowerdir=TOP:...:BOTTOM" in shown and r"a colon in a path is written '\:'" in shown
+
+
+def test_man_has_nothing_to_complain_of() -> None:
+    needs("man")
+    done = subprocess.run(
+        ["man", "--warnings", "-l", "-"], input=run("overlayfs-demo", "manual").stdout, capture_output=True, text=True,
+        env={**os.environ, "MANWIDTH": "120"}, check=True,
+    )
+    assert done.stderr == ""
+
+
+# --- completion ------------------------------------------------------------------------------------
+
+
+def bash(line: str) -> list[str]:
+    """What bash offers when Tab is pressed at the end of the line."""
+    words = line.split(" ")
+    script = (
+        'eval "$(overlayfs-demo completion bash)"\n'
+        f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_TYPE=9 "
+        f"COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}\n"
+        '_python_argcomplete overlayfs-demo 2>/dev/null\nprintf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    return [word.rstrip() for word in shell("bash", script)]
+
+
+def fish(line: str) -> list[str]:
+    script = f"overlayfs-demo completion fish | source; complete --do-complete '{line}'"
+    return [word.partition("\t")[0].rstrip() for word in shell("fish", script)]
+
+
+def shell(program: str, script: str) -> list[str]:
+    needs(program)
+    done = run(program, "-c", script)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_shell_that_is_not_known_is_wrong_usage() -> None:
+    assert run("overlayfs-demo", "completion", "csh").returncode == 2
+
+
+@pytest.mark.parametrize("offers", [bash, fish])
+def test_verbs_and_options_are_completed(offers: Offers) -> None:
+    assert offers("overlayfs-demo um") == ["umount"]
+    assert set(offers("overlayfs-demo analyze --max")) == {"--max-wasted"}
+
+
+@pytest.mark.parametrize("offers", [bash, fish])
+def test_images_containers_and_views_are_completed(offers: Offers, place: Place) -> None:
+    store = place / "store"
+    (place / "images.tar").write_bytes(docker_save_many({"one:1": [layer({"a": "1"})], "other": [layer({"a": "1"})]}))
+    assert run("overlayfs-demo", "load", "--store", store, place / "images.tar").returncode == 0
+    assert run("overlayfs-demo", "create", "--store", store, "one:1", "--name", "mine").returncode == 0
+    assert offers(f"overlayfs-demo history --store {store} ot") == ["other:latest"]
+    assert offers(f"overlayfs-demo stop --store {store} m") == ["mine"]
+    assert str(store / "containers/mine/merged") in offers(f"overlayfs-demo umount {store}/")
+
+
+def test_asking_makes_no_store(tmp_path: Path) -> None:
+    assert bash(f"overlayfs-demo history --store {tmp_path / 'none'} x") in ([], [""])
+    assert not (tmp_path / "none").exists()
+
+
+def test_zsh_takes_the_script() -> None:
+    needs("zsh")
+    done = run("zsh", "-fc", "autoload -U compinit; compinit -u; source <(overlayfs-demo completion zsh); "
+                             "print $_comps[overlayfs-demo]")
+    assert done.stdout.strip() == "_python_argcomplete", done.stderr
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_each_shell_has_a_script(name: str) -> None:
+    assert "overlayfs-demo" in run("overlayfs-demo", "completion", name).stdout
