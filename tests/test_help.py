@@ -16,7 +16,6 @@ from overlayfs_demo.completion import SHELLS
 from tests.images.builders import docker_save_many, layer
 from tests.places import Place, run
 
-
 Offers = Callable[[str], list[str]]
 
 
