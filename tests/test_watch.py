@@ -85,8 +85,8 @@ def test_a_copy_up_is_told_with_command_pid_path_layer_and_bytes(mounted: Place)
         pid = shell(mounted, "echo x >> motd")
         assert mounted.umount().returncode == 0
         assert watcher.ends() == (
-            f"sh[{pid}] open: copied /motd up from layer 2 (top), 6B of data\n"
-            f"sh[{pid}] write: wrote 2B to /motd in the upper\n"
+            f"sh[{pid}] opened /motd for writing: copied 6B up from layer 2 (top)\n"
+            f"sh[{pid}] wrote 2B to /motd in the upper\n"
         )
 
 
@@ -109,7 +109,7 @@ def test_rm_tells_of_a_whiteout_and_names_a_process_that_has_gone(mounted: Place
         assert mounted.umount().returncode == 0
         told = watcher.ends()
     assert re.fullmatch(
-        r"rm\[\d+\] unlink: left a whiteout for /motd in the upper, hiding the one in layer 2 \(top\)\n", told
+        r"rm\[\d+\] removed /motd: left a whiteout, hiding the one in layer 2 \(top\)\n", told
     )
 
 
