@@ -45,10 +45,23 @@ def who(pid: int, name: str = "") -> str:
         return f"process[{pid}]"  # Gone already, or in another PID namespace.
 
 
-def sentence(event: Event, name: str = "") -> str:
-    """One event as one sentence: who (called `name`, if known) did what, what that meant, from which layer, how much."""
-    path = printable(event.path)
-    return f"{who(event.pid, name)} {_what(event, path)}"
+def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
+    """One event as one sentence: who (called `name`, if known) did what, what that meant, from which layer, how much.
+
+    Paths longer than `longest` characters are cut.
+    """
+    path, detail = printable(event.path), printable(os.fsencode(event.detail))
+    if longest is not None:
+        path, detail = cut(path, longest), cut(detail, longest)
+    return f"{who(event.pid, name)} {_what(event, path, detail)}"
+
+
+def cut(path: str, longest: int) -> str:
+    """The path, in the middle of which something is left out if it is too long: its end says most."""
+    if len(path) <= longest:
+        return path
+    head = (longest - 1) // 3
+    return f"{path[:head]}…{path[len(path) - (longest - 1 - head) :]}"
 
 
 def printable(path: bytes) -> str:
@@ -71,17 +84,16 @@ def _copied_up(event: Event, path: str, layer: str) -> str:
     return f"{_cause(_COPY_CAUSES, event, path)}: copied {human_size(event.size)} up from {layer}"
 
 
-def _what(event: Event, path: str) -> str:
+def _what(event: Event, path: str, detail: str) -> str:
     layer = printable(os.fsencode(event.layer))
     if event.action is Action.COPY_UP:
         return _copied_up(event, path, layer)
     if event.action is Action.WHITEOUT:
         return f"{_cause(_WHITEOUT_CAUSES, event, path)}: left a whiteout, hiding the one in {layer}"
-    return _changed(event, path) + _aside(event)
+    return _changed(event.action, path, detail, human_size(event.size)) + _aside(event)
 
 
-def _changed(event: Event, path: str) -> str:
-    detail = printable(os.fsencode(event.detail))
+def _changed(action: Action, path: str, detail: str, size: str) -> str:
     phrases = {
         Action.CREATE: f"created {path} in the upper",
         Action.TMPFILE: f"made a file without a name for {path} in the upper's filesystem",
@@ -95,13 +107,13 @@ def _changed(event: Event, path: str) -> str:
         Action.EXCHANGE: f"exchanged {path} and {detail} in the upper",
         Action.OPAQUE: f"marked {path} opaque: nothing below shows through",
         Action.REDIRECT: f"noted in {path} that its lower part is called {detail}",
-        Action.WRITE: f"wrote {human_size(event.size)} to {path} in the upper",
-        Action.FALLOCATE: f"changed the allocation of {human_size(event.size)} of {path} in the upper",
-        Action.TRUNCATE: f"cut {path} to {human_size(event.size)} in the upper",
+        Action.WRITE: f"wrote {size} to {path} in the upper",
+        Action.FALLOCATE: f"changed the allocation of {size} of {path} in the upper",
+        Action.TRUNCATE: f"cut {path} to {size} in the upper",
         Action.CHMOD: f"set the mode of {path} to {detail} in the upper",
         Action.CHOWN: f"set the owner of {path} to {detail} in the upper",
         Action.UTIMENS: f"set the times of {path} in the upper",
         Action.SETXATTR: f"set {detail} of {path} in the upper",
         Action.REMOVEXATTR: f"removed {detail} of {path} in the upper",
     }
-    return phrases[event.action]
+    return phrases[action]

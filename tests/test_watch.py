@@ -9,6 +9,7 @@ import select
 import signal
 import stat
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,7 +231,7 @@ def served(place: Place) -> Iterator[tuple[Overlay, Path]]:
     directory.mkdir()
     lowers = tuple(os.fsencode(place / name) for name in ("top", "bottom"))
     overlay = Overlay(Stack(lowers, os.fsencode(place / "upper"), os.fsencode(place / "work")))
-    server = Server(directory / "it.sock", overlay)
+    server = Server(directory / "it.sock", overlay, Counter())
     server.start()
     yield overlay, directory / "it.sock"
     server.close()
