@@ -398,7 +398,7 @@ class Connection:
 
     def _request(self, request: dict[str, object]) -> None:
         # A daemon that ends or refuses us says so in what we read next.
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self._socket.sendall(json.dumps(request).encode() + b"\n")
 
     def _next(self, timeout: float | None) -> dict[str, Any]:

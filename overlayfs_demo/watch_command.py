@@ -73,7 +73,10 @@ def _show(connection: Connection, path: Path, arguments: argparse.Namespace) -> 
     record = records.record_beside(path)
     if record is None:
         raise MountError(f"{arguments.mountpoint} was unmounted meanwhile", "mount it again")
-    _note_counters(show(connection, record, lambda answer: _is_wanted(answer, arguments.only, arguments.path)))
+    asked, ended = show(connection, record, lambda answer: _is_wanted(answer, arguments.only, arguments.path))
+    if ended:
+        note(f"{render.printable(os.fsencode(record.mountpoint))} was unmounted")
+    _note_counters(asked)
     return 0
 
 

@@ -26,10 +26,13 @@ _WALKED = 1.0
 _SHARE = 0.2
 
 
-def show(connection: Connection, record: Record, is_wanted: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, int]:
-    """Show what an attached connection tells, until `q` is pressed or the mount ends; what was asked meanwhile.
+def show(
+    connection: Connection, record: Record, is_wanted: Callable[[Mapping[str, Any]], bool]
+) -> tuple[Mapping[str, int], bool]:
+    """Show what an attached connection tells, until `q` is pressed or the mount ends.
 
-    Events that are not wanted are counted only. The terminal is left as it was, whatever happens.
+    Returns what was asked meanwhile, and whether the mount has ended. Events that are not wanted are counted only.
+    The terminal is left as it was, whatever happens.
     """
     # A terminal in another encoding gets question marks.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -43,14 +46,14 @@ def show(connection: Connection, record: Record, is_wanted: Callable[[Mapping[st
         while True:
             # Also when nothing seems to come: something may have come together with what was read before.
             if not _take(connection, state, walker, is_wanted):
-                return state.asked
+                return state.asked, True
             now = (state.scene(walker.facts()), console.size)
             if now != before:
                 live.update(drawing(now[0]), refresh=True)
                 before = now
             select.select([connection.fileno()] if fd is None else [connection.fileno(), fd], [], [], _IDLE)
             if fd is not None and not _press(pressed(fd), state):
-                return state.asked
+                return state.asked, False
 
 
 def _take(
