@@ -73,6 +73,8 @@ def _show(connection: Connection, path: Path, arguments: argparse.Namespace) -> 
     record = records.record_beside(path)
     if record is None:
         raise MountError(f"{arguments.mountpoint} was unmounted meanwhile", "mount it again")
+    if not record.labels:
+        raise MountError(f"{record.mountpoint}: its daemon is of an older version", "use --plain, or mount it again")
     asked, ended = show(connection, record, lambda answer: _is_wanted(answer, arguments.only, arguments.path))
     if ended:
         note(f"{render.printable(os.fsencode(record.mountpoint))} was unmounted")
