@@ -321,6 +321,7 @@ def test_nobody_but_its_user_and_root_is_answered(served: tuple[Overlay, Path]) 
         os.chdir(path.parent)  # Nobody else may go through the directories above.
         os.setresuid(65534, 65534, 65534)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(PATIENCE)
             connection.connect(path.name)
             with connection.makefile() as answers:  # It is refused before it has asked.
                 said = answers.read()
