@@ -19,24 +19,20 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.feed import Feed
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.testimony import Statement
 
-# Events that may wait for one client; what comes on top of them is counted and dropped.
-_MOST_WAITING = 10_000
 _LONGEST_REQUEST = 1 << 16
 # How long to wait for clients when the mount ends, in seconds: for those that read, and for a sign that one does.
 _PATIENCE = 2.0
 _SIGN = 0.3
-# How often the counters are told, in seconds.
-_COUNTED = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +122,7 @@ class _Client:
         self._connection = connection
         self._overlay = overlay
         self._asked = asked
-        self._feed = _Feed()
+        self._feed = Feed()
         self.sent = 0
 
     def serve(self) -> None:
@@ -202,97 +198,6 @@ class _Client:
                 self._say(answer)
         # Perhaps the client has gone: nothing need wait for it any more.
         self._feed.end()
-
-
-class _Feed:
-    """Events on their way to one client: many threads `put`, one iterates until `end`."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Event, str, float]] = deque()
-        self._changed = threading.Condition()
-        self._dropped = 0
-        self._ended = False
-        self._counts: _Counts | None = None
-
-    def count(self, asked: Mapping[str, int]) -> None:
-        """Tell, too, how much is added to these counters from now on."""
-        self._counts = _Counts(asked)
-
-    def put(self, event: Event) -> None:
-        """Runs inside the operation that caused the event, and so never waits for the client."""
-        # The caller waits in its system call, so it is there to be asked for its name.
-        name = command_name(event.pid)
-        with self._changed:
-            if self._ended:
-                return
-            if len(self._waiting) >= _MOST_WAITING:
-                self._dropped += 1
-            else:
-                self._waiting.append((event, name, time.time()))
-            self._changed.notify()
-
-    def end(self) -> None:
-        """What waits is the last."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The answers to send: events, how many were dropped after those, and how many requests there were."""
-        patience = _COUNTED if self._counts else None
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._dropped or self._ended, patience)
-                batch, dropped = list(self._waiting), self._dropped
-                self._waiting.clear()
-                self._dropped = 0
-                ended = self._ended
-            yield from (_event_json(*one) for one in batch)
-            if dropped:
-                yield {"dropped": dropped}
-            if self._counts and (counters := self._counts.news(last=ended)):
-                yield {"counters": counters}
-            if ended:
-                return
-
-
-class _Counts:
-    """What is added to counters from now on, told once a second at most."""
-
-    def __init__(self, asked: Mapping[str, int]) -> None:
-        self._asked = asked
-        self._before = Counter(asked)
-        self._told: Counter[str] = Counter()
-        self._due = 0.0
-
-    def news(self, *, last: bool) -> Counter[str] | None:
-        """All that was added so far; None if that was told already, or if, not being the `last`, it comes too soon."""
-        if time.monotonic() < self._due and not last:
-            return None
-        now = Counter(self._asked) - self._before
-        if now == self._told:
-            return None
-        self._told, self._due = now, time.monotonic() + _COUNTED
-        return now
-
-
-def command_name(pid: int) -> str:
-    """What the process calls itself, at most 15 bytes: proc_pid_comm(5). "" for one that is gone, and for pid 0.
-
-    Unlike /proc/PID/cmdline it takes no lock that a process keeps while it waits for this very mount.
-    """
-    try:
-        return os.fsdecode(Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n"))
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def _event_json(event: Event, name: str, seconds: float) -> dict[str, Any]:
-    return {
-        "time": seconds, "action": event.action.value, "path": os.fsdecode(event.path), "pid": event.pid,
-        "who": name, "uid": event.uid, "call": event.call, "layer": event.layer, "size": event.size,
-        "detail": event.detail,
-    }
 
 
 def event_of(answer: Mapping[str, Any]) -> Event:

@@ -33,8 +33,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
-    "records", "control", "mounts", "render", "layer_facts", "docker_format", "containers", "commands", "store_verbs",
-    "terminal", "keys", "watch_state", "watch_view", "watch_live", "build_command", "image_commands",
+    "records", "feed", "control", "mounts", "render", "layer_facts", "docker_format", "containers", "commands",
+    "store_verbs", "terminal", "keys", "watch_state", "watch_view", "watch_live", "build_command", "image_commands",
     "watch_command", "which_command", "analysis_commands",
     "container_commands", "cli", "__main__",
 ):
