@@ -2,7 +2,9 @@
 
 At a unix stream socket, which only the daemon's user and root may use. A request is one line of JSON, and so is
 each answer: `{"verb": "explain", "path": ...}` is answered by one line, and others may follow; `{"verb": "events"}`
-by `{"attached": true}` and a line for each event, until either side closes. Paths are text with surrogates for
+by `{"attached": true}` and a line for each event, until either side closes. With `"counters": true` there is also,
+once a second while that changes, and last of all, `{"counters": {"lookup": 12, ...}}`: how many requests of each
+kind the front has answered since somebody attached. Paths are text with surrogates for
 undecodable bytes, as os.fsdecode has it. While nobody is connected, one thread sleeps in accept(2), and nothing
 else is paid.
 """
@@ -17,33 +19,35 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.feed import Feed
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.provenance import why
 from overlayfs_demo.overlay.testimony import Statement
 
-# Events that may wait for one client; what comes on top of them is counted and dropped.
-_MOST_WAITING = 10_000
 _LONGEST_REQUEST = 1 << 16
-# How long to wait for clients that do not read, when the mount ends, in seconds.
+# How long to wait for clients when the mount ends, in seconds: for those that read, and for a sign that one does.
 _PATIENCE = 2.0
+_SIGN = 0.3
 
 _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Answers at the socket `path`, about `overlay`, which must stay open until `close`."""
+    """Answers at the socket `path`, about `overlay`, which must stay open until `close`.
 
-    def __init__(self, path: Path, overlay: Overlay) -> None:
+    `asked` is where a front counts its requests.
+    """
+
+    def __init__(self, path: Path, overlay: Overlay, asked: Mapping[str, int]) -> None:
         self._path = path
         self._overlay = overlay
+        self._asked = asked
         self._socket: socket.socket | None = None
         self._clients: dict[threading.Thread, _Client] = {}
         self._lock = threading.Lock()
@@ -74,7 +78,11 @@ class Server:
         for client in clients.values():
             client.finish()
         for thread, client in clients.items():
-            thread.join(max(0.0, deadline - time.monotonic()))
+            while thread.is_alive() and time.monotonic() < deadline:
+                before = client.sent
+                thread.join(_SIGN)
+                if client.sent == before:
+                    break
             client.cut()
         for thread in clients:
             thread.join(_PATIENCE)
@@ -91,7 +99,7 @@ class Server:
                 _log.warning("control socket: %s", error)
                 time.sleep(1)
                 continue
-            client = _Client(connection, self._overlay)
+            client = _Client(connection, self._overlay, self._asked)
             thread = threading.Thread(target=self._serve, args=(client,), name="client", daemon=True)
             with self._lock:
                 if not self._closed:
@@ -109,12 +117,14 @@ class Server:
 
 
 class _Client:
-    """One connection, which it owns, and the thread that reads from it."""
+    """One connection, which it owns, and the thread that reads from it. `sent` counts the answers."""
 
-    def __init__(self, connection: socket.socket, overlay: Overlay) -> None:
+    def __init__(self, connection: socket.socket, overlay: Overlay, asked: Mapping[str, int]) -> None:
         self._connection = connection
         self._overlay = overlay
-        self._feed = _Feed()
+        self._asked = asked
+        self._feed = Feed()
+        self.sent = 0
 
     def serve(self) -> None:
         """Answer until the client goes, or `finish` is called."""
@@ -142,13 +152,14 @@ class _Client:
 
     def _say(self, answer: dict[str, Any]) -> None:
         self._connection.sendall(json.dumps(answer).encode() + b"\n")
+        self.sent += 1
 
     def _answer(self, line: bytes) -> bool:
         """Answer one request; whether another may follow."""
         try:
             request = json.loads(line)
             if request["verb"] == "events":
-                self._stream()
+                self._stream(bool(request.get("counters")))
                 return False
             if request["verb"] != "explain":
                 raise ValueError("the verbs are events and explain")
@@ -168,8 +179,10 @@ class _Client:
             "path": os.fsdecode(path), "layers": [_statement_json(one) for one in statements], "why": why(statements),
         }
 
-    def _stream(self) -> None:
+    def _stream(self, counters: bool) -> None:
         """Send events from another thread, while this one waits for the client to go."""
+        if counters:
+            self._feed.count(self._asked)
         detach = self._overlay.events.attach(self._feed.put)
         sender = threading.Thread(target=self._send, name="sender", daemon=True)
         sender.start()
@@ -190,59 +203,7 @@ class _Client:
         self._feed.end()
 
 
-class _Feed:
-    """Events on their way to one client: many threads `put`, one iterates until `end`."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Event, str, float]] = deque()
-        self._changed = threading.Condition()
-        self._dropped = 0
-        self._ended = False
-
-    def put(self, event: Event) -> None:
-        """Runs inside the operation that caused the event, and so never waits for the client."""
-        # The caller waits in its system call, so it is there to be asked for its name.
-        name = syscalls.command_name(event.pid)
-        with self._changed:
-            if self._ended:
-                return
-            if len(self._waiting) >= _MOST_WAITING:
-                self._dropped += 1
-            else:
-                self._waiting.append((event, name, time.time()))
-            self._changed.notify()
-
-    def end(self) -> None:
-        """What waits is the last."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The answers to send: events, and how many were dropped after those."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._dropped or self._ended)
-                batch, dropped = list(self._waiting), self._dropped
-                self._waiting.clear()
-                self._dropped = 0
-                ended = self._ended
-            yield from (_event_json(*one) for one in batch)
-            if dropped:
-                yield {"dropped": dropped}
-            if ended:
-                return
-
-
-def _event_json(event: Event, name: str, seconds: float) -> dict[str, Any]:
-    return {
-        "time": seconds, "action": event.action.value, "path": os.fsdecode(event.path), "pid": event.pid,
-        "who": name, "uid": event.uid, "call": event.call, "layer": event.layer, "size": event.size,
-        "detail": event.detail,
-    }
-
-
-def event_of(answer: dict[str, Any]) -> Event:
+def event_of(answer: Mapping[str, Any]) -> Event:
     """The event that a daemon told of."""
     return Event(
         Action(answer["action"]), os.fsencode(answer["path"]), answer["pid"], answer["uid"], answer["call"],
@@ -323,24 +284,36 @@ class Connection:
             raise MountError(f"{self._mountpoint} was unmounted meanwhile", "mount it again") from error
         return Explanation(answer["layers"], answer["why"])
 
-    def attach(self) -> None:
-        """Ask for events; on return it is sure that the next will be told. Raises MountError, EOFError."""
-        self._request({"verb": "events"})
+    def attach(self, *, counters: bool = False) -> None:
+        """Ask for events, and `counters` of requests; on return it is sure that the next event will be told.
+
+        Raises MountError, EOFError.
+        """
+        self._request({"verb": "events", "counters": counters})
         self._next(None)
 
+    def detach(self) -> None:
+        """Ask for no more: what is on its way still comes, with the last counters, and then the end."""
+        with contextlib.suppress(OSError):  # The mount may have ended just now.
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def fileno(self) -> int:
+        """For select(2), which knows nothing of what was received but not read: read until there is no more."""
+        return self._socket.fileno()
+
     def event(self, timeout: float | None) -> dict[str, Any] | None:
-        """The next event, or how many were dropped; None if there is none for so many seconds.
+        """The next event, how many were dropped, or the counters; None if there is nothing for so many seconds.
 
         Raises EOFError when the mount has ended.
         """
         try:
             return self._next(timeout)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # The latter for a timeout of 0.
             return None
 
-    def _request(self, request: dict[str, str]) -> None:
+    def _request(self, request: dict[str, object]) -> None:
         # A daemon that ends or refuses us says so in what we read next.
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self._socket.sendall(json.dumps(request).encode() + b"\n")
 
     def _next(self, timeout: float | None) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     record = Record(
         os.fsdecode(mountpoint), os.getpid(), front_name, [os.fsdecode(path) for path in stack.lowers],
         os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
+        [os.fsdecode(path) for path in stack.data_only], stack.labels(),
     )
     if foreground:
         _serve(front, view, record, lambda: None)
@@ -215,7 +216,7 @@ def _serve(front: Front, view: View, record: Record, ready: Callable[[], None]) 
     gc.freeze()
     gc.set_threshold(*_RARE_COLLECTIONS)
 
-    server = control.Server(socket_path(record.mountpoint), view.overlay)
+    server = control.Server(socket_path(record.mountpoint), view.overlay, view.asked)
 
     def answered() -> None:
         server.start()

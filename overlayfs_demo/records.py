@@ -22,7 +22,8 @@ from overlayfs_demo.fronts.base import FILESYSTEM_TYPE
 class Record:
     """What is remembered of a live mount. Paths are as text, with surrogates for undecodable bytes.
 
-    `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown.
+    `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown. `data_only` are
+    the layers below them of which only data is used. `labels` are how events name the lowers, and then those.
     """
 
     mountpoint: str
@@ -31,6 +32,8 @@ class Record:
     lowers: list[str]
     upper: str | None = None
     titles: list[str] = field(default_factory=list)
+    data_only: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     def save(self) -> None:
         """Write the record, at once for whoever reads it."""
@@ -78,6 +81,11 @@ def socket_path(mountpoint: str, uid: int | None = None) -> Path:
 def find_record(mountpoint: str) -> Record | None:
     """The record of a mount point, if there is one."""
     return _read_record(_record_path(mountpoint))
+
+
+def record_beside(socket: Path) -> Record | None:
+    """The record of the daemon that answers at a socket, which for root may be another user's."""
+    return _read_record(socket.with_suffix(".json"))
 
 
 def _read_record(path: Path) -> Record | None:

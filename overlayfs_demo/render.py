@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import psutil
 
 from overlayfs_demo.events import Action, Event
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+# Why a file was copied up or hidden, by the call that did it. A directory may be copied up for what is in it.
+_COPY_CAUSES = {
+    "open": "opened {} for writing", "truncate": "cut {}", "chmod": "changed the mode of {}",
+    "chown": "changed the owner of {}", "utimensat": "set the times of {}", "setxattr": "set an attribute of {}",
+    "removexattr": "removed an attribute of {}", "link": "gave {} another name", "rename": "renamed {}",
+    "unlink": "removed a name of {}",
+}
+_WHITEOUT_CAUSES = {"unlink": "removed {}", "rmdir": "removed directory {}", "rename": "renamed {} away"}
+# The call that an action is named by where that is not its own word. Another one is said beside the action.
+_OWN_CALLS = {Action.UTIMENS: "utimensat"}
 
 
 def human_size(size: float, digits: int = 3) -> str:
@@ -33,10 +45,23 @@ def who(pid: int, name: str = "") -> str:
         return f"process[{pid}]"  # Gone already, or in another PID namespace.
 
 
-def sentence(event: Event, name: str = "") -> str:
-    """One event as one sentence: who (called `name`, if known), which call, what happened, which layer, how much."""
-    path = printable(event.path)
-    return f"{who(event.pid, name)} {event.call or event.action.value}: {_what(event, path)}"
+def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
+    """One event as one sentence: who (called `name`, if known) did what, what that meant, from which layer, how much.
+
+    Paths longer than `longest` characters are cut.
+    """
+    path, detail = printable(event.path), printable(os.fsencode(event.detail))
+    if longest is not None:
+        path, detail = cut(path, longest), cut(detail, longest)
+    return f"{who(event.pid, name)} {_what(event, path, detail)}"
+
+
+def cut(path: str, longest: int) -> str:
+    """The path, in the middle of which something is left out if it is too long: its end says most."""
+    if len(path) <= longest:
+        return path
+    head = (longest - 1) // 3
+    return f"{path[:head]}…{path[len(path) - (longest - 1 - head) :]}"
 
 
 def printable(path: bytes) -> str:
@@ -44,14 +69,31 @@ def printable(path: bytes) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in os.fsdecode(path))
 
 
+def _cause(causes: Mapping[str, str], event: Event, path: str) -> str:
+    return causes[event.call].format(path) if event.call in causes else f"changed {path}{_aside(event)}"
+
+
+def _aside(event: Event) -> str:
+    usual = _OWN_CALLS.get(event.action, event.action.value)
+    return f" ({event.call})" if event.call not in ("", usual) else ""
+
+
 def _copied_up(event: Event, path: str, layer: str) -> str:
     if event.detail == "directory":
-        return f"copied directory {path} up from {layer}, without what is in it"
-    return f"copied {path} up from {layer}, {human_size(event.size)} of data"
+        return f"needed directory {path} in the upper{_aside(event)}: copied it up from {layer}, without what is in it"
+    return f"{_cause(_COPY_CAUSES, event, path)}: copied {human_size(event.size)} up from {layer}"
 
 
-def _what(event: Event, path: str) -> str:
-    detail, layer = printable(os.fsencode(event.detail)), printable(os.fsencode(event.layer))
+def _what(event: Event, path: str, detail: str) -> str:
+    layer = printable(os.fsencode(event.layer))
+    if event.action is Action.COPY_UP:
+        return _copied_up(event, path, layer)
+    if event.action is Action.WHITEOUT:
+        return f"{_cause(_WHITEOUT_CAUSES, event, path)}: left a whiteout, hiding the one in {layer}"
+    return _changed(event.action, path, detail, human_size(event.size)) + _aside(event)
+
+
+def _changed(action: Action, path: str, detail: str, size: str) -> str:
     phrases = {
         Action.CREATE: f"created {path} in the upper",
         Action.TMPFILE: f"made a file without a name for {path} in the upper's filesystem",
@@ -63,17 +105,15 @@ def _what(event: Event, path: str) -> str:
         Action.RMDIR: f"removed directory {path}, which only the upper had",
         Action.RENAME: f"renamed {path} to {detail} in the upper",
         Action.EXCHANGE: f"exchanged {path} and {detail} in the upper",
-        Action.WHITEOUT: f"left a whiteout for {path} in the upper, hiding the one in {layer}",
         Action.OPAQUE: f"marked {path} opaque: nothing below shows through",
         Action.REDIRECT: f"noted in {path} that its lower part is called {detail}",
-        Action.COPY_UP: _copied_up(event, path, layer),
-        Action.WRITE: f"wrote {human_size(event.size)} to {path} in the upper",
-        Action.FALLOCATE: f"changed the allocation of {human_size(event.size)} of {path} in the upper",
-        Action.TRUNCATE: f"cut {path} to {human_size(event.size)} in the upper",
+        Action.WRITE: f"wrote {size} to {path} in the upper",
+        Action.FALLOCATE: f"changed the allocation of {size} of {path} in the upper",
+        Action.TRUNCATE: f"cut {path} to {size} in the upper",
         Action.CHMOD: f"set the mode of {path} to {detail} in the upper",
         Action.CHOWN: f"set the owner of {path} to {detail} in the upper",
         Action.UTIMENS: f"set the times of {path} in the upper",
         Action.SETXATTR: f"set {detail} of {path} in the upper",
         Action.REMOVEXATTR: f"removed {detail} of {path} in the upper",
     }
-    return phrases[event.action]
+    return phrases[action]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import os
+import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from overlayfs_demo import records, render
 from overlayfs_demo.commands import PROGRAM, Verbs, note, put, put_json
-from overlayfs_demo.control import Connection, event_of
+from overlayfs_demo.control import Connection
+from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action
+from overlayfs_demo.watch_state import Line, counted
 
 # For how long writes of one process to one file are told in one sentence, in seconds.
 _FOLD = 0.5
@@ -21,12 +27,14 @@ def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verb of this module."""
     verb = verbs.add_parser(
         "watch", help="tell of each change in a view, as it happens",
-        description="Tell of each change in a view, as it happens, until it is unmounted.",
+        description="Tell of each change in a view, as it happens, until it is unmounted. A terminal shows the stack"
+        " of layers, too; a pipe gets a sentence a line.",
         epilog=f"example:\n  {PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="or any path in it")
     verb.add_argument("--json", action="store_true", help="an object a line, and none for several writes")
+    verb.add_argument("--plain", action="store_true", help="a sentence a line on a terminal, too")
     actions = ", ".join(one.value for one in Action)
     verb.add_argument("--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"of these: {actions}")
     verb.add_argument("--path", metavar="GLOB", help="only where the path in the view is like that; * takes in /")
@@ -43,25 +51,79 @@ def _actions(words: str) -> frozenset[str]:
 
 def _watch(arguments: argparse.Namespace) -> int:
     mountpoint, _, path = records.place_in_view(os.fsencode(arguments.mountpoint), follow=True)
-    teller = _Teller(as_json=arguments.json)
     with Connection(path, mountpoint) as connection:
         try:
-            connection.attach()
-            note(f"watching {render.printable(os.fsencode(mountpoint))} until it is unmounted")
-            while True:
-                answer = connection.event(teller.patience())
-                if answer is None:
-                    teller.finish()
-                elif _is_wanted(answer, arguments.only, arguments.path):
-                    teller.tell(answer)
+            connection.attach(counters=not arguments.json)
         except EOFError:
             return 0
-        finally:
-            teller.finish()
+        if arguments.json or arguments.plain or not _is_screen():
+            return _tell(connection, mountpoint, arguments)
+        return _show(connection, path, arguments)
 
 
-def _is_wanted(answer: dict[str, Any], only: frozenset[str] | None, glob: str | None) -> bool:
-    if "dropped" in answer:
+def _is_screen() -> bool:
+    """Whether stdout can show a picture that changes."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def _show(connection: Connection, path: Path, arguments: argparse.Namespace) -> int:
+    # rich is imported for a terminal only.
+    from overlayfs_demo.watch_live import show
+
+    record = records.record_beside(path)
+    if record is None:
+        raise MountError(f"{arguments.mountpoint} was unmounted meanwhile", "mount it again")
+    if not record.labels:
+        raise MountError(f"{record.mountpoint}: its daemon is of an older version", "use --plain, or mount it again")
+    asked, ended = show(connection, record, lambda answer: _is_wanted(answer, arguments.only, arguments.path))
+    if ended:
+        note(f"{render.printable(os.fsencode(record.mountpoint))} was unmounted")
+    _note_counters(asked)
+    return 0
+
+
+def _tell(connection: Connection, mountpoint: str, arguments: argparse.Namespace) -> int:
+    teller = _Teller(as_json=arguments.json)
+    asked: Mapping[str, int] = {}
+    note(f"watching {render.printable(os.fsencode(mountpoint))} until it is unmounted")
+    try:
+        while True:
+            answer = connection.event(teller.patience())
+            if answer is None:
+                teller.finish()
+            elif "counters" in answer:
+                asked = answer["counters"]
+            elif _is_wanted(answer, arguments.only, arguments.path):
+                teller.tell(answer)
+    except EOFError:
+        return 0
+    except KeyboardInterrupt:
+        asked = _last_counters(connection) or asked
+        raise
+    finally:
+        teller.finish()
+        _note_counters(asked)
+
+
+def _last_counters(connection: Connection) -> Mapping[str, int]:
+    """What was asked until now, for the last counters that were told may be a second old."""
+    asked: Mapping[str, int] = {}
+    connection.detach()
+    with contextlib.suppress(EOFError):
+        while (answer := connection.event(1.0)) is not None:
+            asked = answer.get("counters", asked)
+    return asked
+
+
+def _note_counters(asked: Mapping[str, int]) -> None:
+    """Once and in the end, and not on stdout: there a pipe gets a line for each change and nothing else, so that
+    `| wc -l` counts them; and a line every so often would tell of a daemon that was only looked at."""
+    if words := counted(asked):
+        note(f"meanwhile the mount answered {words}")
+
+
+def _is_wanted(answer: Mapping[str, Any], only: frozenset[str] | None, glob: str | None) -> bool:
+    if "action" not in answer:
         return True
     if only is not None and answer["action"] not in only:
         return False
@@ -76,38 +138,30 @@ class _Teller:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._write: dict[str, Any] | None = None
+        self._write: Line | None = None
         self._until = 0.0
 
     def patience(self) -> float | None:
         """For how many seconds the next event may be waited for; None: for ever."""
         return None if self._write is None else max(self._until - time.monotonic(), 0.001)
 
-    def tell(self, answer: dict[str, Any]) -> None:
+    def tell(self, answer: Mapping[str, Any]) -> None:
         """Print an event, or note it if it is a write."""
         if self._as_json:
             put_json([answer])
             return
-        if self._write is not None:
-            same = all(answer.get(key) == self._write[key] for key in ("action", "path", "pid"))
-            if same and time.monotonic() < self._until:
-                self._write["size"] += answer["size"]
-                return
-            self.finish()
-        if answer.get("action") == Action.WRITE.value:
-            self._write, self._until = answer, time.monotonic() + _FOLD
+        line = Line.of(answer)
+        if self._write is not None and time.monotonic() < self._until and (joined := self._write.joined(line)):
+            self._write = joined
+            return
+        self.finish()
+        if line.is_write:
+            self._write, self._until = line, time.monotonic() + _FOLD
         else:
-            _print(answer)
+            put(line.words() + "\n")
 
     def finish(self) -> None:
         """Print what was noted."""
         write, self._write = self._write, None
         if write is not None:
-            _print(write)
-
-
-def _print(answer: dict[str, Any]) -> None:
-    if "dropped" in answer:
-        put(f"{answer['dropped']} more events came faster than they could be told\n")
-    else:
-        put(render.sentence(event_of(answer), answer["who"]) + "\n")
+            put(write.words() + "\n")

@@ -254,11 +254,12 @@ def test_trace_tells_who_did_what_to_which_layer(traced: tuple[Place, subprocess
     assert place.umount().returncode == 0
     told, _ = process.communicate(timeout=MINUTE)
     assert re.sub(r"^rm\[\d+\]", "rm[PID]", re.sub(r"^mkdir\[\d+\]", "mkdir[PID]", told, flags=re.M), flags=re.M) == (
-        f"bash[{shell.pid}] open: copied directory /d up from layer 1 (bottom), without what is in it\n"
-        f"bash[{shell.pid}] open: copied /d/deep up from layer 1 (bottom), 5B of data\n"
-        f"bash[{shell.pid}] write: wrote 5B to /d/deep in the upper\n"
-        "rm[PID] unlink: left a whiteout for /motd in the upper, hiding the one in layer 2 (top)\n"
-        "mkdir[PID] mkdir: made directory /made in the upper\n"
+        f"bash[{shell.pid}] needed directory /d in the upper (open): copied it up from layer 1 (bottom), "
+        "without what is in it\n"
+        f"bash[{shell.pid}] opened /d/deep for writing: copied 5B up from layer 1 (bottom)\n"
+        f"bash[{shell.pid}] wrote 5B to /d/deep in the upper\n"
+        "rm[PID] removed /motd: left a whiteout, hiding the one in layer 2 (top)\n"
+        "mkdir[PID] made directory /made in the upper\n"
     )
     assert process.returncode == 0
 

@@ -28,6 +28,7 @@ from tests.conftest import PATIENCE, unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
+from tests.places import BIN, MINUTE
 
 # fusermount3 wants a user that has a name.
 USER = pwd.getpwnam("nobody").pw_uid
@@ -92,6 +93,41 @@ def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> 
         mounts.unmount(b"view")
 
     as_user(home, session)
+
+
+@pytest.mark.parametrize("runtime", [f"/run/user/{USER}", ""], ids=["XDG_RUNTIME_DIR", "none"])
+def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
+    if problem := why_no_mounts() or why_unavailable("kernel-front"):
+        pytest.skip(problem)
+    if not shutil.which("fusermount3") or os.path.exists(f"/run/user/{USER}"):
+        pytest.skip("needs fusermount3, and that this user is not logged in")
+
+    def session(action: Callable[[], None]) -> None:
+        os.environ.pop("XDG_RUNTIME_DIR")
+        if runtime:
+            os.environ["XDG_RUNTIME_DIR"] = runtime
+        action()
+
+    def change() -> None:
+        os.mkdir("view/made")
+        mounts.unmount(b"view")
+
+    if runtime:
+        builders.directories(Path("/"), runtime[1:])
+        os.chown(runtime, USER, USER)
+    try:
+        as_user(home, lambda: session(lambda: mount("kernel", ",userxattr")))
+        _, _, socket = records.place_in_view(os.fsencode(home / "view"), follow=True)
+        record = records.record_beside(socket)
+        assert record is not None and record.labels == ["layer 2 (top)", "layer 1 (bottom)"]
+        command = [BIN / "overlayfs-demo", "watch", home / "view"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
+            assert watcher.stderr is not None and "watching" in watcher.stderr.readline()
+            as_user(home, lambda: session(change))
+            assert "made directory /made in the upper" in watcher.communicate(timeout=MINUTE)[0]
+    finally:
+        unmount_all(str(home))
+        shutil.rmtree(runtime or f"/tmp/overlayfs-demo-{USER}")
 
 
 def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:

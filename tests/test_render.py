@@ -73,10 +73,10 @@ def test_ordinary_characters_are_left_alone(path: str) -> None:
 
 
 @pytest.mark.parametrize("action", Action)
-def test_sentence_names_call_and_path(action: Action) -> None:
+def test_sentence_names_who_and_path_and_an_unusual_call(action: Action) -> None:
     words = sentence(event(action))
-    assert words.startswith("kernel verb: ")
-    assert "/etc/motd" in words
+    assert words.startswith("kernel ")
+    assert "/etc/motd" in words and "(verb)" in words
 
 
 @pytest.mark.parametrize("action", Action)
@@ -89,7 +89,7 @@ def test_sentence_names_what_the_event_holds(action: Action) -> None:
 
 def test_directory_copied_up_is_told_with_its_layer_and_without_a_size() -> None:
     words = sentence(Event(Action.COPY_UP, b"/etc", 0, 0, "unlink", layer=LAYER, detail="directory"))
-    assert f"directory /etc up from {LAYER}" in words
+    assert "needed directory /etc in the upper (unlink)" in words and f"copied it up from {LAYER}" in words
     assert "0B" not in words
 
 
@@ -99,8 +99,25 @@ def test_no_two_actions_have_the_same_words() -> None:
 
 
 @pytest.mark.parametrize("action", Action)
-def test_event_without_a_call_is_named_by_its_action(action: Action) -> None:
-    assert sentence(event(action, call="")).startswith(f"kernel {action.value}: ")
+def test_a_call_that_says_nothing_new_is_left_out(action: Action) -> None:
+    own = "utimensat" if action is Action.UTIMENS else action.value
+    assert sentence(event(action, call="")) == sentence(event(action, call=own))
+    assert "(" not in sentence(event(action, call=own)).replace(LAYER, "")
+
+
+@pytest.mark.parametrize(
+    ("action", "call", "words"),
+    [
+        (Action.COPY_UP, "open", f"kernel opened /etc/motd for writing: copied 1.23MB up from {LAYER}"),
+        (Action.COPY_UP, "chmod", f"kernel changed the mode of /etc/motd: copied 1.23MB up from {LAYER}"),
+        (Action.COPY_UP, "unlink", f"kernel removed a name of /etc/motd: copied 1.23MB up from {LAYER}"),
+        (Action.WHITEOUT, "unlink", f"kernel removed /etc/motd: left a whiteout, hiding the one in {LAYER}"),
+        (Action.WHITEOUT, "rename", f"kernel renamed /etc/motd away: left a whiteout, hiding the one in {LAYER}"),
+        (Action.TRUNCATE, "open", "kernel cut /etc/motd to 1.23MB in the upper (open)"),
+    ],
+)
+def test_the_call_says_why(action: Action, call: str, words: str) -> None:
+    assert sentence(event(action, call=call)) == words
 
 
 @pytest.mark.parametrize("action", Action)
@@ -132,7 +149,7 @@ def test_process_that_does_not_exist_is_a_number() -> None:
 
 
 def test_sentence_begins_with_the_process() -> None:
-    assert sentence(event(Action.CREATE, pid=os.getpid())).startswith(f"{who(os.getpid())} verb: ")
+    assert sentence(event(Action.CREATE, pid=os.getpid())).startswith(f"{who(os.getpid())} created ")
 
 
 def test_process_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:

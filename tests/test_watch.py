@@ -7,8 +7,11 @@ import os
 import re
 import select
 import signal
+import socket
 import stat
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from overlayfs_demo.events import Action, Event
 from overlayfs_demo.overlay.engine import Overlay, Stack
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.conftest import why_unavailable
+from tests.contract.subjects import in_child
 from tests.places import BIN, MINUTE, Place, fails, run
 
 COMMAND = str(BIN / "overlayfs-demo")
@@ -85,8 +89,8 @@ def test_a_copy_up_is_told_with_command_pid_path_layer_and_bytes(mounted: Place)
         pid = shell(mounted, "echo x >> motd")
         assert mounted.umount().returncode == 0
         assert watcher.ends() == (
-            f"sh[{pid}] open: copied /motd up from layer 2 (top), 6B of data\n"
-            f"sh[{pid}] write: wrote 2B to /motd in the upper\n"
+            f"sh[{pid}] opened /motd for writing: copied 6B up from layer 2 (top)\n"
+            f"sh[{pid}] wrote 2B to /motd in the upper\n"
         )
 
 
@@ -109,7 +113,7 @@ def test_rm_tells_of_a_whiteout_and_names_a_process_that_has_gone(mounted: Place
         assert mounted.umount().returncode == 0
         told = watcher.ends()
     assert re.fullmatch(
-        r"rm\[\d+\] unlink: left a whiteout for /motd in the upper, hiding the one in layer 2 \(top\)\n", told
+        r"rm\[\d+\] removed /motd: left a whiteout, hiding the one in layer 2 \(top\)\n", told
     )
 
 
@@ -153,6 +157,36 @@ def test_any_bytes_of_a_name_are_told(mounted: Place) -> None:
         assert as_text.ends().endswith("made directory /\\udcff\\n\\x1b in the upper\n")
 
 
+def test_questions_are_counted_and_told_in_the_end_beside_the_sentences(mounted: Place) -> None:
+    with watching(mounted) as watcher:
+        shell(mounted, "cat motd > /dev/null; ls -l . d > /dev/null; cat nothing 2> /dev/null || true")
+        assert mounted.umount().returncode == 0
+        told, complaint = watcher.process.communicate(timeout=MINUTE)
+    assert told == ""
+    last = complaint.splitlines()[-1]
+    assert last.startswith("overlayfs-demo: meanwhile the mount answered ")
+    numbers = {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) ([a-z ]+)", last)}
+    assert numbers["open"] == 1 and numbers["directory read"] >= 2
+    # libfuse asks for attributes where the kernel asks for a name, and what was listed need not be asked for.
+    assert numbers.get("lookup", 0) + numbers.get("stat", 0) >= 1
+
+
+def test_a_watcher_that_is_interrupted_knows_the_last_counters(mounted: Place) -> None:
+    with watching(mounted) as watcher:
+        shell(mounted, "cat motd > /dev/null")
+        watcher.process.send_signal(signal.SIGINT)
+        told, complaint = watcher.process.communicate(timeout=MINUTE)
+    assert told == "" and re.search(r"meanwhile the mount answered .*\b1 open\b", complaint)
+
+
+def test_what_was_asked_before_is_not_told(mounted: Place) -> None:
+    shell(mounted, "cat motd > /dev/null")
+    with watching(mounted) as watcher:
+        assert mounted.umount().returncode == 0
+        _, complaint = watcher.process.communicate(timeout=MINUTE)
+    assert not re.search(r"\bopens?\b", complaint)
+
+
 # --- who watches ----------------------------------------------------------------------------------
 
 
@@ -181,6 +215,20 @@ def test_a_watcher_that_is_killed_or_does_not_read_disturbs_nobody(mounted: Plac
         shell(mounted, "for name in $(seq 200); do echo x > file$name; done")
         assert (mounted.view / "file200").read_text() == "x\n"
         assert mounted.umount().returncode == 0
+
+
+def test_a_watcher_that_does_not_read_hardly_delays_the_end(served: tuple[Overlay, Path], place: Place) -> None:
+    overlay, path = served
+    server = Server(path.with_name("other.sock"), overlay, Counter())
+    server.start()
+    with Connection(path.with_name("other.sock"), "view") as connection:
+        connection.attach()
+        for _ in range(10_000):
+            overlay.events.emit(Event(Action.MKDIR, b"/made" * 100, 0, 0, "mkdir"))
+        start = time.monotonic()
+        server.close()
+        assert time.monotonic() - start < 1.5
+        assert not overlay.events.listening
 
 
 def test_a_foreground_mount_can_be_watched(place: Place) -> None:
@@ -230,7 +278,7 @@ def served(place: Place) -> Iterator[tuple[Overlay, Path]]:
     directory.mkdir()
     lowers = tuple(os.fsencode(place / name) for name in ("top", "bottom"))
     overlay = Overlay(Stack(lowers, os.fsencode(place / "upper"), os.fsencode(place / "work")))
-    server = Server(directory / "it.sock", overlay)
+    server = Server(directory / "it.sock", overlay, Counter())
     server.start()
     yield overlay, directory / "it.sock"
     server.close()
@@ -263,6 +311,24 @@ def test_events_that_nobody_reads_are_counted(served: tuple[Overlay, Path]) -> N
             told += "action" in answer
             dropped += answer.get("dropped", 0)
     assert told + dropped == many and dropped > 0
+
+
+def test_nobody_but_its_user_and_root_is_answered(served: tuple[Overlay, Path]) -> None:
+    overlay, path = served
+    path.chmod(0o666)  # Were the file's mode all that keeps others out, this would let them in.
+
+    def stranger() -> None:
+        os.chdir(path.parent)  # Nobody else may go through the directories above.
+        os.setresuid(65534, 65534, 65534)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(path.name)
+            with connection.makefile() as answers:  # It is refused before it has asked.
+                said = answers.read()
+        assert json.loads(said) == {"error": "only user 0 and root may ask this daemon"}, said
+
+    in_child(stranger)
+    assert not overlay.events.listening
 
 
 @pytest.mark.parametrize(

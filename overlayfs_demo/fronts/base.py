@@ -7,8 +7,9 @@ encodes the answer: no rule of the union lives here.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from overlayfs_demo.overlay.engine import Overlay
@@ -26,7 +27,9 @@ class View:
 
     `source` is what mount(8) lists as the device. `flags` are mount(2)'s MS_* flags. `timeout` is for how
     many seconds the kernel may trust names and attributes without asking again; None lets the front choose.
-    `allow_other` lets all users in, not just the one who mounts.
+    `allow_other` lets all users in, not just the one who mounts. `asked` counts the requests by their names, such
+    as `lookup`. Always: to add one costs no more than to find out whether anybody wants to know. Threads add
+    without a lock, so a request may be missed now and then.
     """
 
     overlay: Overlay
@@ -35,6 +38,7 @@ class View:
     flags: int = 0
     timeout: float | None = None
     allow_other: bool = True
+    asked: Counter[str] = field(default_factory=Counter)
 
     @property
     def checked(self) -> bool:

@@ -115,6 +115,7 @@ class Callbacks:
 
     def __init__(self, view: View, ready: Callable[[], None]) -> None:
         self._overlay = view.overlay
+        self._asked = view.asked
         self._always = os.O_NOATIME if view.flags & syscalls.MS_NOATIME else 0
         self._ready = ready
         self.answered = False
@@ -135,6 +136,7 @@ class Callbacks:
     def __call__(self, name: str, *arguments: Any) -> Any:
         """fusepy's only way in: every request is a call of this, with the method's name."""
         self._closing.pop(threading.get_ident(), None)
+        self._asked[name] += 1
         try:
             return getattr(self, name)(*arguments)
         except OSError as error:

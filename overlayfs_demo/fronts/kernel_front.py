@@ -90,6 +90,7 @@ class Session:
         self._device = fd
         # With POSIX ACLs the kernel checks permissions whether that was asked for or not.
         self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
+        self._asked = view.asked
         self._turn = Turn()
         follows = view.timeout is None and view.overlay.behind.start()
         self._requests = Requests(view, self._turn.pass_on, self._store, self._distrust)
@@ -163,6 +164,7 @@ class Session:
                 # The kernel stops sending what gets ENOSYS.
                 self._fail(request.unique, errno.ENOSYS)
             return
+        self._asked[handler.__name__] += 1
         try:
             payload = handler(request)
         except OSError as error:
