@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 for _part in (
     "records", "control", "mounts", "render", "docker_format", "containers", "commands", "store_verbs",
     "terminal", "build_command", "image_commands", "watch_command", "which_command", "analysis_commands",
-    "container_commands", "cli", "__main__",
+    "container_commands", "tour", "tour_command", "cli", "__main__",
 ):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 
