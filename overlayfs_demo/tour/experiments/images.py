@@ -50,12 +50,14 @@ def _layers(**titles: str) -> Mapping[str, str]:
 
 def _shipped(stage: Stage) -> int:
     """The data of all files in the layers that build-layers made."""
-    return sum(one.size for one in stage.tree("layers").values() if one.kind is Kind.FILE)
+    return sum(
+        one.size for path, one in stage.tree("layers").items() if one.kind is Kind.FILE and not path.startswith(".")
+    )
 
 
 _BUILD = "build-layers --userxattr app.tar layers > log 2>&1"
-_HISTORY = "overlayfs-demo history --human false {} | cut -c 44-100"
-_SIZES = "find layers -type f -printf '%9s  %P\\n' | sort -k 2"
+_HISTORY = "overlayfs-demo history --human false {} | cut -c 39-"
+_SIZES = "find layers/0* -type f -printf '%9s  %p\\n' | sort -k 2"
 
 EXPERIMENTS = (
     Experiment(
@@ -180,7 +182,7 @@ EXPERIMENTS = (
                 "A /new", "C /motd", "D /notes",
             ]),
             Check("the images differ by just that", lambda stage: sorted(stage.done[7].output.splitlines()) == [
-                "A /new", "C /motd", "D /notes",
+                "A /new", "C /motd (6B -> 8B)", "D /notes",
             ]),
             Check("history has one more step, with 12 bytes", lambda stage: "12" in stage.done[6].output),
         ),
