@@ -15,11 +15,12 @@ from overlayfs_demo import docker_format
 from overlayfs_demo.commands import PROGRAM, Verbs, put, put_json
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.mount_options import FRONTS
-from overlayfs_demo.tour import labs
-from overlayfs_demo.tour.experiment import Experiment, introduce, perform, wrapped
-from overlayfs_demo.tour.experiments import ALL
-from overlayfs_demo.tour.stage import stage
 from overlayfs_demo.terminal import put_styled, put_table
+from overlayfs_demo.tour.experiment import Experiment, introduce, labelled, perform, wrapped
+from overlayfs_demo.tour.experiments import ALL
+from overlayfs_demo.tour.lab import judge, set_up, work
+from overlayfs_demo.tour.labs import LABS
+from overlayfs_demo.tour.stage import stage
 
 
 class _Listed(Protocol):
@@ -138,29 +139,29 @@ def _ask(question: str) -> str:
 
 def _lab(arguments: argparse.Namespace) -> int:
     if arguments.list:
-        return _list(labs.LABS, arguments.json)
+        return _list(LABS, arguments.json)
     if arguments.json:
         raise UsageError("--json is for the list", "add --list")
     if arguments.name is None:
         raise UsageError("which lab?", f"'{PROGRAM} lab --list' says what there is")
-    lab = _find(labs.LABS, arguments.name, "lab")
+    lab = _find(LABS, arguments.name, "lab")
     signal.signal(signal.SIGHUP, _hang_up)
     at_terminal = not arguments.check_only and sys.stdin.isatty() and sys.stdout.isatty()
     if arguments.at is not None:
         _make_empty(arguments.at)
     with stage(arguments.front, arguments.at) as made:
-        labs.set_up(lab, made)
+        set_up(lab, made)
         put_styled([(f"{lab.name}: {lab.summary}\n", "bold")])
         put(wrapped(lab.task))
         if at_terminal:
             put("\nThe shell starts where lower, upper and merged are. Leave it with: exit\n")
         while True:
-            labs.shell(made, os.environ.get("SHELL") or "sh" if at_terminal else "sh")
-            mistake = labs.judge(lab, made)
+            work(lab, made, os.environ.get("SHELL", "sh") if at_terminal else "sh")
+            mistake = judge(lab, made)
             if not mistake:
-                put_styled([("Solved. ", "bold green"), (wrapped(f"Solved. {lab.solved}").removeprefix("Solved. "), "")])
+                put_styled(labelled("Solved.", "bold green", lab.solved))
                 return 0
-            put_styled([("Not yet. ", "bold yellow"), (wrapped(f"Not yet. {mistake}").removeprefix("Not yet. "), "")])
+            put_styled(labelled("Not yet.", "bold yellow", mistake))
             if not at_terminal or _ask("try again? [Y/n] ") in ("n", "q"):
                 return 1
 

@@ -41,13 +41,9 @@ def whiteout(path: str) -> Check:
     return Check(f"{path} is a whiteout: a character device 0/0", _is(path, Kind.WHITEOUT))
 
 
-def directory(path: str) -> Check:
-    """It is a directory without any mark."""
-    def holds(stage: Stage) -> bool:
-        found = entry(stage, path)
-        return found is not None and found.kind is Kind.DIRECTORY and not found.opaque and not found.redirect
-
-    return Check(f"{path} is a directory", holds)
+def file(path: str) -> Check:
+    """It is a file."""
+    return Check(f"{path} is a file", _is(path, Kind.FILE))
 
 
 def opaque(path: str) -> Check:
@@ -57,7 +53,9 @@ def opaque(path: str) -> Check:
 
 def redirect(path: str, to: str) -> Check:
     """It is a directory whose lower part has another name."""
-    return Check(f'{path} has the mark redirect="{to}"', lambda stage: getattr(entry(stage, path), "redirect", "") == to)
+    return Check(
+        f'{path} has the mark redirect="{to}"', lambda stage: getattr(entry(stage, path), "redirect", "") == to
+    )
 
 
 def absent(path: str) -> Check:

@@ -91,6 +91,11 @@ def wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(" ".join(text.split()), WIDTH - 1, subsequent_indent=indent, break_on_hyphens=False) + "\n"
 
 
+def labelled(label: str, style: str, text: str) -> Pieces:
+    """The text in lines of a terminal's width, after a word in that style."""
+    return [(label, style), (wrapped(f"{label} {text}", " " * (len(label) + 1)).removeprefix(label), "")]
+
+
 def _do(command: str | Refused, stage: Stage, put: Put) -> None:
     typed = command.command if isinstance(command, Refused) else command
     put([(f"$ {typed}\n", "bold cyan")])
@@ -109,6 +114,5 @@ def _folded(line: str) -> list[str]:
 
 def _told(check: Check, stage: Stage, put: Put) -> bool:
     holds = check.holds(stage)
-    verdict, style = ("[ok]", "green") if holds else ("[DOES NOT HOLD]", "bold red")
-    put([(verdict, style), (wrapped(f"{verdict} {check.says}", " " * 5).removeprefix(verdict), "")])
+    put(labelled("[ok]", "green", check.says) if holds else labelled("[DOES NOT HOLD]", "bold red", check.says))
     return holds

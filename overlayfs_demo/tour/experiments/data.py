@@ -12,8 +12,8 @@ EXPERIMENTS = (
     Experiment(
         name="new-file",
         summary="a new file goes to the upper",
-        question="""An overlay shows several directories as one, called merged. Here it is made of two: lower, which
-            is only read, and upper, which takes all changes. You make a new file in merged: where will it be?""",
+        question="""An overlay shows several directories as one, called merged. Here it is made of two: lower, which is
+            only read, and upper, which takes all changes. You make a new file in merged: where will it be?""",
         layers={"lower": {"motd": "hello\n"}},
         mounted=False,
         do=(
@@ -36,8 +36,8 @@ EXPERIMENTS = (
             checks.text("upper/motd", "good morning\n"), checks.text("lower/motd", "hello\n"),
             checks.exactly("upper", "motd"),
         ),
-        explained="""Before the first write a file of the lower is copied into the upper: this is copy-up, and from then
-            on the copy is seen. notes was not written, so it was not copied.""",
+        explained="""Before the first write a file of the lower is copied into the upper: this is copy-up, and from
+            then on the copy is seen. notes was not written, so it was not copied.""",
     ),
     Experiment(
         name="append",
@@ -70,8 +70,8 @@ EXPERIMENTS = (
     Experiment(
         name="open-reader",
         summary="who has a file open sees what is written after its copy-up",
-        question="""A reader opens log, which lies in the lower. Before it reads on, somebody appends a line, and log is
-            copied up. Will the reader, who opened the file of the lower, see the new line?""",
+        question="""A reader opens log, which lies in the lower. Before it reads on, somebody appends a line, and log
+            is copied up. Will the reader, who opened the file of the lower, see the new line?""",
         layers={"lower": {"log": "first line\n"}},
         do=("(read line; echo 'second line' >> merged/log; cat) < merged/log",),
         checks=(

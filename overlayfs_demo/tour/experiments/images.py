@@ -102,8 +102,8 @@ EXPERIMENTS = (
     Experiment(
         name="delete-does-not-shrink",
         summary="deleting in a later layer does not shrink an image",
-        question="""A Dockerfile has RUN make-cache, which leaves 2 MB, and in the next line RUN rm cache. How big is the
-            image?""",
+        question="""A Dockerfile has RUN make-cache, which leaves 2 MB, and in the next line RUN rm cache. How big is
+            the image?""",
         prepare=images(app=(
             Step(_BASE, tar().file("motd", "hello\n").finished()),
             Step("/bin/sh -c make-cache", tar().file("cache", big(2_000_000)).finished()),
@@ -186,7 +186,7 @@ EXPERIMENTS = (
             ]),
             Check("history has one more step, with 12 bytes", lambda stage: "12" in stage.done[6].output),
         ),
-        explained="""Whatever the upper holds is a change: Added, Changed or Deleted. commit packs it into one more layer
-            on top of the old ones, which are not copied.""",
+        explained="""Whatever the upper holds is a change: Added, Changed or Deleted. commit packs it into one more
+            layer on top of the old ones, which are not copied.""",
     ),
 )

@@ -47,7 +47,7 @@ EXPERIMENTS = (
             Check("both printed the same", lambda stage: stage.done[2].output == stage.done[4].output != ""),
             checks.whiteout("upper/notes"), checks.opaque("upper/docs"), checks.exactly("merged"),
         ),
-        explained="""Whiteouts and opaque marks are written here as the kernel writes them, so an upper can go from one to
-            the other. It works the other way round, too.""",
+        explained="""Whiteouts and opaque marks are written here as the kernel writes them, so an upper can go from one
+            to the other. It works the other way round, too.""",
     ),
 )

@@ -71,9 +71,9 @@ EXPERIMENTS = (
             checks.redirect("upper/papers", "docs"), checks.whiteout("upper/docs"),
             checks.exactly("upper", "docs", "papers"), checks.same("lower/docs/big", "merged/papers/big"),
         ),
-        explained="""Only the directory itself is made in the upper, with the mark redirect, which says what it is called
-            below. With the option userxattr, as in this tour, the kernel's overlayfs does not follow such marks; with
-            root's trusted.* attributes it does.""",
+        explained="""Only the directory itself is made in the upper, with the mark redirect, which says what it is
+            called below. With the option userxattr, as in this tour, the kernel's overlayfs does not follow such
+            marks; with root's trusted.* attributes it does.""",
     ),
     Experiment(
         name="hard-link",

@@ -66,14 +66,14 @@ EXPERIMENTS = (
     Experiment(
         name="directory-over-file",
         summary="a directory over a file does not let it through",
-        question="""Now the other way round: in the bottom, thing is a file, and you put a directory in its place.
-            Does it need an opaque mark to be empty?""",
+        question="""Now the other way round: in the bottom, thing is a file, and you put a directory in its place. Does
+            it need an opaque mark to be empty?""",
         layers={"bottom": {"thing": "a file\n"}},
         do=("rm merged/thing", "mkdir merged/thing", "ls -A merged/thing"),
         look=side_by_side("bottom"),
         checks=(checks.exactly("merged", "thing"), checks.exactly("upper", "thing")),
-        explained="""A directory can merge with directories only, so it ends the search at the file. The upper holds the
-            new directory; whether it is also marked opaque makes no difference to what is seen.""",
+        explained="""A directory can merge with directories only, so it ends the search at the file. The upper holds
+            the new directory; whether it is also marked opaque makes no difference to what is seen.""",
     ),
     Experiment(
         name="read-only",
@@ -91,8 +91,8 @@ EXPERIMENTS = (
             checks.printed("Read-only file system", by=1), checks.printed("Read-only file system", by=2),
             checks.exactly("merged", "motd", "notes"),
         ),
-        explained="""With no place for changes the whole mount is read-only, and every change fails with EROFS. An image
-            alone is such a stack: it becomes a container by an upper on top.""",
+        explained="""With no place for changes the whole mount is read-only, and every change fails with EROFS. An
+            image alone is such a stack: it becomes a container by an upper on top.""",
     ),
     Experiment(
         name="discard-upper",
@@ -108,8 +108,8 @@ EXPERIMENTS = (
         checks=(
             checks.exactly("upper"), checks.exactly("merged", "motd", "notes"), checks.text("merged/notes", "notes\n"),
         ),
-        explained="""All changes are in the upper, so throwing it away undoes them. That is what happens to a container's
-            changes when it is removed: docker rm.""",
+        explained="""All changes are in the upper, so throwing it away undoes them. That is what happens to a
+            container's changes when it is removed: docker rm.""",
     ),
     Experiment(
         name="another-stack",
