@@ -11,11 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from overlayfs_demo import docker_format
 from overlayfs_demo.commands import PROGRAM, Verbs, put, put_json
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.mount_options import FRONTS
-from overlayfs_demo.terminal import put_styled, put_table
+from overlayfs_demo.terminal import put_styled
 from overlayfs_demo.tour.experiment import Experiment, introduce, labelled, perform, wrapped
 from overlayfs_demo.tour.experiments import ALL
 from overlayfs_demo.tour.lab import judge, set_up, work
@@ -73,11 +72,13 @@ def _verb(
 
 
 def _list(what: Sequence[_Listed], as_json: bool) -> int:
-    rows = [(str(number), one.name, one.summary) for number, one in enumerate(what, 1)]
     if as_json:
         put_json([{"Number": number, "Name": one.name, "Summary": one.summary} for number, one in enumerate(what, 1)])
-    else:
-        put_table(docker_format.table(("NO", "NAME", "WHAT IT SHOWS"), rows), {"NAME": "cyan"})
+        return 0
+    # docker's table would be wider than a terminal.
+    width = max(len(one.name) for one in what)
+    for number, one in enumerate(what, 1):
+        put_styled([(f"{number:>2}  ", "dim"), (one.name.ljust(width), "cyan"), (f"  {one.summary}\n", "")])
     return 0
 
 
@@ -154,7 +155,8 @@ def _lab(arguments: argparse.Namespace) -> int:
         put_styled([(f"{lab.name}: {lab.summary}\n", "bold")])
         put(wrapped(lab.task))
         if at_terminal:
-            put("\nThe shell starts where lower, upper and merged are. Leave it with: exit\n")
+            put(wrapped(f"The shell starts in {made.root}. When you are done, leave it: exit"))
+        put("\n")
         while True:
             work(lab, made, os.environ.get("SHELL", "sh") if at_terminal else "sh")
             mistake = judge(lab, made)

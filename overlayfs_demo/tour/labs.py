@@ -168,8 +168,8 @@ LABS: tuple[Lab, ...] = (
             also_holds("motd", rule="""Whatever is written is copied up, and whatever is made stays in the upper.
                 Remove what is too much from the upper itself: rm upper/..."""),
             is_a(Kind.WHITEOUT, "upper/motd", "You deleted motd: remove the whiteout from the upper, and write motd."),
-            same_data("lower/motd", "upper/motd", "It was copied up, for a new mode or time does that, too. Change its "
-                      "text: echo ... > merged/motd"),
+            same_data("lower/motd", "upper/motd", """A new mode or time copies a file up as well, but its text is
+                still the old one: echo ... > merged/motd"""),
         ),
         goals=(checks.exactly("upper", "motd"), checks.file("upper/motd")),
         solved="The first write copied motd up. The lower still has the old text.",
@@ -183,7 +183,7 @@ LABS: tuple[Lab, ...] = (
         mistakes=(
             _image_whiteout,
             nothing_at("upper/notes", "So notes of the lower is still seen. Delete it in merged: rm merged/notes"),
-            is_a(Kind.FILE, "upper/notes", "Also an empty file is a file, and is seen. Delete it: rm merged/notes"),
+            is_a(Kind.FILE, "upper/notes", "An empty file is a file all the same, and is seen: rm merged/notes"),
             also_holds("notes", rule="""A whiteout alone was asked for. If you renamed notes: a rename is a copy under
                 the new name, and a whiteout for the old one."""),
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,8 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
 
-# How long a shown command may take, in seconds.
-_PATIENCE = 300
+# How long a command may take, and how much longer when we are interrupted, in seconds.
+_PATIENCE, _LAST_WORDS = 300, 10
 _PACKAGE = Path(__file__).parents[2]
 _PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo.build_command"}
 # Where the programs and the store are: not in sight of `ls`.
@@ -86,11 +87,11 @@ class Stage:
         """Run a command as it is typed, and remember it."""
         kept = {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "TMPDIR") if name in os.environ}
         environment = kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": str(self.root), "SOURCE_DATE_EPOCH": "1704067200"}
-        process = subprocess.run(
+        with subprocess.Popen(
             ["sh", "-c", command], cwd=self.root, env=environment | self.environment(), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, umask=0o022, timeout=_PATIENCE, check=False,
-        )
-        output = process.stdout.decode("utf-8", "replace")
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, umask=0o022, process_group=0,
+        ) as process:
+            output = _output(process).decode("utf-8", "replace")
         done = Done(command, output.replace(f"{self.root}/", "").replace(str(self.root), "."), process.returncode)
         self.done.append(done)
         return done
@@ -112,6 +113,21 @@ class Stage:
                     mounts.unmount(os.fsencode(where), lazy=True)
 
 
+def _output(process: subprocess.Popen[bytes]) -> bytes:
+    """All that a command prints. It is in a process group of its own, so that Ctrl-C interrupts us alone.
+
+    Then it may end what it does: a mount that is half made could not be found and unmounted.
+    """
+    try:
+        return process.communicate(timeout=_PATIENCE)[0]
+    except BaseException:
+        try:
+            process.wait(_LAST_WORDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
 def mount_command(*lowers: str) -> str:
     """The command that mounts upper and these, the topmost first."""
     what = f"userxattr,lowerdir={':'.join(lowers)},upperdir=upper,workdir=work"
@@ -131,8 +147,7 @@ def stage(front: str | None = None, at: Path | None = None) -> Iterator[Stage]:
             made.unmount()
     finally:
         os.umask(before)
-        if at is None:
-            shutil.rmtree(root, onerror=_open_up)
+        shutil.rmtree(root if at is None else root / _BIN, onerror=_open_up)
 
 
 def _open_up(_remove: object, path: str, _error: object) -> None:

@@ -69,7 +69,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="open-reader",
-        summary="who has a file open sees what is written after its copy-up",
+        summary="an open reader sees what is written after copy-up",
         question="""A reader opens log, which lies in the lower. Before it reads on, somebody appends a line, and log
             is copied up. Will the reader, who opened the file of the lower, see the new line?""",
         layers={"lower": {"log": "first line\n"}},
