@@ -265,8 +265,8 @@ def test_picture_shows_each_kind_as_what_it_is() -> None:
         "docs/   dir                dir, opaque",
         "  a     1.5kB, x, 2 links  -",
         "link    -> docs/a          whiteout",
-        "pipe    special file       -",
         "moved/  -                  dir, redirect",
+        "pipe    special file       -",
         'upper/moved has the mark redirect="/old"',
     ]
 
