@@ -43,7 +43,7 @@ def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "shows lower, upper and merged, and checks on the disk whatever it says.",
         f"{PROGRAM} tour\n  {PROGRAM} tour delete re-create\n  {PROGRAM} tour --yes > slides.txt",
     )
-    tour.add_argument("names", nargs="*", metavar="NAME", help="only these experiments, in this order")
+    tour.add_argument("names", nargs="*", metavar="NAME", help="only these experiments, by name or number")
     tour.add_argument("--yes", "-y", action="store_true", help="do not wait for Enter")
     tour.set_defaults(run=_tour)
     lab = _verb(
@@ -116,10 +116,13 @@ def _tour(arguments: argparse.Namespace) -> int:
             count, wrong = _perform(one, arguments.front)
             told, checked = told + 1, checked + count
             failed += [f"{one.name}: {sentence}" for sentence in wrong]
-        put("\n")
+            put("\n")
+            # What there is to look at must not be scrolled away by the next question.
+            if asks and one is not chosen[-1] and _ask("Enter: next, q: leave ") == "q":
+                break
     if failed:
         raise OverlayError(f"{len(failed)} of {checked} sentences do not hold", "; ".join(failed))
-    put(wrapped(f"{told} experiments, {checked} sentences checked on the disk: all hold."))
+    put(wrapped(f"Experiments: {told}. Sentences checked on the disk: {checked}. All of them hold."))
     return 0
 
 
@@ -155,7 +158,7 @@ def _lab(arguments: argparse.Namespace) -> int:
         put_styled([(f"{lab.name}: {lab.summary}\n", "bold")])
         put(wrapped(lab.task))
         if at_terminal:
-            put(wrapped(f"The shell starts in {made.root}. When you are done, leave it: exit"))
+            put(wrapped(f"The shell starts in {made.root}. Leave it with Ctrl-D when you are done."))
         put("\n")
         while True:
             work(lab, made, os.environ.get("SHELL", "sh") if at_terminal else "sh")

@@ -101,4 +101,5 @@ def test_only_verbs_without_a_result_have_no_json() -> None:
     without = {name for name, verb in verbs.choices.items() if "--json" not in verb.format_help()}
     assert without == WITHOUT
     tried = {words[0] for words in TABLES + RESULTS}
-    assert set(verbs.choices) - tried == WITHOUT | {"watch"}, "test_watch.py tries that one"
+    elsewhere = {"watch", "tour", "lab"}
+    assert set(verbs.choices) - tried == WITHOUT | elsewhere, "test_watch.py, test_tour.py and test_labs.py try those"

@@ -13,6 +13,7 @@ import pytest
 
 from overlayfs_demo.tour.labs import LABS
 from overlayfs_demo.tour.picture import WIDTH
+from tests.conftest import unmount_all
 from tests.places import BIN, MINUTE, fails, run
 from tests.test_tour import at_terminal, temporary
 
@@ -113,6 +114,19 @@ def test_the_directory_one_names_is_kept(temporary: Path) -> None:
         fails(lab("whiteout", "", "--at", where / "new"), "is not empty", status=2)
     finally:
         shutil.rmtree(where)
+
+
+def test_what_the_learner_mounted_is_not_emptied(temporary: Path) -> None:
+    where = temporary.parent / "precious"
+    where.mkdir()
+    (where / "file").write_text("1")
+    done = lab("whiteout", f"rm merged/notes; mkdir bound; mount --bind {where} bound")
+    assert done.returncode == 1
+    assert "bound is still mounted: unmount it, and remove" in done.stderr and done.stderr.count("\n") == 1
+    assert (where / "file").read_text() == "1"
+    unmount_all(str(temporary))
+    for left in temporary.iterdir():
+        shutil.rmtree(left)
 
 
 def test_who_made_a_mistake_may_try_again(temporary: Path) -> None:

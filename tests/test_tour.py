@@ -89,7 +89,7 @@ def test_experiment_is_done_shown_and_holds(told: str, name: str) -> None:
 
 def test_no_line_is_wider_than_a_terminal(told: str) -> None:
     assert max(map(len, told.splitlines())) <= WIDTH
-    assert told.splitlines()[-1].startswith(f"{len(ALL)} experiments")
+    assert told.splitlines()[-1].startswith(f"Experiments: {len(ALL)}. ")
 
 
 def test_nothing_told_depends_on_machine_or_moment(told: str) -> None:
@@ -219,6 +219,12 @@ def at_terminal(typed: str, *words: str) -> str:
 def test_a_learner_is_asked_before_it_is_done(temporary: Path) -> None:
     shown = at_terminal("\n", "tour", "new-file")
     assert shown.index("where will it be?") < shown.index("Enter: go on, q: leave, n: skip") < shown.index("$ ls")
+    assert shown.endswith("status 0")
+
+
+def test_a_learner_has_time_to_look_before_the_next_question(temporary: Path) -> None:
+    shown = at_terminal("\nq\n", "tour", "edit", "delete")
+    assert "[ok]" in shown and "Enter: next, q: leave" in shown and "delete" not in shown
     assert shown.endswith("status 0")
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs_demo import mounts, records
+from overlayfs_demo import mount_table, mounts, records
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
@@ -41,10 +41,10 @@ class Done:
 
 
 class Stage:
-    """The directory `root`, which must exist and be empty. `front` serves what its commands mount."""
+    """The directory `root`, an absolute path, which must exist and be empty. `front` serves what its commands mount."""
 
     def __init__(self, root: Path, front: str | None = None) -> None:
-        self.root = root.resolve()
+        self.root = root
         self.done: list[Done] = []
         # How the layers looked when they were made.
         self.before: dict[str, Tree] = {}
@@ -104,13 +104,22 @@ class Stage:
         self.done.remove(done)
 
     def unmount(self) -> None:
-        """Unmount everything that is mounted here, whoever uses it. Raises MountError."""
-        for where in sorted(records.mounted(), reverse=True):
-            if Path(where).is_relative_to(self.root):
-                try:
-                    mounts.unmount(os.fsencode(where))
-                except MountError:
-                    mounts.unmount(os.fsencode(where), lazy=True)
+        """Unmount all views that are mounted here, whoever uses them. Raises MountError: something is left."""
+        _unmount_below(self.root)
+
+
+def _unmount_below(root: Path) -> None:
+    for where in sorted(records.mounted(), reverse=True):
+        if Path(where).is_relative_to(root):
+            try:
+                mounts.unmount(os.fsencode(where))
+            except MountError:
+                mounts.unmount(os.fsencode(where), lazy=True)
+    # What is not ours would be emptied with the directory.
+    for one in mount_table.mounts():
+        where = os.fsdecode(one.mountpoint)
+        if Path(where).is_relative_to(root):
+            raise MountError(f"{where} is still mounted", f"unmount it, and remove {root}")
 
 
 def _output(process: subprocess.Popen[bytes]) -> bytes:
@@ -137,17 +146,25 @@ def mount_command(*lowers: str) -> str:
 @contextmanager
 def stage(front: str | None = None, at: Path | None = None) -> Iterator[Stage]:
     """A stage in a new temporary directory, which is gone afterwards; or in the empty directory `at`, which stays."""
-    root = Path(tempfile.mkdtemp(prefix="overlayfs-demo-")) if at is None else at
+    root = Path(tempfile.mkdtemp(prefix="overlayfs-demo-") if at is None else at).resolve()
     before = os.umask(0o022)
     try:
-        made = Stage(root, front)
-        try:
-            yield made
-        finally:
-            made.unmount()
+        yield Stage(root, front)
     finally:
         os.umask(before)
-        shutil.rmtree(root if at is None else root / _BIN, onerror=_open_up)
+        with _undisturbed():
+            _unmount_below(root)
+            shutil.rmtree(root if at is None else root / _BIN, onerror=_open_up)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C waits until what is cleaned up is clean."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _open_up(_remove: object, path: str, _error: object) -> None:
