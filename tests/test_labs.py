@@ -14,10 +14,7 @@ import pytest
 from overlayfs_demo.tour.labs import LABS
 from overlayfs_demo.tour.picture import WIDTH
 from tests.conftest import unmount_all
-from tests.places import BIN, MINUTE, fails, run
-from tests.test_tour import at_terminal, temporary
-
-__all__ = ["temporary"]  # A fixture, used by its name.
+from tests.places import BIN, MINUTE, at_terminal, fails, run
 
 NAMES = [one.name for one in LABS]
 FLAT = "overlayfs-demo create app:1.0 --name c1 && overlayfs-demo export c1 -o flat.tar"
