@@ -60,6 +60,7 @@ MISTAKES = [
     ("no-trace", "true", "The copy is still there"),
     ("no-trace", "rm merged/motd", "hides the file of the lower as well"),
     ("no-trace", "echo hello > merged/motd", "The text is right again, but"),
+    ("no-trace", "overlayfs-demo umount merged; rm -r upper", "The directory upper was gone"),
     ("hard-link", "true", "The upper is empty"),
     ("hard-link", "sed -i s/first/second/ merged/one", "parts it from its other names"),
     ("hard-link", "rm merged/two", "two is deleted now"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.checks import Check
-from overlayfs_demo.tour.stage import Stage
+from overlayfs_demo.tour.stage import PLACES, Stage
 
 # What is wrong, and which rule that follows; "" if it is not that.
 Mistake = Callable[[Stage], str]
@@ -65,6 +65,11 @@ def judge(lab: Lab, stage: Stage) -> str:
 
     A lower that was changed is put back, so that they can try again. Nothing may be mounted.
     """
+    gone = [name for name in PLACES if lab.layers and not stage.path(name).is_dir()]
+    if gone:
+        for name in gone:
+            stage.path(name).mkdir()
+        return f"The directory {gone[0]} was gone, and is there again, empty. What is in it may be removed, but not it."
     for name, content in lab.layers.items():
         if changed := _changed(stage, name):
             shutil.rmtree(stage.path(name))

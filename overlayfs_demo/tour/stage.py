@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo import mount_table, mounts, records
-from overlayfs_demo.errors import MountError
+from overlayfs_demo.errors import MountError, OverlayError
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
 
@@ -29,6 +29,8 @@ _PACKAGE = Path(__file__).parents[2]
 _PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo.build_command"}
 # Where the programs and the store are: not in sight of `ls`.
 _BIN, _STORE = ".bin", ".store"
+# What a view needs beside its layers.
+PLACES = ("upper", "work", "merged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Stage:
         for name, content in layers.items():
             build(self.root / name, content)
             self.before[name] = self.tree(name)
-        for name in ("upper", "work", "merged"):
+        for name in PLACES:
             (self.root / name).mkdir()
 
     def tree(self, name: str) -> Tree:
@@ -84,7 +86,7 @@ class Stage:
         return scan(self.path(name))
 
     def run(self, command: str) -> Done:
-        """Run a command as it is typed, and remember it."""
+        """Run a command as it is typed, and remember it. Raises OverlayError: it does not end."""
         kept = {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "TMPDIR") if name in os.environ}
         environment = kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": str(self.root), "SOURCE_DATE_EPOCH": "1704067200"}
         with subprocess.Popen(
@@ -129,6 +131,9 @@ def _output(process: subprocess.Popen[bytes]) -> bytes:
     """
     try:
         return process.communicate(timeout=_PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise OverlayError("a command does not end", f"it had {_PATIENCE} seconds") from None
     except BaseException:
         try:
             process.wait(_LAST_WORDS)
