@@ -131,6 +131,12 @@ def _add_shell_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_shell_verbs(verbs, lambda: _parser([]))
 
 
+def _add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.tour_command import add_tour_verbs
+
+    add_tour_verbs(verbs)
+
+
 # Who adds a verb, in the order of --help. A mount must not wait for the import of what images need.
 _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
     **dict.fromkeys(("mount", "umount"), _add_mount_verbs),
@@ -143,6 +149,7 @@ _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
     **dict.fromkeys(
         ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"), _add_container_verbs
     ),
+    **dict.fromkeys(("tour", "lab"), _add_tour_verbs),
     **dict.fromkeys(("completion", "manual"), _add_shell_verbs),
 }
 

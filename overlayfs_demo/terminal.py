@@ -30,12 +30,12 @@ _KINDS = {"A": "green", "C": "yellow", "D": "red"}
 
 def put_table(text: str, styles: Mapping[str, str] | None = None) -> None:
     """Print what `docker_format.table` made; `styles` are rich's, by the header of the column."""
-    _put_styled(list(_table_pieces(text, styles or {})))
+    put_styled(list(_table_pieces(text, styles or {})))
 
 
 def put_changes(rows: Sequence[tuple[str, str]]) -> None:
     """Print lines of `diff`: each A, C or D, and what was added, changed or deleted."""
-    _put_styled([piece for kind, rest in rows for piece in ((kind, _KINDS[kind]), (f" {rest}\n", ""))])
+    put_styled([piece for kind, rest in rows for piece in ((kind, _KINDS[kind]), (f" {rest}\n", ""))])
 
 
 def _table_pieces(text: str, styles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -53,7 +53,8 @@ def _table_pieces(text: str, styles: Mapping[str, str]) -> Iterator[tuple[str, s
         yield line[at:], ""
 
 
-def _put_styled(pieces: Sequence[tuple[str, str]]) -> None:
+def put_styled(pieces: Sequence[tuple[str, str]]) -> None:
+    """Print text, each piece with a style of rich's ("": none)."""
     if not sys.stdout.isatty():
         put("".join(text for text, _ in pieces))
         return

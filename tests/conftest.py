@@ -72,6 +72,21 @@ def helper(place: Place) -> Iterator[Place]:
         yield place
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where stages are made: nothing is left there, and nothing mounted."""
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    where = tmp_path / "tmp"
+    where.mkdir()
+    monkeypatch.setenv("TMPDIR", str(where))
+    monkeypatch.setattr(tempfile, "tempdir", str(where))
+    yield where
+    mounted, left = mount_points(str(where)), os.listdir(where)
+    unmount_all(str(where))
+    assert (mounted, left) == ([], [])
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "differs(subject, instead): this subject is known to answer otherwise")
 

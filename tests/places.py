@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from tests import builders
 BIN = Path(sys.executable).parent
 MINUTE = 60
 
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
 # What `scripts/provision --system` makes.
 _INSTALLED = Path("/sbin/mount.fuse.overlayfs-demo")
 
@@ -26,6 +30,26 @@ def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProc
     return subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, timeout=MINUTE, cwd=cwd, env=environment
     )
+
+
+def at_terminal(typed: str, *words: str) -> str:
+    """What a command shows to somebody who types this."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ["overlayfs-demo", *words], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "TERM": "xterm-256color", "SHELL": "/bin/sh"},
+    ) as process:
+        os.close(theirs)
+        os.write(ours, typed.encode())
+        written = bytearray()
+        try:
+            while data := os.read(ours, 1 << 16):
+                written += data
+        except OSError:
+            pass  # EIO: nobody has the terminal any more.
+        os.close(ours)
+        written += b"\nstatus %d" % process.wait(MINUTE)
+    return _STYLE.sub("", written.decode()).replace("\r\n", "\n")
 
 
 @dataclass(frozen=True)

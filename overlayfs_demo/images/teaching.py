@@ -18,7 +18,7 @@ import hashlib
 import io
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,14 +35,14 @@ _WHEN = 1704067200  # 2024-01-01T00:00:00Z, in seconds since the epoch
 _CACHE_SIZE = 3_000_000
 
 
-class _LayerTar:
-    """A layer's tar in the making; `when` is the mtime of every member, in seconds."""
+class LayerTar:
+    """A layer's tar in the making; `when` is the mtime of every member, in seconds. `finished` is its bytes."""
 
     def __init__(self, when: int) -> None:
         self._when = when
         self._members: list[tuple[tarfile.TarInfo, bytes]] = []
 
-    def _add(self, path: str, kind: bytes, mode: int, target: str = "", data: bytes = b"") -> _LayerTar:
+    def _add(self, path: str, kind: bytes, mode: int, target: str = "", data: bytes = b"") -> LayerTar:
         info = tarfile.TarInfo(path)
         info.type, info.mode, info.mtime = kind, mode, self._when
         info.linkname, info.size = target, len(data)
@@ -50,18 +50,18 @@ class _LayerTar:
         self._members.append((info, data))
         return self
 
-    def directory(self, *paths: str, mode: int = 0o755) -> _LayerTar:
+    def directory(self, *paths: str, mode: int = 0o755) -> LayerTar:
         for path in paths:
             self._add(path, tarfile.DIRTYPE, mode)
         return self
 
-    def file(self, path: str, data: str | bytes, mode: int = 0o644) -> _LayerTar:
+    def file(self, path: str, data: str | bytes, mode: int = 0o644) -> LayerTar:
         return self._add(path, tarfile.REGTYPE, mode, data=data.encode() if isinstance(data, str) else data)
 
-    def symlink(self, path: str, target: str) -> _LayerTar:
+    def symlink(self, path: str, target: str) -> LayerTar:
         return self._add(path, tarfile.SYMTYPE, 0o777, target)
 
-    def hard_link(self, path: str, target: str) -> _LayerTar:
+    def hard_link(self, path: str, target: str) -> LayerTar:
         return self._add(path, tarfile.LNKTYPE, 0o755, target)
 
     def finished(self) -> bytes:
@@ -73,7 +73,7 @@ class _LayerTar:
 
 
 def _base(when: int) -> bytes:
-    tar = _LayerTar(when)
+    tar = LayerTar(when)
     tar.directory("bin").file("bin/hello", "#!/bin/sh\necho hello from the base layer\n", 0o755)
     tar.hard_link("bin/greet", "bin/hello")
     tar.file("bin/become", "#!/bin/sh\n# Set-user-ID: copy-up must keep the mode 4755.\nid\n", 0o4755)
@@ -93,7 +93,7 @@ def _base(when: int) -> bytes:
 
 
 def _copied(when: int) -> bytes:
-    tar = _LayerTar(when).directory("app")
+    tar = LayerTar(when).directory("app")
     tar.file("app/build.sh", "#!/bin/sh\n# Compiles app.bin and leaves its downloads in $HOME/.cache.\n", 0o755)
     tar.file("app/config.ini", "[app]\ncolour = blue\n")
     return tar.file("app/run.sh", "#!/bin/sh\nexec /app/app.bin\n", 0o755).finished()
@@ -102,7 +102,7 @@ def _copied(when: int) -> bytes:
 def _built(when: int) -> bytes:
     downloads = hashlib.shake_256(b"downloads").digest(_CACHE_SIZE)
     half = _CACHE_SIZE // 2
-    tar = _LayerTar(when).directory("app").file("app/app.bin", "#!/bin/sh\necho the application runs\n", 0o755)
+    tar = LayerTar(when).directory("app").file("app/app.bin", "#!/bin/sh\necho the application runs\n", 0o755)
     tar.directory("root", mode=0o700).directory("root/.cache")
     tar.file("root/.cache/packages.bin", downloads[:half]).file("root/.cache/sources.bin", downloads[half:])
     return tar.finished()
@@ -110,40 +110,36 @@ def _built(when: int) -> bytes:
 
 def _cleaned(when: int) -> bytes:
     """Removing a directory of a lower layer is one empty file that says so (OCI layer.md, "Whiteouts")."""
-    return _LayerTar(when).directory("root", mode=0o700).file("root/.wh..cache", "", 0o600).finished()
+    return LayerTar(when).directory("root", mode=0o700).file("root/.wh..cache", "", 0o600).finished()
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """A line of the history as the classic builder writes it, and the layer it made; None: metadata only."""
 
     created_by: str
     tar: bytes | None = None
 
 
-def _steps() -> tuple[_Step, ...]:
+def _steps() -> tuple[Step, ...]:
     base, copied = _base(_WHEN), _copied(_WHEN + 3)
     command = " ".join(f'"{word}"' for word in _COMMAND)
     return (
-        _Step(f"/bin/sh -c #(nop) ADD file:{Digest.of(base).encoded} in / ", base),
-        _Step(f"/bin/sh -c #(nop)  LABEL org.opencontainers.image.title={_TITLE}"),
-        _Step("/bin/sh -c #(nop)  ENV HOME=/root"),
-        _Step(f"/bin/sh -c #(nop) COPY dir:{Digest.of(copied).encoded} in /app ", copied),
-        _Step("/bin/sh -c mkdir -p $HOME/.cache && ./app/build.sh", _built(_WHEN + 4)),
-        _Step("/bin/sh -c rm -r $HOME/.cache", _cleaned(_WHEN + 5)),
-        _Step(f"/bin/sh -c #(nop)  CMD [{command}]"),
+        Step(f"/bin/sh -c #(nop) ADD file:{Digest.of(base).encoded} in / ", base),
+        Step(f"/bin/sh -c #(nop)  LABEL org.opencontainers.image.title={_TITLE}"),
+        Step("/bin/sh -c #(nop)  ENV HOME=/root"),
+        Step(f"/bin/sh -c #(nop) COPY dir:{Digest.of(copied).encoded} in /app ", copied),
+        Step("/bin/sh -c mkdir -p $HOME/.cache && ./app/build.sh", _built(_WHEN + 4)),
+        Step("/bin/sh -c rm -r $HOME/.cache", _cleaned(_WHEN + 5)),
+        Step(f"/bin/sh -c #(nop)  CMD [{command}]"),
     )
 
 
-def _config(steps: Sequence[_Step]) -> bytes:
+def _config(steps: Sequence[Step], settings: Mapping[str, object]) -> bytes:
     history = []
     for second, step in enumerate(steps):
         row: dict[str, object] = {"created": _created(second), "created_by": step.created_by}
         history.append(row if step.tar is not None else row | {"empty_layer": True})
-    settings = {
-        "Env": ["HOME=/root"], "Cmd": _COMMAND, "WorkingDir": "/",
-        "Labels": {"org.opencontainers.image.title": _TITLE},
-    }
     diff_ids = [str(Digest.of(step.tar)) for step in steps if step.tar is not None]
     return go_json({
         "architecture": "amd64", "config": settings, "created": _created(len(steps) - 1),
@@ -156,13 +152,23 @@ def _created(second: int) -> str:
     return f"2024-01-01T00:00:{second:02d}Z"
 
 
-def write_teaching_image(out: BinaryIO) -> Image:
-    """Write the archive to `out`, which stays the caller's, and say what is in it."""
-    steps = _steps()
+def write_image(out: BinaryIO, tag: str, steps: Sequence[Step], settings: Mapping[str, object]) -> Image:
+    """Write an image as a `docker save` archive to `out`, which stays the caller's, and say what is in it.
+
+    `settings` are the `config` of the image's configuration.
+    """
     tars = [step.tar for step in steps if step.tar is not None]
-    image = Image(_config(steps), tuple(Layer(Digest.of(tar), "") for tar in tars), tags=(TAG,))
+    image = Image(_config(steps, settings), tuple(Layer(Digest.of(tar), "") for tar in tars), tags=(tag,))
     write_archive(out, image, [LayerSource(len(tar), partial(io.BytesIO, tar)) for tar in tars])
     return image
+
+
+def write_teaching_image(out: BinaryIO) -> Image:
+    """Write the archive to `out`, which stays the caller's, and say what is in it."""
+    return write_image(out, TAG, _steps(), {
+        "Env": ["HOME=/root"], "Cmd": _COMMAND, "WorkingDir": "/",
+        "Labels": {"org.opencontainers.image.title": _TITLE},
+    })
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,0 +1,118 @@
+"""What is an experiment, and how is one told?
+
+    heading, question      predict
+    $ command              do: really, on a real mount
+    lower  upper  merged   look
+    [ok] sentence          each checked on the disk
+    two sentences          explained
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from overlayfs_demo.errors import OverlayError
+from overlayfs_demo.tour.building import Content
+from overlayfs_demo.tour.checks import Check, unchanged
+from overlayfs_demo.tour.picture import WIDTH, picture
+from overlayfs_demo.tour.stage import Stage
+
+# Text with a style of rich's, and where such goes.
+Pieces = Sequence[tuple[str, str]]
+Put = Callable[[Pieces], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A command that must fail: that is the point."""
+
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """One step of the tour. All texts are for the learner.
+
+    `layers` are the topmost first, as in `lowerdir=`; they are mounted on `merged` before `do`, unless `mounted` is
+    False. `prepare` makes what else is needed. `look` says which directories to show, by what to call them. `missing`
+    says why this machine cannot do it, or "".
+    """
+
+    name: str
+    summary: str
+    question: str
+    layers: Mapping[str, Content] = field(default_factory=dict)
+    mounted: bool = True
+    prepare: Callable[[Stage], None] = lambda stage: None
+    do: tuple[str | Refused, ...]
+    look: Mapping[str, str] = field(default_factory=lambda: side_by_side("lower"))
+    checks: tuple[Check, ...]
+    explained: str
+    missing: Callable[[Stage], str] = lambda stage: ""
+
+
+def side_by_side(*layers: str) -> Mapping[str, str]:
+    """Layers, topmost first, as one looks at them: from below, then the upper and what is seen."""
+    return {name: name for name in (*reversed(layers), "upper", "merged")}
+
+
+def introduce(one: Experiment, number: str, put: Put) -> None:
+    """Say what it is about, and ask what will happen."""
+    put([(f"--- {number}: {one.name} ".ljust(WIDTH - 1, "-"), "bold"), ("\n", "")])
+    put([(wrapped(one.question), ""), ("\n", "")])
+
+
+def perform(one: Experiment, stage: Stage, put: Put) -> tuple[int, list[str]]:
+    """Do it on the stage: how many sentences were checked, and which of them do not hold. Raises OverlayError."""
+    if reason := one.missing(stage):
+        put([(wrapped(f"Left out: {reason}"), "yellow")])
+        return 0, []
+    one.prepare(stage)
+    if one.layers:
+        stage.layers(one.layers)
+        if one.mounted:
+            stage.mount()
+    for command in one.do:
+        _do(command, stage, put)
+    put([("\n", "")])
+    if one.look:
+        heading, *lines = picture({title: stage.tree(path) for title, path in one.look.items()})
+        put([(heading, "bold"), ("\n", ""), ("".join(f"{line}\n" for line in lines), ""), ("\n", "")])
+    checks = (*one.checks, *map(unchanged, one.layers))
+    failed = [check.says for check in checks if not _told(check, stage, put)]
+    put([("\n", ""), (wrapped(one.explained), "")])
+    return len(checks), failed
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """The text in lines of a terminal's width, the last one ended."""
+    return textwrap.fill(" ".join(text.split()), WIDTH - 1, subsequent_indent=indent, break_on_hyphens=False) + "\n"
+
+
+def labelled(label: str, style: str, text: str) -> Pieces:
+    """The text in lines of a terminal's width, after a word in that style."""
+    return [(label, style), (wrapped(f"{label} {text}", " " * (len(label) + 1)).removeprefix(label), "")]
+
+
+def _do(command: str | Refused, stage: Stage, put: Put) -> None:
+    typed = command.command if isinstance(command, Refused) else command
+    put([(f"$ {typed}\n", "bold cyan")])
+    done = stage.run(typed)
+    put([("".join(f"{line}\n" for long in done.output.splitlines() for line in _folded(long)), "")])
+    if (done.status != 0) != isinstance(command, Refused):
+        raise OverlayError(f"'{typed}' ended with the status {done.status}", "the tour expects otherwise")
+
+
+def _folded(line: str) -> list[str]:
+    """A line as it fits: what a command prints is not changed otherwise."""
+    return textwrap.wrap(
+        line, WIDTH, drop_whitespace=True, replace_whitespace=False, expand_tabs=True, break_on_hyphens=False,
+    ) or [""]
+
+
+def _told(check: Check, stage: Stage, put: Put) -> bool:
+    holds = check.holds(stage)
+    put(labelled("[ok]", "green", check.says) if holds else labelled("[DOES NOT HOLD]", "bold red", check.says))
+    return holds

@@ -1,0 +1,53 @@
+"""Does the kernel's overlayfs see the same in an upper that was written here?"""
+
+from __future__ import annotations
+
+from overlayfs_demo.tour import checks
+from overlayfs_demo.tour.building import build
+from overlayfs_demo.tour.checks import Check
+from overlayfs_demo.tour.experiment import Experiment
+from overlayfs_demo.tour.stage import Stage
+
+# In namespaces of its own a mount needs no root, and is gone when the command ends.
+_KERNEL_MOUNT = """unshare -Urm sh -c '
+    mount -t overlay overlay \\
+        -o userxattr,lowerdir={lower},upperdir={upper},workdir={work} {merged} &&
+    {then}'"""
+_SHOW = "(cd merged && ls -R && cat motd)"
+
+
+def _missing(stage: Stage) -> str:
+    """Try it on an empty stack."""
+    names = {name: f".probe/{name}" for name in ("lower", "upper", "work", "merged")}
+    for path in names.values():
+        build(stage.path(path), {})
+    done = stage.run(_KERNEL_MOUNT.format(**names, then="true"))
+    stage.done.remove(done)
+    if done.status == 0:
+        return ""
+    return f"this machine does not let us mount the kernel's overlayfs in a user namespace: {done.output.strip()}"
+
+
+EXPERIMENTS = (
+    Experiment(
+        name="kernel-overlayfs",
+        summary="the kernel's overlayfs mounts the same upper",
+        question="""overlayfs-demo is one program; the overlayfs of the Linux kernel is another. You change, delete and
+            replace things in merged, and then give the same upper to the kernel. Will it show the same?""",
+        layers={"lower": {"motd": "hello\n", "notes": "notes\n", "docs/one": "1\n", "docs/two": "2\n"}},
+        missing=_missing,
+        do=(
+            "echo 'good morning' > merged/motd && rm merged/notes",
+            "rm -r merged/docs && mkdir merged/docs && echo 3 > merged/docs/three",
+            _SHOW, "overlayfs-demo umount merged",
+            _KERNEL_MOUNT.format(lower="lower", upper="upper", work="work", merged="merged", then=_SHOW),
+        ),
+        look={"lower": "lower", "upper": "upper"},
+        checks=(
+            Check("both printed the same", lambda stage: stage.done[2].output == stage.done[4].output != ""),
+            checks.whiteout("upper/notes"), checks.opaque("upper/docs"), checks.exactly("merged"),
+        ),
+        explained="""Whiteouts and opaque marks are written here as the kernel writes them, so an upper can go from one
+            to the other. It works the other way round, too.""",
+    ),
+)

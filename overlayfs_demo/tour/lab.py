@@ -1,0 +1,93 @@
+"""What is a lab: how is it set up, worked in, and judged?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from overlayfs_demo.errors import OverlayError
+from overlayfs_demo.tour.building import Content, build
+from overlayfs_demo.tour.checks import Check
+from overlayfs_demo.tour.stage import PLACES, Stage
+
+# What is wrong, and which rule that follows; "" if it is not that.
+Mistake = Callable[[Stage], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lab:
+    """A task for a learner. All texts are for them.
+
+    `layers` are mounted on `merged`, the topmost first; then the commands `before` are run. `mistakes` are looked for
+    in this order, before the `goals`, all of which must hold when nothing is mounted. `solved` says what was learnt.
+    """
+
+    name: str
+    summary: str
+    task: str
+    layers: Mapping[str, Content] = field(default_factory=dict)
+    prepare: Callable[[Stage], None] = lambda stage: None
+    before: tuple[str, ...] = ()
+    mistakes: tuple[Mistake, ...]
+    goals: tuple[Check, ...]
+    solved: str
+
+
+def set_up(lab: Lab, stage: Stage) -> None:
+    """Make the directories, and bring them into the state in which the task begins. Raises OverlayError."""
+    lab.prepare(stage)
+    if lab.layers:
+        stage.layers(lab.layers)
+        stage.mount()
+    for command in lab.before:
+        done = stage.run(command)
+        if done.status:
+            raise OverlayError(f"'{command}' failed", done.output.strip())
+
+
+def work(lab: Lab, stage: Stage, shell: str) -> None:
+    """Let the learner work in the shell, which has our stdin and stdout; then nothing is mounted any more."""
+    merged = stage.path("merged")
+    if lab.layers and not os.path.ismount(merged):
+        stage.mount()
+    try:
+        subprocess.run([shell], cwd=stage.root, env={**os.environ, **stage.environment()}, check=False)
+    except OSError as error:
+        raise OverlayError(f"{shell}: {error.strerror}", "name a shell in SHELL") from error
+    stage.unmount()
+
+
+def judge(lab: Lab, stage: Stage) -> str:
+    """What is not as it should be on the disk, for the learner; "" if the task is done.
+
+    A lower that was changed is put back, so that they can try again. Nothing may be mounted.
+    """
+    gone = [name for name in PLACES if lab.layers and not stage.path(name).is_dir()]
+    if gone:
+        for name in gone:
+            stage.path(name).mkdir()
+        return f"The directory {gone[0]} was gone, and is there again, empty. What is in it may be removed, but not it."
+    for name, content in lab.layers.items():
+        if changed := _changed(stage, name):
+            shutil.rmtree(stage.path(name))
+            build(stage.path(name), content)
+            return (
+                f"{name}/{changed} was changed in the lower itself. An overlay never writes a lower, for others may "
+                f"stand on it: work in merged, and the change goes to the upper. {name} has been put back."
+            )
+    for mistake in lab.mistakes:
+        if found := mistake(stage):
+            return found
+    missing = [check.says for check in lab.goals if not check.holds(stage)]
+    if not missing:
+        return ""
+    return f"On the disk this does not hold: {'; '.join(missing)}. 'find upper -ls' shows what is there."
+
+
+def _changed(stage: Stage, name: str) -> str:
+    """A path of the layer that is not what it was; "" if there is none."""
+    before, now = stage.before[name], stage.tree(name) if stage.path(name).is_dir() else {}
+    return next((path for path in sorted({*before, *now}) if before.get(path) != now.get(path)), "")

@@ -1,0 +1,305 @@
+"""Which tasks are there for a learner, and what do typical mistakes show?
+
+Judged is what lies on the disk, never what is seen in merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.images.teaching import LayerTar, Step, write_image
+from overlayfs_demo.render import human_size
+from overlayfs_demo.tour import checks
+from overlayfs_demo.tour.building import HardLink, big
+from overlayfs_demo.tour.checks import Check, entry
+from overlayfs_demo.tour.lab import Lab, Mistake
+from overlayfs_demo.tour.scan import Kind, scan
+from overlayfs_demo.tour.stage import Stage
+
+
+def nothing_at(path: str, rule: str) -> Mistake:
+    """The upper says nothing about that."""
+    return lambda stage: "" if entry(stage, path) else f"There is nothing at {path}. {rule}"
+
+
+def also_holds(*expected: str, rule: str) -> Mistake:
+    """The upper holds more than these."""
+    def mistake(stage: Stage) -> str:
+        upper = stage.tree("upper")
+        others = sorted(set(upper) - set(expected))
+        if not others:
+            return ""
+        size = human_size(sum(upper[path].size for path in others))
+        return f"The upper also holds {', '.join(others)} ({size}). {rule}"
+
+    return mistake
+
+
+def is_a(kind: Kind, path: str, rule: str) -> Mistake:
+    """Something of this kind stands there."""
+    def mistake(stage: Stage) -> str:
+        found = entry(stage, path)
+        return f"{path} is a {kind.value}. {rule}" if found is not None and found.kind is kind else ""
+
+    return mistake
+
+
+def same_data(one: str, other: str, rule: str) -> Mistake:
+    """The copy still has, or has again, the data it had."""
+    check = checks.same(one, other)
+    return lambda stage: f"{check.says}. {rule}" if check.holds(stage) else ""
+
+
+# --- of single labs --------------------------------------------------------------------------------
+
+
+def _whiteouts_inside(stage: Stage) -> str:
+    inside = [path for path, one in stage.tree("upper").items()
+              if path.startswith("docs/") and one.kind is Kind.WHITEOUT]
+    if not inside:
+        return ""
+    return (
+        f"upper/docs has whiteouts for {', '.join(path.removeprefix('docs/') for path in sorted(inside))}. Names that "
+        "are deleted one by one get a whiteout each, and the directory still merges with the one below. Remove the "
+        "directory itself, and make it anew: that one is opaque."
+    )
+
+
+def _image_whiteout(stage: Stage) -> str:
+    if entry(stage, "upper/.wh.notes") is None:
+        return ""
+    return (
+        "upper/.wh.notes is how the tar of an image's layer says 'deleted'. In an upper it is an ordinary file: there "
+        "a whiteout is a character device 0/0, and rm in merged makes it."
+    )
+
+
+def _copied_directory(stage: Stage) -> str:
+    inside = [path for path in stage.tree("upper") if path.startswith("papers/")]
+    if not inside:
+        return ""
+    return (
+        f"upper/papers holds copies: {', '.join(sorted(inside))}. cp reads and writes every file; mv only renames the "
+        "directory, and the overlay notes in a redirect where its files lie."
+    )
+
+
+def _answer(stage: Stage) -> str:
+    answer = stage.path("answer")
+    said = answer.read_text(errors="replace").strip() if answer.is_file() else ""
+    if said == "docs":
+        return ""
+    found = f"The file answer says '{said}'" if said else "There is no answer in the file answer yet"
+    return f"{found}. Ask for the mark: getfattr -n user.overlay.redirect upper/papers"
+
+
+def _parted(stage: Stage) -> str:
+    single = [path for path in ("one", "two") if getattr(entry(stage, f"upper/{path}"), "links", 2) == 1]
+    if not single:
+        return ""
+    return (
+        f"upper/{single[0]} is a file with one name. sed -i and many editors write a new file and put it in the place "
+        "of the old one, which parts it from its other names. Write into the file: echo ... >> merged/one"
+    )
+
+
+def _linked_copy(stage: Stage) -> bool:
+    """The copy in the upper has more data than before, and is known to the index."""
+    copies = [one for path, one in stage.tree("upper").items() if path in ("one", "two")]
+    return any(one.links > 1 and one.size > stage.before["lower"]["one"].size for one in copies)
+
+
+_SECRET = "password"
+
+
+def _secret_image(stage: Stage) -> None:
+    def tar() -> LayerTar:
+        return LayerTar(1_704_067_200)
+
+    steps = (
+        Step("/bin/sh -c #(nop) ADD file:base in / ", tar().file("motd", "hello\n").finished()),
+        Step("/bin/sh -c #(nop) COPY file:password in / ", tar().file(_SECRET, "correct horse\n").finished()),
+        Step("/bin/sh -c ./deploy && rm /password", tar().file(f".wh.{_SECRET}", "").finished()),
+    )
+    with stage.path("app.tar").open("wb") as out:
+        write_image(out, "app:1.0", steps, {"Cmd": ["/bin/sh"]})
+
+
+def _clean_image(stage: Stage) -> StoredImage | None:
+    return next((one for one in Store(stage.path(".store")).images() if "app:clean" in one.names), None)
+
+
+def _no_clean_image(stage: Stage) -> str:
+    if _clean_image(stage) is not None:
+        return ""
+    return "There is no image app:clean yet. 'overlayfs-demo images' lists what there is."
+
+
+def _layers_with(stage: Stage, name: str) -> Iterator[int]:
+    """Which layers of app:clean, counted from the bottom, have a file of this name."""
+    image = _clean_image(stage)
+    for number, layer in enumerate(image.layers if image else (), 1):
+        found = scan(layer.directory).get(name)
+        if found is not None and found.kind is Kind.FILE:
+            yield number
+
+
+def _ships_secret(stage: Stage) -> str:
+    number = next(_layers_with(stage, _SECRET), None)
+    if number is None:
+        return ""
+    return (
+        f"Layer {number} of app:clean still has the file {_SECRET}. What a lower layer has is shipped, whatever a "
+        "later one hides. Make an image that is not built on that layer: export a container of app:1.0, and import "
+        "the tar."
+    )
+
+
+LABS: tuple[Lab, ...] = (
+    Lab(
+        name="copy-up",
+        summary="change one file, and only that",
+        task="""Change the text of motd in merged, in any way you like. In the end the upper must hold motd with its
+            new text, and nothing else.""",
+        layers={"lower": {"motd": "hello\n", "notes": "leave me alone\n", "big": big(1_000_000)}},
+        mistakes=(
+            nothing_at("upper/motd", "Only what is written through merged is copied up; reading copies nothing."),
+            also_holds("motd", rule="""Whatever is written is copied up, and whatever is made stays in the upper.
+                Remove what is too much from the upper itself: rm upper/..."""),
+            is_a(Kind.WHITEOUT, "upper/motd", "You deleted motd: remove the whiteout from the upper, and write motd."),
+            same_data("lower/motd", "upper/motd", """A new mode or time copies a file up as well, but its text is
+                still the old one: echo ... > merged/motd"""),
+        ),
+        goals=(checks.exactly("upper", "motd"), checks.file("upper/motd")),
+        solved="The first write copied motd up. The lower still has the old text.",
+    ),
+    Lab(
+        name="whiteout",
+        summary="make a file of the lower vanish",
+        task="""Delete notes in merged. The lower must stay as it is, and the upper must hold one whiteout and nothing
+            else.""",
+        layers={"lower": {"motd": "hello\n", "notes": "delete me\n"}},
+        mistakes=(
+            _image_whiteout,
+            nothing_at("upper/notes", "So notes of the lower is still seen. Delete it in merged: rm merged/notes"),
+            is_a(Kind.FILE, "upper/notes", "An empty file is a file all the same, and is seen: rm merged/notes"),
+            also_holds("notes", rule="""A whiteout alone was asked for. If you renamed notes: a rename is a copy under
+                the new name, and a whiteout for the old one."""),
+        ),
+        goals=(checks.exactly("upper", "notes"), checks.whiteout("upper/notes")),
+        solved="The whiteout, a character device 0/0, hides notes; the lower still has it. 'ls -l upper' shows it.",
+    ),
+    Lab(
+        name="opaque",
+        summary="replace a directory, so that nothing shows through",
+        task="""Replace the directory docs in merged by a new one that holds one file, three. Nothing of the old docs
+            may show through, and one mark must say so: upper/docs must be opaque.""",
+        layers={"lower": {"docs/one": "1\n", "docs/two": "2\n"}},
+        mistakes=(
+            nothing_at("upper/docs", "Remove docs in merged, and make it anew."),
+            is_a(Kind.WHITEOUT, "upper/docs", "docs is deleted, but not yet made again: mkdir merged/docs"),
+            _whiteouts_inside,
+            nothing_at("upper/docs/three", "Make the file: echo 3 > merged/docs/three"),
+        ),
+        goals=(checks.opaque("upper/docs"), checks.exactly("upper", "docs", "docs/three")),
+        solved="The new docs took the place of a whiteout, and was marked opaque: it merges with nothing below.",
+    ),
+    Lab(
+        name="undelete",
+        summary="bring a deleted file back, without writing it",
+        task="""Somebody deleted report in merged. Bring it back without writing its text: in the end the upper must
+            say nothing about it. (overlayfs-demo umount merged takes the view away, should you want to work on the
+            upper itself.)""",
+        layers={"lower": {"report": big(200_000), "motd": "hello\n"}},
+        before=("rm merged/report",),
+        mistakes=(
+            is_a(Kind.WHITEOUT, "upper/report", """It still hides the report of the lower. merged does not show a
+                whiteout, so it must be removed from the upper itself: rm upper/report"""),
+            is_a(Kind.FILE, "upper/report", """That is a new file, with its bytes stored a second time. The lower still
+                has the report: take the new one out of the upper, rm upper/report, and nothing hides it."""),
+        ),
+        goals=(checks.exactly("upper"),),
+        solved="The report was never gone: it was hidden. Without the whiteout it is seen again.",
+    ),
+    Lab(
+        name="smallest-upper",
+        summary="make a script executable, for as few bytes as can be",
+        task="""Make tools/run.sh executable in merged, with as few bytes in the upper as possible.""",
+        layers={"lower": {
+            "tools/run.sh": "#!/bin/sh\necho run\n", "tools/data": big(1_000_000), "tools/library": big(1_000_000),
+        }},
+        mistakes=(
+            nothing_at("upper/tools/run.sh", "A new mode is kept with the file, so run.sh must be copied up: chmod +x"),
+            also_holds("tools", "tools/run.sh", rule="""chmod copies up every file whose mode it sets, with all its
+                data, so chmod -R on a big directory is expensive. Remove the others from the upper itself, and those
+                of the lower are seen again."""),
+        ),
+        goals=(
+            checks.exactly("upper", "tools", "tools/run.sh"), checks.same("lower/tools/run.sh", "upper/tools/run.sh"),
+            Check("upper/tools/run.sh is executable",
+                  lambda stage: bool(getattr(entry(stage, "upper/tools/run.sh"), "mode", 0) & 0o100)),
+        ),
+        solved="Only the script was copied up, with its directory: 19 bytes instead of two million.",
+    ),
+    Lab(
+        name="rename",
+        summary="move a directory, and find its redirect",
+        task="""Rename docs to papers in merged, without copying what is in it. Then find the extended attribute by
+            which upper/papers says where its files lie, and write its value into the file answer, beside merged.""",
+        layers={"lower": {"docs/big": big(1_000_000), "docs/small": "little\n"}},
+        mistakes=(
+            nothing_at("upper/papers", "Rename the directory: mv merged/docs merged/papers"),
+            _copied_directory, _answer,
+        ),
+        goals=(
+            checks.redirect("upper/papers", "docs"), checks.whiteout("upper/docs"),
+            checks.exactly("upper", "docs", "papers"),
+        ),
+        solved="A directory is renamed for the price of a mark: whoever looks into papers is led to docs below.",
+    ),
+    Lab(
+        name="no-trace",
+        summary="undo an edit, so that the upper is empty again",
+        task="""Somebody wrote into motd by mistake, and it was copied up. Undo it without a trace: merged must show
+            the old text, and the upper must be empty.""",
+        layers={"lower": {"motd": "hello\n"}},
+        before=("echo 'written by mistake' >> merged/motd",),
+        mistakes=(
+            is_a(Kind.WHITEOUT, "upper/motd", """rm in merged hides the file of the lower as well. The copy must be
+                removed from the upper itself, and so must the whiteout now: rm upper/motd"""),
+            same_data("lower/motd", "upper/motd", """The text is right again, but the copy stays in the upper, and
+                would hide the motd of a newer lower, too. Nothing in merged takes a copy back: rm upper/motd"""),
+            is_a(Kind.FILE, "upper/motd", "The copy is still there, and hides the motd of the lower."),
+        ),
+        goals=(checks.exactly("upper"),),
+        solved="A copy-up cannot be undone through merged, but the upper is a directory like any other.",
+    ),
+    Lab(
+        name="hard-link",
+        summary="write a file that has two names, so that it stays one",
+        task="""one and two are two names of one file. Append a line to it in merged, so that both names show it, and
+            the file is stored once in the upper.""",
+        layers={"lower": {"one": "first line\n", "two": HardLink("one")}},
+        mistakes=(
+            lambda stage: "" if stage.tree("upper") else "The upper is empty: nothing was written through merged yet.",
+            is_a(Kind.WHITEOUT, "upper/one", "one is deleted now, and no name of the file any more."),
+            is_a(Kind.WHITEOUT, "upper/two", "two is deleted now, and no name of the file any more."),
+            _parted,
+        ),
+        goals=(Check("the upper has one copy, which the index knows, with a line more than before", _linked_copy),),
+        solved="The index in the work directory knows the copy as that file, so its other name leads to it, too.",
+    ),
+    Lab(
+        name="shrink",
+        summary="make an image that does not ship a deleted password",
+        task="""The image app:1.0 is loaded. One of its layers brings the file password, and a later one deletes it, so
+            it still ships: overlayfs-demo ghosts app:1.0 shows it. Make an image app:clean that looks the same and
+            does not ship it. (overlayfs-demo create, commit, export and import may be of use; --help says how.)""",
+        prepare=_secret_image,
+        before=("overlayfs-demo load app.tar",),
+        mistakes=(_no_clean_image, _ships_secret),
+        goals=(Check("app:clean has the file motd", lambda stage: any(_layers_with(stage, "motd"))),),
+        solved="A container's export is one flat tree: what is hidden is not in it, and neither is the history.",
+    ),
+)

@@ -1,0 +1,77 @@
+"""How do several trees look side by side?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.tour.scan import Entry, Kind, Tree
+
+# Characters in a line, at most.
+WIDTH = 80
+_GAP = "  "
+_ABSENT = "-"
+
+
+def picture(trees: Mapping[str, Tree]) -> list[str]:
+    """A table: a line for each path, a column for each tree, in at most WIDTH characters.
+
+    The first line has the names of the trees. Below the table stands each redirect.
+    """
+    paths = sorted({path for tree in trees.values() for path in tree}, key=lambda path: path.split("/"))
+    labels = [_label(path, any(_is_directory(tree.get(path)) for tree in trees.values())) for path in paths]
+    rows = [("", *trees)]
+    for path, label in zip(paths, labels, strict=True):
+        rows.append((label, *(_cell(tree.get(path)) for tree in trees.values())))
+    if not paths:
+        rows.append(("", *("(empty)" for _ in trees)))
+    return _lines(rows) + [
+        _cut(f'{name}/{printable(os.fsencode(path))} has the mark redirect="{entry.redirect}"', WIDTH)
+        for name, tree in trees.items() for path, entry in sorted(tree.items()) if entry.redirect
+    ]
+
+
+def _is_directory(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind is Kind.DIRECTORY
+
+
+def _label(path: str, directory: bool) -> str:
+    *above, name = path.split("/")
+    return "  " * len(above) + printable(os.fsencode(name)) + ("/" if directory else "")
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return _ABSENT
+    match entry.kind:
+        case Kind.FILE:
+            executable = ", x" if entry.mode & 0o111 else ""
+            return human_size(entry.size) + executable + (f", {entry.links} links" if entry.links > 1 else "")
+        case Kind.DIRECTORY:
+            marks = [word for word, has in (("opaque", entry.opaque), ("redirect", entry.redirect)) if has]
+            return ", ".join(["dir", *marks])
+        case Kind.SYMLINK:
+            return f"-> {printable(os.fsencode(entry.target))}"
+        case Kind.WHITEOUT:
+            return "whiteout"
+        case Kind.OTHER:
+            return "special file"
+
+
+def _lines(rows: list[tuple[str, ...]]) -> list[str]:
+    """Each column as wide as it needs; the columns of the trees alike, and cut if they do not fit."""
+    columns = len(rows[0]) - 1
+    first = min(max(len(row[0]) for row in rows), WIDTH // 3)
+    widest = max(len(cell) for row in rows for cell in row[1:])
+    # Not narrower than this, so that the columns of small pictures stand alike, too.
+    other = min(max(widest, 14), (WIDTH - first) // columns - len(_GAP))
+    lines = []
+    for row in rows:
+        cells = [_cut(row[0], first).ljust(first), *(_cut(cell, other).ljust(other) for cell in row[1:])]
+        lines.append(_GAP.join(cells).rstrip())
+    return lines
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,84 @@
+"""What stands in a directory, name by name, as an overlay reads it?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
+
+
+class Kind(StrEnum):
+    """What a name stands for."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symbolic link"
+    WHITEOUT = "whiteout"
+    OTHER = "device, fifo or socket"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name. `size` is in bytes, `digest` a file's SHA-256, `target` a symbolic link's.
+
+    `opaque` and `redirect` are the overlay's marks of a directory, whichever namespace they are in.
+    """
+
+    kind: Kind
+    mode: int
+    size: int = 0
+    links: int = 1
+    digest: str = ""
+    target: str = ""
+    opaque: bool = False
+    redirect: str = ""
+    mtime_ns: int = 0
+
+
+# By the path below the directory that was scanned.
+Tree = Mapping[str, Entry]
+
+
+def scan(top: Path) -> Tree:
+    """Everything below a directory. Raises OSError."""
+    found = {}
+    for above, directories, files in os.walk(top, onerror=_fail):
+        for name in directories + files:
+            path = Path(above, name)
+            found[str(path.relative_to(top))] = _entry(path)
+    return found
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _entry(path: Path) -> Entry:
+    status = path.lstat()
+    mode, mtime = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+    if is_whiteout(status):
+        return Entry(Kind.WHITEOUT, mode, mtime_ns=mtime)
+    if stat.S_ISDIR(status.st_mode):
+        return Entry(
+            Kind.DIRECTORY, mode, opaque=any(_mark(path, one.opaque) == "y" for one in (TRUSTED, USER)),
+            redirect=_mark(path, TRUSTED.redirect) or _mark(path, USER.redirect), mtime_ns=mtime,
+        )
+    if stat.S_ISLNK(status.st_mode):
+        return Entry(Kind.SYMLINK, mode, target=os.readlink(path), mtime_ns=mtime)
+    if stat.S_ISREG(status.st_mode):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Entry(Kind.FILE, mode, status.st_size, status.st_nlink, digest, mtime_ns=mtime)
+    return Entry(Kind.OTHER, mode, mtime_ns=mtime)
+
+
+def _mark(path: Path, name: str) -> str:
+    value = syscalls.get_xattr(os.fsencode(path), name)
+    return "" if value is None else os.fsdecode(value)

@@ -1,0 +1,183 @@
+"""Where does an experiment happen, and who cleans up?
+
+A stage is one directory. Its commands start there, by `sh`, with a clean environment in which `overlayfs-demo` is
+this program, the store is the stage's own, and no path of this machine is in sight.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlayfs_demo import mount_table, mounts, records
+from overlayfs_demo.errors import MountError, OverlayError
+from overlayfs_demo.tour.building import Content, build
+from overlayfs_demo.tour.scan import Tree, scan
+
+# How long a command may take, and how much longer when we are interrupted, in seconds.
+_PATIENCE, _LAST_WORDS = 300, 10
+_PACKAGE = Path(__file__).parents[2]
+_PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo.build_command"}
+# Where the programs and the store are: not in sight of `ls`.
+_BIN, _STORE = ".bin", ".store"
+# What a view needs beside its layers.
+PLACES = ("upper", "work", "merged")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A command that was run: what it printed on stdout and stderr, without the stage's own path, and its status."""
+
+    command: str
+    output: str
+    status: int
+
+
+class Stage:
+    """The directory `root`, an absolute path, which must exist and be empty. `front` serves what its commands mount."""
+
+    def __init__(self, root: Path, front: str | None = None) -> None:
+        self.root = root
+        self.done: list[Done] = []
+        # How the layers looked when they were made.
+        self.before: dict[str, Tree] = {}
+        self._make_programs(front)
+
+    def _make_programs(self, front: str | None) -> None:
+        (self.root / _BIN).mkdir()
+        for name, module in _PROGRAMS.items():
+            path = self.root / _BIN / name
+            lines = ["#!/bin/sh"]
+            if front and name == "overlayfs-demo":
+                lines.append(f'[ "$1" = mount ] && shift && set -- mount --front {shlex.quote(front)} "$@"')
+            where, python = shlex.quote(str(_PACKAGE)), shlex.quote(sys.executable)
+            lines.append(f'PYTHONPATH={where} exec {python} -P -m {module} "$@"')
+            path.write_text("\n".join(lines) + "\n")
+            path.chmod(0o755)
+
+    def environment(self) -> dict[str, str]:
+        """What its programs need to know; and whatever else commands get is up to the caller."""
+        path = f"{self.root / _BIN}:{os.environ.get('PATH', os.defpath)}"
+        return {"PATH": path, "OVERLAYFS_DEMO_STORE": str(self.root / _STORE)}
+
+    def path(self, name: str) -> Path:
+        """A path of the stage; `name` may be a pattern that fits one, and `.store` is its store."""
+        return next(iter(sorted(self.root.glob(name))), self.root / name) if "*" in name else self.root / name
+
+    def layers(self, layers: Mapping[str, Content]) -> None:
+        """Make these layers, and the empty directories upper, work and merged."""
+        for name, content in layers.items():
+            build(self.root / name, content)
+            self.before[name] = self.tree(name)
+        for name in PLACES:
+            (self.root / name).mkdir()
+
+    def tree(self, name: str) -> Tree:
+        """What stands in a directory of the stage now."""
+        return scan(self.path(name))
+
+    def run(self, command: str) -> Done:
+        """Run a command as it is typed, and remember it. Raises OverlayError: it does not end."""
+        kept = {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "TMPDIR") if name in os.environ}
+        environment = kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": str(self.root), "SOURCE_DATE_EPOCH": "1704067200"}
+        with subprocess.Popen(
+            ["sh", "-c", command], cwd=self.root, env=environment | self.environment(), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, umask=0o022, process_group=0,
+        ) as process:
+            output = _output(process).decode("utf-8", "replace")
+        done = Done(command, output.replace(f"{self.root}/", "").replace(str(self.root), "."), process.returncode)
+        self.done.append(done)
+        return done
+
+    def mount(self) -> None:
+        """Mount upper and the layers on merged. Raises MountError."""
+        done = self.run(mount_command(*self.before))
+        if done.status:
+            raise MountError(done.output.strip().removeprefix("overlayfs-demo: "))
+        self.done.remove(done)
+
+    def unmount(self) -> None:
+        """Unmount all views that are mounted here, whoever uses them. Raises MountError: something is left."""
+        _unmount_below(self.root)
+
+
+def _unmount_below(root: Path) -> None:
+    for where in sorted(records.mounted(), reverse=True):
+        if Path(where).is_relative_to(root):
+            try:
+                mounts.unmount(os.fsencode(where))
+            except MountError:
+                mounts.unmount(os.fsencode(where), lazy=True)
+    # What is not ours would be emptied with the directory.
+    for one in mount_table.mounts():
+        where = os.fsdecode(one.mountpoint)
+        if Path(where).is_relative_to(root):
+            raise MountError(f"{where} is still mounted", f"unmount it, and remove {root}")
+
+
+def _output(process: subprocess.Popen[bytes]) -> bytes:
+    """All that a command prints. It is in a process group of its own, so that Ctrl-C interrupts us alone.
+
+    Then it may end what it does: a mount that is half made could not be found and unmounted.
+    """
+    try:
+        return process.communicate(timeout=_PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise OverlayError("a command does not end", f"it had {_PATIENCE} seconds") from None
+    except BaseException:
+        try:
+            process.wait(_LAST_WORDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def mount_command(*lowers: str) -> str:
+    """The command that mounts upper and these, the topmost first."""
+    what = f"userxattr,lowerdir={':'.join(lowers)},upperdir=upper,workdir=work"
+    return f"overlayfs-demo mount \\\n    -o {what} merged"
+
+
+@contextmanager
+def stage(front: str | None = None, at: Path | None = None) -> Iterator[Stage]:
+    """A stage in a new temporary directory, which is gone afterwards; or in the empty directory `at`, which stays."""
+    root = Path(tempfile.mkdtemp(prefix="overlayfs-demo-") if at is None else at).resolve()
+    before = os.umask(0o022)
+    try:
+        yield Stage(root, front)
+    finally:
+        os.umask(before)
+        with _undisturbed():
+            _unmount_below(root)
+            shutil.rmtree(root if at is None else root / _BIN, onerror=_open_up)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C waits until what is cleaned up is clean."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _open_up(_remove: object, path: str, _error: object) -> None:
+    """A directory that an experiment closed to its own user: open it, and try again."""
+    parent = os.path.dirname(path)
+    os.chmod(parent, 0o700)
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.chmod(path, 0o700)
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
