@@ -33,6 +33,9 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
                             it is copied up (the default), or not
   metacopy=on|off           let chmod, chown and the like copy no data up, or do (the
                             default); existing metacopies are read in any case
+  copyup_max=SIZE           refuse a copy-up of more data (EDQUOT, "Disk quota exceeded");
+                            SIZE is in bytes, or as in 10M, 1.5G (powers of 1024)
+  copyup_warn=SIZE          warn of one, in the log and to whoever watches
   timeout=SECONDS           how long the kernel may trust what it was told; without it
                             the layers are watched, and changes are seen at once
   uidmapping=, gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]

@@ -30,7 +30,7 @@ from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
 from overlayfs_demo.images.built import built_titles
-from overlayfs_demo.mount_options import MountOptions, remount_flags
+from overlayfs_demo.mount_options import MountOptions, option_line, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
 from overlayfs_demo.records import Record, find_record, live_records, mounted, socket_path
@@ -83,6 +83,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     record = Record(
         os.fsdecode(mountpoint), os.getpid(), front_name, [os.fsdecode(path) for path in stack.lowers],
         os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
+        option_line(replace(options, stack=stack_check.absolute(stack), front=front_name)),
     )
     if foreground:
         _serve(front, view, record, lambda: None)

@@ -22,7 +22,8 @@ from overlayfs_demo.fronts.base import FILESYSTEM_TYPE
 class Record:
     """What is remembered of a live mount. Paths are as text, with surrogates for undecodable bytes.
 
-    `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown.
+    `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown. `options` is
+    the line that mounts the same again, see `mount_options`.
     """
 
     mountpoint: str
@@ -31,6 +32,7 @@ class Record:
     lowers: list[str]
     upper: str | None = None
     titles: list[str] = field(default_factory=list)
+    options: str = ""
 
     def save(self) -> None:
         """Write the record, at once for whoever reads it."""

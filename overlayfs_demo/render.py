@@ -75,5 +75,7 @@ def _what(event: Event, path: str) -> str:
         Action.UTIMENS: f"set the times of {path} in the upper",
         Action.SETXATTR: f"set {detail} of {path} in the upper",
         Action.REMOVEXATTR: f"removed {detail} of {path} in the upper",
+        Action.WARN: f"copies {path} up from {layer}, {human_size(event.size)} of data, which is over {detail}",
+        Action.REFUSE: f"may not copy {path} up from {layer}: {human_size(event.size)} of data is over {detail}",
     }
     return phrases[event.action]
