@@ -98,6 +98,12 @@ def _add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_watch_verb(verbs)
 
 
+def _add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.explain_command import add_explain_verb
+
+    add_explain_verb(verbs)
+
+
 def _add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     from overlayfs_demo.image_commands import add_image_verbs
 
@@ -120,6 +126,7 @@ def _add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
     **dict.fromkeys(("mount", "umount"), _add_mount_verbs),
     "watch": _add_watch_verb,
+    "explain": _add_explain_verb,
     **dict.fromkeys(
         ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),
         _add_image_verbs,

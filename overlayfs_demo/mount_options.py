@@ -171,6 +171,8 @@ def _take(draft: _Draft, option: str) -> None:
         draft.booleans[_BOOLEANS[option]] = True
     elif name == "lowerdir" and equals:
         _take_lowers(draft, value)
+    elif name in _LIMITS:
+        draft.limits[name] = _bytes(option, value)
     elif name in ("lowerdir+", "datadir+", "upperdir", "workdir") and equals:
         if not value:
             raise UsageError(f"{option} has an empty path", "name a directory")
@@ -203,8 +205,6 @@ def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
         draft.other["timeout"] = value
     elif name in _ID_SETTINGS:
         _take_ids(draft, option, name, value)
-    elif name in _LIMITS:
-        draft.limits[name] = _bytes(option, value)
     elif name == "fsname":
         draft.other[name] = os.fsdecode(unescape(value))
     elif option in ("allow_other", "noallow_other"):

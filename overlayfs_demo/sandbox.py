@@ -30,7 +30,8 @@ _NAMESPACES = (
 )
 # moby oci/caps/defaults.go, but for what concerns networks.
 _CAPABILITIES = (
-    "chown", "dac_override", "fsetid", "fowner", "mknod", "setgid", "setuid", "setfcap", "setpcap", "sys_chroot", "kill",
+    "chown", "dac_override", "fsetid", "fowner", "mknod", "setgid", "setuid", "setfcap", "setpcap", "sys_chroot",
+    "kill",
 )
 _DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty", b"pts")
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)

@@ -33,9 +33,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
-    "records", "control", "mounts", "render", "docker_format", "containers", "commands", "store_verbs",
-    "terminal", "build_command", "image_commands", "watch_command", "which_command", "analysis_commands",
-    "container_commands", "cli", "__main__",
+    "records", "control", "mounts", "sandbox", "rehearsal", "render", "docker_format", "containers", "commands",
+    "store_verbs", "terminal", "build_command", "image_commands", "watch_command", "explain_command", "which_command",
+    "analysis_commands", "container_commands", "cli", "__main__",
 ):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event
@@ -25,11 +26,21 @@ _UPPER = 1
 
 @dataclass(slots=True)
 class Hidden:
-    """Files of one layer that are no longer seen; sizes in bytes. `layer` is its label."""
+    """Files of layers that are no longer seen: by the layer's label how many, and of how many bytes.
+
+    `layer` is the topmost that has the name which hides them.
+    """
 
     layer: str
-    files: int = 0
-    size: int = 0
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, layer: str, files: int, size: int) -> None:
+        before_files, before_size = self.files.get(layer, (0, 0))
+        self.files[layer] = before_files + files, before_size + size
+
+    def take_over(self, other: Hidden) -> None:
+        for layer, (files, size) in other.files.items():
+            self.add(layer, files, size)
 
 
 @dataclass(slots=True)
@@ -53,15 +64,21 @@ class Fate:
     hides: Hidden | None = None
 
 
-@dataclass(slots=True)
-class OverLimit:
-    """A copy-up of so many bytes that is over a limit: `copyup_max=BYTES`, or `copyup_warn=BYTES`."""
+class Effect(NamedTuple):
+    """One thing that would happen to one path of the view.
 
-    path: bytes
-    layer: str
-    size: int
-    limit: str
-    refused: bool
+    `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or what takes their place), `opaque`,
+    `free` (in the upper), `create`, `write`, `rename`, `change` (of what the upper has already), `refuse`, `warn`. `size` is
+    bytes of data copied, hidden, freed or written, `files` how many files are hidden. `detail` is `directory`; of a
+    rename the old path; of what is refused or warned of the limit.
+    """
+
+    what: str
+    path: str
+    size: int = 0
+    layer: str = ""
+    files: int = 0
+    detail: str = ""
 
 
 @dataclass(slots=True)
@@ -77,7 +94,7 @@ class Forecast:
     whiteouts: dict[bytes, Hidden] = field(default_factory=dict)
     freed: dict[bytes, int] = field(default_factory=dict)
     passing: list[tuple[bytes, Fate]] = field(default_factory=list)
-    over: list[OverLimit] = field(default_factory=list)
+    limited: list[Effect] = field(default_factory=list)
     # Places in the mount's upper that are empty by now, and how many names are left of what has several.
     _left: set[bytes] = field(default_factory=set)
     _names: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -88,6 +105,17 @@ class Forecast:
         if handler is not None:
             with self._tree.lock:
                 handler(self, event)
+
+    def effects(self) -> list[Effect]:
+        """All that would happen."""
+        with self._tree.lock:
+            found = [effect for path, fate in self.passing for effect in _work(os.fsdecode(path), fate)]
+            for path, fate in self.fates.items():
+                found += [*_work(os.fsdecode(path), fate), *_traces(os.fsdecode(path), fate)]
+            for path, one in self.whiteouts.items():
+                found += [Effect("whiteout", os.fsdecode(path), 0, one.layer), *_hidden(os.fsdecode(path), one)]
+            found += [Effect("free", os.fsdecode(path), size, "upper") for path, size in self.freed.items()]
+            return found + self.limited
 
     # --- what the layers have at a place -------------------------------------------------------------
 
@@ -151,8 +179,8 @@ class Forecast:
         self._fate(event.path)
 
     def _limited(self, event: Event) -> None:
-        refused = event.action is Action.REFUSE
-        self.over.append(OverLimit(event.path, event.layer, event.size, event.detail, refused))
+        path = os.fsdecode(event.path)
+        self.limited.append(Effect(event.action.value, path, event.size, event.layer, detail=event.detail))
 
     # --- what goes -----------------------------------------------------------------------------------
 
@@ -160,18 +188,14 @@ class Forecast:
         path = event.path
         fate = self._leave(path)
         within = [self.whiteouts.pop(one) for one in self._names_in(self.whiteouts, path)]
-        files, size = sum(one.files for one in within), sum(one.size for one in within)
         below = self._below(path)
-        if below is None:
-            # What a directory showed that was moved away is hidden by the whiteout at its old place.
-            old = self.whiteouts.get(fate.moved_from) if fate else None
-            if old is not None:
-                old.files, old.size = old.files + files, old.size + size
-            return
-        hidden = Hidden(below.place.layer.label, files, size)
-        if below.directory is None:
-            hidden.files, hidden.size = files + 1, size + _size(below)
-        self.whiteouts[path] = hidden
+        # What a directory showed that was moved away is hidden by the whiteout at its old place.
+        hidden = self.whiteouts.get(fate.moved_from) if fate else None
+        if below is not None:
+            hidden = self.whiteouts[path] = _file_hidden(below)
+        for one in within:
+            if hidden is not None:
+                hidden.take_over(one)
 
     def _leave(self, path: bytes) -> Fate | None:
         """What is at `path` goes for good; its fate, if it had one."""
@@ -225,8 +249,7 @@ class Forecast:
             self._left.add(_place(before))
         below_old, below_new = self._below(old), self._below(new)
         if below_old is not None:
-            is_file = below_old.directory is None
-            self.whiteouts[old] = Hidden(below_old.place.layer.label, is_file, _size(below_old) if is_file else 0)
+            self.whiteouts[old] = _file_hidden(below_old)
         fate.hides = self.whiteouts.pop(new, None)
         if below_new is None:
             return
@@ -234,7 +257,7 @@ class Forecast:
             merges = any(source.layer.number != _UPPER for source in node.lowers)
             fate.opaque = not merges and below_new.directory is not None
         elif fate.hides is None and self._before(new) is not None:
-            fate.hides = Hidden(below_new.place.layer.label, 1, _size(below_new))
+            fate.hides = _file_hidden(below_new)
 
     def _exchanged(self, event: Event) -> None:
         old, new = event.path, os.fsencode(event.detail)
@@ -254,6 +277,41 @@ class Forecast:
             fate.moved_from = old
         self.fates[new] = fate
         return fate
+
+
+def _work(path: str, fate: Fate) -> Iterator[Effect]:
+    """What was done, even if nothing of it is left."""
+    if fate.copied is not None:
+        yield Effect("copy up", path, fate.copied, fate.layer, detail="directory" if fate.directory else "")
+    if fate.written:
+        yield Effect("write", path, fate.written, "upper")
+
+
+def _traces(path: str, fate: Fate) -> Iterator[Effect]:
+    """What is left of it in the end."""
+    if fate.created:
+        yield Effect("create", path, 0, "upper", detail="directory" if fate.directory else "")
+    elif fate.moved_from and os.fsencode(path) != fate.moved_from:
+        yield Effect("rename", path, 0, "upper", detail=os.fsdecode(fate.moved_from))
+    elif fate.copied is None and not fate.written and fate.part is not None and not fate.directory:
+        yield Effect("change", path, 0, "upper")
+    if fate.opaque:
+        yield Effect("opaque", path, 0, "upper")
+    if fate.hides is not None:
+        yield from _hidden(path, fate.hides)
+
+
+def _hidden(path: str, hidden: Hidden) -> Iterator[Effect]:
+    for layer, (files, size) in hidden.files.items():
+        yield Effect("hide", path, size, layer, files)
+
+
+def _file_hidden(part: Part) -> Hidden:
+    """That this object of a layer is hidden; what is in a directory is counted by itself."""
+    hidden = Hidden(part.place.layer.label)
+    if part.directory is None:
+        hidden.add(hidden.layer, 1, _size(part))
+    return hidden
 
 
 def _place(part: Part) -> bytes:
