@@ -151,7 +151,7 @@ def option_line(options: MountOptions) -> str:
     words += [word for word, flag in _SET.items() if options.flags & flag]
     words.append(f"front={options.front}")
     if options.timeout is not None:
-        words.append(f"timeout={options.timeout:f}")
+        words.append(f"timeout={options.timeout:.30f}")
     if options.allow_other is not None:
         words.append("allow_other" if options.allow_other else "noallow_other")
     if options.source is not None:

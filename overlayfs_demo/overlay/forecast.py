@@ -35,10 +35,12 @@ class Hidden:
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, layer: str, files: int, size: int) -> None:
+        """So many more of a layer, `size` bytes together."""
         before_files, before_size = self.files.get(layer, (0, 0))
         self.files[layer] = before_files + files, before_size + size
 
     def take_over(self, other: Hidden) -> None:
+        """All of the other, too."""
         for layer, (files, size) in other.files.items():
             self.add(layer, files, size)
 
@@ -67,9 +69,9 @@ class Fate:
 class Effect(NamedTuple):
     """One thing that would happen to one path of the view.
 
-    `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or what takes their place), `opaque`,
-    `free` (in the upper), `create`, `write`, `rename`, `change` (of what the upper has already), `refuse`, `warn`. `size` is
-    bytes of data copied, hidden, freed or written, `files` how many files are hidden. `detail` is `directory`; of a
+    `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or what takes their place),
+    `opaque`, `free` (in the upper), `create`, `write`, `rename`, `change` (of what the upper has already), `refuse`
+    and `warn`. `size` is bytes of data copied, hidden, freed or written, `files` how many files are hidden. `detail` is `directory`; of a
     rename the old path; of what is refused or warned of the limit.
     """
 
