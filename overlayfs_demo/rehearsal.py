@@ -152,7 +152,7 @@ class _Server:
             os.mkdir(path, 0o700)
         _dress(upper, stack)
         return replace(
-            stack, lowers=(stack.upper, *stack.lowers), upper=upper, work=work, volatile=True, rehearsal=True,
+            stack, lowers=(stack.upper, *stack.lowers), upper=upper, work=work, rehearsal=True,
             titles=("", *titles),
         )
 

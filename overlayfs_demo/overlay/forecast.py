@@ -71,8 +71,8 @@ class Effect(NamedTuple):
 
     `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or what takes their place),
     `opaque`, `free` (in the upper), `create`, `write`, `rename`, `change` (of what the upper has already), `refuse`
-    and `warn`. `size` is bytes of data copied, hidden, freed or written, `files` how many files are hidden. `detail` is `directory`; of a
-    rename the old path; of what is refused or warned of the limit.
+    and `warn`. `size` is bytes of data copied, hidden, freed or written, `files` how many files are hidden.
+    `detail` is `directory`; of a rename the old path; of what is refused or warned of the limit.
     """
 
     what: str
@@ -163,7 +163,11 @@ class Forecast:
             fate.layer = event.layer
 
     def _created(self, event: Event) -> None:
-        below = self._below(event.path)
+        before, below = self._before(event.path), self._below(event.path)
+        is_there = before is not None and event.path not in self.whiteouts and _place(before) not in self._left
+        if event.action is Action.LINK and is_there:
+            self._fate(event.path)  # A name of a lower file, see `index`, has come into the upper.
+            return
         fate = self.fates[event.path] = Fate(created=True, directory=event.action is Action.MKDIR)
         fate.hides = self.whiteouts.pop(event.path, None)
         fate.opaque = fate.directory and below is not None and below.directory is not None
@@ -263,6 +267,10 @@ class Forecast:
 
     def _exchanged(self, event: Event) -> None:
         old, new = event.path, os.fsencode(event.detail)
+        parent, name = self._parent(new)
+        if parent.children.get(name) is None:
+            self._renamed(event)  # A directory changes places with a whiteout.
+            return
         aside = b"\0"  # No path of the view.
         self._move(old, aside)
         self._move(new, old)

@@ -70,7 +70,8 @@ def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     """`mounted({...}, {...})`: an overlay of these lowers, bottom to top, and an upper.
 
     `upper` is what the upper holds already; `writable=False` is a mount without one; `data_only` is a layer
-    below all, of which only the data of metacopies is used; `metacopy` lets changes of metadata copy no data. `limits` are copyup_max and copyup_warn.
+    below all, of which only the data of metacopies is used; `metacopy` lets changes of metadata copy no data.
+    `limits` are copyup_max and copyup_warn.
     """
     started: list[Subject] = []
 
