@@ -30,6 +30,8 @@ from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 from overlayfs_demo.records import Record
 from overlayfs_demo.sandbox import Sandbox
 
+_log = logging.getLogger(__name__)
+
 # For how many seconds the kernel may trust what it was told: with a time, nothing need be watched.
 _TIMEOUT = 1.0
 
@@ -118,6 +120,9 @@ class _Server:
                 told = self._serve(titles, answers, held)
         except (MountError, OSError) as error:
             os.write(answers, os.fsencode(str(error)))
+            return 1
+        except Exception:  # noqa: BLE001 - a child must not go on as its parent
+            _log.exception("the trial failed")
             return 1
         with os.fdopen(answers, "wb") as out:
             out.write(told)

@@ -79,7 +79,8 @@ class Sandbox:
             os.waitpid(first, 0)
         except OSError as failure:
             os.write(answers, f"\n{failure.strerror}\n".encode())
-        os._exit(0)
+        finally:  # Whatever happens, a child does not go on as its parent.
+            os._exit(0)
 
     def _inside(self, command: Sequence[str], answers: int) -> NoReturn:
         """The first process: finish the sandbox, run the command, and say how it ended."""
@@ -92,7 +93,8 @@ class Sandbox:
         except OSError as failure:
             where = f"{os.fsdecode(failure.filename)}: " if failure.filename else ""
             os.write(answers, os.fsencode(f"{where}{failure.strerror}\n"))
-        os._exit(0)
+        finally:
+            os._exit(0)
 
 
 def _ignore_terminal() -> None:
