@@ -103,6 +103,12 @@ def _directories(number: int) -> str:
     return _count(number, "directory", "directories")
 
 
+def _files_and_directories(effects: Sequence[Effect]) -> str:
+    directories = sum(one.detail == "directory" for one in effects)
+    files = len(effects) - directories
+    return " and ".join([*([_files(files)] if files else []), *([_directories(directories)] if directories else [])])
+
+
 def _sum(effects: Sequence[Effect]) -> int:
     return sum(one.size for one in effects)
 
@@ -147,15 +153,13 @@ def _sentences_of_upper(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
     if some := of["free"]:
         yield f"would free {human_size(_sum(some))} in the upper"
     if some := of["create"]:
-        made = sum(one.detail == "directory" for one in some)
-        words = [_files(len(some) - made)] if made < len(some) else []
-        yield f"would create {' and '.join([*words, *([_directories(made)] if made else [])])}"
+        yield f"would create {_files_and_directories(some)}"
     if some := of["write"]:
         yield f"would write {human_size(_sum(some))} to {_files(len({one.path for one in some}))}"
     if some := of["rename"]:
         yield f"would rename {_count(len(some), 'file or directory', 'files or directories')}"
     if some := of["change"]:
-        yield f"would change {_files(len(some))} that the upper has already"
+        yield f"would change {_files_and_directories(some)} that the upper has already"
 
 
 def _sentences_of_copies(copies: Sequence[Effect]) -> Iterator[str]:

@@ -85,7 +85,9 @@ def find_record(mountpoint: str) -> Record | None:
 def _read_record(path: Path) -> Record | None:
     """None if there is none, perhaps because its daemon has just ended."""
     try:
-        return Record(**json.loads(path.read_text()))
+        noted = json.loads(path.read_text())
+        # The daemon may be of a version that notes more.
+        return Record(**{name: noted[name] for name in Record.__slots__ if name in noted})
     except FileNotFoundError:
         return None
 

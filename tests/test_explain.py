@@ -230,6 +230,13 @@ def test_what_only_the_upper_has_is_simply_removed(one_view: Place) -> None:
     assert effects(explain(one_view, "rm", "-r", "only")) == {("free", "/only/sub/y", 2)}
 
 
+def test_what_the_upper_has_is_changed_at_no_cost(one_view: Place) -> None:
+    told = explain(one_view, "chmod", "700", "only", "opt/new")
+    assert effects(told) == {("change", "/only", 0), ("change", "/opt/new", 0)}
+    done = run("overlayfs-demo", "explain", "chmod", "700", "only", "opt/new", cwd=one_view.view)
+    assert done.stdout.startswith("would change 1 file and 1 directory that the upper has already\n")
+
+
 def test_a_directory_in_the_place_of_a_deleted_one_is_opaque(one_view: Place) -> None:
     assert effects(explain(one_view, "mkdir", "gone"), "opaque") == {("opaque", "/gone", 0)}
     assert effects(explain(one_view, "mkdir", "fresh"), "opaque") == set()

@@ -149,12 +149,7 @@ class CopyUp:
             origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
         metadata = not data and node.kind == stat.S_IFREG and status.st_nlink == 1
         metacopy = metadata and (self._metacopy or self._rehearsal)
-        told = 0 if metadata and self._metacopy else _size(node, status, length)
-        label = layer.label
-        if self._rehearsal and layer.number == 1:
-            # The mount that is rehearsed has it in its upper already, but for the data of a metacopy.
-            told = told if node.data and not metadata else 0
-            label = node.data[0].layer.label if node.data else label
+        told, label = self._cost(node, 0 if metadata and self._metacopy else _size(node, status, length), data)
         self._limits.check(upper, node.path(), label, told, caller)
         below = (node.data or (node.place, node.place_name)) if metacopy else None
         with upper.staged() as temporary:
@@ -182,6 +177,16 @@ class CopyUp:
                 if node.links is not None and with_name:
                     assert node.parent is not None
                     self.name(node, node.parent, node.name, caller)
+
+    def _cost(self, node: FileNode, size: int, data: bool) -> tuple[int, str]:
+        """How many bytes of the `size` of a copy are told of, and from which layer."""
+        layer = node.place.layer
+        if not (self._rehearsal and layer.number == 1):
+            return size, layer.label
+        # The mount that is rehearsed has it in its upper already, but for the data of a metacopy.
+        if node.data and data:
+            return size, node.data[0].layer.label
+        return 0, layer.label
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
         """See that the upper has this name, too, of a file in the index. Call with the tree's lock held."""

@@ -51,7 +51,7 @@ class Fate:
 
     `copied` is how much data is copied up, None if it is not copied up at all, and `layer` where from. `kept` is how
     much data the mount's upper has of it already, as `part`. `moved_from` is its path before, `created` says
-    that there was none. `hides` is what it takes the place of.
+    that there was none; `changed`, that more than its name is another. `hides` is what it takes the place of.
     """
 
     directory: bool = False
@@ -62,6 +62,7 @@ class Fate:
     kept: int = 0
     part: Part | None = None
     moved_from: bytes = b""
+    changed: bool = False
     opaque: bool = False
     hides: Hidden | None = None
 
@@ -177,12 +178,13 @@ class Forecast:
 
     def _truncated(self, event: Event) -> None:
         fate = self._fate(event.path)
+        fate.changed = True
         if fate.kept > event.size:
             self._free(event.path, fate.kept - event.size)
             fate.kept = event.size
 
     def _changed(self, event: Event) -> None:
-        self._fate(event.path)
+        self._fate(event.path).changed = True
 
     def _limited(self, event: Event) -> None:
         path = os.fsdecode(event.path)
@@ -303,8 +305,8 @@ def _traces(path: str, fate: Fate) -> Iterator[Effect]:
         yield Effect("create", path, 0, "upper", detail="directory" if fate.directory else "")
     elif fate.moved_from and os.fsencode(path) != fate.moved_from:
         yield Effect("rename", path, 0, "upper", detail=os.fsdecode(fate.moved_from))
-    elif fate.copied is None and not fate.written and fate.part is not None and not fate.directory:
-        yield Effect("change", path, 0, "upper")
+    elif fate.changed and fate.copied is None and not fate.written:
+        yield Effect("change", path, 0, "upper", detail="directory" if fate.directory else "")
     if fate.opaque:
         yield Effect("opaque", path, 0, "upper")
     if fate.hides is not None:
