@@ -214,7 +214,7 @@ def test_chmod_of_a_tree_counts_every_lower_file_once(one_view: Place) -> None:
         ("copy up", "/opt/big", 20_000), ("copy up", "/opt/d", 0), ("copy up", "/opt/d/one", 1),
         ("copy up", "/opt/d/two", 2), ("copy up", "/opt/both", 6),
     }
-    assert effects(told, "change") == {("change", "/opt/new", 0), ("change", "/opt/top", 0)}
+    assert effects(told, "change") == {("change", one, 0) for one in ("/opt", "/opt/new", "/opt/top")}
     assert told["totals"]["copy up"] == {"count": 5, "directories": 1, "size": 20_009, "files": 0}
 
 

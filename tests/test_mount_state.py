@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from overlayfs_demo import records
 from tests.contract.conftest import why_unavailable
 from tests.places import Place, fails, run
 
