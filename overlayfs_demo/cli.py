@@ -36,6 +36,9 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
   timemachine               add a hidden directory .layers, in which each layer N is
                             seen alone (N/only), with those below (N/upto), and what
                             it hides (N/hidden); 'ls' and 'find' do not list it
+  copyup_max=SIZE           refuse a copy-up of more data (EDQUOT, "Disk quota exceeded");
+                            SIZE is in bytes, or as in 10M, 1.5G (powers of 1024)
+  copyup_warn=SIZE          warn of one, in the log and to whoever watches
   timeout=SECONDS           how long the kernel may trust what it was told; without it
                             the layers are watched, and changes are seen at once
   uidmapping=, gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]
@@ -107,6 +110,12 @@ def _add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_watch_verb(verbs)
 
 
+def _add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.explain_command import add_explain_verb
+
+    add_explain_verb(verbs)
+
+
 def _add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     from overlayfs_demo.image_commands import add_image_verbs
 
@@ -141,6 +150,7 @@ def _add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
     **dict.fromkeys(("mount", "umount"), _add_mount_verbs),
     "watch": _add_watch_verb,
+    "explain": _add_explain_verb,
     **dict.fromkeys(
         ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),
         _add_image_verbs,

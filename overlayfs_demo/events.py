@@ -37,6 +37,8 @@ class Action(enum.Enum):
     UTIMENS = "utimens"
     SETXATTR = "setxattr"
     REMOVEXATTR = "removexattr"
+    WARN = "warn"
+    REFUSE = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Event:
     one call may cause several events (a copy-up of the parent, then a whiteout). `layer` names the lower layer
     that data came from or that is now hidden ("" where none is involved). `size` is bytes copied or written.
     `detail` holds the second name of a rename or link, an xattr's name, a redirect, or the new mode or owner, as
-    text; of a copy-up `directory`, if it was one.
+    text; of a copy-up `directory`, if it was one. WARN and REFUSE are no changes: they tell of a copy-up of `size`
+    bytes that is over a limit, which is the detail.
     """
 
     action: Action

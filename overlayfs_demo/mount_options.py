@@ -48,6 +48,9 @@ _CHOICES = {
     "index": ("index", {"on": True, "off": False}),
     "metacopy": ("metacopy", {"on": True, "off": False}),
 }
+_LIMITS = ("copyup_max", "copyup_warn")
+# Powers of 1024, as docker's flags and tmpfs(5) have them.
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgtp]?)(?:i?b)?", re.IGNORECASE)
 _BOOLEANS = {"userxattr": "user_xattrs", "volatile": "volatile", "timemachine": "time_machine"}
 
 
@@ -72,6 +75,7 @@ class _Draft:
     other: dict[str, str] = field(default_factory=dict)
     squashes: dict[str, int] = field(default_factory=dict)
     mappings: dict[str, tuple[Range, ...]] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
     flags: int = 0
     allow_other: bool | None = None
 
@@ -129,6 +133,32 @@ def lowerdir_option(directories: Iterable[bytes]) -> str:
     return "lowerdir=" + ":".join(map(escape_path, directories))
 
 
+def option_line(options: MountOptions) -> str:
+    """The inverse of `parse`: what mounts the same stack in the same way again."""
+    stack = options.stack
+    words = [lowerdir_option(stack.lowers) + "".join(f"::{escape_path(path)}" for path in stack.data_only)]
+    paths = (("upperdir", stack.upper), ("workdir", stack.work))
+    words += [f"{name}={escape_path(path)}" for name, path in paths if path is not None]
+    words += [word for word, setting in _BOOLEANS.items() if getattr(stack, setting)]
+    for name, (setting, choices) in _CHOICES.items():
+        words += [f"{name}={word}" for word, value in choices.items() if value == getattr(stack, setting)]
+    words += [f"{name}={getattr(stack, name)}" for name in _LIMITS if getattr(stack, name) is not None]
+    for kind, ids in (("uid", stack.ids.users), ("gid", stack.ids.groups)):
+        if ids.ranges:
+            words.append(f"{kind}mapping={':'.join(str(number) for one in ids.ranges for number in one)}")
+        if ids.squash is not None:
+            words.append(f"squash_to_{kind}={ids.squash}")
+    words += [word for word, flag in _SET.items() if options.flags & flag]
+    words.append(f"front={options.front}")
+    if options.timeout is not None:
+        words.append(f"timeout={options.timeout:.30f}")
+    if options.allow_other is not None:
+        words.append("allow_other" if options.allow_other else "noallow_other")
+    if options.source is not None:
+        words.append(f"fsname={escape_path(os.fsencode(options.source))}")
+    return ",".join(words)
+
+
 def _take(draft: _Draft, option: str) -> None:
     name, equals, value = option.partition("=")
     if option in _SET:
@@ -141,6 +171,8 @@ def _take(draft: _Draft, option: str) -> None:
         draft.booleans[_BOOLEANS[option]] = True
     elif name == "lowerdir" and equals:
         _take_lowers(draft, value)
+    elif name in _LIMITS:
+        draft.limits[name] = _bytes(option, value)
     elif name in ("lowerdir+", "datadir+", "upperdir", "workdir") and equals:
         if not value:
             raise UsageError(f"{option} has an empty path", "name a directory")
@@ -179,6 +211,13 @@ def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
         draft.allow_other = option == "allow_other"
     else:
         raise UsageError(f"unknown mount option '{option}'", "see 'overlayfs-demo mount --help'")
+
+
+def _bytes(option: str, value: str) -> int:
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise UsageError(f"mount option '{option}'", "the value is a size, such as 4096, 10M or 1.5G (of 1024s)")
+    return int(float(match[1]) * 1024 ** ("", *"kmgtp").index(match[2].lower()))
 
 
 def _take_ids(draft: _Draft, option: str, name: str, value: str) -> None:
@@ -230,6 +269,7 @@ def _finish(draft: _Draft) -> MountOptions:
     stack = Stack(tuple(draft.lowers), upper, work, data_only=tuple(draft.data_only), ids=_ids(draft))
     for name, value in draft.booleans.items():
         stack = replace(stack, **{name: value})  # type: ignore[arg-type]  # the names are fields of Stack
+    stack = replace(stack, copyup_max=draft.limits.get("copyup_max"), copyup_warn=draft.limits.get("copyup_warn"))
     options = MountOptions(stack, flags=draft.flags, source=draft.other.get("fsname"))
     if "front" in draft.other:
         options = replace(options, front=draft.other["front"])

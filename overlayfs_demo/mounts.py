@@ -29,7 +29,7 @@ from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
-from overlayfs_demo.mount_options import MountOptions, remount_flags
+from overlayfs_demo.mount_options import MountOptions, option_line, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
 from overlayfs_demo.records import Record, find_record, live_records, mounted, socket_path
@@ -66,23 +66,21 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     if trace is not None:
         events.attach(trace)
     os.umask(0)  # The callers' umasks count, not the daemon's.
-    overlay = _open(stack_check.absolute(stack), events)
+    overlay = open_stack(stack_check.absolute(stack), events)
     before, now = overlay.note_stack()
     if before:
         _log.warning(
             "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
             "changed there may look odd here", os.fsdecode(stack.upper or b""), before, now,
         )
-    view = View(
-        overlay, mountpoint, options.source or SUBTYPE,
-        # As the kernel's overlayfs does: without an upper the whole mount is read-only.
-        options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY, options.timeout,
-        os.geteuid() == 0 if options.allow_other is None else options.allow_other,
-    )
+    # As the kernel's overlayfs does: without an upper the whole mount is read-only.
+    flags = options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY
+    view = view_of(overlay, mountpoint, replace(options, flags=flags))
     record = Record(
         os.fsdecode(mountpoint), os.getpid(), front_name, [os.fsdecode(path) for path in stack.lowers],
         os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
         [os.fsdecode(path) for path in stack.data_only], stack.labels(),
+        option_line(replace(options, stack=stack_check.absolute(stack), front=front_name)),
     )
     if foreground:
         _serve(front, view, record, lambda: None)
@@ -91,6 +89,20 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
         _confirm(mountpoint)
     for lock in locks:
         os.close(lock)
+
+
+def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
+    """How the overlay is shown, by these options."""
+    return View(
+        overlay, mountpoint, options.source or SUBTYPE, options.flags, options.timeout,
+        os.geteuid() == 0 if options.allow_other is None else options.allow_other,
+    )
+
+
+def present_flags(mountpoint: bytes) -> int:
+    """The MS_* flags of a mounted view, perhaps others than it was mounted with: those that a remount changes."""
+    # What statvfs(3) says in ST_* has the values of mount(2)'s MS_*, up to ST_RELATIME, which is the default.
+    return os.statvfs(mountpoint).f_flag & _REMOUNTABLE
 
 
 def remount(path: bytes, options: list[str]) -> bool:
@@ -102,8 +114,7 @@ def remount(path: bytes, options: list[str]) -> bool:
     if shown not in mounted():
         raise MountError(f"{shown} is not mounted by overlayfs-demo", "leave out 'remount' to mount it")
     record = find_record(shown)
-    # What statvfs(3) says in ST_* has the values of mount(2)'s MS_*, up to ST_RELATIME, which is the default.
-    flags = remount_flags(options, os.statvfs(mountpoint).f_flag & _REMOUNTABLE) or 0
+    flags = remount_flags(options, present_flags(mountpoint)) or 0
     if record is not None and record.upper is None and not flags & syscalls.MS_RDONLY:
         raise MountError(f"{shown} has no upper and stays read-only", "mount it with upperdir= and workdir=")
     try:
@@ -125,7 +136,8 @@ def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
         return ()
 
 
-def _open(stack: stack_check.Stack, events: Events) -> Overlay:
+def open_stack(stack: stack_check.Stack, events: Events) -> Overlay:
+    """The overlay of a stack. Raises MountError, naming the layer at fault."""
     try:
         return open_overlay(stack, events)
     except OSError as error:

@@ -24,6 +24,7 @@ class Record:
 
     `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown. `data_only` are
     the layers below them of which only data is used. `labels` are how events name the lowers, and then those.
+    `options` is the line that mounts the same again, see `mount_options`.
     """
 
     mountpoint: str
@@ -34,6 +35,7 @@ class Record:
     titles: list[str] = field(default_factory=list)
     data_only: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    options: str = ""
 
     def save(self) -> None:
         """Write the record, at once for whoever reads it."""

@@ -90,7 +90,12 @@ def _what(event: Event, path: str, detail: str) -> str:
         return _copied_up(event, path, layer)
     if event.action is Action.WHITEOUT:
         return f"{_cause(_WHITEOUT_CAUSES, event, path)}: left a whiteout, hiding the one in {layer}"
-    return _changed(event.action, path, detail, human_size(event.size)) + _aside(event)
+    size = human_size(event.size)
+    if event.action is Action.WARN:
+        return f"{_cause(_COPY_CAUSES, event, path)}: copying {size} up from {layer} is over {detail}"
+    if event.action is Action.REFUSE:
+        return f"may not copy {path} up from {layer}: {size} is over {detail}"
+    return _changed(event.action, path, detail, size) + _aside(event)
 
 
 def _changed(action: Action, path: str, detail: str, size: str) -> str:

@@ -22,10 +22,12 @@ from typing import NamedTuple
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
 AT_FDCWD = -100
 AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 _AT_HANDLE_FID = 0x200
+_AT_RECURSIVE = 0x8000
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -42,12 +44,28 @@ MS_NOEXEC = 8
 MS_SYNCHRONOUS = 16
 MS_REMOUNT = 32
 MS_DIRSYNC = 128
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
 MS_NOATIME = 1024
 MS_NODIRATIME = 2048
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
 MNT_DETACH = 2
+
+# Namespaces: of mounts, host names, IPC, users, process IDs and networks.
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NODEV = 4
 
 FICLONE = 0x40049409
 
@@ -137,6 +155,28 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) ->
 def unmount(target: bytes, flags: int = 0) -> None:
     """umount2(2); MNT_DETACH takes the name away now and the mount when its last user is gone."""
     _check(_libc.umount2(target, flags), target)
+
+
+def set_mount_attributes(path: bytes, *, on: int = 0, off: int = 0, recursive: bool = False) -> None:
+    """Turn MOUNT_ATTR_* of the mount at `path` on and off, and with `recursive` of all below it: mount_setattr(2)."""
+    attributes = ctypes.create_string_buffer(struct.pack("=4Q", on, off, 0, 0), 32)
+    flags = _AT_RECURSIVE if recursive else 0
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, AT_FDCWD, ctypes.c_char_p(path), flags, attributes, 32), path)
+
+
+def unshare(namespaces: int) -> None:
+    """Go into new namespaces, CLONE_NEW*, those of process IDs with the next child: unshare(2)."""
+    _check(_libc.unshare(namespaces))
+
+
+def own_proc_files() -> None:
+    """Let our files in /proc be ours also if we have changed our user: prctl(2), PR_SET_DUMPABLE; proc(5)."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0))
+
+
+def end_with_parent(number: int) -> None:
+    """Get this signal when our parent ends: prctl(2), PR_SET_PDEATHSIG."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0))
 
 
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:

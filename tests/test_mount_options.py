@@ -9,7 +9,15 @@ import pytest
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.mount_options import FRONTS, MountOptions, escape_path, lowerdir_option, parse, unescape
+from overlayfs_demo.mount_options import (
+    FRONTS,
+    MountOptions,
+    escape_path,
+    lowerdir_option,
+    option_line,
+    parse,
+    unescape,
+)
 
 # mount(8)'s words that set a flag, and the word that clears it again ("" where there is none).
 FLAGS = {
@@ -363,3 +371,40 @@ def test_mappings_are_ranges_from_the_disk_to_the_view() -> None:
 ])
 def test_bad_ids_are_refused_by_name(option: str) -> None:
     assert f"'{option}'" in str(refused("lowerdir=/a", option))
+
+
+# --- limits for copy-ups ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "size"), [
+    ("0", 0), ("4096", 4096), ("10k", 10240), ("10K", 10240), ("10M", 10 << 20), ("10MB", 10 << 20),
+    ("10MiB", 10 << 20), ("1.5G", 3 << 29), ("2t", 2 << 40), ("1p", 1 << 50), ("7b", 7),
+])
+def test_a_limit_is_a_size_in_powers_of_1024(word: str, size: int) -> None:
+    assert given(f"copyup_max={word}").stack.copyup_max == size
+    assert given(f"copyup_warn={word}").stack.copyup_warn == size
+
+
+@pytest.mark.parametrize("word", ["", "-1", "10X", "M", "1.G", "10 M", "infinite"])
+def test_what_is_no_size_is_no_limit(word: str) -> None:
+    assert "copyup_max" in refused("lowerdir=/low", f"copyup_max={word}").problem
+
+
+def test_there_is_no_limit_unless_it_is_given() -> None:
+    assert (given().stack.copyup_max, given().stack.copyup_warn) == (None, None)
+
+
+# --- and back again --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [
+    "lowerdir=/a", r"lowerdir=/a\:b:/c\,d:/e\\f::/data", "lowerdir=/l,upperdir=/u\\,v,workdir=/w",
+    "lowerdir=/l,upperdir=/u,workdir=/w,userxattr,volatile,whiteouts=kernel,index=off,metacopy=on",
+    "lowerdir=/l,copyup_max=10M,copyup_warn=1.5k", "lowerdir=/l,ro,nosuid,nodev,noatime,sync",
+    "lowerdir=/l,uidmapping=0:1000:1:5:6:7,gidmapping=1:2:3", "lowerdir=/l,squash_to_root",
+    "lowerdir=/l,squash_to_uid=5,squash_to_gid=6", r"lowerdir=/l,fsname=a\,b\\c,front=fusepy,timeout=1.5,allow_other",
+    "lowerdir=/l,noallow_other,timeout=0.0000001", "lowerdir=/caf\udce9",
+])
+def test_a_line_made_of_options_means_the_same(line: str) -> None:
+    options = parse([line])
+    assert parse([option_line(options)]) == options

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 
 import pytest
 
+from overlayfs_demo import records
 from tests.contract.conftest import why_unavailable
 from tests.places import Place, fails, run
 
@@ -126,3 +128,13 @@ def test_reading_an_upper_file_touches_its_access_time_unless_told(place: Place,
     assert (place.view / "motd").read_text() == "hello\n"
     assert (os.stat(place / "upper/mine").st_atime == 1) == (flag == "noatime")
     assert os.stat(place / "top/motd").st_atime == 1
+
+
+def test_a_record_of_a_version_that_notes_more_is_read(place: Place) -> None:
+    assert place.mount().returncode == 0
+    record = records.find_record(str(place.view))
+    assert record is not None
+    [path] = [one for one in records.socket_path(record.mountpoint).parent.glob("*.json")
+              if str(place.view) in one.read_text()]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "made_up": 1}))
+    assert records.find_record(str(place.view)) == record

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from overlayfs_demo.images.remove import prune
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store
 from overlayfs_demo.mount_options import parse
+from overlayfs_demo.overlay import statrecord
+from overlayfs_demo.rehearsal import rehearse
 from tests import builders
-from tests.conftest import PATIENCE, unmount_all, wait_until, why_no_mounts
+from tests.conftest import PATIENCE, mount_points, unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
@@ -128,6 +131,33 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
     finally:
         unmount_all(str(home))
         shutil.rmtree(runtime or f"/tmp/overlayfs-demo-{USER}")
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, recorded: bool) -> None:
+    if recorded:
+        for name in ("top", "bottom", "upper"):
+            os.setxattr(home / name, statrecord.NAME, b"0:0:0755")
+    script = f"set -e; chmod 600 motd; rm -r d; echo new > n; test $(id -u) = {USER}; ! echo x > ../out 2> /dev/null"
+
+    def session() -> None:
+        mount(front, ",userxattr")
+        record = records.find_record(str(home / "view"))
+        assert record is not None
+        before = builders.tree(home / "upper")
+        outcome = rehearse(record, ["sh", "-c", script], os.fsencode(home / "view"))
+        assert outcome.status == 0
+        sizes: Counter[str] = Counter()
+        for one in outcome.effects:
+            sizes[one.what] += one.size
+        assert sizes == {"copy up": 6, "whiteout": 0, "hide": 1, "create": 0, "write": 4}
+        assert builders.tree(home / "upper") == before
+        assert sorted(os.listdir("view")) == ["d", "motd"]
+        assert set(os.listdir("work")) <= {"work", "index"}
+        mounts.unmount(b"view")
+
+    as_user(home, session)
+    assert mount_points(str(home)) == []
 
 
 def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:

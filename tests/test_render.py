@@ -17,11 +17,11 @@ DETAIL = "a second thing"
 SIZE = 1_234_567
 
 # What an event of each action holds besides its path.
-SIZED = {Action.COPY_UP, Action.WRITE, Action.FALLOCATE, Action.TRUNCATE}
-LAYERED = {Action.COPY_UP, Action.WHITEOUT}
+SIZED = {Action.WARN, Action.REFUSE, Action.COPY_UP, Action.WRITE, Action.FALLOCATE, Action.TRUNCATE}
+LAYERED = {Action.COPY_UP, Action.WHITEOUT, Action.WARN, Action.REFUSE}
 DETAILED = {
     Action.SYMLINK, Action.RENAME, Action.EXCHANGE, Action.REDIRECT, Action.CHMOD, Action.CHOWN, Action.SETXATTR,
-    Action.REMOVEXATTR,
+    Action.REMOVEXATTR, Action.WARN, Action.REFUSE,
 }
 
 

@@ -19,6 +19,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir
+from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
@@ -42,14 +43,17 @@ class Hooks:
 
 
 class CopyUp:
-    """Copies nodes up, each at most once. `metacopy`: a change of metadata alone copies no data."""
+    """Copies nodes up, each at most once. `metacopy`: a change of metadata alone copies no data. `rehearsal` is
+    `Stack`'s."""
 
-    __slots__ = ("_hooks", "_metacopy", "_running", "_tree")
+    __slots__ = ("_hooks", "_limits", "_metacopy", "_rehearsal", "_running", "_tree")
 
-    def __init__(self, tree: Tree, metacopy: bool, hooks: Hooks) -> None:
+    def __init__(self, tree: Tree, metacopy: bool, hooks: Hooks, limits: Limits, rehearsal: bool) -> None:
         self._tree = tree
         self._metacopy = metacopy
         self._hooks = hooks
+        self._limits = limits
+        self._rehearsal = rehearsal
         self._running: dict[Node, threading.Event] = {}
 
     def node(self, node: Node, caller: Caller, length: int | None = None, *, data: bool = True) -> Upper:
@@ -143,7 +147,10 @@ class CopyUp:
         index = self._tree.index if status.st_nlink > 1 else None
         if (index or status.st_nlink == 1) and not node.gone:
             origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
-        metacopy = self._metacopy and not data and node.kind == stat.S_IFREG and status.st_nlink == 1
+        metadata = not data and node.kind == stat.S_IFREG and status.st_nlink == 1
+        metacopy = metadata and (self._metacopy or self._rehearsal)
+        told, label = self._cost(node, 0 if metadata and self._metacopy else _size(node, status, length), data)
+        self._limits.check(upper, node.path(), label, told, caller)
         below = (node.data or (node.place, node.place_name)) if metacopy else None
         with upper.staged() as temporary:
             size = self._make(node, temporary, status, length, with_data=not metacopy)
@@ -166,10 +173,20 @@ class CopyUp:
                 node.metacopy, node.data = metacopy, below
                 self._turn_to_upper(node, keep_ino=bool(origin))
                 self._hooks.copied_up(node)
-                upper.emit(Action.COPY_UP, node.path(), caller, layer.label, size)
+                upper.emit(Action.COPY_UP, node.path(), caller, label, told)
                 if node.links is not None and with_name:
                     assert node.parent is not None
                     self.name(node, node.parent, node.name, caller)
+
+    def _cost(self, node: FileNode, size: int, data: bool) -> tuple[int, str]:
+        """How many bytes of the `size` of a copy are told of, and from which layer."""
+        layer = node.place.layer
+        if not (self._rehearsal and layer.number == 1):
+            return size, layer.label
+        # The mount that is rehearsed has it in its upper already, but for the data of a metacopy.
+        if node.data and data:
+            return size, node.data[0].layer.label
+        return 0, layer.label
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
         """See that the upper has this name, too, of a file in the index. Call with the tree's lock held."""
@@ -197,8 +214,11 @@ class CopyUp:
             status = target.stat()
             path = target.xattr_path()
             capability = syscalls.get_xattr(path, "security.capability", target.follow)
-            size = status.st_size if length is None else min(length, status.st_size)
+            size = _size(node, status, length)
             layer = node.data[0].layer.label if node.data else ""
+            # The mount that is rehearsed would have copied the data with the metadata.
+            told = 0 if self._rehearsal and not self._metacopy else size
+            self._limits.check(upper, node.path(), layer, told, caller)
             self._hooks.before_wait()
             fd = target.open(os.O_WRONLY)
             try:
@@ -217,7 +237,7 @@ class CopyUp:
                 for handle in node.handles:
                     handle.retarget(target.open(os.O_RDONLY))
                 self._hooks.copied_up(node)
-                upper.emit(Action.COPY_UP, node.path(), caller, layer, size)
+                upper.emit(Action.COPY_UP, node.path(), caller, layer, told)
 
     def _make(
         self, node: FileNode, temporary: bytes, status: os.stat_result, length: int | None, *, with_data: bool
@@ -230,7 +250,7 @@ class CopyUp:
         if node.kind != stat.S_IFREG:
             os.mknod(temporary, node.kind | 0o600, status.st_rdev, dir_fd=upper.work_fd)
             return 0
-        size = status.st_size if length is None else min(length, status.st_size)
+        size = _size(node, status, length)
         target = os.open(
             temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=upper.work_fd
         )
@@ -330,6 +350,13 @@ def mark_impure(directory: UpperDir, tree: Tree) -> None:
     if not directory.marks.impure:
         os.setxattr(directory.open().fd, tree.xattrs.impure, b"y")
         directory.forget_marks()
+
+
+def _size(node: FileNode, status: os.stat_result, length: int | None) -> int:
+    """How many bytes of data a copy has, of which `length` suffice."""
+    if node.kind != stat.S_IFREG:
+        return 0
+    return status.st_size if length is None else min(length, status.st_size)
 
 
 def _copy_from(source: Target, target: int, size: int) -> None:

@@ -20,10 +20,12 @@ from overlayfs_demo.events import Action, Events
 from overlayfs_demo.overlay import acl, lineage, listing, provenance
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp, Hooks
+from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.ids import AS_ON_DISK, Ids
 from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
+from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
@@ -57,6 +59,9 @@ class Stack:
     looks at an upper that may be in use by another mount: it is read as the topmost layer. `titles` say what
     made each of the lowers, such as a row of an image's history; "", or none at all, if that is unknown.
     `time_machine` adds a hidden directory of the layers, see `timemachine`.
+    `copyup_max` and `copyup_warn` are limits for the data of one copy-up, in bytes, see `limits`. In a `rehearsal`
+    the topmost of `lowers` is the upper of another mount, for which all this is tried out: events and limits are
+    about what a copy-up costs there, and no data is copied for a change of metadata, see `forecast`.
     """
 
     lowers: tuple[bytes, ...]
@@ -72,13 +77,17 @@ class Stack:
     read_only: bool = False
     titles: tuple[str, ...] = ()
     time_machine: bool = False
+    copyup_max: int | None = None
+    copyup_warn: int | None = None
+    rehearsal: bool = False
 
     def labels(self) -> list[str]:
         """How messages name the lowers, and then the data-only layers: counted from the bottom, as an image does."""
         paths = self.lowers + self.data_only
         titles = (*self.titles, *[""] * len(paths))
         return [
-            f"layer {len(paths) - place} ({_short(title) or os.fsdecode(os.path.basename(path))})"
+            "upper" if self.rehearsal and not place
+            else f"layer {len(paths) - place} ({_short(title) or os.fsdecode(os.path.basename(path))})"
             for place, (path, title) in enumerate(zip(paths, titles, strict=False))
         ]
 
@@ -102,7 +111,9 @@ class Overlay:
         self._cache = DescriptorCache(_descriptor_limit())
         upper, index = None, None
         self._layers = [
-            Layer(path, number, label, xattrs, self._cache, image_dialect=stack.image_whiteouts,
+            # In an upper `.wh.` begins ordinary names.
+            Layer(path, number, label, xattrs, self._cache,
+                  image_dialect=stack.image_whiteouts and not (stack.rehearsal and number == 1),
                   last=number == len(stack.lowers) + len(stack.data_only))
             for number, (path, label) in enumerate(zip(stack.lowers + stack.data_only, stack.labels(), strict=True), 1)
         ]
@@ -121,7 +132,8 @@ class Overlay:
         self._lock = self._tree.lock
         self.behind = Behind(self._tree)
         self.hooks = Hooks()
-        self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks)
+        limits = Limits(stack.copyup_max, stack.copyup_warn)
+        self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks, limits, stack.rehearsal)
         self._names = Names(self._tree, self._copy_up)
         self._rename = Rename(self._tree, self._copy_up, self._names)
         self._past: TimeMachine | None = None
@@ -137,6 +149,12 @@ class Overlay:
         before = lineage.last_stack(upper, lowers, self._tree.xattrs)
         lineage.remember(upper, lowers, self._tree.xattrs)
         return (before, lineage.names(lowers)) if before else ("", "")
+
+    def forecast(self) -> Forecast:
+        """Count, from now on, what the mount that is rehearsed would do: see `Stack.rehearsal`."""
+        forecast = Forecast(self._tree)
+        self.events.attach(forecast.take)
+        return forecast
 
     def close(self) -> None:
         """Let go of all layers. Nodes are not used afterwards; open handles stay their owners'."""

@@ -35,6 +35,8 @@ class Layers:
     mountpoint: Path
     data_only: tuple[Path, ...] = ()
     metacopy: bool = False
+    copyup_max: int | None = None
+    copyup_warn: int | None = None
 
     def stack(self) -> Stack:
         """The same, as the engine wants it."""
@@ -42,6 +44,7 @@ class Layers:
         return Stack(
             tuple(os.fsencode(path) for path in reversed(self.lowers)), *above,
             data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy,
+            copyup_max=self.copyup_max, copyup_warn=self.copyup_warn,
         )
 
 

@@ -1,0 +1,44 @@
+"""May so much data be copied up?
+
+Who mounts a view may set a limit for the data of one copy-up: above the one it is told of, above the other it is
+refused before anything is made. The errno is EDQUOT, "Disk quota exceeded": like a quota it is a rule that
+somebody made, not what the filesystem can hold (EFBIG), and programs expect it wherever something is written:
+open(2), rename(2), link(2) and setxattr(2) list it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import dataclass
+
+from overlayfs_demo.events import Action
+from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.upper import Upper
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits in bytes; None is none. What has just so many bytes is within them."""
+
+    most: int | None
+    warn: int | None
+
+    def check(self, upper: Upper, path: bytes, layer: str, size: int, caller: Caller) -> None:
+        """Before `size` bytes of the file `path` of the view are copied up from `layer`. Raises EDQUOT."""
+        shown = ascii(os.fsdecode(path))
+        if self.most is not None and size > self.most:
+            _log.warning(
+                "refused to copy %s up from %s: its %d bytes are over copyup_max=%d: change a smaller file, "
+                "or mount with a higher copyup_max", shown, layer, size, self.most,
+            )
+            upper.emit(Action.REFUSE, path, caller, layer, size, f"copyup_max={self.most}")
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), path)
+        if self.warn is not None and size > self.warn:
+            _log.warning(
+                "copying %s up from %s: its %d bytes are over copyup_warn=%d", shown, layer, size, self.warn
+            )
+            upper.emit(Action.WARN, path, caller, layer, size, f"copyup_warn={self.warn}")
