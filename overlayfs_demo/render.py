@@ -94,7 +94,7 @@ def _what(event: Event, path: str, detail: str) -> str:
     if event.action is Action.WARN:
         return f"{_cause(_COPY_CAUSES, event, path)}: copying {size} up from {layer} is over {detail}"
     if event.action is Action.REFUSE:
-        return f"may not copy {path} up from {layer}: {size} is over {detail}"
+        return f"may not copy {path} up from {layer}{_aside(event)}: {size} is over {detail}"
     return _changed(event.action, path, detail, size) + _aside(event)
 
 
