@@ -162,7 +162,7 @@ class _Client:
             statements = self._overlay.explain(path)
         except OSError as error:
             return {"error": f"{os.fsdecode(path)}: {error.strerror}"}
-        return {"path": os.fsdecode(path), "layers": [_statement_json(one) for one in statements]}
+        return {"path": os.fsdecode(path), "layers": [statement_json(one) for one in statements]}
 
     def _stream(self) -> None:
         """Send events from another thread, while this one waits for the client to go."""
@@ -257,7 +257,8 @@ def event_of(answer: dict[str, Any]) -> Event:
     )
 
 
-def _statement_json(one: Statement) -> dict[str, Any]:
+def statement_json(one: Statement) -> dict[str, Any]:
+    """What a layer says about a path, in the fields of an answer."""
     status = one.status
     return {
         "layer": one.layer, "says": one.says.value, "wins": one.wins,
@@ -265,6 +266,7 @@ def _statement_json(one: Statement) -> dict[str, Any]:
         "target": None if one.target is None else os.fsdecode(one.target),
         "hidden_by": one.hidden_by or None, "hidden_at": os.fsdecode(one.hidden_at) or None,
         "deleted_at": os.fsdecode(one.deleted_at) or None,
+        "stored_at": os.fsdecode(one.stored_at) if status else None,
     }
 
 

@@ -80,6 +80,11 @@ def find_record(mountpoint: str) -> Record | None:
     return _read_record(_record_path(mountpoint))
 
 
+def record_beside(socket: Path) -> Record | None:
+    """The record of the view whose daemon is asked at `socket`, see `place_in_view`; None if it has just ended."""
+    return _read_record(socket.with_suffix(".json"))
+
+
 def _read_record(path: Path) -> Record | None:
     """None if there is none, perhaps because its daemon has just ended."""
     try:

@@ -34,8 +34,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 for _part in (
     "records", "control", "mounts", "render", "docker_format", "containers", "commands", "store_verbs",
-    "terminal", "build_command", "image_commands", "watch_command", "which_command", "analysis_commands",
-    "container_commands", "cli", "__main__",
+    "terminal", "text_diff", "build_command", "image_commands", "watch_command", "which_command",
+    "analysis_commands", "web", "web_commands", "container_commands", "cli", "__main__",
 ):
     MAY_IMPORT[_part] = frozenset(MAY_IMPORT)
 
