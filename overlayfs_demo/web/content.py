@@ -59,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All about one path; versions are from the top down, comparisons from the bottom up."""
+    """All about one path; versions and comparisons are from the top down."""
 
     path: str
     key: str
@@ -81,7 +81,7 @@ def story(subject: Subject, ask: Ask, path: bytes) -> Story:
     words = tuple(_say(layer, one, os.fsdecode(path)) for layer, one in known)
     return Story(
         printable(path), key_of(path), why(statements), words, versions,
-        tuple(_compared(old, new) for new, old in reversed(list(pairwise(versions)))),
+        tuple(_compared(old, new) for new, old in pairwise(versions)),
     )
 
 

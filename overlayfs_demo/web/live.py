@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from anyio import CapacityLimiter, to_thread
 
 from overlayfs_demo.control import Connection, event_of
@@ -47,12 +48,13 @@ class Stream:
     async def messages(self) -> AsyncIterator[str]:
         """Each as it goes over the wire, until the view is unmounted or the server stops."""
         try:
-            connection = Connection(self._socket, self._mountpoint)
-            with connection:
+            with Connection(self._socket, self._mountpoint) as connection:
                 await self._run(connection.attach)
                 yield _message("attached", {})
                 heard = time.monotonic()
                 while not self._stopping():
+                    # Here the stream ends if the browser has gone.
+                    await anyio.lowlevel.checkpoint()
                     batch = await self._run(lambda: _batch(connection))
                     if batch:
                         yield _message("change", self._told(batch))

@@ -160,8 +160,9 @@ def mount_page(record: Record, subject: Subject) -> Page:
     """The page of a mounted view. Raises OSError for a layer that cannot be read."""
     upper = upper_content(subject.layers[0].directory) if _has_upper(subject.layers) else None
     facts = (
-        ("mounted at", printable(os.fsencode(record.mountpoint))), ("front", record.front),
-        ("layers", str(len(record.lowers))), ("daemon", f"process {record.pid}"),
+        ("front", record.front), ("lower layers", str(len(record.lowers))),
+        ("upper", printable(os.fsencode(record.upper)) if record.upper is not None else "none: read-only"),
+        ("daemon", f"process {record.pid}"),
     )
     boxes = tuple(_box(layer, upper) for layer in subject.layers)
     return Page("mount", printable(os.fsencode(record.mountpoint)), facts, boxes, upper)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import uvicorn
 
@@ -51,19 +51,17 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        # What Python adds to the message is in ours already.
+        problem = os.strerror(error.errno) if error.errno else str(error)
         raise OverlayError(
-            f"cannot listen at {host}, port {port}: {error.strerror}", "choose another --port; 0 takes any that is free"
+            f"cannot listen at {host}, port {port}: {problem}", "choose another --port; 0 takes any that is free"
         ) from None
 
 
 def _await_end(view: View, server: uvicorn.Server) -> None:
     """Let the server stop when the view is unmounted: its daemon then closes all connections."""
     try:
-        with _connected(view.socket, view.mountpoint) as connection:
+        with Connection(view.socket, view.mountpoint) as connection:
             connection.event(None)
     except (EOFError, OverlayError):
         server.should_exit = True
-
-
-def _connected(path: Path, mountpoint: str) -> Connection:
-    return Connection(path, mountpoint)
