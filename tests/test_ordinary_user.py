@@ -23,6 +23,9 @@ from overlayfs_demo.images.remove import prune
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store
 from overlayfs_demo.mount_options import parse
+from overlayfs_demo.web.content import story
+from overlayfs_demo.web.model import mount_page
+from overlayfs_demo.web.subject import mount_subject
 from tests import builders
 from tests.conftest import PATIENCE, unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
@@ -89,6 +92,25 @@ def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> 
             os.mkdir("view/made")
             event = connection.event(PATIENCE)
             assert event is not None and (event["path"], event["uid"]) == ("/made", USER)
+        mounts.unmount(b"view")
+
+    as_user(home, session)
+
+
+def test_ordinary_user_sees_the_page_of_a_view(home: Path, front: str) -> None:
+    def session() -> None:
+        mount(front, ",userxattr")
+        Path("view/d/x").unlink()
+        _, _, socket = records.place_in_view(b"view", follow=False)
+        record = records.record_beside(socket)
+        assert record is not None
+        subject = mount_subject(record, socket)
+        upper = mount_page(record, subject).upper
+        assert upper is not None and [(one.key, one.mark) for one in upper.entries] == [
+            ("/d", "copied"), ("/d/x", "deleted"),
+        ]
+        with subject.asking() as ask:
+            assert story(subject, ask, b"/motd").versions[0].text == "hello\n"
         mounts.unmount(b"view")
 
     as_user(home, session)

@@ -94,13 +94,16 @@ function treeItem(row, whole = false) {
 
 function fill(list, found, whole = false) {
   list.replaceChildren(...found.rows.map((row) => treeItem(row, whole)));
-  if (found.left_out) {
-    const more = document.createElement("li");
-    more.className = "note";
-    more.setAttribute("role", "none");
-    more.textContent = `and ${found.left_out} more names, which are not shown`;
-    list.append(more);
-  }
+  tellOfMore(list, found.left_out);
+}
+
+function tellOfMore(list, count) {
+  if (!count) return;
+  const more = document.createElement("li");
+  more.className = "note";
+  more.setAttribute("role", "none");
+  more.textContent = `and ${count} more names, which are not shown`;
+  list.append(more);
 }
 
 async function expand(item) {
@@ -175,27 +178,47 @@ tree.addEventListener("keydown", (event) => {
   moves[event.key]();
 });
 
-/* The names of an open directory anew, with what is open below it and where the focus is. */
+/* The names of an open directory anew; what stays the same stays in place, with the focus and what is open in it. */
 async function refresh(key) {
   const list = key === "/" ? tree : tree.querySelector(`[data-key="${CSS.escape(key)}"][aria-expanded="true"] > ul`);
   if (!list || searching()) return;
-  const open = [...list.querySelectorAll('[aria-expanded="true"]')].map((one) => one.dataset.key);
-  const before = new Map([...list.children].map((one) => [one.dataset.key, one.getAttribute("aria-label")]));
-  const focused = list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-  const stop = list.querySelector('[tabindex="0"]')?.dataset.key;
-  const selected = list.querySelector('[aria-selected="true"]')?.dataset.key;
-  fill(list, await source.tree(key));
-  for (const one of list.children) {
-    if (one.dataset.key && before.get(one.dataset.key) !== one.getAttribute("aria-label")) one.querySelector(".row").classList.add("fresh");
+  const found = await source.tree(key);
+  const hadFocus = list.contains(document.activeElement);
+  const made = found.rows.map((row) => treeItem(row));
+  const wanted = new Set(made.map((one) => one.dataset.key));
+  const before = new Map();
+  for (const one of [...list.children]) {
+    if (wanted.has(one.dataset.key)) before.set(one.dataset.key, one);
+    else one.remove();
   }
-  const find = (wanted) => list.querySelector(`[data-key="${CSS.escape(wanted)}"]`);
-  for (const one of open) {
-    const item = find(one);
-    if (item) await expand(item);
-  }
-  if (selected) find(selected)?.setAttribute("aria-selected", "true");
-  if (stop && find(stop)) settle(find(stop), focused !== null);
-  else if (!tree.querySelector('[tabindex="0"]') && tree.firstElementChild) settle(tree.firstElementChild, focused !== null);
+  made.forEach((item, place) => {
+    const old = before.get(item.dataset.key);
+    const at = list.children[place] ?? null;
+    if (old && old.hasAttribute("aria-expanded") === item.hasAttribute("aria-expanded")) update(old, item);
+    else {
+      item.querySelector(".row").classList.add("fresh");
+      old?.remove();
+      list.insertBefore(item, old === at ? list.children[place] ?? null : at);
+    }
+  });
+  tellOfMore(list, found.left_out);
+  const stop = tree.querySelector('[tabindex="0"]') ?? tree.firstElementChild;
+  if (stop) settle(stop, hadFocus && !list.contains(document.activeElement));
+}
+
+/* Let an item say what a new one for the same path says. */
+function update(old, item) {
+  if (old.getAttribute("aria-label") === item.getAttribute("aria-label")) return;
+  old.setAttribute("aria-label", item.getAttribute("aria-label"));
+  old.classList.toggle("gone", item.classList.contains("gone"));
+  const row = item.querySelector(".row");
+  row.classList.add("fresh");
+  if (old.getAttribute("aria-expanded") === "true") row.querySelector(".twist").textContent = "▾";
+  old.querySelector(":scope > .row").replaceWith(row);
+}
+
+function openDirectories() {
+  return ["/", ...[...tree.querySelectorAll('[aria-expanded="true"]')].map((one) => one.dataset.key)];
 }
 
 /* --- searching --- */
@@ -319,7 +342,7 @@ function listen() {
   events.addEventListener("attached", () => {
     say("live", "live");
     // What happened while nobody listened.
-    busy = busy.then(() => Promise.all([refreshUpper([]), refresh("/")])).catch(complain);
+    busy = busy.then(() => Promise.all([refreshUpper([]), ...openDirectories().map(refresh)])).catch(complain);
   });
   events.addEventListener("change", (event) => { busy = busy.then(() => changed(JSON.parse(event.data))).catch(complain); });
   events.addEventListener("ended", () => { say("ended: it was unmounted", "ended"); events.close(); });
