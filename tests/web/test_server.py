@@ -199,7 +199,7 @@ def test_a_port_is_a_number(place: Place) -> None:
 
 def test_a_library_that_is_missing_is_named(store: Store, image: MakeImage, tmp_path: Path) -> None:
     image({"a": "1"})
-    script = "import sys; sys.modules['jinja2'] = None; from overlayfs_demo import cli; sys.exit(cli.main(sys.argv[1:]))"
+    script = "import sys; sys.modules['jinja2'] = None; from overlayfs_demo.cli import main; sys.exit(main())"
     words = ("report", "--store", store.root, "test:1", "-o", tmp_path / "page.html")
     fails(run(sys.executable, "-c", script, *words), "the Python package jinja2", "run scripts/provision")
 
