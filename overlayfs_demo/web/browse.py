@@ -12,7 +12,7 @@ from overlayfs_demo.render import printable
 from overlayfs_demo.web.subject import Ask, LayerRoot, Statement, Subject, is_directory, key_of
 
 # Names of one directory that are shown.
-MOST_NAMES = 1000
+MOST_NAMES = 5000
 MOST_FOUND = 100
 # Names that a search looks at.
 _MOST_WALKED = 200_000

@@ -22,7 +22,6 @@ from overlayfs_demo.control import Connection, event_of
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.events import Action
 from overlayfs_demo.render import printable, sentence
-from overlayfs_demo.web.model import clock
 from overlayfs_demo.web.subject import UPPER, Subject, key_of
 
 MOST_PAGES = 16
@@ -80,7 +79,8 @@ class Stream:
                 sentences.append({"time": "", "text": text})
                 continue
             sentences.append({
-                "time": clock(answer["time"]), "text": sentence(event_of(answer), answer["who"]),
+                "time": time.strftime("%H:%M:%S", time.localtime(answer["time"])),
+                "text": sentence(event_of(answer), answer["who"]),
                 "action": answer["action"], "path": printable(os.fsencode(answer["path"])),
             })
             layer = self._subject.layer_of(answer["layer"])

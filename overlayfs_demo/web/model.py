@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -177,8 +176,3 @@ def _box(layer: LayerRoot, upper: UpperContent | None) -> Box:
     return Box(layer.key, layer.name, printable(os.fsencode(layer.title)), (
         ("size", human_size(measure.size)), ("entries", str(measure.entries)), ("whiteouts", str(measure.whiteouts)),
     ))
-
-
-def clock(seconds: float) -> str:
-    """The time of day of an event, in this machine's zone."""
-    return time.strftime("%H:%M:%S", time.localtime(seconds))

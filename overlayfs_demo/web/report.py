@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -46,12 +45,12 @@ class Embedded:
         return f"Not in this file: {' and '.join(parts)}." if parts else ""
 
 
-def embedded(subject: Subject, ask: Ask, advance: Callable[[int], None] = lambda _count: None) -> Embedded:
-    """What of the files goes into the report; `advance` is told how many names more. Raises OverlayError, OSError."""
+def embedded(subject: Subject, ask: Ask) -> Embedded:
+    """What of the files goes into the report. Raises OverlayError, OSError."""
     trees: dict[str, list[dict[str, object]]] = {}
     files: list[Row] = []
     names, left_out = 0, 0
-    pending = ["/"] if subject.layers else []
+    pending = ["/"]
     while pending:
         key = pending.pop(0)
         if names >= MOST_NAMES:
@@ -60,7 +59,6 @@ def embedded(subject: Subject, ask: Ask, advance: Callable[[int], None] = lambda
         found = listing(subject, ask, unquote_to_bytes(key))
         names += len(found.rows)
         left_out += found.left_out
-        advance(len(found.rows))
         trees[key] = [asdict(one) for one in found.rows]
         pending += [one.key for one in found.rows if one.kind == "directory"]
         files += found.rows

@@ -72,7 +72,7 @@ class Subject:
 
 @contextmanager
 def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
-    """The layers of an image, which stay open meanwhile. Raises OSError."""
+    """The layers of an image, at least one, which stay open meanwhile. Raises OSError."""
     layers = tuple(reversed(image.layers))
     titles = tuple(step.instruction if step else "" for step in reversed(image.value.steps))
     stack = Stack(
@@ -83,19 +83,11 @@ def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
         LayerRoot(str(len(layers) - place), label, title, one.directory)
         for place, (one, label, title) in enumerate(zip(layers, stack.labels(), titles, strict=True))
     )
-    if not layers:
-        yield Subject((), _asking_nobody)
-        return
     overlay = open_overlay(stack)
     try:
         yield Subject(roots, lambda: _asking_overlay(overlay))
     finally:
         overlay.close()
-
-
-@contextmanager
-def _asking_nobody() -> Iterator[Ask]:
-    yield lambda _path: []
 
 
 @contextmanager

@@ -12,9 +12,8 @@ import pytest
 from overlayfs_demo.images.load import load
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.web.subject import Ask, Subject, image_subject
-from tests.contract.conftest import why_unavailable
 from tests.images.builders import Members, docker_save, layer
-from tests.places import Place
+from tests.test_watch import mounted as mounted
 
 # Loads an image of these layers, from the bottom to the top, into the store below tmp_path.
 MakeImage = Callable[..., StoredImage]
@@ -40,13 +39,3 @@ def asked(store: Store, made: StoredImage) -> Iterator[tuple[Subject, Ask]]:
     """The layers of an image, and how to ask them."""
     with image_subject(store, made) as subject, subject.asking() as ask:
         yield subject, ask
-
-
-@pytest.fixture(params=["kernel", "fusepy"])
-def mounted(request: pytest.FixtureRequest, place: Place) -> Place:
-    """A view, by each front."""
-    if problem := why_unavailable(f"{request.param}-front"):
-        pytest.skip(problem)
-    done = place.mount("--front", request.param)
-    assert (done.returncode, done.stderr) == (0, "")
-    return place
