@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import time
 import tomllib
@@ -113,6 +114,14 @@ def test_a_link_out_of_the_layer_leads_nowhere(store: Store, image: MakeImage) -
                 story(subject, ask, path)
         with pytest.raises(FileNotFoundError):
             listing(subject, ask, b"/out")
+
+
+@pytest.mark.parametrize("path", [b"out/passwd", b"file", b"../store", b"/etc/passwd"])
+def test_a_layer_opens_nothing_outside(store: Store, image: MakeImage, path: bytes) -> None:
+    """Whatever it was when it was asked about: it may be another file since."""
+    made = image({"out": symlink("/etc"), "file": symlink("/etc/passwd")})
+    with asked(store, made) as (subject, _), pytest.raises(OSError):
+        subject.layers[0].open(path, os.O_RDONLY)
 
 
 @pytest.mark.parametrize("path", [b"/../etc/passwd", b"/a/../../b", b"..", b"/a\0b", b"/" + b"x" * 5000])

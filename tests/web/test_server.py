@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from overlayfs_demo.images.store import Store
+from tests.conftest import wait_until
 from tests.images.builders import WHITEOUT
 from tests.places import Place, fails, run
 from tests.web.conftest import MakeImage
@@ -154,6 +156,21 @@ def test_every_answer_has_the_headers_that_keep_scripts_out(still: Server) -> No
 def test_only_this_machine_is_listened_to(still: Server) -> None:
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     assert f"0100007F:{still.port:04X}" in listening and f"00000000:{still.port:04X}" not in listening
+
+
+def test_a_page_that_is_closed_lets_go_of_the_daemon(server: Server) -> None:
+    def connections() -> int:
+        links = [os.readlink(one) for one in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+        unix = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+        return sum(one.startswith("socket:[") and one[8:-1] in unix for one in links)
+
+    wait_until(lambda: connections() == 1, "the server's own, which waits for the end")
+    with server.events() as messages:
+        next(messages)
+        assert connections() == 2
+    closed = time.monotonic()
+    wait_until(lambda: connections() == 1, "the end of the connection")
+    assert time.monotonic() - closed < 5
 
 
 # --- how it ends -----------------------------------------------------------------------------------
