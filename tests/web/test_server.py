@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo import records
 from overlayfs_demo.images.store import Store
 from tests.conftest import wait_until
 from tests.images.builders import WHITEOUT
@@ -158,13 +159,15 @@ def test_only_this_machine_is_listened_to(still: Server) -> None:
     assert f"0100007F:{still.port:04X}" in listening and f"00000000:{still.port:04X}" not in listening
 
 
-def test_a_page_that_is_closed_lets_go_of_the_daemon(server: Server) -> None:
-    def connections() -> int:
-        links = [os.readlink(one) for one in Path(f"/proc/{server.process.pid}/fd").iterdir()]
-        unix = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
-        return sum(one.startswith("socket:[") and one[8:-1] in unix for one in links)
+def test_a_page_that_is_closed_lets_go_of_the_daemon(server: Server, mounted: Place) -> None:
+    name = records.socket_path(str(mounted.view)).name
 
-    wait_until(lambda: connections() == 1, "the server's own, which waits for the end")
+    def connections() -> int:
+        """How many sockets of the daemon are connected (03): the server's own, which waits for the end, and pages'."""
+        rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+        return sum(row[5] == "03" and row[-1].endswith(name) for row in rows)
+
+    wait_until(lambda: connections() == 1, "the server's own")
     with server.events() as messages:
         next(messages)
         assert connections() == 2
