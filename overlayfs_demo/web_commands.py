@@ -63,7 +63,13 @@ def _libraries() -> Iterator[None]:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    view = _view(arguments.what)
+    try:
+        view = _view(arguments.what)
+    except MountError:
+        # An image may have the name of some directory here.
+        if not _is_image(arguments):
+            raise
+        view = None
     if view is None:
         return _serve_image(arguments)
     with _libraries():
@@ -93,20 +99,22 @@ def _serve_image(arguments: argparse.Namespace) -> int:
 
 
 def _view(what: str) -> tuple[records.Record, Path] | None:
-    """The view that a word is a path in, and where its daemon is asked; None if the word is of an image."""
+    """The view that a path lies in, and where its daemon is asked; None if there is no such path. Raises MountError."""
     if not os.path.exists(what):
         return None
-    try:
-        _, _, socket = records.place_in_view(os.fsencode(what), follow=True)
-    except MountError:
-        # An image may have the name of some directory here.
-        if what.startswith((".", "/")) or what.endswith("/"):
-            raise
-        return None
+    _, _, socket = records.place_in_view(os.fsencode(what), follow=True)
     record = records.record_beside(socket)
     if record is None:
         raise MountError(f"{what}: its daemon has just ended", "mount it again")
     return record, socket
+
+
+def _is_image(arguments: argparse.Namespace) -> bool:
+    try:
+        store_of(arguments).find(arguments.what)
+    except ImageError:
+        return False
+    return True
 
 
 def _image(arguments: argparse.Namespace) -> StoredImage:
@@ -121,7 +129,7 @@ def _titles(image: StoredImage) -> list[str]:
 
 
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
-    note(f"serving {address} {until}; {printable(os.fsencode(arguments.what))}")
+    note(f"serving {address} with {printable(os.fsencode(arguments.what))}, {until}")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":
         note("outside this virtual machine, look at the same port after --host 0.0.0.0")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -208,8 +209,17 @@ def test_a_port_that_is_taken_is_named(store: Store, image: MakeImage) -> None:
 
 
 def test_what_is_neither_view_nor_image_is_named(place: Place) -> None:
-    fails(run("overlayfs-demo", "serve", place / "top"), "does not lie in a view")
+    for path in (place / "top", "top"):
+        done = run("overlayfs-demo", "serve", "--store", place / "store", path, cwd=place.base)
+        fails(done, "does not lie in a view")
     fails(run("overlayfs-demo", "serve", "--store", place / "store", "nothing"), "no image 'nothing'", "no view")
+
+
+def test_an_image_may_have_the_name_of_a_directory(store: Store, image: MakeImage, tmp_path: Path) -> None:
+    image({"a": "1"})
+    (tmp_path / "test:1").mkdir()
+    with chdir(tmp_path), serving("test:1", "--store", store.root) as server:
+        assert "make layer 1" in server.get("/").text
 
 
 def test_a_port_is_a_number(place: Place) -> None:
