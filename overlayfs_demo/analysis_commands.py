@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from overlayfs_demo import docker_format, syscalls
@@ -21,6 +20,7 @@ from overlayfs_demo.images.treediff import PathChange, diff_trees
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_changes, put_table
+from overlayfs_demo.text_diff import text_lines, unified
 from overlayfs_demo.which_command import list_with_layers, which_in_view
 
 # A text longer than that is not compared line by line.
@@ -274,13 +274,10 @@ def _growth(one: PathChange) -> str:
     return f" ({human_size(one.size_before)} -> {human_size(one.size_after)})"
 
 
-def _lines(old: Lowers, new: Lowers, one: PathChange) -> Iterator[str]:
+def _lines(old: Lowers, new: Lowers, one: PathChange) -> Sequence[str]:
     """The lines that differ, as diff -u shows them; nothing for what is no text."""
     before, after = _text(old, one.path), _text(new, one.path)
-    if before is None or after is None or before == after:
-        return
-    for line in difflib.unified_diff(before, after, "before", "after"):
-        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+    return [] if before is None or after is None else unified(before, after, "before", "after")
 
 
 def _text(view: Lowers, path: bytes) -> Sequence[str] | None:
@@ -292,10 +289,6 @@ def _text(view: Lowers, path: bytes) -> Sequence[str] | None:
         status = os.fstat(found)
         if not os.path.isfile(syscalls.fd_path(found)) or status.st_size > _LONGEST_TEXT:
             return None
-        data = Path(os.fsdecode(syscalls.fd_path(found))).read_bytes()
+        return text_lines(Path(os.fsdecode(syscalls.fd_path(found))).read_bytes())
     finally:
         os.close(found)
-    try:
-        return [] if b"\0" in data else data.decode().splitlines(keepends=True)
-    except UnicodeDecodeError:
-        return None

@@ -128,6 +128,12 @@ def _add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_analysis_verbs(verbs)
 
 
+def _add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.web_commands import add_web_verbs
+
+    add_web_verbs(verbs)
+
+
 def _add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     from overlayfs_demo.container_commands import add_container_verbs
 
@@ -156,6 +162,7 @@ _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
         _add_image_verbs,
     ),
     **dict.fromkeys(("analyze", "ghosts", "which"), _add_analysis_verbs),
+    **dict.fromkeys(("serve", "report"), _add_web_verbs),
     **dict.fromkeys(
         ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"), _add_container_verbs
     ),

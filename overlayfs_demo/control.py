@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,9 +175,7 @@ class _Client:
             statements = self._overlay.explain(path)
         except OSError as error:
             return {"error": f"{os.fsdecode(path)}: {error.strerror}"}
-        return {
-            "path": os.fsdecode(path), "layers": [_statement_json(one) for one in statements], "why": why(statements),
-        }
+        return {"path": os.fsdecode(path), **explanation(statements)._asdict()}
 
     def _stream(self, counters: bool) -> None:
         """Send events from another thread, while this one waits for the client to go."""
@@ -211,7 +209,20 @@ def event_of(answer: Mapping[str, Any]) -> Event:
     )
 
 
+class Explanation(NamedTuple):
+    """What each layer, from the top down, says about a path, and in one sentence why it is seen or not."""
+
+    layers: list[dict[str, Any]]
+    why: str
+
+
+def explanation(statements: Sequence[Statement]) -> Explanation:
+    """The same as a daemon tells it."""
+    return Explanation([_statement_json(one) for one in statements], why(statements))
+
+
 def _statement_json(one: Statement) -> dict[str, Any]:
+    """What a layer says about a path, in the fields of an answer."""
     status = one.status
     return {
         "layer": one.layer, "says": one.says.value, "wins": one.wins,
@@ -219,6 +230,7 @@ def _statement_json(one: Statement) -> dict[str, Any]:
         "target": None if one.target is None else os.fsdecode(one.target),
         "hidden_by": one.hidden_by or None, "hidden_at": os.fsdecode(one.hidden_at) or None,
         "deleted_at": os.fsdecode(one.deleted_at) or None,
+        "stored_at": os.fsdecode(one.stored_at) if status else None,
     }
 
 
@@ -240,13 +252,6 @@ def _reachable(path: Path) -> Iterator[str]:
 
 
 # --- the other end ---------------------------------------------------------------------------------
-
-
-class Explanation(NamedTuple):
-    """What each layer, from the top down, says about a path, and in one sentence why it is seen or not."""
-
-    layers: list[dict[str, Any]]
-    why: str
 
 
 class Connection:

@@ -161,9 +161,19 @@ def history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> str:
     """`docker history`; `human` False is `--human=false`, `trunc` False is `--no-trunc`."""
-    words = _Words(now, human, trunc, zone)
-    header = ("IMAGE", _created_header(human), "CREATED BY", "SIZE", "COMMENT")
-    return table(header, ([*words.cells(row), row.comment] for row in rows))
+    return table(history_header(human), (history_cells(row, now, human, trunc, zone) for row in rows))
+
+
+def history_header(human: bool = True) -> tuple[str, ...]:
+    """The names of the columns of `docker history`."""
+    return ("IMAGE", _created_header(human), "CREATED BY", "SIZE", "COMMENT")
+
+
+def history_cells(
+    row: HistoryRow, now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+) -> list[str]:
+    """One row of `docker history`, as `history_table` has it."""
+    return [*_Words(now, human, trunc, zone).cells(row), row.comment]
 
 
 def history_json(

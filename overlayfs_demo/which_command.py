@@ -31,7 +31,7 @@ def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
             put_json([{"path": path, "mountpoint": mountpoint, "layers": layers, "why": reason}])
             continue
         put(f"{_shown(path)}\n")
-        rows = [(_shown(one["layer"]), _says(one, path), _outcome(one, path)) for one in layers]
+        rows = [(_shown(one["layer"]), says(one, path), outcome(one, path)) for one in layers]
         lines = docker_format.table(("LAYER", "SAYS", ""), rows).split("\n")
         put_table("\n".join(line.rstrip() for line in lines))
         put(f"{_shown(reason)}\n")
@@ -42,7 +42,8 @@ def _shown(text: str) -> str:
     return printable(os.fsencode(text))
 
 
-def _says(one: dict[str, Any], path: str) -> str:
+def says(one: dict[str, Any], path: str) -> str:
+    """What a layer says about `path`, in words."""
     if one["says"] == Says.FILE.value:
         if stat.S_ISLNK(one["mode"]):
             return f"a symbolic link to {_shown(one['target'])}"
@@ -51,7 +52,8 @@ def _says(one: dict[str, Any], path: str) -> str:
     return f"{one['says']}: {_shown(where)}" if where not in (None, path) else str(one["says"])
 
 
-def _outcome(one: dict[str, Any], path: str) -> str:
+def outcome(one: dict[str, Any], path: str) -> str:
+    """What becomes of what a layer says about `path`: is it seen, or what hides it? "" if it says nothing."""
     if one["wins"]:
         return "is seen"
     if one["hidden_by"] is None:

@@ -25,8 +25,8 @@ RESULTS = (
     ("create", IMAGE, "--name", "c3"), ("ps",), ("diff", "c1"), ("commit", "c1", "made:1"), ("stop", "c1"),
     ("start", "c2"), ("rm", "c2"), ("which", "{base}/view/etc/motd"), ("which", "-l", "{base}/view/etc"),
 )
-# Those print nothing, an archive, or what a command says; inspect is JSON in any case.
-WITHOUT = {"mount", "umount", "tag", "save", "export", "shell", "inspect", "completion", "manual"}
+# Those print nothing, write an archive or a page, or print what a command says; inspect is JSON in any case.
+WITHOUT = {"mount", "umount", "tag", "save", "export", "shell", "inspect", "serve", "report", "completion", "manual"}
 
 
 @pytest.fixture(scope="module")

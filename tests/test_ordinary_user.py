@@ -26,6 +26,9 @@ from overlayfs_demo.images.store import Store
 from overlayfs_demo.mount_options import parse
 from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.rehearsal import rehearse
+from overlayfs_demo.web.content import story
+from overlayfs_demo.web.model import mount_page
+from overlayfs_demo.web.subject import mount_subject
 from tests import builders
 from tests.conftest import PATIENCE, mount_points, unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
@@ -158,6 +161,25 @@ def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, r
 
     as_user(home, session)
     assert mount_points(str(home)) == []
+
+
+def test_ordinary_user_sees_the_page_of_a_view(home: Path, front: str) -> None:
+    def session() -> None:
+        mount(front, ",userxattr")
+        Path("view/d/x").unlink()
+        _, _, socket = records.place_in_view(b"view", follow=False)
+        record = records.record_beside(socket)
+        assert record is not None
+        subject = mount_subject(record, socket)
+        upper = mount_page(record, subject).upper
+        assert upper is not None and [(one.key, one.mark) for one in upper.entries] == [
+            ("/d", "copied"), ("/d/x", "deleted"),
+        ]
+        with subject.asking() as ask:
+            assert story(subject, ask, b"/motd").versions[0].text == "hello\n"
+        mounts.unmount(b"view")
+
+    as_user(home, session)
 
 
 def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:

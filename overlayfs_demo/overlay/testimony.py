@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
-from overlayfs_demo.overlay.lookup import Answer, Lookup, judge
+from overlayfs_demo.overlay.lookup import Answer, Lookup, Part, judge
 from overlayfs_demo.overlay.merge import Says, Verdict
 
 
@@ -23,7 +23,8 @@ class Statement:
     `layer` is its label. `status` and `target` (of a symbolic link) are those of the object it has, if any.
     `wins`: the view shows this object, or a directory merged with it. `hidden_by`: the label of the layer that
     hides what this one says, "" if none does; it does so at `hidden_at`, the path itself or a directory on the way.
-    `deleted_at`: of a layer that says "deleted", the path its whiteout stands for.
+    `deleted_at`: of a layer that says "deleted", the path its whiteout stands for. `stored_at`: where in the layer's
+    own directory the object is, without a leading slash; through a redirect that is another path than the view's.
     """
 
     layer: str
@@ -34,6 +35,7 @@ class Statement:
     hidden_by: str = ""
     hidden_at: bytes = b""
     deleted_at: bytes = b""
+    stored_at: bytes = b""
 
 
 @dataclass(slots=True)
@@ -139,5 +141,10 @@ def _statement(answer: Answer, wins: bool, hidden: tuple[Layer, bytes] | None, d
     by, at = hidden if hidden and says is not Says.ABSENT and not wins else (None, b"")
     return Statement(
         answer.layer.label, says, wins, part.status if part else None, target, by.label if by else "", at,
-        deleted_at if says is Says.WHITEOUT else b"",
+        deleted_at if says is Says.WHITEOUT else b"", _stored_at(part) if part else b"",
     )
+
+
+def _stored_at(part: Part) -> bytes:
+    above = part.place.path()
+    return b"%s/%s" % (above, part.name) if above else part.name

@@ -1,0 +1,126 @@
+"""Which addresses does the server answer, and with what? All of them only tell; none changes anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from anyio import CapacityLimiter
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.web import browse, live
+from overlayfs_demo.web.content import story
+from overlayfs_demo.web.guard import Guard
+from overlayfs_demo.web.measure import upper_content
+from overlayfs_demo.web.model import Page
+from overlayfs_demo.web.pages import STATIC, html, static
+from overlayfs_demo.web.subject import UPPER, Subject, checked_path
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is live on a page of a mounted view: where it is mounted, and where its daemon is asked."""
+
+    mountpoint: str
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served: the layers, the page that they make (made anew each time), and the view, if it is one."""
+
+    subject: Subject
+    page: Callable[[], Page]
+    view: View | None
+    stopping: Callable[[], bool]
+
+
+def application(served: Served, host: str) -> ASGIApp:
+    """The server's application, for requests that name `host` or this machine."""
+    routes = _Routes(served)
+    return Guard(Starlette(
+        routes=[
+            Route("/", routes.page), Route("/tree", routes.tree), Route("/search", routes.search),
+            Route("/file", routes.file), Route("/upper", routes.upper), Route("/events", routes.events),
+            *(Route(f"/{name}", routes.static) for name in STATIC),
+        ],
+        exception_handlers={OverlayError: _refused, OSError: _refused},
+    ), host)
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    """A path that is none, or is not there; a layer that cannot be read; a view that has ended."""
+    status = 400 if isinstance(error, UsageError) else 404 if isinstance(error, FileNotFoundError) else 503
+    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return PlainTextResponse(text.encode("utf-8", "backslashreplace"), status)
+
+
+def _argument(request: Request, name: str) -> bytes:
+    """A query argument as bytes, of which any may be in a path; Starlette would take them for UTF-8."""
+    for pair in request.scope["query_string"].split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if key == name.encode():
+            return unquote_to_bytes(value.replace(b"+", b" "))
+    raise UsageError(f"the argument {name} is missing", f"add ?{name}=...")
+
+
+class _Routes:
+    """The answers. Those that are no coroutine run in threads."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._threads = CapacityLimiter(live.MOST_PAGES)
+
+    def page(self, _request: Request) -> Response:
+        return HTMLResponse(html(
+            "page.html", page=self._served.page(), policy=None, style=None, script=None, embedded=None
+        ))
+
+    def static(self, request: Request) -> Response:
+        name = request.url.path[1:]
+        return Response(static(name), media_type=STATIC[name])
+
+    def tree(self, request: Request) -> Response:
+        path = checked_path(_argument(request, "path"))
+        with self._served.subject.asking() as ask:
+            return JSONResponse(_listing(browse.listing(self._served.subject, ask, path)))
+
+    def search(self, request: Request) -> Response:
+        words = os.fsdecode(_argument(request, "words"))
+        with self._served.subject.asking() as ask:
+            return JSONResponse(_listing(browse.search(self._served.subject, ask, words)))
+
+    def file(self, request: Request) -> Response:
+        path = checked_path(_argument(request, "path"))
+        with self._served.subject.asking() as ask:
+            return HTMLResponse(html("story.html", story=story(self._served.subject, ask, path)))
+
+    def upper(self, _request: Request) -> Response:
+        upper = next((one for one in self._served.subject.layers if one.key == UPPER), None)
+        if upper is None:
+            raise FileNotFoundError("there is no upper here")
+        return HTMLResponse(html("upper.html", upper=upper_content(upper.directory)))
+
+    async def events(self, _request: Request) -> Response:
+        view = self._served.view
+        if view is None:
+            return PlainTextResponse("nothing happens in an image", 404)
+        if self._threads.available_tokens < 1:
+            return PlainTextResponse(f"{live.MOST_PAGES} pages are open: close one", 503)
+        stream = live.Stream(
+            self._served.subject, view.mountpoint, view.socket, self._threads, self._served.stopping
+        )
+        return StreamingResponse(stream.messages(), media_type="text/event-stream")
+
+
+def _listing(found: browse.Listing) -> dict[str, Any]:
+    return {"rows": [asdict(one) for one in found.rows], "left_out": found.left_out}

@@ -1,0 +1,124 @@
+"""What is in a directory of the stack: what is seen there, and what was there before a layer took it away?"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from overlayfs_demo.render import printable
+from overlayfs_demo.web.subject import Ask, LayerRoot, Statement, Subject, is_directory, key_of
+
+# Names of one directory that are shown.
+MOST_NAMES = 5000
+MOST_FOUND = 100
+# Names that a search looks at.
+_MOST_WALKED = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One name. `layer` is the key of the topmost layer that has it; `hidden_by` that of the one that hides it.
+
+    `key` is the path as in a URL, `size` in bytes, `said` the number of layers that say something about it.
+    """
+
+    name: str
+    key: str
+    kind: str
+    size: int
+    layer: str
+    hidden_by: str | None
+    said: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The names of a directory, directories first; `left_out` are not looked at, because there are too many."""
+
+    rows: tuple[Row, ...]
+    left_out: int
+
+
+def listing(subject: Subject, ask: Ask, path: bytes) -> Listing:
+    """What is, or was, in a directory, whose path is checked. Raises OverlayError, FileNotFoundError, OSError."""
+    statements = ask(path).layers
+    if path != b"/" and not any(is_directory(one) for one in statements):
+        raise FileNotFoundError(f"no layer has a directory {printable(path)}")
+    names: set[bytes] = set()
+    for layer, one in zip(subject.layers, statements, strict=False):
+        if path == b"/" or is_directory(one):
+            names |= _names(layer, b"" if path == b"/" else os.fsencode(one["stored_at"]))
+    wanted = sorted(names)
+    rows = [row(subject, ask, os.path.join(path, name)) for name in wanted[:MOST_NAMES]]
+    found = sorted((one for one in rows if one), key=lambda one: one.kind != "directory")
+    return Listing(tuple(found), len(wanted[MOST_NAMES:]))
+
+
+def _names(layer: LayerRoot, directory: bytes) -> set[bytes]:
+    """Every name in a directory of a layer, whiteouts too."""
+    fd = layer.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return {os.fsencode(name) for name in os.listdir(fd)}
+    finally:
+        os.close(fd)
+
+
+def row(subject: Subject, ask: Ask, path: bytes) -> Row | None:
+    """What there is to say of one path; None if no layer has anything there."""
+    statements = ask(path).layers
+    having = [(place, one) for place, one in enumerate(statements) if one["mode"] is not None and not _deletes(one)]
+    if not having:
+        return None
+    winner = next(((place, one) for place, one in having if one["wins"]), None)
+    place, one = winner or having[0]
+    return Row(
+        printable(os.path.basename(path)), key_of(path), _kind(one["mode"]),
+        one["size"] if stat.S_ISREG(one["mode"]) else 0, _key(subject, place),
+        None if winner else _hider(subject, one), len(having) + sum(map(_deletes, statements)),
+    )
+
+
+def _deletes(one: Statement) -> bool:
+    return one["deleted_at"] is not None
+
+
+def _key(subject: Subject, place: int) -> str:
+    return subject.layers[place].key if place < len(subject.layers) else "data"
+
+
+def _hider(subject: Subject, one: dict[str, Any]) -> str:
+    layer = subject.layer_of(one["hidden_by"] or "")
+    return layer.key if layer else ""
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "directory", stat.S_IFREG: "file", stat.S_IFLNK: "symbolic link"}
+    return kinds.get(stat.S_IFMT(mode), "special file")
+
+
+# --- searching -------------------------------------------------------------------------------------
+
+
+def search(subject: Subject, ask: Ask, words: str) -> Listing:
+    """The paths whose printable text has `words` in it, whatever the case. Raises OverlayError, OSError."""
+    wanted = words.casefold()
+    rows: dict[bytes, Row] = {}
+    for number, path in enumerate(_walk(subject)):
+        if number >= _MOST_WALKED or len(rows) >= MOST_FOUND:
+            break
+        if path not in rows and wanted in printable(path).casefold() and (found := row(subject, ask, path)):
+            rows[path] = found
+    return Listing(tuple(rows[path] for path in sorted(rows)), 0)
+
+
+def _walk(subject: Subject) -> Iterator[bytes]:
+    """The paths of every layer, as they are stored there; links are not followed."""
+    for layer in subject.layers:
+        root = os.fsencode(layer.directory)
+        for above, directories, files in os.walk(root):
+            directories.sort()
+            for name in sorted(directories + files):
+                yield os.path.join(above, name)[len(root) :]

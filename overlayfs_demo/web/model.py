@@ -1,0 +1,178 @@
+"""What stands on the page? Values only; the templates make HTML of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from overlayfs_demo import docker_format
+from overlayfs_demo.images import describe
+from overlayfs_demo.images.analysis import Analysis, Hidden
+from overlayfs_demo.images.store import StoredImage
+from overlayfs_demo.records import Record
+from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.web.measure import UpperContent, measured, upper_content
+from overlayfs_demo.web.subject import UPPER, LayerRoot, Subject, key_of
+from overlayfs_demo.web.treemap import Tile, tiles
+
+# Rows of the table of what is wasted.
+_MOST_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One layer in the picture of the stack: `facts` are pairs of a word and a figure.
+
+    `live` is the share of its bytes that is seen, from 0 to 1, None where that was not counted.
+    """
+
+    key: str
+    name: str
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    live: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WastedFile:
+    """A row of the table of what is wasted."""
+
+    size: str
+    path: str
+    key: str
+    shipped_by: int
+    hidden_by: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waste:
+    """What of an image is shipped and not seen; `left_out` more files are in no row."""
+
+    shipped: str
+    live: str
+    wasted: str
+    share: str
+    dive_score: str
+    tiles: tuple[Tile, ...]
+    rows: tuple[WastedFile, ...]
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """A step: the cells of `history`, when it was exactly, the number of the layer it made, None: metadata only."""
+
+    cells: tuple[str, ...]
+    created: str
+    layer: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that a page begins with. `kind` is "image" or "mount"; boxes are from the top down."""
+
+    kind: str
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    boxes: tuple[Box, ...]
+    upper: UpperContent | None = None
+    waste: Waste | None = None
+    history_header: tuple[str, ...] = ()
+    history: tuple[HistoryRow, ...] = ()
+
+
+# --- an image --------------------------------------------------------------------------------------
+
+
+def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
+    """The page of an image; `now` in seconds since 1970."""
+    facts = (
+        ("image ID", image.id.short), ("size", human_size(image.size)), ("layers", str(len(image.layers))),
+        ("platform", str(image.parsed.platform)), ("wasted", f"{human_size(analysis.wasted)}{_share(analysis)}"),
+    )
+    boxes = tuple(
+        Box(
+            str(one.number), f"Layer {one.number}", printable(os.fsencode(one.title)),
+            (
+                ("size", human_size(one.shipped)), ("entries", str(_entries(analysis, one.number))),
+                ("added", str(one.added.paths)), ("changed", str(one.changed.paths)),
+                ("deleted", str(one.deleted.paths)), ("whiteouts", str(one.whiteouts)),
+                ("wasted", human_size(one.wasted)),
+            ),
+            one.live / one.shipped if one.shipped else None,
+        )
+        for one in reversed(analysis.layers)
+    )
+    return Page(
+        "image", printable(os.fsencode(image.title)), facts, boxes, waste=_waste(analysis),
+        history_header=(*docker_format.history_header(), "LAYER"), history=_history(image, now),
+    )
+
+
+def _entries(analysis: Analysis, number: int) -> int:
+    one = analysis.layers[number - 1]
+    return one.added.paths + one.changed.paths + one.unchanged.paths
+
+
+def _share(analysis: Analysis) -> str:
+    return f" ({analysis.wasted * 100 / analysis.shipped:.1f}%)" if analysis.shipped else ""
+
+
+def _waste(analysis: Analysis) -> Waste:
+    hidden = sorted((one for one in analysis.hidden if one.wasted), key=lambda one: (-one.wasted, one.path))
+    return Waste(
+        human_size(analysis.shipped), human_size(analysis.live), human_size(analysis.wasted),
+        _share(analysis).strip(" ()") or "0%", f"{analysis.dive_score * 100:.2f}%", tiles(analysis.hidden),
+        tuple(map(_wasted_file, hidden[:_MOST_ROWS])), len(hidden[_MOST_ROWS:]),
+    )
+
+
+def _wasted_file(one: Hidden) -> WastedFile:
+    path = b"/" + one.path
+    return WastedFile(
+        human_size(one.wasted), printable(path), key_of(path), one.shipped_by, one.hidden_by, one.why.value
+    )
+
+
+def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
+    facts = [describe.LayerFacts(layer.size) for layer in image.layers]
+    rows = describe.history_rows(image.value, facts, every_layer=True)
+    number = len(image.layers)
+    found = []
+    for one in rows:
+        cells = (printable(os.fsencode(cell)) for cell in docker_format.history_cells(one, now, trunc=False))
+        identity, *others = cells
+        created = "" if one.created is None else docker_format.rfc3339(one.created)
+        found.append(HistoryRow(
+            (docker_format.short_id(identity), *others), created, number if one.layer is not None else None
+        ))
+        number -= one.layer is not None
+    return tuple(found)
+
+
+# --- a mounted view --------------------------------------------------------------------------------
+
+
+def mount_page(record: Record, subject: Subject) -> Page:
+    """The page of a mounted view. Raises OSError for a layer that cannot be read."""
+    upper = upper_content(subject.layers[0].directory) if _has_upper(subject.layers) else None
+    facts = (
+        ("front", record.front), ("lower layers", str(len(record.lowers))),
+        ("upper", printable(os.fsencode(record.upper)) if record.upper is not None else "none: read-only"),
+        ("daemon", f"process {record.pid}"),
+    )
+    boxes = tuple(_box(layer, upper) for layer in subject.layers)
+    return Page("mount", printable(os.fsencode(record.mountpoint)), facts, boxes, upper)
+
+
+def _has_upper(layers: Sequence[LayerRoot]) -> bool:
+    return bool(layers) and layers[0].key == UPPER
+
+
+def _box(layer: LayerRoot, upper: UpperContent | None) -> Box:
+    measure = upper.measure if upper is not None and layer.key == UPPER else measured(layer.directory)
+    return Box(layer.key, layer.name, printable(os.fsencode(layer.title)), (
+        ("size", human_size(measure.size)), ("entries", str(measure.entries)), ("whiteouts", str(measure.whiteouts)),
+    ))

@@ -1,0 +1,29 @@
+"""How do the page's values become HTML? By the templates, which escape whatever is put into them."""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_HERE = "overlayfs_demo.web"
+STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
+
+
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def html(template: str, **values: object) -> str:
+    """The template filled in with these values."""
+    return _environment().get_template(template).render(values)
+
+
+@functools.cache
+def static(name: str) -> str:
+    """The text of one of the STATIC files."""
+    return resources.files(_HERE).joinpath("static", name).read_text("utf-8")

@@ -1,0 +1,99 @@
+"""How does the whole page of an image become one file that needs neither a server nor a network?
+
+The file holds the names of the image up to a number, and the stories of files (what each layer says, the versions,
+how they differ) up to a number of bytes: first those that several layers speak of, then the others. What did not
+fit is counted, and the page says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import asdict, dataclass
+from urllib.parse import unquote_to_bytes
+
+from markupsafe import Markup
+
+from overlayfs_demo.web.browse import Row, listing
+from overlayfs_demo.web.content import story
+from overlayfs_demo.web.model import Page
+from overlayfs_demo.web.pages import html, static
+from overlayfs_demo.web.subject import Ask, Subject
+
+MOST_NAMES = 20_000
+# Bytes of all stories together.
+MOST_STORIES = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What the file holds besides the page: the rows of directories and the stories' HTML, each by its key."""
+
+    trees: dict[str, list[dict[str, object]]]
+    stories: dict[str, str]
+    names_left_out: int
+    stories_left_out: int
+
+    @property
+    def note(self) -> str:
+        """What was left out, in a sentence; "" if nothing was."""
+        parts = []
+        if self.names_left_out:
+            parts.append(f"at least {self.names_left_out} names beyond the first {MOST_NAMES}")
+        if self.stories_left_out:
+            parts.append(f"the content of {self.stories_left_out} files, beyond {MOST_STORIES // 1_000_000} MB in all")
+        return f"Not in this file: {' and '.join(parts)}." if parts else ""
+
+
+def embedded(subject: Subject, ask: Ask) -> Embedded:
+    """What of the files goes into the report. Raises OverlayError, OSError."""
+    trees: dict[str, list[dict[str, object]]] = {}
+    files: list[Row] = []
+    names, left_out = 0, 0
+    pending = ["/"]
+    while pending:
+        key = pending.pop(0)
+        if names >= MOST_NAMES:
+            left_out += 1
+            continue
+        found = listing(subject, ask, unquote_to_bytes(key))
+        names += len(found.rows)
+        left_out += found.left_out
+        trees[key] = [asdict(one) for one in found.rows]
+        pending += [one.key for one in found.rows if one.kind == "directory"]
+        files += found.rows
+    stories, stories_left_out = _stories(subject, ask, files)
+    return Embedded(trees, stories, left_out, stories_left_out)
+
+
+def _stories(subject: Subject, ask: Ask, files: list[Row]) -> tuple[dict[str, str], int]:
+    stories: dict[str, str] = {}
+    size = left_out = 0
+    # What several layers speak of teaches most.
+    for one in sorted(files, key=lambda one: (one.said < 2 and one.hidden_by is None, one.kind == "directory")):
+        if size < MOST_STORIES:
+            text = html("story.html", story=story(subject, ask, unquote_to_bytes(one.key)))
+            if size + len(text) <= MOST_STORIES:
+                stories[one.key] = text
+                size += len(text)
+                continue
+        left_out += 1
+    return stories, left_out
+
+
+def report(page: Page, held: Embedded) -> str:
+    """The file: HTML with its style, its script and its data in it, which may load nothing from anywhere."""
+    style, script = static("page.css"), static("page.js")
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    return html(
+        "page.html", page=page, policy=policy, style=Markup(style), script=Markup(script),
+        embedded={"trees": held.trees, "stories": held.stories, "note": held.note},
+    )
+
+
+def _hash(text: str) -> str:
+    """How a content security policy names an inline text: CSP level 3, "hash-source"."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,67 @@
+"""How is the page served, and until when?"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+
+import uvicorn
+
+from overlayfs_demo.control import Connection
+from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.web.app import Served, View, application
+from overlayfs_demo.web.model import Page
+from overlayfs_demo.web.subject import Subject
+
+# How long pages that are still open when the server stops are told so, in seconds.
+_PATIENCE = 2
+
+
+def serve(
+    subject: Subject, page: Callable[[], Page], view: View | None, host: str, port: int, ready: Callable[[str], None]
+) -> None:
+    """Serve until a signal comes, or the view is unmounted; `ready` is told the address. Raises OverlayError."""
+    listening = _listen(host, port)
+    server: uvicorn.Server | None = None
+
+    def stopping() -> bool:
+        return server is not None and server.should_exit
+
+    config = uvicorn.Config(
+        application(Served(subject, page, view, stopping), host), log_level=logging.ERROR, access_log=False,
+        server_header=False, lifespan="off", ws="none", timeout_graceful_shutdown=_PATIENCE, proxy_headers=False,
+    )
+    server = uvicorn.Server(config)
+    shown = f"[{host}]" if ":" in host else host
+    with listening:
+        if view is not None:
+            threading.Thread(target=_await_end, args=(view, server), daemon=True).start()
+        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except socket.gaierror as error:
+        raise UsageError(f"--host {host}: {error.strerror}", "give an address of this machine") from None
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        # What Python adds to the message is in ours already.
+        problem = os.strerror(error.errno) if error.errno else str(error)
+        raise OverlayError(
+            f"cannot listen at {host}, port {port}: {problem}", "choose another --port; 0 takes any that is free"
+        ) from None
+
+
+def _await_end(view: View, server: uvicorn.Server) -> None:
+    """Let the server stop when the view is unmounted: its daemon then closes all connections."""
+    try:
+        with Connection(view.socket, view.mountpoint) as connection:
+            connection.event(None)
+    except (EOFError, OverlayError):
+        server.should_exit = True

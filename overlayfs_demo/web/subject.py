@@ -1,0 +1,143 @@
+"""Which layers does a page show, and who can be asked what they say?
+
+An image's layers are asked in this process; those of a mounted view through its daemon, which alone knows how they
+were mounted. Either way the answers are the same: see `control.Connection.explain`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.control import Connection, Explanation, explanation
+from overlayfs_demo.errors import UsageError
+from overlayfs_demo.images.member import MemberError, clean_path
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.open import open_overlay
+from overlayfs_demo.overlay.whiteout import USER
+from overlayfs_demo.records import Record
+
+Statement = dict[str, Any]
+# What every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
+Ask = Callable[[bytes], Explanation]
+
+UPPER = "upper"
+_NUMBER = re.compile(r"layer (\d+) ")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRoot:
+    """One layer: `key` is its number counted from the bottom, or "upper"; `label` is how answers and events name it."""
+
+    key: str
+    label: str
+    title: str
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return "Upper" if self.key == UPPER else f"Layer {self.key}"
+
+    def open(self, path: bytes, flags: int) -> int:
+        """Open a path of this layer, following no link and leaving it by no route; the caller's. Raises OSError."""
+        root = os.open(self.directory, os.O_PATH | os.O_DIRECTORY)
+        try:
+            return syscalls.open_beneath(root, path or b".", flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+        finally:
+            os.close(root)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The layers, topmost first, and a way to ask them: `with subject.asking() as ask: ask(b"/etc")`."""
+
+    layers: tuple[LayerRoot, ...]
+    asking: Callable[[], AbstractContextManager[Ask]]
+
+    def layer_of(self, label: str) -> LayerRoot | None:
+        """The layer with this label; None for one that only holds data."""
+        return next((one for one in self.layers if one.label == label), None)
+
+
+@contextmanager
+def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
+    """The layers of an image, at least one, which stay open meanwhile. Raises OSError."""
+    layers = tuple(reversed(image.layers))
+    titles = tuple(step.instruction if step else "" for step in reversed(image.value.steps))
+    stack = Stack(
+        tuple(os.fsencode(one.directory) for one in layers), user_xattrs=store.marks is USER, image_whiteouts=False,
+        titles=titles,
+    )
+    roots = tuple(
+        LayerRoot(str(len(layers) - place), label, title, one.directory)
+        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), titles, strict=True))
+    )
+    overlay = open_overlay(stack)
+    try:
+        yield Subject(roots, lambda: _asking_overlay(overlay))
+    finally:
+        overlay.close()
+
+
+@contextmanager
+def _asking_overlay(overlay: Overlay) -> Iterator[Ask]:
+    yield lambda path: explanation(overlay.explain(path))
+
+
+def mount_subject(record: Record, socket: Path) -> Subject:
+    """The layers of a mounted view, whose daemon is asked at `socket`. Raises MountError."""
+
+    @contextmanager
+    def asking() -> Iterator[Ask]:
+        with Connection(socket, record.mountpoint) as connection:
+            yield lambda path: connection.explain(os.fsdecode(path))
+
+    with asking() as ask:
+        labels = [str(one["layer"]) for one in ask(b"/").layers]
+    upper = [(UPPER, "what was changed in this view", record.upper)] if record.upper is not None else []
+    titles = record.titles or [""] * len(record.lowers)
+    below = [
+        (_number(label), title or Path(path).name, path)
+        for label, title, path in zip(labels[len(upper) :], titles, record.lowers, strict=False)
+    ]
+    return Subject(tuple(
+        LayerRoot(key, label, title, Path(path))
+        for label, (key, title, path) in zip(labels, [*upper, *below], strict=False)
+    ), asking)
+
+
+def _number(label: str) -> str:
+    found = _NUMBER.match(label)
+    return found[1] if found else label
+
+
+# --- paths -----------------------------------------------------------------------------------------
+
+
+def checked_path(path: bytes) -> bytes:
+    """An absolute path of the view without `.`; b"/" is the root. Raises UsageError for what leads out or is none."""
+    try:
+        return b"/" + clean_path(os.fsdecode(path.lstrip(b"/")))
+    except MemberError as error:
+        raise UsageError(f"'{shown(path)}' {error.rule}", "write a path as it is seen in the view") from None
+
+
+def key_of(path: bytes) -> str:
+    """A path in the letters of a URL, whatever bytes it holds."""
+    return quote_from_bytes(path, safe="/")
+
+
+def is_directory(statement: Statement) -> bool:
+    """Whether a layer has a directory there."""
+    return statement["mode"] is not None and stat.S_ISDIR(statement["mode"])

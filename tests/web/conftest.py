@@ -1,0 +1,41 @@
+"""What may every test of the page ask for?"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo.images.load import load
+from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.web.subject import Ask, Subject, image_subject
+from tests.images.builders import Members, docker_save, layer
+from tests.test_watch import mounted as mounted
+
+# Loads an image of these layers, from the bottom to the top, into the store below tmp_path.
+MakeImage = Callable[..., StoredImage]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def image(store: Store) -> MakeImage:
+    """`image({"a": "1"}, {"a": WHITEOUT})`: an image called test:1."""
+
+    def make(*contents: Members) -> StoredImage:
+        return load(store, io.BytesIO(docker_save([layer(one) for one in contents])))[0].image
+
+    return make
+
+
+@contextmanager
+def asked(store: Store, made: StoredImage) -> Iterator[tuple[Subject, Ask]]:
+    """The layers of an image, and how to ask them."""
+    with image_subject(store, made) as subject, subject.asking() as ask:
+        yield subject, ask

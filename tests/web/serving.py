@@ -1,0 +1,91 @@
+"""How does a test get a page that is really served?"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.places import BIN, MINUTE
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server said."""
+
+    status: int
+    text: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of a directory, by the shown name."""
+        return {row["name"]: row for row in json.loads(self.text)["rows"]}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `serve`."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rstrip("/").rpartition(":")[2])
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=MINUTE)
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return Answer(answer.status, text, {name.lower(): value for name, value in answer.getheaders()})
+
+    @contextmanager
+    def events(self) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
+        """The messages about a view as they come: kind and data."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=MINUTE)
+        connection.request("GET", "/events")
+        answer = connection.getresponse()
+        assert answer.getheader("content-type", "").startswith("text/event-stream")
+        try:
+            yield _messages(answer)
+        finally:
+            connection.close()
+
+    def ends(self) -> tuple[int, str]:
+        """The exit status and what else was said, once it has ended by itself."""
+        _, complaint = self.process.communicate(timeout=MINUTE)
+        return self.process.returncode, complaint
+
+
+def _messages(answer: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
+    kind = ""
+    while line := answer.readline().decode():
+        name, _, value = line.rstrip("\n").partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, json.loads(value)
+
+
+@contextmanager
+def serving(what: str | Path, *words: str | Path) -> Iterator[Server]:
+    """Serve it at a free port."""
+    process = subprocess.Popen(
+        [BIN / "overlayfs-demo", "serve", what, "--port", "0", *words], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert "serving http://127.0.0.1:" in said, said + process.stderr.read()
+        yield Server(process, said.partition("serving ")[2].split()[0])
+    finally:
+        process.kill()
+        process.wait(MINUTE)
