@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX, is_whiteout
 from overlayfs_demo.records import Record
@@ -14,21 +15,26 @@ UPPER = "upper"
 _IMAGE_PREFIX = os.fsdecode(IMAGE_WHITEOUT_PREFIX)
 
 
+class Count(NamedTuple):
+    """The bytes of files' data, the number of names but for whiteouts, and that of whiteouts."""
+
+    size: int
+    entries: int
+    whiteouts: int
+
+
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
     """One layer as a person looks at it.
 
-    `label` is how events name it, `title` what made it ("" if unknown), `path` its directory. `size` is the bytes
-    of its files' data, `entries` the number of names in it, and `whiteouts` how many names it hides by a mark of
-    their own; None as long as it was not walked, and if it may not be read.
+    `label` is how events name it, `title` what made it ("" if unknown), `path` its directory. `count` is None as long
+    as it was not walked, and if it may not be read.
     """
 
     label: str
     title: str
     path: str
-    size: int | None = None
-    entries: int | None = None
-    whiteouts: int | None = None
+    count: Count | None = None
 
     @property
     def name(self) -> str:
@@ -50,23 +56,29 @@ def walked(layer: LayerFacts) -> LayerFacts:
     In memory are one directory, the paths of those still to be read, and the numbers of files with several names,
     which count once. In a lower the image format's `.wh.` names count as whiteouts, too.
     """
-    size = entries = whiteouts = 0
-    linked: set[tuple[int, int]] = set()
     try:
-        for name, status in _below(layer.path):
-            if is_whiteout(status) or (layer.label != UPPER and name.startswith(_IMAGE_PREFIX)):
-                whiteouts += 1
-                continue
-            entries += 1
-            if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in linked:
-                continue
-            if status.st_nlink > 1:
-                linked.add((status.st_dev, status.st_ino))
-            size += status.st_size
+        return replace(layer, count=counted(_below(layer.path), image_marks=layer.label != UPPER))
     except OSError:
         # To say that nobody knows is better than to tell half of it.
-        return LayerFacts(layer.label, layer.title, layer.path)
-    return LayerFacts(layer.label, layer.title, layer.path, size, entries, whiteouts)
+        return replace(layer, count=None)
+
+
+def counted(found: Iterable[tuple[str, os.stat_result]], *, image_marks: bool) -> Count:
+    """Count names with their status; `image_marks` says that `.wh.` names are whiteouts. A file of several names
+    counts its data once."""
+    size = entries = whiteouts = 0
+    linked: set[tuple[int, int]] = set()
+    for name, status in found:
+        if is_whiteout(status) or (image_marks and name.startswith(_IMAGE_PREFIX)):
+            whiteouts += 1
+            continue
+        entries += 1
+        if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in linked:
+            continue
+        if status.st_nlink > 1:
+            linked.add((status.st_dev, status.st_ino))
+        size += status.st_size
+    return Count(size, entries, whiteouts)
 
 
 def _below(root: str) -> Iterator[tuple[str, os.stat_result]]:

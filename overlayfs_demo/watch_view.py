@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlayfs_demo.events import Action
-from overlayfs_demo.layer_facts import UPPER, LayerFacts
+from overlayfs_demo.layer_facts import UPPER, Count, LayerFacts
 from overlayfs_demo.render import cut, human_size, printable
 from overlayfs_demo.watch_state import Line, Scene
 
@@ -120,7 +120,7 @@ def visible(count: int, lit: Sequence[int], rows: int, height: int) -> list[int]
 def _box(layer: LayerFacts, height: int, width: int, lit: bool) -> RenderableType:
     made = printable(os.fsencode(layer.path if layer.label == UPPER else layer.title or os.path.basename(layer.path)))
     made = cut(made, max(width - 4, 1)) if layer.label == UPPER else made
-    words = _row("?" if layer.size is None else _facts(layer))
+    words = _row("?" if layer.count is None else _facts(layer.count))
     title = layer.name if height == _TALL else f"{layer.name}: {made}"
     style = ("bold yellow" if layer.label == UPPER else "bold cyan") if lit else "dim"
     return Panel(
@@ -130,12 +130,11 @@ def _box(layer: LayerFacts, height: int, width: int, lit: bool) -> RenderableTyp
     )
 
 
-def _facts(layer: LayerFacts) -> str:
-    entries = "entry" if layer.entries == 1 else "entries"
-    words = f"{human_size(layer.size or 0)} in {layer.entries} {entries}"
-    if not layer.whiteouts:
+def _facts(count: Count) -> str:
+    words = f"{human_size(count.size)} in {count.entries} {'entry' if count.entries == 1 else 'entries'}"
+    if not count.whiteouts:
         return words
-    return f"{words}, {layer.whiteouts} whiteout{'s' * (layer.whiteouts != 1)}"
+    return f"{words}, {count.whiteouts} whiteout{'s' * (count.whiteouts != 1)}"
 
 
 def _sentence(line: Line, width: int) -> Text:

@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.layer_facts import LayerFacts, unwalked, walked
+from overlayfs_demo.layer_facts import Count, LayerFacts, unwalked, walked
 from overlayfs_demo.records import Record
 from overlayfs_demo.watch_state import Choice, Line, Scene, State
 from overlayfs_demo.watch_view import drawing, visible
@@ -38,8 +38,8 @@ WHITEOUT = Event(Action.WHITEOUT, b"/gone", 9, 0, "unlink", layer="layer 2 (RUN 
 def stack(count: int) -> list[LayerFacts]:
     """The upper on so many layers."""
     return [
-        LayerFacts("upper", "", "/containers/c1/upper", 0, 0, 0),
-        *(LayerFacts(f"layer {n} (RUN {n})", f"RUN {n}", f"/l{n}", 1000 * n, n, 0) for n in range(count, 0, -1)),
+        LayerFacts("upper", "", "/containers/c1/upper", Count(0, 0, 0)),
+        *(LayerFacts(f"layer {n} (RUN {n})", f"RUN {n}", f"/l{n}", Count(1000 * n, n, 0)) for n in range(count, 0, -1)),
     ]
 
 
@@ -184,11 +184,11 @@ def test_a_layer_is_walked_without_following_links_and_counts_a_file_once(tmp_pa
     (tmp_path / "layer/out").symlink_to(tmp_path / "elsewhere")
     os.mknod(tmp_path / "layer/deleted", 0o020000, 0)
     layer = walked(LayerFacts("layer 1 (x)", "", str(tmp_path / "layer")))
-    assert (layer.size, layer.entries, layer.whiteouts) == (5, 4, 2)
+    assert layer.count == (5, 4, 2)
 
 
 def test_a_layer_that_is_not_there_is_unknown(tmp_path: Path) -> None:
-    assert walked(LayerFacts("layer 1 (x)", "", str(tmp_path / "none"))).size is None
+    assert walked(LayerFacts("layer 1 (x)", "", str(tmp_path / "none"))).count is None
 
 
 def test_a_record_names_its_layers_as_events_do() -> None:

@@ -20,10 +20,10 @@ from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.web import browse, live
 from overlayfs_demo.web.content import story
 from overlayfs_demo.web.guard import Guard
-from overlayfs_demo.web.measure import upper_content
 from overlayfs_demo.web.model import Page
 from overlayfs_demo.web.pages import STATIC, html, static
 from overlayfs_demo.web.subject import UPPER, Subject, checked_path
+from overlayfs_demo.web.upper_content import upper_content
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from overlayfs_demo import docker_format
 from overlayfs_demo.images import describe
 from overlayfs_demo.images.analysis import Analysis, Hidden
 from overlayfs_demo.images.store import StoredImage
+from overlayfs_demo.layer_facts import LayerFacts, walked
 from overlayfs_demo.records import Record
 from overlayfs_demo.render import human_size, printable
-from overlayfs_demo.web.measure import UpperContent, measured, upper_content
 from overlayfs_demo.web.subject import UPPER, LayerRoot, Subject, key_of
 from overlayfs_demo.web.treemap import Tile, tiles
+from overlayfs_demo.web.upper_content import UpperContent, upper_content
 
 # Rows of the table of what is wasted.
 _MOST_ROWS = 20
@@ -172,7 +173,10 @@ def _has_upper(layers: Sequence[LayerRoot]) -> bool:
 
 
 def _box(layer: LayerRoot, upper: UpperContent | None) -> Box:
-    measure = upper.measure if upper is not None and layer.key == UPPER else measured(layer.directory)
+    unwalked = LayerFacts(layer.label, layer.title, str(layer.directory))
+    counted = upper.count if upper is not None and layer.key == UPPER else walked(unwalked).count
+    size, entries, whiteouts = counted or ("?", "?", "?")
     return Box(layer.key, layer.name, printable(os.fsencode(layer.title)), (
-        ("size", human_size(measure.size)), ("entries", str(measure.entries)), ("whiteouts", str(measure.whiteouts)),
+        ("size", size if isinstance(size, str) else human_size(size)), ("entries", str(entries)),
+        ("whiteouts", str(whiteouts)),
     ))

@@ -143,7 +143,7 @@ def test_within_a_second_of_rm_the_whiteout_is_seen(browser: Browser, mounted: P
         removed = time.monotonic()
         wait_until(lambda: browser.find(WHITEOUT_IN_UPPER) and browser.find(DELETED_IN_TREE), "the whiteout")
         assert time.monotonic() - removed < 1
-        browser.sees("#log li.whiteout", "left a whiteout for /motd in the upper, hiding the one in layer 2 (top)")
+        browser.sees("#log li.whiteout", "left a whiteout, hiding the one in layer 2 (top)")
         assert {one.get_attribute("id") for one in browser.find(".box.lit")} == {"box-upper", "box-2"}
         assert browser.sees("#box-upper dl div:last-child").text.split() == ["whiteouts", "1"]
 

@@ -68,7 +68,7 @@ def test_a_whiteout_is_told_with_its_layers_and_paths(server: Server, mounted: P
         kind, told = next(messages)
     assert kind == "change"
     [sentence] = told["sentences"]
-    assert "left a whiteout for /motd in the upper, hiding the one in layer 2 (top)" in sentence["text"]
+    assert "left a whiteout, hiding the one in layer 2 (top)" in sentence["text"]
     assert (told["layers"], told["paths"], told["directories"]) == (["2", "upper"], ["/motd"], ["/"])
     upper = server.get("/upper").text
     assert 'data-whiteouts="1"' in upper and "mark-deleted" in upper
