@@ -49,6 +49,7 @@ class Server:
         self._overlay = overlay
         self._asked = asked
         self._socket: socket.socket | None = None
+        self._inode = 0
         self._clients: dict[threading.Thread, _Client] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -62,6 +63,7 @@ class Server:
         os.fchmod(self._socket.fileno(), 0o600)
         with _reachable(self._path) as address:
             self._socket.bind(address)
+            self._inode = Path(address).stat().st_ino
         self._socket.listen()
         threading.Thread(target=self._accept, args=(self._socket,), name="control", daemon=True).start()
 
@@ -73,7 +75,10 @@ class Server:
         if self._socket is not None:
             # This wakes the thread in accept(2), which closing would not.
             self._socket.shutdown(socket.SHUT_RDWR)
-            self._path.unlink(missing_ok=True)
+            # A later mount at the same place may have a socket there by now.
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
         deadline = time.monotonic() + _PATIENCE
         for client in clients.values():
             client.finish()

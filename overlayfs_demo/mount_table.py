@@ -1,4 +1,4 @@
-"""What is mounted in this process's mount namespace?"""
+"""What is mounted, in this process's mount namespace or another's?"""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import NamedTuple
 
 
 class Mounted(NamedTuple):
-    """One mount: where, of which type, and the options of its filesystem as it lists them, still escaped."""
+    """One mount: where, the device number (`major:minor`) and type of its filesystem, and the options that this
+    lists, still escaped."""
 
     mountpoint: bytes
+    device: str
     kind: str
     options: tuple[str, ...]
 
 
-def mounts() -> list[Mounted]:
-    """All mounts, in the order they were made: proc_pid_mountinfo(5)."""
+def mounts(process: int | str = "self") -> list[Mounted]:
+    """All mounts that a process sees, in the order they were made: proc_pid_mountinfo(5). Raises OSError."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ")
-        found.append(Mounted(unescape(fields.split(" ")[4]), kind, tuple(options.split(","))))
+        _, _, device, _, mountpoint, *_ = fields.split(" ")
+        found.append(Mounted(unescape(mountpoint), device, kind, tuple(options.split(","))))
     return found
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from overlayfs_demo import control, stack_check, syscalls
+from overlayfs_demo import control, mount_table, stack_check, syscalls
 from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
@@ -36,6 +36,8 @@ from overlayfs_demo.records import Record, find_record, live_records, mounted, s
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
 _PATIENCE = 10.0
+# After how many seconds it is asked why a daemon serves on.
+_LINGERS = 0.5
 _POLL = 0.02
 
 # For gc.set_threshold: allocations, and runs of the younger generations, before a collection.
@@ -311,6 +313,7 @@ def unmount(path: bytes, *, lazy: bool = False) -> None:
         remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists what is"
         raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
     record = find_record(mountpoint)
+    number = next(one.device for one in reversed(mount_table.mounts()) if os.fsdecode(one.mountpoint) == mountpoint)
     try:
         device.detach(os.fsencode(mountpoint), lazy)
     except OSError as error:
@@ -318,16 +321,36 @@ def unmount(path: bytes, *, lazy: bool = False) -> None:
             raise MountError(f"{mountpoint}: {error.strerror}") from error
         raise MountError(f"{mountpoint} is busy{_users(mountpoint)}", "end these processes, or use --lazy") from error
     if record is not None and not lazy:
-        _await_end(record)
+        _await_end(record, number)
 
 
-def _await_end(record: Record) -> None:
-    deadline = time.monotonic() + _PATIENCE
+def _await_end(record: Record, number: str) -> None:
+    """Wait for the daemon of what was the mount with this device number, unless others are still served by it."""
+    start = time.monotonic()
     while _is_running(record.pid):
-        if time.monotonic() > deadline:
+        if time.monotonic() > start + _PATIENCE:
             raise MountError(f"unmounted, but its daemon (process {record.pid}) does not end")
+        if time.monotonic() > start + _LINGERS and (holder := _mounted_elsewhere(number)):
+            _log.warning(
+                "%s is unmounted here, but a mount namespace of its own keeps it for %s: until that ends, its daemon "
+                "(process %s) serves on, and its upper is in use", record.mountpoint, holder, record.pid,
+            )
+            return
         time.sleep(_POLL)
     record.forget()
+
+
+def _mounted_elsewhere(number: str) -> str:
+    """A process in another mount namespace that has the mount with this device number, as "sleep (812)"; or ""."""
+    for process in psutil.process_iter(["pid", "name"]):
+        # Processes go, and those of other users cannot be looked at.
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{process.info['pid']}/ns/mnt")
+            if namespace == os.readlink("/proc/self/ns/mnt"):
+                continue
+            if any(one.device == number for one in mount_table.mounts(process.info["pid"])):
+                return f"{process.info['name']} ({process.info['pid']})"
+    return ""
 
 
 def _is_running(pid: int) -> bool:

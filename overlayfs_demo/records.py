@@ -45,8 +45,11 @@ class Record:
         unfinished.rename(path)
 
     def forget(self) -> None:
-        """Remove the record; it need not exist."""
-        _record_path(self.mountpoint).unlink(missing_ok=True)
+        """Remove the record, if it is there and was not replaced by that of a later mount at the same place."""
+        path = _record_path(self.mountpoint)
+        noted = _read_record(path)
+        if noted is not None and noted.pid == self.pid:
+            path.unlink(missing_ok=True)
 
 
 def _runtime_directory() -> Path:

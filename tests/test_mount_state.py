@@ -5,10 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from overlayfs_demo import records
+from tests.conftest import wait_until
 from tests.contract.conftest import why_unavailable
 from tests.places import Place, fails, run
 
@@ -138,3 +143,40 @@ def test_a_record_of_a_version_that_notes_more_is_read(place: Place) -> None:
               if str(place.view) in one.read_text()]
     path.write_text(json.dumps({**json.loads(path.read_text()), "made_up": 1}))
     assert records.find_record(str(place.view)) == record
+
+
+# --- other mount namespaces -----------------------------------------------------------------------
+
+
+def test_umount_says_who_keeps_the_mount_in_a_namespace_of_its_own(place: Place) -> None:
+    assert place.mount().returncode == 0
+    daemon = place.daemon()
+    with keeping(place.view) as keeper:
+        done = place.umount()
+        assert done.returncode == 0
+        assert f"sleep ({keeper})" in done.stderr and f"process {daemon}" in done.stderr
+        assert os.path.exists(f"/proc/{daemon}")
+    wait_until(lambda: not os.path.exists(f"/proc/{daemon}"), "the daemon ends with the namespace")
+
+
+def test_a_daemon_that_lingers_takes_nothing_from_the_mount_that_came_after_it(place: Place) -> None:
+    lowers = f"lowerdir={place / 'top'}:{place / 'bottom'}"
+    assert place.mount(options=lowers).returncode == 0
+    before = place.daemon()
+    with keeping(place.view):
+        assert place.umount().returncode == 0
+        assert place.mount(options=lowers).returncode == 0
+    wait_until(lambda: not os.path.exists(f"/proc/{before}"), "the first daemon ends")
+    assert place.daemon() != before
+    assert "is seen" in run("overlayfs-demo", "which", place.view / "motd").stdout
+
+
+@contextmanager
+def keeping(view: Path) -> Iterator[int]:
+    """A process, which is told, with a mount namespace of its own that has the view."""
+    words = ["unshare", "--mount", "--propagation", "private", "sleep", "1000"]
+    with subprocess.Popen(words) as process:
+        wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "the namespace")
+        assert f" {view} " in Path(f"/proc/{process.pid}/mountinfo").read_text()
+        yield process.pid
+        process.kill()

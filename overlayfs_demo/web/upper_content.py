@@ -1,0 +1,90 @@
+"""What is in an upper?"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlayfs_demo import syscalls
+from overlayfs_demo.layer_facts import Count, counted
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
+from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.web.subject import key_of
+
+# Entries of an upper that are shown.
+MOST_ENTRIES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in an upper: `what` says what it stands for, `mark` is "deleted", "opaque", "copied" or "new"."""
+
+    name: str
+    key: str
+    depth: int
+    what: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpperContent:
+    """What an upper holds, directories before what is in them; `left_out` more names are not shown."""
+
+    count: Count
+    entries: tuple[Entry, ...]
+    left_out: int
+
+
+def upper_content(directory: Path) -> UpperContent:
+    """Walk an upper, and tell of what is in it. Raises OSError only for the upper itself: what goes does not count."""
+    root = os.fsencode(directory)
+    found = list(_walk(root))
+    entries = tuple(_entry(root, path, status) for path, status in found[:MOST_ENTRIES])
+    names = ((os.fsdecode(os.path.basename(path)), status) for path, status in found)
+    return UpperContent(counted(names, image_marks=False), entries, len(found) - len(entries))
+
+
+def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Everything below a directory, by its path there, in the order of a tree."""
+    os.stat(root)
+    pending = [b""]
+    while pending:
+        path = pending.pop()
+        if path:
+            try:
+                status = os.lstat(os.path.join(root, path))
+            except OSError:  # It has gone meanwhile, or a name on the way has.
+                continue
+            yield path, status
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+        try:
+            names = sorted(os.listdir(os.path.join(root, path)), reverse=True)
+        except OSError:  # The same; or it is somebody else's.
+            continue
+        pending += [os.path.join(path, name) for name in names]
+
+
+def _entry(root: bytes, path: bytes, status: os.stat_result) -> Entry:
+    what, mark = _words(os.path.join(root, path), status)
+    return Entry(printable(os.path.basename(path)), key_of(b"/" + path), path.count(b"/"), what, mark)
+
+
+def _words(real: bytes, status: os.stat_result) -> tuple[str, str]:
+    if is_whiteout(status):
+        return "whiteout", "deleted"
+    names = syscalls.list_xattrs(real) if os.path.lexists(real) else []
+    copied = any(marks.origin in names for marks in (TRUSTED, USER))
+    mark = "copied" if copied else "new"
+    if stat.S_ISDIR(status.st_mode):
+        if any(syscalls.get_xattr(real, marks.opaque) == b"y" for marks in (TRUSTED, USER)):
+            return "opaque directory", "opaque"
+        return ("directory, copied up" if copied else "new directory"), mark
+    if stat.S_ISREG(status.st_mode):
+        size = human_size(status.st_size)
+        return (f"copied up, {size}" if copied else f"new file, {size}"), mark
+    kind = "symbolic link" if stat.S_ISLNK(status.st_mode) else "special file"
+    return (f"{kind}, copied up" if copied else f"new {kind}"), mark
