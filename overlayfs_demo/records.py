@@ -83,9 +83,11 @@ def find_record(mountpoint: str) -> Record | None:
 def _read_record(path: Path) -> Record | None:
     """None if there is none, perhaps because its daemon has just ended."""
     try:
-        return Record(**json.loads(path.read_text()))
+        said = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    # A daemon of a later version may have more to say.
+    return Record(**{name: said[name] for name in Record.__slots__ if name in said})
 
 
 def live_records() -> list[Record]:
