@@ -81,13 +81,12 @@ def find_record(mountpoint: str) -> Record | None:
 
 
 def _read_record(path: Path) -> Record | None:
-    """None if there is none, perhaps because its daemon has just ended."""
+    """None if there is none, perhaps because its daemon has just ended. A later version may have noted more."""
     try:
-        said = json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        return Record(**{name: found[name] for name in Record.__slots__ if name in found})
     except FileNotFoundError:
         return None
-    # A daemon of a later version may have more to say.
-    return Record(**{name: said[name] for name in Record.__slots__ if name in said})
 
 
 def live_records() -> list[Record]:
