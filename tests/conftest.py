@@ -89,6 +89,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "differs(subject, instead): this subject is known to answer otherwise")
+    config.addinivalue_line("markers", "kernel_since(version, reason): an older kernel's overlayfs is not asked")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

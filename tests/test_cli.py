@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import re
 import signal
@@ -169,6 +170,15 @@ def test_a_failed_mount_leaves_nothing_behind(place: Place) -> None:
     assert not place.is_mounted()
     assert records.find_record(str(place.view)) is None
     assert place.mount().returncode == 0
+
+
+def test_a_later_version_may_have_recorded_more(place: Place) -> None:
+    assert place.mount().returncode == 0
+    record = records.find_record(str(place.view))
+    [file] = [file for file in Path("/run/overlayfs-demo").glob("*.json") if str(place.view) in file.read_text()]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "told_later": "x"}))
+    assert records.find_record(str(place.view)) == record
+    assert place.umount().returncode == 0
 
 
 # --- a daemon that dies ---------------------------------------------------------------------------

@@ -93,8 +93,11 @@ class Project:
         self.calls = base / "calls"
         self.calls.touch()
         (self.root / "scripts").mkdir(parents=True)
+        shutil.copytree(ROOT / ".ci", self.root / ".ci")
         shutil.copy(ROOT / "pyproject.toml", self.root)
-        shutil.copy(ROOT / "scripts" / "provision", self.root / "scripts")
+        for name in ("provision", "motd"):
+            shutil.copy(ROOT / "scripts" / name, self.root / "scripts")
+        write_script(self.venv / "bin" / "overlayfs-demo", 'echo "$*"')
         write_script(self.venv / "bin" / "python", f'case $2 in pip) echo "$*" >>{self.calls} ;; esac')
 
     def provision(self, *options: str) -> list[str]:
@@ -163,6 +166,78 @@ def test_another_distribution_is_told_what_to_install(project: Project, tmp_path
     )
     assert done.returncode == 1
     assert "install by hand what they call fuse3" in done.stdout
+
+
+# --- the message of the day ---------------------------------------------------------------------------
+
+MOTD = (ROOT / "scripts" / "motd").read_text().splitlines()
+HOME = "/opt/overlayfs-demo"  # where the message says everything is
+
+# The machine's own tree as root directory, where what is written lands in a tmpfs and goes with the namespace.
+# usage: sh -c SCRATCH_ROOT sh SCRATCH VISIBLE COMMAND...; the directory VISIBLE is the real one
+SCRATCH_ROOT = """
+set -e
+scratch=$1 visible=$2
+shift 2
+mount -t tmpfs scratch "$scratch"
+mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
+mount -t overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" scratch "$scratch/root"
+mkdir -p "$scratch/root$visible"
+mount --bind "$visible" "$scratch/root$visible"
+mount --rbind /dev "$scratch/root/dev"
+exec chroot "$scratch/root" "$@"
+"""
+
+
+def named_in_motd() -> list[list[str]]:
+    """The commands it tells to type, as words: they are indented, with what they do behind two blanks."""
+    return [line.strip().split("  ")[0].split() for line in MOTD if line.startswith("  ")]
+
+
+def test_the_message_of_the_day_is_short_and_fits_a_terminal() -> None:
+    assert len(MOTD) <= 10
+    assert [line for line in MOTD if len(line) > 80] == []
+    assert ["overlayfs-demo", "tour"] in named_in_motd()
+
+
+@pytest.mark.parametrize("words", named_in_motd(), ids=" ".join)
+def test_what_the_message_of_the_day_tells_to_type_exists(words: list[str]) -> None:
+    here = [word.replace(HOME, str(ROOT)) for word in words]
+    if words[0] == "less":
+        assert Path(here[1]).is_file()
+        return
+    if words[0] == "overlayfs-demo":
+        here[0] = str(Path(sys.executable).parent / words[0])
+    done = run(*here, *([] if words[-1].startswith("--") else ["--help"]))
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_message_of_the_day_that_would_name_nothing_installed_is_refused(project: Project) -> None:
+    done = run(
+        project.root / "scripts" / "provision", "--python-only", "--motd", OVERLAYFS_DEMO_VENV=project.venv
+    )
+    assert done.returncode == 1
+    assert "--motd goes with --system" in done.stdout
+    assert project.calls.read_text() == ""
+
+
+@can_mount
+@pytest.mark.parametrize("asked", [["--motd"], []], ids=["asked", "not-asked"])
+def test_the_message_of_the_day_is_shown_where_it_was_asked_for(
+    asked: list[str], project: Project, tmp_path: Path
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    install = f"{project.root}/scripts/provision --system --python-only {' '.join(asked)}"
+    done = run(
+        "unshare", "--mount", "sh", "-c", SCRATCH_ROOT, "sh", tmp_path / "scratch", tmp_path,
+        "sh", "-c", f"{install} && echo installed && cat /etc/motd.d/overlayfs-demo",
+        OVERLAYFS_DEMO_VENV=project.venv,
+    )
+    shown = done.stdout.partition("installed\n")[2]
+    if asked:
+        assert shown.splitlines() == MOTD, done.stdout
+    else:
+        assert "No such file" in shown, done.stdout
 
 
 # --- demo -------------------------------------------------------------------------------------------

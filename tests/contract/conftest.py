@@ -7,6 +7,7 @@ instead")` marks a subject that is known to answer otherwise: the fact then asse
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -17,11 +18,13 @@ from typing import Any
 
 import pytest
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import choose
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.engine_subject import Engine
+from tests.contract.marks import kernel_version
 from tests.contract.subjects import Fronted, Kernel, Layers, Subject
 
 SUBJECTS = ("engine", "kernel-front", "fusepy-front", "kernel")
@@ -42,9 +45,18 @@ def why_unavailable(kind: str) -> str:
             choose.front(kind.removesuffix("-front"))
         except (MountError, ImportError) as error:
             return str(error)
-    if kind == "kernel" and "overlay" not in Path("/proc/filesystems").read_text():
+    if kind == "kernel" and not _has_overlayfs():
         return "needs the kernel's overlayfs"
     return ""
+
+
+def _has_overlayfs() -> bool:
+    """Ask for a mount of it, which without layers must fail: this loads the module that it may be in."""
+    try:
+        syscalls.mount(b"overlay", b"/", b"overlay", 0, b"")
+    except OSError as error:
+        return error.errno != errno.ENODEV
+    raise AssertionError("an overlay without layers was mounted")
 
 
 def make_subject(kind: str, layers: Layers) -> Subject:
@@ -62,6 +74,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     if problem := why_unavailable(name):
         pytest.skip(problem)
+    for mark in request.node.iter_markers("kernel_since"):
+        since, reason = mark.args
+        if name == "kernel" and kernel_version() < since:
+            pytest.skip(reason)
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,17 @@ import pytest
 def differs(subject: str, instead: str) -> pytest.MarkDecorator:
     """The subject is known to do something else `instead`; the test asserts that, behind `subject.differs`."""
     return pytest.mark.differs(subject, instead)
+
+
+def kernel_version() -> tuple[int, int]:
+    """Which Linux runs here, as in (6, 12)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor)
+
+
+def kernel_since(major: int, minor: int, what: str) -> pytest.MarkDecorator:
+    """The kernel's overlayfs knows `what` since that Linux: on an older one the fact is not asked of it."""
+    return pytest.mark.kernel_since((major, minor), f"{what}: since Linux {major}.{minor}")
 
 
 def only(subjects: Sequence[str], reason: str) -> Callable[[Any], Any]:

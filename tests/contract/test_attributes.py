@@ -10,8 +10,11 @@ import pytest
 from overlayfs_demo.syscalls import get_xattr
 from tests.builders import directory, file, symlink
 from tests.contract.conftest import Mount
+from tests.contract.marks import kernel_since
 
 NS = 1_500_000_000_123_456_789
+
+escaping = kernel_since(6, 7, "escaping of the overlay's attributes")
 
 
 @pytest.mark.parametrize("path", ["lower", "upper", "lowdir", "updir"])
@@ -101,6 +104,7 @@ def test_create_and_replace_flags_of_setxattr(mounted: Mount) -> None:
     assert view.xattr("a", "user.k") == b"w"
 
 
+@escaping
 def test_the_overlays_own_attributes_are_hidden(mounted: Mount) -> None:
     view = mounted({"d/low": "", "moved/x": ""}, upper={"d": directory(xattrs={"trusted.overlay.opaque": b"y"})})
     view.rename("moved", "d/moved")
@@ -111,6 +115,7 @@ def test_the_overlays_own_attributes_are_hidden(mounted: Mount) -> None:
             view.xattr(path, "trusted.overlay.opaque")
 
 
+@escaping
 def test_a_users_own_overlay_attribute_is_stored_escaped(mounted: Mount) -> None:
     view = mounted({"d/low": ""})
     view.set_xattr("d", "trusted.overlay.opaque", b"y")
@@ -124,6 +129,7 @@ def test_a_users_own_overlay_attribute_is_stored_escaped(mounted: Mount) -> None
     assert view.xattrs("d") == []
 
 
+@escaping
 def test_escaped_attributes_survive_a_copy_up(mounted: Mount) -> None:
     view = mounted({"a": file("1", xattrs={"trusted.overlay.overlay.metacopy": b"x"})})
     assert view.xattrs("a") == ["trusted.overlay.metacopy"]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.builders import IMAGE_WHITEOUT, WHITEOUT, XATTR_WHITEOUT
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs, only
+from tests.contract.marks import differs, kernel_since, only
 from tests.contract.raw import Entry, all_entries, getdents, meanwhile
 from tests.contract.subjects import Fronted, Subject
 
@@ -192,6 +192,7 @@ def test_edited_layers_show_at_once_without_a_timeout(mounted: Mount, where: str
 
 @mounts
 @differs("kernel", "image whiteouts are ordinary files to it")
+@kernel_since(6, 7, "xattr whiteouts")
 def test_no_whiteout_is_ever_listed(mounted: Mount) -> None:
     every = {"kernel": WHITEOUT, "xattr": XATTR_WHITEOUT}
     view = mounted({"d": dict.fromkeys([*every, "image", "a", "b", "c"], "")}, {"d": every | {"image": IMAGE_WHITEOUT}})

@@ -23,7 +23,7 @@ from tests.builders import (
     symlink,
 )
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs
+from tests.contract.marks import differs, kernel_since
 
 only_ours = "the kernel knows neither the image format's marks nor fuse-overlayfs's"
 
@@ -111,12 +111,14 @@ def test_other_character_devices_are_no_whiteouts(mounted: Mount) -> None:
     assert view.stat("null").rdev == os.makedev(1, 3)
 
 
+@kernel_since(6, 7, "xattr whiteouts")
 def test_xattr_whiteout_hides_what_is_below(mounted: Mount) -> None:
     view = mounted({"d": {"a": "1", "b": "2"}}, {"d": {"a": XATTR_WHITEOUT, "c": "3"}})
     assert view.names("d") == [b"b", b"c"]
     assert not view.exists("d/a")
 
 
+@kernel_since(6, 7, "xattr whiteouts")
 def test_empty_file_without_the_attribute_is_no_xattr_whiteout(mounted: Mount) -> None:
     view = mounted({"d": {"a": "1", "b": "2"}}, {"d": {"a": XATTR_WHITEOUT, "b": ""}})
     assert view.names("d") == [b"b"]

@@ -11,7 +11,7 @@ from overlayfs_demo import syscalls
 from tests import builders
 from tests.builders import WHITEOUT, metacopy
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs
+from tests.contract.marks import differs, kernel_since
 from tests.contract.subjects import Subject
 
 METACOPY = "trusted.overlay.metacopy"
@@ -103,6 +103,7 @@ def test_redirect_leads_to_the_data(mounted: Mount) -> None:
     assert not view.exists("d/old")
 
 
+@kernel_since(6, 5, "data-only layers")
 def test_data_only_layer_gives_data_and_no_names(mounted: Mount) -> None:
     view = mounted(
         {"other": "1"}, {"a": metacopy(len(DATA), "/blobs/xy", mode=0o755)}, data_only={"blobs/xy": DATA},

@@ -11,7 +11,7 @@ import pytest
 from overlayfs_demo import syscalls
 from tests.builders import WHITEOUT, directory, symlink
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs, only
+from tests.contract.marks import differs, kernel_version, only
 from tests.contract.raw import link_descriptor
 from tests.contract.subjects import USER, File, Subject
 from tests.contract.test_permissions import GROUP_OBJ, MASK, NAMED_USER, OTHER, USER_OBJ, acl
@@ -32,11 +32,6 @@ def unnamed(view: Subject, path: str = "", flags: int = UNNAMED, mode: int = 0o6
         if error.errno == errno.EOPNOTSUPP and view.kind != "engine" and kernel_version() < (6, 2):
             pytest.skip("this kernel has no O_TMPFILE here")
         raise
-
-
-def kernel_version() -> tuple[int, int]:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int(minor)
 
 
 @differs("fusepy-front", "libfuse 2 has no such request: EOPNOTSUPP")

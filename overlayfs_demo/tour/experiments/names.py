@@ -78,13 +78,14 @@ EXPERIMENTS = (
     Experiment(
         name="hard-link",
         summary="two names of one file stay together",
-        question="""one and two are hard links: two names of one file. You write through the name one. What will you
-            read under the name two?""",
-        layers={"lower": {"one": "before\n", "two": HardLink("one")}},
-        do=("echo after >> merged/one", "cat merged/two"),
+        question="""one and far/off/two are hard links: two names of one file. You write through the name one. What
+            will you read under the other?""",
+        # Not side by side: of two names that the kernel has heard of before, it does not say which was used.
+        layers={"lower": {"one": "before\n", "far/off/two": HardLink("one")}},
+        do=("echo after >> merged/one", "cat merged/far/off/two"),
         checks=(
-            checks.printed("before\nafter"), checks.one_file("merged/one", "merged/two"),
-            checks.exactly("upper", "one"), checks.text("lower/two", "before\n"),
+            checks.printed("before\nafter"), checks.one_file("merged/one", "merged/far/off/two"),
+            checks.exactly("upper", "one"), checks.text("lower/far/off/two", "before\n"),
         ),
         explained="""The copy is also noted in an index in the work directory, so the other name leads to it, too, and
             both stay one file. With index=off, which is what the kernel's overlayfs does unless told otherwise, they
