@@ -95,8 +95,7 @@ class Project:
         (self.root / "scripts").mkdir(parents=True)
         shutil.copytree(ROOT / ".ci", self.root / ".ci")
         shutil.copy(ROOT / "pyproject.toml", self.root)
-        for name in ("provision", "motd"):
-            shutil.copy(ROOT / "scripts" / name, self.root / "scripts")
+        shutil.copy(ROOT / "scripts" / "provision", self.root / "scripts")
         write_script(self.venv / "bin" / "overlayfs-demo", 'echo "$*"')
         write_script(self.venv / "bin" / "python", f'case $2 in pip) echo "$*" >>{self.calls} ;; esac')
 
@@ -170,7 +169,7 @@ def test_another_distribution_is_told_what_to_install(project: Project, tmp_path
 
 # --- the message of the day ---------------------------------------------------------------------------
 
-MOTD = (ROOT / "scripts" / "motd").read_text().splitlines()
+MOTD = (ROOT / "scripts" / "provision").read_text().split("'END'\n")[1].split("END\n")[0].splitlines()
 HOME = "/opt/overlayfs-demo"  # where the message says everything is
 
 # The machine's own tree as root directory, where what is written lands in a tmpfs and goes with the namespace.
