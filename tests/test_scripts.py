@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci" / "run"]
 SHELLS = [script for script in SCRIPTS if script.read_text().startswith(("#!/bin/sh", "#!/bin/bash"))]
 
 can_mount = pytest.mark.skipif(
