@@ -31,6 +31,7 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
+    verb.add_argument("--timemachine", action="store_true", help="with a hidden directory .layers, see 'mount --help'")
     add_json(verb)
     verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
     add_json(verb)
@@ -73,7 +74,9 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def _create(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
-    container = Containers(store).create(store.find(arguments.image), arguments.name, arguments.at)
+    container = Containers(store).create(
+        store.find(arguments.image), arguments.name, arguments.at, time_machine=arguments.timemachine
+    )
     if arguments.json:
         put_json([{
             "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),

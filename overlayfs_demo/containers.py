@@ -41,7 +41,8 @@ _RECORD = "container.json"
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container. `created` is RFC 3339 text; `image_name` is what the image was called then."""
+    """A container. `created` is RFC 3339 text; `image_name` is what the image was called then; `time_machine` says
+    that its view has one, see `overlay.timemachine`."""
 
     name: str
     directory: Path
@@ -50,6 +51,7 @@ class Container:
     chain_ids: tuple[Digest, ...]
     created: str
     mountpoint: Path
+    time_machine: bool = False
 
     @property
     def upper(self) -> Path:
@@ -114,7 +116,7 @@ class Containers:
         return Container(
             name, directory, row.digest("image"), row.text("image_name"),
             tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
-            Path(row.text("mountpoint")),
+            Path(row.text("mountpoint")), row.flag("time_machine"),
         )
 
     def users(self) -> Mapping[Digest, list[str]]:
@@ -124,7 +126,9 @@ class Containers:
             found.setdefault(one.image, []).append(one.name)
         return found
 
-    def create(self, image: StoredImage, name: str | None = None, at: Path | None = None) -> Container:
+    def create(
+        self, image: StoredImage, name: str | None = None, at: Path | None = None, *, time_machine: bool = False
+    ) -> Container:
         """Make a container and mount it. Raises OverlayError, and leaves nothing behind then."""
         name = name or secrets.token_hex(6)
         if not _NAME.fullmatch(name):
@@ -143,6 +147,7 @@ class Containers:
                 "image": str(image.id), "image_name": image.title,
                 "layers": [str(layer.chain_id) for layer in image.layers],
                 "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"), "mountpoint": str(mountpoint),
+                "time_machine": time_machine,
             }))
             staged.rename(directory)
         container = self.find(name)
@@ -215,7 +220,7 @@ class Containers:
         return Stack(
             tuple(self._lowers(container)), os.fsencode(container.upper), os.fsencode(container.work),
             user_xattrs=self._store.marks.prefix.startswith("user."), image_whiteouts=False,
-            titles=self._titles(container),
+            titles=self._titles(container), time_machine=container.time_machine,
         )
 
     def _titles(self, container: Container) -> tuple[str, ...]:

@@ -50,6 +50,16 @@ def view(demo: Run, name: str = "c1", image: str = "a:1") -> Path:
     return Path(told.split()[1])
 
 
+def test_a_container_has_a_time_machine_if_it_was_asked_for_and_keeps_it(demo: Run) -> None:
+    assert not (view(demo, "plain") / ".layers").exists()
+    merged = Path(succeeds(demo("create", "a:1", "--name", "past", "--timemachine")).split()[1])
+    assert (merged / ".layers/2/hidden/old").read_text() == "1"
+    succeeds(demo("stop", "past"))
+    succeeds(demo("start", "past"))
+    assert (merged / ".layers/2/hidden/old").read_text() == "1"
+    assert succeeds(demo("diff", "past")) == ""
+
+
 def test_a_layer_is_named_by_the_line_that_made_it(demo: Run, tmp_path: Path) -> None:
     with (tmp_path / "teaching.tar").open("wb") as out:
         write_teaching_image(out)
