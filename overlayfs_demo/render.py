@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import psutil
-
+from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -36,13 +35,9 @@ def who(pid: int, name: str = "") -> str:
     """The process as `name[pid]`; `kernel` for pid 0, which stands for no process. Without `name` it is looked up."""
     if pid == 0:
         return "kernel"
-    if name:
-        return f"{printable(os.fsencode(name))}[{pid}]"
-    try:
-        # A process names itself, so its name is as little to be trusted as a file's.
-        return f"{printable(os.fsencode(psutil.Process(pid).name()))}[{pid}]"
-    except psutil.Error:
-        return f"process[{pid}]"  # Gone already, or in another PID namespace.
+    # A process names itself, so its name is as little to be trusted as a file's. One that has gone, or is in another
+    # PID namespace, has none.
+    return f"{printable(os.fsencode(name or syscalls.command_name(pid))) or 'process'}[{pid}]"
 
 
 def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
