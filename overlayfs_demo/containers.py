@@ -30,8 +30,8 @@ from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.mount_options import MountOptions
 from overlayfs_demo.overlay import statrecord
-from overlayfs_demo.overlay.engine import Stack
 from overlayfs_demo.overlay.ids import ALL_ROOT
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import is_whiteout
 
 # As Docker has them.

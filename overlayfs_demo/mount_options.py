@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.overlay.engine import Stack
 from overlayfs_demo.overlay.ids import IdMap, Ids, Range, parse_ranges
+from overlayfs_demo.overlay.stack import Stack
 
 FRONTS = ("auto", "kernel", "fusepy")
 

@@ -24,8 +24,8 @@ from overlayfs_demo.events import Events
 from overlayfs_demo.fronts import choose, device
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.mount_options import MountOptions, parse
-from overlayfs_demo.overlay.engine import Stack
 from overlayfs_demo.overlay.forecast import Effect
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 from overlayfs_demo.records import Record
 from overlayfs_demo.sandbox import Sandbox

@@ -18,7 +18,7 @@ from overlayfs_demo import mount_table, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mount_options import unescape
 from overlayfs_demo.overlay import incompat, timemachine
-from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
 __all__ = ["Stack", "absolute", "checked"]

@@ -202,6 +202,20 @@ def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:
     assert os.getxattr(home / "upper/d", "user.overlay.opaque") == b"y"
 
 
+def test_ordinary_users_volatile_upper_is_marked_until_the_mark_is_taken_away(home: Path, front: str) -> None:
+    def session() -> None:
+        mount(front, ",userxattr,volatile")
+        Path("view/new").write_text("x")
+        mounts.unmount(b"view")
+        with pytest.raises(MountError, match="volatile"):
+            mount(front, ",userxattr")
+        shutil.rmtree("work/work/incompat")
+        mount(front, ",userxattr")
+        mounts.unmount(b"view")
+
+    as_user(home, session)
+
+
 def test_ordinary_users_layers_are_followed_too(home: Path, front: str) -> None:
     if front == "fusepy":
         pytest.skip("libfuse 2 cannot make the kernel forget a name")

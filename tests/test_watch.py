@@ -22,7 +22,8 @@ import pytest
 from overlayfs_demo import records
 from overlayfs_demo.control import Connection, Server
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.stack import Stack
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child

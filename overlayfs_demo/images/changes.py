@@ -16,8 +16,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from overlayfs_demo.images.views import find, in_upper, is_another, opened
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs
 
 _CAPABILITY = "security.capability"

@@ -12,7 +12,7 @@ from overlayfs_demo.images.load import Loaded, load_one
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
 from overlayfs_demo.images.progress import SILENT, Progress, counted
 from overlayfs_demo.images.store import Store, StoredImage, normal_name
-from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.stack import Stack
 
 
 def commit(

@@ -20,9 +20,10 @@ from typing import BinaryIO, cast
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.views import find, in_upper, is_another, opened
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs, Caller
 from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX
 

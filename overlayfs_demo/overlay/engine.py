@@ -13,7 +13,6 @@ import resource
 import stat
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
@@ -22,7 +21,6 @@ from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp, Hooks
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.ids import AS_ON_DISK, Ids
 from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.limits import Limits
@@ -30,6 +28,7 @@ from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.rename import Place, Rename
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.overlay.timemachine import TimeMachine
 from overlayfs_demo.overlay.tree import Tree
@@ -39,61 +38,6 @@ from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
 
 # Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
-
-# What of a title stands in a label, in characters.
-_LONGEST_TITLE = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Which directories to overlay, and how.
-
-    `lowers` are paths, topmost first, at least one. `upper` and `work` come together, on one
-    filesystem, or are both None for a read-only view. `user_xattrs` keeps the private attributes
-    under `user.` instead of `trusted.`. `image_whiteouts` also understands the image format's
-    zero-length `.wh.NAME` files in lowers. `volatile` gives up durability: nothing waits for the
-    disk, and the work directory is marked, see `incompat`. `index` keeps the names of a hard-linked
-    lower file together when it is copied up. `metacopy` copies only metadata up as long as only that
-    is changed. `data_only` are layers below the lowers, in which nothing is seen, but the data of
-    metacopies is found. `ids` says to whom the files belong in the view, see `mapped`. `read_only`
-    looks at an upper that may be in use by another mount: it is read as the topmost layer. `titles` say what
-    made each of the lowers, such as a row of an image's history; "", or none at all, if that is unknown.
-    `time_machine` adds a hidden directory of the layers, see `timemachine`.
-    `copyup_max` and `copyup_warn` are limits for the data of one copy-up, in bytes, see `limits`. In a `rehearsal`
-    the topmost of `lowers` is the upper of another mount, for which all this is tried out: events and limits are
-    about what a copy-up costs there, and no data is copied for a change of metadata, see `forecast`.
-    """
-
-    lowers: tuple[bytes, ...]
-    upper: bytes | None = None
-    work: bytes | None = None
-    user_xattrs: bool = False
-    image_whiteouts: bool = True
-    volatile: bool = False
-    index: bool = True
-    metacopy: bool = False
-    data_only: tuple[bytes, ...] = ()
-    ids: Ids = AS_ON_DISK
-    read_only: bool = False
-    titles: tuple[str, ...] = ()
-    time_machine: bool = False
-    copyup_max: int | None = None
-    copyup_warn: int | None = None
-    rehearsal: bool = False
-
-    def labels(self) -> list[str]:
-        """How messages name the lowers, and then the data-only layers: counted from the bottom, as an image does."""
-        paths = self.lowers + self.data_only
-        titles = (*self.titles, *[""] * len(paths))
-        return [
-            "upper" if self.rehearsal and not place
-            else f"layer {len(paths) - place} ({_short(title) or os.fsdecode(os.path.basename(path))})"
-            for place, (path, title) in enumerate(zip(paths, titles, strict=False))
-        ]
-
-
-def _short(title: str) -> str:
-    return title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
 
 
 class Overlay:

@@ -22,7 +22,9 @@ def features(work: bytes) -> list[bytes]:
 
 def mark_volatile(work_fd: int) -> None:
     """Mark the emptied directory WORKDIR/work: from now on the upper may lose data in a crash."""
-    os.mkdir(_DIRECTORY, 0, dir_fd=work_fd)
-    os.mkdir(_DIRECTORY + b"/" + VOLATILE, 0, dir_fd=work_fd)
+    # The kernel makes them with no rights at all. Only root could then put anything into them, or take it out again.
+    mode = 0 if os.geteuid() == 0 else 0o700
+    os.mkdir(_DIRECTORY, mode, dir_fd=work_fd)
+    os.mkdir(_DIRECTORY + b"/" + VOLATILE, mode, dir_fd=work_fd)
     dirty = os.path.join(_DIRECTORY, VOLATILE, b"dirty")
     os.close(os.open(dirty, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0, dir_fd=work_fd))

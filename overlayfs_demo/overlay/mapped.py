@@ -14,10 +14,11 @@ from dataclasses import replace
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.overlay import acl, listing
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.ids import UnmappedError
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs, Caller, Change
 
 _ACLS = (acl.ACCESS, acl.DEFAULT)

@@ -6,9 +6,10 @@ import os
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.overlay import statrecord
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.mapped import MappedOverlay
 from overlayfs_demo.overlay.recorded import RecordedOverlay
+from overlayfs_demo.overlay.stack import Stack
 
 
 def open_overlay(stack: Stack, events: Events | None = None) -> Overlay:

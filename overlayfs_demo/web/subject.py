@@ -22,8 +22,9 @@ from overlayfs_demo.errors import UsageError
 from overlayfs_demo.images.member import MemberError, clean_path
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import USER
 from overlayfs_demo.records import Record
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from overlayfs_demo import mounts, records, syscalls
 from overlayfs_demo.mount_options import MountOptions
-from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs
 from tests.conftest import wait_until
 

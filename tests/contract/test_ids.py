@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from overlayfs_demo.mount_options import MountOptions, parse
-from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.stack import Stack
 from tests.builders import file
 from tests.contract.conftest import Mount
 from tests.contract.marks import only

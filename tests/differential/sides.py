@@ -16,7 +16,7 @@ from typing import Any
 
 from overlayfs_demo import mounts, syscalls
 from overlayfs_demo.mount_options import MountOptions
-from overlayfs_demo.overlay.engine import Stack
+from overlayfs_demo.overlay.stack import Stack
 from tests.contract.subjects import USER, Fronted, Kernel, Layers, Mounted, in_child
 
 Outcome = tuple[str, Any]

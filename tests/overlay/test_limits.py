@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.events import Action, Event, Events
-from overlayfs_demo.overlay.engine import Overlay, Stack
+from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Caller
 from tests import builders
 
