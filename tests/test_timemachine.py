@@ -106,6 +106,21 @@ def test_the_upper_is_followed_as_it_changes(view: Path) -> None:
     assert tree(hidden) == {"motd": "hello\n", "e/top": "t", "e/deep/y": "y", "e/deep/z": "z"}
 
 
+def test_what_is_hidden_in_part_and_then_as_a_whole_is_shown_as_a_whole(view: Path) -> None:
+    hidden = view / ".layers/upper/hidden"
+    (view / "e/deep/y").unlink()
+    assert tree(hidden) == {"e/deep/y": "y"}
+    shutil.rmtree(view / "e")
+    (view / "e/deep").mkdir(parents=True)
+    assert tree(hidden) == {"e/deep/y": "y", "e/deep/z": "z", "e/top": "t"}
+
+
+def test_a_renamed_directory_hides_what_had_its_new_name(view: Path) -> None:
+    (view / "swap").unlink()
+    (view / "e").rename(view / "swap")
+    assert (view / ".layers/upper/hidden/swap").read_text() == "a file"
+
+
 def test_a_directory_renamed_in_the_upper_hides_the_old_name(view: Path) -> None:
     (view / "e").rename(view / "f")
     assert os.listdir(view / ".layers/upper/hidden") == ["e"]

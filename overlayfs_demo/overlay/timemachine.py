@@ -182,21 +182,17 @@ class _Hidden(_Past):
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         node, attrs = super().find(parent, name)
         over = self._over.get(parent)
-        if over is None:
-            return node, attrs
-        answer = judge(over, name, over.stat(name))
-        merged = answer.part.directory if answer.part and answer.says is Says.DIRECTORY else None
-        if merged is not None and merged.marks.redirect not in (None, name):
-            merged = None  # It merges with a directory that had another name, and hides this one.
-        if isinstance(node, DirNode) and merged is not None:
-            self._over[node] = merged
-            if self._hides(node, merged):
-                return node, attrs
-        elif answer.says is not Says.ABSENT:
-            if isinstance(node, DirNode):
+        says, shared = _said(over, name) if over is not None else (Says.WHITEOUT, None)
+        hidden = says is not Says.ABSENT
+        if isinstance(node, DirNode):
+            if shared is None:
                 self._over.pop(node, None)
-            return node, attrs
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            else:
+                self._over[node] = shared
+                hidden = self._hides(node, shared)
+        if not hidden:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return node, attrs
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
         return super().find_listed(parent, listed, False)
@@ -213,12 +209,20 @@ class _Hidden(_Past):
         while waiting:
             node, over = waiting.pop()
             for name in listing.merged_names(node.sources):
-                answer = judge(over, name, over.stat(name))
-                if answer.says is Says.ABSENT:
+                says, shared = _said(over, name)
+                if says is Says.ABSENT:
                     continue
                 child = super().find(node, name)[0]
-                if answer.says is not Says.DIRECTORY or not isinstance(child, DirNode):
+                if shared is None or not isinstance(child, DirNode):
                     return True
-                assert answer.part and answer.part.directory
-                waiting.append((child, answer.part.directory))
+                waiting.append((child, shared))
         return False
+
+
+def _said(over: LayerDir, name: bytes) -> tuple[Says, LayerDir | None]:
+    """What a layer says of a name, and its directory there, if it merges with what is called so below."""
+    answer = judge(over, name, over.stat(name))
+    directory = answer.part.directory if answer.part and answer.says is Says.DIRECTORY else None
+    # One that was renamed merges with a directory of another name, and hides this one.
+    shared = directory if directory is not None and directory.marks.redirect in (None, name) else None
+    return answer.says, shared
