@@ -11,6 +11,7 @@ import pytest
 
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.render import human_size, printable, sentence, who
+from tests.conftest import wait_until
 
 LAYER = "layer 1 (layer1)"
 DETAIL = "a second thing"
@@ -156,7 +157,7 @@ def test_process_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     program = tmp_path / "\x1b]0;evil\x07"
     program.symlink_to("/bin/cat")
     with subprocess.Popen([program], stdin=subprocess.PIPE) as process:
-        shown = who(process.pid)
+        # Popen returns when execve(2) has closed its pipe, which is just before the process gets its new name.
+        wait_until(lambda: "evil" in who(process.pid), "the name")
+        assert who(process.pid).isprintable()
         process.communicate()
-    assert "evil" in shown
-    assert shown.isprintable()
