@@ -63,9 +63,8 @@ def _limit(word: str) -> tuple[float, bool]:
 
 
 def _analysed(image: StoredImage) -> Analysis:
-    titles = [step.instruction if step else "" for step in image.value.steps]
     with progress() as told:
-        return analyse([layer.directory for layer in image.layers], titles, progress=told)
+        return analyse([layer.directory for layer in image.layers], image.value.titles, progress=told)
 
 
 # --- analyze ---------------------------------------------------------------------------------------

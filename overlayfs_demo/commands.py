@@ -54,7 +54,7 @@ def guarded(program: str, action: Callable[[], int]) -> int:
     except OverlayError as error:
         return _fail(program, str(error), error.exit_code)
     except OSError as error:
-        where = f"{printable(os.fsencode(error.filename))}: " if error.filename else ""
+        where = f"{printable(error.filename)}: " if error.filename else ""
         return _fail(program, f"{where}{error.strerror or error}", 1)
     except RecursionError:
         # What walks trees here goes down by calls; the mounts do not.
@@ -101,6 +101,6 @@ def output(path: Path | None) -> Iterator[BinaryIO]:
             yield file
         unfinished.replace(path)
     except OSError as error:
-        raise ImageError(f"{printable(os.fsencode(path))}: {error.strerror}", "choose another --output") from error
+        raise ImageError(f"{printable(str(path))}: {error.strerror}", "choose another --output") from error
     finally:
         unfinished.unlink(missing_ok=True)

@@ -225,8 +225,7 @@ class Containers:
 
     def _titles(self, container: Container) -> tuple[str, ...]:
         """What made each layer, topmost first, as its image's history says."""
-        image = self._store.image(container.image).value
-        return tuple(step.instruction if step else "" for step in reversed(image.steps))
+        return self._store.image(container.image).value.titles[::-1]
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
         """The directories of its layers, topmost first. Raises MountError if one is gone."""

@@ -57,11 +57,11 @@ def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _explain(arguments: argparse.Namespace) -> int:
     command = [arguments.command, *arguments.arguments]
     if shutil.which(arguments.command) is None:
-        raise UsageError(f"there is no command '{_shown(arguments.command)}'", "name a program and its arguments")
+        raise UsageError(f"there is no command '{printable(arguments.command)}'", "name a program and its arguments")
     mountpoint = _view_of(arguments.on, command)
     record = records.find_record(mountpoint)
     if record is None:
-        raise MountError(f"{_shown(mountpoint)} has no record here", "ask as the user who mounted it")
+        raise MountError(f"{printable(mountpoint)} has no record here", "ask as the user who mounted it")
     outcome = rehearse(record, command, os.getcwdb())
     if arguments.json:
         put_json([_json(mountpoint, command, outcome)])
@@ -69,10 +69,6 @@ def _explain(arguments: argparse.Namespace) -> int:
         put("".join(f"{line}\n" for line in _sentences(mountpoint, outcome)))
         _put_paths(outcome.effects, None if arguments.all else _SHOWN)
     return 0
-
-
-def _shown(text: str) -> str:
-    return printable(os.fsencode(text))
 
 
 def _view_of(on: str | None, command: Sequence[str]) -> str:
@@ -116,7 +112,7 @@ def _sum(effects: Sequence[Effect]) -> int:
 def _by_layer(effects: Sequence[Effect]) -> Iterator[tuple[str, list[Effect]]]:
     """The effects of each layer, with how it is shown."""
     for layer in sorted({one.layer for one in effects}):
-        yield _shown(layer), [one for one in effects if one.layer == layer]
+        yield printable(layer), [one for one in effects if one.layer == layer]
 
 
 def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
@@ -124,11 +120,11 @@ def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
     for effect in outcome.effects:
         of[effect.what].append(effect)
     if not of:
-        yield f"would change nothing in {_shown(mountpoint)}"
+        yield f"would change nothing in {printable(mountpoint)}"
     yield from _sentences_of_copies(of["copy up"])
     for word, verb in (("refuse", "be refused to copy up"), ("warn", "be warned of copying up")):
         for one in of[word]:
-            yield f"would {verb} {_shown(one.path)}, {human_size(one.size)}: over {one.detail}"
+            yield f"would {verb} {printable(one.path)}, {human_size(one.size)}: over {one.detail}"
     yield from _sentences_of_marks(of)
     yield from _sentences_of_upper(of)
     if outcome.status:
@@ -178,8 +174,8 @@ def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
     if not ordered:
         return
     rows = [
-        (one.what, human_size(one.size), _shown(one.layer), _shown(one.path)
-         + (f" <- {_shown(one.detail)}" if one.what == "rename" else "/" if one.detail == "directory" else ""))
+        (one.what, human_size(one.size), printable(one.layer), printable(one.path)
+         + (f" <- {printable(one.detail)}" if one.what == "rename" else "/" if one.detail == "directory" else ""))
         for one in ordered[:at_most]
     ]
     put("\n")

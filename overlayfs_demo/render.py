@@ -37,7 +37,7 @@ def who(pid: int, name: str = "") -> str:
         return "kernel"
     # A process names itself, so its name is as little to be trusted as a file's. One that has gone, or is in another
     # PID namespace, has none.
-    return f"{printable(os.fsencode(name or syscalls.command_name(pid))) or 'process'}[{pid}]"
+    return f"{printable(name or syscalls.command_name(pid)) or 'process'}[{pid}]"
 
 
 def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
@@ -45,7 +45,7 @@ def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
 
     Paths longer than `longest` characters are cut.
     """
-    path, detail = printable(event.path), printable(os.fsencode(event.detail))
+    path, detail = printable(event.path), printable(event.detail)
     if longest is not None:
         path, detail = cut(path, longest), cut(detail, longest)
     return f"{who(event.pid, name)} {_what(event, path, detail)}"
@@ -59,8 +59,8 @@ def cut(path: str, longest: int) -> str:
     return f"{path[:head]}…{path[len(path) - (longest - 1 - head) :]}"
 
 
-def printable(path: bytes) -> str:
-    """A path as one line of text, whatever bytes it holds."""
+def printable(path: bytes | str) -> str:
+    """A path, or other text, as one line, whatever bytes or characters it holds."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in os.fsdecode(path))
 
 
@@ -80,7 +80,7 @@ def _copied_up(event: Event, path: str, layer: str) -> str:
 
 
 def _what(event: Event, path: str, detail: str) -> str:
-    layer = printable(os.fsencode(event.layer))
+    layer = printable(event.layer)
     if event.action is Action.COPY_UP:
         return _copied_up(event, path, layer)
     if event.action is Action.WHITEOUT:

@@ -77,7 +77,7 @@ def _show(connection: Connection, path: Path, arguments: argparse.Namespace) -> 
         raise MountError(f"{record.mountpoint}: its daemon is of an older version", "use --plain, or mount it again")
     asked, ended = show(connection, record, lambda answer: _is_wanted(answer, arguments.only, arguments.path))
     if ended:
-        note(f"{render.printable(os.fsencode(record.mountpoint))} was unmounted")
+        note(f"{render.printable(record.mountpoint)} was unmounted")
     _note_counters(asked)
     return 0
 
@@ -85,7 +85,7 @@ def _show(connection: Connection, path: Path, arguments: argparse.Namespace) -> 
 def _tell(connection: Connection, mountpoint: str, arguments: argparse.Namespace) -> int:
     teller = _Teller(as_json=arguments.json)
     asked: Mapping[str, int] = {}
-    note(f"watching {render.printable(os.fsencode(mountpoint))} until it is unmounted")
+    note(f"watching {render.printable(mountpoint)} until it is unmounted")
     try:
         while True:
             answer = connection.event(teller.patience())

@@ -62,7 +62,7 @@ class _Drawing:
 
     def _head(self, width: int) -> RenderableType:
         words = f" {self._scene.totals.words()}"
-        where = cut(printable(os.fsencode(self._scene.mountpoint)), max(width - len(words), 1))
+        where = cut(printable(self._scene.mountpoint), max(width - len(words), 1))
         return _row(where + " " * (width - len(where) - len(words)) + words, "bold reverse")
 
     def _foot(self) -> RenderableType:
@@ -118,14 +118,14 @@ def visible(count: int, lit: Sequence[int], rows: int, height: int) -> list[int]
 
 
 def _box(layer: LayerFacts, height: int, width: int, lit: bool) -> RenderableType:
-    made = printable(os.fsencode(layer.path if layer.label == UPPER else layer.title or os.path.basename(layer.path)))
+    made = printable(layer.path if layer.label == UPPER else layer.title or os.path.basename(layer.path))
     made = cut(made, max(width - 4, 1)) if layer.label == UPPER else made
     words = _row("?" if layer.count is None else _facts(layer.count))
     title = layer.name if height == _TALL else f"{layer.name}: {made}"
     style = ("bold yellow" if layer.label == UPPER else "bold cyan") if lit else "dim"
     return Panel(
         Group(_row(made), words) if height == _TALL else words, box.HEAVY if lit else box.ROUNDED,
-        title=_row(printable(os.fsencode(title)), "bold" if lit else ""), title_align="left", border_style=style,
+        title=_row(printable(title), "bold" if lit else ""), title_align="left", border_style=style,
         width=max(width, 4), height=height,
     )
 

@@ -89,7 +89,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = _image(arguments)
     with progress() as told:
-        analysis = analyse([one.directory for one in image.layers], _titles(image), duplicates=False, progress=told)
+        analysis = analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
     with subject.image_subject(store, image) as shown:
         serve.serve(
             shown, lambda: model.image_page(image, analysis, time.time()), None, arguments.host, arguments.port,
@@ -124,12 +124,8 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
         raise ImageError(f"{error.problem}, and no view is mounted there", error.remedy) from None
 
 
-def _titles(image: StoredImage) -> list[str]:
-    return [step.instruction if step else "" for step in image.value.steps]
-
-
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
-    note(f"serving {address} with {printable(os.fsencode(arguments.what))}, {until}")
+    note(f"serving {address} with {printable(arguments.what)}, {until}")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":
         note("outside this virtual machine, look at the same port after --host 0.0.0.0")
 
@@ -143,7 +139,7 @@ def _report(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = store.find(arguments.image)
     with progress() as told:
-        analysis = analyse([one.directory for one in image.layers], _titles(image), duplicates=False, progress=told)
+        analysis = analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
         page = model.image_page(image, analysis, time.time())
         told.step("looking at files", None)
         with subject.image_subject(store, image) as shown, shown.asking() as ask:

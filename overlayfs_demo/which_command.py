@@ -30,26 +30,22 @@ def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
         if as_json:
             put_json([{"path": path, "mountpoint": mountpoint, "layers": layers, "why": reason}])
             continue
-        put(f"{_shown(path)}\n")
-        rows = [(_shown(one["layer"]), says(one, path), outcome(one, path)) for one in layers]
+        put(f"{printable(path)}\n")
+        rows = [(printable(one["layer"]), says(one, path), outcome(one, path)) for one in layers]
         lines = docker_format.table(("LAYER", "SAYS", ""), rows).split("\n")
         put_table("\n".join(line.rstrip() for line in lines))
-        put(f"{_shown(reason)}\n")
+        put(f"{printable(reason)}\n")
     return status
-
-
-def _shown(text: str) -> str:
-    return printable(os.fsencode(text))
 
 
 def says(one: dict[str, Any], path: str) -> str:
     """What a layer says about `path`, in words."""
     if one["says"] == Says.FILE.value:
         if stat.S_ISLNK(one["mode"]):
-            return f"a symbolic link to {_shown(one['target'])}"
+            return f"a symbolic link to {printable(one['target'])}"
         return f"a file, {human_size(one['size'])}" if stat.S_ISREG(one["mode"]) else "a device, fifo or socket"
     where = one["deleted_at"]
-    return f"{one['says']}: {_shown(where)}" if where not in (None, path) else str(one["says"])
+    return f"{one['says']}: {printable(where)}" if where not in (None, path) else str(one["says"])
 
 
 def outcome(one: dict[str, Any], path: str) -> str:
@@ -58,8 +54,8 @@ def outcome(one: dict[str, Any], path: str) -> str:
         return "is seen"
     if one["hidden_by"] is None:
         return ""
-    at = "" if one["hidden_at"] == path else f", at {_shown(one['hidden_at'])}"
-    return f"hidden by {_shown(one['hidden_by'])}{at}"
+    at = "" if one["hidden_at"] == path else f", at {printable(one['hidden_at'])}"
+    return f"hidden by {printable(one['hidden_by'])}{at}"
 
 
 # --- which -l --------------------------------------------------------------------------------------
@@ -101,13 +97,13 @@ def _row(path: str, name: str) -> dict[str, Any] | None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    layers = ", ".join(map(_shown, row["layers"]))
-    arrow = f" -> {_shown(row['target'])}" if row["target"] is not None else ""
+    layers = ", ".join(map(printable, row["layers"]))
+    arrow = f" -> {printable(row['target'])}" if row["target"] is not None else ""
     return (
         stat.filemode(row["mode"]), str(row["links"]), _user(row["uid"]), _group(row["gid"]), str(row["size"]),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(row["modified"])),
         f"merged: {layers}" if len(row["layers"]) > 1 and stat.S_ISDIR(row["mode"]) else layers,
-        _shown(row["name"]) + arrow,
+        printable(row["name"]) + arrow,
     )
 
 

@@ -87,10 +87,9 @@ class _Build:
         built = []
         below: list[Path] = []
         width = max(2, len(str(len(self._image.layers))))
-        together = zip(self._image.layers, self._image.chain_ids, self._image.steps, strict=True)
-        for number, (layer, chain_id, step) in enumerate(together, start=1):
+        together = zip(self._image.layers, self._image.chain_ids, self._image.titles, strict=True)
+        for number, (layer, chain_id, made_by) in enumerate(together, start=1):
             name = f"{number:0{width}}-{layer.diff_id.short}"
-            made_by = step.instruction if step is not None else ""
             entry = Entry(str(layer.diff_id), str(chain_id), self._marks.prefix, self._owners, made_by, 0)
             left_out: Mapping[str, int] = {}
             known = self._standing(name, entry)

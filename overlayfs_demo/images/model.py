@@ -178,6 +178,11 @@ class Image:
         made = tuple(step for step in self.history if not step.empty_layer)
         return made if len(made) == len(self.layers) else (None,) * len(self.layers)
 
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """What made each layer, as its Dockerfile line; "" where the history does not say."""
+        return tuple(step.instruction if step is not None else "" for step in self.steps)
+
 
 def known_name(word: str, names: Container[str]) -> str | None:
     """Which of the names is meant, where `:latest` may be left out; None if none is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from overlayfs_demo.render import human_size, printable
@@ -27,7 +26,7 @@ def picture(trees: Mapping[str, Tree]) -> list[str]:
     if not paths:
         rows.append(("", *("(empty)" for _ in trees)))
     return _lines(rows) + [
-        _cut(f'{name}/{printable(os.fsencode(path))} has the mark redirect="{entry.redirect}"', WIDTH)
+        _cut(f'{name}/{printable(path)} has the mark redirect="{entry.redirect}"', WIDTH)
         for name, tree in trees.items() for path, entry in sorted(tree.items()) if entry.redirect
     ]
 
@@ -38,7 +37,7 @@ def _is_directory(entry: Entry | None) -> bool:
 
 def _label(path: str, directory: bool) -> str:
     *above, name = path.split("/")
-    return "  " * len(above) + printable(os.fsencode(name)) + ("/" if directory else "")
+    return "  " * len(above) + printable(name) + ("/" if directory else "")
 
 
 def _cell(entry: Entry | None) -> str:
@@ -52,7 +51,7 @@ def _cell(entry: Entry | None) -> str:
             marks = [word for word, has in (("opaque", entry.opaque), ("redirect", entry.redirect)) if has]
             return ", ".join(["dir", *marks])
         case Kind.SYMLINK:
-            return f"-> {printable(os.fsencode(entry.target))}"
+            return f"-> {printable(entry.target)}"
         case Kind.WHITEOUT:
             return "whiteout"
         case Kind.OTHER:

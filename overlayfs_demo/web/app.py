@@ -17,12 +17,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.layer_facts import UPPER
 from overlayfs_demo.web import browse, live
 from overlayfs_demo.web.content import story
 from overlayfs_demo.web.guard import Guard
 from overlayfs_demo.web.model import Page
 from overlayfs_demo.web.pages import STATIC, html, static
-from overlayfs_demo.web.subject import UPPER, Subject, checked_path
+from overlayfs_demo.web.subject import Subject, checked_path
 from overlayfs_demo.web.upper_content import upper_content
 
 

@@ -90,7 +90,7 @@ def _say(layer: LayerRoot, one: Statement, path: str) -> Say:
         (one["wins"], "seen"), (one["deleted_at"] is not None, "deleted"), (one["hidden_by"] is not None, "hidden"),
     )
     return Say(
-        layer.key, layer.name, printable(os.fsencode(layer.title)), says(one, path), outcome(one, path),
+        layer.key, layer.name, printable(layer.title), says(one, path), outcome(one, path),
         next((state for holds, state in states if holds), ""),
     )
 

@@ -21,8 +21,9 @@ from anyio import CapacityLimiter, to_thread
 from overlayfs_demo.control import Connection, event_of
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.events import Action
+from overlayfs_demo.layer_facts import UPPER
 from overlayfs_demo.render import printable, sentence
-from overlayfs_demo.web.subject import UPPER, Subject, key_of
+from overlayfs_demo.web.subject import Subject, key_of
 
 MOST_PAGES = 16
 # In seconds: how long what follows is waited for; after which silence the connection is used, to see if it stands.
@@ -81,7 +82,7 @@ class Stream:
             sentences.append({
                 "time": time.strftime("%H:%M:%S", time.localtime(answer["time"])),
                 "text": sentence(event_of(answer), answer["who"]),
-                "action": answer["action"], "path": printable(os.fsencode(answer["path"])),
+                "action": answer["action"], "path": printable(answer["path"]),
             })
             layer = self._subject.layer_of(answer["layer"])
             layers |= {layer.key} if layer else set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +9,10 @@ from overlayfs_demo import docker_format
 from overlayfs_demo.images import describe
 from overlayfs_demo.images.analysis import Analysis, Hidden
 from overlayfs_demo.images.store import StoredImage
-from overlayfs_demo.layer_facts import LayerFacts, walked
+from overlayfs_demo.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.records import Record
 from overlayfs_demo.render import human_size, printable
-from overlayfs_demo.web.subject import UPPER, LayerRoot, Subject, key_of
+from overlayfs_demo.web.subject import LayerRoot, Subject, key_of
 from overlayfs_demo.web.treemap import Tile, tiles
 from overlayfs_demo.web.upper_content import UpperContent, upper_content
 
@@ -95,7 +94,7 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
     )
     boxes = tuple(
         Box(
-            str(one.number), f"Layer {one.number}", printable(os.fsencode(one.title)),
+            str(one.number), f"Layer {one.number}", printable(one.title),
             (
                 ("size", human_size(one.shipped)), ("entries", str(_entries(analysis, one.number))),
                 ("added", str(one.added.paths)), ("changed", str(one.changed.paths)),
@@ -107,7 +106,7 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
         for one in reversed(analysis.layers)
     )
     return Page(
-        "image", printable(os.fsencode(image.title)), facts, boxes, waste=_waste(analysis),
+        "image", printable(image.title), facts, boxes, waste=_waste(analysis),
         history_header=(*docker_format.history_header(), "LAYER"), history=_history(image, now),
     )
 
@@ -143,7 +142,7 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
     number = len(image.layers)
     found = []
     for one in rows:
-        cells = (printable(os.fsencode(cell)) for cell in docker_format.history_cells(one, now, trunc=False))
+        cells = (printable(cell) for cell in docker_format.history_cells(one, now, trunc=False))
         identity, *others = cells
         created = "" if one.created is None else docker_format.rfc3339(one.created)
         found.append(HistoryRow(
@@ -161,11 +160,11 @@ def mount_page(record: Record, subject: Subject) -> Page:
     upper = upper_content(subject.layers[0].directory) if _has_upper(subject.layers) else None
     facts = (
         ("front", record.front), ("lower layers", str(len(record.lowers))),
-        ("upper", printable(os.fsencode(record.upper)) if record.upper is not None else "none: read-only"),
+        ("upper", printable(record.upper) if record.upper is not None else "none: read-only"),
         ("daemon", f"process {record.pid}"),
     )
     boxes = tuple(_box(layer, upper) for layer in subject.layers)
-    return Page("mount", printable(os.fsencode(record.mountpoint)), facts, boxes, upper)
+    return Page("mount", printable(record.mountpoint), facts, boxes, upper)
 
 
 def _has_upper(layers: Sequence[LayerRoot]) -> bool:
@@ -176,7 +175,7 @@ def _box(layer: LayerRoot, upper: UpperContent | None) -> Box:
     unwalked = LayerFacts(layer.label, layer.title, str(layer.directory))
     counted = upper.count if upper is not None and layer.key == UPPER else walked(unwalked).count
     size, entries, whiteouts = counted or ("?", "?", "?")
-    return Box(layer.key, layer.name, printable(os.fsencode(layer.title)), (
+    return Box(layer.key, layer.name, printable(layer.title), (
         ("size", size if isinstance(size, str) else human_size(size)), ("entries", str(entries)),
         ("whiteouts", str(whiteouts)),
     ))

@@ -22,6 +22,7 @@ from overlayfs_demo.errors import UsageError
 from overlayfs_demo.images.member import MemberError, clean_path
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.layer_facts import UPPER
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
 from overlayfs_demo.overlay.stack import Stack
@@ -32,7 +33,6 @@ Statement = dict[str, Any]
 # What every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
 Ask = Callable[[bytes], Explanation]
 
-UPPER = "upper"
 _NUMBER = re.compile(r"layer (\d+) ")
 
 
@@ -74,8 +74,7 @@ class Subject:
 @contextmanager
 def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
     """The layers of an image, at least one, which stay open meanwhile. Raises OSError."""
-    layers = tuple(reversed(image.layers))
-    titles = tuple(step.instruction if step else "" for step in reversed(image.value.steps))
+    layers, titles = image.layers[::-1], image.value.titles[::-1]
     stack = Stack(
         tuple(os.fsencode(one.directory) for one in layers), user_xattrs=store.marks is USER, image_whiteouts=False,
         titles=titles,
