@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from overlayfs_demo import mounts, render
-from overlayfs_demo.commands import PROGRAM, Verbs, guarded
+from overlayfs_demo.commands import PROGRAM, Verbs, guarded, new_verb
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.events import Event
 from overlayfs_demo.mount_options import FRONTS, parse
@@ -95,13 +95,12 @@ def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     mount.add_argument("--trace", action="store_true", help="with --foreground: tell of each change in a sentence")
     mount.add_argument("mountpoint", metavar="MOUNTPOINT")
     mount.set_defaults(run=_mount)
-    umount = verbs.add_parser(
-        "umount", help="unmount a view", description="Unmount a view; if it is busy, say who uses it.",
-        epilog="example:\n  overlayfs-demo umount merged", formatter_class=argparse.RawDescriptionHelpFormatter,
+    umount = new_verb(
+        verbs, "umount", "unmount a view", f"{PROGRAM} umount merged", _umount,
+        "Unmount a view; if it is busy, say who uses it.",
     )
     umount.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
-    umount.set_defaults(run=_umount)
 
 
 def _add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:

@@ -21,6 +21,21 @@ PROGRAM = "overlayfs-demo"
 Verbs = argparse._SubParsersAction
 
 
+def new_verb(
+    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
+    run: Callable[[argparse.Namespace], int], description: str = "",
+) -> argparse.ArgumentParser:
+    """A verb with examples (one a line, each the whole of what is typed) in its help; without a description of its own
+    the summary is that."""
+    verb = verbs.add_parser(
+        name, help=summary, description=description or summary[0].upper() + summary[1:] + ".",
+        epilog="example:" + "".join(f"\n  {line}" for line in examples.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.set_defaults(run=run)
+    return verb
+
+
 class _Terminated(BaseException):
     """SIGTERM came: like KeyboardInterrupt, no error that anybody in between should handle."""
 

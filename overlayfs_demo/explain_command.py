@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from overlayfs_demo import docker_format, records
-from overlayfs_demo.commands import PROGRAM, Verbs, put, put_json
+from overlayfs_demo.commands import PROGRAM, Verbs, new_verb, put, put_json
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.overlay.forecast import Effect
 from overlayfs_demo.rehearsal import Outcome, rehearse
@@ -40,18 +40,17 @@ which is told.
 
 def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verb of this module."""
-    verb = verbs.add_parser(
-        "explain", help="tell what a command would change in a view, without doing it", description=_HELP,
-        epilog=f"example:\n  {PROGRAM} explain chmod -R g+w view/opt\n"
-        f"  {PROGRAM} explain --on view sh -c 'cd view/etc && sed -i s/a/b/ *'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    verb = new_verb(
+        verbs, "explain", "tell what a command would change in a view, without doing it",
+        f"{PROGRAM} explain chmod -R g+w view/opt\n"
+        f"{PROGRAM} explain --on view sh -c 'cd view/etc && sed -i s/a/b/ *'",
+        _explain, _HELP,
     )
     verb.add_argument("--on", metavar="MOUNTPOINT", help="the view, or any path in it")
     verb.add_argument("--json", action="store_true", help="one object: totals, and every path")
     verb.add_argument("--all", action="store_true", help=f"show all paths, and not the {_SHOWN} largest")
     verb.add_argument("command", metavar="COMMAND")
     verb.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
-    verb.set_defaults(run=_explain)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from overlayfs_demo.commands import PROGRAM, Verbs
+from overlayfs_demo.commands import PROGRAM, Verbs, new_verb
 from overlayfs_demo.images.store import Store, default_root
 
 
@@ -14,16 +14,11 @@ def add_verb(
     verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    """A verb that works on the store, with examples (one a line) in its help."""
-    shown_examples = "".join(f"\n  {PROGRAM} {line}" for line in examples.splitlines())
-    verb = verbs.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:{shown_examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """A verb that works on the store, with examples (one a line, without our name) in its help."""
+    verb = new_verb(verbs, name, summary, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
     verb.add_argument(
         "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
     )
-    verb.set_defaults(run=run)
     return verb
 
 

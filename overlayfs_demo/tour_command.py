@@ -6,12 +6,12 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from overlayfs_demo.commands import PROGRAM, Verbs, put, put_json
+from overlayfs_demo.commands import PROGRAM, Verbs, new_verb, put, put_json
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.mount_options import FRONTS
 from overlayfs_demo.terminal import put_styled
@@ -39,32 +39,28 @@ def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     tour = _verb(
         verbs, "tour", "walk through the classic experiments with an overlay",
+        f"{PROGRAM} tour\n{PROGRAM} tour delete re-create\n{PROGRAM} tour --yes > slides.txt", _tour,
         "Walk through the classic experiments with an overlay: each asks what will happen, does it on a real mount,\n"
         "shows lower, upper and merged, and checks on the disk whatever it says.",
-        f"{PROGRAM} tour\n  {PROGRAM} tour delete re-create\n  {PROGRAM} tour --yes > slides.txt",
     )
     tour.add_argument("names", nargs="*", metavar="NAME", help="only these experiments, by name or number")
     tour.add_argument("--yes", "-y", action="store_true", help="do not wait for Enter")
-    tour.set_defaults(run=_tour)
     lab = _verb(
         verbs, "lab", "do a task in a shell, and have the result checked",
+        f"{PROGRAM} lab whiteout\necho 'rm merged/motd' | {PROGRAM} lab whiteout", _lab,
         "Do a task in a shell. When it ends, the layers on the disk are checked, and mistakes are explained.\n"
         "Without a terminal the shell reads its commands from stdin.",
-        f"{PROGRAM} lab whiteout\n  echo 'rm merged/motd' | {PROGRAM} lab whiteout",
     )
     lab.add_argument("name", nargs="?", metavar="NAME", help="which one")
     lab.add_argument("--at", type=Path, metavar="DIR", help="where: a new or empty directory, which is kept")
     lab.add_argument("--check-only", action="store_true", help="take commands from stdin, on a terminal, too")
-    lab.set_defaults(run=_lab)
 
 
 def _verb(
-    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, description: str, examples: str
+    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
+    run: Callable[[argparse.Namespace], int], description: str,
 ) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(
-        name, help=summary, description=description, epilog=f"example:\n  {examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    verb = new_verb(verbs, name, summary, examples, run, description)
     verb.add_argument("--list", action="store_true", help="say what there is")
     verb.add_argument("--json", action="store_true", help="with --list: an object a line")
     verb.add_argument("--front", choices=FRONTS, help="which front serves the mounts (default: auto)")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from overlayfs_demo import records, render
-from overlayfs_demo.commands import PROGRAM, Verbs, note, put, put_json
+from overlayfs_demo.commands import PROGRAM, Verbs, new_verb, note, put, put_json
 from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action
@@ -25,12 +25,11 @@ _FOLD = 0.5
 
 def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verb of this module."""
-    verb = verbs.add_parser(
-        "watch", help="tell of each change in a view, as it happens",
-        description="Tell of each change in a view, as it happens, until it is unmounted. A terminal shows the stack"
+    verb = new_verb(
+        verbs, "watch", "tell of each change in a view, as it happens",
+        f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'", _watch,
+        "Tell of each change in a view, as it happens, until it is unmounted. A terminal shows the stack"
         " of layers, too; a pipe gets a sentence a line.",
-        epilog=f"example:\n  {PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="or any path in it")
     verb.add_argument("--json", action="store_true", help="an object a line, and none for several writes")
@@ -38,7 +37,6 @@ def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     actions = ", ".join(one.value for one in Action)
     verb.add_argument("--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"of these: {actions}")
     verb.add_argument("--path", metavar="GLOB", help="only where the path in the view is like that; * takes in /")
-    verb.set_defaults(run=_watch)
 
 
 def _actions(words: str) -> frozenset[str]:

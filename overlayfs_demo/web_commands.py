@@ -12,7 +12,8 @@ from pathlib import Path
 from overlayfs_demo import records
 from overlayfs_demo.commands import Verbs, note, output
 from overlayfs_demo.errors import ImageError, MountError, OverlayError
-from overlayfs_demo.images.analysis import analyse
+from overlayfs_demo.images.analysis import Analysis, analyse
+from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.render import printable
 from overlayfs_demo.store_verbs import add_verb, store_of
@@ -89,7 +90,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = _image(arguments)
     with progress() as told:
-        analysis = analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
+        analysis = _analysis(image, told)
     with subject.image_subject(store, image) as shown:
         serve.serve(
             shown, lambda: model.image_page(image, analysis, time.time()), None, arguments.host, arguments.port,
@@ -124,6 +125,10 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
         raise ImageError(f"{error.problem}, and no view is mounted there", error.remedy) from None
 
 
+def _analysis(image: StoredImage, told: Progress) -> Analysis:
+    return analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
+
+
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
     note(f"serving {address} with {printable(arguments.what)}, {until}")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":
@@ -139,7 +144,7 @@ def _report(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = store.find(arguments.image)
     with progress() as told:
-        analysis = analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
+        analysis = _analysis(image, told)
         page = model.image_page(image, analysis, time.time())
         told.step("looking at files", None)
         with subject.image_subject(store, image) as shown, shown.asking() as ask:
