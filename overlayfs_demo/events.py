@@ -7,6 +7,7 @@ Every mutation of the upper passes through one primitive, and each primitive emi
 from __future__ import annotations
 
 import enum
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Event:
     `pid` is the calling process (0: the kernel itself, or unknown) and `call` the verb it used, e.g. `unlink`:
     one call may cause several events (a copy-up of the parent, then a whiteout). `layer` names the lower layer
     that data came from or that is now hidden ("" where none is involved). `size` is bytes copied or written.
-    `detail` holds the second name of a rename or link, an xattr's name, a redirect, or the new mode or owner, as
+    `detail` holds the second name of a rename or exchange, an xattr's name, a redirect, or the new mode or owner, as
     text; of a copy-up `directory`, if it was one. WARN and REFUSE are no changes: they tell of a copy-up of `size`
     bytes that is over a limit, which is the detail.
     """
@@ -62,6 +63,13 @@ class Event:
     layer: str = ""
     size: int = 0
     detail: str = ""
+
+    @property
+    def paths(self) -> tuple[bytes, ...]:
+        """Its path; of what has changed its place, the other one, too."""
+        if self.action in (Action.RENAME, Action.EXCHANGE):
+            return self.path, os.fsencode(self.detail)
+        return (self.path,)
 
 
 Listener = Callable[[Event], None]

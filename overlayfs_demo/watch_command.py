@@ -14,7 +14,7 @@ from typing import Any
 
 from overlayfs_demo import records, render
 from overlayfs_demo.commands import PROGRAM, Verbs, new_verb, note, put, put_json
-from overlayfs_demo.control import Connection
+from overlayfs_demo.control import Connection, event_of
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action
 from overlayfs_demo.watch_state import Line, counted
@@ -125,10 +125,7 @@ def _is_wanted(answer: Mapping[str, Any], only: frozenset[str] | None, glob: str
         return True
     if only is not None and answer["action"] not in only:
         return False
-    paths = [answer["path"]]
-    if answer["action"] in (Action.RENAME.value, Action.EXCHANGE.value):
-        paths.append(answer["detail"])
-    return glob is None or any(fnmatch.fnmatchcase(path, glob) for path in paths)
+    return glob is None or any(fnmatch.fnmatchcase(os.fsdecode(path), glob) for path in event_of(answer).paths)
 
 
 class _Teller:

@@ -63,6 +63,24 @@ def place(tmp_path: Path) -> Iterator[Place]:
     unmount_all(str(tmp_path))
 
 
+@pytest.fixture(params=["kernel", "fusepy"])
+def front(request: pytest.FixtureRequest) -> str:
+    """Each front, as far as this machine has what it needs."""
+    from tests.contract.conftest import why_unavailable  # It imports from here.
+
+    if problem := why_unavailable(f"{request.param}-front"):
+        pytest.skip(problem)
+    return str(request.param)
+
+
+@pytest.fixture
+def mounted(front: str, place: Place) -> Place:
+    """A view, by each front."""
+    done = place.mount("--front", front)
+    assert (done.returncode, done.stderr) == (0, "")
+    return place
+
+
 @pytest.fixture
 def helper(place: Place) -> Iterator[Place]:
     """The same, where mount(8) finds this project's command."""

@@ -45,12 +45,10 @@ def stacked(place: Place) -> Place:
     return place
 
 
-@pytest.fixture(params=["kernel", "fusepy"])
-def view(request: pytest.FixtureRequest, stacked: Place) -> Place:
+@pytest.fixture
+def view(front: str, stacked: Place) -> Place:
     """That, mounted by each front."""
-    if problem := why_unavailable(f"{request.param}-front"):
-        pytest.skip(problem)
-    done = stacked.mount("--front", request.param)
+    done = stacked.mount("--front", front)
     assert (done.returncode, done.stderr) == (0, "")
     return stacked
 

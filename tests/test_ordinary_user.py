@@ -40,14 +40,12 @@ from tests.places import BIN, MINUTE
 USER = pwd.getpwnam("nobody").pw_uid
 
 
-@pytest.fixture(params=["kernel", "fusepy"])
-def front(request: pytest.FixtureRequest) -> str:
-    name = str(request.param)
-    if problem := why_no_mounts() or why_unavailable(f"{name}-front"):
-        pytest.skip(problem)
+@pytest.fixture
+def front(front: str) -> str:
+    """Each that an ordinary user can mount by."""
     if not shutil.which("fusermount3") or not shutil.which("fusermount"):
         pytest.skip("needs fusermount3, of the package fuse3")
-    return name
+    return front
 
 
 @pytest.fixture

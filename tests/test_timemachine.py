@@ -12,22 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import why_unavailable
 from tests.places import Place, fails, run
 
 
-@pytest.fixture(params=["kernel", "fusepy"])
-def view(request: pytest.FixtureRequest, place: Place) -> Path:
+@pytest.fixture
+def view(front: str, place: Place) -> Path:
     """Three lowers: 1 (bottom) is a small tree, 2 (middle) hides some of it, 3 (top) some more."""
-    if problem := why_unavailable(f"{request.param}-front"):
-        pytest.skip(problem)
     fill(place, "bottom", {"gone": "bottom", "same": "bottom", "opaque/b": "b", "e/deep/x": "x", "swap/inner": "1"})
     fill(place, "middle", {"same": "middle", "opaque/m": "m", "e/deep/y": "y", "swap": "a file"})
     os.mknod(place / "middle/gone", stat.S_IFCHR, 0)
     os.setxattr(place / "middle/opaque", "trusted.overlay.opaque", b"y")
     fill(place, "top", {"e/top": "t", "e/deep/z": "z"})
     os.mknod(place / "top/e/deep/x", stat.S_IFCHR, 0)
-    done = mount(place, "--front", request.param)
+    done = mount(place, "--front", front)
     assert (done.returncode, done.stderr) == (0, "")
     return place.view
 

@@ -8,21 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import why_unavailable
 from tests.places import Place, run
 
 PREFIX = "user.overlayfs_demo."
 TOP, BOTTOM = "layer 2 (top)", "layer 1 (bottom)"
 
 
-@pytest.fixture(params=["kernel", "fusepy"])
-def view(request: pytest.FixtureRequest, place: Place) -> Path:
+@pytest.fixture
+def view(front: str, place: Place) -> Path:
     """A view, by each front: `motd` is in both lowers, `d/deep` in the lower one."""
-    if problem := why_unavailable(f"{request.param}-front"):
-        pytest.skip(problem)
     if shutil.which("getfattr") is None:
         pytest.skip("needs getfattr (package attr)")
-    assert place.mount("--front", request.param).returncode == 0
+    assert place.mount("--front", front).returncode == 0
     return place.view
 
 

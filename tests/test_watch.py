@@ -25,21 +25,10 @@ from overlayfs_demo.events import Action, Event
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.stack import Stack
 from tests.conftest import PATIENCE, wait_until
-from tests.contract.conftest import why_unavailable
 from tests.contract.subjects import in_child
 from tests.places import BIN, MINUTE, Place, fails, run
 
 COMMAND = str(BIN / "overlayfs-demo")
-
-
-@pytest.fixture(params=["kernel", "fusepy"])
-def mounted(request: pytest.FixtureRequest, place: Place) -> Place:
-    """A view, by each front."""
-    if problem := why_unavailable(f"{request.param}-front"):
-        pytest.skip(problem)
-    done = place.mount("--front", request.param)
-    assert (done.returncode, done.stderr) == (0, "")
-    return place
 
 
 class Watcher:

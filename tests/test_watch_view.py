@@ -27,7 +27,6 @@ from overlayfs_demo.watch_state import Choice, Line, Scene, State
 from overlayfs_demo.watch_view import drawing, visible
 from tests import builders
 from tests.conftest import PATIENCE
-from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place
 
 COPY_UP = Event(Action.COPY_UP, b"/etc/motd", 812, 0, "open", layer="layer 1 (ADD base.tar)", size=1234)
@@ -254,15 +253,6 @@ class Terminal:
         self.process.wait(MINUTE)
         os.close(self._ours)
         os.close(self.theirs)
-
-
-@pytest.fixture(params=["kernel", "fusepy"])
-def mounted(request: pytest.FixtureRequest, place: Place) -> Place:
-    """A view, by each front."""
-    if problem := why_unavailable(f"{request.param}-front"):
-        pytest.skip(problem)
-    assert place.mount("--front", request.param).returncode == 0
-    return place
 
 
 @pytest.fixture

@@ -11,17 +11,14 @@ import pytest
 
 from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.teaching import write_teaching_image
-from tests.contract.conftest import why_unavailable
 from tests.places import Place, fails, run
 
 TOP, MIDDLE, BOTTOM = "layer 3 (top)", "layer 2 (middle)", "layer 1 (bottom)"
 
 
-@pytest.fixture(params=["kernel", "fusepy"])
-def view(request: pytest.FixtureRequest, place: Place) -> Path:
+@pytest.fixture
+def view(front: str, place: Place) -> Path:
     """A view of three lowers that speak of the same names."""
-    if problem := why_unavailable(f"{request.param}-front"):
-        pytest.skip(problem)
     for name in ("top/opaque", "middle/opaque", "middle/d", "bottom/opaque"):
         (place / name).mkdir(parents=True)
     os.setxattr(place / "top/opaque", "trusted.overlay.opaque", b"y")
@@ -31,7 +28,7 @@ def view(request: pytest.FixtureRequest, place: Place) -> Path:
     (place / "bottom/link").symlink_to("motd")
     lowers = ":".join(str(place / name) for name in ("top", "middle", "bottom"))
     options = f"lowerdir={lowers},upperdir={place / 'upper'},workdir={place / 'work'}"
-    done = place.mount("--front", request.param, options=options)
+    done = place.mount("--front", front, options=options)
     assert (done.returncode, done.stderr) == (0, "")
     return place.view
 

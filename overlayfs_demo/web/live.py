@@ -12,17 +12,17 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
 from anyio import CapacityLimiter, to_thread
 
-from overlayfs_demo.control import Connection, event_of
+from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import OverlayError
-from overlayfs_demo.events import Action
 from overlayfs_demo.layer_facts import UPPER
-from overlayfs_demo.render import printable, sentence
+from overlayfs_demo.render import printable
+from overlayfs_demo.watch_state import Line
 from overlayfs_demo.web.subject import Subject, key_of
 
 MOST_PAGES = 16
@@ -71,40 +71,44 @@ class Stream:
         with anyio.CancelScope(shield=True):
             return await to_thread.run_sync(action, limiter=self._threads)
 
-    def _told(self, batch: list[dict[str, Any]]) -> dict[str, object]:
+    def _told(self, batch: list[_Timed]) -> dict[str, object]:
         """What a page needs to know of these events: sentences, the layers touched, the directories that changed."""
         sentences, layers, paths = [], {UPPER}, set()
-        for answer in batch:
-            if "dropped" in answer:
-                text = f"{answer['dropped']} more events came faster than they could be told"
-                sentences.append({"time": "", "text": text})
+        for seconds, line in batch:
+            if line.event is None:
+                sentences.append({"time": "", "text": line.words()})
                 continue
             sentences.append({
-                "time": time.strftime("%H:%M:%S", time.localtime(answer["time"])),
-                "text": sentence(event_of(answer), answer["who"]),
-                "action": answer["action"], "path": printable(answer["path"]),
+                "time": time.strftime("%H:%M:%S", time.localtime(seconds)), "text": line.words(),
+                "action": line.event.action.value, "path": printable(line.event.path),
             })
-            layer = self._subject.layer_of(answer["layer"])
+            layer = self._subject.layer_of(line.event.layer)
             layers |= {layer.key} if layer else set()
-            paths |= {os.fsencode(one) for one in _paths(answer)}
+            paths |= {path for path in line.event.paths if path.startswith(b"/")}
         return {
             "sentences": sentences, "layers": sorted(layers), "paths": sorted(map(key_of, paths)),
             "directories": sorted({key_of(os.path.dirname(path)) for path in paths}),
         }
 
 
-def _paths(answer: dict[str, Any]) -> list[str]:
-    """The paths that an event is about."""
-    two = answer["action"] in (Action.RENAME.value, Action.EXCHANGE.value, Action.LINK.value)
-    return [one for one in (answer["path"], answer["detail"] if two else "") if one.startswith("/")]
+class _Timed(NamedTuple):
+    """A line, and when it was, in seconds since the epoch."""
+
+    seconds: float
+    line: Line
+
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> _Timed:
+        """What a daemon told."""
+        return cls(answer.get("time", 0.0), Line.of(answer))
 
 
-def _batch(connection: Connection) -> list[dict[str, Any]]:
+def _batch(connection: Connection) -> list[_Timed]:
     """What happened, and what followed at once; nothing if it is quiet. Raises EOFError, MountError."""
     first = connection.event(_WAIT)
     if first is None:
         return []
-    batch = [first]
+    batch = [_Timed.of(first)]
     until = time.monotonic() + _TOGETHER
     while len(batch) < _MOST_TOGETHER and (left := until - time.monotonic()) > 0:
         try:
@@ -113,19 +117,13 @@ def _batch(connection: Connection) -> list[dict[str, Any]]:
             break
         if answer is None:
             break
-        if not _folds(batch[-1], answer):
-            batch.append(answer)
+        later = _Timed.of(answer)
+        joined = batch[-1].line.joined(later.line)
+        if joined is not None:
+            batch[-1] = batch[-1]._replace(line=joined)
+        else:
+            batch.append(later)
     return batch
-
-
-def _folds(before: dict[str, Any], answer: dict[str, Any]) -> bool:
-    """Add a write to the one before it, if that was of the same process to the same file."""
-    if answer.get("action") != Action.WRITE.value:
-        return False
-    if any(answer.get(key) != before.get(key) for key in ("action", "path", "pid")):
-        return False
-    before["size"] += answer["size"]
-    return True
 
 
 def _message(kind: str, data: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from overlayfs_demo.images.load import load
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.web.subject import Ask, Subject, image_subject
 from tests.images.builders import Members, docker_save, layer
-from tests.test_watch import mounted as mounted
 
 # Loads an image of these layers, from the bottom to the top, into the store below tmp_path.
 MakeImage = Callable[..., StoredImage]
