@@ -17,6 +17,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.layer import Descriptor, Layer, LayerDir, UpperDir
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
+from overlayfs_demo.overlay.workdir import open_private
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NLINK = re.compile(rb"([UL])([+-]\d{1,9})\0?")
@@ -46,7 +47,7 @@ class Entry(NamedTuple):
 class Index:
     """The index of one mount. It is opened if it is there, and made when first needed."""
 
-    __slots__ = ("_directory", "_layer", "_origins", "_path", "_xattrs")
+    __slots__ = ("_directory", "_layer", "_origins", "_path", "_read_only", "_xattrs")
 
     def __init__(
         self, layer: Layer, work: bytes, origins: Origins, xattrs: PrivateXattrs, read_only: bool = False
@@ -56,6 +57,7 @@ class Index:
         self._path = os.path.join(work, b"index")
         self._origins = origins
         self._xattrs = xattrs
+        self._read_only = read_only
         self._directory: IndexDir | None = None
         if os.path.isdir(self._path):
             directory = self.directory()
@@ -65,8 +67,8 @@ class Index:
     def directory(self) -> IndexDir:
         """The index, which is made if need be."""
         if self._directory is None:
-            os.makedirs(self._path, mode=0o700, exist_ok=True)
-            self._directory = IndexDir(self._layer, os.open(self._path, _DIRECTORY))
+            fd = os.open(self._path, _DIRECTORY) if self._read_only else open_private(self._path)
+            self._directory = IndexDir(self._layer, fd)
         return self._directory
 
     def find(self, origin: bytes) -> Entry | None:

@@ -23,7 +23,8 @@ from overlayfs_demo.overlay.layer import Layer, UpperDir
 from overlayfs_demo.overlay.node import Target
 from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
-from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout, make_whiteout
+from overlayfs_demo.overlay.whiteout import PrivateXattrs, Whiteouts, is_whiteout
+from overlayfs_demo.overlay.workdir import open_private
 
 _ACTIONS = {
     stat.S_IFREG: Action.CREATE,
@@ -66,7 +67,7 @@ class Upper:
     raise OSError with the errno of the call that failed, and then have changed nothing.
     """
 
-    __slots__ = ("_ids", "_serial", "events", "layer", "root", "volatile", "work_fd", "xattrs")
+    __slots__ = ("_ids", "_serial", "_whiteouts", "events", "layer", "root", "volatile", "work_fd", "xattrs")
 
     def __init__(self, layer: Layer, work_path: bytes, xattrs: PrivateXattrs, events: Events, volatile: bool) -> None:
         self.layer = layer
@@ -79,9 +80,11 @@ class Upper:
             incompat.mark_volatile(self.work_fd)
         self._ids = (os.geteuid(), os.getegid())
         self._serial = count(1)
+        self._whiteouts = Whiteouts(self.work_fd)
 
     def close(self) -> None:
         """Close the work directory; the upper is not used afterwards."""
+        self._whiteouts.drop_shared()
         os.close(self.work_fd)
 
     # --- events and staging ------------------------------------------------------------------------
@@ -216,12 +219,12 @@ class Upper:
         fd = directory.open().fd
         if replace:
             with self.staged() as temporary:
-                make_whiteout(self.work_fd, temporary)
+                self._whiteouts.make(self.work_fd, temporary)
                 # An exchange, for what is replaced may be a directory (holding whiteouts).
                 syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
             self.discard(temporary)
         else:
-            make_whiteout(fd, name)
+            self._whiteouts.make(fd, name)
         self._tell(Action.WHITEOUT, directory, name, caller, layer)
 
     def unlink(self, directory: UpperDir, name: bytes, caller: Caller) -> None:
@@ -256,7 +259,7 @@ class Upper:
                 raise
             # A filesystem without RENAME_WHITEOUT: the old name shows the lower again for an instant.
             syscalls.rename(old_fd.fd, old, new_fd.fd, new)
-            make_whiteout(old_fd.fd, old)
+            self._whiteouts.make(old_fd.fd, old)
         new_dir.changes += 1
         action = Action.EXCHANGE if flags & syscalls.RENAME_EXCHANGE else Action.RENAME
         detail = os.fsdecode(view_path(new_dir, new)) if self.events.listening else ""
@@ -347,9 +350,7 @@ def view_path(directory: UpperDir, name: bytes) -> bytes:
 
 def _open_work(path: bytes) -> int:
     """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it."""
-    work = os.path.join(path, b"work")
-    os.makedirs(work, mode=0o700, exist_ok=True)
-    fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = open_private(os.path.join(path, b"work"))
     for entry in os.scandir(fd):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.name, dir_fd=fd)

@@ -7,9 +7,15 @@ specification, layer.md, "Whiteouts"; fuse-overlayfs adds an xattr of its own fo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+
+# In the work directory: the whiteout of which all others are further names. No staged object is called so.
+SHARED = b"#whiteout"
+# What link(2) says where it never works: no such links, or none between these directories (a project quota).
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV)
 
 IMAGE_WHITEOUT_PREFIX = b".wh."
 IMAGE_OPAQUE = b".wh..wh..opq"
@@ -73,3 +79,45 @@ def is_whiteout(status: os.stat_result) -> bool:
 def make_whiteout(dir_fd: int, name: bytes) -> None:
     """Create a whiteout for `name`; no privilege is needed since Linux 5.8. Raises OSError."""
     os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+
+
+class Whiteouts:
+    """Makes the whiteouts of one upper, as further names of one that stays in the work directory.
+
+    So they take one inode together, not one each (fs/overlayfs/dir.c, ovl_whiteout). The work directory must be
+    private and empty, for what stands there as `SHARED` is trusted. `work_fd` is the caller's.
+    """
+
+    __slots__ = ("_links_work", "_shared", "_work_fd")
+
+    def __init__(self, work_fd: int) -> None:
+        self._work_fd = work_fd
+        self._shared = False
+        self._links_work = True
+
+    def make(self, dir_fd: int, name: bytes) -> None:
+        """Create a whiteout for `name`, which must be free. Raises OSError."""
+        if not (self._links_work and self._link(dir_fd, name)):
+            make_whiteout(dir_fd, name)
+
+    def _link(self, dir_fd: int, name: bytes) -> bool:
+        """Give the shared whiteout one more name, if that can be done."""
+        try:
+            if not self._shared:
+                make_whiteout(self._work_fd, SHARED)
+                self._shared = True
+            os.link(SHARED, name, src_dir_fd=self._work_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as error:
+            self._links_work = error.errno not in _NO_LINKS
+            if error.errno in (errno.EMLINK, errno.ENOENT):
+                # It has as many names as the filesystem allows, or somebody removed it: the next ones share another.
+                self.drop_shared()
+            return False
+        return True
+
+    def drop_shared(self) -> None:
+        """Take the shared whiteout out of the work directory; the next `make` makes another."""
+        if self._shared:
+            self._shared = False
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(SHARED, dir_fd=self._work_fd)

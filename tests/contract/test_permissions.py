@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import directory, file
+from tests.builders import directory, file, hardlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, only
 from tests.contract.subjects import USER, Subject
@@ -228,3 +228,32 @@ def test_list_set_by_a_non_member_drops_the_set_gid_bit_if_it_is_the_access_list
     rights = acl((USER_OBJ, 7), (GROUP_OBJ, 7), (OTHER, 5))
     view.run_as(USER, 0, lambda: view.set_xattr("d", name, rights))
     assert bool(view.stat("d").mode & stat.S_ISGID) == kept
+
+
+def test_acl_of_the_workdir_reaches_nothing_in_the_view(mounted: Mount) -> None:
+    view = mounted({"d": directory({"file": file("1", mode=0o640)}, mode=0o750), "gone": "1", "deep/er/er": "1"})
+    given = acl((USER_OBJ, 7), (NAMED_USER, 7, 99), (GROUP_OBJ, 7), (MASK, 7), (OTHER, 7))
+    view.stop()
+    for path in (view.layers.work, view.layers.work / "work"):
+        os.setxattr(path, "system.posix_acl_default", given)
+        path.chmod(0o2777)
+    view.start()
+    view.append("d/file", b"+")
+    view.chmod("deep/er", 0o700)
+    view.unlink("gone")
+    view.write("gone", b"", os.O_CREAT | os.O_EXCL)
+    assert view.xattrs("d") == view.xattrs("d/file") == view.xattrs("deep") == view.xattrs("gone") == []
+    assert [view.stat(path).mode & 0o7777 for path in ("d", "d/file", "deep", "gone")] == [0o750, 0o640, 0o755, 0o644]
+    assert [view.stat(path).gid for path in ("d", "gone")] == [0, 0]
+
+
+def test_acl_of_the_directory_above_the_workdir_reaches_nothing_in_the_view(mounted: Mount) -> None:
+    view = mounted({"d": directory({"file": "1"}, mode=0o750), "l1": "1", "l2": hardlink("l1")})
+    view.stop()
+    view.layers.work.joinpath("work").rmdir()
+    given = acl((USER_OBJ, 7), (NAMED_USER, 7, 99), (GROUP_OBJ, 7), (MASK, 7), (OTHER, 7))
+    os.setxattr(view.layers.work, "system.posix_acl_default", given)
+    view.start()
+    view.append("d/file", b"+")
+    view.append("l2", b"+")
+    assert view.xattrs("d") == view.xattrs("d/file") == view.xattrs("l1") == view.xattrs("l2") == []
