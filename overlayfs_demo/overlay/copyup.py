@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.filedata import copy_data
+from overlayfs_demo.overlay.impure import mark_impure
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir
 from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
@@ -77,7 +78,7 @@ class CopyUp:
 
     def linked(self, node: FileNode, caller: Caller) -> None:
         """See that the copy that all names of a hard-linked lower file share is there. Without the tree's lock."""
-        self._file(node, caller, None, with_name=False)
+        self._file(node, caller, None, with_name=False, data=False)
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """See that the upper holds the directory and all above it. Call with the tree's lock held."""
@@ -147,11 +148,11 @@ class CopyUp:
         index = self._tree.index if status.st_nlink > 1 else None
         if (index or status.st_nlink == 1) and not node.gone:
             origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
-        metadata = not data and node.kind == stat.S_IFREG and status.st_nlink == 1
+        metadata = not data and node.kind == stat.S_IFREG
         metacopy = metadata and (self._metacopy or self._rehearsal)
         told, label = self._cost(node, 0 if metadata and self._metacopy else _size(node, status, length), data)
         self._limits.check(upper, node.path(), label, told, caller)
-        below = (node.data or (node.place, node.place_name)) if metacopy else None
+        below = node.data_place()
         with upper.staged() as temporary:
             size = self._make(node, temporary, status, length, with_data=not metacopy)
             # A copy that is cut short is the change itself, and its time is now.
@@ -168,9 +169,9 @@ class CopyUp:
                     node.place, node.place_name, node.links = entry.place, entry.name, status.st_nlink
                 else:
                     assert node.parent is not None
-                    place = self._publish(node, node.parent, temporary, bool(origin), caller)
+                    place = self._publish(node, node.parent, temporary, bool(origin) or metacopy, caller)
                     node.place, node.place_name = place, node.name
-                node.metacopy, node.data = metacopy, below
+                node.metacopy, node.data = metacopy, below if metacopy else None
                 self._turn_to_upper(node, keep_ino=bool(origin))
                 self._hooks.copied_up(node)
                 upper.emit(Action.COPY_UP, node.path(), caller, label, told)
@@ -343,13 +344,6 @@ def _same_times(directory: UpperDir) -> Iterator[None]:
     yield
     with contextlib.suppress(OSError):
         os.utime(directory.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def mark_impure(directory: UpperDir, tree: Tree) -> None:
-    """Note on disk that the directory holds copied-up objects, whose inode numbers come from elsewhere."""
-    if not directory.marks.impure:
-        os.setxattr(directory.open().fd, tree.xattrs.impure, b"y")
-        directory.forget_marks()
 
 
 def _size(node: FileNode, status: os.stat_result, length: int | None) -> int:

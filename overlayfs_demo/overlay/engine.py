@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import acl, lineage, listing, provenance
+from overlayfs_demo.overlay import acl, impure, lineage, listing, provenance
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp, Hooks
 from overlayfs_demo.overlay.forecast import Forecast
@@ -27,11 +27,12 @@ from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.overlay.timemachine import TimeMachine
-from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.tree import Found, Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
@@ -54,17 +55,19 @@ class Overlay:
         self.events = events or Events()
         self._cache = DescriptorCache(_descriptor_limit())
         upper, index = None, None
+        metacopies = stack.metacopy or bool(stack.data_only)
         self._layers = [
             # In an upper `.wh.` begins ordinary names.
             Layer(path, number, label, xattrs, self._cache,
                   image_dialect=stack.image_whiteouts and not (stack.rehearsal and number == 1),
-                  last=number == len(stack.lowers) + len(stack.data_only))
+                  last=number == len(stack.lowers) + len(stack.data_only), metacopies=metacopies)
             for number, (path, label) in enumerate(zip(stack.lowers + stack.data_only, stack.labels(), strict=True), 1)
         ]
         lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
         origins = Origins(lowers)
         if stack.upper is not None and stack.work is not None:
-            layer = Layer(stack.upper, 0, "upper", xattrs, self._cache, image_dialect=False, last=False)
+            layer = Layer(stack.upper, 0, "upper", xattrs, self._cache, image_dialect=False, last=False,
+                          metacopies=metacopies)
             if stack.index:
                 index = Index(layer, stack.work, origins, xattrs, stack.read_only)
             if stack.read_only:
@@ -78,8 +81,9 @@ class Overlay:
         self.hooks = Hooks()
         limits = Limits(stack.copyup_max, stack.copyup_warn)
         self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks, limits, stack.rehearsal)
-        self._names = Names(self._tree, self._copy_up)
-        self._rename = Rename(self._tree, self._copy_up, self._names)
+        self._redirects = Redirects(self._tree, stack.metacopy)
+        self._names = Names(self._tree, self._copy_up, self._redirects)
+        self._rename = Rename(self._tree, self._copy_up, self._names, self._redirects)
         self._past: TimeMachine | None = None
         if stack.time_machine:
             layers = [*([upper.layer] if upper else []), *lowers]
@@ -137,8 +141,8 @@ class Overlay:
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
-    ) -> list[tuple[Node, Attrs] | None]:
-        """Like `lookup` for each of some names of a `snapshot`; None for one that is gone since.
+    ) -> list[Found]:
+        """Like `lookup` for each of some names of a `snapshot`; see `Tree.find_listed` for what else is answered.
 
         While the snapshot is current, only the layer that has the name is asked, and not all again.
         """
@@ -171,7 +175,11 @@ class Overlay:
         Raises TooManyNamesError as soon as there turn out to be more than `at_most`.
         """
         with self._lock:
-            return listing.Snapshot({}, (), 0) if node.gone else self._tree_of(node).snapshot(node, at_most)
+            if node.gone:
+                return listing.Snapshot({}, (), 0)
+            snapshot = self._tree_of(node).snapshot(node, at_most)
+            impure.drop_mark(node, snapshot.names, self._tree)
+            return snapshot
 
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""
@@ -179,8 +187,10 @@ class Overlay:
             tree = self._tree_of(parent)
             if listed.certain:
                 return Dirent(listed.name, listed.kind, tree.identity_of(listed.ino, listed.source.layer.device))
-            node = tree.child(parent, listed.name)
-            return Dirent(listed.name, node.kind, node.ino) if node else None
+            found = tree.find_listed(parent, listed, False)
+            if isinstance(found, OSError):
+                return Dirent(listed.name, listed.kind, tree.identity_of(listed.ino, listed.source.layer.device))
+            return Dirent(listed.name, found[0].kind, found[0].ino) if found else None
 
     def entries(self, node: DirNode) -> list[Dirent]:
         """All entries of a directory, without `.` and `..`."""
@@ -289,9 +299,13 @@ class Overlay:
         self._refuse_past(parent, name)
         if not isinstance(node, FileNode):
             raise failure(errno.EPERM, name)
-        self._copy_up.node(node, caller)
-        with self._lock:
-            return self._names.link(node, parent, name, caller)
+        while True:
+            with self._lock:
+                assert node.parent is not None
+                data = self._redirects.wants_data(node, node.parent, node.name, False)
+                if data is None:
+                    return self._names.link(node, parent, name, caller)
+            self._copy_up.node(node, caller, data=data)
 
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """unlink(2): leaves a whiteout where a lower has the name."""
@@ -332,7 +346,8 @@ class Overlay:
                     move(source, target, caller)
                     return
             # Copied without the lock; then everything is looked at anew.
-            self._copy_up.node(lower, caller)
+            node, data = lower
+            self._copy_up.node(node, caller, data=data)
 
     # --- change a node -----------------------------------------------------------------------------
 

@@ -94,6 +94,11 @@ class Index:
                 return relative_to + int(match[2])
         return entry.status.st_nlink - 1
 
+    def is_metacopy(self, entry: Entry) -> bool:
+        """Does the copy hold metadata only?"""
+        path = syscalls.path_of(entry.place.open().fd, entry.name)
+        return syscalls.get_xattr(path, self._xattrs.metacopy) is not None
+
     def take(self, work_fd: int, temporary: bytes, origin: bytes, links: int) -> Entry:
         """Publish a finished copy, `temporary` in `work_fd`, of a lower file with so many names."""
         directory, name = self.directory(), entry_name(origin)

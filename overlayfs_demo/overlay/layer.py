@@ -85,15 +85,17 @@ class Layer:
     how messages and events name the layer.
 
     `path` is how the user named it. `image_dialect` says whether zero-length `.wh.NAME` files are
-    whiteouts here. `last` says that nothing lies below, so that marks need not be read.
+    whiteouts here. `last` says that nothing lies below, so that few marks are read. `metacopies`: there may be some.
     Owns `root_fd` until `close`.
     """
 
-    __slots__ = ("cache", "device", "image_dialect", "label", "last", "number", "path", "root_fd", "xattrs")
+    __slots__ = (
+        "cache", "device", "image_dialect", "label", "last", "metacopies", "number", "path", "root_fd", "xattrs",
+    )
 
     def __init__(
         self, path: bytes, number: int, label: str, xattrs: PrivateXattrs, cache: DescriptorCache,
-        *, image_dialect: bool, last: bool,
+        *, image_dialect: bool, last: bool, metacopies: bool = False,
     ) -> None:
         self.path = path
         self.number = number
@@ -102,6 +104,7 @@ class Layer:
         self.cache = cache
         self.image_dialect = image_dialect
         self.last = last
+        self.metacopies = metacopies
         self.root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.device = os.fstat(self.root_fd).st_dev
 
@@ -126,11 +129,12 @@ class Layer:
     def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         """Does this regular file hold metadata only (overlayfs.rst, "Metadata only copy up")?
 
-        Such a file is one hole, or stands beside other copied-up objects; the rest need not be asked.
+        Such a file is one hole, or stands beside other copied-up objects; the rest need not be asked. Where there
+        may be metacopies all are asked: long attributes take a block, and then a small hole looks like data.
         """
-        if self.last or not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return False
-        if status.st_blocks * 512 >= status.st_size and not parent.marks.impure:
+        if status.st_blocks * 512 >= status.st_size and not (self.metacopies or parent.marks.impure):
             return False
         path = syscalls.path_of(parent.open().fd, name)
         return syscalls.get_xattr(path, self.xattrs.metacopy) is not None
@@ -264,16 +268,18 @@ class LowerDir(LayerDir):
 class UpperDir(LayerDir):
     """A directory of the upper. Renames move it, so its path follows from its parent's.
 
-    `changes` counts the changes of its names, so that what was read before one is known to be old.
+    `changes` counts the changes of its names, so that what was read before one is known to be old. `impure_name` is
+    one that `impure` found to be so.
     """
 
-    __slots__ = ("changes", "name", "parent")
+    __slots__ = ("changes", "impure_name", "name", "parent")
 
     def __init__(self, layer: Layer, parent: UpperDir | None, name: bytes) -> None:
         super().__init__(layer)
         self.parent = parent
         self.name = name
         self.changes = 0
+        self.impure_name: bytes | None = None
 
     def path(self) -> bytes:
         names = []

@@ -52,10 +52,11 @@ class Lookup:
     `data_layers` lie below it and are searched for the data of a metacopy alone, by absolute redirects.
     """
 
-    __slots__ = ("_below",)
+    __slots__ = ("_below", "_data_layers")
 
     def __init__(self, lowers: Sequence[Layer], data_layers: Sequence[Layer]) -> None:
         self._below = (*lowers, *data_layers)
+        self._data_layers = frozenset(data_layers)
 
     def find(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Part, ...]:
         """The objects that `name` is made of in the directory merged from `sources`, topmost first.
@@ -76,6 +77,15 @@ class Lookup:
         answers: list[Answer] = []
         verdict = decide(self._listen(sources, name, answers))
         return tuple(part for position in verdict.positions if (part := answers[position].part))
+
+    def may_lack_data(self, sources: Sequence[LayerDir], name: bytes) -> bool:
+        """Is `name` a metacopy of a lower whose data was looked for in the data layers, if in vain?
+
+        Then only reading it fails. All other metacopies without data cannot be looked up (ovl_lookup).
+        """
+        _, answers = self.explain(sources, name)
+        in_lower = any(answer.says is Says.METACOPY and not answer.layer.is_upper for answer in answers)
+        return in_lower and answers[-1].layer in self._data_layers
 
     def explain(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Verdict, list[Answer]]:
         """What each layer says about `name`, until the verdict was clear."""

@@ -12,9 +12,11 @@ import stat
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import acl, listing
-from overlayfs_demo.overlay.copyup import CopyUp, mark_impure
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller
 from overlayfs_demo.overlay.upper import NewObject
@@ -28,11 +30,12 @@ def failure(code: int, name: bytes | None = None) -> OSError:
 class Names:
     """Makes and removes names in one tree."""
 
-    __slots__ = ("_copy_up", "_tree")
+    __slots__ = ("_copy_up", "_redirects", "_tree")
 
-    def __init__(self, tree: Tree, copy_up: CopyUp) -> None:
+    def __init__(self, tree: Tree, copy_up: CopyUp, redirects: Redirects) -> None:
         self._tree = tree
         self._copy_up = copy_up
+        self._redirects = redirects
 
     # --- making ------------------------------------------------------------------------------------
 
@@ -83,14 +86,20 @@ class Names:
         return node, node.attrs_from(status), fd
 
     def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
-        """A further name, or the first one, for a file that is in the upper. ENOENT if it has lost its last."""
+        """A further name, or the first one, for a file that is in the upper. ENOENT if it has lost its last.
+
+        A metacopy says from now on where its data is, for its names stand in several places.
+        """
         above, over_whiteout = self._room(parent, name, caller)
         target = node.target()
         status = target.stat()
         # A file of O_TMPFILE has no name either, but it never lost one. (The kernel knows if O_EXCL forbids it.)
         if not status.st_nlink and node.place_name:
             raise failure(errno.ENOENT, name)
-        if node.ino != self._tree.identity(status):
+        if node.metacopy:
+            assert node.parent is not None
+            self._redirects.write(node, node.parent, node.name, False, caller)
+        if is_impure(node, self._tree):
             mark_impure(above, self._tree)
         self.before_link_count(node)
         self._tree.writable().link(target, above, name, over_whiteout, caller)

@@ -113,7 +113,7 @@ class FileNode(Node):
 
     `handles` are the open handles, which follow a copy-up. If the file is one of the index's copies,
     `place` is the index, whichever names it has, and `links` is their number in the view; else it is None.
-    A `metacopy` has its metadata there, and its data at `data` (None if the layers below lack it).
+    A `metacopy` has its metadata there, and its data at `data` (None if a layer of data should have it, but does not).
     """
 
     __slots__ = ("data", "handles", "links", "metacopy", "place", "place_name")
@@ -147,13 +147,19 @@ class FileNode(Node):
         directory = self.place.open()
         return Target(directory, self.place_name, directory.fd, False)
 
+    def data_place(self) -> tuple[LayerDir, bytes]:
+        """Where the data stands. Raises ENOENT if a layer of data lacks it, as the kernel does."""
+        if not self.metacopy:
+            return self.place, self.place_name
+        if self.data is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
+        return self.data
+
     def data_target(self) -> Target:
-        """The real file that the data is read from. Raises EIO if a metacopy's is missing."""
+        """The real file that the data is read from. Raises what `data_place` does."""
         if not self.metacopy:
             return self.target()
-        if self.data is None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
-        place, name = self.data
+        place, name = self.data_place()
         directory = place.open()
         return Target(directory, name, directory.fd, False)
 
@@ -163,7 +169,11 @@ class FileNode(Node):
         if self.links is not None:
             nlink = self.links
         attrs = Attrs.of(status, self.ino, nlink)
-        return attrs._replace(blocks=self.data_target().stat().st_blocks) if self.data else attrs
+        if not self.metacopy:
+            return attrs
+        # Of data that is missing, what it would take (fs/overlayfs/inode.c, ovl_getattr).
+        blocks = self.data_target().stat().st_blocks if self.data else -(-status.st_size // 4096) * 8
+        return attrs._replace(blocks=blocks)
 
 
 class Children:
@@ -252,18 +262,3 @@ class DirNode(Node):
         self.key = key
         self.keys = (key, *self.keys)
         self.watched = None
-
-    def lower_path(self) -> bytes:
-        """Where the stack of lowers, seen without the upper, has this directory: what a redirect names.
-
-        Ancestors that were renamed in the upper count with their redirect (fs/overlayfs/dir.c,
-        ovl_get_redirect).
-        """
-        below = b""
-        node = self
-        while node.parent is not None:
-            if node.redirect is not None and node.redirect.startswith(b"/"):
-                return node.redirect + below
-            below = b"/%s%s" % (node.redirect or node.name, below)
-            node = node.parent
-        return below

@@ -1,7 +1,7 @@
 """How do files and directories move?
 
-What moves is copied up first. A lower or merged directory keeps its lower part through a redirect; a
-name that a lower would show again gets a whiteout in the same rename. The cases are those of
+What moves is copied up first. A lower or merged directory keeps its lower part through a redirect, and so does a
+metacopy its data; a name that a lower would show again gets a whiteout in the same rename. The cases are those of
 fs/overlayfs/dir.c, ovl_rename.
 """
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import listing
-from overlayfs_demo.overlay.copyup import CopyUp, mark_impure
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import UpperDir
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
-
-_REDIRECT_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,13 @@ class Place:
 class Rename:
     """Moves names in one tree. Everything here runs with the tree's lock held."""
 
-    __slots__ = ("_copy_up", "_names", "_tree")
+    __slots__ = ("_copy_up", "_names", "_redirects", "_tree")
 
-    def __init__(self, tree: Tree, copy_up: CopyUp, names: Names) -> None:
+    def __init__(self, tree: Tree, copy_up: CopyUp, names: Names, redirects: Redirects) -> None:
         self._tree = tree
         self._copy_up = copy_up
         self._names = names
+        self._redirects = redirects
 
     def check(self, old: Place, new: Place, flags: int) -> bool:
         """Raise what rename(2) says against the move; False if there is nothing to do."""
@@ -68,15 +69,19 @@ class Rename:
         elif isinstance(old, DirNode):
             raise failure(errno.ENOTDIR, name)
 
-    def to_copy(self, old: Place, new: Place, exchange: bool) -> FileNode | None:
-        """A lower file that must be copied up before the move can be made, if there is one."""
-        for node in (old.node, new.node):
-            moves = node is old.node or exchange
+    def to_copy(self, old: Place, new: Place, exchange: bool) -> tuple[FileNode, bool] | None:
+        """A file that must be copied up before the move can be made, if there is one, and whether with its data."""
+        same_parent = old.parent is new.parent
+        for place in (old, new):
+            node = place.node
             if not isinstance(node, FileNode):
                 continue
-            # A metacopy that moved would have to say where its data is: it gets its data instead.
-            if (moves and (node.metacopy or not node.in_upper)) or self._tree.loses_a_name(node):
-                return node
+            if place is old or exchange:
+                data = self._redirects.wants_data(node, place.parent, place.name, same_parent)
+                if data is not None:
+                    return node, data
+            elif self._tree.loses_a_name(node):
+                return node, False
         return None
 
     def move(self, old: Place, new: Place, caller: Caller) -> None:
@@ -122,28 +127,15 @@ class Rename:
         above_new = self._copy_up.directory(new.parent, caller)
         if isinstance(old.node, DirNode):
             self._copy_up.directory(old.node, caller)
-            if old.node.lowers:
-                self._redirect(old.node, same_parent=old.parent is new.parent, caller=caller)
-            elif new.parent.lowers:
+            if not old.node.lowers and new.parent.lowers:
                 self._make_opaque(old.node, caller)
-        if isinstance(old.node, FileNode) and old.node.links is not None:
+        elif isinstance(old.node, FileNode) and old.node.links is not None:
             self._copy_up.name(old.node, old.parent, old.name, caller)
-        if old.node.ino != self._tree.identity(old.node.target().stat()):
+        if old.node.lowers if isinstance(old.node, DirNode) else isinstance(old.node, FileNode) and old.node.metacopy:
+            self._redirects.write(old.node, old.parent, old.name, old.parent is new.parent, caller)
+        if is_impure(old.node, self._tree):
             mark_impure(above_new, self._tree)
         return above_old, above_new
-
-    def _redirect(self, node: DirNode, same_parent: bool, caller: Caller) -> None:
-        """Write down where the lowers have the directory: by name within its parent, else by path."""
-        if node.redirect is not None and (same_parent or node.redirect.startswith(b"/")):
-            return
-        redirect = node.name if same_parent else node.lower_path()
-        if len(redirect) > _REDIRECT_MAX and not same_parent:
-            raise failure(errno.EXDEV, node.name)
-        self._tree.writable().set_xattr(
-            node.target(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller
-        )
-        node.redirect = redirect
-        self._upper_of(node).forget_marks()
 
     def _make_opaque(self, node: DirNode, caller: Caller) -> None:
         above = self._upper_of(node)

@@ -29,7 +29,7 @@ from overlayfs_demo.overlay.listing import Listed, Snapshot
 from overlayfs_demo.overlay.lookup import judge
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import DirNode, Node
-from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.tree import Found, Tree
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
@@ -119,6 +119,9 @@ class _Alone(Layer):
     def hides(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         return False
 
+    def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
+        return False
+
     def read_marks(self, dir_fd: int) -> Marks:
         return Marks(opaque=False, has_xattr_whiteouts=False, redirect=None, impure=False)
 
@@ -157,7 +160,7 @@ class _Shelf(_Past):
         node = self._made[name]
         return node, node.attrs_from(node.target().stat())
 
-    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Found:
         return self.find(parent, listed.name)
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
@@ -194,7 +197,7 @@ class _Hidden(_Past):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return node, attrs
 
-    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Found:
         return super().find_listed(parent, listed, False)
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:

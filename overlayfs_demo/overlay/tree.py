@@ -26,6 +26,9 @@ from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
+# What became of a name that was listed.
+Found = tuple[Node, Attrs] | OSError | None
+
 # Inode numbers of further filesystems are told apart by their upper bits, like the kernel's "xino".
 _FILESYSTEM_SHIFT = 56
 
@@ -102,8 +105,11 @@ class Tree:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return self._settle(parent, name, parts)
 
-    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
-        """Like `find`, given how the name was listed; `current` says that no name was changed here since."""
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Found:
+        """Like `find`, given how the name was listed; `current` says that no name was changed here since.
+
+        None for a name that is gone; the error for one that cannot be looked up, which is listed nevertheless.
+        """
         name, kind, _, source, _ = listed
         if current and kind != stat.S_IFDIR:
             status = source.stat(name)
@@ -114,19 +120,22 @@ class Tree:
             return self.find(parent, name)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            return error
 
     def _settle(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
         """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
         status = parts[0].status
+        if parts[0].metacopy and len(parts) == 1 and not self.lookup.may_lack_data(parent.sources, name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
         known = node = parent.children.get(name)
         if node is None or not drift.follow(node, parts):
             if stat.S_ISDIR(status.st_mode):
                 node = self._make_directory(parent, name, parts)
             else:
-                node = self._make_file(parent, name, parts[0])
+                node = self._make_file(parent, name, parts)
                 if parts[0].metacopy and node.key == (status.st_dev, status.st_ino):
-                    node.metacopy = True
-                    node.data = (parts[1].place, parts[1].name) if len(parts) > 1 else None
+                    node.metacopy, node.data = True, _data_of(parts)
             if known is not None and known is not node:
                 drift.displace(known, parent, name)
             parent.children.put(name, node)
@@ -156,7 +165,8 @@ class Tree:
                 identity = parts[1].status
         return DirNode(parent, name, sources, parts[0].status, self.identity(identity), redirect, drift.keys_of(parts))
 
-    def _make_file(self, parent: DirNode, name: bytes, part: Part) -> FileNode:
+    def _make_file(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> FileNode:
+        part = parts[0]
         status = part.status
         linked = status.st_nlink > 1
         if linked:
@@ -176,7 +186,7 @@ class Tree:
             origin = self.linked_origin(part) if linked else None
         node = None
         if linked and origin and self.index:
-            node = self._from_index(parent, name, part, origin, ino)
+            node = self._from_index(parent, name, parts, origin, ino)
         node = node or FileNode(parent, name, part.place, part.name, status, ino)
         if linked and (origin or part.place.layer.is_upper or self.upper is None):
             self.share(node, (status.st_dev, status.st_ino))
@@ -186,9 +196,12 @@ class Tree:
         """The origin of a lower file of several names, if its names are to stay together."""
         return self.origins.encode(part.place.layer, part.place.open().fd, part.name) if self.index else None
 
-    def _from_index(self, parent: DirNode, name: bytes, part: Part, origin: bytes, ino: int) -> FileNode | None:
+    def _from_index(
+        self, parent: DirNode, name: bytes, parts: Sequence[Part], origin: bytes, ino: int
+    ) -> FileNode | None:
         """The node of the index's copy, if the name leads to that: as one of its names in the upper, or from below."""
         assert self.index is not None
+        part = parts[0]
         entry = self.index.find(origin)
         if entry is None:
             return None
@@ -202,6 +215,8 @@ class Tree:
             return known
         node = FileNode(parent, name, entry.place, entry.name, status, ino)
         node.links = self.index.links(entry, None if in_upper else part.status.st_nlink)
+        if not in_upper and self.index.is_metacopy(entry):
+            node.metacopy, node.data = True, _data_of(parts)
         self.share(node, node.key)
         return node
 
@@ -228,3 +243,8 @@ class Tree:
             return ""
         parts = self.lookup.find(parent.lowers, name)
         return parts[0].place.layer.label if parts else ""
+
+
+def _data_of(parts: Sequence[Part]) -> tuple[LayerDir, bytes] | None:
+    """Where the data of a file stands that was found as these; None if no layer has it."""
+    return None if parts[-1].metacopy else (parts[-1].place, parts[-1].name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from tests.conftest import unmount_all
 from tests.contract.conftest import make_subject, why_unavailable
 from tests.contract.marks import only
 from tests.contract.subjects import Fronted, Kernel, Layers, Mounted
+
+Change = Callable[[Mounted], None]
 
 ours = only(["kernel-front", "fusepy-front"], "what is exchanged is a mounted upper")
 
@@ -117,10 +120,48 @@ def test_the_two_make_the_same_tree(kind: str, stack: Layers, tmp_path: Path) ->
     assert comparable(second) == shown
 
 
-def check_handover(first: Mounted, second: Mounted) -> None:
+@ours
+@pytest.mark.parametrize("ours_first", [True, False], ids=["ours-first", "kernel-first"])
+def test_either_finds_the_data_that_the_other_left_below(kind: str, stack: Layers, ours_first: bool) -> None:
+    require("kernel")
+    stack = replace(stack, metacopy=True)
+    mine, kernel = make_subject(kind, stack), Kernel(stack)
+    assert isinstance(mine, Fronted)
+    check_handover(*((mine, kernel) if ours_first else (kernel, mine)), leave_data_below, fetch_data)
+
+
+def leave_data_below(view: Mounted) -> None:
+    """Move and link files without their data."""
+    view.chmod("etc/passwd", 0o600)
+    view.rename("etc/passwd", "tmp/passwd")
+    view.rename("var/log", "var/logs")
+    view.rename("var/logs/a", "tmp/a")
+    view.link("var/logs/b", "tmp/b")
+    view.rename("usr/bin/dash", "usr/bin/dash2")
+    view.chmod("l1", 0o640)
+    view.rename("l2", "tmp/l2")
+    view.link("l3", "tmp/l5")
+    view.unlink("l4")
+    files = [path for path in view.upper().rglob("*") if stat.S_ISREG(path.lstat().st_mode)]
+    assert all("trusted.overlay.metacopy" in os.listxattr(path) for path in files)
+
+
+def fetch_data(view: Mounted) -> None:
+    """Move and write the same files."""
+    view.rename("tmp/passwd", "var/passwd")
+    view.append("var/passwd", b"+")
+    view.rename("tmp/a", "a")
+    for path in ("tmp/b", "usr/bin/dash2", "tmp/l2"):
+        view.append(path, b"+")
+    view.unlink("l1")
+
+
+def check_handover(
+    first: Mounted, second: Mounted, change: Change = change_much, change_again: Change | None = None
+) -> None:
     """What `first` made is seen by `second`, changed by it, and seen by `first` again."""
     first.start()
-    change_much(first)
+    change(first)
     shown = tree(first.prefix)
     numbers = {path: identity(first, path) for path in shown}
     first.stop()
@@ -128,7 +169,7 @@ def check_handover(first: Mounted, second: Mounted) -> None:
     assert tree(second.prefix) == shown
     files = [path for path in shown if shown[path].kind != "directory"]
     assert {path: identity(second, path) for path in files} == {path: numbers[path] for path in files}
-    change_more(second)
+    (change_again or change_more)(second)
     shown = tree(second.prefix)
     second.stop()
     first.start()

@@ -85,6 +85,15 @@ def test_deletion_is_a_whiteout_before_the_names_beside_it(home: Home) -> None:
     assert home.names() == ["d", "d/.wh.b", "d/0"]
 
 
+def test_whiteouts_of_one_inode_are_no_hard_links(home: Home) -> None:
+    for name in ("d/a", "d/b", "gone"):
+        (home.view / name).unlink()
+    found = {member.name: member.type for member in home.members()}
+    assert found == {
+        "d": tarfile.DIRTYPE, "d/.wh.a": tarfile.REGTYPE, "d/.wh.b": tarfile.REGTYPE, ".wh.gone": tarfile.REGTYPE,
+    }
+
+
 def test_a_directory_made_anew_is_opaque(home: Home) -> None:
     shutil.rmtree(home.view / "d")
     (home.view / "d").mkdir()
