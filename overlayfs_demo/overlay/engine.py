@@ -340,13 +340,13 @@ class Overlay:
                 target = Place(new_parent, new, self._tree.child(new_parent, new))
                 if not self._rename.check(source, target, flags):
                     return
-                lower = self._rename.to_copy(source, target, exchange)
-                if lower is None:
+                needed = self._rename.to_copy(source, target, exchange)
+                if needed is None:
                     move = self._rename.exchange if exchange else self._rename.move
                     move(source, target, caller)
                     return
             # Copied without the lock; then everything is looked at anew.
-            node, data = lower
+            node, data = needed
             self._copy_up.node(node, caller, data=data)
 
     # --- change a node -----------------------------------------------------------------------------

@@ -96,9 +96,8 @@ class Names:
         # A file of O_TMPFILE has no name either, but it never lost one. (The kernel knows if O_EXCL forbids it.)
         if not status.st_nlink and node.place_name:
             raise failure(errno.ENOENT, name)
-        if node.metacopy:
-            assert node.parent is not None
-            self._redirects.write(node, node.parent, node.name, False, caller)
+        assert node.parent is not None
+        self._redirects.write(node, node.parent, node.name, False, caller)
         if is_impure(node, self._tree):
             mark_impure(above, self._tree)
         self.before_link_count(node)

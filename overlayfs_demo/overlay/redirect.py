@@ -45,8 +45,8 @@ class Redirects:
         return None if node.in_upper else False
 
     def write(self, node: Node, parent: DirNode, name: bytes, same_parent: bool, caller: Caller) -> None:
-        """Note on a merged directory, or on a metacopy, where its lower part is. EXDEV if the path is too long."""
-        redirect = self._wanted(node, parent, name, same_parent)
+        """Note where the lower part is of an object in the upper, if it has one. EXDEV if the path is too long."""
+        redirect = self._wanted(node, parent, name, same_parent) if _has_lower_part(node) else None
         if redirect is None:
             return
         if len(redirect) > _LONGEST_PATH:
@@ -75,6 +75,11 @@ class Redirects:
             return None
         target = node.target()
         return syscalls.get_xattr(target.xattr_path(), self._tree.xattrs.redirect, target.follow)
+
+
+def _has_lower_part(node: Node) -> bool:
+    """Is it a merged directory, or a metacopy?"""
+    return bool(node.lowers) if isinstance(node, DirNode) else isinstance(node, FileNode) and node.metacopy
 
 
 def _lower_path(directory: DirNode) -> bytes:

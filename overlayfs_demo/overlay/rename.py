@@ -131,8 +131,7 @@ class Rename:
                 self._make_opaque(old.node, caller)
         elif isinstance(old.node, FileNode) and old.node.links is not None:
             self._copy_up.name(old.node, old.parent, old.name, caller)
-        if old.node.lowers if isinstance(old.node, DirNode) else isinstance(old.node, FileNode) and old.node.metacopy:
-            self._redirects.write(old.node, old.parent, old.name, old.parent is new.parent, caller)
+        self._redirects.write(old.node, old.parent, old.name, old.parent is new.parent, caller)
         if is_impure(old.node, self._tree):
             mark_impure(above_new, self._tree)
         return above_old, above_new
