@@ -204,7 +204,9 @@ class _Hidden(_Past):
         found = super().snapshot(node, at_most)
         if node not in self._over:
             return found
-        return found._replace(names={name: one for name, one in found.names.items() if self.child(node, name)})
+        return found._replace(names={
+            name: one for name, one in found.names.items() if self.find_listed(node, one, False)
+        })
 
     def _hides(self, node: DirNode, over: LayerDir) -> bool:
         """Does the layer hide anything below a directory that it shares? (Not by calls: such trees may be deep.)"""
@@ -215,8 +217,10 @@ class _Hidden(_Past):
                 says, shared = _said(over, name)
                 if says is Says.ABSENT:
                     continue
+                if shared is None:
+                    return True
                 child = super().find(node, name)[0]
-                if shared is None or not isinstance(child, DirNode):
+                if not isinstance(child, DirNode):
                     return True
                 waiting.append((child, shared))
         return False

@@ -97,27 +97,33 @@ class Whiteouts:
 
     def make(self, dir_fd: int, name: bytes) -> None:
         """Create a whiteout for `name`, which must be free. Raises OSError."""
-        if not (self._links_work and self._link(dir_fd, name)):
-            make_whiteout(dir_fd, name)
+        problem = self._link(dir_fd, name) if self._links_work else 0
+        if problem is None:
+            return
+        make_whiteout(dir_fd, name)
+        # Only now is it known that the name, and its directory, were not at fault.
+        self._links_work = self._links_work and problem not in _NO_LINKS
 
-    def _link(self, dir_fd: int, name: bytes) -> bool:
-        """Give the shared whiteout one more name, if that can be done."""
+    def _link(self, dir_fd: int, name: bytes) -> int | None:
+        """Give the shared whiteout one more name; what stands in the way, as an errno, or None."""
         try:
             if not self._shared:
                 make_whiteout(self._work_fd, SHARED)
                 self._shared = True
             os.link(SHARED, name, src_dir_fd=self._work_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
         except OSError as error:
-            self._links_work = error.errno not in _NO_LINKS
             if error.errno in (errno.EMLINK, errno.ENOENT):
                 # It has as many names as the filesystem allows, or somebody removed it: the next ones share another.
                 self.drop_shared()
-            return False
-        return True
+            return error.errno
+        return None
 
     def drop_shared(self) -> None:
-        """Take the shared whiteout out of the work directory; the next `make` makes another."""
+        """Take the shared whiteout out of the work directory, which at the latest the next mount does.
+
+        The next `make` makes another.
+        """
         if self._shared:
             self._shared = False
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(SHARED, dir_fd=self._work_fd)

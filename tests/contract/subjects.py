@@ -170,7 +170,7 @@ class Subject:
     def work_is_empty(self) -> bool:
         """Has nothing half-made been left in the work directory?"""
         assert self.layers.work is not None
-        # The kernel keeps one whiteout there, of which it makes all others as hard links.
+        # One whiteout is kept there, of which all others are further names.
         return all(stat.S_ISCHR(path.lstat().st_mode) for path in (self.layers.work / "work").iterdir())
 
 
