@@ -23,11 +23,12 @@ def overlaid(tmp_path: Path) -> Iterator[Make]:
         pytest.skip("needs root: owners, devices, trusted xattrs")
     made: list[Engine] = []
 
-    def make(*contents: builders.Content, upper: builders.Content | None = None) -> Engine:
+    def make(*contents: builders.Content, upper: builders.Content | None = None, metacopy: bool = False) -> Engine:
         above = tmp_path / f"stack{len(made)}"
         builders.directories(above, "upper", "work", "merged")
         builders.fill(os.fsencode(above / "upper"), upper or {})
-        subject = Engine(Layers(builders.layers(above, *contents), above / "upper", above / "work", above / "merged"))
+        lowers = builders.layers(above, *contents)
+        subject = Engine(Layers(lowers, above / "upper", above / "work", above / "merged", metacopy=metacopy))
         subject.start()
         made.append(subject)
         return subject

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,9 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "link of a linked file": lambda v: v.link("l1", "gone"),
 }
 
+# Where it matters whether a copy-up brings the data.
+MOVES_DATA = re.compile("copy-up|link|rename(?! of a directory)|exchange|chmod|truncate")
+
 Shown = dict[str, tuple[Any, ...]]
 
 
@@ -129,7 +133,7 @@ def view_of_everything(view: Engine, path: str = "") -> Shown:
     return shown
 
 
-def make(overlaid: Make) -> Engine:
+def make(overlaid: Make, metacopy: bool) -> Engine:
     return overlaid(
         {
             "a": file("data", mode=0o4755, uid=3, gid=4, xattrs={"user.own": b"1"}), "b": "2", "gone": "1",
@@ -137,6 +141,7 @@ def make(overlaid: Make) -> Engine:
             "emptied/x": "1", "l1": "L", "l2": hardlink("l1"),
         },
         upper={"gone": WHITEOUT, "up": "1", "updir/own": "2", "both": "2", "emptied": {"x": WHITEOUT}},
+        metacopy=metacopy,
     )
 
 
@@ -147,14 +152,19 @@ def settled(shown: Shown) -> Shown:
     }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_failed_change_leaves_old_or_new(overlaid: Make, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    whole = make(overlaid)
+@pytest.mark.parametrize(
+    ("change", "metacopy"),
+    [(change, False) for change in CHANGES] + [(change, True) for change in CHANGES if MOVES_DATA.search(change)],
+)
+def test_failed_change_leaves_old_or_new(
+    overlaid: Make, monkeypatch: pytest.MonkeyPatch, change: str, metacopy: bool
+) -> None:
+    whole = make(overlaid, metacopy)
     CHANGES[change](whole)
     new = settled(view_of_everything(whole))
     faults = Faults(monkeypatch)
     for number in range(100):
-        view = make(overlaid)
+        view = make(overlaid, metacopy)
         before = view_of_everything(view)
         faults.failed, faults.remaining = "", number
         try:
