@@ -17,10 +17,10 @@ from weakref import WeakValueDictionary
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import drift
 from overlayfs_demo.overlay.index import Index
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.overlay.upper import Upper
@@ -95,7 +95,7 @@ class Tree:
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
-                return found, found.attrs_from(found.target().stat())
+                return found, found.attrs_from(found.stat())
             known = parent.children.get(name)
             if known is not None:
                 drift.displace(known, parent, name)
@@ -124,15 +124,27 @@ class Tree:
                 node = self._make_directory(parent, name, parts)
             else:
                 node = self._make_file(parent, name, parts[0])
-                if parts[0].metacopy and node.key == (status.st_dev, status.st_ino):
+                if parts[0].metacopy and node.key == key_of(status):
                     node.metacopy = True
-                    node.data = (parts[1].place, parts[1].name) if len(parts) > 1 else None
+                    node.data = Data(parts[1].place, parts[1].name, key_of(parts[1].status)) if len(parts) > 1 else None
             if known is not None and known is not node:
                 drift.displace(known, parent, name)
             parent.children.put(name, node)
-            if node.key != (status.st_dev, status.st_ino):
-                status = node.target().stat()  # A name of a lower file that was copied up by another.
+            if node.key != key_of(status):
+                status = node.stat()  # A name of a lower file that was copied up by another.
         return node, node.attrs_from(status)
+
+    def open(self, node: FileNode, flags: int) -> int:
+        """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE. Call without `lock`:
+        no file of a layer may keep the other callers waiting."""
+        while True:
+            where = node.where
+            try:
+                return node.open(flags)
+            except OSError as error:
+                with self.lock:
+                    if error.errno != errno.ESTALE or node.where == where:
+                        raise
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
         """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
