@@ -202,13 +202,14 @@ class CopyUp:
         self, node: FileNode, caller: Caller, with_name: bool, data: bool, cut: Cut | None
     ) -> int | None:
         upper = self._tree.writable()
-        source = node.pin()
-        status = source.stat()
         # Without an index, a file with several names in its layer is a new file of its own once it is copied.
         origin = None
-        index = self._tree.index if status.st_nlink > 1 else None
-        if (index or status.st_nlink == 1) and not node.gone:
-            origin = self._tree.origins.encode(node.place.layer, node.place.open().fd, node.place_name)
+        with self._tree.lock:
+            source = node.pin()
+            status = source.stat()
+            index = self._tree.index if status.st_nlink > 1 else None
+            if (index or status.st_nlink == 1) and not node.gone:
+                origin = self._tree.origins.encode(node.place.layer, node.place.open().fd, node.place_name)
         metadata = not data and node.kind == stat.S_IFREG and status.st_nlink == 1
         metacopy = metadata and (self._metacopy or self._rehearsal)
         size = 0 if metadata and self._metacopy else _size(node, status, cut)
@@ -303,7 +304,8 @@ class CopyUp:
         with self._alone(node):
             if not node.metacopy:
                 return None
-            copy = node.pin()
+            with self._tree.lock:
+                copy = node.pin()
             status = copy.stat()
             size = _size(node, status, cut)
             layer = node.data.place.layer.label if node.data else ""
@@ -327,7 +329,7 @@ class CopyUp:
         capability = copy.xattr("security.capability")
         fd = copy.open(os.O_WRONLY)
         try:
-            _copy_from(node, fd, size)
+            self._copy_data(node, fd, size)
             if not self._tree.writable().volatile:
                 os.fsync(fd)
         finally:
@@ -371,13 +373,20 @@ class CopyUp:
             size = _size(node, status, cut)
             if with_data and size:
                 self._hooks.before_wait()
-                _copy_from(node, target, size)
+                self._copy_data(node, target, size)
             os.ftruncate(target, status.st_size if cut is None else cut.size)
             if with_data and size and not upper.volatile:
                 # The name must not outlive the data in a power failure.
                 os.fsync(target)
         finally:
             os.close(target)
+
+    def _copy_data(self, node: FileNode, target: int, size: int) -> None:
+        fd = self._tree.open(node, os.O_RDONLY)
+        try:
+            copy_data(fd, target, size)
+        finally:
+            os.close(fd)
 
     def _dress(
         self, source: Pinned, temporary: bytes, status: os.stat_result, origin: bytes | None, keep_times: bool = True
@@ -452,15 +461,6 @@ def _size(node: FileNode, status: os.stat_result, cut: Cut | None) -> int:
     if node.kind != stat.S_IFREG:
         return 0
     return status.st_size if cut is None else min(cut.size, status.st_size)
-
-
-def _copy_from(node: FileNode, target: int, size: int) -> None:
-    """Copy the first `size` bytes of a node's data. Nobody else copies the node up, so it stays where it is."""
-    fd = node.open(os.O_RDONLY)
-    try:
-        copy_data(fd, target, size)
-    finally:
-        os.close(fd)
 
 
 def _retarget(node: FileNode, copy: Descriptor | None) -> None:

@@ -498,7 +498,9 @@ class Overlay:
     def sync_directory(self, node: DirNode) -> None:
         """fsync(2) of a directory; a lower one never has anything to write."""
         if node.in_upper and not self._is_volatile():
-            os.fsync(node.front().fd)
+            with self._lock:
+                held = node.front()
+            os.fsync(held.fd)
 
     def sync(self) -> None:
         """syncfs(2) of the upper's filesystem."""

@@ -97,8 +97,10 @@ class Index:
         directory, name = self.directory(), entry_name(origin)
         path = syscalls.path_of(work_fd, temporary)
         os.setxattr(path, self._xattrs.nlink, nlink_value(links, 1), follow_symlinks=False)
+        status = os.stat(temporary, dir_fd=work_fd, follow_symlinks=False)
+        # Last, for nothing may fail once the copy can be found.
         syscalls.rename(work_fd, temporary, directory.open().fd, name, syscalls.RENAME_NOREPLACE)
-        return Entry(directory, name, os.stat(name, dir_fd=directory.open().fd, follow_symlinks=False))
+        return Entry(directory, name, status)
 
     def note_links(self, place: LayerDir, name: bytes, links: int) -> None:
         """Note how many names the view has. As long as the copy itself gains or loses as many, it stays true."""

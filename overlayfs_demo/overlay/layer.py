@@ -197,7 +197,8 @@ class Layer:
 
 
 class LayerDir:
-    """A directory of one layer. It is opened when needed and may be closed again at any time.
+    """A directory of one layer. It is opened when needed, and closed again when others are: all that opens one is
+    called with the tree's lock held.
 
     `key` is its identity; None for a layer's root, which is always open and so can be no other.
     """

@@ -57,10 +57,7 @@ class Names:
         # Opaque where something below could show through, now or under another stack of lowers.
         opaque = stat.S_ISDIR(mode) and (over_whiteout or bool(parent.lowers))
         new = self._describe(above, mode, caller, rdev, target, opaque)
-        self._tree.writable().create(above, name, new, over_whiteout, caller)
-        status = above.stat(name)
-        if status is None:
-            raise failure(errno.ESTALE, name)
+        status = self._tree.writable().create(above, name, new, over_whiteout, caller)
         return self._settle_new(parent, name, above, status)
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:

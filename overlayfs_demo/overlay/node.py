@@ -15,7 +15,7 @@ from weakref import ref
 
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
-from overlayfs_demo.overlay.pinned import Open, Pinned, check_same, hold, open_file
+from overlayfs_demo.overlay.pinned import Open, Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs
 
 
@@ -135,27 +135,20 @@ class FileNode(Node):
         """The object behind a name, for as long as it is needed. Raises OSError, ESTALE."""
         return hold(self.place.open().fd, self.place_name, self.key, self.kind)
 
-    def open(self, flags: int) -> int:
-        """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE.
-
-        EIO for a metacopy whose data is missing. Reading changes nothing of a lower, not even its access time.
-        """
+    def way(self) -> Way:
+        """The way to a regular file's data. Raises OSError, EIO for a metacopy whose data is missing."""
         if self.metacopy:
-            return _open_quietly(*self._data(), flags)
+            if self.data is None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
+            return Way(self.data.place.open(), self.data.name, self.data.key, quiet=True)
         if (held := self._held()) is not None:
-            return Pinned.through(held).open(flags)
-        open_it = open_file if self.in_upper else _open_quietly
-        return open_it(self.place, self.place_name, self.key, flags)
+            return Way(held, b"", self.key, quiet=False)
+        return Way(self.place.open(), self.place_name, self.key, quiet=not self.in_upper)
 
     @property
     def where(self) -> tuple[object, ...]:
         """What differs once the node stands elsewhere, or for another object."""
         return self.place, self.place_name, self.key, self.metacopy, self.anchor
-
-    def _data(self) -> Data:
-        if self.data is None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
-        return self.data
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
         # A removed lower file still stands in its layer, with the links it has there.
@@ -273,11 +266,3 @@ class DirNode(Node):
             below = b"/%s%s" % (node.redirect or node.name, below)
             node = node.parent
         return below
-
-
-def _open_quietly(place: LayerDir, name: bytes, key: Key, flags: int) -> int:
-    """Open a file of a lower: reading must not change the layer, not even an access time."""
-    try:
-        return open_file(place, name, key, flags | os.O_NOATIME)
-    except PermissionError:
-        return open_file(place, name, key, flags)  # Only the owner and root may ask for O_NOATIME: open(2).

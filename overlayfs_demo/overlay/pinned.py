@@ -11,10 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, key_of, stale
+from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
 
 # A FIFO must not make the daemon wait, and a terminal must not become its own: open(2).
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -89,19 +89,36 @@ def check_same(status: os.stat_result, key: Key, kind: int, name: bytes) -> None
         raise stale(name)
 
 
-def open_file(directory: LayerDir, name: bytes, key: Key, flags: int) -> int:
-    """Open the regular file `name` with this identity; the caller owns the descriptor. ESTALE if it is another one.
+class Way(NamedTuple):
+    """The way to a regular file: `name` in a directory that is held open, and which file that was when looked up. The
+    file itself is held if the name is empty. `quiet`: reading must not change its access time."""
 
-    Opening changes nothing, so that the check may follow: this takes half the system calls of pinning first.
-    """
-    assert not flags & os.O_TRUNC
-    try:
-        fd = os.open(name, flags | os.O_NOFOLLOW | _HARMLESS, dir_fd=directory.open().fd)
-    except OSError as error:
-        raise stale(name) if error.errno in _NOT_A_FILE else error from None
-    try:
-        check_same(os.fstat(fd), key, stat.S_IFREG, name)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+    held: Open
+    name: bytes
+    key: Key
+    quiet: bool
+
+    def open(self, flags: int) -> int:
+        """Open the file; the caller owns the descriptor. Raises OSError, ESTALE if it is another one by now."""
+        if not self.name:
+            return Pinned.through(self.held).open(flags)
+        if not self.quiet:
+            return self._open(flags)
+        try:
+            return self._open(flags | os.O_NOATIME)
+        except PermissionError:
+            return self._open(flags)  # Only the owner and root may ask for O_NOATIME: open(2).
+
+    def _open(self, flags: int) -> int:
+        """Opening changes nothing, so that the check may follow: this takes half the system calls of pinning first."""
+        assert not flags & os.O_TRUNC
+        try:
+            fd = os.open(self.name, flags | os.O_NOFOLLOW | _HARMLESS, dir_fd=self.held.fd)
+        except OSError as error:
+            raise stale(self.name) if error.errno in _NOT_A_FILE else error from None
+        try:
+            check_same(os.fstat(fd), self.key, stat.S_IFREG, self.name)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd

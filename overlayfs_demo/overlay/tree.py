@@ -138,13 +138,14 @@ class Tree:
         """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE. Call without `lock`:
         no file of a layer may keep the other callers waiting."""
         while True:
-            where = node.where
+            with self.lock:
+                where, way = node.where, node.way()
             try:
-                return node.open(flags)
+                return way.open(flags)
             except OSError as error:
-                with self.lock:
-                    if error.errno != errno.ESTALE or node.where == where:
-                        raise
+                # It may have been renamed meanwhile.
+                if error.errno != errno.ESTALE or node.where == where:
+                    raise
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
         """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -122,18 +122,30 @@ class Upper:
 
     # --- new names ---------------------------------------------------------------------------------
 
-    def create(self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, caller: Caller) -> None:
-        """Make a new object; `over_whiteout` says that a whiteout stands at the name and is replaced."""
-        descriptor = directory.open()
+    def create(
+        self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, caller: Caller
+    ) -> os.stat_result:
+        """Make a new object, and say what it is; `over_whiteout`: a whiteout stands at the name and is replaced."""
+        fd = directory.open().fd
         if over_whiteout or not self._is_born_right(new):
             with self.staged() as temporary:
                 new.make(self.work_fd, temporary)
                 self._dress(temporary, new)
+                status = os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)
                 self.publish(temporary, directory, name, over_whiteout, stat.S_ISDIR(new.mode))
+            # Its time of change is now; but it is made, and must not seem to have failed.
+            with suppress(OSError):
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         else:
-            new.make(descriptor.fd, name)
+            new.make(fd, name)
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except BaseException:
+                (os.rmdir if stat.S_ISDIR(new.mode) else os.unlink)(name, dir_fd=fd)
+                raise
         action = _ACTIONS.get(stat.S_IFMT(new.mode), Action.MKNOD)
         self._tell(action, directory, name, caller, detail=os.fsdecode(new.target))
+        return status
 
     def create_open(
         self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, flags: int,

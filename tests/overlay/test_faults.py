@@ -13,11 +13,14 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.node import DirNode
+from overlayfs_demo.overlay.types import Change
 from overlayfs_demo.syscalls import RENAME_EXCHANGE
 from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
@@ -238,3 +241,41 @@ def test_filesystem_without_unnamed_files_says_so(overlaid: Make, monkeypatch: p
     with pytest.raises(OSError) as failure:
         view.open("", os.O_TMPFILE | os.O_RDWR)
     assert failure.value.errno == errno.EOPNOTSUPP
+
+
+def _held_create(view: Engine, name: bytes) -> Callable[[], object]:
+    parent = view.node("d/e")
+    assert isinstance(parent, DirNode)
+    return lambda: view.overlay.mkdir(parent, name, 0o755, view.caller)
+
+
+HELD: dict[str, Callable[[Engine], Callable[[], object]]] = {
+    "mkdir in a directory": lambda v: _held_create(v, b"new"),
+    **{
+        f"chmod of {path}": lambda v, path=path: partial(  # type: ignore[misc]
+            v.overlay.set_attrs, v.node(path), Change(mode=0o700), v.caller)
+        for path in ("a", "d", "d/e", "d/e/f", "l1", "both")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("held", HELD)
+def test_failed_change_can_be_made_by_whoever_holds_the_node(
+    overlaid: Make, monkeypatch: pytest.MonkeyPatch, held: str, kind: str
+) -> None:
+    """As the kernel does, which looks nothing up again: what memory says must be what is on disk."""
+    faults = Faults(monkeypatch, KINDS[kind])
+    for number in range(300):
+        act = HELD[held](make(overlaid))
+        faults.failed, faults.remaining = "", number
+        try:
+            act()
+        except OSError as error:
+            faults.remaining = None
+            assert error.errno == KINDS[kind].code
+            act()  # Not EEXIST: what was half done is gone, or is taken up.
+        faults.remaining = None
+        if not faults.failed:
+            return
+    pytest.fail("there was no end of system calls")
