@@ -7,6 +7,7 @@ the nodes in memory follow. Everything here runs with the tree's lock held.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 
@@ -19,6 +20,8 @@ from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller
 from overlayfs_demo.overlay.upper import NewObject
+
+_log = logging.getLogger(__name__)
 
 
 def failure(code: int, name: bytes | None = None) -> OSError:
@@ -217,9 +220,16 @@ class Names:
             self._tree.index.note_links(node.place, node.place_name, node.links)
 
     def _after_link_count(self, node: FileNode, was_in_upper: bool) -> None:
-        """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along."""
+        """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along.
+
+        The name is gone by then, whatever fails here: a copy too many, or one that seems to have a name too many, only
+        takes room (ovl_cleanup_index).
+        """
         assert self._tree.index is not None and node.links is not None
-        if node.links <= 0:
-            self._tree.index.remove(node.place, node.place_name)
-        elif not was_in_upper:
-            self._tree.index.note_links(node.place, node.place_name, node.links)
+        try:
+            if node.links <= 0:
+                self._tree.index.remove(node.place, node.place_name)
+            elif not was_in_upper:
+                self._tree.index.note_links(node.place, node.place_name, node.links)
+        except OSError as error:
+            _log.warning("the index does not know of a name that was removed: %s", error)

@@ -100,11 +100,11 @@ class Rename:
             if isinstance(new.node, FileNode):
                 self._names.before_link_count(new.node)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
-        if swap and not covered_old:
-            upper.remove_whiteout(above_old, old.name)
         if new.node is not None:
             self._names.forget(new.node, new.parent, new.name, replaced is not None)
         self._relocate(old, new, above_new)
+        if swap and not covered_old:
+            upper.remove_whiteout(above_old, old.name)
 
     def exchange(self, old: Place, new: Place, caller: Caller) -> None:
         """Let two names change places. Both nodes are in the upper, if files."""

@@ -8,6 +8,7 @@ rename, so the upper shows the old state or the new one, never half of either.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import stat
@@ -24,6 +25,8 @@ from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout, make_whiteout
+
+_log = logging.getLogger(__name__)
 
 _ACTIONS = {
     stat.S_IFREG: Action.CREATE,
@@ -112,13 +115,21 @@ class Upper:
             raise
 
     def discard(self, name: bytes) -> None:
-        """Remove what stands as `name` in the work directory, with all below it, if anything does."""
+        """Remove what stands as `name` in the work directory, with all below it, if anything does.
+
+        What cannot be removed stays there until the next mount: the change itself is made, or was undone, by then.
+        """
         try:
             os.unlink(name, dir_fd=self.work_fd)
         except FileNotFoundError:
             pass
         except IsADirectoryError:
-            shutil.rmtree(os.fsdecode(name), dir_fd=self.work_fd)
+            try:
+                shutil.rmtree(os.fsdecode(name), dir_fd=self.work_fd)
+            except OSError as error:
+                _log.warning("a removed directory stays in the work directory: %s", error)
+        except OSError as error:
+            _log.warning("a removed file stays in the work directory: %s", error)
 
     # --- new names ---------------------------------------------------------------------------------
 
@@ -298,10 +309,13 @@ class Upper:
         self._tell(action, old_dir, old, caller, detail=detail)
 
     def remove_whiteout(self, directory: UpperDir, name: bytes) -> None:
-        """Take away a whiteout that hides nothing any more. Not a change of the view: no event."""
-        status = directory.stat(name)
-        if status is not None and is_whiteout(status):
-            os.unlink(name, dir_fd=directory.open().fd)
+        """Take away a whiteout that hides nothing any more. Not a change of the view: no event, and no failure."""
+        try:
+            status = directory.stat(name)
+            if status is not None and is_whiteout(status):
+                os.unlink(name, dir_fd=directory.open().fd)
+        except OSError as error:
+            _log.warning("a whiteout that hides nothing stays in the upper: %s: %s", directory.path(), error)
 
     def clear(self, directory: UpperDir, name: bytes, status: os.stat_result, caller: Caller) -> None:
         """Replace a directory that is empty in the view by one that is empty on disk, and opaque."""
