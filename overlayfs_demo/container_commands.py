@@ -12,11 +12,12 @@ import psutil
 
 from overlayfs_demo import docker_format
 from overlayfs_demo.analysis_commands import diff_images
-from overlayfs_demo.commands import Verbs, output, put, put_json
+from overlayfs_demo.commands import Verbs, put, put_json
 from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.progress import counted
+from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_changes, put_table
@@ -51,7 +52,7 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_json(verb)
     verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
     verb.add_argument("container", metavar="C")
-    verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
+    add_output(verb)
     _add_running_verbs(verbs)
 
 

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from overlayfs_demo import records
-from overlayfs_demo.commands import Verbs, note, output
+from overlayfs_demo.commands import Verbs, note
 from overlayfs_demo.errors import ImageError, MountError, OverlayError
 from overlayfs_demo.images.analysis import Analysis, analyse
 from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.images.store import StoredImage
+from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import printable
 from overlayfs_demo.store_verbs import add_verb, store_of
 from overlayfs_demo.terminal import progress
@@ -40,7 +41,7 @@ def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "report app:1.0 -o app.html", _report,
     )
     verb.add_argument("image", metavar="IMAGE")
-    verb.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="where to")
+    add_output(verb, required=True)
 
 
 def _port(word: str) -> int:
