@@ -32,6 +32,11 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
+    verb.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS",
+        help="words of mount(8), for 'start', too. With --at, where others may enter, nosuid and nodev hold unless you "
+             "say suid or dev",
+    )
     verb.add_argument("--timemachine", action="store_true", help="with a hidden directory .layers, see 'mount --help'")
     add_json(verb)
     verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
@@ -76,7 +81,8 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _create(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     container = Containers(store).create(
-        store.find(arguments.image), arguments.name, arguments.at, time_machine=arguments.timemachine
+        store.find(arguments.image), arguments.name, arguments.at, time_machine=arguments.timemachine,
+        options=",".join(arguments.options),
     )
     if arguments.json:
         put_json([{
