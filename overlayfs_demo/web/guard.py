@@ -2,8 +2,8 @@
 
 A page of somebody else could let its own name mean 127.0.0.1 and so read ours (DNS rebinding); therefore requests
 must name this machine as a person would. Nor is everybody who reaches the port a friend, so they show a token, see
-`access`. And whatever a file's name or content smuggled into a page, the browser
-runs no script but ours and loads nothing from elsewhere.
+`access`. And whatever a file's name or content smuggled into a page, the browser runs no script but ours and loads
+nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets requests through to `app` that name one of its own hosts and show the token; gives answers their
-    security headers."""
+    """Lets requests through to `app` that name one of its own hosts and show the token.
+
+    Every answer gets its security headers.
+    """
 
     def __init__(self, app: ASGIApp, host: str, token: str | None) -> None:
         """`host` is where the server listens; without a token whoever names it may ask."""

@@ -224,7 +224,7 @@ def test_an_address_is_printed_that_a_browser_here_can_open(host: str, shown: st
 
 
 def test_another_name_for_this_machine_is_refused(still: Server) -> None:
-    for host, status in (("evil.example", 400), (f"evil.example:{still.port}", 400), ("localhost", 200)):
+    for host, status in (("evil.example", 400), (f"evil.example:{still.port}", 400), (f"localhost:{still.port}", 200)):
         answer = still.get("/", Host=host)
         assert answer.status == status
         assert ("test:1" in answer.text) == (status == 200)
