@@ -25,9 +25,12 @@ def relay(given: FileIO, gives: FileIO, shown: FileIO) -> None:
     file is put back, so that `while read name; do …; done <names` loses nothing; a pipe or a terminal cannot take
     anything back. Raises OSError.
     """
-    source = _input()
     unsent = b""
-    os.set_blocking(gives.fileno(), False)
+    source = _input()
+    if source is None:
+        gives.close()
+    else:
+        os.set_blocking(gives.fileno(), False)
     while True:
         ready = _wait(shown.fileno(), None if unsent else source, gives.fileno() if unsent else None)
         if shown.fileno() in ready:

@@ -76,7 +76,7 @@ class Sandbox:
             stack.enter_context(_ended(process))
             says_ready.close()
             shows.close()
-            if not ready.read():
+            if not ready.read(1):
                 raise _no_sandbox(os.fsdecode(shown.read()).strip())
             relay(given, gives, shown)
             code = process.wait()

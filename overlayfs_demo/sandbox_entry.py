@@ -7,6 +7,7 @@ effect only after bubblewrap has mounted everything, and says on the descriptor 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 
@@ -19,6 +20,9 @@ def main() -> None:
     os.set_inheritable(int(ready), False)
     # The devices are pseudo-terminals, and nodes that hold no data.
     syscalls.write_only_beneath([os.fsencode(view), b"/dev"])
+    # By this number core(5) starts no handler outside, where a crash would leave a report. None may exceed its limit.
+    if resource.getrlimit(resource.RLIMIT_CORE)[1]:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     # Python ignores these, and what is ignored stays so: execve(2).
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

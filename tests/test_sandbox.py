@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo import records, syscall_filter
-from tests.conftest import wait_until
+from tests.conftest import wait_until, why_no_sandbox
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, run
 
@@ -29,7 +29,7 @@ CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 18, 27, 31))
 @pytest.fixture
 def inside(place: Place) -> Place:
     """A view, and a canary beside it."""
-    if problem := why_unavailable("kernel-front"):
+    if problem := why_unavailable("kernel-front") or why_no_sandbox():
         pytest.skip(problem)
     (place / "canary").write_text(CANARY)
     (place / "canary").chmod(0o600)
@@ -268,6 +268,19 @@ def test_root_keeps_the_capabilities_of_a_container(inside: Place) -> None:
     values = dict(line.split(":\t") for line in said.splitlines())
     assert {int(values[name], 16) for name in ("CapEff", "CapPrm")} == {CAPABILITIES}
     assert values["NoNewPrivs"] == "1"
+
+
+def test_a_crash_starts_no_handler_outside(inside: Place) -> None:
+    """core(5): not with this limit, which nobody in there may raise."""
+    code = "import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE))\n"
+    raised = "resource.setrlimit(resource.RLIMIT_CORE, (9, 9))"
+    assert python(inside, code + f"try: {raised}\nexcept ValueError: print('refused')\n") == "(1, 1)\nrefused\n"
+
+
+def test_no_module_of_the_view_is_loaded(inside: Place) -> None:
+    for name in ("signal.py", "overlayfs_demo.py", "sitecustomize.py"):
+        (inside.view / name).write_text("print('loaded')\n")
+    assert explained(inside, "echo", "said") == "said\n"
 
 
 def test_the_kernel_s_settings_are_read_only(inside: Place) -> None:
