@@ -55,7 +55,8 @@ class Sandbox:
     cwd: bytes
 
     def run(self, command: Sequence[str]) -> int:
-        """Run a command, its output going to our standard error; its exit status, as a shell says it.
+        """Run a command, which reads our standard input and writes to our standard error; its exit status, as a
+        shell says it.
 
         Call from a process with one thread. Raises MountError if no sandbox can be made: then nothing was run.
         """
@@ -119,7 +120,7 @@ def _filter() -> bytes:
 def _no_sandbox(said: str) -> MountError:
     return MountError(
         f"no sandbox can be made to try the command in: {said or 'it ended at once'}",
-        "that takes Linux 5.12 and the right to make namespaces, which a container or sysctl may forbid",
+        "that takes Linux 5.12 and the right to make namespaces, which a container, sysctl or AppArmor may forbid",
     )
 
 

@@ -151,11 +151,13 @@ def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, r
             os.setxattr(home / name, statrecord.NAME, b"0:0:0755")
     script = (
         f"set -e; chmod 600 motd; rm -r d; echo new > n; test $(id -u) = {USER}; ! echo x > ../out 2> /dev/null; "
+        "! true 1<> ../fifo 2> /dev/null; "
         "test $(grep -c -e 'CapEff:.0*$' -e 'NoNewPrivs:.1' /proc/self/status) = 2"
     )
 
     def session() -> None:
         let_python_start()
+        os.mkfifo("fifo")
         mount(front, ",userxattr")
         record = records.find_record(str(home / "view"))
         assert record is not None

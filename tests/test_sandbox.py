@@ -222,17 +222,6 @@ def test_calls_that_reach_what_is_in_no_namespace_are_refused(inside: Place) -> 
     assert said.splitlines() == [f"{name} {errno.EPERM}" for name in REFUSED]
 
 
-def test_the_numbers_of_calls_are_those_of_the_headers() -> None:
-    """They are as the C library's headers have them, where these are installed."""
-    header = Path(f"/usr/include/{os.uname().machine}-linux-gnu/asm/unistd_64.h")
-    if not header.exists():
-        pytest.skip(f"needs {header}, of the package linux-libc-dev")
-    lines = [line.split() for line in header.read_text().splitlines() if line.startswith("#define __NR_")]
-    there = {words[1].removeprefix("__NR_"): int(words[2]) for words in lines}
-    for name, (number, _) in syscall_filter.REFUSED.items():
-        assert there.get(name, number) == number
-
-
 def test_the_user_s_keys_are_out_of_reach(inside: Place) -> None:
     """Refused with EPERM, with arguments that would add a key to the session's."""
     column = list(syscall_filter.MACHINES).index(os.uname().machine)
@@ -359,8 +348,3 @@ def test_without_bubblewrap_it_says_what_to_install(inside: Place, tmp_path: Pat
     assert "install the package bubblewrap" in done.stderr
     assert (inside.view / "motd").exists()
     assert not list((inside / "work").glob("explain-*"))
-
-
-def test_a_machine_whose_calls_are_not_known_is_named() -> None:
-    with pytest.raises(KeyError):
-        syscall_filter.program("vax")
