@@ -31,8 +31,8 @@ read-only, /tmp, too. It has no network and no socket to any daemon, sees no oth
 it starts outlives it. Root has no more capabilities there than in a container of Docker's.
 
 Its standard streams are pipes, so it sees no terminal. What it prints goes to stderr; the explanation alone
-goes to stdout. It reads our standard input, of which a shell's `while read` loses what is no file: add
-</dev/null there.
+goes to stdout. It reads our standard input: in a shell's `while read` loop that reads from a pipe, add
+</dev/null to it.
 
 The command can still read whatever you can read, print to your terminal, take data out of a FIFO, lock files
 that it can read, and use up memory, processor time, and the space beside the view's work directory. Where the

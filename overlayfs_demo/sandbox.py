@@ -35,7 +35,7 @@ from overlayfs_demo import syscall_filter, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.relay import relay
 
-# moby daemon/pkg/oci/caps/defaults.go, but for what concerns networks.
+# moby oci/caps/defaults.go, but for what concerns networks.
 _CAPABILITIES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_SETGID", "CAP_SETUID",
     "CAP_SETFCAP", "CAP_SETPCAP", "CAP_SYS_CHROOT", "CAP_KILL",
@@ -55,10 +55,10 @@ class Sandbox:
     cwd: bytes
 
     def run(self, command: Sequence[str]) -> int:
-        """Run a command, which reads our standard input and writes to our standard error; its exit status, as a
-        shell says it.
+        """Run a command; its exit status, as a shell says it.
 
-        Call from a process with one thread. Raises MountError if no sandbox can be made: then nothing was run.
+        It reads our standard input, and all its output goes to our standard error. Call from a process with one
+        thread. Raises MountError if no sandbox can be made: then nothing was run.
         """
         sys.stdout.flush()
         sys.stderr.flush()
