@@ -43,6 +43,7 @@ _CAPABILITIES = (
 # The nodes that `bwrap --dev` binds.
 _DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty")
 _NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+_NEEDS = "that takes Linux 5.12 and the right to make namespaces, which a container, sysctl or AppArmor may forbid"
 _READ_ONLY = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc")
 
 
@@ -78,7 +79,7 @@ class Sandbox:
             says_ready.close()
             shows.close()
             if not ready.read(1):
-                raise _no_sandbox(os.fsdecode(shown.read()).strip())
+                raise _no_sandbox(os.fsdecode(shown.read()).strip() or "it ended at once", _NEEDS)
             relay(given, gives, shown)
             code = process.wait()
         return code if code >= 0 else 128 - code
@@ -100,28 +101,20 @@ class Sandbox:
 def _find_bubblewrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
-        raise MountError(
-            "no sandbox can be made to try the command in: there is no bwrap", "install the package bubblewrap"
-        )
+        raise _no_sandbox("there is no bwrap", "install the package bubblewrap")
     return found
 
 
 def _filter() -> bytes:
     machine = platform.machine()
-    try:
-        return syscall_filter.program(machine)
-    except KeyError as error:
-        raise MountError(
-            f"no sandbox can be made to try the command in: it knows no system calls of {machine}",
-            f"use a machine of these: {', '.join(syscall_filter.MACHINES)}",
-        ) from error
+    if machine not in syscall_filter.MACHINES:
+        known = ", ".join(syscall_filter.MACHINES)
+        raise _no_sandbox(f"the system calls of {machine} are not known", f"use a machine of these: {known}")
+    return syscall_filter.program(machine)
 
 
-def _no_sandbox(said: str) -> MountError:
-    return MountError(
-        f"no sandbox can be made to try the command in: {said or 'it ended at once'}",
-        "that takes Linux 5.12 and the right to make namespaces, which a container, sysctl or AppArmor may forbid",
-    )
+def _no_sandbox(why: str, remedy: str) -> MountError:
+    return MountError(f"no sandbox can be made to try the command in: {why}", remedy)
 
 
 def _protect_devices() -> None:
