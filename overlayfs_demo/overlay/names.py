@@ -185,9 +185,9 @@ class Names:
             in_upper = above.stat(name) is not None
             self.before_link_count(node)
         if covered:
-            upper.whiteout(above, name, in_upper, covered, caller)
+            upper.whiteout(above, name, node.key if in_upper else None, covered, caller)
         elif isinstance(node, DirNode):
-            upper.rmdir(above, name, caller)
+            upper.rmdir(above, name, node.key, caller)
         else:
             upper.unlink(above, name, caller)
         self.forget(node, parent, name, in_upper)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.copyup import CopyUp, mark_impure
-from overlayfs_demo.overlay.layer import UpperDir
+from overlayfs_demo.overlay.layer import UpperDir, key_of, stale
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
@@ -88,15 +88,17 @@ class Rename:
         replaced = above_new.stat(new.name)
         flags = syscalls.RENAME_WHITEOUT if covered_old else 0
         swap = False
-        if replaced is not None and isinstance(old.node, DirNode):
-            if new.node is None:
-                # A directory cannot replace a whiteout, but can change places with it.
-                swap = True
-                flags = syscalls.RENAME_EXCHANGE
-            elif isinstance(new.node, DirNode) and new.node.in_upper:
-                upper.clear(above_new, new.name, replaced, caller)
+        if replaced is not None and new.node is None and isinstance(old.node, DirNode):
+            # A directory cannot replace a whiteout, but can change places with it.
+            swap = True
+            flags = syscalls.RENAME_EXCHANGE
         if new.node is not None:
+            # Before it is cleared: its name then leads to another directory.
             self._names.anchor(new.node, new.parent, new.name)
+            if replaced is not None and isinstance(new.node, DirNode) and new.node.in_upper:
+                if key_of(replaced) != new.node.key:
+                    raise stale(new.name)
+                upper.clear(above_new, new.name, replaced, caller)
             if isinstance(new.node, FileNode):
                 self._names.before_link_count(new.node)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)

@@ -20,7 +20,7 @@ from itertools import count
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event, Events
 from overlayfs_demo.overlay import incompat, statrecord
-from overlayfs_demo.overlay.layer import Layer, UpperDir
+from overlayfs_demo.overlay.layer import Key, Layer, UpperDir, key_of, stale
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
@@ -107,12 +107,15 @@ class Upper:
     @contextmanager
     def staged(self) -> Iterator[bytes]:
         """A free name in the work directory; whatever still stands there in the end is removed."""
-        name = b"#%x" % next(self._serial)
+        name = self._free_name()
         try:
             yield name
         except BaseException:
             self.discard(name)
             raise
+
+    def _free_name(self) -> bytes:
+        return b"#%x" % next(self._serial)
 
     def discard(self, name: bytes) -> None:
         """Remove what stands as `name` in the work directory, with all below it, if anything does.
@@ -235,8 +238,10 @@ class Upper:
             syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
         elif is_directory:
             # rename(2) does not replace a non-directory with a directory, but it exchanges them.
-            syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
-            self.discard(temporary)
+            whiteout = directory.stat(name)
+            if whiteout is None or stat.S_ISDIR(whiteout.st_mode):
+                raise stale(name)
+            self._exchange(temporary, directory, name, key_of(whiteout))
         else:
             syscalls.rename(self.work_fd, temporary, fd, name)
 
@@ -252,18 +257,16 @@ class Upper:
 
     # --- names that go -----------------------------------------------------------------------------
 
-    def whiteout(self, directory: UpperDir, name: bytes, replace: bool, layer: str, caller: Caller) -> None:
-        """Hide what the lowers have as `name`; `replace` says that the upper has an object there, too.
+    def whiteout(self, directory: UpperDir, name: bytes, replaced: Key | None, layer: str, caller: Caller) -> None:
+        """Hide what the lowers have as `name`; `replaced` is the object that the upper has there, if it has one.
 
         `layer` is the label of the layer that is hidden.
         """
         fd = directory.open().fd
-        if replace:
+        if replaced is not None:
             with self.staged() as temporary:
                 make_whiteout(self.work_fd, temporary)
-                # An exchange, for what is replaced may be a directory (holding whiteouts).
-                syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
-            self.discard(temporary)
+                self._exchange(temporary, directory, name, replaced)
         else:
             make_whiteout(fd, name)
         self._tell(Action.WHITEOUT, directory, name, caller, layer)
@@ -273,16 +276,37 @@ class Upper:
         os.unlink(name, dir_fd=directory.open().fd)
         self._tell(Action.UNLINK, directory, name, caller)
 
-    def rmdir(self, directory: UpperDir, name: bytes, caller: Caller) -> None:
-        """Remove a directory that only the upper has, and that may hold whiteouts but nothing else."""
+    def _exchange(self, temporary: bytes, directory: UpperDir, name: bytes, replaced: Key) -> None:
+        """Put a staged object in the place of another, which may be a directory, and remove that with all in it.
+
+        ESTALE if it is not the one that was looked up: it may hold what nobody wanted to remove.
+        """
+        fd = directory.open().fd
+        syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+        if not self._is_staged(temporary, replaced):
+            syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+            raise stale(name)
+        self.discard(temporary)
+
+    def _is_staged(self, temporary: bytes, key: Key) -> bool:
+        return key_of(os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)) == key
+
+    def rmdir(self, directory: UpperDir, name: bytes, key: Key, caller: Caller) -> None:
+        """Remove a directory that only the upper has, and that may hold whiteouts but nothing else.
+
+        ESTALE if it does not have the identity `key`.
+        """
         fd = directory.open().fd
         try:
             os.rmdir(name, dir_fd=fd)
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
-            with self.staged() as temporary:
-                syscalls.rename(fd, name, self.work_fd, temporary)
+            temporary = self._free_name()
+            syscalls.rename(fd, name, self.work_fd, temporary)
+            if not self._is_staged(temporary, key):
+                syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
+                raise stale(name) from None
             self.discard(temporary)
         self._tell(Action.RMDIR, directory, name, caller)
 
@@ -318,14 +342,16 @@ class Upper:
             _log.warning("a whiteout that hides nothing stays in the upper: %s: %s", directory.path(), error)
 
     def clear(self, directory: UpperDir, name: bytes, status: os.stat_result, caller: Caller) -> None:
-        """Replace a directory that is empty in the view by one that is empty on disk, and opaque."""
+        """Replace a directory that is empty in the view, and has this status, by one that is empty on disk, and opaque.
+
+        ESTALE if it is another one.
+        """
         with self.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
             os.setxattr(syscalls.path_of(self.work_fd, temporary), self.xattrs.opaque, b"y")
             os.chown(temporary, status.st_uid, status.st_gid, dir_fd=self.work_fd)
             os.chmod(temporary, stat.S_IMODE(status.st_mode), dir_fd=self.work_fd)
-            syscalls.rename(self.work_fd, temporary, directory.open().fd, name, syscalls.RENAME_EXCHANGE)
-        self.discard(temporary)
+            self._exchange(temporary, directory, name, key_of(status))
         self._tell(Action.OPAQUE, directory, name, caller)
 
     # --- attributes --------------------------------------------------------------------------------

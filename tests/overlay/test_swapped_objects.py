@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo import syscalls
+from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.types import Attrs, Caller, Change
-from tests.builders import directory, file
+from tests.builders import WHITEOUT, directory, file
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
 
@@ -279,3 +280,49 @@ def _tried(act: Callable[[], object]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _swap_when(monkeypatch: pytest.MonkeyPatch, owner: object, function: str, swap: Callable[[], object]) -> None:
+    """Let the attacker act in the middle of a verb: when it has called this function."""
+    real = getattr(owner, function)
+
+    def call(*arguments: object, **options: object) -> object:
+        answer = real(*arguments, **options)
+        monkeypatch.setattr(owner, function, real)
+        swap()
+        return answer
+
+    monkeypatch.setattr(owner, function, call)
+
+
+REMOVALS: dict[str, Callable[[Engine, DirNode], object]] = {
+    "rmdir": lambda view, home: view.overlay.rmdir(home, b"d", CALLER),
+    "rmdir of a merged directory": lambda view, home: view.overlay.rmdir(home, b"both", CALLER),
+    "rename onto it": lambda view, home: view.overlay.rename(home, b"other", home, b"d", 0, CALLER),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_directory_that_was_put_in_the_place_of_an_empty_one_is_not_removed(
+    overlaid: Make, monkeypatch: pytest.MonkeyPatch, removal: str
+) -> None:
+    emptied = directory({"x": WHITEOUT}, uid=ALICE)
+    view = overlaid({"home": {"both": {"x": "1"}}}, upper={"home": directory({
+        "d": emptied, "both": emptied, "other": directory(uid=ALICE),
+        "roots": directory({"canary": file(SECRET)}, mode=0o700),
+    }, uid=ALICE)})
+    real = view.upper("home")
+    name = "both" if "merged" in removal else "d"
+
+    def swap() -> None:
+        (real / name).rename(real / "away")
+        (real / "roots").rename(real / name)
+
+    home = view.node("home")
+    assert isinstance(home, DirNode)
+    view.node(f"home/{name}")
+    _swap_when(monkeypatch, listing, "is_empty", swap)
+    with pytest.raises(OSError) as failure:
+        REMOVALS[removal](view, home)
+    assert failure.value.errno in (errno.ESTALE, errno.ENOTEMPTY)
+    assert (real / name / "canary").read_bytes() == SECRET
