@@ -20,7 +20,7 @@ def is_impure(node: Node, tree: Tree) -> bool:
     """Does an object of the upper show the inode number of a lower one, or its data?"""
     if isinstance(node, FileNode) and node.metacopy:
         return True
-    return node.ino != tree.identity(node.target().stat())
+    return node.ino != tree.identity(node.stat())
 
 
 def mark_impure(directory: UpperDir, tree: Tree) -> None:

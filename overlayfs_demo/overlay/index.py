@@ -17,7 +17,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.layer import Descriptor, Layer, LayerDir, UpperDir
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
-from overlayfs_demo.overlay.workdir import open_private
+from overlayfs_demo.overlay.workdir import inherit_nothing
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NLINK = re.compile(rb"([UL])([+-]\d{1,9})\0?")
@@ -67,8 +67,10 @@ class Index:
     def directory(self) -> IndexDir:
         """The index, which is made if need be."""
         if self._directory is None:
-            fd = os.open(self._path, _DIRECTORY) if self._read_only else open_private(self._path)
-            self._directory = IndexDir(self._layer, fd)
+            os.makedirs(self._path, mode=0o700, exist_ok=True)
+            self._directory = IndexDir(self._layer, os.open(self._path, _DIRECTORY))
+            if not self._read_only:
+                inherit_nothing(self._directory.open().fd)
         return self._directory
 
     def find(self, origin: bytes) -> Entry | None:
@@ -104,8 +106,10 @@ class Index:
         directory, name = self.directory(), entry_name(origin)
         path = syscalls.path_of(work_fd, temporary)
         os.setxattr(path, self._xattrs.nlink, nlink_value(links, 1), follow_symlinks=False)
+        status = os.stat(temporary, dir_fd=work_fd, follow_symlinks=False)
+        # Last, for nothing may fail once the copy can be found.
         syscalls.rename(work_fd, temporary, directory.open().fd, name, syscalls.RENAME_NOREPLACE)
-        return Entry(directory, name, os.stat(name, dir_fd=directory.open().fd, follow_symlinks=False))
+        return Entry(directory, name, status)
 
     def note_links(self, place: LayerDir, name: bytes, links: int) -> None:
         """Note how many names the view has. As long as the copy itself gains or loses as many, it stays true."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
@@ -132,7 +132,7 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
             return Answer(Says.ABSENT, None, layer)
         metacopy = layer.is_metacopy(name, status, source)
         return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy), layer)
-    directory = source.child(name)
+    directory = source.child(name, key_of(status))
     part = Part(source, name, status, directory)
     if layer.last:
         return Answer(Says.DIRECTORY, part, layer)

@@ -11,7 +11,6 @@ import errno
 import os
 import stat
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
@@ -51,7 +50,7 @@ class Redirects:
             return
         if len(redirect) > _LONGEST_PATH:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
-        self._tree.writable().set_xattr(node.target(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller)
+        self._tree.writable().set_xattr(node.pin(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller)
         if isinstance(node, DirNode):
             node.redirect = redirect
             assert node.upper is not None
@@ -62,7 +61,9 @@ class Redirects:
         known = self._known(node)
         if isinstance(node, FileNode) and same_parent:
             # The other names of a hard-linked file may stand, or come to stand, in other directories.
-            same_parent = node.data_target().stat().st_nlink == 1
+            data = node.data_place()
+            status = data.place.stat(data.name)
+            same_parent = status is not None and status.st_nlink == 1
         if known is not None and (same_parent or known.startswith(b"/")):
             return None
         return name if same_parent else b"%s/%s" % (_lower_path(parent), known or name)
@@ -71,10 +72,7 @@ class Redirects:
         """The redirect that the upper's object has already."""
         if isinstance(node, DirNode):
             return node.redirect
-        if not (isinstance(node, FileNode) and node.in_upper):
-            return None
-        target = node.target()
-        return syscalls.get_xattr(target.xattr_path(), self._tree.xattrs.redirect, target.follow)
+        return node.pin().xattr(self._tree.xattrs.redirect) if node.in_upper else None
 
 
 def _has_lower_part(node: Node) -> bool:

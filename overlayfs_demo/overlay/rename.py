@@ -14,7 +14,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
-from overlayfs_demo.overlay.layer import UpperDir
+from overlayfs_demo.overlay.layer import UpperDir, key_of, stale
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.redirect import Redirects
@@ -93,23 +93,25 @@ class Rename:
         replaced = above_new.stat(new.name)
         flags = syscalls.RENAME_WHITEOUT if covered_old else 0
         swap = False
-        if replaced is not None and isinstance(old.node, DirNode):
-            if new.node is None:
-                # A directory cannot replace a whiteout, but can change places with it.
-                swap = True
-                flags = syscalls.RENAME_EXCHANGE
-            elif isinstance(new.node, DirNode) and new.node.in_upper:
-                upper.clear(above_new, new.name, replaced, caller)
+        if replaced is not None and new.node is None and isinstance(old.node, DirNode):
+            # A directory cannot replace a whiteout, but can change places with it.
+            swap = True
+            flags = syscalls.RENAME_EXCHANGE
         if new.node is not None:
+            # Before it is cleared: its name then leads to another directory.
             self._names.anchor(new.node, new.parent, new.name)
+            if replaced is not None and isinstance(new.node, DirNode) and new.node.in_upper:
+                if key_of(replaced) != new.node.key:
+                    raise stale(new.name)
+                upper.clear(above_new, new.name, replaced, caller)
             if isinstance(new.node, FileNode):
                 self._names.before_link_count(new.node)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
-        if swap and not covered_old:
-            upper.remove_whiteout(above_old, old.name)
         if new.node is not None:
             self._names.forget(new.node, new.parent, new.name, replaced is not None)
         self._relocate(old, new, above_new)
+        if swap and not covered_old:
+            upper.remove_whiteout(above_old, old.name)
 
     def exchange(self, old: Place, new: Place, caller: Caller) -> None:
         """Let two names change places. Both nodes are in the upper, if files."""
@@ -140,7 +142,7 @@ class Rename:
         above = self._upper_of(node)
         if not above.marks.opaque:
             self._tree.writable().set_xattr(
-                node.target(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller
+                node.pin(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller
             )
             above.forget_marks()
 

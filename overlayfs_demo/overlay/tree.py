@@ -17,10 +17,10 @@ from weakref import WeakValueDictionary
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import drift
 from overlayfs_demo.overlay.index import Index
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.overlay.upper import Upper
@@ -98,7 +98,7 @@ class Tree:
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
-                return found, found.attrs_from(found.target().stat())
+                return found, found.attrs_from(found.stat())
             known = parent.children.get(name)
             if known is not None:
                 drift.displace(known, parent, name)
@@ -134,14 +134,27 @@ class Tree:
                 node = self._make_directory(parent, name, parts)
             else:
                 node = self._make_file(parent, name, parts)
-                if parts[0].metacopy and node.key == (status.st_dev, status.st_ino):
-                    node.metacopy, node.data = True, _data_of(parts)
             if known is not None and known is not node:
                 drift.displace(known, parent, name)
             parent.children.put(name, node)
-            if node.key != (status.st_dev, status.st_ino):
-                status = node.target().stat()  # A name of a lower file that was copied up by another.
+            if node.key != key_of(status):
+                status = node.stat()  # A name of a lower file that was copied up by another.
+        if parts[0].metacopy and isinstance(node, FileNode) and node.key == key_of(parts[0].status):
+            node.metacopy, node.data = True, _data_of(parts)
         return node, node.attrs_from(status)
+
+    def open(self, node: FileNode, flags: int) -> int:
+        """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE. Call without `lock`:
+        no file of a layer may keep the other callers waiting."""
+        while True:
+            with self.lock:
+                where, way = node.where, node.way()
+            try:
+                return way.open(flags)
+            except OSError as error:
+                # It may have been renamed meanwhile.
+                if error.errno != errno.ESTALE or node.where == where:
+                    raise
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
         """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
@@ -245,6 +258,7 @@ class Tree:
         return parts[0].place.layer.label if parts else ""
 
 
-def _data_of(parts: Sequence[Part]) -> tuple[LayerDir, bytes] | None:
+def _data_of(parts: Sequence[Part]) -> Data | None:
     """Where the data of a file stands that was found as these; None if no layer has it."""
-    return None if parts[-1].metacopy else (parts[-1].place, parts[-1].name)
+    last = parts[-1]
+    return None if last.metacopy else Data(last.place, last.name, key_of(last.status))

@@ -1,4 +1,4 @@
-"""How are the directories made in which objects are made ready, so that these inherit nothing from them?"""
+"""How do the directories in which objects are made ready pass nothing of their own on to them?"""
 
 from __future__ import annotations
 
@@ -8,28 +8,16 @@ import os
 from overlayfs_demo.overlay import acl
 
 
-def open_private(path: bytes) -> int:
-    """Open the directory `path`, made if it is not there, without ACLs and set-group-ID bit; the caller owns the
-    descriptor.
+def inherit_nothing(fd: int) -> None:
+    """Take the ACLs and the set-group-ID bit off a directory that was made for the overlay alone. Raises OSError.
 
     A default ACL of the directory above would pass through it to everything that is made in it, and from there into
     the upper (fs/overlayfs/super.c, ovl_workdir_create).
     """
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        for name in (acl.DEFAULT, acl.ACCESS):
-            _remove(fd, name)
-        os.fchmod(fd, 0o700)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _remove(fd: int, name: str) -> None:
-    try:
-        os.removexattr(fd, name)
-    except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-            raise
+    for name in (acl.DEFAULT, acl.ACCESS):
+        try:
+            os.removexattr(fd, name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+    os.fchmod(fd, 0o700)
