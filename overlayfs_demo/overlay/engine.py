@@ -31,7 +31,7 @@ from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.overlay.timemachine import TimeMachine
-from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.tree import Completed, Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
@@ -137,10 +137,11 @@ class Overlay:
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
-    ) -> list[tuple[Node, Attrs] | None]:
+    ) -> list[Completed]:
         """Like `lookup` for each of some names of a `snapshot`; None for one that is gone since.
 
-        While the snapshot is current, only the layer that has the name is asked, and not all again.
+        One that cannot be looked up, see `faults`, is listed all the same. While the snapshot is current, only
+        the layer that has the name is asked, and not all again.
         """
         with self._lock:
             current = snapshot.is_current(parent.sources)
@@ -176,11 +177,7 @@ class Overlay:
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""
         with self._lock:
-            tree = self._tree_of(parent)
-            if listed.certain:
-                return Dirent(listed.name, listed.kind, tree.identity_of(listed.ino, listed.source.layer.device))
-            node = tree.child(parent, listed.name)
-            return Dirent(listed.name, node.kind, node.ino) if node else None
+            return self._tree_of(parent).dirent(parent, listed)
 
     def entries(self, node: DirNode) -> list[Dirent]:
         """All entries of a directory, without `.` and `..`."""

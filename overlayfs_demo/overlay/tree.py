@@ -22,12 +22,15 @@ from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
-from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
 # Inode numbers of further filesystems are told apart by their upper bits, like the kernel's "xino".
 _FILESYSTEM_SHIFT = 56
+
+# What becomes of a listed name: its node; no more than was listed, if it cannot be looked up; None if it is gone.
+Completed = tuple[Node, Attrs] | Dirent | None
 
 
 class Tree:
@@ -102,18 +105,35 @@ class Tree:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return self._settle(parent, name, parts)
 
-    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         """Like `find`, given how the name was listed; `current` says that no name was changed here since."""
+        try:
+            return self._find_listed(parent, listed, current)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return self._as_listed(listed)
+
+    def dirent(self, parent: DirNode, listed: Listed) -> Dirent | None:
+        """The directory entry of a name that was listed, or None if it is gone since."""
+        if listed.certain:
+            return self._as_listed(listed)
+        found = self.find_listed(parent, listed, False)
+        if found is None or isinstance(found, Dirent):
+            return found
+        return Dirent(listed.name, found[0].kind, found[0].ino)
+
+    def _as_listed(self, listed: Listed) -> Dirent:
+        return Dirent(listed.name, listed.kind, self.identity_of(listed.ino, listed.source.layer.device))
+
+    def _find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs]:
         name, kind, _, source, _ = listed
         if current and kind != stat.S_IFDIR:
             status = source.stat(name)
             known = status is not None and stat.S_IFMT(status.st_mode) == kind
             if known and status is not None and not source.layer.is_metacopy(name, status, source):
                 return self._settle(parent, name, (Part(source, name, status, None),))
-        try:
-            return self.find(parent, name)
-        except FileNotFoundError:
-            return None
+        return self.find(parent, name)
 
     def _settle(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
         """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
@@ -226,5 +246,9 @@ class Tree:
         """The label of the lower layer that would show `name` if the upper said nothing; "" if none would."""
         if not parent.lowers:
             return ""
-        parts = self.lookup.find(parent.lowers, name)
+        try:
+            parts = self.lookup.find(parent.lowers, name)
+        except OSError:
+            # Something is there, which just cannot be shown (fs/overlayfs/namei.c, ovl_lower_positive).
+            return parent.lowers[0].layer.label
         return parts[0].place.layer.label if parts else ""
