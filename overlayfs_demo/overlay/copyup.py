@@ -22,7 +22,7 @@ from overlayfs_demo.overlay.layer import Descriptor, UpperDir
 from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
 from overlayfs_demo.overlay.tree import Tree
-from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.types import Caller, Links
 from overlayfs_demo.overlay.upper import Upper
 
 # Attributes that carry access rights: losing one silently would be worse than failing.
@@ -108,6 +108,7 @@ class CopyUp:
         made = above.child(node.name)
         copied = os.fstat(made.adopt(above, node.name).fd)
         node.copied_up(made, (copied.st_dev, copied.st_ino))
+        self._tree.claim(node.ino, copied)
         self._hooks.copied_up(node)
         upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
         return made
@@ -164,8 +165,9 @@ class CopyUp:
                 if node.gone:
                     self._adopt_nameless(node, temporary)
                 elif index and origin:
-                    entry = index.take(upper.work_fd, temporary, origin, status.st_nlink)
-                    node.place, node.place_name, node.links = entry.place, entry.name, status.st_nlink
+                    links = Links(status.st_nlink, status.st_nlink)
+                    entry = index.take(upper.work_fd, temporary, origin, links)
+                    node.place, node.place_name, node.links = entry.place, entry.name, links
                 else:
                     assert node.parent is not None
                     place = self._publish(node, node.parent, temporary, bool(origin), caller)
@@ -329,7 +331,9 @@ class CopyUp:
         node.key = (status.st_dev, status.st_ino)
         if node.links is not None:
             self._tree.share(node, node.key)
-        if not keep_ino:
+        if keep_ino:
+            self._tree.claim(node.ino, status)
+        else:
             node.ino = self._tree.identity(status)
         if not node.metacopy:
             for handle in node.handles:

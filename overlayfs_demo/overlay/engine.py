@@ -27,6 +27,7 @@ from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.pairing import pairing_of
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.testimony import Statement
@@ -51,6 +52,9 @@ class Overlay:
     def __init__(self, stack: Stack, events: Events | None = None) -> None:
         """Open the layers; raises OSError, with `filename` the layer at fault."""
         xattrs = USER if stack.user_xattrs else TRUSTED
+        pairing = pairing_of(stack)
+        if pairing is not None:
+            pairing.verify()
         self.events = events or Events()
         self._cache = DescriptorCache(_descriptor_limit())
         upper, index = None, None
@@ -65,8 +69,8 @@ class Overlay:
         origins = Origins(lowers)
         if stack.upper is not None and stack.work is not None:
             layer = Layer(stack.upper, 0, "upper", xattrs, self._cache, image_dialect=False, last=False)
-            if stack.index:
-                index = Index(layer, stack.work, origins, xattrs, stack.read_only)
+            if pairing is not None:
+                index = Index(layer, pairing, origins, stack.read_only)
             if stack.read_only:
                 lowers.insert(0, layer)
                 self._layers.append(layer)

@@ -43,7 +43,9 @@ def check_metacopy(value: bytes, place: LayerDir, name: bytes) -> None:
         raise broken(errno.EIO, place, name, "metacopy", value)
 
 
-def broken(code: int, place: LayerDir, name: bytes, mark: str, value: bytes | None) -> OSError:
+def broken(
+    code: int, place: LayerDir, name: bytes, mark: str, value: bytes | None, remedy: str = "correct it, or remove it"
+) -> OSError:
     """The error for a bad `overlay.MARK` (None: missing) of the object `name` in `place`, which is logged."""
     path = os.path.join(place.path(), name)
     told = place.layer.told
@@ -51,7 +53,7 @@ def broken(code: int, place: LayerDir, name: bytes, mark: str, value: bytes | No
         told.add((path, mark))
         shown = "none" if value is None else ascii(os.fsdecode(value[:_LONGEST]))
         _log.warning(
-            "%s: %s cannot be shown, for its attribute overlay.%s is wrong: %s; correct it, or remove it",
-            place.layer.label, ascii(os.fsdecode(path)), mark, shown,
+            "%s: %s cannot be used, for its attribute overlay.%s is wrong: %s; %s",
+            place.layer.label, ascii(os.fsdecode(path)), mark, shown, remedy,
         )
     return OSError(code, os.strerror(code), name)

@@ -95,7 +95,7 @@ class Names:
         self.before_link_count(node)
         self._tree.writable().link(target, above, name, over_whiteout, caller)
         if node.links is not None:
-            node.links += 1
+            node.links = node.links.changed(1)
         self._tree.share(node, node.key)
         self._tree.settle(node, parent, name)
         parent.children.put(name, node)
@@ -206,7 +206,7 @@ class Names:
         if node.parent is parent and node.name == name:
             node.gone = True
         if isinstance(node, FileNode) and node.links is not None:
-            node.links -= 1
+            node.links = node.links.changed(-1)
             self._after_link_count(node, was_in_upper)
 
     def before_link_count(self, node: FileNode) -> None:
@@ -218,7 +218,9 @@ class Names:
     def _after_link_count(self, node: FileNode, was_in_upper: bool) -> None:
         """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along."""
         assert self._tree.index is not None and node.links is not None
-        if node.links <= 0:
-            self._tree.index.remove(node.place, node.place_name)
-        elif not was_in_upper:
+        if node.links.view <= 0:
+            left = self._tree.index.remove(node.place, node.place_name)
+            node.links = node.links.changed(left)
+            was_in_upper = not left
+        if not was_in_upper:
             self._tree.index.note_links(node.place, node.place_name, node.links)

@@ -22,8 +22,6 @@ PRIVATE = ("trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.
 
 def private(path: Path) -> dict[str, bytes]:
     names = set(os.listxattr(path, follow_symlinks=False))
-    if path.name == "upper":
-        names.discard("trusted.overlay.origin")  # With index=on the kernel notes the stack there.
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in names if name in PRIVATE}
 
 
