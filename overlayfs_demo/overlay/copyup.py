@@ -140,14 +140,13 @@ class CopyUp:
 
     def _copy_file(self, node: FileNode, caller: Caller, length: int | None, with_name: bool, data: bool) -> None:
         upper = self._tree.writable()
-        layer = node.place.layer
         source = node.target()
         status = source.stat()
         # Without an index, a file with several names in its layer is a new file of its own once it is copied.
         origin = None
         index = self._tree.index if status.st_nlink > 1 else None
         if (index or status.st_nlink == 1) and not node.gone:
-            origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
+            origin = self._tree.origin_of(node.place, node.place_name, status)
         metadata = not data and node.kind == stat.S_IFREG and status.st_nlink == 1
         metacopy = metadata and (self._metacopy or self._rehearsal)
         told, label = self._cost(node, 0 if metadata and self._metacopy else _size(node, status, length), data)

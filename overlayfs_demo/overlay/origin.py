@@ -19,8 +19,6 @@ _HEAD = struct.Struct("=BBBBB16s")
 # The flag of handles of the upper's objects.
 _OF_UPPER = 4
 NO_UUID = bytes(16)
-# MAX_HANDLE_SZ of name_to_handle_at(2), in bytes.
-_LONGEST_HANDLE = 128
 
 
 class Origins:
@@ -86,7 +84,7 @@ class Origins:
 
 def is_handle(value: bytes) -> bool:
     """Could this be a handle, of any file (ovl_check_fb_len)?"""
-    if not _HEAD.size < len(value) <= _HEAD.size + _LONGEST_HANDLE:
+    if len(value) < _HEAD.size:
         return False
     version, magic, length, *_ = _HEAD.unpack_from(value)
     return (version, magic, length) == (_VERSION, _MAGIC, len(value))

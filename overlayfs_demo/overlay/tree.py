@@ -24,7 +24,7 @@ from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
-from overlayfs_demo.overlay.whiteout import PrivateXattrs
+from overlayfs_demo.overlay.whiteout import USER, PrivateXattrs
 
 # Inode numbers of further filesystems are told apart by their upper bits, like the kernel's "xino".
 _FILESYSTEM_SHIFT = 56
@@ -226,7 +226,14 @@ class Tree:
 
     def linked_origin(self, part: Part) -> bytes | None:
         """The origin of a lower file of several names, if its names are to stay together."""
-        return self.origins.encode(part.place.layer, part.place.open().fd, part.name) if self.index else None
+        return self.origin_of(part.place, part.name, part.status) if self.index else None
+
+    def origin_of(self, place: LayerDir, name: bytes, status: os.stat_result) -> bytes | None:
+        """The origin that a copy of this lower file gets. None where there are no handles, and for what could not hold
+        it: symbolic links and special files have no attributes in `user.`, see xattr(7)."""
+        if self.xattrs is USER and not stat.S_ISREG(status.st_mode):
+            return None
+        return self.origins.encode(place.layer, place.open().fd, name)
 
     def _from_index(
         self, parent: DirNode, name: bytes, part: Part, entry: Entry, lower: os.stat_result | None
