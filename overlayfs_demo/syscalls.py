@@ -146,9 +146,9 @@ def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -
     _check(_libc.renameat2(old_dir, old, new_dir, new, flags), old)
 
 
-def link_path(path: bytes, follow: bool, new_dir: int, new: bytes) -> None:
-    """Give the file at the absolute `path` a further name: linkat(2)."""
-    _check(_libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW if follow else 0), new)
+def link_path(path: bytes, new_dir: int, new: bytes) -> None:
+    """Give the file that the absolute `path` leads to, links followed, a further name: linkat(2)."""
+    _check(_libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW), new)
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 for _part in (
     "records", "feed", "control", "mounts", "sandbox", "rehearsal", "render", "layer_facts", "docker_format",
-    "containers", "commands", "store_verbs", "terminal", "text_diff", "keys", "watch_state", "watch_view",
+    "containers", "commands", "output", "store_verbs", "terminal", "text_diff", "keys", "watch_state", "watch_view",
     "watch_live", "build_command", "image_commands", "watch_command", "explain_command", "which_command",
     "analysis_commands", "web", "web_commands", "container_commands", "completion", "manual", "shell_commands", "tour",
     "tour_command", "cli", "__main__",

@@ -9,6 +9,7 @@ count of names, of which the index is one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -58,18 +59,21 @@ class Index:
     __slots__ = ("_directory", "_layer", "_origins", "_pairing", "_xattrs")
 
     def __init__(self, layer: Layer, pairing: Pairing, origins: Origins, read_only: bool = False) -> None:
-        """`layer` is the upper, perhaps of another mount, that the `pairing`, which must be verified, is about."""
+        """`layer` is the upper, perhaps of another mount, and the `pairing`, which was verified, what belongs to it."""
         self._layer = layer
         self._pairing = pairing
         self._origins = origins
         self._xattrs = layer.xattrs
         self._directory: IndexDir | None = None
-        if not read_only:
-            pairing.remember()
         if os.path.isdir(pairing.index):
             directory = self._open()
             if not read_only:
+                pairing.remember()
                 self._remove_orphans(directory)
+        elif not read_only:
+            # As the kernel does when it mounts. Nothing depends on it before there is an index.
+            with contextlib.suppress(OSError):
+                pairing.remember()
 
     def _open(self) -> IndexDir:
         self._directory = IndexDir(self._layer, os.open(self._pairing.index, _DIRECTORY))
@@ -128,8 +132,10 @@ class Index:
         """Publish a finished copy, `temporary` in `work_fd`, of a lower file with so many names."""
         directory, name = self._directory or self._make(), entry_name(origin)
         self._note(syscalls.path_of(work_fd, temporary), links, 1)
+        status = os.stat(temporary, dir_fd=work_fd, follow_symlinks=False)
+        # Last, for nothing may fail once the copy can be found.
         syscalls.rename(work_fd, temporary, directory.open().fd, name, syscalls.RENAME_NOREPLACE)
-        return Entry(directory, name, os.stat(name, dir_fd=directory.open().fd, follow_symlinks=False))
+        return Entry(directory, name, status)
 
     def note_links(self, place: LayerDir, name: bytes, links: Links) -> None:
         """Note how many names there are. As long as the copy itself gains or loses as many, it stays true."""

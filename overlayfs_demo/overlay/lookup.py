@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import faults
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
@@ -131,7 +131,7 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
             path = syscalls.path_of(source.open().fd, name)
             faults.check_metacopy(syscalls.get_xattr(path, layer.xattrs.metacopy) or b"", source, name)
         return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy), layer)
-    directory = source.child(name)
+    directory = source.child(name, key_of(status))
     part = Part(source, name, status, directory)
     if layer.last:
         return Answer(Says.DIRECTORY, part, layer)

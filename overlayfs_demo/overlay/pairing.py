@@ -3,8 +3,8 @@
 What stands in the index are copies that names in the upper and in the lowers lead to. Beside another upper it would
 show changes that were never made there. So the index remembers its upper, in `overlay.upper`, and the root of the upper
 its topmost lower, in `overlay.origin`, both by handle (Linux fs/overlayfs/super.c, ovl_get_indexdir). The kernel
-refuses a mount where either is another one; we do if anything stands in the index, for an empty one can show nothing
-wrong, and is given to the upper at hand.
+refuses a mount where either is another one. Here it is refused if anything stands in the index: an empty one can show
+nothing wrong, and is given to the upper at hand.
 """
 
 from __future__ import annotations

@@ -100,11 +100,11 @@ class Rename:
             if isinstance(new.node, FileNode):
                 self._names.before_link_count(new.node)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
-        if swap and not covered_old:
-            upper.remove_whiteout(above_old, old.name)
         if new.node is not None:
             self._names.forget(new.node, new.parent, new.name, replaced is not None)
         self._relocate(old, new, above_new)
+        if swap and not covered_old:
+            upper.remove_whiteout(above_old, old.name)
 
     def exchange(self, old: Place, new: Place, caller: Caller) -> None:
         """Let two names change places. Both nodes are in the upper, if files."""
@@ -128,7 +128,7 @@ class Rename:
                 self._make_opaque(old.node, caller)
         if isinstance(old.node, FileNode) and old.node.links is not None:
             self._copy_up.name(old.node, old.parent, old.name, caller)
-        if old.node.ino != self._tree.identity(old.node.target().stat()):
+        if old.node.ino != self._tree.identity(old.node.stat()):
             mark_impure(above_new, self._tree)
         return above_old, above_new
 
@@ -140,7 +140,7 @@ class Rename:
         if len(redirect) > _REDIRECT_MAX and not same_parent:
             raise failure(errno.EXDEV, node.name)
         self._tree.writable().set_xattr(
-            node.target(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller
+            node.pin(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller
         )
         node.redirect = redirect
         self._upper_of(node).forget_marks()
@@ -149,7 +149,7 @@ class Rename:
         above = self._upper_of(node)
         if not above.marks.opaque:
             self._tree.writable().set_xattr(
-                node.target(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller
+                node.pin(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller
             )
             above.forget_marks()
 

@@ -155,7 +155,7 @@ class _Shelf(_Past):
         if name not in self._made:
             self._made[name] = self._entries[name](parent, name)
         node = self._made[name]
-        return node, node.attrs_from(node.target().stat())
+        return node, node.attrs_from(node.stat())
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         return self.find(parent, listed.name)

@@ -17,10 +17,10 @@ from weakref import WeakValueDictionary
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import drift
 from overlayfs_demo.overlay.index import Entry, Index
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
@@ -93,15 +93,15 @@ class Tree:
         filesystem = self._devices.setdefault(device, len(self._devices))
         return ino ^ filesystem << _FILESYSTEM_SHIFT
 
-    def claim(self, ino: int, status: os.stat_result) -> bool:
+    def claim(self, ino: int, key: Key) -> bool:
         """Let an object of the upper have the number of the lower one it came from. False if another one has it:
         who copies files inside an upper may have copied their origin along."""
-        return self._claims.setdefault(ino, status.st_ino) == status.st_ino
+        return self._claims.setdefault(ino, key[1]) == key[1]
 
     def _inherited(self, status: os.stat_result, lower: os.stat_result) -> int:
         """The number of an object of the upper that came from a lower one: that one's, if it is free."""
         ino = self.identity(lower)
-        return ino if self.claim(ino, status) else self.identity(status)
+        return ino if self.claim(ino, key_of(status)) else self.identity(status)
 
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         """The node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
@@ -111,7 +111,7 @@ class Tree:
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
-                return found, found.attrs_from(found.target().stat())
+                return found, found.attrs_from(found.stat())
             known = parent.children.get(name)
             if known is not None:
                 drift.displace(known, parent, name)
@@ -157,15 +157,28 @@ class Tree:
                 node = self._make_directory(parent, name, parts)
             else:
                 node = self._make_file(parent, name, parts[0])
-                if parts[0].metacopy and node.key == (status.st_dev, status.st_ino):
+                if parts[0].metacopy and node.key == key_of(status):
                     node.metacopy = True
-                    node.data = (parts[1].place, parts[1].name) if len(parts) > 1 else None
+                    node.data = Data(parts[1].place, parts[1].name, key_of(parts[1].status)) if len(parts) > 1 else None
             if known is not None and known is not node:
                 drift.displace(known, parent, name)
             parent.children.put(name, node)
-            if node.key != (status.st_dev, status.st_ino):
-                status = node.target().stat()  # A name of a lower file that was copied up by another.
+            if node.key != key_of(status):
+                status = node.stat()  # A name of a lower file that was copied up by another.
         return node, node.attrs_from(status)
+
+    def open(self, node: FileNode, flags: int) -> int:
+        """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE. Call without `lock`:
+        no file of a layer may keep the other callers waiting."""
+        while True:
+            with self.lock:
+                where, way = node.where, node.way()
+            try:
+                return way.open(flags)
+            except OSError as error:
+                # It may have been renamed meanwhile.
+                if error.errno != errno.ESTALE or node.where == where:
+                    raise
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
         """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
@@ -202,7 +215,7 @@ class Tree:
         else:
             origin = self.linked_origin(part) if linked else None
         entry = self.index.find(origin, stat.S_IFMT(status.st_mode)) if self.index and origin else None
-        if entry and (not in_upper or _is_same(entry.status, status)):
+        if entry and (not in_upper or key_of(entry.status) == key_of(status)):
             node = self._from_index(parent, name, part, entry, lower)
         else:
             ino = self.identity(status)
@@ -246,7 +259,7 @@ class Tree:
             self._meet(known, parent, name, part)
             return known
         node = FileNode(parent, name, entry.place, entry.name, status, self.identity(lower or status))
-        self.claim(node.ino, status)
+        self.claim(node.ino, node.key)
         node.links = self.index.links(entry, lower.st_nlink if lower else None)
         self.share(node, node.key)
         return node
@@ -284,7 +297,3 @@ class Tree:
             # Something is there, which just cannot be shown (fs/overlayfs/namei.c, ovl_lower_positive).
             return parent.lowers[0].layer.label
         return parts[0].place.layer.label if parts else ""
-
-
-def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

@@ -369,7 +369,7 @@ class _RealFile:
         return os.copy_file_range(self._fd, target._fd, length, offset, target_offset)
 
     def link(self, path: Name) -> None:
-        syscalls.link_path(syscalls.fd_path(self._fd), True, syscalls.AT_FDCWD, self._subject.path(path))
+        syscalls.link_path(syscalls.fd_path(self._fd), syscalls.AT_FDCWD, self._subject.path(path))
 
     def close(self) -> None:
         os.close(self._fd)
