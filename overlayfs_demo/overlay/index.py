@@ -66,7 +66,7 @@ class Index:
         self._xattrs = layer.xattrs
         self._directory: IndexDir | None = None
         if os.path.isdir(pairing.index):
-            directory = self._open()
+            self._directory = directory = self._open()
             if not read_only:
                 pairing.remember()
                 self._remove_orphans(directory)
@@ -76,13 +76,15 @@ class Index:
                 pairing.remember()
 
     def _open(self) -> IndexDir:
-        self._directory = IndexDir(self._layer, os.open(self._pairing.index, _DIRECTORY))
-        return self._directory
+        return IndexDir(self._layer, os.open(self._pairing.index, _DIRECTORY))
 
     def _make(self) -> IndexDir:
         os.makedirs(self._pairing.index, mode=0o700, exist_ok=True)
+        directory = self._open()
+        # Nothing may stand in it before it is known whose it is.
         self._pairing.remember()
-        return self._open()
+        self._directory = directory
+        return directory
 
     def find(self, origin: bytes, kind: int) -> Entry | None:
         """The copy of the lower file of this origin and S_IFMT kind, if there is one.
