@@ -29,6 +29,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "images": BASE | {"overlay"},
     "fronts": BASE | {"overlay"},
     "mount_table": frozenset(),
+    "relay": frozenset(),
+    "syscall_filter": frozenset(),
+    "sandbox_entry": frozenset({"syscalls"}),
     "mount_options": BASE | {"overlay"},
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
