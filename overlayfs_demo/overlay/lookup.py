@@ -88,8 +88,10 @@ class Lookup:
 
     def _listen(self, sources: Sequence[LayerDir], name: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask layer after layer, each only when the verdict needs it, and note the answers."""
+        redirected = False
         for source in sources:
-            answer = judge(source, name, _status(source, name))
+            status = _status_if_possible(source, name) if redirected else source.stat(name)
+            answer = judge(source, name, status)
             answers.append(answer)
             yield answer.says
             redirect = _redirect(answer)
@@ -98,7 +100,7 @@ class Lookup:
             if redirect.startswith(b"/"):
                 yield from self._listen_below(source.layer, redirect, answers)
                 return
-            name = redirect
+            name, redirected = redirect, True
 
     def _listen_below(self, above: Layer, path: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask the layers below `above` about an absolute path, each from its root."""
@@ -141,8 +143,8 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
     return Answer(Says.OPAQUE_DIRECTORY if opaque else Says.DIRECTORY, part, layer)
 
 
-def _status(source: LayerDir, name: bytes) -> os.stat_result | None:
-    """The status of `name`, which may come from a redirect and be longer than any file's (ovl_lookup_single)."""
+def _status_if_possible(source: LayerDir, name: bytes) -> os.stat_result | None:
+    """The status of a name from a redirect. One that is longer than any file's is in no layer (ovl_lookup_single)."""
     try:
         return source.stat(name)
     except OSError as error:
@@ -178,7 +180,7 @@ def _walk(layer: Layer, path: bytes) -> _Walked:
     while True:
         name, _, rest = rest[1:].partition(b"/")
         rest = rest and b"/" + rest
-        answer = judge(directory, name, _status(directory, name))
+        answer = judge(directory, name, _status_if_possible(directory, name))
         if answer.says is Says.WHITEOUT or (answer.says in (Says.FILE, Says.METACOPY) and rest):
             return _Walked(Answer(Says.WHITEOUT, None, layer), path, True)
         if answer.says is Says.OPAQUE_DIRECTORY:

@@ -82,6 +82,14 @@ def test_redirect_to_what_no_layer_has_leads_nowhere(mounted: Mount, redirect: b
     assert view.names("p/moved") == [b"own"]
 
 
+def test_name_that_is_too_long_is_an_error_all_the_same(mounted: Mount) -> None:
+    view = mounted({"d/low": ""}, upper={"d": {"own": ""}})
+    for attempt in (view.stat, view.mkdir, view.unlink, lambda path: view.truncate(path, 0)):
+        with pytest.raises(OSError) as caught:
+            attempt("d/" + "n" * 256)
+        assert caught.value.errno == errno.ENAMETOOLONG
+
+
 def test_redirect_ends_at_a_nul(mounted: Mount) -> None:
     view = mounted({"p": {"a/f": "1"}, "q/g": "2"}, upper={"p": {"x": renamed(b"a\0b"), "y": renamed(b"/q\0")}})
     assert (view.names("p/x"), view.names("p/y")) == ([b"f"], [b"g"])
