@@ -357,8 +357,8 @@ class Overlay:
         """Drop set-id bits of a file in the upper, as the VFS does for a caller without CAP_FSETID. (It drops
         `security.capability` by itself when the real file is written or truncated.)
 
-        Told by us that we do this (FUSE_HANDLE_KILLPRIV_V2), the kernel goes on believing in the bits it knows, and
-        would run the program that was just written with them: it must hear of it before the caller does.
+        A front has told the kernel that this is done here, so the kernel goes on believing in the bits it knows, and
+        would run the program that was just written with them: it must hear of the change before the caller does.
         """
         status = pinned.stat()
         mode = stat.S_IMODE(status.st_mode)
