@@ -94,11 +94,15 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+# MAX_HANDLE_SZ of name_to_handle_at(2), in bytes.
+_MAX_HANDLE = 128
+
+
 class _FileHandle(ctypes.Structure):
     _fields_ = (
         ("handle_bytes", ctypes.c_uint),
         ("handle_type", ctypes.c_int),
-        ("f_handle", ctypes.c_ubyte * 128),
+        ("f_handle", ctypes.c_ubyte * _MAX_HANDLE),
     )
 
 
@@ -220,7 +224,7 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
     `name` empty means `dir_fd` itself; a symbolic link is not followed. EOPNOTSUPP where the
     filesystem has no handles. From Linux 6.5 on an overlay has some that tell files apart, but cannot be opened.
     """
-    handle = _FileHandle(handle_bytes=128)
+    handle = _FileHandle(handle_bytes=_MAX_HANDLE)
     mount_id = ctypes.c_int()
     flags = AT_EMPTY_PATH if not name else 0
     place = (dir_fd, ctypes.c_char_p(name), ctypes.byref(handle), ctypes.byref(mount_id))
@@ -236,6 +240,8 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
 
 def open_file_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int:
     """Open a file by its handle: open_by_handle_at(2). Needs CAP_DAC_READ_SEARCH; ESTALE when it is gone."""
+    if len(opaque) > _MAX_HANDLE:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     handle = _FileHandle(handle_bytes=len(opaque), handle_type=kind)
     ctypes.memmove(handle.f_handle, opaque, len(opaque))
     return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC))

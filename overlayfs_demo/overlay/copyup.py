@@ -24,7 +24,7 @@ from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
-from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.types import Caller, Links
 from overlayfs_demo.overlay.upper import Upper
 
 # Attributes that carry access rights: losing one silently would be worse than failing.
@@ -163,6 +163,7 @@ class CopyUp:
         made = above.child(node.name, key)
         made.hold(opened)
         node.copied_up(made)
+        self._tree.claim(node.ino, key)
         self._hooks.changed(node)
         upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
         return made
@@ -210,7 +211,7 @@ class CopyUp:
             status = source.stat()
             index = self._tree.index if status.st_nlink > 1 else None
             if (index or status.st_nlink == 1) and not node.gone:
-                origin = self._tree.origins.encode(node.place.layer, node.place.open().fd, node.place_name)
+                origin = self._tree.origin_of(node.place, node.place_name, status)
         metadata = not data and node.kind == stat.S_IFREG
         metacopy = metadata and (self._metacopy or self._rehearsal)
         size = 0 if metadata and self._metacopy else _size(node, status, cut)
@@ -229,7 +230,7 @@ class CopyUp:
                     path = syscalls.path_of(upper.work_fd, temporary)
                     os.setxattr(path, self._tree.xattrs.metacopy, b"", follow_symlinks=False)
                 with self._tree.lock:
-                    links = status.st_nlink if index and origin else None
+                    links = Links(status.st_nlink, status.st_nlink) if index and origin else None
                     self._appear(node, temporary, origin, links, below if metacopy else None, caller)
                     upper.emit(Action.COPY_UP, node.path(), caller, label, told)
                     if node.links is not None and with_name:
@@ -242,7 +243,7 @@ class CopyUp:
         return fd
 
     def _appear(
-        self, node: FileNode, temporary: bytes, origin: bytes | None, links: int | None, below: Data | None,
+        self, node: FileNode, temporary: bytes, origin: bytes | None, links: Links | None, below: Data | None,
         caller: Caller,
     ) -> None:
         """Publish a finished copy, and turn the node and its open handles to it. `links`: in the index, with so many
@@ -268,7 +269,9 @@ class CopyUp:
         node.key = key_of(status)
         if node.links is not None:
             self._tree.share(node, node.key)
-        if not origin:
+        if origin:
+            self._tree.claim(node.ino, node.key)
+        else:
             node.ino = self._tree.identity(status)
         _retarget(node, copy)
         self._hooks.changed(node)

@@ -27,13 +27,14 @@ from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.pairing import pairing_of
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.overlay.timemachine import TimeMachine
-from overlayfs_demo.overlay.tree import Found, Tree
+from overlayfs_demo.overlay.tree import Completed, Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
@@ -53,6 +54,9 @@ class Overlay:
     def __init__(self, stack: Stack, events: Events | None = None) -> None:
         """Open the layers; raises OSError, with `filename` the layer at fault."""
         xattrs = USER if stack.user_xattrs else TRUSTED
+        pairing = pairing_of(stack)
+        if pairing is not None:
+            pairing.verify()
         self.events = events or Events()
         self._budget = Budget.of_process()
         self._cache = DescriptorCache(self._budget.directories)
@@ -70,8 +74,8 @@ class Overlay:
         if stack.upper is not None and stack.work is not None:
             layer = Layer(stack.upper, 0, "upper", xattrs, self._cache, image_dialect=False, last=False,
                           metacopies=metacopies)
-            if stack.index:
-                index = Index(layer, stack.work, origins, xattrs, stack.read_only)
+            if pairing is not None:
+                index = Index(layer, pairing, origins, stack.read_only)
             if stack.read_only:
                 lowers.insert(0, layer)
                 self._layers.append(layer)
@@ -143,10 +147,11 @@ class Overlay:
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
-    ) -> list[Found]:
-        """Like `lookup` for each of some names of a `snapshot`; see `Tree.find_listed` for what else is answered.
+    ) -> list[Completed]:
+        """Like `lookup` for each of some names of a `snapshot`; None for one that is gone since.
 
-        While the snapshot is current, only the layer that has the name is asked, and not all again.
+        One that cannot be looked up, see `faults`, is listed all the same. While the snapshot is current, only
+        the layer that has the name is asked, and not all again.
         """
         with self._lock:
             current = snapshot.is_current(parent.sources)
@@ -184,13 +189,7 @@ class Overlay:
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""
         with self._lock:
-            tree = self._tree_of(parent)
-            if listed.certain:
-                return Dirent(listed.name, listed.kind, tree.identity_of(listed.ino, listed.source.layer.device))
-            found = tree.find_listed(parent, listed, False)
-            if isinstance(found, OSError):
-                return Dirent(listed.name, listed.kind, tree.identity_of(listed.ino, listed.source.layer.device))
-            return Dirent(listed.name, found[0].kind, found[0].ino) if found else None
+            return self._tree_of(parent).dirent(parent, listed)
 
     def entries(self, node: DirNode) -> list[Dirent]:
         """All entries of a directory, without `.` and `..`."""
@@ -371,8 +370,8 @@ class Overlay:
         """Drop set-id bits of a file in the upper, as the VFS does for a caller without CAP_FSETID. (It drops
         `security.capability` by itself when the real file is written or truncated.)
 
-        Told by us that we do this (FUSE_HANDLE_KILLPRIV_V2), the kernel goes on believing in the bits it knows, and
-        would run the program that was just written with them: it must hear of it before the caller does.
+        A front has told the kernel that this is done here, so the kernel goes on believing in the bits it knows, and
+        would run the program that was just written with them: it must hear of the change before the caller does.
         """
         status = pinned.stat()
         mode = stat.S_IMODE(status.st_mode)

@@ -107,11 +107,12 @@ class Layer:
 
     `path` is how the user named it. `image_dialect` says whether zero-length `.wh.NAME` files are
     whiteouts here. `last` says that nothing lies below, so that few marks are read. `metacopies`: there may be some.
-    Owns `root_fd` until `close`.
+    `told` is what `faults` has logged. Owns `root_fd` until `close`.
     """
 
     __slots__ = (
-        "cache", "device", "image_dialect", "label", "last", "metacopies", "number", "path", "root_fd", "xattrs",
+        "cache", "device", "image_dialect", "label", "last", "metacopies", "number", "path", "root_fd", "told",
+        "xattrs",
     )
 
     def __init__(
@@ -126,6 +127,7 @@ class Layer:
         self.image_dialect = image_dialect
         self.last = last
         self.metacopies = metacopies
+        self.told: set[tuple[bytes, str]] = set()
         self.root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.device = os.fstat(self.root_fd).st_dev
 
@@ -182,6 +184,11 @@ class Layer:
             raise
         return self.is_image_mark(mark, status)
 
+    def redirect(self, path: bytes | int) -> bytes | None:
+        """The object's `overlay.redirect`, not checked. It ends where a C string ends, as the kernel reads it."""
+        value = syscalls.get_xattr(path, self.xattrs.redirect)
+        return value if value is None else value.partition(b"\0")[0]
+
     def read_marks(self, dir_fd: int) -> Marks:
         """Read the marks of the directory open as `dir_fd`. Raises OSError."""
         names = syscalls.list_xattrs(dir_fd)
@@ -195,7 +202,7 @@ class Layer:
         return Marks(
             opaque or value == b"y",
             value == b"x",
-            syscalls.get_xattr(dir_fd, xattrs.redirect) if xattrs.redirect in names else None,
+            self.redirect(dir_fd) if xattrs.redirect in names else None,
             xattrs.impure in names,
         )
 

@@ -105,7 +105,7 @@ class Names:
         self.before_link_count(node)
         self._tree.writable().link(file, above, name, over_whiteout, caller)
         if node.links is not None:
-            node.links += 1
+            node.links = node.links.changed(1)
         self._tree.share(node, node.key)
         self._tree.settle(node, parent, name)
         parent.children.put(name, node)
@@ -218,7 +218,7 @@ class Names:
         if node.parent is parent and node.name == name:
             node.gone = True
         if isinstance(node, FileNode) and node.links is not None:
-            node.links -= 1
+            node.links = node.links.changed(-1)
             self._after_link_count(node, was_in_upper)
 
     def before_link_count(self, node: FileNode) -> None:
@@ -235,9 +235,11 @@ class Names:
         """
         assert self._tree.index is not None and node.links is not None
         try:
-            if node.links <= 0:
-                self._tree.index.remove(node.place, node.place_name)
-            elif not was_in_upper:
+            if node.links.view <= 0:
+                left = self._tree.index.remove(node.place, node.place_name)
+                node.links = node.links.changed(left)
+                was_in_upper = not left
+            if not was_in_upper:
                 self._tree.index.note_links(node.place, node.place_name, node.links)
         except OSError as error:
             _log.warning("the index does not know of a name that was removed: %s", error)

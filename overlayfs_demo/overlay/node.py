@@ -16,7 +16,7 @@ from weakref import ref
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.pinned import Open, Pinned, Way, check_same, hold
-from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.types import Attrs, Links
 
 
 class Data(NamedTuple):
@@ -85,7 +85,7 @@ class FileNode(Node):
     """Anything but a directory: it comes from exactly one layer, at `place`/`place_name`.
 
     `handles` are the open handles, which follow a copy-up. If the file is one of the index's copies,
-    `place` is the index, whichever names it has, and `links` is their number in the view; else it is None.
+    `place` is the index, whichever names it has, and `links` is their number; else it is None.
     A `metacopy` has its metadata there, and its data at `data` (None if a layer of data should have it, but does not).
     """
 
@@ -105,7 +105,7 @@ class FileNode(Node):
         self.place = place
         self.place_name = place_name
         self.handles: list[Handle] = []
-        self.links: int | None = None
+        self.links: Links | None = None
         self.metacopy = False
         self.data: Data | None = None
 
@@ -161,7 +161,7 @@ class FileNode(Node):
         # A removed lower file still stands in its layer, with the links it has there.
         nlink = 0 if self.gone and not self.in_upper else status.st_nlink
         if self.links is not None:
-            nlink = self.links
+            nlink = self.links.view
         attrs = Attrs.of(status, self.ino, nlink)
         if not self.metacopy:
             return attrs

@@ -16,7 +16,9 @@ from overlayfs_demo.overlay.layer import Layer
 
 _VERSION, _MAGIC, _NATIVE_ENDIAN = 0, 0xFB, 0
 _HEAD = struct.Struct("=BBBBB16s")
-_NO_UUID = bytes(16)
+# The flag of handles of the upper's objects.
+_OF_UPPER = 4
+NO_UUID = bytes(16)
 
 
 class Origins:
@@ -26,7 +28,7 @@ class Origins:
 
     def __init__(self, lowers: Sequence[Layer]) -> None:
         self._lowers = tuple(lowers)
-        uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or _NO_UUID for layer in lowers}
+        uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or NO_UUID for layer in lowers}
         # Two filesystems of one name cannot be told apart by it: their files have no origins.
         self._uuids = {device: uuid for device, uuid in uuids.items() if [*uuids.values()].count(uuid) == 1}
         self._layers: dict[bytes, Layer] = {}
@@ -37,15 +39,7 @@ class Origins:
     def encode(self, layer: Layer, dir_fd: int, name: bytes) -> bytes | None:
         """The origin of a lower file (`name` empty: of the directory `dir_fd`); None where there are no handles."""
         uuid = self._uuids.get(layer.device)
-        if uuid is None:
-            return None
-        try:
-            kind, opaque = syscalls.file_handle(dir_fd, name)
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM):
-                return None
-            raise
-        return _HEAD.pack(_VERSION, _MAGIC, _HEAD.size + len(opaque), _NATIVE_ENDIAN, kind, uuid) + opaque
+        return None if uuid is None else handle_of(dir_fd, name, uuid)
 
     def decode(self, value: bytes) -> os.stat_result | None:
         """The status of the lower file that `value` names; None if it is of no layer here, or gone."""
@@ -74,12 +68,10 @@ class Origins:
 
     def _open(self, value: bytes) -> int | None:
         """A descriptor (O_PATH) of the lower file; None if it is of no layer here, or gone, or not to be had."""
-        if len(value) < _HEAD.size:
+        if not is_handle(value):
             return None
-        version, magic, length, flags, kind, uuid = _HEAD.unpack_from(value)
-        if (version, magic, length, flags) != (_VERSION, _MAGIC, len(value), _NATIVE_ENDIAN):
-            return None
-        layer = self._layers.get(uuid)
+        *_, flags, kind, uuid = _HEAD.unpack_from(value)
+        layer = self._layers.get(uuid) if flags == _NATIVE_ENDIAN else None
         if layer is None:
             return None
         try:
@@ -88,3 +80,26 @@ class Origins:
             if error.errno in (errno.ESTALE, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
                 return None
             raise
+
+
+def is_handle(value: bytes) -> bool:
+    """Could this be a handle, of any file (ovl_check_fb_len)?"""
+    if len(value) < _HEAD.size:
+        return False
+    version, magic, length, *_ = _HEAD.unpack_from(value)
+    return (version, magic, length) == (_VERSION, _MAGIC, len(value))
+
+
+def handle_of(dir_fd: int, name: bytes, uuid: bytes, *, of_upper: bool = False) -> bytes | None:
+    """The handle of a file on the filesystem `uuid`, as the kernel's overlayfs writes it down (ovl_encode_real_fh).
+
+    `name` empty: of the directory `dir_fd` itself. None where there are no handles.
+    """
+    try:
+        kind, opaque = syscalls.file_handle(dir_fd, name)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM):
+            return None
+        raise
+    flags = _NATIVE_ENDIAN | (_OF_UPPER if of_upper else 0)
+    return _HEAD.pack(_VERSION, _MAGIC, _HEAD.size + len(opaque), flags, kind, uuid) + opaque

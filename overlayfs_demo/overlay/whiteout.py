@@ -34,7 +34,8 @@ class PrivateXattrs:
     """
 
     __slots__ = (
-        "escape", "impure", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "redirect", "whiteout",
+        "escape", "impure", "lower_nlink", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "redirect",
+        "upper", "whiteout",
     )
 
     def __init__(self, namespace: str) -> None:
@@ -45,9 +46,11 @@ class PrivateXattrs:
         self.metacopy = f"{self.prefix}metacopy"
         self.origin = f"{self.prefix}origin"
         self.impure = f"{self.prefix}impure"
-        # Not the kernel's, but private like its own: see `lineage`.
+        # Not the kernel's, but private like its own: see `lineage` and `index`.
         self.lowers = f"{self.prefix}demo-lowers"
+        self.lower_nlink = f"{self.prefix}demo-lower-nlink"
         self.nlink = f"{self.prefix}nlink"
+        self.upper = f"{self.prefix}upper"
         self.whiteout = f"{self.prefix}whiteout"
 
     def shown(self, stored: str) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 from overlayfs_demo import syscalls
 from overlayfs_demo.syscalls import RENAME_EXCHANGE
 from tests import builders
-from tests.builders import WHITEOUT, hardlink, metacopy
+from tests.builders import WHITEOUT, Metacopy, hardlink, metacopy
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, kernel_since, only
 from tests.contract.subjects import Subject
@@ -265,3 +265,13 @@ def test_metacopy_whose_data_layer_lacks_the_data_can_be_looked_up_but_not_read(
     assert caught.value.errno == errno.EIO
     view.unlink("a")
     assert view.names() == [b"b", b"other"]
+
+
+def test_bad_mark_makes_its_own_name_fail_alone(mounted: Mount) -> None:
+    bad = Metacopy(size=4, xattrs={METACOPY: b"x"})
+    view = mounted({"bad": DATA, "a": DATA}, upper={"b": "", "bad": bad}, metacopy=True)
+    with pytest.raises(OSError) as caught:
+        view.stat("bad")
+    assert caught.value.errno == errno.EIO
+    assert (view.read("a"), view.read("b")) == (DATA.encode(), b"")
+    assert {b"a", b"b"} <= set(view.names())
