@@ -423,7 +423,11 @@ def _open_work(path: bytes) -> int:
         if not _is_private(fd):
             os.close(fd)
             raise PermissionError(errno.EPERM, "somebody else replaced this directory while it was made", work)
-    inherit_nothing(fd)
+    try:
+        inherit_nothing(fd)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
