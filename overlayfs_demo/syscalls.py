@@ -52,6 +52,7 @@ MS_NODIRATIME = 2048
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
+MNT_FORCE = 1
 MNT_DETACH = 2
 
 # Namespaces: of mounts, host names, IPC, users, process IDs and networks.
@@ -153,7 +154,8 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) ->
 
 
 def unmount(target: bytes, flags: int = 0) -> None:
-    """umount2(2); MNT_DETACH takes the name away now and the mount when its last user is gone."""
+    """umount2(2); MNT_DETACH takes the name away now and the mount when its last user is gone, MNT_FORCE lets requests
+    that wait for the file system's server fail first."""
     _check(_libc.umount2(target, flags), target)
 
 
@@ -167,6 +169,15 @@ def set_mount_attributes(path: bytes, *, on: int = 0, off: int = 0, recursive: b
 def unshare(namespaces: int) -> None:
     """Go into new namespaces, CLONE_NEW*, those of process IDs with the next child: unshare(2)."""
     _check(_libc.unshare(namespaces))
+
+
+def enter_mount_namespace(path: str) -> None:
+    """Enter the mount namespace behind a path like /proc/PID/ns/mnt: setns(2). The process has one thread."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(fd, CLONE_NEWNS))
+    finally:
+        os.close(fd)
 
 
 def own_proc_files() -> None:
