@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import mounts, records, syscalls
+from overlayfs_demo import mounts, records
 from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import MountError
@@ -33,6 +33,7 @@ from overlayfs_demo.web.subject import mount_subject
 from tests import builders
 from tests.conftest import PATIENCE, mount_points, unmount_all, wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
+from tests.contract.raw import become_root_of_namespace
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
 from tests.places import BIN, MINUTE, fails, run
@@ -154,11 +155,7 @@ def test_root_of_a_user_namespace_mounts_and_asks(home: Path, runtime: bool) -> 
     def session() -> None:
         if not runtime:
             os.environ.pop("XDG_RUNTIME_DIR")
-        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-        syscalls.own_proc_files()
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {USER} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {USER} 1")
+        become_root_of_namespace()
         assert os.geteuid() == 0
         mount("kernel", ",userxattr")
         Path("view/made").mkdir()
