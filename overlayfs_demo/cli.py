@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from overlayfs_demo import mounts, render
+from overlayfs_demo import mounts, render, syscalls
 from overlayfs_demo.commands import PROGRAM, Verbs, guarded, new_verb
-from overlayfs_demo.errors import UsageError
+from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.events import Event
 from overlayfs_demo.mount_options import FRONTS, parse
 
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format=f"{PROGRAM}: %(message)s")
     if "_ARGCOMPLETE" in os.environ:
         _complete(os.environ.get("COMP_LINE", "").split()[1:])
+    if os.path.basename(sys.argv[0]).startswith("umount."):
+        return guarded(PROGRAM, lambda: _umount_as_helper(arguments))
     if _is_mount_helper(arguments, _VERBS):
         return guarded(PROGRAM, lambda: _mount_as_helper(arguments))
     options = _parser(arguments).parse_args(arguments)
@@ -194,7 +196,7 @@ def _umount(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# --- mount(8) --------------------------------------------------------------------------------------
+# --- mount(8) and umount(8) ------------------------------------------------------------------------
 
 
 def _is_mount_helper(arguments: Sequence[str], verbs: Collection[str]) -> bool:
@@ -223,4 +225,24 @@ def _mount_as_helper(arguments: Sequence[str]) -> int:
     options = parse(given.options)
     if not given.f:  # mount -f: everything but the mounting.
         mounts.mount(os.fsencode(given.mountpoint), replace(options, source=options.source or given.source))
+    return 0
+
+
+def _umount_as_helper(arguments: Sequence[str]) -> int:
+    """Called as umount(8) calls its helpers: DIR [-flnrv] [-N NS] [-t TYPE]. It thus returns when the layers are free,
+    and not before the daemon has let go of them."""
+    parser = argparse.ArgumentParser(prog=f"umount.fuse.{PROGRAM}", add_help=False)
+    parser.add_argument("mountpoint")
+    parser.add_argument("-N", dest="namespace")
+    parser.add_argument("-t", dest="type")
+    for flag in "flnrv":
+        parser.add_argument(f"-{flag}", dest=flag, action="store_true")
+    given = parser.parse_args(arguments)
+    if given.namespace is not None:
+        syscalls.enter_mount_namespace(given.namespace)
+    try:
+        mounts.unmount(os.fsencode(given.mountpoint), lazy=given.l, force=given.f)
+    except MountError:
+        if not given.r or not mounts.remount(os.fsencode(given.mountpoint), ["remount", "ro"]):
+            raise
     return 0

@@ -77,7 +77,7 @@ class Container:
 
     @property
     def record(self) -> records.Record | None:
-        """Its mount, if it is mounted."""
+        """Its mount, if it is mounted and served."""
         where = str(self.mountpoint)
         return next((one for one in records.live_records() if one.mountpoint == where), None)
 
@@ -100,6 +100,11 @@ def _dress(upper: Path, top: Path) -> None:
         os.setxattr(upper, statrecord.NAME, record.encode())
     upper.chmod(stat.S_IMODE(status.st_mode))
     os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _clear_dead(container: Container) -> bool:
+    """Take away the mount that a killed daemon left; was there one? Raises MountError."""
+    return mounts.clear_dead(os.path.realpath(os.fsencode(container.mountpoint)))
 
 
 class Containers:
@@ -184,7 +189,9 @@ class Containers:
     def stop(self, container: Container, *, lazy: bool = False) -> None:
         """Unmount it; its upper stays. Raises MountError."""
         if container.record is None:
-            raise MountError(f"container '{container.name}' is not mounted", "'start' mounts it")
+            if not _clear_dead(container):
+                raise MountError(f"container '{container.name}' is not mounted", "'start' mounts it")
+            return
         mounts.unmount(os.fsencode(container.mountpoint), lazy=lazy)
 
     def remove(self, container: Container, *, force: bool = False) -> None:
@@ -193,6 +200,7 @@ class Containers:
             if not force:
                 raise MountError(f"container '{container.name}' is mounted", "'stop' it first, or use --force")
             self.stop(container)
+        _clear_dead(container)
         self._remove(container)
 
     def _remove(self, container: Container) -> None:

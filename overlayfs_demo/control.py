@@ -23,14 +23,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from overlayfs_demo import runtime_directory
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.feed import Feed
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.provenance import why
 from overlayfs_demo.overlay.testimony import Statement
+from overlayfs_demo.render import printable
 
 _LONGEST_REQUEST = 1 << 16
+# Of thousands of layers each may speak of several long paths.
+_LONGEST_ANSWER = 1 << 27
 # How long to wait for clients when the mount ends, in seconds: for those that read, and for a sign that one does.
 _PATIENCE = 2.0
 _SIGN = 0.3
@@ -49,23 +53,25 @@ class Server:
         self._overlay = overlay
         self._asked = asked
         self._socket: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
         self._inode = 0
         self._clients: dict[threading.Thread, _Client] = {}
         self._lock = threading.Lock()
         self._closed = False
 
     def start(self) -> None:
-        """Make the socket and the thread that waits at it. Raises OSError."""
-        # A killed daemon leaves its socket.
-        self._path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Before there is a name that others could use: bind(2) gives the file this mode.
-        os.fchmod(self._socket.fileno(), 0o600)
-        with _reachable(self._path) as address:
+        """Make the socket and the thread that waits at it. Raises MountError, OSError."""
+        with _reachable(self._path, os.geteuid()) as address:
+            # A killed daemon leaves its socket.
+            Path(address).unlink(missing_ok=True)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            # Before there is a name that others could use: bind(2) gives the file this mode.
+            os.fchmod(self._socket.fileno(), 0o600)
             self._socket.bind(address)
             self._inode = Path(address).stat().st_ino
         self._socket.listen()
-        threading.Thread(target=self._accept, args=(self._socket,), name="control", daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, args=(self._socket,), name="control", daemon=True)
+        self._acceptor.start()
 
     def close(self) -> None:
         """Take the socket away; clients get what still waits for them, and the end of their streams."""
@@ -75,6 +81,9 @@ class Server:
         if self._socket is not None:
             # This wakes the thread in accept(2), which closing would not.
             self._socket.shutdown(socket.SHUT_RDWR)
+            if self._acceptor is not None and self._acceptor.ident is not None:
+                self._acceptor.join(_PATIENCE)
+            self._socket.close()
             # A later mount at the same place may have a socket there by now.
             with contextlib.suppress(FileNotFoundError):
                 if self._path.stat().st_ino == self._inode:
@@ -98,7 +107,6 @@ class Server:
                 connection = listening.accept()[0]
             except OSError as error:
                 if self._closed:
-                    listening.close()
                     return
                 # Out of descriptors or memory, which passes.
                 _log.warning("control socket: %s", error)
@@ -107,11 +115,16 @@ class Server:
             client = _Client(connection, self._overlay, self._asked)
             thread = threading.Thread(target=self._serve, args=(client,), name="client", daemon=True)
             with self._lock:
-                if not self._closed:
-                    self._clients[thread] = client
-                    thread.start()
+                if self._closed:
+                    connection.close()
                     continue
-            connection.close()
+                self._clients[thread] = client
+                try:
+                    thread.start()
+                except RuntimeError as error:  # Out of memory or threads, which passes: the next client may be luckier.
+                    _log.warning("control socket: %s", error)
+                    del self._clients[thread]
+                    connection.close()
 
     def _serve(self, client: _Client) -> None:
         try:
@@ -188,14 +201,15 @@ class _Client:
             self._feed.count(self._asked)
         detach = self._overlay.events.attach(self._feed.put)
         sender = threading.Thread(target=self._send, name="sender", daemon=True)
-        sender.start()
         try:
+            sender.start()
             while self._connection.recv(1024):
                 pass
         finally:
             detach()
             self._feed.end()
-            sender.join()
+            if sender.ident is not None:
+                sender.join()
 
     def _send(self) -> None:
         with contextlib.suppress(OSError):
@@ -247,13 +261,13 @@ def _peer(connection: socket.socket) -> int:
 
 
 @contextlib.contextmanager
-def _reachable(path: Path) -> Iterator[str]:
-    """An address for a socket whose path may be longer than the 107 bytes that unix(7) allows."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+def _reachable(path: Path, owner: int) -> Iterator[str]:
+    """An address for a socket in a directory that is `owner`'s alone, see `runtime_directory`.
+
+    The path may be longer than the 107 bytes that unix(7) allows. Raises MountError, FileNotFoundError.
+    """
+    with runtime_directory.opened(path.parent, owner) as directory:
         yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 # --- the other end ---------------------------------------------------------------------------------
@@ -262,22 +276,36 @@ def _reachable(path: Path) -> Iterator[str]:
 class Connection:
     """A connection to the daemon that serves `mountpoint`, for use in a `with`."""
 
-    def __init__(self, path: Path, mountpoint: str) -> None:
-        """Connect to the socket `path`. Raises MountError."""
+    def __init__(self, path: Path, mountpoint: str, owner: int | None = None) -> None:
+        """Connect to the socket `path` of the user `owner`, or of the one who asks. Raises MountError.
+
+        Who answers must be that user: whatever stands at the path, nothing is said to anybody else.
+        """
         self._mountpoint = mountpoint
+        self._received = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _reachable(path) as address:
+            self._connect(path, os.geteuid() if owner is None else owner)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _connect(self, path: Path, owner: int) -> None:
+        try:
+            with _reachable(path, owner) as address:
                 self._socket.connect(address)
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            self._socket.close()
             raise MountError(
-                f"{mountpoint}: its daemon cannot be asked", "unmount it, and mount it with this version"
+                f"{self._mountpoint}: its daemon cannot be asked", "unmount it, and mount it with this version"
             ) from error
         except OSError as error:
-            self._socket.close()
-            raise MountError(f"{mountpoint}: its daemon cannot be asked: {error.strerror}") from error
-        self._received = b""
+            raise MountError(f"{self._mountpoint}: its daemon cannot be asked: {error.strerror}") from error
+        peer = _peer(self._socket)
+        if peer != owner:
+            raise MountError(
+                f"{self._mountpoint} was mounted by user {owner}, but user {peer} answers at {path}",
+                "remove that socket",
+            )
 
     def __enter__(self) -> Connection:
         return self
@@ -336,8 +364,10 @@ class Connection:
             if not data:
                 raise EOFError
             self._received += data
+            if len(self._received) > _LONGEST_ANSWER:
+                raise MountError(f"{self._mountpoint}: its daemon does not stop talking", "unmount it")
         line, _, self._received = self._received.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise MountError(f"{self._mountpoint}: {answer['error']}")
+            raise MountError(f"{self._mountpoint}: {printable(str(answer['error']))}")
         return answer

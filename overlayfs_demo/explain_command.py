@@ -79,11 +79,11 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _view_of(on: str | None, command: Sequence[str]) -> str:
     """The mount point of the view that is meant. Raises MountError, UsageError."""
     if on is not None:
-        return records.place_in_view(os.fsencode(on), follow=True)[0]
+        return records.place_in_view(os.fsencode(on), follow=True).mountpoint
     pieces = [piece for word in command[1:] for piece in _AROUND.split(word) if piece and not piece.startswith("-")]
     for piece in [*pieces, "."]:
         try:
-            return records.place_in_view(os.fsencode(piece), follow=False)[0]
+            return records.place_in_view(os.fsencode(piece), follow=False).mountpoint
         except MountError:
             continue
     raise UsageError("no word of the command names a path in a view", "name the view: --on MOUNTPOINT")

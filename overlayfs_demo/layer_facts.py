@@ -50,6 +50,11 @@ def unwalked(record: Record) -> list[LayerFacts]:
     return upper + [LayerFacts(*one) for one in zip(record.labels, titles, paths, strict=True)]
 
 
+def told(labels: Iterable[str]) -> list[LayerFacts]:
+    """Layers of which only the labels are known, such as `layer 2 (app)`."""
+    return [LayerFacts(label, label.partition(" (")[2].removesuffix(")"), "") for label in labels]
+
+
 def walked(layer: LayerFacts) -> LayerFacts:
     """The same layer with what a walk through it tells.
 

@@ -12,19 +12,18 @@ import errno
 import fcntl
 import gc
 import logging
-import logging.handlers
 import os
 import signal
-import sys
+import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
-from overlayfs_demo import control, mount_table, stack_check, syscalls
+from overlayfs_demo import control, daemon, mount_table, records, stack_check, syscalls
 from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
@@ -32,7 +31,8 @@ from overlayfs_demo.fronts.base import FILESYSTEM_TYPE, SUBTYPE, Front, View
 from overlayfs_demo.mount_options import MountOptions, option_line, remount_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.open import open_overlay
-from overlayfs_demo.records import Record, find_record, live_records, mounted, socket_path
+from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.records import Record, find_record, live_records, mounted
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
 _PATIENCE = 10.0
@@ -48,6 +48,9 @@ _REMOUNTABLE = (
     | syscalls.MS_NOATIME | syscalls.MS_NODIRATIME
 )
 
+# What ends a daemon.
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,36 +64,26 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     """
     mountpoint = _prepare_mountpoint(mountpoint)
     front_name, front = choose.front(options.front)
-    stack = stack_check.checked(options.stack)
+    stack = stack_check.absolute(stack_check.checked(options.stack))
     stack = stack if stack.titles else replace(stack, titles=_titles(stack.lowers))
-    locks = [_lock(path) for path in (stack.upper, stack.work) if path is not None]
-    events = Events()
-    if trace is not None:
-        events.attach(trace)
-    os.umask(0)  # The callers' umasks count, not the daemon's.
-    overlay = open_stack(stack_check.absolute(stack), events)
-    before, now = overlay.note_stack()
-    if before:
-        _log.warning(
-            "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
-            "changed there may look odd here", os.fsdecode(stack.upper or b""), before, now,
-        )
-    # As the kernel's overlayfs does: without an upper the whole mount is read-only.
-    flags = options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY
-    view = view_of(overlay, mountpoint, replace(options, flags=flags))
-    record = Record(
-        os.fsdecode(mountpoint), os.getpid(), front_name, [os.fsdecode(path) for path in stack.lowers],
-        os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
-        [os.fsdecode(path) for path in stack.data_only], stack.labels(),
-        option_line(replace(options, stack=stack_check.absolute(stack), front=front_name)),
-    )
+    options = replace(options, stack=stack, front=front_name)
     if foreground:
-        _serve(front, view, record, lambda: None)
-    else:
-        _daemonize(lambda ready: _serve(front, view, replace(record, pid=os.getpid()), ready))
-        _confirm(mountpoint)
-    for lock in locks:
-        os.close(lock)
+        with _process_as_before():
+            os.umask(0)  # The callers' umasks count, not ours.
+            _serve(front, mountpoint, options, trace, lambda: None)
+        return
+    try:
+        started = daemon.start(lambda ready: _serve(front, mountpoint, options, trace, ready))
+        try:
+            _confirm(mountpoint)
+        except BaseException:
+            started.end()
+            raise
+    except BaseException:
+        # One that was killed could not do it itself. What went wrong before is what the caller must be told.
+        with contextlib.suppress(MountError):
+            clear_dead(mountpoint)
+        raise
 
 
 def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
@@ -138,7 +131,7 @@ def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
         return ()
 
 
-def open_stack(stack: stack_check.Stack, events: Events) -> Overlay:
+def open_stack(stack: Stack, events: Events) -> Overlay:
     """The overlay of a stack. Raises MountError, naming the layer at fault."""
     try:
         return open_overlay(stack, events)
@@ -150,30 +143,54 @@ def open_stack(stack: stack_check.Stack, events: Events) -> Overlay:
 def _prepare_mountpoint(path: bytes) -> bytes:
     """The mount point's real path; what a killed daemon left mounted there is taken away."""
     shown = os.fsdecode(path)
+    mountpoint = os.path.realpath(path)
+    clear_dead(mountpoint)
     try:
-        os.listdir(path)
+        status = os.stat(mountpoint)
     except FileNotFoundError as error:
         raise MountError(f"{shown}: mount point does not exist", f"create it with 'mkdir {shown}'") from error
-    except NotADirectoryError as error:
-        raise MountError(f"{shown}: mount point is not a directory") from error
     except OSError as error:
-        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise MountError(f"{shown}: {error.strerror}") from error
-        _clean_up(os.path.abspath(path))
-    return os.path.realpath(path)
+        raise MountError(f"{shown}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"{shown}: mount point is not a directory")
+    return mountpoint
 
 
-def _clean_up(mountpoint: bytes) -> None:
-    record = find_record(os.fsdecode(mountpoint))
+def clear_dead(mountpoint: bytes) -> bool:
+    """Take away views whose daemon is dead from a mount point's real path; was there one? Raises MountError."""
+    shown = os.fsdecode(mountpoint)
+    found = False
+    while (top := _top(mountpoint)) and top.kind == FILESYSTEM_TYPE and _is_dead(mountpoint):
+        found = True
+        try:
+            device.detach(mountpoint, lazy=True)
+        except OSError as error:
+            raise MountError(
+                f"{shown}: a mount without its daemon is in the way: {error.strerror}",
+                f"unmount it with 'umount -l {shown}'",
+            ) from error
+    records.forget_dead(shown)
+    return found
+
+
+def _top(mountpoint: bytes) -> mount_table.Mounted | None:
+    """Of the mounts at one place the one that is seen."""
+    return next((one for one in reversed(mount_table.mounts()) if one.mountpoint == mountpoint), None)
+
+
+def _is_dead(mountpoint: bytes) -> bool:
+    """Does nobody serve the view that is seen here?
+
+    A daemon that is known to live is not asked, so this does not wait for one that hangs. Otherwise the kernel is asked
+    what it never answers from a cache: the root's attributes and names it may still know.
+    """
+    if records.is_served(os.fsdecode(mountpoint)):
+        return False
     try:
-        device.detach(mountpoint, lazy=True)
+        os.statvfs(mountpoint)
     except OSError as error:
-        raise MountError(
-            f"{os.fsdecode(mountpoint)}: a mount without its daemon is in the way: {error.strerror}",
-            f"unmount it with 'umount -l {os.fsdecode(mountpoint)}'",
-        ) from error
-    if record is not None:
-        record.forget()
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def _lock(path: bytes) -> int:
@@ -213,36 +230,86 @@ def _confirm(mountpoint: bytes) -> None:
         raise MountError(f"{os.fsdecode(mountpoint)}: mounted, but does not answer: {error.strerror}") from error
 
 
-# --- the daemon ------------------------------------------------------------------------------------
+# --- serving ---------------------------------------------------------------------------------------
 
 
-def _serve(front: Front, view: View, record: Record, ready: Callable[[], None]) -> None:
-    """Serve the view in this process until it is unmounted, by somebody else or by SIGTERM or SIGINT."""
+def _serve(
+    front: Front, mountpoint: bytes, options: MountOptions, trace: Listener | None, ready: Callable[[], None]
+) -> None:
+    """Serve a view in this process until it is unmounted, by somebody else or by SIGTERM, SIGINT or SIGHUP.
+
+    Nothing is left behind when it cannot be served, or no longer. Raises MountError.
+    """
 
     def stop(_number: int, _frame: object) -> None:
         # From a thread of its own: unmounting may need answers that this one gives.
-        threading.Thread(target=_detach_quietly, args=(view.mountpoint,), daemon=True).start()
+        threading.Thread(target=_detach_quietly, args=(mountpoint,), daemon=True).start()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, stop)
+    stack = options.stack
+    with contextlib.ExitStack() as held:
+        for path in (stack.upper, stack.work):
+            if path is not None:
+                held.callback(os.close, _lock(path))
+        events = Events()
+        if trace is not None:
+            events.attach(trace)
+        overlay = open_stack(stack, events)
+        held.callback(overlay.close)
+        _warn_of_other_lowers(overlay, stack)
+        # As the kernel's overlayfs does: without an upper the whole mount is read-only.
+        flags = options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY
+        view = view_of(overlay, mountpoint, replace(options, flags=flags))
 
-    # Nodes are freed by their reference counts; the collector would only walk all of them in vain.
-    gc.freeze()
-    gc.set_threshold(*_RARE_COLLECTIONS)
+        # Nodes are freed by their reference counts; the collector would only walk all of them in vain.
+        gc.freeze()
+        gc.set_threshold(*_RARE_COLLECTIONS)
 
-    server = control.Server(socket_path(record.mountpoint), view.overlay, view.asked)
+        server = control.Server(records.socket_path(os.fsdecode(mountpoint)), overlay, view.asked)
+        held.callback(server.close)
 
-    def answered() -> None:
-        server.start()
-        record.save()
-        ready()
+        def answered() -> None:
+            server.start()
+            held.callback(records.Registration(_record(mountpoint, options)).forget)
+            ready()
 
-    try:
+        for number in _STOPPING:
+            signal.signal(number, stop)
         front.serve(view, answered)
+
+
+def _record(mountpoint: bytes, options: MountOptions) -> Record:
+    stack = options.stack
+    return Record(
+        os.fsdecode(mountpoint), os.getpid(), options.front, [os.fsdecode(path) for path in stack.lowers],
+        os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
+        [os.fsdecode(path) for path in stack.data_only], stack.labels(), option_line(options),
+    )
+
+
+def _warn_of_other_lowers(overlay: Overlay, stack: Stack) -> None:
+    before, now = overlay.note_stack()
+    if before:
+        _log.warning(
+            "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
+            "changed there may look odd here", os.fsdecode(stack.upper or b""), before, now,
+        )
+
+
+@contextlib.contextmanager
+def _process_as_before() -> Iterator[None]:
+    """Afterwards the process has the umask, the signal handlers and the garbage collector that it had."""
+    umask = os.umask(0)
+    os.umask(umask)
+    handlers = {number: signal.getsignal(number) for number in _STOPPING}
+    threshold = gc.get_threshold()
+    try:
+        yield
     finally:
-        record.forget()
-        server.close()
-        view.overlay.close()
+        os.umask(umask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
 
 
 def _detach_quietly(mountpoint: bytes) -> None:
@@ -252,92 +319,70 @@ def _detach_quietly(mountpoint: bytes) -> None:
         _log.warning("cannot unmount %s: %s", os.fsdecode(mountpoint), error)
 
 
-def _daemonize(serve: Callable[[Callable[[], None]], None]) -> None:
-    """Run `serve` in a daemon; return when it says it is ready. Raises MountError with what it failed on."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        os._exit(_run_daemon(serve, writing))
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        message = pipe.read()
-    if message != b"ready":
-        os.waitpid(child, 0)
-        raise MountError(message.decode(errors="replace") or "the daemon died while starting; try --foreground")
-
-
-def _run_daemon(serve: Callable[[Callable[[], None]], None], report: int) -> int:
-    """The daemon's whole life; its exit status. `report` takes "ready", or what went wrong."""
-
-    def ready() -> None:
-        _leave_terminal()
-        os.write(report, b"ready")
-        os.close(report)
-
-    os.setsid()
-    os.chdir("/")
-    try:
-        serve(ready)
-    except MountError as error:
-        os.write(report, str(error).encode(errors="surrogateescape"))
-        return 1
-    except Exception:  # noqa: BLE001 - the daemon's last words go to the log
-        _log.exception("the daemon failed")
-        return 1
-    return 0
-
-
-def _leave_terminal() -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
-    if Path("/dev/log").exists():
-        handler = logging.handlers.SysLogHandler("/dev/log")
-        handler.ident = "overlayfs-demo: "
-        logging.getLogger().addHandler(handler)
-
-
 # --- umount ----------------------------------------------------------------------------------------
 
 
-def unmount(path: bytes, *, lazy: bool = False) -> None:
-    """Unmount a view, and wait for its daemon to finish. Raises MountError: not a view; busy, and with whom."""
+def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
+    """Unmount a view, and wait for its daemon to finish. Raises MountError: not a view; busy, and with whom.
+
+    `lazy` takes the name now and the mount when nobody uses it; `force` lets whoever waits for the daemon fail first.
+    """
     mountpoint = os.fsdecode(os.path.abspath(path))
     # realpath would ask the view itself, which may be dead; only what leads to it is resolved.
     mountpoint = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
-    if mountpoint not in mounted():
+    top = _top(os.fsencode(mountpoint))
+    if top is None or top.kind != FILESYSTEM_TYPE:
         remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists what is"
         raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
+    with _following(mountpoint) as process:
+        try:
+            device.detach(os.fsencode(mountpoint), lazy, force)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise MountError(f"{mountpoint}: {error.strerror}") from error
+            remedy = "end these processes, or use --lazy"
+            raise MountError(f"{mountpoint} is busy{_users(mountpoint)}", remedy) from error
+        if process is not None and not lazy:
+            _await_end(process, mountpoint, top.device)
+    records.forget_dead(mountpoint)
+
+
+class _Process(NamedTuple):
+    """A daemon: its process ID, and the descriptor that stands for it."""
+
+    pid: int
+    descriptor: int
+
+
+@contextlib.contextmanager
+def _following(mountpoint: str) -> Iterator[_Process | None]:
+    """The daemon that serves a view, if it is this user's and lives."""
     record = find_record(mountpoint)
-    number = next(one.device for one in reversed(mount_table.mounts()) if os.fsdecode(one.mountpoint) == mountpoint)
+    descriptor = -1
+    if record is not None:
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(record.pid)
     try:
-        device.detach(os.fsencode(mountpoint), lazy)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise MountError(f"{mountpoint}: {error.strerror}") from error
-        raise MountError(f"{mountpoint} is busy{_users(mountpoint)}", "end these processes, or use --lazy") from error
-    if record is not None and not lazy:
-        _await_end(record, number)
+        # Asked when the descriptor is there already: so it stands for the daemon, and not for one that came after it.
+        served = record is not None and descriptor >= 0 and records.is_served(mountpoint)
+        yield _Process(record.pid, descriptor) if record is not None and served else None
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
-def _await_end(record: Record, number: str) -> None:
+def _await_end(process: _Process, mountpoint: str, number: str) -> None:
     """Wait for the daemon of what was the mount with this device number, unless others are still served by it."""
-    start = time.monotonic()
-    while _is_running(record.pid):
-        if time.monotonic() > start + _PATIENCE:
-            raise MountError(f"unmounted, but its daemon (process {record.pid}) does not end")
-        if time.monotonic() > start + _LINGERS and (holder := _mounted_elsewhere(number)):
+    deadline = time.monotonic() + _PATIENCE
+    while not daemon.ended(process.descriptor, _LINGERS):
+        if holder := _mounted_elsewhere(number):
             _log.warning(
                 "%s is unmounted here, but a mount namespace of its own keeps it for %s: until that ends, its daemon "
-                "(process %s) serves on, and its upper is in use", record.mountpoint, holder, record.pid,
+                "(process %s) serves on, and its upper is in use", mountpoint, holder, process.pid,
             )
             return
-        time.sleep(_POLL)
-    record.forget()
+        if time.monotonic() > deadline:
+            raise MountError(f"unmounted, but its daemon (process {process.pid}) does not end")
 
 
 def _mounted_elsewhere(number: str) -> str:
@@ -351,14 +396,6 @@ def _mounted_elsewhere(number: str) -> str:
             if any(one.device == number for one in mount_table.mounts(process.info["pid"])):
                 return f"{process.info['name']} ({process.info['pid']})"
     return ""
-
-
-def _is_running(pid: int) -> bool:
-    """A zombie has let go of everything; in a container it may stay one for long."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _users(mountpoint: str) -> str:

@@ -1,21 +1,26 @@
-"""What is remembered of the views that are mounted, and where?
+"""What is remembered of the views that are mounted?
 
-A mounted view leaves a small record (who serves it, from which layers) in a runtime directory, and beside it
-the socket at which its daemon can be asked.
+A mounted view leaves a small record (who serves it, from which layers) in its user's runtime directory, and beside it
+the socket at which its daemon can be asked. The daemon keeps a lock on the record's file. The lock dies with the
+daemon, so it tells for certain whether the view is still served: flock(2).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from overlayfs_demo import mount_table
+from overlayfs_demo import mount_table, runtime_directory
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.base import FILESYSTEM_TYPE
+
+_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,76 +42,99 @@ class Record:
     labels: list[str] = field(default_factory=list)
     options: str = ""
 
-    def save(self) -> None:
-        """Write the record, at once for whoever reads it."""
-        path = _record_path(self.mountpoint)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps({name: getattr(self, name) for name in self.__slots__}))
-        unfinished.rename(path)
+
+class Registration:
+    """The record of a view that this process serves, locked until `forget` or the end of the process."""
+
+    def __init__(self, record: Record) -> None:
+        """Write the record, at once for whoever reads it. Raises MountError, OSError."""
+        self._name = _file_name(record.mountpoint)
+        unfinished = f"{self._name}.{os.getpid()}"
+        with runtime_directory.mine() as directory:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(unfinished, flags, 0o600, dir_fd=directory)
+            # Before it has the name by which others find it.
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            with os.fdopen(self._fd, "w", closefd=False) as file:
+                json.dump({name: getattr(record, name) for name in record.__slots__}, file)
+            os.rename(unfinished, self._name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def forget(self) -> None:
-        """Remove the record, if it is there and was not replaced by that of a later mount at the same place."""
-        path = _record_path(self.mountpoint)
-        noted = _read_record(path)
-        if noted is not None and noted.pid == self.pid:
-            path.unlink(missing_ok=True)
+        """Remove the record, if it was not replaced by that of a later mount at the same place, and let go of it."""
+        try:
+            with contextlib.suppress(FileNotFoundError), runtime_directory.mine() as directory:
+                found = os.stat(self._name, dir_fd=directory, follow_symlinks=False)
+                if os.path.samestat(found, os.fstat(self._fd)):
+                    os.unlink(self._name, dir_fd=directory)
+        finally:
+            os.close(self._fd)
 
 
-def _runtime_directory() -> Path:
-    """Where records are kept until the next boot: /run for root, who in a user namespace may not write there."""
-    if os.geteuid() == 0 and os.access("/run", os.W_OK):
-        directory = Path("/run/overlayfs-demo")
-    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        directory = Path(runtime) / "overlayfs-demo"
-    else:
-        directory = Path(f"/tmp/overlayfs-demo-{os.geteuid()}")
+class _Noted(NamedTuple):
+    """A record, and whether its daemon lives."""
+
+    record: Record
+    served: bool
+
+
+def _file_name(mountpoint: str) -> str:
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16] + _SUFFIX
+
+
+def _read(directory: int, name: str) -> _Noted | None:
+    """None if there is none, perhaps because its daemon has just ended. A later version may have noted more."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.lstat()
-    except OSError as error:
-        raise MountError(f"{directory}: {error.strerror}", "name a directory of yours in XDG_RUNTIME_DIR") from error
-    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
-        raise MountError(f"{directory} belongs to somebody else", "name a directory of yours in XDG_RUNTIME_DIR")
-    return directory
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(fd) as file:
+        found = json.load(file)
+        record = Record(**{name: found[name] for name in Record.__slots__ if name in found})
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _Noted(record, served=True)
+        return _Noted(record, served=False)
 
 
-def _record_path(mountpoint: str) -> Path:
-    return _runtime_directory() / f"{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]}.json"
-
-
-def socket_path(mountpoint: str, uid: int | None = None) -> Path:
-    """Where the daemon of a mount point can be asked, see `control`; for root that may be another user's daemon."""
-    mine = _record_path(mountpoint).with_suffix(".sock")
-    if uid is None or os.geteuid() != 0:
-        return mine
-    theirs = (Path(f"/run/user/{uid}/overlayfs-demo"), Path(f"/tmp/overlayfs-demo-{uid}"))
-    return next((path for directory in theirs if (path := directory / mine.name).exists()), mine)
+def _noted(mountpoint: str) -> _Noted | None:
+    with runtime_directory.mine() as directory:
+        return _read(directory, _file_name(mountpoint))
 
 
 def find_record(mountpoint: str) -> Record | None:
-    """The record of a mount point, if there is one."""
-    return _read_record(_record_path(mountpoint))
+    """The record of a mount point, if there is one. Its daemon may have been killed."""
+    noted = _noted(mountpoint)
+    return noted.record if noted is not None else None
 
 
-def record_beside(socket: Path) -> Record | None:
-    """The record of the daemon that answers at a socket, which for root may be another user's."""
-    return _read_record(socket.with_suffix(".json"))
+def is_served(mountpoint: str) -> bool:
+    """Does a view's daemon live? It is not asked itself, so one that hangs does not matter. Raises MountError.
+
+    Only daemons of the user who runs this program are known.
+    """
+    noted = _noted(mountpoint)
+    return noted is not None and noted.served
 
 
-def _read_record(path: Path) -> Record | None:
-    """None if there is none, perhaps because its daemon has just ended. A later version may have noted more."""
-    try:
-        found = json.loads(path.read_text())
-        return Record(**{name: found[name] for name in Record.__slots__ if name in found})
-    except FileNotFoundError:
-        return None
+def forget_dead(mountpoint: str) -> None:
+    """Remove what a killed daemon left: its record and its socket."""
+    with runtime_directory.mine() as directory:
+        name = _file_name(mountpoint)
+        noted = _read(directory, name)
+        if noted is not None and not noted.served:
+            for left in (name, _socket_name(mountpoint)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(left, dir_fd=directory)
 
 
 def live_records() -> list[Record]:
-    """The records of all views that are mounted now."""
+    """The records of all views that are mounted now, and served."""
     live = mounted()
-    records = [_read_record(path) for path in sorted(_runtime_directory().glob("*.json"))]
-    return [record for record in records if record is not None and record.mountpoint in live]
+    with runtime_directory.mine() as directory:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
+        noted = [_read(directory, name) for name in names]
+    return [one.record for one in noted if one is not None and one.served and one.record.mountpoint in live]
 
 
 def mounted() -> set[str]:
@@ -114,8 +142,36 @@ def mounted() -> set[str]:
     return {os.fsdecode(one.mountpoint) for one in mount_table.mounts() if one.kind == FILESYSTEM_TYPE}
 
 
-def place_in_view(path: bytes, *, follow: bool) -> tuple[str, str, Path]:
-    """On which view a path lies: its mount point, the absolute path in it, and where its daemon can be asked.
+# --- where a daemon is asked -----------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """A place in a view: its mount point, the absolute path in it, the socket of its daemon, and the user who
+    mounted it, as whom the daemon must run."""
+
+    mountpoint: str
+    path: str
+    socket: Path
+    owner: int
+
+
+def _socket_name(mountpoint: str) -> str:
+    return _file_name(mountpoint).removesuffix(_SUFFIX) + ".sock"
+
+
+def socket_path(mountpoint: str) -> Path:
+    """Where this user's daemon of a mount point can be asked, see `control`."""
+    return runtime_directory.of_this_user() / _socket_name(mountpoint)
+
+
+def _socket_of(mountpoint: str, uid: int) -> Path:
+    """The same for another user's daemon."""
+    paths = [directory / _socket_name(mountpoint) for directory in runtime_directory.of_user(uid)]
+    return next((path for path in paths if os.path.lexists(path)), paths[-1])
+
+
+def place_in_view(path: bytes, *, follow: bool) -> Place:
+    """On which view a path lies, and where in it.
 
     The path need not exist. `follow`: if it is a symbolic link, where that leads is meant. Raises MountError.
     """
@@ -130,11 +186,21 @@ def place_in_view(path: bytes, *, follow: bool) -> tuple[str, str, Path]:
     mountpoint = os.fsdecode(found.mountpoint)
     if found.kind != FILESYSTEM_TYPE:
         raise MountError(f"{os.fsdecode(path)} does not lie in a view", f"'findmnt -t {FILESYSTEM_TYPE}' lists those")
-    owner = next((int(one[8:]) for one in found.options if one.startswith("user_id=")), os.geteuid())
+    owner = _owner(found)
     if os.geteuid() not in (0, owner):
         raise MountError(f"{mountpoint} was mounted by user {owner}", "only they and root can ask its daemon")
-    inside = b"/" + os.path.relpath(resolved, found.mountpoint)
-    return mountpoint, os.fsdecode(os.path.normpath(inside)), socket_path(mountpoint, owner)
+    inside = os.fsdecode(os.path.normpath(b"/" + os.path.relpath(resolved, found.mountpoint)))
+    socket = socket_path(mountpoint) if owner == os.geteuid() else _socket_of(mountpoint, owner)
+    return Place(mountpoint, inside, socket, owner)
+
+
+def _owner(mounted: mount_table.Mounted) -> int:
+    """Who mounted a view: the kernel itself notes that, so nobody can forge it. Raises MountError."""
+    for option in mounted.options:
+        name, _, value = option.partition("=")
+        if name == "user_id":
+            return int(value)
+    raise MountError(f"{os.fsdecode(mounted.mountpoint)} does not say who mounted it", "mount it with this version")
 
 
 def _lies_in(path: bytes, directory: bytes) -> bool:

@@ -70,7 +70,7 @@ def _cause(causes: Mapping[str, str], event: Event, path: str) -> str:
 
 def _aside(event: Event) -> str:
     usual = _OWN_CALLS.get(event.action, event.action.value)
-    return f" ({event.call})" if event.call not in ("", usual) else ""
+    return f" ({printable(event.call)})" if event.call not in ("", usual) else ""
 
 
 def _copied_up(event: Event, path: str, layer: str) -> str:

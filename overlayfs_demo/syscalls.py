@@ -54,6 +54,7 @@ MS_NODIRATIME = 2048
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
+MNT_FORCE = 1
 MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
@@ -157,7 +158,8 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) ->
 
 
 def unmount(target: bytes, flags: int = 0) -> None:
-    """umount2(2); MNT_DETACH takes the name away now and the mount when its last user is gone."""
+    """umount2(2); MNT_DETACH takes the name away now and the mount when its last user is gone, MNT_FORCE lets requests
+    that wait for the file system's server fail first."""
     _check(_libc.umount2(target, flags), target)
 
 
@@ -170,6 +172,15 @@ def make_mount_read_only(path: bytes) -> None:
 def unshare(namespaces: int) -> None:
     """Go into new namespaces, CLONE_NEW*: unshare(2)."""
     _check(_libc.unshare(namespaces))
+
+
+def enter_mount_namespace(path: str) -> None:
+    """Enter the mount namespace behind a path like /proc/PID/ns/mnt: setns(2). The process has one thread."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(fd, CLONE_NEWNS))
+    finally:
+        os.close(fd)
 
 
 def write_only_beneath(directories: Sequence[bytes]) -> bool:

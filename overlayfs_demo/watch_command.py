@@ -8,8 +8,7 @@ import fnmatch
 import os
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overlayfs_demo import records, render
@@ -17,6 +16,7 @@ from overlayfs_demo.commands import PROGRAM, Verbs, new_verb, note, put, put_jso
 from overlayfs_demo.control import Connection, event_of
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action
+from overlayfs_demo.layer_facts import LayerFacts, told, unwalked
 from overlayfs_demo.watch_state import Line, counted
 
 # For how long writes of one process to one file are told in one sentence, in seconds.
@@ -48,15 +48,17 @@ def _actions(words: str) -> frozenset[str]:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    mountpoint, _, path = records.place_in_view(os.fsencode(arguments.mountpoint), follow=True)
-    with Connection(path, mountpoint) as connection:
+    place = records.place_in_view(os.fsencode(arguments.mountpoint), follow=True)
+    on_screen = not arguments.json and not arguments.plain and _is_screen()
+    with Connection(place.socket, place.mountpoint, place.owner) as connection:
+        layers = _layers(connection, place) if on_screen else []
         try:
             connection.attach(counters=not arguments.json)
         except EOFError:
             return 0
-        if arguments.json or arguments.plain or not _is_screen():
-            return _tell(connection, mountpoint, arguments)
-        return _show(connection, path, arguments)
+        if on_screen:
+            return _show(connection, place, layers, arguments)
+        return _tell(connection, place.mountpoint, arguments)
 
 
 def _is_screen() -> bool:
@@ -64,18 +66,33 @@ def _is_screen() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
-def _show(connection: Connection, path: Path, arguments: argparse.Namespace) -> int:
+def _layers(connection: Connection, place: records.Place) -> list[LayerFacts]:
+    """The layers of a view from the top down. Raises MountError.
+
+    Of another user's view only what their daemon says is shown: root could be led anywhere by the paths in a record.
+    """
+    if place.owner != os.geteuid():
+        return told(str(one["layer"]) for one in connection.explain("/").layers)
+    record = records.find_record(place.mountpoint)
+    if record is None:
+        raise MountError(f"{place.mountpoint} was unmounted meanwhile", "mount it again")
+    if not record.labels:
+        raise MountError(f"{record.mountpoint}: its daemon is of an older version", "use --plain, or mount it again")
+    return unwalked(record)
+
+
+def _show(
+    connection: Connection, place: records.Place, layers: Sequence[LayerFacts], arguments: argparse.Namespace
+) -> int:
     # rich is imported for a terminal only.
     from overlayfs_demo.watch_live import show
 
-    record = records.record_beside(path)
-    if record is None:
-        raise MountError(f"{arguments.mountpoint} was unmounted meanwhile", "mount it again")
-    if not record.labels:
-        raise MountError(f"{record.mountpoint}: its daemon is of an older version", "use --plain, or mount it again")
-    asked, ended = show(connection, record, lambda answer: _is_wanted(answer, arguments.only, arguments.path))
+    asked, ended = show(
+        connection, place.mountpoint, layers, lambda answer: _is_wanted(answer, arguments.only, arguments.path),
+        walk=place.owner == os.geteuid(),
+    )
     if ended:
-        note(f"{render.printable(record.mountpoint)} was unmounted")
+        note(f"{render.printable(place.mountpoint)} was unmounted")
     _note_counters(asked)
     return 0
 

@@ -14,8 +14,7 @@ from rich.live import Live
 
 from overlayfs_demo.control import Connection
 from overlayfs_demo.keys import keys, pressed
-from overlayfs_demo.layer_facts import UPPER, LayerFacts, unwalked, walked
-from overlayfs_demo.records import Record
+from overlayfs_demo.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.watch_state import State
 from overlayfs_demo.watch_view import drawing
 
@@ -27,21 +26,23 @@ _SHARE = 0.2
 
 
 def show(
-    connection: Connection, record: Record, is_wanted: Callable[[Mapping[str, Any]], bool]
+    connection: Connection, mountpoint: str, layers: Sequence[LayerFacts],
+    is_wanted: Callable[[Mapping[str, Any]], bool], *, walk: bool,
 ) -> tuple[Mapping[str, int], bool]:
     """Show what an attached connection tells, until `q` is pressed or the mount ends.
 
-    Returns what was asked meanwhile, and whether the mount has ended. Events that are not wanted are counted only.
+    `layers` are from the top down; `walk` says that they are to be counted. Returns what was asked meanwhile, and
+    whether the mount has ended. Events that are not wanted are counted only.
     The terminal is left as it was, whatever happens.
     """
     # A terminal in another encoding gets question marks.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    walker = _Walker(unwalked(record))
+    walker = _Walker(layers, walk=walk)
     console = Console(file=sys.stdout)
     with keys() as fd, Live(
         console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
     ) as live:
-        state = State(record.mountpoint, has_keys=fd is not None)
+        state = State(mountpoint, has_keys=fd is not None)
         before: tuple[object, ...] = ()
         while True:
             # Also when nothing seems to come: something may have come together with what was read before.
@@ -85,10 +86,11 @@ def _press(typed: str | None, state: State) -> bool:
 class _Walker:
     """Walks the layers in a thread of its own: each once, and the upper again after it was changed."""
 
-    def __init__(self, layers: Sequence[LayerFacts]) -> None:
+    def __init__(self, layers: Sequence[LayerFacts], *, walk: bool) -> None:
         self._facts = list(layers)
         self._changed = threading.Event()
-        threading.Thread(target=self._run, name="walker", daemon=True).start()
+        if walk:
+            threading.Thread(target=self._run, name="walker", daemon=True).start()
 
     def facts(self) -> tuple[LayerFacts, ...]:
         """What is known now."""

@@ -106,13 +106,25 @@ def _serve_image(arguments: argparse.Namespace) -> int:
 
 
 def _view(what: str) -> tuple[records.Record, Path] | None:
-    """The view that a path lies in, and where its daemon is asked; None if there is no such path. Raises MountError."""
-    if not os.path.exists(what):
+    """The view that a path lies in, and where its daemon is asked; None if there is no such path. Raises MountError.
+
+    Only a view of one's own: what another user's record names would be read, and served, with more rights than theirs.
+    """
+    try:
+        os.stat(what)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    _, _, socket = records.place_in_view(os.fsencode(what), follow=True)
-    record = records.record_beside(socket)
+    except OSError:
+        pass  # Not even root may look into another user's view.
+    mountpoint, _, socket, owner = records.place_in_view(os.fsencode(what), follow=True)
+    if owner != os.geteuid():
+        raise MountError(
+            f"{printable(mountpoint)} was mounted by user {owner}, whose layers only they may serve",
+            "run this as that user, with runuser(1)",
+        )
+    record = records.find_record(mountpoint)
     if record is None:
-        raise MountError(f"{what}: its daemon has just ended", "mount it again")
+        raise MountError(f"{printable(mountpoint)}: its daemon has just ended", "mount it again")
     return record, socket
 
 

@@ -22,8 +22,8 @@ def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
     """Print what each layer says about paths in a mounted view; 1 if one of them is not seen there."""
     status = 0
     for given in paths:
-        mountpoint, path, socket = records.place_in_view(os.fsencode(given), follow=False)
-        with Connection(socket, mountpoint) as connection:
+        mountpoint, path, socket, owner = records.place_in_view(os.fsencode(given), follow=False)
+        with Connection(socket, mountpoint, owner) as connection:
             layers, reason = connection.explain(path)
         if not any(one["wins"] for one in layers):
             status = 1
@@ -45,7 +45,8 @@ def says(one: dict[str, Any], path: str) -> str:
             return f"a symbolic link to {printable(one['target'])}"
         return f"a file, {human_size(one['size'])}" if stat.S_ISREG(one["mode"]) else "a device, fifo or socket"
     where = one["deleted_at"]
-    return f"{one['says']}: {printable(where)}" if where not in (None, path) else str(one["says"])
+    said = printable(str(one["says"]))
+    return f"{said}: {printable(where)}" if where not in (None, path) else said
 
 
 def outcome(one: dict[str, Any], path: str) -> str:
@@ -64,10 +65,10 @@ def outcome(one: dict[str, Any], path: str) -> str:
 def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
     """Print files, and what is in directories, as `ls -l` does, and which layers each comes from. Raises OSError."""
     for given in paths:
-        mountpoint, path, socket = records.place_in_view(os.fsencode(given), follow=False)
+        mountpoint, path, socket, owner = records.place_in_view(os.fsencode(given), follow=False)
         rows: list[dict[str, Any]] = []
         is_directory = stat.S_ISDIR(os.lstat(given).st_mode)
-        with Connection(socket, mountpoint) as connection:
+        with Connection(socket, mountpoint, owner) as connection:
             for name in sorted(os.listdir(given)) if is_directory else [""]:
                 inside = os.path.join(path, name) if name else path
                 layers = connection.explain(inside).layers

@@ -21,7 +21,11 @@ MINUTE = 60
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 # What `scripts/provision --system` makes.
-_INSTALLED = Path("/sbin/mount.fuse.overlayfs-demo")
+_INSTALLED = {
+    Path("/sbin/mount.fuse.overlayfs-demo"): BIN / "overlayfs-demo",
+    Path("/sbin/umount.fuse.overlayfs-demo"): BIN / "overlayfs-demo",
+    Path("/sbin/umount.fuse"): Path(__file__).parent.parent / "scripts/umount.fuse",
+}
 
 
 def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -105,16 +109,19 @@ def why_no_mount_8() -> str:
     """Why mount(8) cannot be made to find this program for its type, or ""."""
     if not Path("/sbin/mount.fuse").exists():
         return "needs the package fuse3, whose mount.fuse calls the helper"
-    if _INSTALLED.is_symlink():
-        return f"mount(8) would call the installation that {_INSTALLED} leads to"
+    for path in _INSTALLED:
+        if os.path.lexists(path):
+            return f"mount(8) and umount(8) would call what is installed as {path}"
     return ""
 
 
 @contextmanager
 def found_by_mount_8() -> Iterator[None]:
-    """For a while mount(8) finds this program: only in these directories, for it clears PATH."""
-    _INSTALLED.symlink_to(BIN / "overlayfs-demo")
+    """For a while mount(8) and umount(8) find this program: only in these directories, for mount clears PATH."""
+    for path, program in _INSTALLED.items():
+        path.symlink_to(program)
     try:
         yield
     finally:
-        _INSTALLED.unlink()
+        for path in _INSTALLED:
+            path.unlink()

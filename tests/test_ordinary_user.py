@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pwd
@@ -33,9 +34,11 @@ from overlayfs_demo.web.subject import mount_subject
 from tests import builders
 from tests.conftest import PATIENCE, mount_points, unmount_all, wait_until, why_no_mounts, why_no_sandbox
 from tests.contract.conftest import why_unavailable
+from tests.contract.raw import become_root_of_namespace
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
-from tests.places import BIN, MINUTE
+from tests.places import BIN, MINUTE, fails, run
+from tests.test_watch_view import Terminal
 
 # fusermount3 wants a user that has a name.
 USER = pwd.getpwnam("nobody").pw_uid
@@ -95,9 +98,9 @@ def mount(front: str, options: str = "") -> None:
 def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> None:
     def session() -> None:
         mount(front, ",userxattr")
-        mountpoint, path, socket = records.place_in_view(b"view/motd", follow=False)
-        with Connection(socket, mountpoint) as connection:
-            assert [one["wins"] for one in connection.explain(path).layers] == [False, False, True]
+        place = records.place_in_view(b"view/motd", follow=False)
+        with Connection(place.socket, place.mountpoint) as connection:
+            assert [one["wins"] for one in connection.explain(place.path).layers] == [False, False, True]
             connection.attach()
             os.mkdir("view/made")
             event = connection.event(PATIENCE)
@@ -129,9 +132,18 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
         os.chown(runtime, USER, USER)
     try:
         as_user(home, lambda: session(lambda: mount("kernel", ",userxattr")))
-        _, _, socket = records.place_in_view(os.fsencode(home / "view"), follow=True)
-        record = records.record_beside(socket)
-        assert record is not None and record.labels == ["layer 2 (top)", "layer 1 (bottom)"]
+        place = records.place_in_view(os.fsencode(home / "view"), follow=True)
+        assert place.owner == USER
+        with Connection(place.socket, place.mountpoint, place.owner) as connection:
+            labels = [one["layer"] for one in connection.explain("/").layers]
+        assert labels == ["upper", "layer 2 (top)", "layer 1 (bottom)"]
+        with contextlib.closing(Terminal(home / "view")) as terminal:
+            # Only what the daemon says: root is not led to the paths that its record names.
+            terminal.shows(r"layer 2(?s:.*)top(?s:.*)\?(?s:.*)layer 1")
+            terminal.press("q")
+            terminal.ends(0)
+        fails(run("overlayfs-demo", "serve", home / "view"), f"mounted by user {USER}", "run this as that user")
+        fails(run("overlayfs-demo", "explain", "rm", home / "view/motd"), "ask as the user who mounted it")
         command = [BIN / "overlayfs-demo", "watch", home / "view"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
             assert watcher.stderr is not None and "watching" in watcher.stderr.readline()
@@ -140,6 +152,33 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
     finally:
         unmount_all(str(home))
         shutil.rmtree(runtime or f"/tmp/overlayfs-demo-{USER}")
+
+
+@pytest.mark.parametrize("runtime", [True, False], ids=["XDG_RUNTIME_DIR", "none"])
+def test_root_of_a_user_namespace_mounts_and_asks(home: Path, runtime: bool) -> None:
+    """As after `unshare -Urm`: it may not write to /run, and whoever owns the directory in /tmp is checked."""
+    if problem := why_no_mounts() or why_unavailable("kernel-front"):
+        pytest.skip(problem)
+
+    def session() -> None:
+        if not runtime:
+            os.environ.pop("XDG_RUNTIME_DIR")
+        become_root_of_namespace()
+        assert os.geteuid() == 0
+        mount("kernel", ",userxattr")
+        Path("view/made").mkdir()
+        place = records.place_in_view(b"view/motd", follow=False)
+        assert (place.owner, place.socket.parent.parent) == (0, home if runtime else Path("/tmp"))
+        with Connection(place.socket, place.mountpoint, place.owner) as connection:
+            assert any(one["wins"] for one in connection.explain(place.path).layers)
+        mounts.unmount(b"view")
+
+    try:
+        as_user(home, session)
+    finally:
+        if not runtime:
+            shutil.rmtree("/tmp/overlayfs-demo-0")
+    assert (home / "upper/made").is_dir()
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -181,10 +220,10 @@ def test_ordinary_user_sees_the_page_of_a_view(home: Path, front: str) -> None:
     def session() -> None:
         mount(front, ",userxattr")
         Path("view/d/x").unlink()
-        _, _, socket = records.place_in_view(b"view", follow=False)
-        record = records.record_beside(socket)
+        place = records.place_in_view(b"view", follow=False)
+        record = records.find_record(place.mountpoint)
         assert record is not None
-        subject = mount_subject(record, socket)
+        subject = mount_subject(record, place.socket)
         upper = mount_page(record, subject).upper
         assert upper is not None and [(one.key, one.mark) for one in upper.entries] == [
             ("/d", "copied"), ("/d/x", "deleted"),

@@ -45,13 +45,15 @@ def attach(view: View) -> int:
     return _ask_fusermount(view)
 
 
-def detach(mountpoint: bytes, lazy: bool = False) -> None:
-    """Unmount. With `lazy` the name goes now and the mount when its last user is gone.
+def detach(mountpoint: bytes, lazy: bool = False, force: bool = False) -> None:
+    """Unmount. With `lazy` the name goes now and the mount when its last user is gone; with `force` requests that wait
+    for an answer fail first, which only root can ask for.
 
     Raises OSError (EBUSY) or MountError.
     """
     if os.geteuid() == 0:
-        syscalls.unmount(mountpoint, syscalls.MNT_DETACH if lazy else 0)
+        flags = (syscalls.MNT_DETACH if lazy else 0) | (syscalls.MNT_FORCE if force else 0)
+        syscalls.unmount(mountpoint, flags)
         return
     command = [b"fusermount3", b"-u", *([b"-z"] if lazy else []), b"--", mountpoint]
     done = _run(command)

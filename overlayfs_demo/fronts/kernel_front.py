@@ -7,10 +7,12 @@ the other callers wait.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from overlayfs_demo import syscalls
@@ -30,6 +32,10 @@ _SERVING = 3
 _THREADS = _SERVING + 8
 _BACKGROUND = 64
 _DESCRIPTORS = 16384
+# Seconds until the next try to read a request when the kernel was out of memory.
+_PAUSE = 0.1
+# How long the threads of a session that failed may take to end, in seconds.
+_PATIENCE = 2.0
 
 _WANTED = (
     wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.DONT_MASK | wire.DO_READDIRPLUS
@@ -45,15 +51,30 @@ class KernelFront:
 
     def serve(self, view: View, ready: Callable[[], None]) -> None:
         """See `Front.serve`."""
-        fd = device.attach(view)
-        session = Session(fd, view)
-        try:
-            session.start()
-            ready()
-            session.run()
-        finally:
-            session.close()
-            os.close(fd)
+        with contextlib.ExitStack() as held:
+            fd = device.attach(view)
+            held.callback(os.close, fd)
+            try:
+                session = Session(fd, view)
+                held.callback(session.close)
+                session.start()
+                ready()
+                session.wait()
+            except BaseException:
+                # A mount that nobody serves must not stay. And without it the threads end.
+                with contextlib.suppress(OSError, MountError):
+                    device.detach(view.mountpoint, lazy=True)
+                raise
+
+
+class _Buffers:
+    """The memory of one serving thread."""
+
+    __slots__ = ("reply", "request")
+
+    def __init__(self) -> None:
+        self.request = bytearray(MAX_WRITE + 4096)
+        self.reply = memoryview(bytearray(MAX_WRITE))
 
 
 class Turn:
@@ -98,16 +119,23 @@ class Session:
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)
+        self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
 
     def close(self) -> None:
-        """Send nothing more, and release what the kernel did not."""
+        """Send nothing more, and release what the kernel did not. The file system is unmounted."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(_PATIENCE)
         if self._notices is not None:
             self._notices.close()
         self._requests.close()
 
     def start(self) -> None:
-        """Answer the first request, INIT, which settles the protocol. Raises MountError."""
+        """Answer the first request, INIT, which settles the protocol, and begin to serve.
+
+        All memory that serving takes is there on return. Raises MountError.
+        """
         buffer = memoryview(bytearray(MAX_WRITE + 4096))
         size = os.readv(self._device, [buffer])
         header = wire.HEADER.unpack_from(buffer)
@@ -116,22 +144,32 @@ class Session:
             raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
         self._reply(header[2], _agree(body, self._wanted))
 
-    def run(self) -> None:
-        """Serve until the file system is unmounted."""
         syscalls.reserve_descriptors(_DESCRIPTORS)
-        threads = [threading.Thread(target=self._loop, name=f"fuse-{n}", daemon=True) for n in range(_THREADS)]
-        for thread in threads:
+        try:
+            self._start_threads()
+        except (MemoryError, RuntimeError) as error:  # The latter: "can't start new thread".
+            raise MountError("there is too little memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
+
+    def _start_threads(self) -> None:
+        self._threads = [
+            threading.Thread(target=self._loop, args=(_Buffers(),), name=f"fuse-{number}", daemon=True)
+            for number in range(_THREADS)
+        ]
+        for thread in self._threads:
             thread.start()
         if self._notices is not None:
             self._notices.start()
-        for thread in threads:
+
+    def wait(self) -> None:
+        """Return when the file system is unmounted."""
+        for thread in self._threads:
             thread.join()
         if self._failure is not None:
             raise self._failure
 
-    def _loop(self) -> None:
+    def _loop(self, buffers: _Buffers) -> None:
         try:
-            self._serve()
+            self._serve(buffers)
         except BaseException as error:
             # A thread that died silently would leave callers waiting for ever.
             self._failure = error
@@ -139,11 +177,10 @@ class Session:
         finally:
             self._turn.pass_on()
 
-    def _serve(self) -> None:
-        buffer = bytearray(MAX_WRITE + 4096)
+    def _serve(self, own: _Buffers) -> None:
+        buffer, room = own.request, own.reply
         buffers = [buffer]
         view = memoryview(buffer)
-        room = memoryview(bytearray(MAX_WRITE))
         fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
         while True:
             self._turn.take()
@@ -154,7 +191,11 @@ class Session:
                     return  # Unmounted.
                 if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     continue  # The request was interrupted before we saw it.
-                raise
+                if error.errno not in (errno.ENOMEM, errno.EIO):
+                    raise
+                _log.warning("cannot read a request: %s", error.strerror)
+                time.sleep(_PAUSE)
+                continue
             self._answer(Request(unpack(buffer), view[start:size], room))
 
     def _answer(self, request: Request) -> None:
@@ -180,7 +221,9 @@ class Session:
             request.afterwards()
 
     def _reply(self, unique: int, payload: Payload) -> None:
-        self._send([wire.REPLY.pack(wire.REPLY.size + len(payload), 0, unique), payload])
+        if not self._send([wire.REPLY.pack(wire.REPLY.size + len(payload), 0, unique), payload]):
+            # The caller must get an answer. (It has EIO already if the kernel found fault with ours.)
+            self._fail(unique, errno.EIO)
 
     def _fail(self, unique: int, code: int) -> None:
         self._send([wire.REPLY.pack(wire.REPLY.size, -code, unique)])
@@ -202,13 +245,16 @@ class Session:
         if self._notices is not None:
             self._notices.distrust(nodeid)
 
-    def _send(self, parts: list[Payload]) -> None:
+    def _send(self, parts: list[Payload]) -> bool:
+        """Write one message; False, and a line in the log, if the kernel does not take it. Serving goes on."""
         try:
             os.writev(self._device, parts)
         except OSError as error:
             # ENOENT: the caller was interrupted and no longer waits. ENODEV: unmounted meanwhile.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
+                _log.warning("cannot write to %s: %s", device.DEVICE, error.strerror)
+                return False
+        return True
 
 
 def _agree(body: memoryview, wanted: int) -> bytes:

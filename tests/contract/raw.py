@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from overlayfs_demo.syscalls import AT_EMPTY_PATH, AT_FDCWD
@@ -23,6 +24,10 @@ _libc.getdents64.restype = ctypes.c_ssize_t
 
 STATX_BASIC_STATS = 0x7FF
 
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWUSER = 0x10000000
+_PR_SET_DUMPABLE = 4
+
 
 def _check(result: int) -> int:
     if result < 0:
@@ -34,6 +39,16 @@ def _check(result: int) -> int:
 def link_descriptor(fd: int, path: bytes) -> None:
     """linkat(2) with AT_EMPTY_PATH: the file open as `fd` gets a name."""
     _check(_libc.linkat(fd, b"", AT_FDCWD, path, AT_EMPTY_PATH))
+
+
+def become_root_of_namespace() -> None:
+    """Go into a user and a mount namespace of our own, where we are root, as `unshare -Urm` does: unshare(2)."""
+    uid, gid = os.geteuid(), os.getegid()
+    _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
+    # After setuid(2) our files in /proc belong to root: proc(5).
+    _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0))
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        Path("/proc/self", name).write_text(text)
 
 
 class Statx(NamedTuple):

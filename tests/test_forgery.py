@@ -1,0 +1,211 @@
+"""Can another user make this program, and root most of all, believe what they say about a view?"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo import records, runtime_directory
+from overlayfs_demo.control import Connection, Server
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.stack import Stack
+from tests.conftest import why_no_mounts
+from tests.places import Place, fails, run
+
+pytestmark = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
+
+ALICE, MALLORY = 12345, 12346
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A runtime directory of root's."""
+    made = tmp_path / "runtime"
+    made.mkdir(mode=0o700)
+    return made
+
+
+def give_away(path: Path) -> None:
+    os.chown(path, MALLORY, MALLORY)
+
+
+def open_to_all(path: Path) -> None:
+    path.chmod(0o777)
+
+
+def open_to_group(path: Path) -> None:
+    path.chmod(0o770)
+
+
+def put_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def put_file(path: Path) -> None:
+    path.rmdir()
+    path.touch()
+
+
+@pytest.mark.parametrize("spoil", [give_away, open_to_all, open_to_group, put_link, put_file])
+def test_directory_that_others_may_write_to_is_refused(directory: Path, spoil: Callable[[Path], None]) -> None:
+    with runtime_directory.opened(directory, 0):
+        pass
+    spoil(directory)
+    with pytest.raises(MountError, match="runtime"), runtime_directory.opened(directory, 0):
+        pass
+
+
+def test_roots_directory_is_in_run_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")
+    assert runtime_directory.of_this_user() == Path("/run/overlayfs-demo")
+    assert runtime_directory.of_user(0) == (Path("/run/overlayfs-demo"),)
+
+
+def test_ordinary_users_directory_is_checked_wherever_the_environment_puts_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root of a user namespace, who may not write to /run, is in the same place."""
+    monkeypatch.setattr(runtime_directory, "of_this_user", lambda: directory)
+    record = records.Record("/view", os.getpid(), "kernel", [])
+    records.Registration(record)
+    assert records.find_record("/view") == record
+    give_away(directory)
+    for ask in (records.find_record, records.is_served, records.forget_dead):
+        with pytest.raises(MountError, match="belongs to user 12346, not to user 0"):
+            ask("/view")
+    with pytest.raises(MountError, match="belongs to user 12346"):
+        records.Registration(record)
+
+
+@contextmanager
+def forged_by_mallory(mountpoint: Path) -> Iterator[Path]:
+    """A record in a directory of Mallory's that has the name of root's in /tmp, and a socket at which she answers."""
+    directory = Path("/tmp/overlayfs-demo-0")
+    if directory.exists():
+        pytest.skip(f"{directory} exists")
+    name = records.socket_path(str(mountpoint)).name
+    directory.mkdir(mode=0o755)
+    try:
+        forged = {"mountpoint": str(mountpoint), "pid": 1, "front": "kernel", "lowers": ["/root"], "labels": ["root"]}
+        (directory / name).with_suffix(".json").write_text(json.dumps(forged))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            listening.bind(str(directory / name))
+            listen_as(MALLORY, listening)
+            for path in (directory, *directory.iterdir()):
+                give_away(path)
+            yield directory / name
+    finally:
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+
+
+def listen_as(uid: int, listening: socket.socket) -> None:
+    """Who calls listen(2) is the peer: unix(7), SO_PEERCRED."""
+    os.seteuid(uid)
+    try:
+        listening.listen()
+    finally:
+        os.seteuid(0)
+
+
+def test_root_asks_its_own_daemon_and_not_who_forges_its_socket_in_tmp(place: Place) -> None:
+    assert place.mount().returncode == 0
+    with forged_by_mallory(place.view):
+        assert records.place_in_view(os.fsencode(place.view), follow=True).socket.parent == Path("/run/overlayfs-demo")
+        done = run("overlayfs-demo", "which", place.view / "motd")
+        assert done.returncode == 0 and "is seen" in done.stdout
+        record = records.find_record(str(place.view))
+        assert record is not None and record.lowers == [str(place / "top"), str(place / "bottom")]
+
+
+@pytest.fixture
+def alices(directory: Path) -> Iterator[socket.socket]:
+    """A socket in Alice's directory, at which nobody listens yet."""
+    os.chown(directory, ALICE, ALICE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(directory / "it.sock"))
+        listening.settimeout(10)
+        yield listening
+
+
+@pytest.mark.parametrize("who", [MALLORY, 0])
+def test_nothing_is_said_to_a_daemon_of_another_user_than_the_mounts(
+    directory: Path, alices: socket.socket, who: int
+) -> None:
+    listen_as(who, alices)
+    with pytest.raises(MountError, match=f"mounted by user {ALICE}, but user {who} answers"):
+        Connection(directory / "it.sock", "view", ALICE)
+    with alices.accept()[0] as connection:
+        assert connection.recv(100) == b""
+
+
+def test_socket_in_a_directory_of_somebody_else_is_not_connected_to(directory: Path, alices: socket.socket) -> None:
+    listen_as(ALICE, alices)
+    Connection(directory / "it.sock", "view", ALICE).__exit__()
+    give_away(directory)
+    with pytest.raises(MountError, match="belongs to user 12346, not to user 12345"):
+        Connection(directory / "it.sock", "view", ALICE)
+
+
+def test_link_to_the_socket_of_another_service_is_seen_through(directory: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as service:
+        service.bind(str(tmp_path / "service"))
+        service.listen()
+        (directory / "it.sock").symlink_to(tmp_path / "service")
+        os.chown(directory, ALICE, ALICE)
+        with pytest.raises(MountError, match="user 0 answers"):
+            Connection(directory / "it.sock", "view", ALICE)
+
+
+def test_daemon_makes_no_socket_in_a_directory_of_somebody_else(directory: Path, place: Place) -> None:
+    overlay = Overlay(Stack((os.fsencode(place / "top"),)))
+    give_away(directory)
+    server = Server(directory / "it.sock", overlay, Counter())
+    with pytest.raises(MountError, match="belongs to user 12346"):
+        server.start()
+    server.close()
+    overlay.close()
+    assert os.listdir(directory) == []
+
+
+def test_root_does_not_serve_the_view_of_another_user(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What her record names would be read with root's rights."""
+    from overlayfs_demo.web_commands import _view
+
+    assert place.mount().returncode == 0
+    assert _view(str(place.view)) is not None
+    monkeypatch.setattr(records, "_owner", lambda mounted: ALICE)
+    with pytest.raises(MountError, match="mounted by user 12345, whose layers only they may serve: run this as that"):
+        _view(str(place.view))
+
+
+def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
+    assert place.mount().returncode == 0
+    runtime = records.socket_path(str(place.view)).parent
+    assert runtime == Path("/run/overlayfs-demo")
+    command = f"mount -t tmpfs -o mode=777 none {runtime} && exec overlayfs-demo which {place.view}/motd"
+    done = run("unshare", "--mount", "--propagation", "private", "sh", "-c", command)
+    fails(done, str(runtime), "written to by others")
+
+
+def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
+    from overlayfs_demo.control import event_of
+    from overlayfs_demo.render import sentence
+    from overlayfs_demo.which_command import says
+
+    answer = {
+        "action": "mkdir", "path": "/\x1b[1m", "pid": 1, "uid": 0, "call": "\x1b[2m", "layer": "\x1b[3m", "size": 0,
+        "detail": "\x1b[4m",
+    }
+    assert "\x1b" not in sentence(event_of(answer), "\x1b[5m")
+    assert "\x1b" not in says({"says": "\x1b[6m", "deleted_at": "\x1b[7m"}, "/x")
