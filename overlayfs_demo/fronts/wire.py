@@ -92,13 +92,15 @@ SETXATTR_ACL_KILL_SGID = 1
 FSYNC_FDATASYNC = 1
 
 # Requests. The header: length, opcode, unique, nodeid, uid, gid, pid, extensions' length, padding.
+# fuse.h declares offsets and sizes of files as uint64_t, but the kernel fills them from loff_t: they are signed
+# here, so that a system call gets, and judges, the number that the caller gave.
 HEADER = struct.Struct("=IIQQIIIHH")
 INIT_IN = struct.Struct("=IIII")
 INIT_FLAGS2_IN = struct.Struct("=16xI")
 FORGET_IN = struct.Struct("=Q")
 BATCH_FORGET_IN = struct.Struct("=II")
 FORGET_ONE = struct.Struct("=QQ")
-SETATTR_IN = struct.Struct("=I4xQQQqq8xII4xI4xII4x")
+SETATTR_IN = struct.Struct("=I4xQqQqq8xII4xI4xII4x")
 MKNOD_IN = struct.Struct("=III4x")
 MKDIR_IN = struct.Struct("=II")
 RENAME_IN = struct.Struct("=Q")
@@ -106,15 +108,15 @@ RENAME2_IN = struct.Struct("=QI4x")
 LINK_IN = struct.Struct("=Q")
 OPEN_IN = struct.Struct("=II")
 CREATE_IN = struct.Struct("=IIII")
-READ_IN = struct.Struct("=QQII")
-WRITE_IN = struct.Struct("=QQII16x")
+READ_IN = struct.Struct("=QqII")
+WRITE_IN = struct.Struct("=QqII16x")
 RELEASE_IN = struct.Struct("=QII")
 FSYNC_IN = struct.Struct("=QI4x")
 SETXATTR_IN = struct.Struct("=III4x")
 GETXATTR_IN = struct.Struct("=I4x")
-FALLOCATE_IN = struct.Struct("=QQQI4x")
-LSEEK_IN = struct.Struct("=QQI4x")
-COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")
+FALLOCATE_IN = struct.Struct("=QqqI4x")
+LSEEK_IN = struct.Struct("=QqI4x")
+COPY_FILE_RANGE_IN = struct.Struct("=QqQQqQQ")
 
 # Replies. The header: length, error (negative errno or 0), unique.
 REPLY = struct.Struct("=IiQ")
@@ -129,7 +131,7 @@ _DIRENT = struct.Struct("=" + _DIRENT_FORMAT)
 _STATFS = struct.Struct("=QQQQQIIII24x")
 WRITE_OUT = struct.Struct("=I4x")
 XATTR_SIZE = struct.Struct("=I4x")
-LSEEK_OUT = struct.Struct("=Q")
+LSEEK_OUT = struct.Struct("=q")
 COPY_FILE_RANGE_OUT = struct.Struct("=Q")
 
 # Messages of ours that answer no request: the reply header with unique 0 and this number as its error
