@@ -68,7 +68,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     if trace is not None:
         events.attach(trace)
     os.umask(0)  # The callers' umasks count, not the daemon's.
-    overlay = open_stack(stack_check.absolute(stack), events)
+    overlay = open_stack(replace(stack_check.absolute(stack), flags=options.flags), events)
     before, now = overlay.note_stack()
     if before:
         _log.warning(

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from functools import partial
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.base import View, now_ns
 from overlayfs_demo.fronts.directories import Directories, Portion
@@ -42,7 +43,8 @@ class Requests:
         self._overlay.hooks.before_wait = pass_on
         self._pass_on = pass_on
         self._distrust = distrust
-        self._trust = trust = Trust(view.overlay, view.timeout)
+        strict = bool(view.flags & syscalls.MS_STRICTATIME)
+        self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)
         self.nodes = NodeTable(view.overlay.root)
         self.directories = Directories(view.overlay, self.nodes, trust)
         self._files = Files(view, self.nodes, trust, pass_on, store)

@@ -16,13 +16,13 @@ from collections.abc import Iterable
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import acl, lineage, listing, provenance
+from overlayfs_demo.overlay import acl, lineage, listing, private_mount, provenance
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp, Hooks
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.index import Index
-from overlayfs_demo.overlay.layer import DescriptorCache, Layer
+from overlayfs_demo.overlay.layer import Descriptor, DescriptorCache, Layer
 from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -56,7 +56,7 @@ class Overlay:
         upper, index = None, None
         self._layers = [
             # In an upper `.wh.` begins ordinary names.
-            Layer(path, number, label, xattrs, self._cache,
+            Layer(path, private_mount.open_root(path, private_mount.LOWER), number, label, xattrs, self._cache,
                   image_dialect=stack.image_whiteouts and not (stack.rehearsal and number == 1),
                   last=number == len(stack.lowers) + len(stack.data_only))
             for number, (path, label) in enumerate(zip(stack.lowers + stack.data_only, stack.labels(), strict=True), 1)
@@ -64,14 +64,18 @@ class Overlay:
         lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
         origins = Origins(lowers)
         if stack.upper is not None and stack.work is not None:
-            layer = Layer(stack.upper, 0, "upper", xattrs, self._cache, image_dialect=False, last=False)
+            attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
+            root, work_fd = private_mount.open_upper(stack.upper, stack.work, attributes)
+            layer = Layer(stack.upper, root, 0, "upper", xattrs, self._cache, image_dialect=False, last=False)
+            self._work = Descriptor(work_fd)
+            work = syscalls.fd_path(work_fd)
             if stack.index:
-                index = Index(layer, stack.work, origins, xattrs, stack.read_only)
+                index = Index(layer, work, origins, xattrs, stack.read_only)
             if stack.read_only:
                 lowers.insert(0, layer)
                 self._layers.append(layer)
             else:
-                upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
+                upper = Upper(layer, work, xattrs, self.events, stack.volatile)
         self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
         self._lock = self._tree.lock
         self.behind = Behind(self._tree)
@@ -165,13 +169,22 @@ class Overlay:
             _check_same(node, status)
             return node.attrs_from(status)
 
-    def names(self, node: DirNode, at_most: int = sys.maxsize) -> listing.Snapshot:
+    def names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> listing.Snapshot:
         """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
 
-        Raises TooManyNamesError as soon as there turn out to be more than `at_most`.
+        `quietly` leaves its access time to `note_reading`. Raises TooManyNamesError as soon as there turn out to be
+        more names than `at_most`.
         """
         with self._lock:
-            return listing.Snapshot({}, (), 0) if node.gone else self._tree_of(node).snapshot(node, at_most)
+            if node.gone:
+                return listing.Snapshot({}, (), 0)
+            return self._tree_of(node).snapshot(node, at_most, quietly=quietly)
+
+    def note_reading(self, node: DirNode) -> None:
+        """Somebody was given what `names` read quietly."""
+        with self._lock:
+            if node.upper is not None and not node.gone:
+                listing.note_reading(node.upper)
 
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""

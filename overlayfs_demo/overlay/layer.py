@@ -13,6 +13,7 @@ import stat
 from collections import deque
 
 from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.private_mount import Root
 from overlayfs_demo.overlay.whiteout import (
     FUSE_OVERLAYFS_OPAQUE,
     IMAGE_OPAQUE,
@@ -25,6 +26,8 @@ from overlayfs_demo.overlay.whiteout import (
 _LONGEST_PATH = 4095
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# To look into a directory is nobody's reading of it.
+_QUIETLY = _DIRECTORY | os.O_NOATIME
 
 
 class Descriptor:
@@ -84,15 +87,17 @@ class Layer:
     """One directory of the stack. `number` is 0 for the upper, then 1, 2, ... from the top lower down; `label` is
     how messages and events name the layer.
 
-    `path` is how the user named it. `image_dialect` says whether zero-length `.wh.NAME` files are
-    whiteouts here. `last` says that nothing lies below, so that marks need not be read.
-    Owns `root_fd` until `close`.
+    `path` is how the user named it. `root` is the directory, which this owns until `close`. `image_dialect` says
+    whether zero-length `.wh.NAME` files are whiteouts here. `last` says that nothing lies below, so that marks
+    need not be read.
     """
 
-    __slots__ = ("cache", "device", "image_dialect", "label", "last", "number", "path", "root_fd", "xattrs")
+    __slots__ = (
+        "cache", "device", "image_dialect", "label", "last", "number", "path", "reads_quietly", "root_fd", "xattrs",
+    )
 
     def __init__(
-        self, path: bytes, number: int, label: str, xattrs: PrivateXattrs, cache: DescriptorCache,
+        self, path: bytes, root: Root, number: int, label: str, xattrs: PrivateXattrs, cache: DescriptorCache,
         *, image_dialect: bool, last: bool,
     ) -> None:
         self.path = path
@@ -102,7 +107,7 @@ class Layer:
         self.cache = cache
         self.image_dialect = image_dialect
         self.last = last
-        self.root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.root_fd, self.reads_quietly = root
         self.device = os.fstat(self.root_fd).st_dev
 
     @property
@@ -200,7 +205,11 @@ class LayerDir:
         """Like `open`, by one step from the parent, which is cheaper when that is open anyway."""
         if self._descriptor is not None:
             return self._descriptor
-        return self._keep(os.open(name, _DIRECTORY, dir_fd=parent.open().fd))
+        fd = parent.open().fd
+        try:
+            return self._keep(os.open(name, _QUIETLY, dir_fd=fd))
+        except PermissionError:  # Only the owner and root may ask for O_NOATIME: open(2).
+            return self._keep(os.open(name, _DIRECTORY, dir_fd=fd))
 
     def _keep(self, fd: int) -> Descriptor:
         self._descriptor = descriptor = Descriptor(fd)
@@ -242,7 +251,11 @@ def _open_directory(root_fd: int, path: bytes) -> int:
         cut = path.rindex(b"/", 0, _LONGEST_PATH)
         held = Descriptor(syscalls.open_beneath(held.fd if held else root_fd, path[:cut], _DIRECTORY))
         path = path[cut + 1 :]
-    return syscalls.open_beneath(held.fd if held else root_fd, path or b".", _DIRECTORY)
+    fd = held.fd if held else root_fd
+    try:
+        return syscalls.open_beneath(fd, path or b".", _QUIETLY)
+    except PermissionError:  # As in `adopt`.
+        return syscalls.open_beneath(fd, path or b".", _DIRECTORY)
 
 
 class LowerDir(LayerDir):
