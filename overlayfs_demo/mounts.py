@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from overlayfs_demo import control, mount_table, stack_check, syscalls
+from overlayfs_demo import control, in_use, mount_table, stack_check, syscalls
 from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
@@ -62,6 +62,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     mountpoint = _prepare_mountpoint(mountpoint)
     front_name, front = choose.front(options.front)
     stack = stack_check.checked(options.stack)
+    in_use.check_unused(stack)
     stack = stack if stack.titles else replace(stack, titles=_titles(stack.lowers))
     locks = [_lock(path) for path in (stack.upper, stack.work) if path is not None]
     events = Events()
