@@ -25,6 +25,7 @@ _SYS_OPEN_TREE = 428
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
 AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 _AT_HANDLE_FID = 0x200
@@ -74,7 +75,18 @@ MOUNT_ATTR_NODIRATIME = 0x80
 _MOUNT_ATTR_ATIME = 0x70
 _OPEN_TREE_CLONE = 1
 
+FALLOC_FL_KEEP_SIZE = 1
+
 FICLONE = 0x40049409
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
+
+STATX_ATTR_IMMUTABLE = 0x10
+STATX_ATTR_APPEND = 0x20
+_STATX_BTIME = 0x800
+_STATX = struct.Struct("=I4xQ64xqI")
 
 # fanotify(7): what a watched directory tells of. The last two: of what is in it, and of directories, too.
 FAN_MODIFY = 0x2
@@ -119,6 +131,7 @@ _libc.mount.argtypes = (
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.fanotify_mark.argtypes = (
     ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p,
@@ -209,6 +222,22 @@ def end_with_parent(number: int) -> None:
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) with its mode flags; offset and length in bytes."""
     _check(_libc.fallocate(fd, mode, offset, length))
+
+
+class Statx(NamedTuple):
+    """What statx(2) tells beside stat(2): STATX_ATTR_* bits, and the time of birth in nanoseconds, if it is known."""
+
+    attributes: int
+    birth_ns: int | None
+
+
+def statx(path: bytes | int, follow: bool = False) -> Statx:
+    """statx(2) of a path, or of what a descriptor is open on."""
+    fd, name, flags = (path, b"", AT_EMPTY_PATH) if isinstance(path, int) else (AT_FDCWD, path, 0)
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(fd, name, flags | (0 if follow else _AT_SYMLINK_NOFOLLOW), _STATX_BTIME, buffer), name)
+    mask, attributes, seconds, nanoseconds = _STATX.unpack_from(buffer)
+    return Statx(attributes, seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None)
 
 
 def sync_filesystem(fd: int) -> None:

@@ -15,6 +15,7 @@ say (`kernel_front` talks to /dev/fuse itself, and can) is given up here:
 - rename(2) has no flags, so neither exchange nor "do not replace": the kernel answers EINVAL.
 - No O_TMPFILE, no fallocate(2) (both EOPNOTSUPP), no SEEK_HOLE (a file counts as all data), and
   copy_file_range(2) copies through the kernel's cache, not within the layers' filesystem.
+- No inode flags (lsattr and chattr: ENOTTY), though those that are there are obeyed, and no time of birth.
 - Two names of one file are two files to the kernel. It must therefore ask for attributes every time, and
   drop a file's cached pages at each open; while both names are open, a reader through one may still see
   what was in the file before it was overwritten through the other.

@@ -21,7 +21,7 @@ from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.request import Payload, Request
 from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.fronts.wire import Opcode
-from overlayfs_demo.overlay import acl
+from overlayfs_demo.overlay import acl, inode_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.types import Attrs, Change
@@ -93,6 +93,12 @@ class Requests:
     def getattr(self, request: Request) -> bytes:
         node = self._node(request)
         return wire.attr_reply(self._overlay.attrs(node), self._trust.attributes(node))
+
+    def statx(self, request: Request) -> bytes:
+        """The kernel asks this way if somebody wants to know the time of birth."""
+        node = self._node(request)
+        attrs, birth = self._overlay.attrs(node), self._overlay.birth_time(node)
+        return wire.statx_reply(attrs, birth, self._trust.attributes(node))
 
     def readlink(self, request: Request) -> bytes:
         return self._overlay.readlink(self._node(request))
@@ -192,6 +198,21 @@ class Requests:
         name = os.fsdecode(request.name())
         self._overlay.remove_xattr(self._node(request), name, request.caller("removexattr"))
         return _EMPTY
+
+    def ioctl(self, request: Request) -> bytes:
+        """Inode flags. As on the kernel's own overlay, no other ioctl means anything here."""
+        _, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(request.body)
+        node = self._node(request)
+        for form in (inode_flags.PLAIN, inode_flags.EXTENDED):
+            if command == form.get:
+                value = self._overlay.get_flags(node, form)
+                return wire.IOCTL_OUT.pack(0) + value.ljust(out_size, b"\0")[:out_size]
+            if command == form.set and in_size >= form.size:
+                start = wire.IOCTL_IN.size
+                value = bytes(request.body[start : start + form.size])
+                self._overlay.set_flags(node, form, value, request.caller("chattr"))
+                return wire.IOCTL_OUT.pack(0)
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
     # --- directories -------------------------------------------------------------------------------
     # They are read by node alone, so there is nothing to open and release.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.filedata import copy_data
+from overlayfs_demo.overlay.inode_flags import lower_protection
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir
 from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
@@ -279,6 +280,8 @@ class CopyUp:
         self._copy_xattrs(source, path)
         if origin:
             os.setxattr(path, self._tree.xattrs.origin, origin, follow_symlinks=False)
+        if protected := lower_protection(source):
+            os.setxattr(path, self._tree.xattrs.protattr, protected, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(path, stat.S_IMODE(status.st_mode))
         if keep_times:

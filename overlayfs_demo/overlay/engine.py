@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import acl, lineage, listing, private_mount, provenance
+from overlayfs_demo.overlay import acl, inode_flags, lineage, listing, private_mount, provenance
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.copyup import CopyUp, Hooks
 from overlayfs_demo.overlay.forecast import Forecast
@@ -169,6 +169,12 @@ class Overlay:
             _check_same(node, status)
             return node.attrs_from(status)
 
+    def birth_time(self, node: Node) -> int | None:
+        """When the real file in front was made, in nanoseconds since the epoch; None where that is not known."""
+        with self._lock:
+            target = node.target()
+            return syscalls.statx(target.xattr_path(), target.follow).birth_ns
+
     def names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> listing.Snapshot:
         """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
 
@@ -302,6 +308,7 @@ class Overlay:
         self._refuse_past(parent, name)
         if not isinstance(node, FileNode):
             raise failure(errno.EPERM, name)
+        self._refuse_protected(node)
         self._copy_up.node(node, caller)
         with self._lock:
             return self._names.link(node, parent, name, caller)
@@ -352,6 +359,9 @@ class Overlay:
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
         self._refuse_past(node)
+        if not change.kill_privileges or change != Change(kill_privileges=True):
+            # Of an append-only file the times may be set, which only says that they are now.
+            self._refuse_protected(node, appends=change.size is change.uid is change.gid is change.mode is None)
         upper = self._copy_up.node(node, caller, change.size, data=change.size is not None)
         with self._lock:
             target, path = node.target(), self._event_path(node)
@@ -396,6 +406,7 @@ class Overlay:
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
         self._refuse_past(node)
+        self._refuse_protected(node)
         stored = self._tree.xattrs.stored(name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
@@ -409,11 +420,33 @@ class Overlay:
         self._refuse_past(node)
         self._tree.writable()
         stored = self._tree.xattrs.stored(name)
+        self._refuse_protected(node)
         if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
             self.xattr(node, name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.remove_xattr(node.target(), self._event_path(node), stored, caller)
+
+    def _refuse_protected(self, node: Node, *, appends: bool = False) -> None:
+        """EPERM for a change that inode flags forbid: see `inode_flags`."""
+        with self._lock:
+            inode_flags.refuse(node, self._tree.xattrs, appends=appends)
+
+    def get_flags(self, node: Node, form: inode_flags.Format) -> bytes:
+        """The flags that lsattr(1) shows."""
+        with self._lock:
+            return inode_flags.read(node, self._tree.xattrs, form)
+
+    def set_flags(self, node: Node, form: inode_flags.Format, value: bytes, caller: Caller) -> None:
+        """Set them, as chattr(1) does. Raises EPERM, ENOTTY, or what the upper's filesystem says."""
+        self._refuse_past(node)
+        inode_flags.check_permission(self.get_flags(node, form), value, form, self.attrs(node).uid, caller)
+        upper = self._copy_up.node(node, caller, data=False)
+        with self._lock:
+            protection = form.protection(value)
+            stored = form.with_protection(value, b"")
+            upper.set_flags(node.target(), self._event_path(node), form.set, stored, protection, caller)
+        self.hooks.copied_up(node)
 
     # --- open --------------------------------------------------------------------------------------
 
@@ -427,6 +460,7 @@ class Overlay:
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         if writing:
             self._refuse_past(node)
+            self._refuse_protected(node, appends=flags & (os.O_APPEND | os.O_TRUNC) == os.O_APPEND)
             self._copy_up.node(node, caller, 0 if flags & os.O_TRUNC else None)
         with self._lock:
             fd = _open_target(node, flags & _OPEN_FLAGS)
@@ -459,6 +493,7 @@ class Overlay:
         self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller
     ) -> None:
         """fallocate(2) through a handle. Like a write, it drops the set-id bits if the caller is not privileged."""
+        self._refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
         if caller.uid:
             with self._lock:
                 self._kill_privileges(node, caller)

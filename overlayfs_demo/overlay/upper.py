@@ -8,6 +8,7 @@ rename, so the upper shows the old state or the new one, never half of either.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -297,6 +298,21 @@ class Upper:
         else:
             os.removexattr(place, name, follow_symlinks=target.follow)
         self.emit(Action.REMOVEXATTR, path, caller, detail=name)
+
+    def set_flags(
+        self, target: Target, path: bytes, command: int, value: bytes, protection: bytes, caller: Caller
+    ) -> None:
+        """Set inode flags by an ioctl, and beside them those that the real file does not get: see `inode_flags`."""
+        fd = os.dup(target.path) if isinstance(target.path, int) else target.open(os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(fd, command, value)
+            if protection:
+                os.setxattr(fd, self.xattrs.protattr, protection)
+            elif syscalls.get_xattr(fd, self.xattrs.protattr) is not None:
+                os.removexattr(fd, self.xattrs.protattr)
+        finally:
+            os.close(fd)
+        self.emit(Action.SETXATTR, path, caller, detail="inode flags")
 
     def chmod(self, target: Target, path: bytes, mode: int, caller: Caller) -> None:
         """chmod(2): `mode` is permission bits, set-id and sticky bits."""

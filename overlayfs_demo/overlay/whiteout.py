@@ -28,7 +28,8 @@ class PrivateXattrs:
     """
 
     __slots__ = (
-        "escape", "impure", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "redirect", "whiteout",
+        "escape", "impure", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "protattr", "redirect",
+        "whiteout",
     )
 
     def __init__(self, namespace: str) -> None:
@@ -39,6 +40,7 @@ class PrivateXattrs:
         self.metacopy = f"{self.prefix}metacopy"
         self.origin = f"{self.prefix}origin"
         self.impure = f"{self.prefix}impure"
+        self.protattr = f"{self.prefix}protattr"
         # Not the kernel's, but private like its own: see `lineage`.
         self.lowers = f"{self.prefix}demo-lowers"
         self.nlink = f"{self.prefix}nlink"
