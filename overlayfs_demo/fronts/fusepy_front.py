@@ -299,7 +299,9 @@ class Callbacks:
     def utimens(self, path: str, times: tuple[int, int] | None) -> None:
         """utimensat(2): access and modification time, in nanoseconds since the epoch."""
         atime, mtime = times or (_UTIME_NOW, _UTIME_NOW)
-        self._change(path, Change(atime_ns=_time(atime), mtime_ns=_time(mtime)), "utimensat")
+        touches = atime == mtime == _UTIME_NOW
+        change = Change(atime_ns=_time(atime), mtime_ns=_time(mtime), only_touches=touches)
+        self._change(path, change, "utimensat")
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
         """truncate(2), by path; ftruncate(2), by handle."""

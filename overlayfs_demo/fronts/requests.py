@@ -28,6 +28,9 @@ from overlayfs_demo.overlay.types import Attrs, Change
 
 _EMPTY = b""
 
+_TOUCH = wire.FATTR_ATIME | wire.FATTR_MTIME | wire.FATTR_ATIME_NOW | wire.FATTR_MTIME_NOW
+_CHANGES = _TOUCH | wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | wire.FATTR_SIZE
+
 
 class Requests:
     """Answers the requests of one mount. Safe to use from several threads."""
@@ -178,6 +181,7 @@ class Requests:
             atime_ns=_time(valid, wire.FATTR_ATIME, wire.FATTR_ATIME_NOW, atime, ansec),
             mtime_ns=_time(valid, wire.FATTR_MTIME, wire.FATTR_MTIME_NOW, mtime, mnsec),
             kill_privileges=bool(valid & wire.FATTR_KILL_SUIDGID),
+            only_touches=valid & _CHANGES == _TOUCH,
         )
         node = self._node(request)
         attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))

@@ -54,6 +54,7 @@ class Overlay:
         self.events = events or Events()
         self._cache = DescriptorCache(_descriptor_limit())
         upper, index = None, None
+        self._work: Descriptor | None = None
         self._layers = [
             # In an upper `.wh.` begins ordinary names.
             Layer(path, private_mount.open_root(path, private_mount.LOWER), number, label, xattrs, self._cache,
@@ -67,7 +68,7 @@ class Overlay:
             attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
             root, work_fd = private_mount.open_upper(stack.upper, stack.work, attributes)
             layer = Layer(stack.upper, root, 0, "upper", xattrs, self._cache, image_dialect=False, last=False)
-            self._work = Descriptor(work_fd)
+            self._work = Descriptor(work_fd)  # For as long as this path leads through it.
             work = syscalls.fd_path(work_fd)
             if stack.index:
                 index = Index(layer, work, origins, xattrs, stack.read_only)
@@ -113,6 +114,7 @@ class Overlay:
             self._tree.upper.layer.close()
         for layer in self._layers:
             layer.close()
+        self._work = None
 
     # --- find --------------------------------------------------------------------------------------
 
@@ -359,9 +361,8 @@ class Overlay:
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
         self._refuse_past(node)
-        if not change.kill_privileges or change != Change(kill_privileges=True):
-            # Of an append-only file the times may be set, which only says that they are now.
-            self._refuse_protected(node, appends=change.size is change.uid is change.gid is change.mode is None)
+        if change != Change(kill_privileges=True):  # Which is part of a write.
+            self._refuse_protected(node, appends=change.only_touches)
         upper = self._copy_up.node(node, caller, change.size, data=change.size is not None)
         with self._lock:
             target, path = node.target(), self._event_path(node)

@@ -177,6 +177,7 @@ FILE_CALLS: dict[str, Callable[[Subject, str], object]] = {
     "truncate": lambda view, path: view.truncate(path, 0),
     "chmod": lambda view, path: view.chmod(path, 0o600),
     "chown": lambda view, path: view.chown(path, 5, 5),
+    "utime": lambda view, path: view.utime(path, 5, 5),
     "setxattr": lambda view, path: view.set_xattr(path, "user.k", b"v"),
     "removexattr": lambda view, path: view.remove_xattr(path, "user.k"),
     "link": lambda view, path: view.link(path, "another"),
@@ -213,6 +214,22 @@ def test_what_a_files_flags_forbid_is_eperm(flagged: Mount, path: str) -> None:
         if name not in allowed:
             assert error_of(lambda call=call: call(view, path)) == errno.EPERM, name
     assert view.read(path) == view.read("plain") == b"1"
+
+
+@only(["kernel-front", "kernel"], "utimensat(2) with UTIME_NOW")
+@pytest.mark.parametrize("path", ["imm", "upimm", "app", "upapp"])
+def test_append_only_file_can_be_touched(flagged: Mount, path: str) -> None:
+    view = flagged()
+    assert error_of(lambda: os.utime(view.path(path))) == (None if path.endswith("app") else errno.EPERM)
+
+
+@fact
+def test_append_only_file_can_be_given_room_but_no_holes(flagged: Mount) -> None:
+    view = flagged()
+    opened = view.open("upapp", os.O_WRONLY | os.O_APPEND)
+    assert error_of(lambda: opened.allocate(0x1, 0, 4096)) is None
+    assert error_of(lambda: opened.allocate(0x1 | 0x2, 0, 4096)) == errno.EPERM
+    opened.close()
 
 
 @fact
