@@ -10,23 +10,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from overlayfs_demo import mount_table
 from overlayfs_demo.errors import MountError, UsageError
-from overlayfs_demo.mount_options import parse, unescape
+from overlayfs_demo.mount_options import parse
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.records import live_records
+from overlayfs_demo.stack_check import Written, written_by_kernel
 
 _log = logging.getLogger(__name__)
-
-
-class Written(NamedTuple):
-    """A directory that a live mount writes to: `role` is upperdir or workdir."""
-
-    role: str
-    path: bytes
-    mountpoint: str
 
 
 def check_unused(stack: Stack) -> None:
@@ -34,23 +26,18 @@ def check_unused(stack: Stack) -> None:
 
     Another mount's upper or workdir itself, as ours, is not looked for: those are locked.
     """
-    written = [one for one in (*_ours(), *_kernels()) if os.path.isdir(one.path)]
+    written = [one for one in (*_ours(), *written_by_kernel()) if os.path.isdir(one.path)]
     if not written:
         return
-    places = mount_table.places(one.path for one in written)
-    above = [(role, path) for role, path in (("upperdir", stack.upper), ("workdir", stack.work)) if path is not None]
-    lowers = [(f"lower layer {number}", path) for number, path in enumerate(stack.lowers, 1)]
-    lowers += [(f"data-only layer {number}", path) for number, path in enumerate(stack.data_only, 1)]
-    for role, path in above + lowers:
-        [here] = mount_table.places([path])
-        is_lower = (role, path) in lowers
-        for one, place in zip(written, places, strict=True):
+    layers = [(role, path, False) for role, path in (("upperdir", stack.upper), ("workdir", stack.work)) if path]
+    layers += [(f"lower layer {number}", path, True) for number, path in enumerate(stack.lowers, 1)]
+    layers += [(f"data-only layer {number}", path, True) for number, path in enumerate(stack.data_only, 1)]
+    there = mount_table.places(one.path for one in written)
+    for (role, path, is_lower), here in zip(layers, mount_table.places(path for _, path, _ in layers), strict=True):
+        for one, place in zip(written, there, strict=True):
             if here.is_within(place) and (is_lower or here != place):
-                _report(f"{role}, {os.fsdecode(path)},", one, is_refused=not is_lower or _is_strict(stack))
-
-
-def _is_strict(stack: Stack) -> bool:
-    return stack.index and stack.upper is not None
+                is_refused = not is_lower or (stack.index and stack.upper is not None)
+                _report(f"{role}, {os.fsdecode(path)},", one, is_refused=is_refused)
 
 
 def _report(what: str, used: Written, *, is_refused: bool) -> None:
@@ -69,13 +56,3 @@ def _ours() -> Iterator[Written]:
         for role, path in (("upperdir", stack.upper), ("workdir", stack.work)):
             if path is not None:
                 yield Written(role, path, record.mountpoint)
-
-
-def _kernels() -> Iterator[Written]:
-    for mounted in mount_table.mounts():
-        for option in mounted.options if mounted.kind == "overlay" else ():
-            role, _, value = option.partition("=")
-            if role in ("upperdir", "workdir"):
-                # Listed as it was given, with the backslashes of a mount option.
-                path = unescape(os.fsdecode(mount_table.unescape(value)))
-                yield Written(role, path, os.fsdecode(mounted.mountpoint))

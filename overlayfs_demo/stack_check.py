@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from overlayfs_demo import mount_table, syscalls
 from overlayfs_demo.errors import MountError
@@ -21,7 +22,7 @@ from overlayfs_demo.overlay import incompat, timemachine
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
-__all__ = ["Stack", "absolute", "checked"]
+__all__ = ["Stack", "Written", "absolute", "checked", "written_by_kernel"]
 
 
 def checked(stack: Stack) -> Stack:
@@ -133,19 +134,31 @@ def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
 
 def _check_not_with_kernel(upper: bytes) -> None:
     """The kernel's overlayfs takes no lock that we could see, but lists its upper."""
+    for one in written_by_kernel():
+        if one.role == "upperdir" and os.path.exists(one.path) and os.path.samefile(one.path, upper):
+            raise MountError(
+                f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on {one.mountpoint}",
+                "unmount that first",
+            )
+
+
+class Written(NamedTuple):
+    """A directory that a live mount writes to: `role` is upperdir or workdir."""
+
+    role: str
+    path: bytes
+    mountpoint: str
+
+
+def written_by_kernel() -> Iterator[Written]:
+    """The uppers and work directories of the kernel's overlayfs, as they were given: perhaps relative paths."""
     for mounted in mount_table.mounts():
-        if mounted.kind != "overlay":
-            continue
-        for option in mounted.options:
-            name, _, value = option.partition("=")
-            # Listed as it was given, with the backslashes of a mount option.
-            path = unescape(os.fsdecode(mount_table.unescape(value)))
-            if name == "upperdir" and os.path.exists(path) and os.path.samefile(path, upper):
-                raise MountError(
-                    f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on "
-                    f"{os.fsdecode(mounted.mountpoint)}",
-                    "unmount that first",
-                )
+        for option in mounted.options if mounted.kind == "overlay" else ():
+            role, _, value = option.partition("=")
+            if role in ("upperdir", "workdir"):
+                # Listed with the backslashes of a mount option.
+                path = unescape(os.fsdecode(mount_table.unescape(value)))
+                yield Written(role, path, os.fsdecode(mounted.mountpoint))
 
 
 def _check_compatible(upper: bytes, work: bytes) -> None:

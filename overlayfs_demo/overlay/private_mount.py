@@ -18,6 +18,7 @@ from overlayfs_demo import syscalls
 LOWER = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_ONLY_A_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # No privilege; a mount that may not be copied (unbindable, or locked by a user namespace); Linux before 5.12.
 _IMPOSSIBLE = (errno.EPERM, errno.EINVAL, errno.ENOSYS)
 
@@ -53,17 +54,20 @@ def open_root(path: bytes, attributes: int) -> Root:
 
 
 def open_upper(upper: bytes, work: bytes, attributes: int) -> tuple[Root, int]:
-    """Like `open_root`, for two directories: they share a mount, for rename(2) and link(2) do not leave one."""
+    """Like `open_root`, for two directories: they share a mount, for rename(2) and link(2) do not leave one.
+
+    The second descriptor, the caller's as well, is one of O_PATH.
+    """
     above, below = os.path.realpath(upper), os.path.realpath(work)
     common = os.path.commonpath([above, below])
     tree = _clone(common, attributes)
     if tree is None:
         quietly = attributes & (syscalls.MOUNT_ATTR_NOATIME | syscalls.MOUNT_ATTR_NODIRATIME)
-        return Root(os.open(upper, _DIRECTORY), bool(quietly)), os.open(work, _DIRECTORY)
+        return Root(os.open(upper, _DIRECTORY), bool(quietly)), os.open(work, _ONLY_A_PLACE)
     try:
         root = Root(os.open(os.path.relpath(above, common), _DIRECTORY, dir_fd=tree), False)
         try:
-            return root, os.open(os.path.relpath(below, common), _DIRECTORY, dir_fd=tree)
+            return root, os.open(os.path.relpath(below, common), _ONLY_A_PLACE, dir_fd=tree)
         except OSError:
             os.close(root.fd)
             raise

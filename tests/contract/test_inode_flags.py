@@ -140,6 +140,7 @@ def test_other_flags_are_set_on_the_uppers_copy(flagged: Mount, path: str) -> No
     chattr(view, path, "+d")
     assert lsattr(view, path) & NODUMP
     assert flags_of(view.upper(path)) & NODUMP
+    assert view.stat(path).ctime_ns == view.upper(path).stat().st_ctime_ns
     assert not flags_of(view.layers.lowers[0] / path) & NODUMP
     chattr(view, path, "-d")
     assert not lsattr(view, path) & NODUMP
