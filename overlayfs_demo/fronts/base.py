@@ -21,6 +21,8 @@ SUBTYPE = "overlayfs-demo"
 
 # Linux clock 5, CLOCK_REALTIME_COARSE: the tick that file times are taken from. Python does not name it.
 _COARSE = 5
+# With these flags of mount(2) no access time changes.
+NO_READING_NOTED = syscalls.MS_NOATIME | syscalls.MS_RDONLY
 # After so long an access time is changed again.
 _DAY_NS = 24 * 60 * 60 * 1_000_000_000
 
@@ -71,7 +73,7 @@ def reading_is_noted(flags: int, status: os.stat_result) -> bool:
 
     As the VFS decides (fs/inode.c, relatime_need_update).
     """
-    if flags & (syscalls.MS_NOATIME | syscalls.MS_RDONLY):
+    if flags & NO_READING_NOTED:
         return False
     if flags & syscalls.MS_STRICTATIME:
         return True

@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable
 from itertools import count
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.fronts import wire
-from overlayfs_demo.fronts.base import View, reading_is_noted
+from overlayfs_demo.fronts.base import NO_READING_NOTED, View, reading_is_noted
 from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.request import Request
 from overlayfs_demo.fronts.trust import Trust
@@ -47,7 +46,7 @@ class Files:
         self._store = store
         self._trust = trust
         self._flags = view.flags
-        self._always = os.O_NOATIME if view.flags & syscalls.MS_NOATIME else 0
+        self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
         self._serial = count(1)
         self._open: dict[int, _OpenFile] = {}
 

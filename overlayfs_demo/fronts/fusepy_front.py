@@ -48,7 +48,7 @@ import fuse
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts.base import View, now_ns
+from overlayfs_demo.fronts.base import NO_READING_NOTED, View, now_ns
 from overlayfs_demo.fronts.libfuse import ENCODING, default_signals, mount_options
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -117,7 +117,7 @@ class Callbacks:
     def __init__(self, view: View, ready: Callable[[], None]) -> None:
         self._overlay = view.overlay
         self._asked = view.asked
-        self._always = os.O_NOATIME if view.flags & syscalls.MS_NOATIME else 0
+        self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
         self._ready = ready
         self.answered = False
         self.failure: Exception | None = None
