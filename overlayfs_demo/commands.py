@@ -9,11 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError, OverlayError, UsageError
+from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.render import printable
 
 PROGRAM = "overlayfs-demo"
@@ -99,23 +97,3 @@ def put_json(rows: Sequence[Mapping[str, object]]) -> None:
 def note(text: str) -> None:
     """Tell a person something beside the output: one line on stderr."""
     print(f"{PROGRAM}: {text}", file=sys.stderr)
-
-
-@contextmanager
-def output(path: Path | None) -> Iterator[BinaryIO]:
-    """Where an archive goes: a file, which is there only when it is whole, or stdout. Raises UsageError: a terminal."""
-    if path is None:
-        if sys.stdout.isatty():
-            raise UsageError("an archive is nothing for a terminal", "use --output FILE, or redirect it")
-        yield sys.stdout.buffer
-        sys.stdout.flush()
-        return
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        unfinished.replace(path)
-    except OSError as error:
-        raise ImageError(f"{printable(str(path))}: {error.strerror}", "choose another --output") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -12,11 +12,12 @@ import psutil
 
 from overlayfs_demo import docker_format
 from overlayfs_demo.analysis_commands import diff_images
-from overlayfs_demo.commands import Verbs, output, put, put_json
+from overlayfs_demo.commands import Verbs, put, put_json
 from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.progress import counted
+from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_changes, put_table
@@ -31,6 +32,11 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
+    verb.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS",
+        help="words of mount(8), for 'start', too. With --at, where others may enter, nosuid and nodev hold unless you "
+             "say suid or dev",
+    )
     verb.add_argument("--timemachine", action="store_true", help="with a hidden directory .layers, see 'mount --help'")
     add_json(verb)
     verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
@@ -51,7 +57,7 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_json(verb)
     verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
     verb.add_argument("container", metavar="C")
-    verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
+    add_output(verb)
     _add_running_verbs(verbs)
 
 
@@ -75,7 +81,8 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _create(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     container = Containers(store).create(
-        store.find(arguments.image), arguments.name, arguments.at, time_machine=arguments.timemachine
+        store.find(arguments.image), arguments.name, arguments.at, time_machine=arguments.timemachine,
+        options=",".join(arguments.options),
     )
     if arguments.json:
         put_json([{

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo import mounts, records
+from overlayfs_demo import mounts, records, syscalls
 from overlayfs_demo.errors import MountError, OverlayError, UsageError
 from overlayfs_demo.images.changes import Change, changes
 from overlayfs_demo.images.commit import commit
@@ -28,7 +28,7 @@ from overlayfs_demo.images.model import Digest, Document, parse_json, shown
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.tree import remove_tree
-from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.mount_options import MountOptions, changed_flags
 from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.overlay.ids import ALL_ROOT
 from overlayfs_demo.overlay.stack import Stack
@@ -37,12 +37,13 @@ from overlayfs_demo.overlay.whiteout import is_whiteout
 # As Docker has them.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _RECORD = "container.json"
+_MERGED = "merged"
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
     """A container. `created` is RFC 3339 text; `image_name` is what the image was called then; `time_machine` says
-    that its view has one, see `overlay.timemachine`."""
+    that its view has one, see `overlay.timemachine`; `options` are mount(8)'s words that were asked for."""
 
     name: str
     directory: Path
@@ -52,6 +53,17 @@ class Container:
     created: str
     mountpoint: Path
     time_machine: bool = False
+    options: str = ""
+
+    @property
+    def flags(self) -> int:
+        """The MS_* flags that it is mounted with. Raises UsageError if its options are none.
+
+        The store is private. Whoever may enter the view elsewhere gains nothing by what an image brings along, unless
+        that was asked for.
+        """
+        private = os.path.realpath(self.mountpoint) == os.path.realpath(self.directory / _MERGED)
+        return changed_flags(self.options, 0 if private else syscalls.MS_NOSUID | syscalls.MS_NODEV)
 
     @property
     def upper(self) -> Path:
@@ -116,7 +128,7 @@ class Containers:
         return Container(
             name, directory, row.digest("image"), row.text("image_name"),
             tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
-            Path(row.text("mountpoint")), row.flag("time_machine"),
+            Path(row.text("mountpoint")), row.flag("time_machine"), row.text("options", ""),
         )
 
     def users(self) -> Mapping[Digest, list[str]]:
@@ -127,27 +139,31 @@ class Containers:
         return found
 
     def create(
-        self, image: StoredImage, name: str | None = None, at: Path | None = None, *, time_machine: bool = False
+        self, image: StoredImage, name: str | None = None, at: Path | None = None, *, time_machine: bool = False,
+        options: str = "",
     ) -> Container:
-        """Make a container and mount it. Raises OverlayError, and leaves nothing behind then."""
+        """Make a container and mount it. Raises OverlayError, and leaves nothing behind then.
+
+        `options` are words of mount(8), such as `suid,dev`, which `start` heeds, too.
+        """
         name = name or secrets.token_hex(6)
         if not _NAME.fullmatch(name):
             raise UsageError(f"'{shown(name)}' is no name for a container", "write letters, digits, '_', '.', '-'")
         directory = self._root / name
-        mountpoint = (at or directory / "merged").absolute()
+        mountpoint = (at or directory / _MERGED).absolute()
         with self._store.writing():
             self._root.mkdir(mode=0o700, exist_ok=True)
             if directory.exists():
                 raise MountError(f"there is a container '{name}' already", "choose another --name, or 'rm' that one")
             staged = self._store.tmp / name
-            for one in ("", "upper", "work", "merged"):
+            for one in ("", "upper", "work", _MERGED):
                 (staged / one).mkdir(mode=0o755)
             _dress(staged / "upper", image.layers[-1].directory)
             (staged / _RECORD).write_text(json.dumps({
                 "image": str(image.id), "image_name": image.title,
                 "layers": [str(layer.chain_id) for layer in image.layers],
                 "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"), "mountpoint": str(mountpoint),
-                "time_machine": time_machine,
+                "time_machine": time_machine, "options": options,
             }))
             staged.rename(directory)
         container = self.find(name)
@@ -162,7 +178,7 @@ class Containers:
         """Mount it. Raises MountError."""
         if container.record is not None:
             raise MountError(f"container '{container.name}' is mounted already", f"on {container.mountpoint}")
-        options = MountOptions(self.stack(container), front, source=container.name)
+        options = MountOptions(self.stack(container), front, container.flags, source=container.name)
         mounts.mount(os.fsencode(container.mountpoint), options)
 
     def stop(self, container: Container, *, lazy: bool = False) -> None:

@@ -26,11 +26,17 @@ _HELP = """\
 Tell what a command would copy up, white out, free and write in a view, without doing it.
 
 The command really runs, on a second view of the same layers that is taken away afterwards. It runs in a
-sandbox: in the place of the view it finds the second one, and all other directories are read-only, /tmp,
-too. It has no network, sees no other process, and nothing that it starts outlives it. Root has no more
-capabilities there than in a container of Docker's. It can still talk to daemons through sockets in the file
-system, so do not explain commands that you would not run. What it prints goes to stderr; the
-explanation alone goes to stdout.
+sandbox made by bubblewrap: in the place of the view it finds the second one, and all other directories are
+read-only, /tmp, too. It has no network and no socket to any daemon, sees no other process, and nothing that
+it starts outlives it. Root has no more capabilities there than in a container of Docker's.
+
+Its standard streams are pipes, so it sees no terminal. What it prints goes to stderr; the explanation alone
+goes to stdout. It reads our standard input: in a shell's `while read` loop that reads from a pipe, add
+</dev/null to it.
+
+The command can still read whatever you can read, print to your terminal, take data out of a FIFO, lock files
+that it can read, and use up memory, processor time, and the space beside the view's work directory. Where the
+kernel has no Landlock (Linux 5.19) it can also write to FIFOs outside the view.
 
 The view is the one named by --on; else the one that a word of the command names a path in; else the one of
 the current directory. The exit status is 0 if the explanation is complete, whatever the command's own was,

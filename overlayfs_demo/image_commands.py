@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import docker_format
-from overlayfs_demo.commands import PROGRAM, Verbs, note, output, put, put_json
+from overlayfs_demo.commands import PROGRAM, Verbs, note, put, put_json
 from overlayfs_demo.containers import Containers
 from overlayfs_demo.images import describe, remove
 from overlayfs_demo.images.analysis import analyse
@@ -20,6 +20,7 @@ from overlayfs_demo.images.load import Loaded, import_tree, load
 from overlayfs_demo.images.model import Digest, Platform, shown
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import StoredImage
+from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import human_size
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_table
@@ -54,7 +55,7 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_json(verb)
     verb = add_verb(verbs, "save", "write images as an archive", "save app:1.0 -o app.tar", _save)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
-    verb.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to (default: stdout)")
+    add_output(verb)
     verb = add_verb(verbs, "tag", "give an image a further name", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")

@@ -99,8 +99,19 @@ def remount_flags(lines: Iterable[str], flags: int) -> int | None:
     all that it finds in the list of mounts.
     """
     words = [word for line in lines for word in split_escaped(line, ",")]
-    if "remount" not in words:
-        return None
+    return _changed(words, flags) if "remount" in words else None
+
+
+def changed_flags(line: str, flags: int) -> int:
+    """The MS_* flags that a line of mount(8)'s words, such as `ro,suid`, makes of these. Raises UsageError."""
+    words = [word for word in line.split(",") if word]
+    for word in words:
+        if word not in _SET and word not in _CLEAR:
+            raise UsageError(f"mount option '{word}'", "those of mount(8) are meant here: ro, suid, dev, noexec, ...")
+    return _changed(words, flags)
+
+
+def _changed(words: Iterable[str], flags: int) -> int:
     for word in words:
         flags = (flags | _SET.get(word, 0)) & ~_CLEAR.get(word, 0)
     return flags

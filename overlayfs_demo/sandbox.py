@@ -1,40 +1,50 @@
 """How does a command run that can change nothing but one view?
 
-In namespaces of its own: of mounts, processes, IPC, host name and network. There another directory stands in the
-place of the view, and all else is read-only, also for root: whatever writes there fails with EROFS. Nothing that
-the command starts outlives it. What would give root a way out is taken from it: the capabilities are those that
-Docker leaves to a container, and of the devices only those that hold no data can be opened. An ordinary user
-stays that user, in a user namespace (which `unshare --map-root-user` would make root, and chown(1) or tar(1) would do
-something else), without any capability.
+In a sandbox that bubblewrap makes, bwrap(1): namespaces of mounts, processes, IPC, host name, cgroups and network,
+where another directory stands in the place of the view and all else is read-only. Nothing that the command starts
+outlives it. bubblewrap sets no_new_privs, so set-uid programs give nothing. We add what bubblewrap leaves to its
+caller:
 
-What this does not hold back: sockets in the file system, by which a daemon may be asked to do something, and what
-the standard input, output and error lead to.
+- The command gets pipes, and no descriptor of ours: `relay` passes its standard streams on. A descriptor leads out
+  of the sandbox, past its read-only mounts (`/proc/self/fd`, fchmod(2)); a terminal takes typed commands (TIOCSTI).
+- Root keeps the capabilities that Docker leaves to a container, without those for the network.
+- Root cannot change device nodes. bubblewrap binds the host's own, so they are bound read-only before: that stops
+  chmod(2) and the like, and lets data pass.
+- `syscall_filter` refuses the system calls that reach things which are in no namespace.
+- `sandbox_entry` lets nothing be opened for writing outside the view: that stops FIFOs, which read-only mounts do not.
+
+An ordinary user stays that user, in a user namespace, without any capability.
+
+The command can still read what its user can read, take data out of a FIFO, hold locks on files, and use up memory,
+processor time, and space beside the view's work directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import platform
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, NoReturn
+from io import FileIO
 
-from overlayfs_demo import syscalls
+from overlayfs_demo import syscall_filter, syscalls
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.relay import relay
 
-_NAMESPACES = (
-    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
-)
 # moby oci/caps/defaults.go, but for what concerns networks.
 _CAPABILITIES = (
-    "chown", "dac_override", "fsetid", "fowner", "mknod", "setgid", "setuid", "setfcap", "setpcap", "sys_chroot",
-    "kill",
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_SETGID", "CAP_SETUID",
+    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_SYS_CHROOT", "CAP_KILL",
 )
-_DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty", b"pts")
-_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
+# The nodes that `bwrap --dev` binds.
+_DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty")
+_NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+_NEEDS = "that takes Linux 5.12 and the right to make namespaces, which a container, sysctl or AppArmor may forbid"
+_READ_ONLY = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,131 +56,93 @@ class Sandbox:
     cwd: bytes
 
     def run(self, command: Sequence[str]) -> int:
-        """Run a command, its standard output going to our standard error; its exit status, as a shell says it.
+        """Run a command; its exit status, as a shell says it.
 
-        Call from a process with one thread. Raises MountError if no sandbox can be made: then nothing was run.
+        It reads our standard input, and all its output goes to our standard error. Call from a process with one
+        thread. Raises MountError if no sandbox can be made: then nothing was run.
         """
         sys.stdout.flush()
         sys.stderr.flush()
-        reading, writing = os.pipe()
-        outer = os.fork()
-        if not outer:
-            os.close(reading)
-            self._outside(command, writing)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as answers:
-            return _follow(outer, answers)
-
-    def _outside(self, command: Sequence[str], answers: int) -> NoReturn:
-        """Make the namespaces, and wait for their first process. It says first who that is, or what went wrong."""
-        _ignore_terminal()
-        try:
-            _unshare()
-            syscalls.end_with_parent(signal.SIGKILL)
-            ready, go = os.pipe()
-            first = os.fork()
-            if not first:
-                os.close(go)
-                os.read(ready, 1)
-                self._inside(command, answers)
-            os.write(answers, b"%d\n" % first)
-            os.close(go)
-            os.close(answers)
-            os.waitpid(first, 0)
-        except OSError as failure:
-            os.write(answers, f"\n{failure.strerror}\n".encode())
-        finally:  # Whatever happens, a child does not go on as its parent.
-            os._exit(0)
-
-    def _inside(self, command: Sequence[str], answers: int) -> NoReturn:
-        """The first process: finish the sandbox, run the command, and say how it ended."""
-        syscalls.end_with_parent(signal.SIGKILL)
-        try:
-            _seal(self.place, self.instead)
-            os.chdir(self.cwd)
-            os.write(answers, b"ready\n")
-            os.write(answers, b"%d\n" % _run(command))
-        except OSError as failure:
-            where = f"{os.fsdecode(failure.filename)}: " if failure.filename else ""
-            os.write(answers, os.fsencode(f"{where}{failure.strerror}\n"))
-        finally:
-            os._exit(0)
-
-
-def _ignore_terminal() -> None:
-    """What a terminal sends is for the command; and what a process sends is for who started all this."""
-    for number in (*_FROM_TERMINAL, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _unshare() -> None:
-    if os.geteuid() == 0:
-        syscalls.unshare(_NAMESPACES)
-        return
-    uid, gid = os.geteuid(), os.getegid()
-    syscalls.own_proc_files()
-    syscalls.unshare(_NAMESPACES | syscalls.CLONE_NEWUSER)
-    # user_namespaces(7): a map of one id needs no privilege, for groups once setgroups(2) is given up.
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        Path(f"/proc/self/{name}").write_text(text)
-
-
-def _follow(outer: int, answers: BinaryIO) -> int:
-    """Wait for the command; whatever comes in between, all that runs in the sandbox ends with us."""
-    first = answers.readline().strip()
-    try:
-        said = answers.readline().strip()
-        if said != b"ready":
-            raise MountError(
-                f"no sandbox can be made to try the command in: {os.fsdecode(said) or 'it ended at once'}",
-                "that takes Linux 5.12 and the right to make namespaces, which a container or sysctl may forbid",
+        with contextlib.ExitStack() as stack:
+            ready, says_ready = _pipe(stack)
+            given, gives = _pipe(stack)
+            shown, shows = _pipe(stack)
+            rules, writes_rules = _pipe(stack)
+            writes_rules.write(_filter())
+            writes_rules.close()
+            process = subprocess.Popen(
+                [*self._bubblewrap(rules.fileno()), *self._entry(says_ready.fileno()), *command],
+                stdin=given, stdout=shows, stderr=shows, pass_fds=(rules.fileno(), says_ready.fileno()),
+                preexec_fn=_protect_devices if os.geteuid() == 0 else None,
             )
-        return int(answers.readline() or 128 + signal.SIGKILL)
-    finally:
-        if first:
-            # The outer process, which has not waited for it unless it has ended, too, keeps its number from others.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(first), signal.SIGKILL)
-        os.waitpid(outer, 0)
+            stack.enter_context(_ended(process))
+            says_ready.close()
+            shows.close()
+            if not ready.read(1):
+                raise _no_sandbox(os.fsdecode(shown.read()).strip() or "it ended at once", _NEEDS)
+            relay(given, gives, shown)
+            code = process.wait()
+        return code if code >= 0 else 128 - code
+
+    def _bubblewrap(self, rules: int) -> list[str | bytes]:
+        """The words that make the sandbox; `rules` is the descriptor to read the filter from."""
+        words: list[str | bytes] = [_find_bubblewrap(), "--die-with-parent", "--new-session", *_NAMESPACES]
+        words += [*_READ_ONLY, "--bind", self.instead, self.place, "--chdir", self.cwd, "--seccomp", str(rules)]
+        if os.geteuid() == 0:
+            words += ["--cap-drop", "ALL"]
+            words += [word for name in _CAPABILITIES for word in ("--cap-add", name)]
+        return [*words, "--"]
+
+    def _entry(self, says_ready: int) -> list[str | bytes]:
+        # -P: no module comes from the directory that we are in.
+        return [sys.executable, "-P", "-m", "overlayfs_demo.sandbox_entry", str(says_ready), self.place]
 
 
-# --- inside ----------------------------------------------------------------------------------------
+def _find_bubblewrap() -> str:
+    found = shutil.which("bwrap")
+    if found is None:
+        raise _no_sandbox("there is no bwrap", "install the package bubblewrap")
+    return found
 
 
-def _seal(place: bytes, instead: bytes) -> None:
-    """Put one directory in the place of another, and make all others read-only. Raises OSError."""
-    syscalls.mount(b"none", b"/", b"none", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
-    syscalls.mount(b"proc", b"/proc", b"proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, b"")
-    syscalls.mount(instead, place, b"none", syscalls.MS_BIND, b"")
-    forbidden = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV
-    syscalls.set_mount_attributes(b"/", on=forbidden, recursive=True)
-    syscalls.set_mount_attributes(place, off=syscalls.MOUNT_ATTR_RDONLY)
-    for name in _DEVICES:
-        path = b"/dev/" + name
-        with contextlib.suppress(FileNotFoundError):
+def _filter() -> bytes:
+    machine = platform.machine()
+    if machine not in syscall_filter.MACHINES:
+        known = ", ".join(syscall_filter.MACHINES)
+        raise _no_sandbox(f"the system calls of {machine} are not known", f"use a machine of these: {known}")
+    return syscall_filter.program(machine)
+
+
+def _no_sandbox(why: str, remedy: str) -> MountError:
+    return MountError(f"no sandbox can be made to try the command in: {why}", remedy)
+
+
+def _protect_devices() -> None:
+    """In the new process, before bubblewrap: a mount namespace of its own, where root cannot chmod the devices."""
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(b"none", b"/", b"none", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
+        for name in _DEVICES:
+            path = b"/dev/" + name
             syscalls.mount(path, path, b"none", syscalls.MS_BIND, b"")
-            syscalls.set_mount_attributes(path, off=forbidden)
+            syscalls.make_mount_read_only(path)
+    except OSError as failure:
+        where = f"{os.fsdecode(failure.filename)}: " if failure.filename else ""
+        os.write(2, os.fsencode(f"{where}{failure.strerror}\n"))
+        os._exit(1)
 
 
-def _run(command: Sequence[str]) -> int:
-    """Run the command without capabilities that lead out; its exit status. Meanwhile wait for orphans, as init does."""
-    if os.geteuid() == 0:
-        kept = ",".join(f"+{one}" for one in _CAPABILITIES)
-        words = ["setpriv", f"--bounding-set=-all,{kept}", "--inh-caps=-all", "--ambient-caps=-all"]
-    else:
-        words = ["setpriv", "--no-new-privs"]
-    child = os.fork()
-    if not child:
-        for number in (*_FROM_TERMINAL, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        os.dup2(2, 1)
-        try:
-            os.execvp("setpriv", [*words, "--", *command])
-        except OSError as failure:
-            os.write(2, f"setpriv: {failure.strerror}\n".encode())
-        os._exit(127)
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Afterwards the process has ended, and with it, by --die-with-parent, all that runs in the sandbox."""
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
+    """Its ends for reading and writing, which close with the stack."""
+    reading, writing = os.pipe()
+    return stack.enter_context(FileIO(reading, "r")), stack.enter_context(FileIO(writing, "w"))

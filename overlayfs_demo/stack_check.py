@@ -19,6 +19,7 @@ from overlayfs_demo import mount_table, syscalls
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mount_options import unescape
 from overlayfs_demo.overlay import incompat, timemachine
+from overlayfs_demo.overlay.pairing import pairing_of
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
@@ -41,6 +42,7 @@ def checked(stack: Stack) -> Stack:
         _check_apart(stack, stack.upper, stack.work)
         _check_not_with_kernel(stack.upper)
         _check_compatible(stack.upper, stack.work)
+        _check_index(stack)
         _check_abilities(stack.work, USER.opaque if stack.user_xattrs else TRUSTED.opaque)
     return stack
 
@@ -178,6 +180,29 @@ def _check_compatible(upper: bytes, work: bytes) -> None:
             f"workdir {os.fsdecode(work)} says that upperdir {os.fsdecode(upper)} uses the feature "
             f"'{os.fsdecode(found[0])}', which is not known here",
             "mount it with what made it",
+        )
+
+
+def _check_index(stack: Stack) -> None:
+    """The kernel refuses the same with index=on, as a stale file handle."""
+    pairing = pairing_of(stack)
+    if pairing is None:
+        return
+    upper, work = os.fsdecode(pairing.upper), os.fsdecode(pairing.work)
+    try:
+        stranger = pairing.stranger()
+    except OSError as error:
+        raise MountError(f"workdir {work}: its index cannot be read: {error.strerror}") from error
+    if stranger == "upper":
+        raise MountError(
+            f"workdir {work} has the index of another upper than upperdir {upper}: it would show that one's changes",
+            "name the workdir that this upper was used with, or an empty one, or mount with index=off",
+        )
+    if stranger == "lower":
+        raise MountError(
+            f"upperdir {upper} was used over another topmost lower than {os.fsdecode(pairing.lower)}, and the index in "
+            f"workdir {work} is about that one's files",
+            "mount it over the lowers it was used over, or with an empty workdir, or with index=off",
         )
 
 

@@ -16,7 +16,7 @@ import functools
 import os
 import resource
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -24,12 +24,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_OPEN_TREE = 428
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_SYS_LANDLOCK_ADD_RULE = 445
+_SYS_LANDLOCK_RESTRICT_SELF = 446
 AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 _AT_HANDLE_FID = 0x200
-_AT_RECURSIVE = 0x8000
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -56,18 +58,9 @@ MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
 MNT_DETACH = 2
 
-# Namespaces: of mounts, host names, IPC, users, process IDs and networks.
 CLONE_NEWNS = 0x00020000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 
 MOUNT_ATTR_RDONLY = 1
-MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_RELATIME = 0
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
@@ -76,6 +69,13 @@ _MOUNT_ATTR_ATIME = 0x70
 _OPEN_TREE_CLONE = 1
 
 FALLOC_FL_KEEP_SIZE = 1
+
+# linux/landlock.h. LANDLOCK_ACCESS_FS_REFER: a file may come to stand in another directory.
+_LANDLOCK_VERSION = 1
+_LANDLOCK_REFER_VERSION = 2
+_LANDLOCK_PATH_BENEATH = 1
+_LANDLOCK_WRITE_FILE = 1 << 1
+_LANDLOCK_REFER = 1 << 13
 
 FICLONE = 0x40049409
 FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
@@ -113,11 +113,15 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+# MAX_HANDLE_SZ of name_to_handle_at(2), in bytes.
+_MAX_HANDLE = 128
+
+
 class _FileHandle(ctypes.Structure):
     _fields_ = (
         ("handle_bytes", ctypes.c_uint),
         ("handle_type", ctypes.c_int),
-        ("f_handle", ctypes.c_ubyte * 128),
+        ("f_handle", ctypes.c_ubyte * _MAX_HANDLE),
     )
 
 
@@ -162,9 +166,9 @@ def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -
     _check(_libc.renameat2(old_dir, old, new_dir, new, flags), old)
 
 
-def link_path(path: bytes, follow: bool, new_dir: int, new: bytes) -> None:
-    """Give the file at the absolute `path` a further name: linkat(2)."""
-    _check(_libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW if follow else 0), new)
+def link_path(path: bytes, new_dir: int, new: bytes) -> None:
+    """Give the file that the absolute `path` leads to, links followed, a further name: linkat(2)."""
+    _check(_libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW), new)
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
@@ -177,9 +181,9 @@ def unmount(target: bytes, flags: int = 0) -> None:
     _check(_libc.umount2(target, flags), target)
 
 
-def set_mount_attributes(path: bytes, *, on: int = 0, off: int = 0, recursive: bool = False) -> None:
-    """Turn MOUNT_ATTR_* of the mount at `path` on and off, and with `recursive` of all below it: mount_setattr(2)."""
-    _set_mount_attributes(AT_FDCWD, path, on, off, _AT_RECURSIVE if recursive else 0)
+def make_mount_read_only(path: bytes) -> None:
+    """Let nobody change the mount at `path`, but not those below it: mount_setattr(2), Linux 5.12."""
+    _set_mount_attributes(AT_FDCWD, path, MOUNT_ATTR_RDONLY, 0, 0)
 
 
 def clone_mount(path: bytes, attributes: int) -> int:
@@ -205,18 +209,30 @@ def _set_mount_attributes(dir_fd: int, path: bytes, on: int, off: int, flags: in
 
 
 def unshare(namespaces: int) -> None:
-    """Go into new namespaces, CLONE_NEW*, those of process IDs with the next child: unshare(2)."""
+    """Go into new namespaces, CLONE_NEW*: unshare(2)."""
     _check(_libc.unshare(namespaces))
 
 
-def own_proc_files() -> None:
-    """Let our files in /proc be ours also if we have changed our user: prctl(2), PR_SET_DUMPABLE; proc(5)."""
-    _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0))
+def write_only_beneath(directories: Sequence[bytes]) -> bool:
+    """From now on let this process and its children open files for writing beneath these only: landlock(7).
 
-
-def end_with_parent(number: int) -> None:
-    """Get this signal when our parent ends: prctl(2), PR_SET_PDEATHSIG."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0))
+    Without CAP_SYS_ADMIN it takes no_new_privs. Pipes and other nameless files stay free. False where the kernel
+    cannot: before Linux 5.19 it would forbid rename(2) into another directory, too, and it may be turned off.
+    """
+    version = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    if version < _LANDLOCK_REFER_VERSION:
+        return False
+    access = _LANDLOCK_WRITE_FILE | _LANDLOCK_REFER
+    handled = ctypes.create_string_buffer(struct.pack("=Q", access), 8)
+    rules = _check(_libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, handled, ctypes.c_size_t(8), 0))
+    for directory in directories:
+        fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", access, fd), 12)
+        _check(_libc.syscall(_SYS_LANDLOCK_ADD_RULE, rules, _LANDLOCK_PATH_BENEATH, rule, 0), directory)
+        os.close(fd)
+    _check(_libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, rules, 0))
+    os.close(rules)
+    return True
 
 
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -265,7 +281,7 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
     `name` empty means `dir_fd` itself; a symbolic link is not followed. EOPNOTSUPP where the
     filesystem has no handles. From Linux 6.5 on an overlay has some that tell files apart, but cannot be opened.
     """
-    handle = _FileHandle(handle_bytes=128)
+    handle = _FileHandle(handle_bytes=_MAX_HANDLE)
     mount_id = ctypes.c_int()
     flags = AT_EMPTY_PATH if not name else 0
     place = (dir_fd, ctypes.c_char_p(name), ctypes.byref(handle), ctypes.byref(mount_id))
@@ -281,6 +297,8 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
 
 def open_file_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int:
     """Open a file by its handle: open_by_handle_at(2). Needs CAP_DAC_READ_SEARCH; ESTALE when it is gone."""
+    if len(opaque) > _MAX_HANDLE:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     handle = _FileHandle(handle_bytes=len(opaque), handle_type=kind)
     ctypes.memmove(handle.f_handle, opaque, len(opaque))
     return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC))

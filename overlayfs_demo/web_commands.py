@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from overlayfs_demo import records
-from overlayfs_demo.commands import Verbs, note, output
+from overlayfs_demo.commands import Verbs, note
 from overlayfs_demo.errors import ImageError, MountError, OverlayError
 from overlayfs_demo.images.analysis import Analysis, analyse
 from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.images.store import StoredImage
+from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import printable
 from overlayfs_demo.store_verbs import add_verb, store_of
 from overlayfs_demo.terminal import progress
@@ -32,15 +33,19 @@ def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")
     verb.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
-        help="where to listen (default: 127.0.0.1, this machine); whoever reaches it can read the layers' files",
+        help="where to listen (default: 127.0.0.1, this machine)",
     )
     verb.add_argument("--port", type=_port, default=_PORT, metavar="N", help=f"default: {_PORT}; 0 is any free one")
+    verb.add_argument(
+        "--no-token", action="store_true",
+        help="for a classroom: an address without a secret; whoever reaches the port can then read the layers' files",
+    )
     verb = add_verb(
         verbs, "report", "write the page of an image as one file, which opens anywhere",
         "report app:1.0 -o app.html", _report,
     )
     verb.add_argument("image", metavar="IMAGE")
-    verb.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="where to")
+    add_output(verb, required=True)
 
 
 def _port(word: str) -> int:
@@ -80,6 +85,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     serve.serve(
         shown, lambda: model.mount_page(record, shown), app.View(record.mountpoint, socket), arguments.host,
         arguments.port, lambda address: _tell(arguments, address, "until it is unmounted"),
+        secret=not arguments.no_token,
     )
     return 0
 
@@ -94,7 +100,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     with subject.image_subject(store, image) as shown:
         serve.serve(
             shown, lambda: model.image_page(image, analysis, time.time()), None, arguments.host, arguments.port,
-            lambda address: _tell(arguments, address, "until interrupted (Ctrl-C)"),
+            lambda address: _tell(arguments, address, "until interrupted (Ctrl-C)"), secret=not arguments.no_token,
         )
     return 0
 
@@ -131,8 +137,10 @@ def _analysis(image: StoredImage, told: Progress) -> Analysis:
 
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
     note(f"serving {address} with {printable(arguments.what)}, {until}")
+    if arguments.no_token:
+        note("warning: without a token, whoever reaches this port can read every file of the layers")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":
-        note("outside this virtual machine, look at the same port after --host 0.0.0.0")
+        note("outside this virtual machine, such an address works after --host 0.0.0.0")
 
 
 # --- report ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ def why_no_mounts() -> str:
     if not os.path.exists("/dev/fuse"):
         return "needs /dev/fuse"
     return ""
+
+
+def why_no_sandbox() -> str:
+    """Why `explain` cannot try a command here, or ""."""
+    return "" if shutil.which("bwrap") else "needs bwrap, of the package bubblewrap"
 
 
 def mount_points(below: str) -> list[str]:

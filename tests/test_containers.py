@@ -15,7 +15,7 @@ import pytest
 from overlayfs_demo.images.teaching import write_teaching_image
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.subjects import in_child
-from tests.images.builders import WHITEOUT, docker_save_many, layer, oci_archive, symlink
+from tests.images.builders import WHITEOUT, Entry, docker_save_many, layer, oci_archive, symlink
 from tests.places import fails, run
 
 BASE = layer({"etc/motd": "hello\n", "etc/passwd": "root\n", "app/run": "#!", "app/link": symlink("run"), "old": "1"})
@@ -48,6 +48,14 @@ def view(demo: Run, name: str = "c1", image: str = "a:1") -> Path:
     told = succeeds(demo("create", image, "--name", name))
     assert told.split()[0] == name
     return Path(told.split()[1])
+
+
+def static_busybox() -> str:
+    """A program for a container that has no libraries."""
+    tool = shutil.which("busybox")
+    if tool is None or run("ldd", tool).returncode == 0:
+        pytest.skip("needs a busybox that is linked statically")
+    return tool
 
 
 def test_a_container_has_a_time_machine_if_it_was_asked_for_and_keeps_it(demo: Run) -> None:
@@ -243,6 +251,74 @@ def test_a_container_may_be_mounted_elsewhere(demo: Run, tmp_path: Path) -> None
     assert (tmp_path / "here/etc/motd").exists()
 
 
+def mount_words(mountpoint: Path) -> set[str]:
+    """How it is mounted: the words of mount(8) that findmnt(8) shows."""
+    return set(run("findmnt", "-n", "-o", "VFS-OPTIONS", mountpoint).stdout.strip().split(","))
+
+
+@pytest.fixture
+def here(demo: Run, tmp_path: Path) -> Path:
+    """A mount point outside the store, for an image p:1 with a set-id program and a device that is always empty."""
+    powerful = layer({"su": Entry(mode=0o4755), "null": Entry(b"3", mode=0o666, device=(1, 3))})
+    (tmp_path / "powerful.tar").write_bytes(docker_save_many({"p:1": [powerful]}))
+    succeeds(demo("load", "--quiet", tmp_path / "powerful.tar"))
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
+
+
+def test_a_container_elsewhere_gives_no_rights_also_when_it_is_started_again(demo: Run, here: Path) -> None:
+    succeeds(demo("create", "p:1", "--name", "c1", "--at", here))
+    for _ in range(2):
+        assert {"nosuid", "nodev"} <= mount_words(here)
+        with pytest.raises(PermissionError):
+            (here / "null").read_bytes()
+        succeeds(demo("stop", "c1"))
+        succeeds(demo("start", "c1"))
+
+
+def test_a_container_elsewhere_has_set_id_programs_and_devices_if_asked_for(demo: Run, here: Path) -> None:
+    succeeds(demo("create", "p:1", "--name", "c1", "--at", here, "-o", "suid", "-o", "dev,noatime"))
+    for _ in range(2):
+        assert not {"nosuid", "nodev"} & mount_words(here) and "noatime" in mount_words(here)
+        assert (here / "null").read_bytes() == b""
+        succeeds(demo("stop", "c1"))
+        succeeds(demo("start", "c1"))
+
+
+def test_a_container_in_the_store_is_mounted_as_any_view_unless_asked_otherwise(demo: Run) -> None:
+    assert not {"nosuid", "nodev"} & mount_words(view(demo))
+    told = succeeds(demo("create", "a:1", "--name", "c2", "-o", "ro,nosuid"))
+    assert {"ro", "nosuid"} <= mount_words(Path(told.split()[1]))
+
+
+def test_a_container_of_a_store_under_another_name_is_still_in_the_store(demo: Run, tmp_path: Path) -> None:
+    merged = view(demo)
+    succeeds(demo("stop", "c1"))
+    (tmp_path / "alias").symlink_to("store")
+    succeeds(run("overlayfs-demo", "start", "--store", tmp_path / "alias", "c1"))
+    assert not {"nosuid", "nodev"} & mount_words(merged)
+
+
+def test_a_container_elsewhere_that_says_nothing_of_options_gives_no_rights(
+    demo: Run, here: Path, tmp_path: Path
+) -> None:
+    succeeds(demo("create", "p:1", "--name", "c1", "--at", here, "-o", "suid,dev"))
+    succeeds(demo("stop", "c1"))
+    record = tmp_path / "store/containers/c1/container.json"
+    fields = json.loads(record.read_text())
+    del fields["options"]
+    record.write_text(json.dumps(fields))
+    succeeds(demo("start", "c1"))
+    assert {"nosuid", "nodev"} <= mount_words(here)
+
+
+def test_an_option_of_a_container_that_is_no_word_of_mount_is_named(demo: Run, here: Path) -> None:
+    for word in ("lowerdir=/", "sparkle"):
+        done = demo("create", "p:1", "--name", "c1", "--at", here, "-o", f"suid,{word}")
+        fails(done, f"mount option '{word}'", status=2)
+    assert succeeds(demo("ps", "--json")) == ""
+
+
 def test_create_that_cannot_mount_leaves_no_container(demo: Run, tmp_path: Path) -> None:
     fails(demo("create", "a:1", "--name", "c1", "--at", tmp_path / "nowhere"), "nowhere", "does not exist")
     assert succeeds(demo("ps", "--json")) == ""
@@ -272,9 +348,7 @@ def test_rm_takes_the_upper_along(demo: Run, tmp_path: Path) -> None:
 
 
 def test_shell_has_the_container_as_its_root(demo: Run) -> None:
-    tool = shutil.which("busybox")
-    if tool is None or run("ldd", tool).returncode == 0:
-        pytest.skip("needs a busybox that is linked statically")
+    tool = static_busybox()
     c1 = view(demo)
     for name in ("busybox", "sh"):
         shutil.copy(tool, c1 / name)
@@ -282,3 +356,12 @@ def test_shell_has_the_container_as_its_root(demo: Run) -> None:
     assert succeeds(done) == "hello\n"
     assert (c1 / "etc/here").read_text() == "in\n"
     fails(demo("shell", "c1", "/bin/nothing"), "has no /bin/nothing")
+
+
+def test_shell_gives_no_rights_where_the_view_does_not(demo: Run, here: Path) -> None:
+    tool = static_busybox()
+    for name, options, status in (("c1", "", 1), ("c2", "suid,dev", 0)):
+        succeeds(demo("create", "p:1", "--name", name, "--at", here, "-o", options))
+        shutil.copy(tool, here / "busybox")
+        assert demo("shell", name, "/busybox", "cat", "/null").returncode == status
+        succeeds(demo("stop", name))

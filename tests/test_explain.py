@@ -21,7 +21,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.rehearsal import rehearse
 from tests import builders
 from tests.builders import hardlink
-from tests.conftest import PATIENCE, mount_points, wait_until
+from tests.conftest import PATIENCE, mount_points, wait_until, why_no_sandbox
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, fails, run
 
@@ -35,6 +35,8 @@ TOP = {"opt/top": "from the top", "opt/both": "above\n"}
 @pytest.fixture
 def stacked(place: Place) -> Place:
     """Two layers, and an upper that has changed, added and deleted something; not yet mounted."""
+    if problem := why_no_sandbox():
+        pytest.skip(problem)
     builders.fill(os.fsencode(place / "bottom"), BOTTOM)
     builders.fill(os.fsencode(place / "top"), TOP)
     assert place.mount().returncode == 0

@@ -29,12 +29,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "images": BASE | {"overlay"},
     "fronts": BASE | {"overlay"},
     "mount_table": frozenset(),
+    "relay": frozenset(),
+    "syscall_filter": frozenset(),
+    "sandbox_entry": frozenset({"syscalls"}),
     "mount_options": BASE | {"overlay"},
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
     "records", "feed", "control", "in_use", "mounts", "sandbox", "rehearsal", "render", "layer_facts", "docker_format",
-    "containers", "commands", "store_verbs", "terminal", "text_diff", "keys", "watch_state", "watch_view",
+    "containers", "commands", "output", "store_verbs", "terminal", "text_diff", "keys", "watch_state", "watch_view",
     "watch_live", "build_command", "image_commands", "watch_command", "explain_command", "which_command",
     "analysis_commands", "web", "web_commands", "container_commands", "completion", "manual", "shell_commands", "tour",
     "tour_command", "cli", "__main__",

@@ -14,6 +14,8 @@ import pytest
 
 from overlayfs_demo import stack_check, syscalls
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.types import Caller, Change
 from overlayfs_demo.stack_check import Stack, checked
 from tests.builders import directories
 from tests.conftest import unmount_all, why_no_mounts
@@ -332,3 +334,48 @@ def test_remedy_for_a_full_or_read_only_filesystem_is_room_to_write(
 ) -> None:
     monkeypatch.setattr(os, "mkdir", failing(code))
     assert refused(stack(place)).remedy == "upper and work must be writable"
+
+
+# --- the index ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def indexed(place: Path) -> Path:
+    """A hard-linked file of the topmost lower was changed: its copy stands in the index."""
+    (place / "top/a").write_text("old")
+    (place / "top/b").hardlink_to(place / "top/a")
+    overlay = Overlay(stack(place))
+    overlay.set_attrs(overlay.walk(b"/a"), Change(mode=0o600), Caller(os.geteuid(), os.getegid()))
+    overlay.close()
+    assert os.listdir(place / "work/index")
+    return place
+
+
+def test_index_goes_with_its_upper_and_topmost_lower(indexed: Path) -> None:
+    checked(stack(indexed))
+    checked(stack(indexed, "top"))
+
+
+def test_index_of_another_upper_is_refused(indexed: Path, refused: Refused) -> None:
+    directories(indexed, "fresh", "empty")
+    other = stack(indexed, upper="fresh")
+    error = refused(other)
+    assert str(indexed / "fresh") in error.problem and str(indexed / "work") in error.problem
+    assert "index=off" in error.remedy and "workdir" in error.remedy
+    checked(replace(other, index=False))
+    checked(stack(indexed, upper="fresh", work="empty"))
+
+
+def test_index_of_another_lowers_files_is_refused(indexed: Path, refused: Refused) -> None:
+    error = refused(stack(indexed, "bottom", "top"))
+    for name in ("upper", "bottom", "work"):
+        assert str(indexed / name) in error.problem
+    assert "index=off" in error.remedy
+    checked(replace(stack(indexed, "bottom", "top"), index=False))
+
+
+def test_index_that_somebody_else_marked_says_nothing(indexed: Path) -> None:
+    prefix = "trusted" if os.geteuid() == 0 else "user"
+    os.setxattr(indexed / "work/index", f"{prefix}.overlay.upper", b"nonsense")
+    os.removexattr(indexed / "upper", f"{prefix}.overlay.origin")
+    checked(stack(indexed))

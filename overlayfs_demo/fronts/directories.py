@@ -20,8 +20,9 @@ from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.listing import TooManyNamesError
-from overlayfs_demo.overlay.node import DirNode, Node
-from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.node import DirNode
+from overlayfs_demo.overlay.tree import Completed
+from overlayfs_demo.overlay.types import Dirent
 
 # A larger directory is not read ahead, nor are more names of one looked up than a reply holds.
 _AHEAD_NAMES = 1000
@@ -29,7 +30,7 @@ _AHEAD_LOOKUPS = 150
 # What was read ahead is good for as many seconds, if the kernel may trust names for as long.
 _AHEAD_SECONDS = 1.0
 
-_Answers = Sequence[tuple[Node, Attrs] | None]
+_Answers = Sequence[Completed]
 
 
 class _Ahead(NamedTuple):
@@ -89,9 +90,11 @@ class Directories:
             del known[: len(names)]
             rest = [entry.listed for entry in names[len(found) :]]
             found += self._overlay.lookup_listed(directory, numbering.snapshot, rest)
-            ids = iter(self._nodes.remember([answer[0] for answer in found if answer]))
+            shown = [answer[0] for answer in found if answer and not isinstance(answer, Dirent)]
+            ids = iter(self._nodes.remember(shown))
             return [
-                wire.direntplus(next(ids), answer[1], trust.entry(inside, answer[0]), number, listed.name)
+                wire.bare_direntplus(answer.ino, number, answer.name, answer.kind) if isinstance(answer, Dirent)
+                else wire.direntplus(next(ids), answer[1], trust.entry(inside, answer[0]), number, listed.name)
                 for (number, listed), answer in zip(names, found, strict=True) if answer
             ]
 

@@ -18,7 +18,7 @@ from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.types import Attrs, Change
+from overlayfs_demo.overlay.types import Attrs
 
 # Bytes: up to here, copying a file into the kernel's cache is cheaper than being asked for it.
 _SMALL = 64 * 1024
@@ -65,12 +65,11 @@ class Files:
     def open(self, request: Request) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(request.body)
         node, caller = self._nodes.node(request.nodeid), request.caller("open")
-        handle = self._overlay.open(node, flags | self._always, caller)
+        kill_privileges = bool(open_flags & wire.OPEN_KILL_SUIDGID)
+        handle = self._overlay.open(node, flags | self._always, caller, kill_privileges=kill_privileges)
         assert isinstance(node, FileNode)
         keep = self._trust.keeps(node)
-        if open_flags & wire.OPEN_KILL_SUIDGID:
-            self._overlay.set_attrs(node, Change(kill_privileges=True), caller)
-        elif keep and not handle.in_upper:
+        if keep and not handle.in_upper:
             self._store_small(request, handle)
         return self._opened(node, handle, self._keeps_pages(request.nodeid, handle, flags, keep))
 

@@ -352,8 +352,10 @@ class Callbacks:
 
     def open(self, path: str, fi: Any) -> None:
         """open(2) of a file that is there. To open a lower file for writing is what copies it up."""
-        node = self._node(path)
-        self._remember(fi, node, self._overlay.open(node, fi.flags | self._always, self._caller("open")))
+        node, caller = self._node(path), self._caller("open")
+        # Before a write(2) or truncate(2) the kernel itself takes the set-id bits away; O_TRUNC it leaves to us.
+        kill = bool(fi.flags & os.O_TRUNC and caller.uid)
+        self._remember(fi, node, self._overlay.open(node, fi.flags | self._always, caller, kill_privileges=kill))
 
     def read(self, _path: str | None, size: int, offset: int, fi: Any) -> bytes:
         """read(2), as far as the kernel has not cached the data. Short only at the end of the file."""

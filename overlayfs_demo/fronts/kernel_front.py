@@ -96,7 +96,7 @@ class Session:
         self._turn = Turn()
         follows = view.timeout is None and view.overlay.behind.start()
         self._requests = Requests(view, self._turn.pass_on, self._store, self._distrust)
-        view.overlay.hooks.copied_up = self._refresh
+        view.overlay.hooks.changed = self._refresh
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)

@@ -5,6 +5,9 @@ begins with `.building-`, and gets its own name only when every layer and every 
 was built is recorded in `.layers.json` beside the directories, so that a later run takes up what is
 there. A run that is killed leaves `.building-` names at most; the next run removes them. Nothing is
 flushed to the disk: after a power failure, remove the output directory and build again.
+
+An output directory that is made here is for its owner alone, because the layers keep the set-id programs and the
+devices of their image, which any user who reached them could use.
 """
 
 from __future__ import annotations
@@ -52,9 +55,11 @@ def build_layers(
     name: str | None = None,
     platform: Platform | None = None,
     userxattr: bool | None = None,
+    mode: int | None = None,
 ) -> list[BuiltLayer]:
     """Build the image's layers below `outdir`, and return them from the bottom to the top.
 
+    `mode` is what `outdir`'s permissions become; without it they are 0700 if it was not there, and stay if it was.
     `name` and `platform` choose among several images. `userxattr`: mark opaque directories with `user.`
     attributes, for mounts with that option; by default so if we are not root. Raises ImageError (or OSError,
     where `outdir` itself fails); `outdir` is then as it was, and gone again if it was not there.
@@ -63,7 +68,7 @@ def build_layers(
     outdir = outdir.resolve()
     with _output(outdir) as out_fd, open_archive(archive_path, scratch=outdir) as archive:
         image = select_image(archive, name, platform)
-        work = _Build(archive, image, outdir, out_fd, userxattr if userxattr is not None else not root, root)
+        work = _Build(archive, image, outdir, out_fd, userxattr if userxattr is not None else not root, root, mode)
         return work.run()
 
 
@@ -71,7 +76,8 @@ class _Build:
     """One run of `build_layers`, in the output directory that it has locked."""
 
     def __init__(
-        self, archive: Archive, image: Image, outdir: Path, out_fd: int, userxattr: bool, owners: bool
+        self, archive: Archive, image: Image, outdir: Path, out_fd: int, userxattr: bool, owners: bool,
+        mode: int | None,
     ) -> None:
         self._archive = archive
         self._image = image
@@ -79,6 +85,7 @@ class _Build:
         self._out_fd = out_fd
         self._marks = USER if userxattr else TRUSTED
         self._owners = owners
+        self._mode = mode
         self._record = read_record(outdir)
         # Directories built by this run, by their final names; until `_publish` they bear `.building-` names.
         self._staged: dict[str, Entry] = {}
@@ -130,7 +137,10 @@ class _Build:
         return done.size, done.left_out
 
     def _publish(self) -> None:
-        """Give every staged directory its name, the record first: it says what may stand here, not what does."""
+        """Give every staged directory its name, the record first: it says what may stand here, not what does.
+
+        The output directory is opened last, if at all: until then nobody else sees anything.
+        """
         moved: list[str] = []
         with _no_signals():
             try:
@@ -138,6 +148,8 @@ class _Build:
                 for name in self._staged:
                     os.rename(_building(name), name, src_dir_fd=self._out_fd, dst_dir_fd=self._out_fd)
                     moved.append(name)
+                if self._mode is not None:
+                    os.fchmod(self._out_fd, self._mode)
             except OSError:
                 for name in moved:
                     os.rename(name, _building(name), src_dir_fd=self._out_fd, dst_dir_fd=self._out_fd)
@@ -194,10 +206,10 @@ def _output(outdir: Path) -> Iterator[int]:
 
 
 def _make_directories(path: Path, made: list[Path]) -> None:
-    """Make a directory and its parents; each that was missing is added to `made`, the outermost first."""
+    """Make a private directory and its parents; each that was missing is added to `made`, the outermost first."""
     missing = [one for one in (path, *path.parents) if not one.exists()]
     for directory in reversed(missing):
-        directory.mkdir()
+        directory.mkdir(0o700 if directory == path else 0o777)
         made.append(directory)
 
 

@@ -181,7 +181,7 @@ class Behind:
         if isinstance(node, FileNode):
             self._reconsider(node, changes)
             with contextlib.suppress(OSError):
-                if node.target().stat().st_nlink > 1:
+                if node.stat().st_nlink > 1:
                     same = (one for one in _below(self._tree.root) if one.key == node.key)
                     changes.nodes.update(dict.fromkeys(same))
 

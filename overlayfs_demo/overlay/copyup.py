@@ -19,11 +19,12 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.inode_flags import lower_protection
-from overlayfs_demo.overlay.layer import Descriptor, UpperDir
+from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of, stale
 from overlayfs_demo.overlay.limits import Limits
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
+from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
-from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.types import Caller, Links
 from overlayfs_demo.overlay.upper import Upper
 
 # Attributes that carry access rights: losing one silently would be worse than failing.
@@ -35,12 +36,37 @@ class Hooks:
     """What a front may want to be told of, in the thread of the caller that it happens to.
 
     `before_wait` is called before a verb copies data or waits for another caller's copy: a front that serves
-    several callers from few threads lets another thread go on meanwhile. `copied_up` is called with a node
-    whose attributes (links, blocks, time of change) may now be others, before the verb that caused it returns.
+    several callers from few threads lets another thread go on meanwhile. `changed` is called with a node that has
+    other attributes than its caller is told of, before the verb that caused it returns: after a copy-up (links,
+    blocks, time of change), and when a write dropped set-id bits.
     """
 
     before_wait: Callable[[], None] = lambda: None
-    copied_up: Callable[[Node], None] = lambda _node: None
+    changed: Callable[[Node], None] = lambda _node: None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A new size for a file, in bytes, and the `flags` of open(2) to open it with. `admit` may refuse the open file by
+    raising OSError: then nothing is cut."""
+
+    size: int
+    flags: int
+    admit: Callable[[int], None] = lambda _fd: None
+
+    def open(self, path: bytes, dir_fd: int) -> int:
+        """Open the copy that is being made; the caller owns the descriptor."""
+        fd = os.open(path, self.flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        return self.admitted(fd)
+
+    def admitted(self, fd: int) -> int:
+        """The descriptor, unless it is refused: then it is closed."""
+        try:
+            self.admit(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
 
 class CopyUp:
@@ -57,12 +83,11 @@ class CopyUp:
         self._rehearsal = rehearsal
         self._running: dict[Node, threading.Event] = {}
 
-    def node(self, node: Node, caller: Caller, length: int | None = None, *, data: bool = True) -> Upper:
+    def node(self, node: Node, caller: Caller, *, data: bool = True) -> Upper:
         """See that the upper holds `node`; the upper, for the change that follows.
 
-        `length` bytes of data suffice, when the caller is about to cut the file there, and none at all without
-        `data`, if it will only change metadata. Raises EROFS without an upper. For a regular file, call without
-        the tree's lock.
+        Without `data` only metadata will be changed, so that no data need be copied. Raises EROFS without an upper.
+        For a regular file, call without the tree's lock.
         """
         upper = self._tree.writable()
         if isinstance(node, DirNode):
@@ -71,14 +96,37 @@ class CopyUp:
         else:
             assert isinstance(node, FileNode)
             if not node.in_upper:
-                self._file(node, caller, length, data=data)
+                self._file(node, caller, data=data)
             if data and node.metacopy:
-                self._complete(node, caller, length)
+                self._complete(node, caller)
         return upper
+
+    def truncated(self, node: FileNode, caller: Caller, cut: Cut) -> int:
+        """Change a regular file's size and open it: the open file, which is the caller's to close.
+
+        Of a lower file no more data than stays is copied. It appears in the upper open and with its new size, so that
+        what fails leaves it as it was. Call without the tree's lock.
+        """
+        upper = self._tree.writable()
+        fd = None
+        if not node.in_upper:
+            fd = self._file(node, caller, cut=cut)
+        if fd is None and node.metacopy:
+            fd = self._complete(node, caller, cut)
+        if fd is not None:
+            upper.emit(Action.TRUNCATE, node.path(), caller, size=cut.size)
+            return fd
+        fd = cut.admitted(self._tree.open(node, cut.flags))
+        try:
+            upper.truncate(fd, node.path() if upper.events.listening else b"", cut.size, caller)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def linked(self, node: FileNode, caller: Caller) -> None:
         """See that the copy that all names of a hard-linked lower file share is there. Without the tree's lock."""
-        self._file(node, caller, None, with_name=False)
+        self._file(node, caller, with_name=False)
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """See that the upper holds the directory and all above it. Call with the tree's lock held."""
@@ -98,27 +146,41 @@ class CopyUp:
 
     def _directory(self, node: DirNode, parent: DirNode, caller: Caller) -> UpperDir:
         upper = self._tree.writable()
-        source = node.target()
+        source = node.pin()
         lower = node.lowers[0]
-        status = source.stat()
         origin = self._tree.origins.encode(lower.layer, lower.open().fd, b"")
         with upper.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=upper.work_fd)
-            self._dress(source, temporary, status, origin)
-            above = self._publish(node, parent, temporary, bool(origin), caller)
-        made = above.child(node.name)
-        copied = os.fstat(made.adopt(above, node.name).fd)
-        node.copied_up(made, (copied.st_dev, copied.st_ino))
-        self._hooks.copied_up(node)
+            self._dress(source, temporary, source.stat(), origin)
+            # Opened first: nothing may fail once it has its name.
+            opened = Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.work_fd))
+            key = key_of(os.fstat(opened.fd))
+            try:
+                above = self._publish(node, parent, temporary, bool(origin), caller)
+            except FileExistsError:
+                upper.discard(temporary)
+                return self._found_directory(node, parent)
+        made = above.child(node.name, key)
+        made.hold(opened)
+        node.copied_up(made)
+        self._tree.claim(node.ino, key)
+        self._hooks.changed(node)
         upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
         return made
 
+    def _found_directory(self, node: DirNode, parent: DirNode) -> UpperDir:
+        """The upper's directory that somebody made behind the view where a copy was to appear. ESTALE if it is none."""
+        self._tree.child(parent, node.name)
+        if node.upper is None:
+            raise stale(node.name)
+        return node.upper
+
     def _file(
-        self, node: FileNode, caller: Caller, length: int | None, *, with_name: bool = True, data: bool = True
-    ) -> None:
+        self, node: FileNode, caller: Caller, *, with_name: bool = True, data: bool = True, cut: Cut | None = None
+    ) -> int | None:
+        """Copy a lower file up, unless somebody else was quicker; it is open if it was `cut`."""
         with self._alone(node):
-            if not node.in_upper:
-                self._copy_file(node, caller, length, with_name, data)
+            return None if node.in_upper else self._copy_file(node, caller, with_name, data, cut)
 
     @contextlib.contextmanager
     def _alone(self, node: Node) -> Iterator[None]:
@@ -138,46 +200,81 @@ class CopyUp:
                 del self._running[node]
             done.set()
 
-    def _copy_file(self, node: FileNode, caller: Caller, length: int | None, with_name: bool, data: bool) -> None:
+    def _copy_file(
+        self, node: FileNode, caller: Caller, with_name: bool, data: bool, cut: Cut | None
+    ) -> int | None:
         upper = self._tree.writable()
-        layer = node.place.layer
-        source = node.target()
-        status = source.stat()
         # Without an index, a file with several names in its layer is a new file of its own once it is copied.
         origin = None
-        index = self._tree.index if status.st_nlink > 1 else None
-        if (index or status.st_nlink == 1) and not node.gone:
-            origin = self._tree.origins.encode(layer, node.place.open().fd, node.place_name)
+        with self._tree.lock:
+            source = node.pin()
+            status = source.stat()
+            index = self._tree.index if status.st_nlink > 1 else None
+            if (index or status.st_nlink == 1) and not node.gone:
+                origin = self._tree.origin_of(node.place, node.place_name, status)
         metadata = not data and node.kind == stat.S_IFREG and status.st_nlink == 1
         metacopy = metadata and (self._metacopy or self._rehearsal)
-        told, label = self._cost(node, 0 if metadata and self._metacopy else _size(node, status, length), data)
+        size = 0 if metadata and self._metacopy else _size(node, status, cut)
+        told, label = self._cost(node, size, data)
         self._limits.check(upper, node.path(), label, told, caller)
-        below = (node.data or (node.place, node.place_name)) if metacopy else None
+        below = (node.data or Data(node.place, node.place_name, node.key)) if metacopy else None
+        fd = None
         with upper.staged() as temporary:
-            size = self._make(node, temporary, status, length, with_data=not metacopy)
-            # A copy that is cut short is the change itself, and its time is now.
-            cut = node.kind == stat.S_IFREG and size < status.st_size and not metacopy
-            self._dress(source, temporary, status, origin, keep_times=not cut)
-            if metacopy:
-                path = syscalls.path_of(upper.work_fd, temporary)
-                os.setxattr(path, self._tree.xattrs.metacopy, b"", follow_symlinks=False)
-            with self._tree.lock:
-                if node.gone:
-                    self._adopt_nameless(node, temporary)
-                elif index and origin:
-                    entry = index.take(upper.work_fd, temporary, origin, status.st_nlink)
-                    node.place, node.place_name, node.links = entry.place, entry.name, status.st_nlink
-                else:
-                    assert node.parent is not None
-                    place = self._publish(node, node.parent, temporary, bool(origin), caller)
-                    node.place, node.place_name = place, node.name
-                node.metacopy, node.data = metacopy, below
-                self._turn_to_upper(node, keep_ino=bool(origin))
-                self._hooks.copied_up(node)
-                upper.emit(Action.COPY_UP, node.path(), caller, label, told)
-                if node.links is not None and with_name:
-                    assert node.parent is not None
-                    self.name(node, node.parent, node.name, caller)
+            self._make(node, source, temporary, status, cut, with_data=not metacopy)
+            try:
+                if cut is not None:
+                    fd = cut.open(temporary, upper.work_fd)
+                # To cut a file is a change of its data, and its time is now.
+                self._dress(source, temporary, status, origin, keep_times=cut is None)
+                if metacopy:
+                    path = syscalls.path_of(upper.work_fd, temporary)
+                    os.setxattr(path, self._tree.xattrs.metacopy, b"", follow_symlinks=False)
+                with self._tree.lock:
+                    links = Links(status.st_nlink, status.st_nlink) if index and origin else None
+                    self._appear(node, temporary, origin, links, below, caller)
+                    upper.emit(Action.COPY_UP, node.path(), caller, label, told)
+                    if node.links is not None and with_name:
+                        assert node.parent is not None
+                        self.name(node, node.parent, node.name, caller)
+            except BaseException:
+                if fd is not None:
+                    os.close(fd)
+                raise
+        return fd
+
+    def _appear(
+        self, node: FileNode, temporary: bytes, origin: bytes | None, links: Links | None, below: Data | None,
+        caller: Caller,
+    ) -> None:
+        """Publish a finished copy, and turn the node and its open handles to it. `links`: in the index, with so many
+        names in the view. What can fail comes before the rename that publishes it."""
+        upper = self._tree.writable()
+        status = os.stat(temporary, dir_fd=upper.work_fd, follow_symlinks=False)
+        # A handle of a file whose data stays below goes on reading there.
+        copy = _reopened(upper.work_fd, temporary) if node.handles and not below else None
+        try:
+            if node.gone:
+                self._adopt_nameless(node, temporary)
+            elif links is not None and origin:
+                assert self._tree.index is not None
+                entry = self._tree.index.take(upper.work_fd, temporary, origin, links)
+                node.place, node.place_name, node.links = entry.place, entry.name, links
+            else:
+                assert node.parent is not None
+                place = self._publish(node, node.parent, temporary, bool(origin), caller)
+                node.place, node.place_name = place, node.name
+        except FileExistsError:
+            raise stale(node.name) from None  # Somebody made it behind the view: a lookup will find that one.
+        node.metacopy, node.data = below is not None, below
+        node.key = key_of(status)
+        if node.links is not None:
+            self._tree.share(node, node.key)
+        if origin:
+            self._tree.claim(node.ino, node.key)
+        else:
+            node.ino = self._tree.identity(status)
+        _retarget(node, copy)
+        self._hooks.changed(node)
 
     def _cost(self, node: FileNode, size: int, data: bool) -> tuple[int, str]:
         """How many bytes of the `size` of a copy are told of, and from which layer."""
@@ -186,7 +283,7 @@ class CopyUp:
             return size, layer.label
         # The mount that is rehearsed has it in its upper already, but for the data of a metacopy.
         if node.data and data:
-            return size, node.data[0].layer.label
+            return size, node.data.place.layer.label
         return 0, layer.label
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
@@ -197,12 +294,12 @@ class CopyUp:
         assert self._tree.index is not None and node.links is not None
         mark_impure(above, self._tree)
         with _same_times(above):
-            self._tree.writable().link(node.target(), above, name, False, caller)
+            self._tree.writable().link(node.pin(), above, name, False, caller)
         # Afterwards: a copy that seems to have a name too many stays, one that seems to have too few would go.
         self._tree.index.note_links(node.place, node.place_name, node.links)
 
-    def _complete(self, node: FileNode, caller: Caller, length: int | None) -> None:
-        """Give a metacopy in the upper its data: from then on it is a file like others.
+    def _complete(self, node: FileNode, caller: Caller, cut: Cut | None = None) -> int | None:
+        """Give a metacopy in the upper its data: from then on it is a file like others. It is open if it was `cut`.
 
         Until the mark is gone the data below counts, so an interrupted copy does no harm
         (fs/overlayfs/copy_up.c, ovl_copy_up_meta_inode_data).
@@ -210,67 +307,93 @@ class CopyUp:
         upper = self._tree.writable()
         with self._alone(node):
             if not node.metacopy:
-                return
-            target = node.target()
-            status = target.stat()
-            path = target.xattr_path()
-            capability = syscalls.get_xattr(path, "security.capability", target.follow)
-            size = _size(node, status, length)
-            layer = node.data[0].layer.label if node.data else ""
+                return None
+            with self._tree.lock:
+                copy = node.pin()
+            status = copy.stat()
+            size = _size(node, status, cut)
+            layer = node.data.place.layer.label if node.data else ""
             # The mount that is rehearsed would have copied the data with the metadata.
             told = 0 if self._rehearsal and not self._metacopy else size
             self._limits.check(upper, node.path(), layer, told, caller)
             self._hooks.before_wait()
-            fd = target.open(os.O_WRONLY)
+            self._fill(node, copy, status, size)
+            fd = cut.admitted(copy.open(cut.flags)) if cut else None
             try:
-                _copy_from(node.data_target(), fd, size)
-                if not upper.volatile:
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-            if capability is not None:  # Writing took it away.
-                os.setxattr(path, "security.capability", capability, follow_symlinks=target.follow)
-            os.utime(target.path, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target.dir_fd,
-                     follow_symlinks=target.follow)
-            with self._tree.lock:
-                os.removexattr(path, self._tree.xattrs.metacopy, follow_symlinks=target.follow)
-                node.metacopy, node.data = False, None
-                for handle in node.handles:
-                    handle.retarget(target.open(os.O_RDONLY))
-                self._hooks.copied_up(node)
-                upper.emit(Action.COPY_UP, node.path(), caller, layer, told)
+                self._uncover(node, copy, status, cut)
+            except BaseException:
+                if fd is not None:
+                    os.close(fd)
+                raise
+            upper.emit(Action.COPY_UP, node.path(), caller, layer, told)
+            return fd
+
+    def _fill(self, node: FileNode, copy: Pinned, status: os.stat_result, size: int) -> None:
+        """Write the first `size` bytes of its data into a metacopy, which otherwise stays as it is."""
+        capability = copy.xattr("security.capability")
+        fd = copy.open(os.O_WRONLY)
+        try:
+            self._copy_data(node, fd, size)
+            if not self._tree.writable().volatile:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        if capability is not None:  # Writing took it away.
+            os.setxattr(copy.place, "security.capability", capability)
+        os.utime(copy.place, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _uncover(self, node: FileNode, copy: Pinned, status: os.stat_result, cut: Cut | None) -> None:
+        """Let the data that a metacopy was filled with count, from now on."""
+        with self._tree.lock:
+            opened = Descriptor(copy.open(os.O_RDONLY)) if node.handles else None
+            if cut is not None:
+                os.truncate(copy.place, cut.size)
+            try:
+                os.removexattr(copy.place, self._tree.xattrs.metacopy)
+            except BaseException:
+                if cut is not None:
+                    os.truncate(copy.place, status.st_size)
+                raise
+            node.metacopy, node.data = False, None
+            _retarget(node, opened)
+            self._hooks.changed(node)
 
     def _make(
-        self, node: FileNode, temporary: bytes, status: os.stat_result, length: int | None, *, with_data: bool
-    ) -> int:
-        """Make the bare copy in the work directory; the number of bytes copied."""
+        self, node: FileNode, source: Pinned, temporary: bytes, status: os.stat_result, cut: Cut | None,
+        *, with_data: bool,
+    ) -> None:
+        """Make the bare copy in the work directory."""
         upper = self._tree.writable()
         if node.kind == stat.S_IFLNK:
-            os.symlink(node.target().readlink(), temporary, dir_fd=upper.work_fd)
-            return 0
+            os.symlink(source.readlink(), temporary, dir_fd=upper.work_fd)
+            return
         if node.kind != stat.S_IFREG:
             os.mknod(temporary, node.kind | 0o600, status.st_rdev, dir_fd=upper.work_fd)
-            return 0
-        size = _size(node, status, length)
+            return
         target = os.open(
             temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=upper.work_fd
         )
         try:
-            if not with_data:
-                os.ftruncate(target, size)
-                return 0
-            if size:
+            size = _size(node, status, cut)
+            if with_data and size:
                 self._hooks.before_wait()
-                _copy_from(node.data_target(), target, size)
-                if not upper.volatile:
-                    # The name must not outlive the data in a power failure.
-                    os.fsync(target)
+                self._copy_data(node, target, size)
+            os.ftruncate(target, status.st_size if cut is None else cut.size)
+            if with_data and size and not upper.volatile:
+                # The name must not outlive the data in a power failure.
+                os.fsync(target)
         finally:
             os.close(target)
-        return size
+
+    def _copy_data(self, node: FileNode, target: int, size: int) -> None:
+        fd = self._tree.open(node, os.O_RDONLY)
+        try:
+            copy_data(fd, target, size)
+        finally:
+            os.close(fd)
 
     def _dress(
-        self, source: Target, temporary: bytes, status: os.stat_result, origin: bytes | None, keep_times: bool = True
+        self, source: Pinned, temporary: bytes, status: os.stat_result, origin: bytes | None, keep_times: bool = True
     ) -> None:
         """Give the copy its owner, attributes, mode and times, in this order: chown(2) drops set-id bits
         and capabilities, and each of the others would change the times."""
@@ -287,13 +410,12 @@ class CopyUp:
         if keep_times:
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
 
-    def _copy_xattrs(self, source: Target, path: bytes) -> None:
+    def _copy_xattrs(self, source: Pinned, path: bytes) -> None:
         private = self._tree.xattrs
-        place = source.xattr_path()
-        for name in syscalls.list_xattrs(place, source.follow):
+        for name in source.xattrs():
             if name.startswith(private.prefix) and not name.startswith(private.escape):
                 continue
-            value = syscalls.get_xattr(place, name, source.follow)
+            value = source.xattr(name)
             if value is None:
                 continue
             try:
@@ -319,24 +441,9 @@ class CopyUp:
     def _adopt_nameless(self, node: FileNode, temporary: bytes) -> None:
         """The file lost its name meanwhile: keep the copy by a descriptor alone."""
         upper = self._tree.writable()
-        node.anchor = Descriptor(
-            os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
-        )
-        node.place = upper.root
+        anchor = Descriptor(os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd))
         upper.discard(temporary)
-
-    def _turn_to_upper(self, node: FileNode, keep_ino: bool) -> None:
-        """Turn the node and its open handles to the copy."""
-        target = node.target()
-        status = target.stat()
-        node.key = (status.st_dev, status.st_ino)
-        if node.links is not None:
-            self._tree.share(node, node.key)
-        if not keep_ino:
-            node.ino = self._tree.identity(status)
-        if not node.metacopy:
-            for handle in node.handles:
-                handle.retarget(target.open(os.O_RDONLY))
+        node.anchor, node.place = anchor, upper.root
 
 
 @contextlib.contextmanager
@@ -355,16 +462,20 @@ def mark_impure(directory: UpperDir, tree: Tree) -> None:
         directory.forget_marks()
 
 
-def _size(node: FileNode, status: os.stat_result, length: int | None) -> int:
-    """How many bytes of data a copy has, of which `length` suffice."""
+def _size(node: FileNode, status: os.stat_result, cut: Cut | None) -> int:
+    """How many bytes of data a copy needs."""
     if node.kind != stat.S_IFREG:
         return 0
-    return status.st_size if length is None else min(length, status.st_size)
+    return status.st_size if cut is None else min(cut.size, status.st_size)
 
 
-def _copy_from(source: Target, target: int, size: int) -> None:
-    fd = source.open_lower(os.O_RDONLY)
-    try:
-        copy_data(fd, target, size)
-    finally:
-        os.close(fd)
+def _retarget(node: FileNode, copy: Descriptor | None) -> None:
+    """Turn the open handles to the copy. All read at offsets of their own, so that one open file serves them."""
+    if copy is not None:
+        for handle in node.handles:
+            handle.retarget(copy)
+
+
+def _reopened(dir_fd: int, name: bytes) -> Descriptor:
+    """A finished copy, open for the handles that read the lower file until now."""
+    return Descriptor(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd))

@@ -12,16 +12,14 @@ import os
 import stat
 from collections.abc import Sequence
 
-from overlayfs_demo.overlay.layer import Descriptor, LayerDir, LowerDir, UpperDir
+from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-
-Key = tuple[int, int]
 
 
 def keys_of(parts: Sequence[Part]) -> tuple[Key, ...]:
     """The (device, inode) of each real object."""
-    return tuple([(part.status.st_dev, part.status.st_ino) for part in parts])
+    return tuple([key_of(part.status) for part in parts])
 
 
 def follow(node: Node, parts: Sequence[Part]) -> bool:
@@ -34,7 +32,7 @@ def follow(node: Node, parts: Sequence[Part]) -> bool:
         return node.keys == keys or _refit(node, parts, keys)
     if isinstance(node, FileNode) and node.metacopy != parts[0].metacopy:
         return False
-    return node.key == (status.st_dev, status.st_ino)
+    return node.key == key_of(status)
 
 
 def _refit(node: DirNode, parts: Sequence[Part], keys: tuple[Key, ...]) -> bool:
@@ -65,11 +63,9 @@ def displace(node: Node, parent: DirNode, name: bytes) -> None:
     node.gone = True
     if node.anchor is not None:
         return
-    if isinstance(node, FileNode) and node.handles:
-        node.anchor = Descriptor(os.dup(node.handles[0].fd))
-    elif isinstance(node, DirNode):
-        with contextlib.suppress(OSError):
-            front = node.front()
-            status = os.fstat(front.fd)
-            if (status.st_dev, status.st_ino) == node.key:
-                node.anchor = front
+    # Without an anchor the node answers ESTALE: so it is where nothing leads to its object any more.
+    with contextlib.suppress(OSError):
+        if isinstance(node, FileNode) and node.handles:
+            node.anchor = Descriptor(os.dup(node.handles[0].fd))
+        elif isinstance(node, DirNode):
+            node.anchor = node.front()

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
 from overlayfs_demo.overlay import acl, inode_flags, lineage, listing, private_mount, provenance
 from overlayfs_demo.overlay.behind import Behind
-from overlayfs_demo.overlay.copyup import CopyUp, Hooks
+from overlayfs_demo.overlay.budget import Budget
+from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.index import Index
@@ -27,11 +28,13 @@ from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.pairing import pairing_of
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.overlay.timemachine import TimeMachine
-from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.tree import Completed, Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
@@ -51,8 +54,12 @@ class Overlay:
     def __init__(self, stack: Stack, events: Events | None = None) -> None:
         """Open the layers; raises OSError, with `filename` the layer at fault."""
         xattrs = USER if stack.user_xattrs else TRUSTED
+        pairing = pairing_of(stack)
+        if pairing is not None:
+            pairing.verify()
         self.events = events or Events()
-        self._cache = DescriptorCache(_descriptor_limit())
+        self._budget = Budget.of_process()
+        self._cache = DescriptorCache(self._budget.directories)
         upper, index = None, None
         self._work: Descriptor | None = None
         self._layers = [
@@ -70,8 +77,9 @@ class Overlay:
             layer = Layer(stack.upper, root, 0, "upper", xattrs, self._cache, image_dialect=False, last=False)
             self._work = Descriptor(work_fd)  # For as long as this path leads through it.
             work = syscalls.fd_path(work_fd)
-            if stack.index:
-                index = Index(layer, work, origins, xattrs, stack.read_only)
+            if pairing is not None:
+                pairing = replace(pairing, upper=syscalls.fd_path(root.fd), work=work)
+                index = Index(layer, pairing, origins, stack.read_only)
             if stack.read_only:
                 lowers.insert(0, layer)
                 self._layers.append(layer)
@@ -83,7 +91,7 @@ class Overlay:
         self.hooks = Hooks()
         limits = Limits(stack.copyup_max, stack.copyup_warn)
         self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks, limits, stack.rehearsal)
-        self._names = Names(self._tree, self._copy_up)
+        self._names = Names(self._tree, self._copy_up, self._budget)
         self._rename = Rename(self._tree, self._copy_up, self._names)
         self._past: TimeMachine | None = None
         if stack.time_machine:
@@ -143,10 +151,11 @@ class Overlay:
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
-    ) -> list[tuple[Node, Attrs] | None]:
+    ) -> list[Completed]:
         """Like `lookup` for each of some names of a `snapshot`; None for one that is gone since.
 
-        While the snapshot is current, only the layer that has the name is asked, and not all again.
+        One that cannot be looked up, see `faults`, is listed all the same. While the snapshot is current, only
+        the layer that has the name is asked, and not all again.
         """
         with self._lock:
             current = snapshot.is_current(parent.sources)
@@ -167,15 +176,13 @@ class Overlay:
     def attrs(self, node: Node) -> Attrs:
         """What stat(2) shows for the node, even after its name was removed."""
         with self._lock:
-            status = node.target().stat()
-            _check_same(node, status)
-            return node.attrs_from(status)
+            return node.attrs_from(node.stat())
 
     def birth_time(self, node: Node) -> int | None:
         """When the real file in front was made, in nanoseconds since the epoch; None where that is not known."""
         with self._lock:
-            target = node.target()
-            return syscalls.statx(target.xattr_path(), target.follow).birth_ns
+            pinned = node.pin()
+            return syscalls.statx(pinned.place, follow=True).birth_ns
 
     def names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> listing.Snapshot:
         """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
@@ -197,11 +204,7 @@ class Overlay:
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""
         with self._lock:
-            tree = self._tree_of(parent)
-            if listed.certain:
-                return Dirent(listed.name, listed.kind, tree.identity_of(listed.ino, listed.source.layer.device))
-            node = tree.child(parent, listed.name)
-            return Dirent(listed.name, node.kind, node.ino) if node else None
+            return self._tree_of(parent).dirent(parent, listed)
 
     def entries(self, node: DirNode) -> list[Dirent]:
         """All entries of a directory, without `.` and `..`."""
@@ -213,7 +216,7 @@ class Overlay:
         with self._lock:
             if node.kind != stat.S_IFLNK:
                 raise failure(errno.EINVAL, node.name)
-            return node.target().readlink()
+            return node.pin().readlink()
 
     def statfs(self) -> os.statvfs_result:
         """statvfs(3) of the filesystem that new data goes to: the upper's, else the top lower's."""
@@ -238,8 +241,7 @@ class Overlay:
         `trusted.*` names are listed for root only, see xattr(7), and virtual ones for getfattr(1), see `provenance`.
         """
         with self._lock:
-            target, tree = node.target(), self._tree_of(node)
-            names = syscalls.list_xattrs(target.xattr_path(), target.follow)
+            tree, names = self._tree_of(node), node.pin().xattrs()
             virtual = list(self._virtual(node)) if provenance.are_listed(node, caller) else []
         shown = (tree.xattrs.shown(name) for name in names)
         stored = [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
@@ -250,11 +252,8 @@ class Overlay:
         with self._lock:
             if name.startswith(VIRTUAL):
                 return provenance.value(self._virtual(node), name)
-            stored, target = self._tree_of(node).xattrs.stored(name), node.target()
-            path = target.xattr_path()
-            if isinstance(path, int):
-                return os.getxattr(path, stored)
-            return os.getxattr(path, stored, follow_symlinks=target.follow)
+            pinned = node.pin()
+            return os.getxattr(pinned.place, self._tree_of(node).xattrs.stored(name))
 
     # --- change names ------------------------------------------------------------------------------
 
@@ -270,9 +269,7 @@ class Overlay:
         self._refuse_past(parent, name)
         with self._lock:
             node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
-            handle = Handle(fd, writable=bool(flags & os.O_ACCMODE), in_upper=True)
-            node.handles.append(handle)
-            return node, attrs, handle
+            return node, attrs, self._opened(node, fd, writable=bool(flags & os.O_ACCMODE))
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
         """Make a regular file without a name and open it: open(2) with O_TMPFILE. Only `link` can name it,
@@ -280,9 +277,7 @@ class Overlay:
         self._refuse_past(parent)
         with self._lock:
             node, attrs, fd = self._names.tmpfile(parent, mode, flags & (_OPEN_FLAGS | os.O_EXCL), caller)
-            handle = Handle(fd, writable=True, in_upper=True)
-            node.handles.append(handle)
-            return node, attrs, handle
+            return node, attrs, self._opened(node, fd, writable=True)
 
     def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attrs]:
         """mkdir(2)."""
@@ -363,31 +358,35 @@ class Overlay:
         self._refuse_past(node)
         if change != Change(kill_privileges=True):  # Which is part of a write.
             self._refuse_protected(node, appends=change.only_touches)
-        upper = self._copy_up.node(node, caller, change.size, data=change.size is not None)
+        if change.size is not None:
+            fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY))
+            os.close(fd)
+        upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
-            target, path = node.target(), self._event_path(node)
-            if change.size is not None:
-                upper.truncate(target, path, change.size, caller)
+            pinned, path = node.pin(), self._event_path(node)
             if change.uid is not None or change.gid is not None:
                 uid = -1 if change.uid is None else change.uid
                 gid = -1 if change.gid is None else change.gid
-                upper.chown(target, path, uid, gid, caller)
+                upper.chown(pinned, path, uid, gid, caller)
             if change.mode is not None:
-                upper.chmod(target, path, stat.S_IMODE(change.mode), caller)
+                upper.chmod(pinned, path, stat.S_IMODE(change.mode), caller)
             elif change.kill_privileges:
-                self._kill_privileges(node, caller)
+                self._kill_privileges(node, pinned, caller)
             if change.atime_ns is not None or change.mtime_ns is not None:
-                status = target.stat()
+                status = pinned.stat()
                 atime = status.st_atime_ns if change.atime_ns is None else change.atime_ns
                 mtime = status.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
-                upper.utimens(target, path, atime, mtime, caller)
-            return node.attrs_from(target.stat())
+                upper.utimens(pinned, path, atime, mtime, caller)
+            return node.attrs_from(pinned.stat())
 
-    def _kill_privileges(self, node: Node, caller: Caller) -> None:
-        """Drop set-id bits, as the VFS does for a caller without CAP_FSETID. (It drops
-        `security.capability` by itself when the real file is written or truncated.)"""
-        target = node.target()
-        status = target.stat()
+    def _kill_privileges(self, node: Node, pinned: Pinned, caller: Caller) -> None:
+        """Drop set-id bits of a file in the upper, as the VFS does for a caller without CAP_FSETID. (It drops
+        `security.capability` by itself when the real file is written or truncated.)
+
+        Told by us that we do this (FUSE_HANDLE_KILLPRIV_V2), the kernel goes on believing in the bits it knows, and
+        would run the program that was just written with them: it must hear of it before the caller does.
+        """
+        status = pinned.stat()
         mode = stat.S_IMODE(status.st_mode)
         dropped = mode & ~stat.S_ISUID
         # Without the group's execute bit, S_ISGID once meant mandatory locking: it is kept for the group's
@@ -395,7 +394,13 @@ class Overlay:
         if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not self._is_member(caller, status.st_gid)):
             dropped &= ~stat.S_ISGID
         if dropped != mode:
-            self._tree.writable().chmod(target, self._event_path(node), dropped, caller)
+            self._tree.writable().chmod(pinned, self._event_path(node), dropped, caller)
+            self.hooks.changed(node)
+
+    def _drop_privileges(self, node: FileNode, handle: Handle, caller: Caller) -> None:
+        """The same of a file that the caller changes through a handle."""
+        with self._lock:
+            self._kill_privileges(node, Pinned.opened(handle), caller)
 
     def _is_member(self, caller: Caller, gid: int) -> bool:
         """Is the caller in the group, or privileged (which the VFS tells by CAP_FSETID, and we by the user)?"""
@@ -411,7 +416,7 @@ class Overlay:
         stored = self._tree.xattrs.stored(name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
-            upper.set_xattr(node.target(), self._event_path(node), stored, value, flags, caller)
+            upper.set_xattr(node.pin(), self._event_path(node), stored, value, flags, caller)
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
         """removexattr(2). ENODATA where there is none; then nothing is copied up.
@@ -426,7 +431,7 @@ class Overlay:
             self.xattr(node, name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
-            upper.remove_xattr(node.target(), self._event_path(node), stored, caller)
+            upper.remove_xattr(node.pin(), self._event_path(node), stored, caller)
 
     def _refuse_protected(self, node: Node, *, appends: bool = False) -> None:
         """EPERM for a change that inode flags forbid: see `inode_flags`."""
@@ -446,15 +451,16 @@ class Overlay:
         with self._lock:
             protection = form.protection(value)
             stored = form.with_protection(value, b"")
-            upper.set_flags(node.target(), self._event_path(node), form.set, stored, protection, caller)
-        self.hooks.copied_up(node)
+            upper.set_flags(node.pin(), self._event_path(node), form.set, stored, protection, caller)
+        self.hooks.changed(node)
 
     # --- open --------------------------------------------------------------------------------------
 
-    def open(self, node: Node, flags: int, caller: Caller) -> Handle:
+    def open(self, node: Node, flags: int, caller: Caller, *, kill_privileges: bool = False) -> Handle:
         """open(2) of an existing file; opening for writing copies it up. The caller must `release` the handle.
 
-        O_TRUNC needs no data copied. O_APPEND, O_CREAT and O_EXCL are the front's affair.
+        O_TRUNC needs no data copied; with `kill_privileges` it also drops set-id bits. O_APPEND, O_CREAT and O_EXCL
+        are the front's affair. Raises OSError, ENFILE while too many files are open.
         """
         if not isinstance(node, FileNode):
             raise failure(errno.EISDIR, node.name)
@@ -462,13 +468,36 @@ class Overlay:
         if writing:
             self._refuse_past(node)
             self._refuse_protected(node, appends=flags & (os.O_APPEND | os.O_TRUNC) == os.O_APPEND)
-            self._copy_up.node(node, caller, 0 if flags & os.O_TRUNC else None)
-        with self._lock:
-            fd = _open_target(node, flags & _OPEN_FLAGS)
-            handle = Handle(fd, writable=writing, in_upper=node.in_upper and not node.metacopy)
-            node.handles.append(handle)
         if flags & os.O_TRUNC:
-            self._tree.writable().emit(Action.TRUNCATE, self._event_path(node), caller)
+            return self._open_cut(node, flags & _OPEN_FLAGS, caller, kill_privileges)
+        if writing:
+            self._copy_up.node(node, caller)
+        while True:
+            where = node.where
+            fd = self._budget.admitted(self._tree.open(node, flags & _OPEN_FLAGS))
+            with self._lock:
+                if node.where == where:
+                    return self._opened(node, fd, writable=writing)
+            os.close(fd)  # It was copied up meanwhile.
+
+    def _open_cut(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
+        if not flags & os.O_ACCMODE:
+            flags |= os.O_RDWR  # What is not open for writing cannot be cut, but open(2) allows it.
+        fd = self._copy_up.truncated(node, caller, Cut(0, flags & ~os.O_TRUNC, self._budget.check))
+        with self._lock:
+            handle = self._opened(node, fd, writable=True)
+        if kill_privileges:
+            try:
+                self._drop_privileges(node, handle, caller)
+            except BaseException:
+                self.release(node, handle)
+                raise
+        return handle
+
+    def _opened(self, node: FileNode, fd: int, *, writable: bool) -> Handle:
+        """The handle that takes `fd` over. Call with the lock held."""
+        handle = Handle(fd, writable=writable, in_upper=node.in_upper and not node.metacopy)
+        node.handles.append(handle)
         return handle
 
     def release(self, node: FileNode, handle: Handle) -> None:
@@ -483,8 +512,7 @@ class Overlay:
     ) -> int:
         """pwrite(2) through a handle; with `kill_privileges` set-id bits are dropped first."""
         if kill_privileges:
-            with self._lock:
-                self._kill_privileges(node, caller)
+            self._drop_privileges(node, handle, caller)
         written = handle.write(data, offset)
         if self.events.listening:
             self._tree.writable().emit(Action.WRITE, node.path(), caller, size=written)
@@ -496,8 +524,7 @@ class Overlay:
         """fallocate(2) through a handle. Like a write, it drops the set-id bits if the caller is not privileged."""
         self._refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
         if caller.uid:
-            with self._lock:
-                self._kill_privileges(node, caller)
+            self._drop_privileges(node, handle, caller)
         syscalls.allocate(handle.fd, mode, offset, length)
         self._tree.writable().emit(Action.FALLOCATE, self._event_path(node), caller, size=length)
 
@@ -507,8 +534,7 @@ class Overlay:
     ) -> int:
         """copy_file_range(2) between handles; `node` and `handle` are written to, as `allocate` writes."""
         if caller.uid:
-            with self._lock:
-                self._kill_privileges(node, caller)
+            self._drop_privileges(node, handle, caller)
         done = os.copy_file_range(source.fd, handle.fd, length, source_offset, offset)
         self._tree.writable().emit(Action.WRITE, self._event_path(node), caller, size=done)
         return done
@@ -524,7 +550,9 @@ class Overlay:
     def sync_directory(self, node: DirNode) -> None:
         """fsync(2) of a directory; a lower one never has anything to write."""
         if node.in_upper and not self._is_volatile():
-            os.fsync(node.front().fd)
+            with self._lock:
+                held = node.front()
+            os.fsync(held.fd)
 
     def sync(self) -> None:
         """syncfs(2) of the upper's filesystem."""
@@ -538,31 +566,8 @@ def _directory(node: Node) -> DirNode:
     return node
 
 
-def _open_target(node: FileNode, flags: int) -> int:
-    target = node.data_target()
-    in_upper = node.in_upper and not node.metacopy
-    fd = target.open(flags) if in_upper and not flags & os.O_NOATIME else target.open_lower(flags)
-    try:
-        if not node.metacopy:
-            _check_same(node, os.fstat(fd))
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_same(node: Node, status: os.stat_result) -> None:
-    """ESTALE if another file was put, behind the view, where the node's stood: a lookup will find that one.
-
-    The kernel then walks the path again by itself, and asks us for every name on it.
-    """
-    if node.key != (status.st_dev, status.st_ino):
-        raise failure(errno.ESTALE, node.name)
-
-
-def _descriptor_limit() -> int:
-    """How many directories to keep open: half of what the process may, leaving the rest to open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return min(hard // 2, 4096)
+def _file(node: Node) -> FileNode:
+    """The node of a regular file. EISDIR, EINVAL: truncate(2)."""
+    if isinstance(node, FileNode) and node.kind == stat.S_IFREG:
+        return node
+    raise failure(errno.EISDIR if node.is_directory else errno.EINVAL, node.name)

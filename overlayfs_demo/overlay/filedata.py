@@ -15,7 +15,8 @@ _BUFFER = 1 << 20
 def copy_data(source: int, target: int, size: int) -> None:
     """Copy the first `size` bytes, sharing blocks where the filesystem can and keeping holes.
 
-    `target` is empty and open for writing. Raises OSError, ENOSPC above all.
+    `target` is open for writing and holds no data yet; it is extended if it is shorter. Raises OSError, above all
+    ENOSPC.
     """
     if size == os.fstat(source).st_size and syscalls.clone_file(source, target):
         return
@@ -34,7 +35,8 @@ def copy_data(source: int, target: int, size: int) -> None:
                 break
             start += done
         offset = max(end, start)
-    os.ftruncate(target, size)
+    if os.fstat(target).st_size < size:
+        os.ftruncate(target, size)
 
 
 def _copy_range(source: int, target: int, offset: int, count: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.layer import Descriptor
 
 
 class Handle:
@@ -46,10 +47,9 @@ class Handle:
                 break
         return total
 
-    def retarget(self, fd: int) -> None:
-        """Turn to the file open as `fd`, atomically for readers in other threads; takes `fd` over."""
-        os.dup2(fd, self.fd, inheritable=False)
-        os.close(fd)
+    def retarget(self, opened: Descriptor) -> None:
+        """Turn to the file that `opened` is open on, atomically for readers in other threads."""
+        os.dup2(opened.fd, self.fd, inheritable=False)
         self.in_upper = True
 
     def close(self) -> None:

@@ -15,7 +15,8 @@ import sys
 from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node, Target
+from overlayfs_demo.overlay.node import DirNode, Node
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
@@ -57,15 +58,13 @@ def protection(node: Node, xattrs: PrivateXattrs) -> bytes:
     """
     if not isinstance(node, DirNode) and node.kind != stat.S_IFREG:
         return b""
-    target = node.target()
-    if node.in_upper:
-        return syscalls.get_xattr(target.xattr_path(), xattrs.protattr, target.follow) or b""
-    return lower_protection(target)
+    pinned = node.pin()
+    return pinned.xattr(xattrs.protattr) or b"" if node.in_upper else lower_protection(pinned)
 
 
-def lower_protection(target: Target) -> bytes:
+def lower_protection(pinned: Pinned) -> bytes:
     """The same of an object of a lower."""
-    attributes = syscalls.statx(target.xattr_path(), target.follow).attributes
+    attributes = syscalls.statx(pinned.place, follow=True).attributes
     immutable, append = attributes & syscalls.STATX_ATTR_IMMUTABLE, attributes & syscalls.STATX_ATTR_APPEND
     return (APPEND if append else b"") + (IMMUTABLE if immutable else b"")
 
@@ -79,10 +78,11 @@ def refuse(node: Node, xattrs: PrivateXattrs, *, appends: bool = False) -> None:
 
 def read(node: Node, xattrs: PrivateXattrs, form: Format) -> bytes:
     """A node's flags. ENOTTY for what is neither file nor directory, or where the filesystem has none."""
-    if isinstance(node, DirNode):
-        value = _ask(node.front().fd, form)
-    elif isinstance(node, FileNode) and node.kind == stat.S_IFREG:
-        fd = node.target().open_lower(os.O_RDONLY | os.O_NONBLOCK)
+    pinned = node.pin()
+    if isinstance(pinned.place, int):
+        value = _ask(pinned.place, form)
+    elif node.kind == stat.S_IFREG:
+        fd = pinned.open(os.O_RDONLY)
         try:
             value = _ask(fd, form)
         finally:

@@ -1,8 +1,9 @@
 """How is a layer's directory tree reached, safely and with few system calls?
 
 A layer is hostile input: a symbolic link in it must never lead out of it. So every access starts at a
-descriptor of a directory inside the layer, and directories are opened with RESOLVE_BENEATH.
-Descriptors are kept for directories only, in a bounded cache.
+descriptor of a directory inside the layer, and directories are opened with RESOLVE_BENEATH. Somebody who can
+reach the layer may also put another directory in the place of one that was looked up: a directory that is opened
+again by its name must still be the same object. Descriptors are kept for directories only, in a bounded cache.
 """
 
 from __future__ import annotations
@@ -28,6 +29,26 @@ _LONGEST_PATH = 4095
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # To look into a directory is nobody's reading of it.
 _QUIETLY = _DIRECTORY | os.O_NOATIME
+
+# What opening a directory fails with if something else, or nothing, stands at its name now: open(2), openat2(2).
+_MOVED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
+
+# The (device, inode) of a real object.
+Key = tuple[int, int]
+
+
+def key_of(status: os.stat_result) -> Key:
+    """The identity of the real object with this status."""
+    return status.st_dev, status.st_ino
+
+
+def stale(name: bytes) -> OSError:
+    """ESTALE, for a name behind which another object stands than the one that was looked up there.
+
+    The kernel then walks the path again by itself, and asks for every name on it: path_resolution(7) calls retry
+    with LOOKUP_REVAL (fs/namei.c, retry_estale).
+    """
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
 
 
 class Descriptor:
@@ -89,11 +110,12 @@ class Layer:
 
     `path` is how the user named it. `root` is the directory, which this owns until `close`. `image_dialect` says
     whether zero-length `.wh.NAME` files are whiteouts here. `last` says that nothing lies below, so that marks
-    need not be read.
+    need not be read. `told` is what `faults` has logged.
     """
 
     __slots__ = (
-        "cache", "device", "image_dialect", "label", "last", "number", "path", "reads_quietly", "root_fd", "xattrs",
+        "cache", "device", "image_dialect", "label", "last", "number", "path", "reads_quietly", "root_fd", "told",
+        "xattrs",
     )
 
     def __init__(
@@ -107,6 +129,7 @@ class Layer:
         self.cache = cache
         self.image_dialect = image_dialect
         self.last = last
+        self.told: set[tuple[bytes, str]] = set()
         self.root_fd, self.reads_quietly = root
         self.device = os.fstat(self.root_fd).st_dev
 
@@ -162,6 +185,11 @@ class Layer:
             raise
         return self.is_image_mark(mark, status)
 
+    def redirect(self, path: bytes | int) -> bytes | None:
+        """The object's `overlay.redirect`, not checked. It ends where a C string ends, as the kernel reads it."""
+        value = syscalls.get_xattr(path, self.xattrs.redirect)
+        return value if value is None else value.partition(b"\0")[0]
+
     def read_marks(self, dir_fd: int) -> Marks:
         """Read the marks of the directory open as `dir_fd`. Raises OSError."""
         names = syscalls.list_xattrs(dir_fd)
@@ -175,18 +203,23 @@ class Layer:
         return Marks(
             opaque or value == b"y",
             value == b"x",
-            syscalls.get_xattr(dir_fd, xattrs.redirect) if xattrs.redirect in names else None,
+            self.redirect(dir_fd) if xattrs.redirect in names else None,
             xattrs.impure in names,
         )
 
 
 class LayerDir:
-    """A directory of one layer. It is opened when needed and may be closed again at any time."""
+    """A directory of one layer. It is opened when needed, and closed again when others are: all that opens one is
+    called with the tree's lock held.
 
-    __slots__ = ("_descriptor", "_marks", "layer")
+    `key` is its identity; None for a layer's root, which is always open and so can be no other.
+    """
 
-    def __init__(self, layer: Layer) -> None:
+    __slots__ = ("_descriptor", "_marks", "key", "layer")
+
+    def __init__(self, layer: Layer, key: Key | None = None) -> None:
         self.layer = layer
+        self.key = key
         self._descriptor: Descriptor | None = None
         self._marks: Marks | None = None
 
@@ -195,26 +228,46 @@ class LayerDir:
         raise NotImplementedError
 
     def open(self) -> Descriptor:
-        """The directory, open. Hold the result while using its `fd`. Raises OSError."""
+        """The directory, open. Hold the result while using its `fd`.
+
+        Raises OSError, ESTALE if another object stands at its path now.
+        """
         descriptor = self._descriptor
         if descriptor is None:
-            descriptor = self._keep(_open_directory(self.layer.root_fd, self.path()))
+            path = self.path()
+            try:
+                fd = _open_directory(self.layer.root_fd, path)
+            except OSError as error:
+                raise stale(path) if error.errno in _MOVED else error from None
+            descriptor = self.keep(fd)
         return descriptor
 
     def adopt(self, parent: LayerDir, name: bytes) -> Descriptor:
         """Like `open`, by one step from the parent, which is cheaper when that is open anyway."""
         if self._descriptor is not None:
             return self._descriptor
-        fd = parent.open().fd
+        above = parent.open().fd
         try:
-            return self._keep(os.open(name, _QUIETLY, dir_fd=fd))
-        except PermissionError:  # Only the owner and root may ask for O_NOATIME: open(2).
-            return self._keep(os.open(name, _DIRECTORY, dir_fd=fd))
+            try:
+                fd = os.open(name, _QUIETLY, dir_fd=above)
+            except PermissionError:  # Only the owner and root may ask for O_NOATIME: open(2).
+                fd = os.open(name, _DIRECTORY, dir_fd=above)
+        except OSError as error:
+            raise stale(name) if error.errno in _MOVED else error from None
+        return self.keep(fd)
 
-    def _keep(self, fd: int) -> Descriptor:
-        self._descriptor = descriptor = Descriptor(fd)
-        self.layer.cache.opened(self)
+    def keep(self, fd: int) -> Descriptor:
+        """Take over `fd`, on which this directory was opened. ESTALE if it is another one."""
+        descriptor = Descriptor(fd)
+        if self.key is not None and key_of(os.fstat(fd)) != self.key:
+            raise stale(self.path())
+        self.hold(descriptor)
         return descriptor
+
+    def hold(self, descriptor: Descriptor) -> None:
+        """Keep the directory open by this descriptor, which is known to be its own."""
+        self._descriptor = descriptor
+        self.layer.cache.opened(self)
 
     def release(self) -> None:
         """Let go of the descriptor; the next `open` makes a new one."""
@@ -228,8 +281,8 @@ class LayerDir:
             self._marks = marks = self.layer.read_marks(self.open().fd)
         return marks
 
-    def child(self, name: bytes) -> LayerDir:
-        """The directory `name` in this one (which the caller has found to be a directory)."""
+    def child(self, name: bytes, key: Key) -> LayerDir:
+        """The directory `name` in this one, which the caller has found to be the directory with this identity."""
         raise NotImplementedError
 
     def forget_marks(self) -> None:
@@ -238,8 +291,9 @@ class LayerDir:
 
     def stat(self, name: bytes) -> os.stat_result | None:
         """The object called `name`, links not followed; None where there is none. Raises other OSErrors."""
+        descriptor = self._descriptor or self.open()
         try:
-            return os.stat(name, dir_fd=self.open().fd, follow_symlinks=False)
+            return os.stat(name, dir_fd=descriptor.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
@@ -263,15 +317,15 @@ class LowerDir(LayerDir):
 
     __slots__ = ("_path",)
 
-    def __init__(self, layer: Layer, path: bytes) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: Layer, path: bytes, key: Key | None = None) -> None:
+        super().__init__(layer, key)
         self._path = path
 
     def path(self) -> bytes:
         return self._path
 
-    def child(self, name: bytes) -> LowerDir:
-        return LowerDir(self.layer, b"%s/%s" % (self._path, name) if self._path else name)
+    def child(self, name: bytes, key: Key) -> LowerDir:
+        return LowerDir(self.layer, b"%s/%s" % (self._path, name) if self._path else name, key)
 
 
 class UpperDir(LayerDir):
@@ -282,8 +336,8 @@ class UpperDir(LayerDir):
 
     __slots__ = ("changes", "name", "parent")
 
-    def __init__(self, layer: Layer, parent: UpperDir | None, name: bytes) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: Layer, parent: UpperDir | None, name: bytes, key: Key | None = None) -> None:
+        super().__init__(layer, key)
         self.parent = parent
         self.name = name
         self.changes = 0
@@ -296,5 +350,5 @@ class UpperDir(LayerDir):
             directory = directory.parent
         return b"/".join(reversed(names))
 
-    def child(self, name: bytes) -> UpperDir:
-        return UpperDir(self.layer, self, name)
+    def child(self, name: bytes, key: Key) -> UpperDir:
+        return UpperDir(self.layer, self, name, key)

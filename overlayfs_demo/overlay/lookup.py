@@ -7,13 +7,15 @@ overlayfs.rst, "redirect_dir", and fs/overlayfs/namei.c have it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay import faults
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
@@ -39,10 +41,11 @@ class Answer(NamedTuple):
     layer: Layer
 
 
-class _Redirected(NamedTuple):
-    """Where the layers below must look on: a path from their roots, and whether they need to at all."""
+class _Walked(NamedTuple):
+    """What one layer said about a path, and the path that the next layer below must look up, if there is one."""
 
-    path: bytes
+    answer: Answer
+    below: bytes
     stop: bool
 
 
@@ -52,16 +55,17 @@ class Lookup:
     `data_layers` lie below it and are searched for the data of a metacopy alone, by absolute redirects.
     """
 
-    __slots__ = ("_below",)
+    __slots__ = ("_data_layers", "_lowers")
 
     def __init__(self, lowers: Sequence[Layer], data_layers: Sequence[Layer]) -> None:
-        self._below = (*lowers, *data_layers)
+        self._lowers = tuple(lowers)
+        self._data_layers = tuple(data_layers)
 
     def find(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Part, ...]:
         """The objects that `name` is made of in the directory merged from `sources`, topmost first.
 
         Empty when the view has no such name. Only directories have more than one part, and metacopies,
-        whose second part is their data. Raises OSError.
+        whose second part is their data. Raises OSError: EINVAL or EACCES for a bad redirect, see `faults`.
         """
         if len(sources) == 1:
             # Most directories stand in one layer, and most names in them are no directories.
@@ -84,8 +88,10 @@ class Lookup:
 
     def _listen(self, sources: Sequence[LayerDir], name: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask layer after layer, each only when the verdict needs it, and note the answers."""
+        redirected = False
         for source in sources:
-            answer = judge(source, name, source.stat(name))
+            status = _status_if_possible(source, name) if redirected else source.stat(name)
+            answer = judge(source, name, status)
             answers.append(answer)
             yield answer.says
             redirect = _redirect(answer)
@@ -94,19 +100,21 @@ class Lookup:
             if redirect.startswith(b"/"):
                 yield from self._listen_below(source.layer, redirect, answers)
                 return
-            name = redirect
+            name, redirected = redirect, True
 
     def _listen_below(self, above: Layer, path: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask the layers below `above` about an absolute path, each from its root."""
-        for layer in self._below:
+        for layer in (*self._lowers, *self._data_layers):
             if layer.number <= above.number:
                 continue
-            answer, onward = _walk(layer, path)
-            answers.append(answer)
-            yield answer.says
-            if onward.stop:
+            if layer in self._data_layers and not any(answer.says is Says.METACOPY for answer in answers):
                 return
-            path = onward.path
+            walked = _walk(layer, path)
+            answers.append(walked.answer)
+            yield walked.answer.says
+            if walked.stop:
+                return
+            path = walked.below
 
 
 def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answer:
@@ -121,8 +129,11 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
         if layer.is_image_mark(name, status):
             return Answer(Says.ABSENT, None, layer)
         metacopy = layer.is_metacopy(name, status, source)
+        if metacopy:
+            path = syscalls.path_of(source.open().fd, name)
+            faults.check_metacopy(syscalls.get_xattr(path, layer.xattrs.metacopy) or b"", source, name)
         return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy), layer)
-    directory = source.child(name)
+    directory = source.child(name, key_of(status))
     part = Part(source, name, status, directory)
     if layer.last:
         return Answer(Says.DIRECTORY, part, layer)
@@ -132,41 +143,57 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
     return Answer(Says.OPAQUE_DIRECTORY if opaque else Says.DIRECTORY, part, layer)
 
 
+def _status_if_possible(source: LayerDir, name: bytes) -> os.stat_result | None:
+    """The status of a name from a redirect. One that is longer than any file's is in no layer (ovl_lookup_single)."""
+    try:
+        return source.stat(name)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None
+
+
 def _redirect(answer: Answer) -> bytes | None:
+    """Where the layers below have the object, if under another name: an absolute path or a sibling's name."""
     part = answer.part
-    if part is None or part.place.layer.last:
+    if part is None or part.place.layer.last or answer.says is Says.OPAQUE_DIRECTORY:
         return None
     if part.metacopy:
-        path = syscalls.path_of(part.place.open().fd, part.name)
-        return syscalls.get_xattr(path, part.place.layer.xattrs.redirect)
-    return part.directory.marks.redirect if part.directory else None
+        value = part.place.layer.redirect(syscalls.path_of(part.place.open().fd, part.name))
+    else:
+        value = part.directory.marks.redirect if part.directory else None
+    return None if value is None else faults.checked_redirect(value, part.place, part.name)
 
 
-def _walk(layer: Layer, path: bytes) -> tuple[Answer, _Redirected]:
-    """Look an absolute path up in one layer alone, and say where the next layer must look.
+def _walk(layer: Layer, path: bytes) -> _Walked:
+    """Look an absolute path up in one layer alone.
 
-    Whiteouts, opaque marks and redirects of the directories on the way count like those of the last
-    component (fs/overlayfs/namei.c, ovl_lookup_layer).
+    Whiteouts, opaque marks and redirects of the directories on the way count like those of the last component. An
+    opaque directory ends the search, unless an absolute redirect further down, or a metacopy at the end, leads on
+    (fs/overlayfs/namei.c, ovl_lookup_layer, ovl_check_redirect).
     """
-    parts = path.strip(b"/").split(b"/")
     directory: LayerDir = LowerDir(layer, b"")
-    onward: list[bytes] = []
+    # What the next layer must look up, as far as the path has been walked, and what of the path is left.
+    below = b""
+    rest = path
     stop = False
-    for depth, name in enumerate(parts):
-        last = depth == len(parts) - 1
-        answer = judge(directory, name, directory.stat(name))
-        if answer.says is Says.WHITEOUT or (answer.says in (Says.FILE, Says.METACOPY) and not last):
-            return Answer(Says.WHITEOUT, None, layer), _Redirected(path, True)
-        stop = stop or answer.says is Says.OPAQUE_DIRECTORY
-        redirect = _redirect(answer) or name
-        if redirect.startswith(b"/"):
-            onward.clear()
-        onward.extend(redirect.strip(b"/").split(b"/"))
-        if last or answer.part is None or answer.part.directory is None:
-            below = b"/" + b"/".join([*onward, *parts[depth + 1 :]])
-            return Answer(_final(answer.says, stop), answer.part, layer), _Redirected(below, stop)
+    while True:
+        name, _, rest = rest[1:].partition(b"/")
+        rest = rest and b"/" + rest
+        answer = judge(directory, name, _status_if_possible(directory, name))
+        if answer.says is Says.WHITEOUT or (answer.says in (Says.FILE, Says.METACOPY) and rest):
+            return _Walked(Answer(Says.WHITEOUT, None, layer), path, True)
+        if answer.says is Says.OPAQUE_DIRECTORY:
+            stop = True
+        redirect = _redirect(answer)
+        if redirect is not None and redirect.startswith(b"/"):
+            below, stop = redirect, False
+        else:
+            below += b"/" + (redirect or name)
+        if not rest or answer.part is None or answer.part.directory is None:
+            stop = stop and answer.says is not Says.METACOPY
+            return _Walked(Answer(_final(answer.says, stop), answer.part, layer), below + rest, stop)
         directory = answer.part.directory
-    raise AssertionError("a path has at least one component")
 
 
 def _final(says: Says, stop: bool) -> Says:

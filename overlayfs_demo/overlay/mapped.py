@@ -19,7 +19,8 @@ from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.ids import UnmappedError
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.tree import Completed
+from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 
 _ACLS = (acl.ACCESS, acl.DEFAULT)
 
@@ -49,9 +50,12 @@ class MappedOverlay(Overlay):
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
-    ) -> list[tuple[Node, Attrs] | None]:
+    ) -> list[Completed]:
         found = super().lookup_listed(parent, snapshot, names)
-        return [(answer[0], self._show(*answer)) if answer else None for answer in found]
+        return [
+            answer if answer is None or isinstance(answer, Dirent) else (answer[0], self._show(*answer))
+            for answer in found
+        ]
 
     def attrs(self, node: Node) -> Attrs:
         return self._show(node, super().attrs(node))

@@ -7,17 +7,21 @@ the nodes in memory follow. Everything here runs with the tree's lock held.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import acl, inode_flags, listing
+from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp, mark_impure
-from overlayfs_demo.overlay.layer import Descriptor, UpperDir
+from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller
 from overlayfs_demo.overlay.upper import NewObject
+
+_log = logging.getLogger(__name__)
 
 
 def failure(code: int, name: bytes | None = None) -> OSError:
@@ -28,21 +32,22 @@ def failure(code: int, name: bytes | None = None) -> OSError:
 class Names:
     """Makes and removes names in one tree."""
 
-    __slots__ = ("_copy_up", "_tree")
+    __slots__ = ("_budget", "_copy_up", "_tree")
 
-    def __init__(self, tree: Tree, copy_up: CopyUp) -> None:
+    def __init__(self, tree: Tree, copy_up: CopyUp, budget: Budget) -> None:
         self._tree = tree
         self._copy_up = copy_up
+        self._budget = budget
 
     # --- making ------------------------------------------------------------------------------------
 
     def create(
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, int]:
-        """A new regular file, open with `flags`: its node, attributes and descriptor (the caller's)."""
+        """A new regular file, open with `flags`: its node, attributes and descriptor (the caller's). ENFILE."""
         above, over_whiteout = self._room(parent, name, caller)
         new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        fd = self._tree.writable().create_open(above, name, new, over_whiteout, flags, caller)
+        fd = self._tree.writable().create_open(above, name, new, over_whiteout, flags, self._budget.check, caller)
         node, attrs = self._settle_new(parent, name, above, os.fstat(fd))
         assert isinstance(node, FileNode)
         return node, attrs, fd
@@ -55,10 +60,7 @@ class Names:
         # Opaque where something below could show through, now or under another stack of lowers.
         opaque = stat.S_ISDIR(mode) and (over_whiteout or bool(parent.lowers))
         new = self._describe(above, mode, caller, rdev, target, opaque)
-        self._tree.writable().create(above, name, new, over_whiteout, caller)
-        status = above.stat(name)
-        if status is None:
-            raise failure(errno.ESTALE, name)
+        status = self._tree.writable().create(above, name, new, over_whiteout, caller)
         return self._settle_new(parent, name, above, status)
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:
@@ -71,7 +73,7 @@ class Names:
         inode_flags.refuse(parent, self._tree.xattrs, appends=True)
         above = self._copy_up.directory(parent, caller)
         new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        fd = self._tree.writable().tmpfile(above, new, flags, caller)
+        fd = self._budget.admitted(self._tree.writable().tmpfile(above, new, flags, caller))
         try:
             status = os.fstat(fd)
             # The kernel, too, shows such a file by its number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
@@ -86,21 +88,21 @@ class Names:
     def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
         """A further name, or the first one, for a file that is in the upper. ENOENT if it has lost its last."""
         above, over_whiteout = self._room(parent, name, caller)
-        target = node.target()
-        status = target.stat()
+        file = node.pin()
+        status = file.stat()
         # A file of O_TMPFILE has no name either, but it never lost one. (The kernel knows if O_EXCL forbids it.)
         if not status.st_nlink and node.place_name:
             raise failure(errno.ENOENT, name)
         if node.ino != self._tree.identity(status):
             mark_impure(above, self._tree)
         self.before_link_count(node)
-        self._tree.writable().link(target, above, name, over_whiteout, caller)
+        self._tree.writable().link(file, above, name, over_whiteout, caller)
         if node.links is not None:
-            node.links += 1
+            node.links = node.links.changed(1)
         self._tree.share(node, node.key)
         self._tree.settle(node, parent, name)
         parent.children.put(name, node)
-        return node.attrs_from(node.target().stat())
+        return node.attrs_from(file.stat())
 
     def _room(self, parent: DirNode, name: bytes, caller: Caller) -> tuple[UpperDir, bool]:
         """The upper's directory for a new name, and whether a whiteout stands there. Raises EEXIST."""
@@ -142,7 +144,7 @@ class Names:
         ino = self._tree.identity(status)
         node: Node
         if stat.S_ISDIR(status.st_mode):
-            node = DirNode(parent, name, (above.child(name),), status, ino)
+            node = DirNode(parent, name, (above.child(name, key_of(status)),), status, ino)
         else:
             node = FileNode(parent, name, above, name, status, ino)
         parent.children.put(name, node)
@@ -192,9 +194,9 @@ class Names:
             in_upper = above.stat(name) is not None
             self.before_link_count(node)
         if covered:
-            upper.whiteout(above, name, in_upper, covered, caller)
+            upper.whiteout(above, name, node.key if in_upper else None, covered, caller)
         elif isinstance(node, DirNode):
-            upper.rmdir(above, name, caller)
+            upper.rmdir(above, name, node.key, caller)
         else:
             upper.unlink(above, name, caller)
         self.forget(node, parent, name, in_upper)
@@ -203,11 +205,13 @@ class Names:
         """Before its name goes: keep what is behind the node reachable for whoever still holds it."""
         if node.parent is not parent or node.name != name:
             return
+        held = None
         if isinstance(node, DirNode):
-            node.anchor = node.front()
+            held = node.front()
         elif isinstance(node, FileNode) and node.in_upper:
-            fd = node.place.open().fd
-            node.anchor = Descriptor(os.open(node.place_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
+            held = node.hold()
+        if held is not None and self._budget.has_room(held.fd):
+            node.anchor = held
 
     def forget(self, node: Node, parent: DirNode, name: bytes, was_in_upper: bool) -> None:
         """After its name is gone, which the upper held if `was_in_upper`: the node no longer stands for it."""
@@ -215,7 +219,7 @@ class Names:
         if node.parent is parent and node.name == name:
             node.gone = True
         if isinstance(node, FileNode) and node.links is not None:
-            node.links -= 1
+            node.links = node.links.changed(-1)
             self._after_link_count(node, was_in_upper)
 
     def before_link_count(self, node: FileNode) -> None:
@@ -225,9 +229,18 @@ class Names:
             self._tree.index.note_links(node.place, node.place_name, node.links)
 
     def _after_link_count(self, node: FileNode, was_in_upper: bool) -> None:
-        """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along."""
+        """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along.
+
+        The name is gone by then, whatever fails here: a copy too many, or one that seems to have a name too many, only
+        takes room (ovl_cleanup_index).
+        """
         assert self._tree.index is not None and node.links is not None
-        if node.links <= 0:
-            self._tree.index.remove(node.place, node.place_name)
-        elif not was_in_upper:
-            self._tree.index.note_links(node.place, node.place_name, node.links)
+        try:
+            if node.links.view <= 0:
+                left = self._tree.index.remove(node.place, node.place_name)
+                node.links = node.links.changed(left)
+                was_in_upper = not left
+            if not was_in_upper:
+                self._tree.index.note_links(node.place, node.place_name, node.links)
+        except OSError as error:
+            _log.warning("the index does not know of a name that was removed: %s", error)

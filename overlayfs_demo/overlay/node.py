@@ -13,52 +13,18 @@ import stat
 from typing import NamedTuple
 from weakref import ref
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.layer import Descriptor, LayerDir, LowerDir, UpperDir
-from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
+from overlayfs_demo.overlay.pinned import Open, Pinned, Way, check_same, hold
+from overlayfs_demo.overlay.types import Attrs, Links
 
 
-class Target(NamedTuple):
-    """Where the `os` functions find a node's real file: their `path`, `dir_fd` and `follow_symlinks`.
+class Data(NamedTuple):
+    """Where the data of a metacopy is: `name` in a directory of a lower, and which file that was when looked up."""
 
-    `held` keeps the descriptor behind it open while the target is in use.
-    """
-
-    held: Descriptor
-    path: bytes | int
-    dir_fd: int | None
-    follow: bool
-
-    def stat(self) -> os.stat_result:
-        """stat(2) of the real file."""
-        return os.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=self.follow)
-
-    def open(self, flags: int) -> int:
-        """open(2) of the real file, links not followed; the caller owns the descriptor."""
-        assert isinstance(self.path, bytes)
-        flags |= os.O_CLOEXEC | (0 if self.follow else os.O_NOFOLLOW)
-        return os.open(self.path, flags, dir_fd=self.dir_fd)
-
-    def open_lower(self, flags: int) -> int:
-        """Like `open`, for a file of a lower: reading must not change the layer, not even an access time."""
-        try:
-            return self.open(flags | os.O_NOATIME)
-        except PermissionError:
-            return self.open(flags)  # Only the owner and root may ask for O_NOATIME: open(2).
-
-    def readlink(self) -> bytes:
-        """readlink(2) of the real symbolic link."""
-        assert isinstance(self.path, bytes)
-        if self.follow:
-            return os.readlink(b"", dir_fd=self.held.fd)
-        return os.readlink(self.path, dir_fd=self.dir_fd)
-
-    def xattr_path(self) -> bytes | int:
-        """The same place for the calls that take no directory descriptor."""
-        if self.dir_fd is None or isinstance(self.path, int):
-            return self.path
-        return syscalls.path_of(self.dir_fd, self.path)
+    place: LayerDir
+    name: bytes
+    key: Key
 
 
 class Node:
@@ -71,7 +37,7 @@ class Node:
 
     __slots__ = ("__weakref__", "anchor", "gone", "ino", "key", "kind", "name", "parent")
 
-    def __init__(self, parent: DirNode | None, name: bytes, kind: int, ino: int, key: tuple[int, int]) -> None:
+    def __init__(self, parent: DirNode | None, name: bytes, kind: int, ino: int, key: Key) -> None:
         self.parent = parent
         self.name = name
         self.kind = kind
@@ -90,8 +56,15 @@ class Node:
         """Whether this is a `DirNode`."""
         return self.kind == stat.S_IFDIR
 
-    def target(self) -> Target:
-        """The real object in front: in the upper if it is there, else in its lower layer."""
+    def stat(self) -> os.stat_result:
+        """stat(2) of the real object in front: the upper's if it is there, else its lower layer's.
+
+        Raises OSError, ESTALE if another object stands there now.
+        """
+        raise NotImplementedError
+
+    def pin(self) -> Pinned:
+        """The same object, for a change or a question that goes through a descriptor. Raises OSError, ESTALE."""
         raise NotImplementedError
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
@@ -112,7 +85,7 @@ class FileNode(Node):
     """Anything but a directory: it comes from exactly one layer, at `place`/`place_name`.
 
     `handles` are the open handles, which follow a copy-up. If the file is one of the index's copies,
-    `place` is the index, whichever names it has, and `links` is their number in the view; else it is None.
+    `place` is the index, whichever names it has, and `links` is their number; else it is None.
     A `metacopy` has its metadata there, and its data at `data` (None if the layers below lack it).
     """
 
@@ -126,44 +99,67 @@ class FileNode(Node):
         self.name = name
         self.kind = stat.S_IFMT(status.st_mode)
         self.ino = ino
-        self.key = (status.st_dev, status.st_ino)
+        self.key = key_of(status)
         self.anchor = None
         self.gone = False
         self.place = place
         self.place_name = place_name
         self.handles: list[Handle] = []
-        self.links: int | None = None
+        self.links: Links | None = None
         self.metacopy = False
-        self.data: tuple[LayerDir, bytes] | None = None
+        self.data: Data | None = None
 
     @property
     def in_upper(self) -> bool:
         return self.place.layer.is_upper
 
-    def target(self) -> Target:
-        anchor = self.anchor
-        if anchor is not None:
-            return Target(anchor, syscalls.fd_path(anchor.fd), None, True)
-        directory = self.place.open()
-        return Target(directory, self.place_name, directory.fd, False)
+    def _held(self) -> Open | None:
+        """What keeps the object of a removed file open, if anything does."""
+        if self.anchor is None and self.gone and self.handles and not self.metacopy:
+            return self.handles[0]
+        return self.anchor
 
-    def data_target(self) -> Target:
-        """The real file that the data is read from. Raises EIO if a metacopy's is missing."""
-        if not self.metacopy:
-            return self.target()
-        if self.data is None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
-        place, name = self.data
-        directory = place.open()
-        return Target(directory, name, directory.fd, False)
+    def stat(self) -> os.stat_result:
+        if (held := self._held()) is not None:
+            return os.fstat(held.fd)
+        status = self.place.stat(self.place_name)
+        if status is None:
+            raise stale(self.name)
+        check_same(status, self.key, self.kind, self.name)
+        return status
+
+    def pin(self) -> Pinned:
+        return Pinned.through(self._held() or self.hold())
+
+    def hold(self) -> Descriptor:
+        """The object behind a name, for as long as it is needed. Raises OSError, ESTALE."""
+        return hold(self.place.open().fd, self.place_name, self.key, self.kind)
+
+    def way(self) -> Way:
+        """The way to a regular file's data. Raises OSError, EIO for a metacopy whose data is missing."""
+        if self.metacopy:
+            if self.data is None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
+            return Way(self.data.place.open(), self.data.name, self.data.key, quiet=True)
+        if (held := self._held()) is not None:
+            return Way(held, b"", self.key, quiet=False)
+        return Way(self.place.open(), self.place_name, self.key, quiet=not self.in_upper)
+
+    @property
+    def where(self) -> tuple[object, ...]:
+        """What differs once the node stands elsewhere, or for another object."""
+        return self.place, self.place_name, self.key, self.metacopy, self.anchor
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
         # A removed lower file still stands in its layer, with the links it has there.
         nlink = 0 if self.gone and not self.in_upper else status.st_nlink
         if self.links is not None:
-            nlink = self.links
+            nlink = self.links.view
         attrs = Attrs.of(status, self.ino, nlink)
-        return attrs._replace(blocks=self.data_target().stat().st_blocks) if self.data else attrs
+        if self.data is not None:
+            data = self.data.place.stat(self.data.name)
+            attrs = attrs._replace(blocks=data.st_blocks if data is not None else 0)
+        return attrs
 
 
 class Children:
@@ -216,9 +212,9 @@ class DirNode(Node):
     def __init__(
         self, parent: DirNode | None, name: bytes, sources: tuple[LayerDir, ...],
         status: os.stat_result, ino: int, redirect: bytes | None = None,
-        keys: tuple[tuple[int, int], ...] | None = None,
+        keys: tuple[Key, ...] | None = None,
     ) -> None:
-        super().__init__(parent, name, stat.S_IFDIR, ino, (status.st_dev, status.st_ino))
+        super().__init__(parent, name, stat.S_IFDIR, ino, key_of(status))
         self.keys = keys or (self.key,)
         self.watched: bool | None = None
         self.sources = sources
@@ -232,12 +228,14 @@ class DirNode(Node):
         return self.upper is not None
 
     def front(self) -> Descriptor:
-        """The topmost real directory, open."""
+        """The topmost real directory, open. ESTALE if another one stands there now."""
         return self.anchor or self.sources[0].open()
 
-    def target(self) -> Target:
-        directory = self.front()
-        return Target(directory, directory.fd, None, True)
+    def stat(self) -> os.stat_result:
+        return os.fstat(self.front().fd)
+
+    def pin(self) -> Pinned:
+        return Pinned.opened(self.front())
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
         # find(1) trusts a link count above 2 to count subdirectories; 1 says "do not count", as the
@@ -245,12 +243,13 @@ class DirNode(Node):
         nlink = 0 if self.gone else 1 if len(self.sources) > 1 else status.st_nlink
         return Attrs.of(status, self.ino, nlink)
 
-    def copied_up(self, upper: UpperDir, key: tuple[int, int]) -> None:
+    def copied_up(self, upper: UpperDir) -> None:
         """The directory now has an upper part, which is in front."""
+        assert upper.key is not None
         self.upper = upper
         self.sources = (upper, *self.lowers)
-        self.key = key
-        self.keys = (key, *self.keys)
+        self.key = upper.key
+        self.keys = (upper.key, *self.keys)
         self.watched = None
 
     def lower_path(self) -> bytes:

@@ -16,7 +16,9 @@ from overlayfs_demo.overlay.layer import Layer
 
 _VERSION, _MAGIC, _NATIVE_ENDIAN = 0, 0xFB, 0
 _HEAD = struct.Struct("=BBBBB16s")
-_NO_UUID = bytes(16)
+# The flag of handles of the upper's objects.
+_OF_UPPER = 4
+NO_UUID = bytes(16)
 
 
 class Origins:
@@ -26,7 +28,7 @@ class Origins:
 
     def __init__(self, lowers: Sequence[Layer]) -> None:
         self._lowers = tuple(lowers)
-        uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or _NO_UUID for layer in lowers}
+        uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or NO_UUID for layer in lowers}
         # Two filesystems of one name cannot be told apart by it: their files have no origins.
         self._uuids = {device: uuid for device, uuid in uuids.items() if [*uuids.values()].count(uuid) == 1}
         self._layers: dict[bytes, Layer] = {}
@@ -37,15 +39,7 @@ class Origins:
     def encode(self, layer: Layer, dir_fd: int, name: bytes) -> bytes | None:
         """The origin of a lower file (`name` empty: of the directory `dir_fd`); None where there are no handles."""
         uuid = self._uuids.get(layer.device)
-        if uuid is None:
-            return None
-        try:
-            kind, opaque = syscalls.file_handle(dir_fd, name)
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM):
-                return None
-            raise
-        return _HEAD.pack(_VERSION, _MAGIC, _HEAD.size + len(opaque), _NATIVE_ENDIAN, kind, uuid) + opaque
+        return None if uuid is None else handle_of(dir_fd, name, uuid)
 
     def decode(self, value: bytes) -> os.stat_result | None:
         """The status of the lower file that `value` names; None if it is of no layer here, or gone."""
@@ -78,13 +72,11 @@ class Origins:
 
         It is opened on the mount of `layer`, or of any that is on its filesystem.
         """
-        if len(value) < _HEAD.size:
+        if not is_handle(value):
             return None
-        version, magic, length, flags, kind, uuid = _HEAD.unpack_from(value)
-        if (version, magic, length, flags) != (_VERSION, _MAGIC, len(value), _NATIVE_ENDIAN):
-            return None
+        *_, flags, kind, uuid = _HEAD.unpack_from(value)
         layer = layer or self._layers.get(uuid)
-        if layer is None or self._uuids.get(layer.device) != uuid:
+        if flags != _NATIVE_ENDIAN or layer is None or self._uuids.get(layer.device) != uuid:
             return None
         try:
             return syscalls.open_file_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
@@ -100,3 +92,26 @@ def _is_at(dir_fd: int, path: bytes, expected: os.stat_result) -> bool:
     except OSError:
         return False
     return os.path.samestat(found, expected)
+
+
+def is_handle(value: bytes) -> bool:
+    """Could this be a handle, of any file (ovl_check_fb_len)?"""
+    if len(value) < _HEAD.size:
+        return False
+    version, magic, length, *_ = _HEAD.unpack_from(value)
+    return (version, magic, length) == (_VERSION, _MAGIC, len(value))
+
+
+def handle_of(dir_fd: int, name: bytes, uuid: bytes, *, of_upper: bool = False) -> bytes | None:
+    """The handle of a file on the filesystem `uuid`, as the kernel's overlayfs writes it down (ovl_encode_real_fh).
+
+    `name` empty: of the directory `dir_fd` itself. None where there are no handles.
+    """
+    try:
+        kind, opaque = syscalls.file_handle(dir_fd, name)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM):
+            return None
+        raise
+    flags = _NATIVE_ENDIAN | (_OF_UPPER if of_upper else 0)
+    return _HEAD.pack(_VERSION, _MAGIC, _HEAD.size + len(opaque), flags, kind, uuid) + opaque

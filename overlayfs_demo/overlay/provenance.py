@@ -62,7 +62,7 @@ def value(attributes: Mapping[str, str], name: str) -> bytes:
 
 def _origin(tree: Tree, node: Node) -> str:
     """What a copy in the upper was copied up from; "" for what is none, and where it cannot be found any more."""
-    origin = syscalls.get_xattr(node.target().xattr_path(), tree.xattrs.origin) if node.in_upper else None
+    origin = node.pin().xattr(tree.xattrs.origin) if node.in_upper else None
     if origin is None:
         return ""
     for source in node.parent.lowers if node.parent else ():

@@ -43,8 +43,7 @@ class RecordedOverlay(MappedOverlay):
 
     def _record(self, node: Node) -> StatRecord | None:
         with self._lock:
-            target = node.target()
-            return statrecord.read(target.xattr_path(), target.follow)
+            return statrecord.read(node.pin().place, follow=True)
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
         return [name for name in super().xattrs(node, caller) if name != statrecord.NAME]
@@ -112,7 +111,7 @@ class RecordedOverlay(MappedOverlay):
         """Write a record; the file's own mode follows, as far as its owner can live with it."""
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
-            upper.record(node.target(), self._event_path(node), record, action, detail, caller)
+            upper.record(node.pin(), self._event_path(node), record, action, detail, caller)
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         self._refuse(node, name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import inode_flags, listing
 from overlayfs_demo.overlay.copyup import CopyUp, mark_impure
-from overlayfs_demo.overlay.layer import UpperDir
+from overlayfs_demo.overlay.layer import UpperDir, key_of, stale
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
@@ -93,23 +93,25 @@ class Rename:
         replaced = above_new.stat(new.name)
         flags = syscalls.RENAME_WHITEOUT if covered_old else 0
         swap = False
-        if replaced is not None and isinstance(old.node, DirNode):
-            if new.node is None:
-                # A directory cannot replace a whiteout, but can change places with it.
-                swap = True
-                flags = syscalls.RENAME_EXCHANGE
-            elif isinstance(new.node, DirNode) and new.node.in_upper:
-                upper.clear(above_new, new.name, replaced, caller)
+        if replaced is not None and new.node is None and isinstance(old.node, DirNode):
+            # A directory cannot replace a whiteout, but can change places with it.
+            swap = True
+            flags = syscalls.RENAME_EXCHANGE
         if new.node is not None:
+            # Before it is cleared: its name then leads to another directory.
             self._names.anchor(new.node, new.parent, new.name)
+            if replaced is not None and isinstance(new.node, DirNode) and new.node.in_upper:
+                if key_of(replaced) != new.node.key:
+                    raise stale(new.name)
+                upper.clear(above_new, new.name, replaced, caller)
             if isinstance(new.node, FileNode):
                 self._names.before_link_count(new.node)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
-        if swap and not covered_old:
-            upper.remove_whiteout(above_old, old.name)
         if new.node is not None:
             self._names.forget(new.node, new.parent, new.name, replaced is not None)
         self._relocate(old, new, above_new)
+        if swap and not covered_old:
+            upper.remove_whiteout(above_old, old.name)
 
     def exchange(self, old: Place, new: Place, caller: Caller) -> None:
         """Let two names change places. Both nodes are in the upper, if files."""
@@ -133,7 +135,7 @@ class Rename:
                 self._make_opaque(old.node, caller)
         if isinstance(old.node, FileNode) and old.node.links is not None:
             self._copy_up.name(old.node, old.parent, old.name, caller)
-        if old.node.ino != self._tree.identity(old.node.target().stat()):
+        if old.node.ino != self._tree.identity(old.node.stat()):
             mark_impure(above_new, self._tree)
         return above_old, above_new
 
@@ -145,7 +147,7 @@ class Rename:
         if len(redirect) > _REDIRECT_MAX and not same_parent:
             raise failure(errno.EXDEV, node.name)
         self._tree.writable().set_xattr(
-            node.target(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller
+            node.pin(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller
         )
         node.redirect = redirect
         self._upper_of(node).forget_marks()
@@ -154,7 +156,7 @@ class Rename:
         above = self._upper_of(node)
         if not above.marks.opaque:
             self._tree.writable().set_xattr(
-                node.target(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller
+                node.pin(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller
             )
             above.forget_marks()
 

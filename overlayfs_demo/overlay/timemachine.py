@@ -29,7 +29,7 @@ from overlayfs_demo.overlay.listing import Listed, Snapshot
 from overlayfs_demo.overlay.lookup import judge
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import DirNode, Node
-from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.tree import Completed, Tree
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
@@ -155,9 +155,9 @@ class _Shelf(_Past):
         if name not in self._made:
             self._made[name] = self._entries[name](parent, name)
         node = self._made[name]
-        return node, node.attrs_from(node.target().stat())
+        return node, node.attrs_from(node.stat())
 
-    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         return self.find(parent, listed.name)
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
@@ -194,14 +194,16 @@ class _Hidden(_Past):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return node, attrs
 
-    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         return super().find_listed(parent, listed, False)
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         found = super().snapshot(node, at_most, quietly=quietly)
         if node not in self._over:
             return found
-        return found._replace(names={name: one for name, one in found.names.items() if self.child(node, name)})
+        return found._replace(
+            names={name: one for name, one in found.names.items() if self.find_listed(node, one, False)}
+        )
 
     def _hides(self, node: DirNode, over: LayerDir) -> bool:
         """Does the layer hide anything below a directory that it shares? (Not by calls: such trees may be deep.)"""
@@ -212,7 +214,10 @@ class _Hidden(_Past):
                 says, shared = _said(over, name)
                 if says is Says.ABSENT:
                     continue
-                child = super().find(node, name)[0]
+                try:
+                    child = super().find(node, name)[0]
+                except OSError:
+                    return True  # It cannot be looked up, but it is there.
                 if shared is None or not isinstance(child, DirNode):
                     return True
                 waiting.append((child, shared))

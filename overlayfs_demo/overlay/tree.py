@@ -16,18 +16,21 @@ from weakref import WeakValueDictionary
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import drift
-from overlayfs_demo.overlay.index import Index
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
+from overlayfs_demo.overlay.index import Entry, Index
+from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
-from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
-from overlayfs_demo.overlay.whiteout import PrivateXattrs
+from overlayfs_demo.overlay.whiteout import USER, PrivateXattrs
 
 # Inode numbers of further filesystems are told apart by their upper bits, like the kernel's "xino".
 _FILESYSTEM_SHIFT = 56
+
+# What becomes of a listed name: its node; no more than was listed, if it cannot be looked up; None if it is gone.
+Completed = tuple[Node, Attrs] | Dirent | None
 
 
 class Tree:
@@ -39,7 +42,8 @@ class Tree:
     """
 
     __slots__ = (
-        "_devices", "_linked", "beside", "index", "lock", "lookup", "lowers", "origins", "root", "upper", "xattrs",
+        "_claims", "_devices", "_linked", "beside", "index", "lock", "lookup", "lowers", "origins", "root", "upper",
+        "xattrs",
     )
 
     def __init__(
@@ -60,6 +64,8 @@ class Tree:
         # Files with several names: each is one node, whichever name led to it. A copied-up one is known by
         # the lower file, too.
         self._linked: WeakValueDictionary[tuple[int, int], FileNode] = WeakValueDictionary()
+        # Which object of the upper, by its inode, is shown with which lower object's number.
+        self._claims: dict[int, int] = {}
         self.beside: dict[bytes, DirNode] = {}
         self.root = self._make_root()
 
@@ -87,6 +93,16 @@ class Tree:
         filesystem = self._devices.setdefault(device, len(self._devices))
         return ino ^ filesystem << _FILESYSTEM_SHIFT
 
+    def claim(self, ino: int, key: Key) -> bool:
+        """Let an object of the upper have the number of the lower one it came from. False if another one has it:
+        who copies files inside an upper may have copied their origin along."""
+        return self._claims.setdefault(ino, key[1]) == key[1]
+
+    def _inherited(self, status: os.stat_result, lower: os.stat_result) -> int:
+        """The number of an object of the upper that came from a lower one: that one's, if it is free."""
+        ino = self.identity(lower)
+        return ino if self.claim(ino, key_of(status)) else self.identity(status)
+
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         """The node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
         if parent.gone:
@@ -95,25 +111,42 @@ class Tree:
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
-                return found, found.attrs_from(found.target().stat())
+                return found, found.attrs_from(found.stat())
             known = parent.children.get(name)
             if known is not None:
                 drift.displace(known, parent, name)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return self._settle(parent, name, parts)
 
-    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs] | None:
+    def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         """Like `find`, given how the name was listed; `current` says that no name was changed here since."""
+        try:
+            return self._find_listed(parent, listed, current)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return self._as_listed(listed)
+
+    def dirent(self, parent: DirNode, listed: Listed) -> Dirent | None:
+        """The directory entry of a name that was listed, or None if it is gone since."""
+        if listed.certain:
+            return self._as_listed(listed)
+        found = self.find_listed(parent, listed, False)
+        if found is None or isinstance(found, Dirent):
+            return found
+        return Dirent(listed.name, found[0].kind, found[0].ino)
+
+    def _as_listed(self, listed: Listed) -> Dirent:
+        return Dirent(listed.name, listed.kind, self.identity_of(listed.ino, listed.source.layer.device))
+
+    def _find_listed(self, parent: DirNode, listed: Listed, current: bool) -> tuple[Node, Attrs]:
         name, kind, _, source, _ = listed
         if current and kind != stat.S_IFDIR:
             status = source.stat(name)
             known = status is not None and stat.S_IFMT(status.st_mode) == kind
             if known and status is not None and not source.layer.is_metacopy(name, status, source):
                 return self._settle(parent, name, (Part(source, name, status, None),))
-        try:
-            return self.find(parent, name)
-        except FileNotFoundError:
-            return None
+        return self.find(parent, name)
 
     def _settle(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
         """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
@@ -124,15 +157,28 @@ class Tree:
                 node = self._make_directory(parent, name, parts)
             else:
                 node = self._make_file(parent, name, parts[0])
-                if parts[0].metacopy and node.key == (status.st_dev, status.st_ino):
+                if parts[0].metacopy and node.key == key_of(status):
                     node.metacopy = True
-                    node.data = (parts[1].place, parts[1].name) if len(parts) > 1 else None
+                    node.data = Data(parts[1].place, parts[1].name, key_of(parts[1].status)) if len(parts) > 1 else None
             if known is not None and known is not node:
                 drift.displace(known, parent, name)
             parent.children.put(name, node)
-            if node.key != (status.st_dev, status.st_ino):
-                status = node.target().stat()  # A name of a lower file that was copied up by another.
+            if node.key != key_of(status):
+                status = node.stat()  # A name of a lower file that was copied up by another.
         return node, node.attrs_from(status)
+
+    def open(self, node: FileNode, flags: int) -> int:
+        """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE. Call without `lock`:
+        no file of a layer may keep the other callers waiting."""
+        while True:
+            with self.lock:
+                where, way = node.where, node.way()
+            try:
+                return way.open(flags)
+            except OSError as error:
+                # It may have been renamed meanwhile.
+                if error.errno != errno.ESTALE or node.where == where:
+                    raise
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
@@ -148,13 +194,11 @@ class Tree:
     def _make_directory(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> DirNode:
         sources = tuple(part.directory for part in parts if part.directory)
         first = sources[0]
-        redirect = None
-        identity = parts[0].status
-        if first.layer.is_upper:
-            redirect = first.marks.redirect
-            if len(parts) > 1:
-                identity = parts[1].status
-        return DirNode(parent, name, sources, parts[0].status, self.identity(identity), redirect, drift.keys_of(parts))
+        redirect = first.marks.redirect if first.layer.is_upper else None
+        status = parts[0].status
+        merged = first.layer.is_upper and len(parts) > 1
+        ino = self._inherited(status, parts[1].status) if merged else self.identity(status)
+        return DirNode(parent, name, sources, status, ino, redirect, drift.keys_of(parts))
 
     def _make_file(self, parent: DirNode, name: bytes, part: Part) -> FileNode:
         status = part.status
@@ -162,48 +206,69 @@ class Tree:
         if linked:
             known = self._linked.get((status.st_dev, status.st_ino))
             if known is not None:
-                self.settle(known, parent, name)
+                self._meet(known, parent, name, part)
                 return known
-        ino = self.identity(status)
-        if part.place.layer.is_upper:
-            if not part.place.marks.impure:
-                origin = None
-            else:
-                origin = syscalls.get_xattr(syscalls.path_of(part.place.open().fd, part.name), self.xattrs.origin)
-                lower = self.origins.decode(origin) if origin else None
-                ino = self.identity(lower) if lower else ino
+        in_upper = part.place.layer.is_upper
+        lower: os.stat_result | None = status
+        if in_upper:
+            origin, lower = self._origin(part)
         else:
             origin = self.linked_origin(part) if linked else None
-        node = None
-        if linked and origin and self.index:
-            node = self._from_index(parent, name, part, origin, ino)
-        node = node or FileNode(parent, name, part.place, part.name, status, ino)
-        if linked and (origin or part.place.layer.is_upper or self.upper is None):
+        entry = self.index.find(origin, stat.S_IFMT(status.st_mode)) if self.index and origin else None
+        if entry and (not in_upper or key_of(entry.status) == key_of(status)):
+            node = self._from_index(parent, name, part, entry, lower)
+        else:
+            ino = self.identity(status)
+            # Of a lower file that has several names, others may show the lower file itself, or have another copy.
+            if in_upper and lower and lower.st_nlink == 1 and not entry:
+                ino = self._inherited(status, lower)
+            node = FileNode(parent, name, part.place, part.name, status, ino)
+        if linked and (origin or in_upper or self.upper is None):
             self.share(node, (status.st_dev, status.st_ino))
         return node
 
+    def _origin(self, part: Part) -> tuple[bytes | None, os.stat_result | None]:
+        """The origin of an object of the upper, if it has one, and the lower file, if that is there."""
+        if not part.place.marks.impure:
+            return None, None
+        origin = syscalls.get_xattr(syscalls.path_of(part.place.open().fd, part.name), self.xattrs.origin)
+        lower = self.origins.decode(origin) if origin else None
+        if lower is not None and stat.S_IFMT(lower.st_mode) != stat.S_IFMT(part.status.st_mode):
+            return None, None  # Somebody else wrote it (ovl_check_origin_fh).
+        return origin, lower
+
     def linked_origin(self, part: Part) -> bytes | None:
         """The origin of a lower file of several names, if its names are to stay together."""
-        return self.origins.encode(part.place.layer, part.place.open().fd, part.name) if self.index else None
+        return self.origin_of(part.place, part.name, part.status) if self.index else None
 
-    def _from_index(self, parent: DirNode, name: bytes, part: Part, origin: bytes, ino: int) -> FileNode | None:
-        """The node of the index's copy, if the name leads to that: as one of its names in the upper, or from below."""
+    def origin_of(self, place: LayerDir, name: bytes, status: os.stat_result) -> bytes | None:
+        """The origin that a copy of this lower file gets. None where there are no handles, and for what could not hold
+        it: symbolic links and special files have no attributes in `user.`, see xattr(7)."""
+        if self.xattrs is USER and not stat.S_ISREG(status.st_mode):
+            return None
+        return self.origins.encode(place.layer, place.open().fd, name)
+
+    def _from_index(
+        self, parent: DirNode, name: bytes, part: Part, entry: Entry, lower: os.stat_result | None
+    ) -> FileNode:
+        """The node of the index's copy, which the name leads to: as one of its names in the upper, or from below."""
         assert self.index is not None
-        entry = self.index.find(origin)
-        if entry is None:
-            return None
         status = entry.status
-        in_upper = part.place.layer.is_upper
-        if in_upper and (status.st_dev, status.st_ino) != (part.status.st_dev, part.status.st_ino):
-            return None
         known = self._linked.get((status.st_dev, status.st_ino))
         if known is not None:
-            self.settle(known, parent, name)
+            self._meet(known, parent, name, part)
             return known
-        node = FileNode(parent, name, entry.place, entry.name, status, ino)
-        node.links = self.index.links(entry, None if in_upper else part.status.st_nlink)
+        node = FileNode(parent, name, entry.place, entry.name, status, self.identity(lower or status))
+        self.claim(node.ino, node.key)
+        node.links = self.index.links(entry, lower.st_nlink if lower else None)
         self.share(node, node.key)
         return node
+
+    def _meet(self, node: FileNode, parent: DirNode, name: bytes, part: Part) -> None:
+        """Note that a name led to a file of several names that is known already."""
+        self.settle(node, parent, name)
+        if node.links is not None and not part.place.layer.is_upper:
+            node.links = node.links.met(part.status.st_nlink)
 
     def share(self, node: FileNode, key: tuple[int, int]) -> None:
         """Note that the file behind `node`, known as (device, inode) `key`, has several names."""
@@ -226,5 +291,9 @@ class Tree:
         """The label of the lower layer that would show `name` if the upper said nothing; "" if none would."""
         if not parent.lowers:
             return ""
-        parts = self.lookup.find(parent.lowers, name)
+        try:
+            parts = self.lookup.find(parent.lowers, name)
+        except OSError:
+            # Something is there, which just cannot be shown (fs/overlayfs/namei.c, ovl_lower_positive).
+            return parent.lowers[0].layer.label
         return parts[0].place.layer.label if parts else ""

@@ -54,6 +54,26 @@ class Dirent(NamedTuple):
     ino: int
 
 
+class Links(NamedTuple):
+    """How many names the view has for a file, and the most that its lower file was seen to have (None: unknown)."""
+
+    view: int
+    lower: int | None
+
+    def changed(self, names: int) -> Links:
+        """So many names of the view came, or went."""
+        return self._replace(view=self.view + names)
+
+    def met(self, lower_names: int | None) -> Links:
+        """The lower file has so many names now. Those that it got behind the view are names of the view, too.
+
+        Any that it lost may have been hidden: one too many in the count keeps a copy, one too few would lose it.
+        """
+        before = self.lower or lower_names or 0
+        added = max(0, (lower_names or 0) - before)
+        return Links(self.view + added, before + added or None)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """The attributes to change, all at once; None leaves one as it is.

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event, Events
 from overlayfs_demo.overlay import incompat, statrecord
-from overlayfs_demo.overlay.layer import Layer, UpperDir
-from overlayfs_demo.overlay.node import Target
+from overlayfs_demo.overlay.layer import Key, Layer, UpperDir, key_of, stale
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout, make_whiteout
+
+_log = logging.getLogger(__name__)
 
 _ACTIONS = {
     stat.S_IFREG: Action.CREATE,
@@ -105,46 +108,87 @@ class Upper:
     @contextmanager
     def staged(self) -> Iterator[bytes]:
         """A free name in the work directory; whatever still stands there in the end is removed."""
-        name = b"#%x" % next(self._serial)
+        name = self._free_name()
         try:
             yield name
         except BaseException:
             self.discard(name)
             raise
 
+    def _free_name(self) -> bytes:
+        return b"#%x" % next(self._serial)
+
     def discard(self, name: bytes) -> None:
-        """Remove what stands as `name` in the work directory, with all below it, if anything does."""
+        """Remove what stands as `name` in the work directory, with all below it, if anything does.
+
+        What cannot be removed stays there until the next mount: the change itself is made, or was undone, by then.
+        """
         try:
             os.unlink(name, dir_fd=self.work_fd)
         except FileNotFoundError:
             pass
         except IsADirectoryError:
-            shutil.rmtree(os.fsdecode(name), dir_fd=self.work_fd)
+            try:
+                shutil.rmtree(os.fsdecode(name), dir_fd=self.work_fd)
+            except OSError as error:
+                _log.warning("a removed directory stays in the work directory: %s", error)
+        except OSError as error:
+            _log.warning("a removed file stays in the work directory: %s", error)
 
     # --- new names ---------------------------------------------------------------------------------
 
-    def create(self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, caller: Caller) -> None:
-        """Make a new object; `over_whiteout` says that a whiteout stands at the name and is replaced."""
-        descriptor = directory.open()
+    def create(
+        self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, caller: Caller
+    ) -> os.stat_result:
+        """Make a new object, and say what it is; `over_whiteout`: a whiteout stands at the name and is replaced."""
+        fd = directory.open().fd
         if over_whiteout or not self._is_born_right(new):
             with self.staged() as temporary:
                 new.make(self.work_fd, temporary)
                 self._dress(temporary, new)
+                status = os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)
                 self.publish(temporary, directory, name, over_whiteout, stat.S_ISDIR(new.mode))
+            # Its time of change is now; but it is made, and must not seem to have failed.
+            with suppress(OSError):
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         else:
-            new.make(descriptor.fd, name)
+            new.make(fd, name)
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except BaseException:
+                (os.rmdir if stat.S_ISDIR(new.mode) else os.unlink)(name, dir_fd=fd)
+                raise
         action = _ACTIONS.get(stat.S_IFMT(new.mode), Action.MKNOD)
         self._tell(action, directory, name, caller, detail=os.fsdecode(new.target))
+        return status
 
     def create_open(
-        self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, flags: int, caller: Caller
+        self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, flags: int,
+        check: Callable[[int], None], caller: Caller,
     ) -> int:
-        """Make a new regular file and open it with `flags`; the caller owns the descriptor."""
-        if over_whiteout or not self._is_born_right(new):
-            self.create(directory, name, new, over_whiteout, caller)
-            return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.open().fd)
+        """Make a new regular file and open it with `flags`; the caller owns the descriptor. If `check` refuses that by
+        raising OSError, there is no such file."""
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, stat.S_IMODE(new.mode), dir_fd=directory.open().fd)
+        mode = stat.S_IMODE(new.mode)
+        if over_whiteout or not self._is_born_right(new):
+            with self.staged() as temporary:
+                # Before it is published: an open that fails then leaves no file behind.
+                fd = os.open(temporary, flags, mode, dir_fd=self.work_fd)
+                try:
+                    check(fd)
+                    self._dress_open(fd, new)
+                    self.publish(temporary, directory, name, over_whiteout, False)
+                except BaseException:
+                    os.close(fd)
+                    raise
+        else:
+            fd = os.open(name, flags, mode, dir_fd=directory.open().fd)
+            try:
+                check(fd)
+            except BaseException:
+                os.close(fd)
+                os.unlink(name, dir_fd=directory.open().fd)
+                raise
         self._tell(Action.CREATE, directory, name, caller)
         return fd
 
@@ -156,10 +200,7 @@ class Upper:
         """
         fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.work_fd)
         try:
-            os.fchown(fd, new.uid, new.gid)
-            os.fchmod(fd, stat.S_IMODE(new.mode))
-            for key, value in new.xattrs:
-                os.setxattr(fd, key, value)
+            self._dress_open(fd, new)
         except BaseException:
             os.close(fd)
             raise
@@ -181,6 +222,13 @@ class Upper:
         for key, value in new.xattrs:
             os.setxattr(syscalls.path_of(self.work_fd, temporary), key, value, follow_symlinks=False)
 
+    def _dress_open(self, fd: int, new: NewObject) -> None:
+        """The same for a regular file that is open."""
+        os.fchown(fd, new.uid, new.gid)
+        os.fchmod(fd, stat.S_IMODE(new.mode))
+        for key, value in new.xattrs:
+            os.setxattr(fd, key, value)
+
     def publish(
         self, temporary: bytes, directory: UpperDir, name: bytes, over_whiteout: bool, is_directory: bool
     ) -> None:
@@ -191,36 +239,35 @@ class Upper:
             syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
         elif is_directory:
             # rename(2) does not replace a non-directory with a directory, but it exchanges them.
-            syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
-            self.discard(temporary)
+            whiteout = directory.stat(name)
+            if whiteout is None or stat.S_ISDIR(whiteout.st_mode):
+                raise stale(name)
+            self._exchange(temporary, directory, name, key_of(whiteout))
         else:
             syscalls.rename(self.work_fd, temporary, fd, name)
 
-    def link(self, target: Target, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
-        """Give the upper's file at `target` one more name."""
-        path = target.xattr_path()
-        assert isinstance(path, bytes)
+    def link(self, file: Pinned, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
+        """Give one of the upper's files one more name."""
+        assert isinstance(file.place, bytes)
         with self.staged() as temporary:
             where = (self.work_fd, temporary) if over_whiteout else (directory.open().fd, name)
-            syscalls.link_path(path, target.follow, *where)
+            syscalls.link_path(file.place, *where)
             if over_whiteout:
                 self.publish(temporary, directory, name, True, False)
         self._tell(Action.LINK, directory, name, caller)
 
     # --- names that go -----------------------------------------------------------------------------
 
-    def whiteout(self, directory: UpperDir, name: bytes, replace: bool, layer: str, caller: Caller) -> None:
-        """Hide what the lowers have as `name`; `replace` says that the upper has an object there, too.
+    def whiteout(self, directory: UpperDir, name: bytes, replaced: Key | None, layer: str, caller: Caller) -> None:
+        """Hide what the lowers have as `name`; `replaced` is the object that the upper has there, if it has one.
 
         `layer` is the label of the layer that is hidden.
         """
         fd = directory.open().fd
-        if replace:
+        if replaced is not None:
             with self.staged() as temporary:
                 make_whiteout(self.work_fd, temporary)
-                # An exchange, for what is replaced may be a directory (holding whiteouts).
-                syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
-            self.discard(temporary)
+                self._exchange(temporary, directory, name, replaced)
         else:
             make_whiteout(fd, name)
         self._tell(Action.WHITEOUT, directory, name, caller, layer)
@@ -230,16 +277,37 @@ class Upper:
         os.unlink(name, dir_fd=directory.open().fd)
         self._tell(Action.UNLINK, directory, name, caller)
 
-    def rmdir(self, directory: UpperDir, name: bytes, caller: Caller) -> None:
-        """Remove a directory that only the upper has, and that may hold whiteouts but nothing else."""
+    def _exchange(self, temporary: bytes, directory: UpperDir, name: bytes, replaced: Key) -> None:
+        """Put a staged object in the place of another, which may be a directory, and remove that with all in it.
+
+        ESTALE if it is not the one that was looked up: it may hold what nobody wanted to remove.
+        """
+        fd = directory.open().fd
+        syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+        if not self._is_staged(temporary, replaced):
+            syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+            raise stale(name)
+        self.discard(temporary)
+
+    def _is_staged(self, temporary: bytes, key: Key) -> bool:
+        return key_of(os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)) == key
+
+    def rmdir(self, directory: UpperDir, name: bytes, key: Key, caller: Caller) -> None:
+        """Remove a directory that only the upper has, and that may hold whiteouts but nothing else.
+
+        ESTALE if it does not have the identity `key`.
+        """
         fd = directory.open().fd
         try:
             os.rmdir(name, dir_fd=fd)
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
-            with self.staged() as temporary:
-                syscalls.rename(fd, name, self.work_fd, temporary)
+            temporary = self._free_name()
+            syscalls.rename(fd, name, self.work_fd, temporary)
+            if not self._is_staged(temporary, key):
+                syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
+                raise stale(name) from None
             self.discard(temporary)
         self._tell(Action.RMDIR, directory, name, caller)
 
@@ -256,54 +324,57 @@ class Upper:
             if error.errno != errno.EINVAL or not flags & syscalls.RENAME_WHITEOUT:
                 raise
             # A filesystem without RENAME_WHITEOUT: the old name shows the lower again for an instant.
-            syscalls.rename(old_fd.fd, old, new_fd.fd, new)
-            make_whiteout(old_fd.fd, old)
+            with self.staged() as temporary:
+                make_whiteout(self.work_fd, temporary)
+                syscalls.rename(old_fd.fd, old, new_fd.fd, new)
+                syscalls.rename(self.work_fd, temporary, old_fd.fd, old)
         new_dir.changes += 1
         action = Action.EXCHANGE if flags & syscalls.RENAME_EXCHANGE else Action.RENAME
         detail = os.fsdecode(view_path(new_dir, new)) if self.events.listening else ""
         self._tell(action, old_dir, old, caller, detail=detail)
 
     def remove_whiteout(self, directory: UpperDir, name: bytes) -> None:
-        """Take away a whiteout that hides nothing any more. Not a change of the view: no event."""
-        status = directory.stat(name)
-        if status is not None and is_whiteout(status):
-            os.unlink(name, dir_fd=directory.open().fd)
+        """Take away a whiteout that hides nothing any more. Not a change of the view: no event, and no failure."""
+        try:
+            status = directory.stat(name)
+            if status is not None and is_whiteout(status):
+                os.unlink(name, dir_fd=directory.open().fd)
+        except OSError as error:
+            _log.warning("a whiteout that hides nothing stays in the upper: %s: %s", directory.path(), error)
 
     def clear(self, directory: UpperDir, name: bytes, status: os.stat_result, caller: Caller) -> None:
-        """Replace a directory that is empty in the view by one that is empty on disk, and opaque."""
+        """Replace a directory that is empty in the view, and has this status, by one that is empty on disk, and opaque.
+
+        ESTALE if it is another one.
+        """
         with self.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
             os.setxattr(syscalls.path_of(self.work_fd, temporary), self.xattrs.opaque, b"y")
             os.chown(temporary, status.st_uid, status.st_gid, dir_fd=self.work_fd)
             os.chmod(temporary, stat.S_IMODE(status.st_mode), dir_fd=self.work_fd)
-            syscalls.rename(self.work_fd, temporary, directory.open().fd, name, syscalls.RENAME_EXCHANGE)
-        self.discard(temporary)
+            self._exchange(temporary, directory, name, key_of(status))
         self._tell(Action.OPAQUE, directory, name, caller)
 
     # --- attributes --------------------------------------------------------------------------------
 
-    def set_xattr(self, target: Target, path: bytes, name: str, value: bytes, flags: int, caller: Caller) -> None:
+    def set_xattr(self, pinned: Pinned, path: bytes, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
-        _set_xattr(target, name, value, flags)
+        os.setxattr(pinned.place, name, value, flags)
         if name == self.xattrs.redirect:
             self.emit(Action.REDIRECT, path, caller, detail=os.fsdecode(value))
         else:
             self.emit(Action.OPAQUE if name == self.xattrs.opaque else Action.SETXATTR, path, caller, detail=name)
 
-    def remove_xattr(self, target: Target, path: bytes, name: str, caller: Caller) -> None:
+    def remove_xattr(self, pinned: Pinned, path: bytes, name: str, caller: Caller) -> None:
         """removexattr(2)."""
-        place = target.xattr_path()
-        if isinstance(place, int):
-            os.removexattr(place, name)
-        else:
-            os.removexattr(place, name, follow_symlinks=target.follow)
+        os.removexattr(pinned.place, name)
         self.emit(Action.REMOVEXATTR, path, caller, detail=name)
 
     def set_flags(
-        self, target: Target, path: bytes, command: int, value: bytes, protection: bytes, caller: Caller
+        self, pinned: Pinned, path: bytes, command: int, value: bytes, protection: bytes, caller: Caller
     ) -> None:
         """Set inode flags by an ioctl, and beside them those that the real file does not get: see `inode_flags`."""
-        fd = os.dup(target.path) if isinstance(target.path, int) else target.open(os.O_RDONLY | os.O_NONBLOCK)
+        fd = os.dup(pinned.place) if isinstance(pinned.place, int) else pinned.open(os.O_RDONLY)
         try:
             fcntl.ioctl(fd, command, value)
             if protection:
@@ -314,45 +385,33 @@ class Upper:
             os.close(fd)
         self.emit(Action.SETXATTR, path, caller, detail="inode flags")
 
-    def chmod(self, target: Target, path: bytes, mode: int, caller: Caller) -> None:
+    def chmod(self, pinned: Pinned, path: bytes, mode: int, caller: Caller) -> None:
         """chmod(2): `mode` is permission bits, set-id and sticky bits."""
-        os.chmod(target.path, mode, dir_fd=target.dir_fd)
+        os.chmod(pinned.place, mode)
         self.emit(Action.CHMOD, path, caller, detail=f"{mode:04o}")
 
-    def chown(self, target: Target, path: bytes, uid: int, gid: int, caller: Caller) -> None:
+    def chown(self, pinned: Pinned, path: bytes, uid: int, gid: int, caller: Caller) -> None:
         """chown(2); -1 keeps an id."""
-        os.chown(target.path, uid, gid, dir_fd=target.dir_fd, follow_symlinks=target.follow)
+        os.chown(pinned.place, uid, gid)
         self.emit(Action.CHOWN, path, caller, detail=f"{uid}:{gid}")
 
     def record(
-        self, target: Target, path: bytes, record: StatRecord, action: Action, detail: str, caller: Caller
+        self, pinned: Pinned, path: bytes, record: StatRecord, action: Action, detail: str, caller: Caller
     ) -> None:
         """Note owner and mode beside a file or directory; `action` and `detail` say which of them is new."""
-        os.chmod(target.path, record.on_disk(target.stat().st_mode), dir_fd=target.dir_fd)
-        _set_xattr(target, statrecord.NAME, record.encode())
+        os.chmod(pinned.place, record.on_disk(pinned.stat().st_mode))
+        os.setxattr(pinned.place, statrecord.NAME, record.encode())
         self.emit(action, path, caller, detail=detail)
 
-    def utimens(self, target: Target, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
+    def utimens(self, pinned: Pinned, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
         """utimensat(2), in nanoseconds since the epoch."""
-        os.utime(target.path, ns=(atime_ns, mtime_ns), dir_fd=target.dir_fd, follow_symlinks=target.follow)
+        os.utime(pinned.place, ns=(atime_ns, mtime_ns))
         self.emit(Action.UTIMENS, path, caller)
 
-    def truncate(self, target: Target, path: bytes, size: int, caller: Caller) -> None:
-        """truncate(2) to `size` bytes."""
-        fd = target.open(os.O_WRONLY)
-        try:
-            os.ftruncate(fd, size)
-        finally:
-            os.close(fd)
+    def truncate(self, fd: int, path: bytes, size: int, caller: Caller) -> None:
+        """ftruncate(2) to `size` bytes of a file that is open for writing."""
+        os.ftruncate(fd, size)
         self.emit(Action.TRUNCATE, path, caller, size=size)
-
-
-def _set_xattr(target: Target, name: str, value: bytes, flags: int = 0) -> None:
-    place = target.xattr_path()
-    if isinstance(place, int):
-        os.setxattr(place, name, value, flags)
-    else:
-        os.setxattr(place, name, value, flags, follow_symlinks=target.follow)
 
 
 def view_path(directory: UpperDir, name: bytes) -> bytes:
@@ -362,13 +421,38 @@ def view_path(directory: UpperDir, name: bytes) -> bytes:
 
 
 def _open_work(path: bytes) -> int:
-    """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it."""
+    """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it.
+
+    It is made again if others could get into it: what is staged there is changed by name.
+    """
     work = os.path.join(path, b"work")
     os.makedirs(work, mode=0o700, exist_ok=True)
-    fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    for entry in os.scandir(fd):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.name, dir_fd=fd)
-        else:
-            os.unlink(entry.name, dir_fd=fd)
+    fd = _open_emptied(work)
+    if not _is_private(fd):
+        os.close(fd)
+        os.rmdir(work)
+        os.mkdir(work, 0o700)
+        fd = _open_emptied(work)
+        if not _is_private(fd):
+            os.close(fd)
+            raise PermissionError(errno.EPERM, "somebody else replaced this directory while it was made", work)
     return fd
+
+
+def _open_emptied(path: bytes) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for entry in os.scandir(fd):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.name, dir_fd=fd)
+            else:
+                os.unlink(entry.name, dir_fd=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_private(fd: int) -> bool:
+    status = os.fstat(fd)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

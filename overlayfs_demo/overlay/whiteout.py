@@ -28,8 +28,8 @@ class PrivateXattrs:
     """
 
     __slots__ = (
-        "escape", "impure", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "protattr", "redirect",
-        "whiteout",
+        "escape", "impure", "lower_nlink", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "protattr",
+        "redirect", "upper", "whiteout",
     )
 
     def __init__(self, namespace: str) -> None:
@@ -41,9 +41,11 @@ class PrivateXattrs:
         self.origin = f"{self.prefix}origin"
         self.impure = f"{self.prefix}impure"
         self.protattr = f"{self.prefix}protattr"
-        # Not the kernel's, but private like its own: see `lineage`.
+        # Not the kernel's, but private like its own: see `lineage` and `index`.
         self.lowers = f"{self.prefix}demo-lowers"
+        self.lower_nlink = f"{self.prefix}demo-lower-nlink"
         self.nlink = f"{self.prefix}nlink"
+        self.upper = f"{self.prefix}upper"
         self.whiteout = f"{self.prefix}whiteout"
 
     def shown(self, stored: str) -> str | None:

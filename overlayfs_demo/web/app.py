@@ -45,8 +45,8 @@ class Served:
     stopping: Callable[[], bool]
 
 
-def application(served: Served, host: str) -> ASGIApp:
-    """The server's application, for requests that name `host` or this machine."""
+def application(served: Served, host: str, token: str | None) -> ASGIApp:
+    """The server's application, for requests that name `host` or this machine and show the token, if there is one."""
     routes = _Routes(served)
     return Guard(Starlette(
         routes=[
@@ -55,7 +55,7 @@ def application(served: Served, host: str) -> ASGIApp:
             *(Route(f"/{name}", routes.static) for name in STATIC),
         ],
         exception_handlers={OverlayError: _refused, OSError: _refused},
-    ), host)
+    ), host, token)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

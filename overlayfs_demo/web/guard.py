@@ -1,8 +1,9 @@
 """Who may ask the server, and what may its pages do?
 
 A page of somebody else could let its own name mean 127.0.0.1 and so read ours (DNS rebinding); therefore requests
-must name this machine as a person would. And whatever a file's name or content smuggled into a page, the browser
-runs no script but ours and loads nothing from elsewhere.
+must name this machine as a person would. Nor is everybody who reaches the port a friend, so they show a token, see
+`access`. And whatever a file's name or content smuggled into a page, the browser runs no script but ours and loads
+nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import ipaddress
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from overlayfs_demo.web import access
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -27,12 +30,16 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets requests through to `app` that name one of its own hosts, and gives answers their security headers."""
+    """Lets requests through to `app` that name one of its own hosts and show the token.
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
-        """`host` is where the server listens."""
+    Every answer gets its security headers.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, token: str | None) -> None:
+        """`host` is where the server listens; without a token whoever names it may ask."""
         self._app = app
         self._host = host
+        self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request: ASGI."""
@@ -45,11 +52,18 @@ class Guard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        if is_known(Headers(scope=scope).get("host", ""), self._host):
-            await self._app(scope, receive, sending)
-        else:
-            refusal = PlainTextResponse("This server is not asked by that name: use its address.\n", 400)
-            await refusal(scope, receive, sending)
+        await (self._instead(scope) or self._app)(scope, receive, sending)
+
+    def _instead(self, scope: Scope) -> Response | None:
+        """What is answered in the application's place; None if it may answer."""
+        headers = Headers(scope=scope)
+        if not is_known(headers.get("host", ""), self._host):
+            return PlainTextResponse("This server is not asked by that name: use its address.\n", 400)
+        if self._token is None:
+            return None
+        if scope["path"] == "/" and access.in_address(scope["query_string"], self._token):
+            return access.welcome(headers, self._token)
+        return None if access.in_cookie(headers, self._token) else access.refusal()
 
 
 def is_known(header: str, listening: str) -> bool:

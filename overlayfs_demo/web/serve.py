@@ -12,6 +12,7 @@ import uvicorn
 
 from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.web.access import address_with, new_token
 from overlayfs_demo.web.app import Served, View, application
 from overlayfs_demo.web.model import Page
 from overlayfs_demo.web.subject import Subject
@@ -21,9 +22,14 @@ _PATIENCE = 2
 
 
 def serve(
-    subject: Subject, page: Callable[[], Page], view: View | None, host: str, port: int, ready: Callable[[str], None]
+    subject: Subject, page: Callable[[], Page], view: View | None, host: str, port: int,
+    ready: Callable[[str], None], *, secret: bool,
 ) -> None:
-    """Serve until a signal comes, or the view is unmounted; `ready` is told the address. Raises OverlayError."""
+    """Serve until a signal comes, or the view is unmounted; `ready` is told the address. Raises OverlayError.
+
+    `secret`: the address has a token in it, and nobody gets anything without that.
+    """
+    token = new_token() if secret else None
     listening = _listen(host, port)
     server: uvicorn.Server | None = None
 
@@ -31,16 +37,22 @@ def serve(
         return server is not None and server.should_exit
 
     config = uvicorn.Config(
-        application(Served(subject, page, view, stopping), host), log_level=logging.ERROR, access_log=False,
+        application(Served(subject, page, view, stopping), host, token), log_level=logging.ERROR, access_log=False,
         server_header=False, lifespan="off", ws="none", timeout_graceful_shutdown=_PATIENCE, proxy_headers=False,
     )
     server = uvicorn.Server(config)
-    shown = f"[{host}]" if ":" in host else host
     with listening:
         if view is not None:
             threading.Thread(target=_await_end, args=(view, server), daemon=True).start()
-        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        address = f"http://{browsable(host)}:{listening.getsockname()[1]}/"
+        ready(address if token is None else address_with(address, token))
         server.run(sockets=[listening])
+
+
+def browsable(host: str) -> str:
+    """How a browser on this machine calls a host to listen at, of which 0.0.0.0 and :: mean all."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{name}]" if ":" in name else name
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,8 +26,8 @@ class Engine(Subject):
         self.caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0o022, "test")
 
     def start(self) -> None:
-        self._umask = os.umask(0)  # As in a daemon: the callers' umasks count.
         self.overlay = Overlay(self.layers.stack())
+        self._umask = os.umask(0)  # As in a daemon: the callers' umasks count.
 
     def stop(self) -> None:
         self.overlay.close()

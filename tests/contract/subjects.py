@@ -35,6 +35,7 @@ class Layers:
     mountpoint: Path
     data_only: tuple[Path, ...] = ()
     metacopy: bool = False
+    index: bool = True
     copyup_max: int | None = None
     copyup_warn: int | None = None
     flags: int = 0
@@ -44,7 +45,7 @@ class Layers:
         above = [None if path is None else os.fsencode(path) for path in (self.upper, self.work)]
         return Stack(
             tuple(os.fsencode(path) for path in reversed(self.lowers)), *above,
-            data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy,
+            data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy, index=self.index,
             copyup_max=self.copyup_max, copyup_warn=self.copyup_warn, flags=self.flags,
         )
 
@@ -298,7 +299,8 @@ class Kernel(Mounted):
     kind = "kernel"
 
     def start(self) -> None:
-        options = "redirect_dir=on,index=on," + ("metacopy=on," if self.layers.metacopy else "")
+        options = f"redirect_dir=on,index={'on' if self.layers.index else 'off'},"
+        options += "metacopy=on," if self.layers.metacopy else ""
         options += "lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
         options += "".join(f"::{path}" for path in self.layers.data_only)
         if self.layers.upper is not None:
@@ -368,7 +370,7 @@ class _RealFile:
         return os.copy_file_range(self._fd, target._fd, length, offset, target_offset)
 
     def link(self, path: Name) -> None:
-        syscalls.link_path(syscalls.fd_path(self._fd), True, syscalls.AT_FDCWD, self._subject.path(path))
+        syscalls.link_path(syscalls.fd_path(self._fd), syscalls.AT_FDCWD, self._subject.path(path))
 
     def close(self) -> None:
         os.close(self._fd)

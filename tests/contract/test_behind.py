@@ -6,6 +6,7 @@ fusepy front trusts names for as long as it is told to, which is tested in test_
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -100,6 +101,40 @@ def test_written_by_an_editor_that_renames(place: Place) -> None:
     (real / "d/.inner.swp").rename(real / "d/inner")
     seen(lambda: contents(view, "d/inner"), b"edited")
     assert view.names("d") == [b"e", b"inner"]
+
+
+@only(["kernel-front", "fusepy-front"], "the kernel asks again after ESTALE")
+def test_what_vanished_from_the_upper_is_looked_up_again_at_once(mounted: Mount) -> None:
+    names = [f"f{number}" for number in range(20)]
+    view = mounted(dict.fromkeys(names, "lower"), upper=dict.fromkeys(names, "upper"))
+    for name in names:
+        assert view.read(name) == b"upper"
+        view.upper(name).unlink()
+        # Without a rest in between, in which the change could have been noticed.
+        assert view.read(name) == b"lower"
+
+
+@only(["kernel-front", "fusepy-front"], "the daemon must not wait for a FIFO")
+def test_fifo_in_the_place_of_a_file_keeps_nobody_waiting(mounted: Mount) -> None:
+    names = [f"f{number}" for number in range(20)]
+    view = mounted({"other": "1"}, upper=dict.fromkeys(names, "old"))
+    for name in names:
+        view.stat(name)
+        view.upper(name).unlink()
+        os.mkfifo(view.upper(name))
+    readers = [threading.Thread(target=try_to_read, args=(view, name), daemon=True) for name in names]
+    for reader in readers:
+        reader.start()
+    # More callers than the daemon has threads wait, if at all, for a FIFO of the view's own.
+    assert view.read("other") == b"1"
+    view.write("new", b"2")
+    assert view.read("new") == b"2"
+
+
+def try_to_read(view: Subject, name: str) -> None:
+    with contextlib.suppress(OSError):
+        opened = view.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        opened.close()
 
 
 @followed

@@ -204,3 +204,44 @@ def test_set_id_bits_and_owner_are_copied_once_for_all(mounted: Mount) -> None:
     view.utime("b", 1, 2)
     status = view.stat("a")
     assert (stat.S_IMODE(status.mode), status.uid, status.gid, status.mtime_ns) == (0o4755, 7, 8, 2)
+
+
+def add_names(view: Subject, *names: str) -> None:
+    """Give the lower file more names, behind the view."""
+    lower = view.layers.lowers[0]
+    for name in names:
+        (lower / name).hardlink_to(lower / "a")
+
+
+@differs("kernel", "does not count names that a lower got, so the copy goes before its last name")
+def test_names_that_the_lower_got_can_be_removed_again(mounted: Mount) -> None:
+    view = mounted(THREE)
+    view.append("a", b"2")
+    add_names(view, "x", "y", "z")
+    for name in "xyz":
+        assert view.read(name) == b"12"
+    for name in "xyz":
+        view.unlink(name)
+    for _ in range(2):
+        assert [view.read(name) for name in "abc"] == [b"12"] * 3
+        view.remount()
+    if not view.differs:
+        are_one(view, b"12", "a", "b", "c")
+    view.unlink("a")
+    view.unlink("b")
+    view.remount()
+    assert view.read("c") == (b"1" if view.differs else b"12")
+
+
+def test_names_that_the_lower_got_while_unmounted_can_be_removed_again(mounted: Mount) -> None:
+    view = mounted(THREE)
+    view.append("a", b"2")
+    view.stop()
+    add_names(view, "x", "y", "z")
+    view.start()
+    for name in "xyz":
+        view.unlink(name)
+    for _ in range(2):
+        assert [view.read(name) for name in "abc"] == [b"12"] * 3
+        assert view.stat("a").nlink > 0
+        view.remount()

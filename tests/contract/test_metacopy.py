@@ -9,7 +9,7 @@ import pytest
 
 from overlayfs_demo import syscalls
 from tests import builders
-from tests.builders import WHITEOUT, metacopy
+from tests.builders import WHITEOUT, Metacopy, metacopy
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, kernel_since
 from tests.contract.subjects import Subject
@@ -121,3 +121,13 @@ def test_missing_data_is_an_error_and_not_a_hole(mounted: Mount) -> None:
     with pytest.raises(OSError) as caught:
         view.read("a")
     assert caught.value.errno == errno.EIO
+
+
+def test_bad_mark_makes_its_own_name_fail_alone(mounted: Mount) -> None:
+    bad = Metacopy(size=4, xattrs={METACOPY: b"x"})
+    view = mounted({"bad": DATA, "a": DATA}, upper={"b": "", "bad": bad}, metacopy=True)
+    with pytest.raises(OSError) as caught:
+        view.stat("bad")
+    assert caught.value.errno == errno.EIO
+    assert (view.read("a"), view.read("b")) == (DATA.encode(), b"")
+    assert {b"a", b"b"} <= set(view.names())

@@ -11,6 +11,7 @@ from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.overlay.listing import Listed, Snapshot
 from overlayfs_demo.overlay.node import DirNode, Node
+from overlayfs_demo.overlay.tree import Completed
 from overlayfs_demo.overlay.types import Attrs
 from tests.contract.engine_subject import Engine
 from tests.fronts import replies
@@ -44,7 +45,7 @@ class Asked:
 
     def _note_lookups(
         self, parent: DirNode, snapshot: Snapshot, names: Iterable[Listed]
-    ) -> list[tuple[Node, Attrs] | None]:
+    ) -> list[Completed]:
         wanted = list(names)
         if wanted:
             self.lookups.append(len(wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from overlayfs_demo.build_command import main
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images import build
 from overlayfs_demo.images.build import build_layers
+from overlayfs_demo.images.powers import powers
 from overlayfs_demo.mount_options import lowerdir_option
 from tests.images.builders import (
     OPAQUE,
@@ -41,6 +43,12 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.tar"
     path.write_bytes(docker_save(LAYERS))
     return path
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def inodes(out: Path) -> dict[str, int]:
@@ -207,6 +215,98 @@ def test_wrong_usage_is_status_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
+
+
+# --- who may reach what is built -------------------------------------------------------------------
+
+POWERFUL = {
+    "bin/su": Entry(mode=0o4755), "bin/wall": Entry(mode=0o2755), "null": Entry(b"3", mode=0o666, device=(1, 3)),
+    "bin/ping": Entry(mode=0o755, pax={"SCHILY.xattr.security.capability": "\x01\0\0\x02" + "\0" * 16}),
+}
+HARMLESS = {"bin/ls": Entry(mode=0o755), "locked": Entry(mode=0o2644), "d": directory(0o2775), "old": WHITEOUT}
+
+
+@pytest.fixture
+def powerful(tmp_path: Path) -> Path:
+    """An image whose upper layer has only what gives no rights to anybody."""
+    path = tmp_path / "powerful.tar"
+    path.write_bytes(docker_save([layer({**POWERFUL, "old": "1"}), layer(HARMLESS)]))
+    return path
+
+
+def permissions(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_output_directory_that_is_made_is_private_and_says_why(
+    image: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert main([str(image), str(tmp_path / "new" / "out")]) == 0
+    assert permissions(tmp_path / "new" / "out") == 0o700
+    assert permissions(tmp_path / "new") == 0o777 & ~current_umask()
+    told = capsys.readouterr().err
+    for words in ("is private", "--mode 0755 or chmod opens it", "set-id programs and devices work for anybody"):
+        assert words in told
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_mode_opens_the_output_directory_whatever_the_umask(
+    powerful: Path, tmp_path: Path, capsys: Captured, there: bool
+) -> None:
+    if there:
+        (tmp_path / "out").mkdir(0o700)
+    before = os.umask(0o077)
+    try:
+        assert main(["--mode", "0755", str(powerful), str(tmp_path / "out")]) == 0
+    finally:
+        os.umask(before)
+    assert permissions(tmp_path / "out") == 0o755
+    told = capsys.readouterr().err
+    assert "private" not in told and "other users" not in told
+
+
+def test_mode_that_is_none_is_wrong_usage(image: Path, tmp_path: Path, capsys: Captured) -> None:
+    for word in ("rwx", "0888", "4755", "-1"):
+        with pytest.raises(SystemExit) as caught:
+            main([f"--mode={word}", str(image), str(tmp_path / "out")])
+        assert caught.value.code == 2
+        assert "octal" in capsys.readouterr().err
+
+
+def test_failed_build_leaves_the_output_directory_closed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(0o700)
+    (tmp_path / "image.tar").write_bytes(docker_save([layer({"../a": "1"})]))
+    with pytest.raises(ImageError):
+        build_layers(tmp_path / "image.tar", tmp_path / "out", mode=0o755)
+    assert permissions(tmp_path / "out") == 0o700
+
+
+@needs_root
+def test_what_gives_rights_is_found_among_the_files_of_layers(powerful: Path, tmp_path: Path) -> None:
+    below, above = (one.directory for one in build_layers(powerful, tmp_path / "out"))
+    assert powers([below]) == [below / name for name in sorted(POWERFUL)]
+    assert powers([above]) == []
+
+
+@needs_root
+def test_open_output_directory_with_set_id_files_is_warned_of(
+    powerful: Path, image: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for mode, archive, warned in ((0o755, powerful, True), (0o710, powerful, True), (0o700, powerful, False)):
+        out.chmod(mode)
+        assert main([str(archive), str(out)]) == 0
+        told = capsys.readouterr().err
+        assert permissions(out) == mode
+        assert ("bin/ping and 3 more" in told and f"chmod 0700 {out}" in told) == warned
+        assert bool(told) == warned
+    (tmp_path / "harmless").mkdir(0o755)
+    assert main([str(image), str(tmp_path / "harmless")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+# --- errors ----------------------------------------------------------------------------------------
 
 
 def test_failure_is_status_1_and_one_line(tmp_path: Path, capsys: Captured) -> None:

@@ -1,7 +1,9 @@
 """What does the view show when a change fails half-way?
 
-Each change is tried again and again, and each time another of the system calls that write fails. Then
-the view must show the old state or the new one, here and after a remount, and nothing may be left over.
+Each change is tried again and again, and each time another system call of a kind fails: one that writes (the
+disk is full), one that opens (there are no descriptors left), one that reads (the disk is broken). Then the view
+must show the old state or the new one, here and after a remount, nothing may be left over, and what was not done
+can be done after all.
 """
 
 from __future__ import annotations
@@ -9,36 +11,71 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.node import DirNode
+from overlayfs_demo.overlay.types import Change
 from overlayfs_demo.syscalls import RENAME_EXCHANGE
 from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
 
-WRITING = {
+Calls = Mapping[Any, tuple[str, ...]]
+
+WRITING: Calls = {
     os: (
         "mkdir", "mknod", "symlink", "unlink", "rmdir", "chmod", "chown", "utime", "setxattr", "removexattr",
         "ftruncate", "copy_file_range", "fsync", "link", "fchown", "fchmod",
     ),
     syscalls: ("rename", "link_path", "clone_file"),
 }
+OPENING: Calls = {os: ("open", "dup"), syscalls: ("open_beneath", "open_file_handle")}
+READING: Calls = {
+    os: ("stat", "fstat", "listxattr", "getxattr", "readlink", "scandir", "lseek", "pread"), syscalls: ("file_handle",),
+}
+
+
+def _creates(_path: object, flags: int, *_: object, **__: object) -> bool:
+    return bool(flags & os.O_CREAT) or flags & os.O_TMPFILE == os.O_TMPFILE
+
+
+def _always(*_: object, **__: object) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Kind:
+    """System calls that fail alike, and how. Opening is also writing when it creates."""
+
+    calls: Calls
+    code: int
+    open_counts: Callable[..., bool] = _always
+
+
+KINDS = {
+    "writing": Kind({**WRITING, os: (*WRITING[os], "open")}, errno.ENOSPC, _creates),
+    "opening": Kind(OPENING, errno.EMFILE),
+    "reading": Kind(READING, errno.EIO),
+}
 
 
 class Faults:
-    """Lets the n-th writing system call fail with ENOSPC. Opening counts when it creates."""
+    """Lets the n-th system call of a kind fail."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, kind: Kind) -> None:
         self.remaining: int | None = None
         self.failed = ""
-        for module, names in WRITING.items():
+        self._code = kind.code
+        for module, names in kind.calls.items():
             for name in names:
-                patch.setattr(module, name, self._wrapped(name, getattr(module, name), lambda *_, **__: True))
-        patch.setattr(os, "open", self._wrapped("open", os.open, _creates))
+                counts = kind.open_counts if name == "open" else _always
+                patch.setattr(module, name, self._wrapped(name, getattr(module, name), counts))
 
     def _wrapped(self, name: str, real: Callable[..., Any], counts: Callable[..., bool]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -46,15 +83,11 @@ class Faults:
                 if self.remaining == 0:
                     self.remaining = None
                     self.failed = name
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise OSError(self._code, os.strerror(self._code))
                 self.remaining -= 1
             return real(*arguments, **options)
 
         return call
-
-
-def _creates(_path: object, flags: int, *_: object, **__: object) -> bool:
-    return bool(flags & os.O_CREAT) or flags & os.O_TMPFILE == os.O_TMPFILE
 
 
 def make_named(view: Engine, name: str) -> None:
@@ -64,6 +97,11 @@ def make_named(view: Engine, name: str) -> None:
         opened.link(name)
     finally:
         opened.close()
+
+
+def truncate_while_read(view: Engine) -> None:
+    view.open("a")
+    view.open("a", os.O_WRONLY | os.O_TRUNC).close()
 
 
 CHANGES: dict[str, Callable[[Engine], object]] = {
@@ -96,6 +134,11 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "copy-up": lambda v: v.open("a", os.O_RDWR).close(),
     "copy-up below lower directories": lambda v: v.open("d/e/f", os.O_RDWR).close(),
     "truncate": lambda v: v.truncate("a", 2),
+    "extend": lambda v: v.truncate("a", 9),
+    "open that truncates": lambda v: v.open("a", os.O_WRONLY | os.O_TRUNC).close(),
+    "open that truncates while somebody reads": truncate_while_read,
+    "copy-up while somebody reads": lambda v: [v.open("a"), v.chmod("a", 0o600)],
+    "open that truncates an upper file": lambda v: v.open("up", os.O_WRONLY | os.O_TRUNC).close(),
     "chmod": lambda v: v.chmod("a", 0o600),
     "chown of a directory": lambda v: v.chown("d", 7, 8),
     "utime": lambda v: v.utime("d/x", 5, 6),
@@ -107,6 +150,9 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "rename onto a linked file": lambda v: v.rename("up", "l1"),
     "link of a linked file": lambda v: v.link("l1", "gone"),
 }
+
+# What may fail while something is taken away that was replaced: the next mount does it.
+CLEANING = ("unlink", "rmdir", "scandir", "open", "stat", "fstat", "lstat")
 
 Shown = dict[str, tuple[Any, ...]]
 
@@ -147,25 +193,32 @@ def settled(shown: Shown) -> Shown:
     }
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_failed_change_leaves_old_or_new(overlaid: Make, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_failed_change_leaves_old_or_new(
+    overlaid: Make, monkeypatch: pytest.MonkeyPatch, change: str, kind: str
+) -> None:
     whole = make(overlaid)
     CHANGES[change](whole)
     new = settled(view_of_everything(whole))
-    faults = Faults(monkeypatch)
-    for number in range(100):
+    faults = Faults(monkeypatch, KINDS[kind])
+    for number in range(300):
         view = make(overlaid)
         before = view_of_everything(view)
         faults.failed, faults.remaining = "", number
         try:
             CHANGES[change](view)
         except OSError as error:
-            assert error.errno == errno.ENOSPC
+            assert error.errno == KINDS[kind].code
         faults.remaining = None
         where = f"call {number + 1}, {faults.failed}"
         after = view_of_everything(view)
         assert settled(after) in (settled(before), new), where
-        assert view.work_is_empty() or faults.failed in ("unlink", "rmdir"), where
+        assert view.work_is_empty() or faults.failed in CLEANING, where
+        if settled(after) != new:
+            CHANGES[change](view)
+            after = view_of_everything(view)
+            assert settled(after) == new, where
         view.remount()
         assert view_of_everything(view) == after, where
         assert view.work_is_empty(), where
@@ -188,3 +241,41 @@ def test_filesystem_without_unnamed_files_says_so(overlaid: Make, monkeypatch: p
     with pytest.raises(OSError) as failure:
         view.open("", os.O_TMPFILE | os.O_RDWR)
     assert failure.value.errno == errno.EOPNOTSUPP
+
+
+def _held_create(view: Engine, name: bytes) -> Callable[[], object]:
+    parent = view.node("d/e")
+    assert isinstance(parent, DirNode)
+    return lambda: view.overlay.mkdir(parent, name, 0o755, view.caller)
+
+
+HELD: dict[str, Callable[[Engine], Callable[[], object]]] = {
+    "mkdir in a directory": lambda v: _held_create(v, b"new"),
+    **{
+        f"chmod of {path}": lambda v, path=path: partial(  # type: ignore[misc]
+            v.overlay.set_attrs, v.node(path), Change(mode=0o700), v.caller)
+        for path in ("a", "d", "d/e", "d/e/f", "l1", "both")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("held", HELD)
+def test_failed_change_can_be_made_by_whoever_holds_the_node(
+    overlaid: Make, monkeypatch: pytest.MonkeyPatch, held: str, kind: str
+) -> None:
+    """As the kernel does, which looks nothing up again: what memory says must be what is on disk."""
+    faults = Faults(monkeypatch, KINDS[kind])
+    for number in range(300):
+        act = HELD[held](make(overlaid))
+        faults.failed, faults.remaining = "", number
+        try:
+            act()
+        except OSError as error:
+            faults.remaining = None
+            assert error.errno == KINDS[kind].code
+            act()  # Not EEXIST: what was half done is gone, or is taken up.
+        faults.remaining = None
+        if not faults.failed:
+            return
+    pytest.fail("there was no end of system calls")

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.private_mount import LOWER, open_root
+from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.overlay.types import Caller, Change
 from overlayfs_demo.overlay.whiteout import TRUSTED
-from tests.builders import hardlink, symlink
+from tests import builders
+from tests.builders import fifo, hardlink, symlink
 from tests.contract.engine_subject import Engine
 from tests.contract.subjects import Kernel
 from tests.overlay.conftest import Make
@@ -23,8 +27,6 @@ PRIVATE = ("trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.
 
 def private(path: Path) -> dict[str, bytes]:
     names = set(os.listxattr(path, follow_symlinks=False))
-    if path.name == "upper":
-        names.discard("trusted.overlay.origin")  # With index=on the kernel notes the stack there.
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in names if name in PRIVATE}
 
 
@@ -64,7 +66,7 @@ def test_origin_leads_back_to_its_file(tmp_path: Path) -> None:
     lower.close()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "magic", "uuid", "gone"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "magic", "uuid", "gone", "long"])
 def test_origin_that_leads_nowhere_is_none(tmp_path: Path, damage: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: opening a file by its handle")
@@ -81,7 +83,27 @@ def test_origin_that_leads_nowhere_is_none(tmp_path: Path, damage: str) -> None:
         value[1] ^= 0xFF
     elif damage == "uuid":
         value[6] ^= 0xFF
+    elif damage == "long":  # More than any handle has.
+        value += bytes(0xFF - len(value))
+        value[2] = 0xFF
     else:
         (tmp_path / "a").unlink()
     assert origins.decode(bytes(value)) is None
     lower.close()
+
+
+def test_what_can_hold_no_user_attribute_is_copied_up_without_origin(tmp_path: Path) -> None:
+    lowers = builders.layers(tmp_path, {
+        "link": symlink("x"), "pipe": fifo(), "links": symlink("x"), "more": hardlink("links"),
+    })
+    builders.directories(tmp_path, "upper", "work")
+    above = [os.fsencode(tmp_path / name) for name in ("upper", "work")]
+    for _ in range(2):
+        overlay = Overlay(Stack((os.fsencode(lowers[0]),), *above, user_xattrs=True))
+        caller = Caller(os.geteuid(), os.getegid())
+        for name in (b"/link", b"/pipe", b"/links"):
+            node = overlay.walk(name)
+            overlay.set_attrs(node, Change(mtime_ns=1), caller)
+            assert overlay.attrs(node).mtime_ns == 1
+        assert overlay.attrs(overlay.walk(b"/more")).mtime_ns == builders.MTIME
+        overlay.close()

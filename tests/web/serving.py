@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.places import BIN, MINUTE
 
@@ -30,16 +31,28 @@ class Answer:
 
 @dataclass(frozen=True)
 class Server:
-    """A running `serve`."""
+    """A running `serve`. Requests show its token in the cookie, if it has one, unless they bring their own `Cookie`."""
 
     process: subprocess.Popen[str]
     address: str
 
     @property
     def port(self) -> int:
-        return int(self.address.rstrip("/").rpartition(":")[2])
+        port = urlsplit(self.address).port
+        assert port is not None
+        return port
+
+    @property
+    def token(self) -> str:
+        """The token of the address, "" if there is none."""
+        return urlsplit(self.address).query.removeprefix("token=")
+
+    def cookie(self) -> str:
+        """What a browser sends that has been to the address."""
+        return f"overlayfs-demo-{self.port}={self.token}"
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        headers = {"Cookie": self.cookie(), **headers}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=MINUTE)
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -51,7 +64,7 @@ class Server:
     def events(self) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
         """The messages about a view as they come: kind and data."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=MINUTE)
-        connection.request("GET", "/events")
+        connection.request("GET", "/events", headers={"Cookie": self.cookie()})
         answer = connection.getresponse()
         assert answer.getheader("content-type", "").startswith("text/event-stream")
         try:

@@ -168,6 +168,22 @@ def test_an_open_directory_shows_what_comes_and_keeps_the_focus(browser: Browser
         assert len(browser.find('#tree [tabindex="0"]')) == 1
 
 
+def test_the_token_goes_from_the_address_into_a_cookie_that_no_script_can_read(
+    browser: Browser, mounted: Place
+) -> None:
+    with looking_at(browser, mounted) as server:
+        assert browser.driver.current_url == f"http://127.0.0.1:{server.port}/"
+        assert browser.driver.execute_script("return document.cookie + document.referrer") == ""
+        browser.driver.refresh()
+        browser.sees("#state.live", "live")
+        browser.driver.delete_all_cookies()
+        browser.driver.refresh()
+        browser.sees("body", "the whole address that 'overlayfs-demo serve' printed")
+        assert any("403" in one["message"] for one in browser.driver.get_log("browser"))
+        browser.open(server.address)
+        browser.sees("#state.live", "live")
+
+
 def test_the_page_says_that_the_view_has_ended(browser: Browser, mounted: Place) -> None:
     with looking_at(browser, mounted):
         assert mounted.umount().returncode == 0

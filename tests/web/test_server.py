@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from overlayfs_demo import records
 from overlayfs_demo.images.store import Store
+from overlayfs_demo.web.serve import browsable
 from tests.conftest import wait_until
 from tests.images.builders import WHITEOUT
 from tests.places import Place, fails, run
@@ -134,8 +136,95 @@ def test_what_is_not_there_is_not_found(still: Server, address: str, status: int
     assert still.get(address).status == status
 
 
+def test_nothing_is_told_to_whoever_does_not_show_the_token(server: Server) -> None:
+    for address in ("/", "/page.js", "/page.css", "/tree?path=/", "/file?path=/motd", "/search?words=m", "/upper",
+                    "/events", "/nothing"):
+        for cookie in ("", "overlayfs-demo-1=x", f"overlayfs-demo-{server.port}=", f"{server.cookie()[:-1]}",
+                       f"{server.cookie()}x", f"other={server.token}", "\xff;=;"):
+            answer = server.get(address, Cookie=cookie)
+            assert answer.status == 403 and "hello" not in answer.text
+            assert "'overlayfs-demo serve' printed" in answer.text
+            assert server.token not in answer.text and "set-cookie" not in answer.headers
+
+
+def test_the_address_that_is_printed_gives_a_cookie_and_leads_to_the_page(still: Server) -> None:
+    assert len(still.token) >= 32
+    answer = still.get(f"/?token={still.token}", Cookie="")
+    assert (answer.status, answer.headers["location"]) == (303, "/")
+    cookie, *attributes = [part.strip() for part in answer.headers["set-cookie"].split(";")]
+    assert cookie == still.cookie()
+    assert {one.lower() for one in attributes} == {"httponly", "samesite=strict", "path=/"}
+    assert answer.headers["referrer-policy"] == "no-referrer" and answer.headers["cache-control"] == "no-store"
+    assert "test:1" in still.get("/", Cookie=cookie).text
+
+
+@pytest.mark.parametrize("query", ["", "token", "token=", "token=wrong", "token=%ff", "other=TOKEN", "token=TOKENx"])
+def test_another_token_in_the_address_opens_nothing(still: Server, query: str) -> None:
+    answer = still.get("/?" + query.replace("TOKEN", still.token), Cookie="")
+    assert answer.status == 403 and "set-cookie" not in answer.headers
+
+
+def test_the_token_leads_to_the_page_alone(still: Server) -> None:
+    for path in ("//evil.example/", "/tree", "/events"):
+        assert still.get(f"{path}?token={still.token}", Cookie="").status == 403
+
+
+def test_the_token_is_another_one_each_time(store: Store, still: Server) -> None:
+    with serving("test:1", "--store", store.root) as another:
+        assert another.token != still.token
+        assert another.get("/", Cookie=f"overlayfs-demo-{another.port}={still.token}").status == 403
+
+
+def test_servers_of_one_host_do_not_overwrite_each_others_cookies(store: Store, still: Server) -> None:
+    """A browser has one jar for all ports of a host: RFC 6265, section 8.5."""
+    with serving("test:1", "--store", store.root) as another:
+        names = {
+            one.get(f"/?token={one.token}", Cookie="").headers["set-cookie"].partition("=")[0]
+            for one in (still, another)
+        }
+        assert len(names) == 2
+        for one in (still, another):
+            assert one.get("/", Cookie=f"{still.cookie()}; {another.cookie()}").status == 200
+
+
+def test_a_cookie_of_the_same_name_from_somebody_else_shuts_nobody_out(still: Server) -> None:
+    forged = f"overlayfs-demo-{still.port}=forged"
+    for cookie in (f"{forged}; {still.cookie()}", f"{still.cookie()};{forged}"):
+        assert still.get("/", Cookie=cookie).status == 200
+
+
+def test_a_forwarded_port_has_a_cookie_of_its_own(still: Server) -> None:
+    """In a browser outside a virtual machine, of which several may forward the same port."""
+    answer = still.get(f"/?token={still.token}", Cookie="", Host="127.0.0.1:2200")
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    assert cookie == f"overlayfs-demo-2200={still.token}"
+    assert still.get("/", Cookie=cookie, Host="127.0.0.1:2200").status == 200
+
+
+def test_the_token_is_printed_once_and_never_logged(still: Server) -> None:
+    for path in (f"/?token={still.token}", f"/tree?path=/nothing&token={still.token}"):
+        still.get(path)
+    still.process.send_signal(signal.SIGTERM)
+    status, said = still.ends()
+    assert status == 143 and still.token not in said
+
+
+def test_a_classroom_may_go_without_a_token_and_is_warned(store: Store, image: MakeImage) -> None:
+    image({"a": "1"})
+    with serving("test:1", "--store", store.root, "--no-token") as server:
+        assert urlsplit(server.address).query == ""
+        assert server.get("/", Cookie="").status == 200
+        assert server.process.stderr is not None
+        assert "warning: without a token, whoever reaches this port" in server.process.stderr.readline()
+
+
+@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1")])
+def test_an_address_is_printed_that_a_browser_here_can_open(host: str, shown: str) -> None:
+    assert urlsplit(f"http://{browsable(host)}:80/").hostname == shown
+
+
 def test_another_name_for_this_machine_is_refused(still: Server) -> None:
-    for host, status in (("evil.example", 400), (f"evil.example:{still.port}", 400), ("localhost", 200)):
+    for host, status in (("evil.example", 400), (f"evil.example:{still.port}", 400), (f"localhost:{still.port}", 200)):
         answer = still.get("/", Host=host)
         assert answer.status == status
         assert ("test:1" in answer.text) == (status == 200)
@@ -148,11 +237,13 @@ def test_nothing_can_be_changed(still: Server, method: str) -> None:
 
 
 def test_every_answer_has_the_headers_that_keep_scripts_out(still: Server) -> None:
-    for address in ("/", "/page.css", "/file?path=/a", "/nothing"):
-        headers = still.get(address).headers
+    asked = [(address, still.cookie()) for address in ("/", "/page.css", "/file?path=/a", "/nothing")]
+    for address, cookie in [*asked, ("/", ""), (f"/?token={still.token}", "")]:
+        headers = still.get(address, Cookie=cookie).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "script-src 'self'" in policy and "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+        assert headers["referrer-policy"] == "no-referrer"
 
 
 def test_only_this_machine_is_listened_to(still: Server) -> None:

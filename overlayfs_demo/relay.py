@@ -1,0 +1,81 @@
+"""How does a command read our standard input and write to our standard error without holding either?
+
+It holds ends of pipes, and we copy between those and ours. Whoever holds a descriptor can change what it leads to,
+even where no path leads: by fchmod(2), by /proc/self/fd/N (proc_pid_fd(5)), or by typing into a terminal (TIOCSTI).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import stat
+import struct
+import sys
+import termios
+from io import FileIO
+
+_CHUNK = 1 << 16
+
+
+def relay(given: FileIO, gives: FileIO, shown: FileIO) -> None:
+    """Copy standard input to the pipe `gives`, and the pipe `shown` to standard error, until nobody can write there.
+
+    `given` is the other end of `gives`, which is closed when our input ends. What the command has not read of a
+    file is put back, so that `while read name; do …; done <names` loses nothing; a pipe or a terminal cannot take
+    anything back. Raises OSError.
+    """
+    unsent = b""
+    source = _input()
+    if source is None:
+        gives.close()
+    else:
+        os.set_blocking(gives.fileno(), False)
+    while True:
+        ready = _wait(shown.fileno(), None if unsent else source, gives.fileno() if unsent else None)
+        if shown.fileno() in ready:
+            data = os.read(shown.fileno(), _CHUNK)
+            if not data:
+                break
+            _write_error(data)
+        if source in ready:
+            unsent = os.read(source, _CHUNK) if source is not None else b""
+            if not unsent:
+                source = None
+                gives.close()
+        elif unsent and gives.fileno() in ready:
+            unsent = unsent[gives.write(unsent) or 0 :]
+    _put_back(_unread(given) + len(unsent))
+
+
+def _input() -> int | None:
+    """Our standard input, unless it is closed, or a terminal from which others read now: that would stop us."""
+    if sys.__stdin__ is None or (os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()):
+        return None
+    return 0
+
+
+def _wait(shown: int, source: int | None, gives: int | None) -> set[int | None]:
+    """Those that can be read or written now; of files, poll(2) says so at once."""
+    poll = select.poll()
+    poll.register(shown, select.POLLIN)
+    if source is not None:
+        poll.register(source, select.POLLIN)
+    if gives is not None:
+        poll.register(gives, select.POLLOUT)
+    return {fd for fd, _ in poll.poll()}
+
+
+def _write_error(data: bytes) -> None:
+    while data and sys.__stderr__ is not None:
+        data = data[os.write(2, data) :]
+
+
+def _unread(pipe: FileIO) -> int:
+    """How many bytes a pipe holds: FIONREAD in pipe(7)."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
+
+
+def _put_back(count: int) -> None:
+    if count and stat.S_ISREG(os.fstat(0).st_mode):
+        os.lseek(0, -count, os.SEEK_CUR)

@@ -1,0 +1,121 @@
+"""Which system calls does the sandbox refuse, and in which words is the kernel told so?
+
+A filter for seccomp(2): a program of the classic BPF machine, of instructions of 8 bytes (linux/filter.h), which reads
+a `struct seccomp_data` (linux/seccomp.h) and returns what is to happen. Refused is what Docker's default profile
+refuses a container without further capabilities (moby profiles/seccomp/default.json): calls that reach what is in
+no namespace (keys, the clock, modules, BPF, performance counters), that make namespaces and mounts, or that do other
+calls' work past this filter (io_uring). So are these, by their arguments:
+
+- sockets of all kinds but of the network, which is the sandbox's own: also read-only directories let one connect to
+  a daemon's socket, and AF_VSOCK reaches the host of a virtual machine;
+- pairs of sockets, unless they stay connected to each other;
+- the ioctls that type into a terminal, TIOCSTI and TIOCLINUX.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class _Machine(NamedTuple):
+    """An architecture, as linux/audit.h numbers it, and its column in the table of calls."""
+
+    audit: int
+    column: int
+
+
+_MACHINES = {"x86_64": _Machine(0xC000003E, 0), "aarch64": _Machine(0xC00000B7, 1)}
+MACHINES = tuple(_MACHINES)
+
+# By name: the numbers on x86_64 (asm/unistd_64.h) and aarch64 (asm-generic/unistd.h); None where there is no such call.
+REFUSED: Mapping[str, tuple[int | None, int | None]] = {
+    "_sysctl": (156, None), "acct": (163, 89), "add_key": (248, 217), "bpf": (321, 280),
+    "clock_adjtime": (305, 266), "clock_settime": (227, 112), "create_module": (174, None),
+    "delete_module": (176, 106), "fanotify_init": (300, 262), "finit_module": (313, 273), "fsconfig": (431, 431),
+    "fsmount": (432, 432), "fsopen": (430, 430), "fspick": (433, 433), "get_kernel_syms": (177, None),
+    "init_module": (175, 105), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "io_uring_setup": (425, 425), "ioperm": (173, None), "iopl": (172, None), "kcmp": (312, 272),
+    "kexec_file_load": (320, 294), "kexec_load": (246, 104), "keyctl": (250, 219), "lookup_dcookie": (212, 18),
+    "mount": (165, 40), "mount_setattr": (442, 442), "move_mount": (429, 429), "nfsservctl": (180, 42),
+    "open_by_handle_at": (304, 265), "open_tree": (428, 428), "open_tree_attr": (467, 467),
+    "perf_event_open": (298, 241), "pivot_root": (155, 41), "query_module": (178, None), "quotactl": (179, 60),
+    "quotactl_fd": (443, 443), "reboot": (169, 142), "request_key": (249, 218), "setns": (308, 268),
+    "settimeofday": (164, 170), "swapoff": (168, 225), "swapon": (167, 224), "sysfs": (139, None),
+    "syslog": (103, 116), "umount2": (166, 39), "unshare": (272, 97), "uselib": (134, None),
+    "userfaultfd": (323, 282), "vhangup": (153, 58),
+}
+# The last call that was looked at, file_setattr of Linux 6.17. A program that tries a later one is told that there is
+# none, and does without. So are the calls of x86_64's other ABI, x32, whose numbers are larger.
+_LAST = 469
+_CLONE, _CLONE3, _IOCTL, _SOCKET, _SOCKETPAIR = (56, 220), (435, 435), (16, 29), (41, 198), (53, 199)
+
+_CLONE_NEW = 0x7E020000  # All of CLONE_NEW* that clone(2) takes.
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+# Only these pairs cannot be connected to something else. The bits above are SOCK_CLOEXEC and SOCK_NONBLOCK.
+_SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+
+# struct seccomp_data. Of the arguments the lower half, which is all that the kernel looks at here.
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
+
+_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
+_IF_EQUAL, _IF_GREATER, _IF_ANY_BIT = 0x15, 0x25, 0x45
+
+_ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+
+
+def program(machine: str) -> bytes:
+    """The filter for a machine, as `uname -m` calls it. Raises KeyError for one that is not in MACHINES."""
+    audit, column = _MACHINES[machine]
+    refused = [numbers[column] for numbers in REFUSED.values()]
+    return b"".join([
+        _do(_LOAD, _ARCHITECTURE), _do(_IF_EQUAL, audit, then=1), _do(_RETURN, _KILL_PROCESS),
+        _do(_LOAD, _NUMBER), _when(_IF_GREATER, _LAST, _fail(errno.ENOSYS)),
+        *(_when(_IF_EQUAL, number, _fail(errno.EPERM)) for number in refused if number is not None),
+        # Its flags lie in memory, which no filter sees; without it the C library takes clone(2).
+        _when(_IF_EQUAL, _CLONE3[column], _fail(errno.ENOSYS)),
+        _when(_IF_EQUAL, _CLONE[column], _namespaces()),
+        _when(_IF_EQUAL, _IOCTL[column], _terminals()),
+        _when(_IF_EQUAL, _SOCKET[column], _families()),
+        _when(_IF_EQUAL, _SOCKETPAIR[column], _pairs()),
+        _do(_RETURN, _ALLOW),
+    ])
+
+
+def _do(code: int, operand: int, then: int = 0, otherwise: int = 0) -> bytes:
+    """One instruction, a `struct sock_filter`; a jump skips so many instructions as it is true or not."""
+    return struct.pack("=HBBI", code, then, otherwise, operand)
+
+
+def _when(test: int, operand: int, body: bytes) -> bytes:
+    """Do the body, which returns, if what was loaded passes the test."""
+    return _do(test, operand, otherwise=len(body) // 8) + body
+
+
+def _fail(code: int) -> bytes:
+    return _do(_RETURN, _ERRNO | code)
+
+
+def _namespaces() -> bytes:
+    return (
+        _do(_LOAD, _FIRST_ARGUMENT) + _when(_IF_ANY_BIT, _CLONE_NEW, _fail(errno.EPERM)) + _do(_RETURN, _ALLOW)
+    )
+
+
+def _terminals() -> bytes:
+    some = b"".join(_when(_IF_EQUAL, request, _fail(errno.EPERM)) for request in (_TIOCSTI, _TIOCLINUX))
+    return _do(_LOAD, _SECOND_ARGUMENT) + some + _do(_RETURN, _ALLOW)
+
+
+def _families() -> bytes:
+    some = b"".join(_when(_IF_EQUAL, family, _do(_RETURN, _ALLOW)) for family in (_AF_INET, _AF_INET6))
+    return _do(_LOAD, _FIRST_ARGUMENT) + some + _fail(errno.EAFNOSUPPORT)
+
+
+def _pairs() -> bytes:
+    kinds = b"".join(_when(_IF_EQUAL, kind, _do(_RETURN, _ALLOW)) for kind in (_SOCK_STREAM, _SOCK_SEQPACKET))
+    kind = _do(_LOAD, _SECOND_ARGUMENT) + _do(_AND, _SOCK_TYPE) + kinds + _fail(errno.EPERM)
+    return _do(_LOAD, _FIRST_ARGUMENT) + _when(_IF_EQUAL, _AF_UNIX, kind) + _fail(errno.EAFNOSUPPORT)
