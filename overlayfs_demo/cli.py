@@ -21,7 +21,8 @@ Mount a stack of layers as one tree, and return when it answers.
 options (-o, comma-separated; a comma in a path is written '\\,'):
   lowerdir=TOP:...:BOTTOM   the read-only layers (a colon in a path is written '\\:')
   lowerdir=...::DATA        a layer of which only data is used, by metacopies above
-  lowerdir+=PATH            one more layer below; a colon needs no backslash
+  lowerdir+=, datadir+=PATH instead of lowerdir=: one more layer below, or one of which
+                            only data is used; only a comma needs a backslash
   upperdir=DIR,workdir=DIR  where changes go, on one filesystem; without them
                             the view is read-only and every write is EROFS
   userxattr                 keep the overlay's marks in user.* attributes (no root needed)

@@ -1,7 +1,8 @@
 """What does a line of mount options ask for?
 
 The words are the kernel overlayfs's own and mount(8)'s, with the kernel's escapes: in a value `\\,` is a
-comma, and in `lowerdir` `\\:` is a colon inside a path.
+comma, and in `lowerdir` `\\:` is a colon inside a path. In `lowerdir+` and `datadir+` any other backslash is part of
+the path. Which of several lists of layers counts is the kernel's rule, too (fs/overlayfs/params.c).
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class MountOptions:
 class _Draft:
     lowers: list[bytes] = field(default_factory=list)
     data_only: list[bytes] = field(default_factory=list)
+    listed: bool = False
     paths: dict[str, bytes] = field(default_factory=dict)
     booleans: dict[str, bool] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
@@ -188,7 +190,7 @@ def _take(draft: _Draft, option: str) -> None:
         if not value:
             raise UsageError(f"{option} has an empty path", "name a directory")
         if name.endswith("+"):
-            (draft.lowers if name == "lowerdir+" else draft.data_only).append(unescape(value))
+            _add_layer(draft, option, name, value)
         else:
             draft.paths[name] = unescape(value)
     else:
@@ -258,15 +260,32 @@ def _ids(draft: _Draft) -> Ids:
 
 
 def _take_lowers(draft: _Draft, value: str) -> None:
-    """Layers are separated by one colon, and data-only ones, which come last, are preceded by two."""
+    """Layers are separated by one colon, and data-only ones, which come last, are preceded by two.
+
+    The list takes the place of all layers named before it; an empty one leaves none.
+    """
     before_data, *data = split_escaped(value, "::")
-    for group, paths in ((draft.lowers, split_escaped(before_data, ":")), (draft.data_only, data)):
-        if "" in paths or any(len(split_escaped(path, ":")) > 1 for path in data):
-            raise UsageError(
-                f"lowerdir={value} has an empty path, or a layer after a data-only one",
-                r"separate layers by one colon, put :: before each data-only layer, write \: for a colon in a path",
-            )
-        group.extend(unescape(path) for path in paths)
+    layers = split_escaped(before_data, ":")
+    if value and ("" in layers + data or any(len(split_escaped(path, ":")) > 1 for path in data)):
+        raise UsageError(
+            f"lowerdir={value} has an empty path, or a layer after a data-only one",
+            r"separate layers by one colon, put :: before each data-only layer, write \: for a colon in a path",
+        )
+    draft.lowers = [unescape(path) for path in layers if path]
+    draft.data_only = [unescape(path) for path in data]
+    draft.listed = bool(value)
+
+
+def _add_layer(draft: _Draft, option: str, name: str, value: str) -> None:
+    """One more layer below those that `lowerdir+` and `datadir+` named before."""
+    if draft.listed:
+        raise UsageError(
+            f"{option} follows lowerdir=, which names all layers at once",
+            "put all layers into lowerdir=, or name each with lowerdir+= and datadir+=",
+        )
+    if name == "lowerdir+" and draft.data_only:
+        raise UsageError(f"{option} follows a data-only layer", "put every datadir+= behind the last lowerdir+=")
+    (draft.lowers if name == "lowerdir+" else draft.data_only).append(os.fsencode(value.replace(r"\,", ",")))
 
 
 def _finish(draft: _Draft) -> MountOptions:

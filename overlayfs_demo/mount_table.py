@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Mounted(NamedTuple):
     """One mount: where, the device number (`major:minor`) and type of its filesystem, and the options that this
-    lists, still escaped."""
+    lists, still escaped. `number` tells mounts apart; `root` is which directory of the filesystem is mounted."""
 
     mountpoint: bytes
     device: str
     kind: str
     options: tuple[str, ...]
+    number: int
+    root: bytes
+
+
+class Place(NamedTuple):
+    """Where a directory stands in its filesystem, through whichever mount it is reached."""
+
+    device: str
+    path: bytes
+
+    def is_within(self, other: Place) -> bool:
+        """Is it the other directory, or somewhere below it?"""
+        return self == other or (
+            self.device == other.device and self.path.startswith(other.path.rstrip(b"/") + b"/")
+        )
 
 
 def mounts(process: int | str = "self") -> list[Mounted]:
@@ -24,8 +40,35 @@ def mounts(process: int | str = "self") -> list[Mounted]:
     for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ")
-        _, _, device, _, mountpoint, *_ = fields.split(" ")
-        found.append(Mounted(unescape(mountpoint), device, kind, tuple(options.split(","))))
+        number, _, device, root, mountpoint, *_ = fields.split(" ")
+        names = tuple(options.split(","))
+        found.append(Mounted(unescape(mountpoint), device, kind, names, int(number), unescape(root)))
+    return found
+
+
+def mount_number(path: bytes) -> int:
+    """Which mount a directory is on. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        # proc_pid_fdinfo(5), "mnt_id"
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+
+
+def places(paths: Iterable[bytes]) -> list[Place]:
+    """Where each directory stands. Raises OSError."""
+    by_number = {one.number: one for one in mounts()}
+    found = []
+    for path in paths:
+        real, mounted = os.path.realpath(path), by_number.get(mount_number(path))
+        if mounted is None or not (real + b"/").startswith(mounted.mountpoint.rstrip(b"/") + b"/"):
+            # On a mount that this process sees only in part.
+            found.append(Place(str(os.stat(path).st_dev), real))
+            continue
+        inside = os.path.relpath(real, mounted.mountpoint)
+        found.append(Place(mounted.device, os.path.normpath(os.path.join(mounted.root, inside))))
     return found
 
 

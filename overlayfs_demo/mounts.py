@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import psutil
 
-from overlayfs_demo import control, daemon, mount_table, records, stack_check, syscalls
+from overlayfs_demo import control, daemon, in_use, mount_table, records, stack_check, syscalls
 from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import choose, device
@@ -65,6 +65,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     mountpoint = _prepare_mountpoint(mountpoint)
     front_name, front = choose.front(options.front)
     stack = stack_check.absolute(stack_check.checked(options.stack))
+    in_use.check_unused(stack)
     stack = stack if stack.titles else replace(stack, titles=_titles(stack.lowers))
     options = replace(options, stack=stack, front=front_name)
     if foreground:
@@ -253,7 +254,7 @@ def _serve(
         events = Events()
         if trace is not None:
             events.attach(trace)
-        overlay = open_stack(stack, events)
+        overlay = open_stack(replace(stack, flags=options.flags), events)
         held.callback(overlay.close)
         _warn_of_other_lowers(overlay, stack)
         # As the kernel's overlayfs does: without an upper the whole mount is read-only.

@@ -11,8 +11,9 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from typing import NamedTuple
 
 from overlayfs_demo import mount_table, syscalls
 from overlayfs_demo.errors import MountError
@@ -22,7 +23,7 @@ from overlayfs_demo.overlay.pairing import pairing_of
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
-__all__ = ["Stack", "absolute", "checked"]
+__all__ = ["Stack", "Written", "absolute", "checked", "written_by_kernel"]
 
 
 def checked(stack: Stack) -> Stack:
@@ -82,70 +83,84 @@ def _check_name_free(stack: Stack) -> None:
 
 
 def _check_distinct(stack: Stack) -> None:
-    """No directory may serve twice: its changes would be seen through two layers at once."""
-    seen: dict[tuple[int, int], int] = {}
-    for number, path in enumerate(stack.lowers, 1):
-        status = os.stat(path)
-        first = seen.setdefault((status.st_dev, status.st_ino), number)
+    """No directory may serve twice: its changes would be seen through two layers at once (ovl_check_layer)."""
+    paths = stack.lowers + stack.data_only
+    roles = [f"lower layer {number}" for number in range(1, len(stack.lowers) + 1)]
+    roles += [f"data-only layer {number}" for number in range(1, len(stack.data_only) + 1)]
+    places = mount_table.places(paths)
+    seen: dict[mount_table.Place, int] = {}
+    for number, place in enumerate(places):
+        first = seen.setdefault(place, number)
         if first != number:
             raise MountError(
-                f"lower layer {number}, {os.fsdecode(path)}, is the same directory as lower layer {first}",
+                f"{roles[number]}, {os.fsdecode(paths[number])}, is the same directory as {roles[first]}",
                 "name each layer once in lowerdir=",
             )
+    for number, place in enumerate(places):
+        outer = next((seen[above] for above in _above(place) if above in seen), None)
+        if outer is not None:
+            raise MountError(
+                f"{roles[number]}, {os.fsdecode(paths[number])}, lies inside {roles[outer]}, "
+                f"{os.fsdecode(paths[outer])}",
+                "its files would be seen twice: name directories that do not contain one another",
+            )
+
+
+def _above(place: mount_table.Place) -> Iterator[mount_table.Place]:
+    path = place.path
+    while path != (path := os.path.dirname(path)):
+        yield place._replace(path=path)
 
 
 def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
     apart = "filesystems" if os.stat(upper).st_dev != os.stat(work).st_dev else "mounts"
-    if apart == "filesystems" or _mount_of(upper) != _mount_of(work):
+    if apart == "filesystems" or mount_table.mount_number(upper) != mount_table.mount_number(work):
         raise MountError(
             f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} are on two {apart}",
             "a change is published by a rename from work to upper: put both on one",
         )
-    if _is_within(upper, work) or _is_within(work, upper):
+    above, below, *lowers = mount_table.places((upper, work, *stack.lowers))
+    if above.is_within(below) or below.is_within(above):
         raise MountError(
             f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} must not contain one another",
             "make them two directories side by side",
         )
-    for number, lower in enumerate(stack.lowers, 1):
-        for role, path in (("upperdir", upper), ("workdir", work)):
-            if _is_within(path, lower) or _is_within(lower, path):
+    for number, (lower, path) in enumerate(zip(lowers, stack.lowers, strict=True), 1):
+        for role, place, shown in (("upperdir", above, upper), ("workdir", below, work)):
+            if place.is_within(lower) or lower.is_within(place):
                 raise MountError(
-                    f"{role} {os.fsdecode(path)} overlaps lower layer {number}, {os.fsdecode(lower)}",
+                    f"{role} {os.fsdecode(shown)} overlaps lower layer {number}, {os.fsdecode(path)}",
                     "a lower layer must not change while it is mounted: keep them apart",
                 )
 
 
-def _mount_of(path: bytes) -> str:
-    """Which mount a directory is on: rename(2) does not cross mounts, not even of one filesystem (EXDEV)."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        # proc_pid_fdinfo(5), "mnt_id"
-        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-        return next(line for line in lines if line.startswith("mnt_id:"))
-    finally:
-        os.close(fd)
-
-
-def _is_within(path: bytes, directory: bytes) -> bool:
-    path, directory = os.path.realpath(path), os.path.realpath(directory)
-    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
-
-
 def _check_not_with_kernel(upper: bytes) -> None:
     """The kernel's overlayfs takes no lock that we could see, but lists its upper."""
+    for one in written_by_kernel():
+        if one.role == "upperdir" and os.path.exists(one.path) and os.path.samefile(one.path, upper):
+            raise MountError(
+                f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on {one.mountpoint}",
+                "unmount that first",
+            )
+
+
+class Written(NamedTuple):
+    """A directory that a live mount writes to: `role` is upperdir or workdir."""
+
+    role: str
+    path: bytes
+    mountpoint: str
+
+
+def written_by_kernel() -> Iterator[Written]:
+    """The uppers and work directories of the kernel's overlayfs, as they were given: perhaps relative paths."""
     for mounted in mount_table.mounts():
-        if mounted.kind != "overlay":
-            continue
-        for option in mounted.options:
-            name, _, value = option.partition("=")
-            # Listed as it was given, with the backslashes of a mount option.
-            path = unescape(os.fsdecode(mount_table.unescape(value)))
-            if name == "upperdir" and os.path.exists(path) and os.path.samefile(path, upper):
-                raise MountError(
-                    f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on "
-                    f"{os.fsdecode(mounted.mountpoint)}",
-                    "unmount that first",
-                )
+        for option in mounted.options if mounted.kind == "overlay" else ():
+            role, _, value = option.partition("=")
+            if role in ("upperdir", "workdir"):
+                # Listed with the backslashes of a mount option.
+                path = unescape(os.fsdecode(mount_table.unescape(value)))
+                yield Written(role, path, os.fsdecode(mounted.mountpoint))
 
 
 def _check_compatible(upper: bytes, work: bytes) -> None:

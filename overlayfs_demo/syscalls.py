@@ -21,12 +21,14 @@ from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_SYS_OPEN_TREE = 428
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_ADD_RULE = 445
 _SYS_LANDLOCK_RESTRICT_SELF = 446
 AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
 AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 _AT_HANDLE_FID = 0x200
@@ -59,7 +61,15 @@ MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
 
-_MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_RELATIME = 0
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+_MOUNT_ATTR_ATIME = 0x70
+_OPEN_TREE_CLONE = 1
+
+FALLOC_FL_KEEP_SIZE = 1
 
 # linux/landlock.h. LANDLOCK_ACCESS_FS_REFER: a file may come to stand in another directory.
 _LANDLOCK_VERSION = 1
@@ -69,6 +79,15 @@ _LANDLOCK_WRITE_FILE = 1 << 1
 _LANDLOCK_REFER = 1 << 13
 
 FICLONE = 0x40049409
+FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
+FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
+
+STATX_ATTR_IMMUTABLE = 0x10
+STATX_ATTR_APPEND = 0x20
+_STATX_BTIME = 0x800
+_STATX = struct.Struct("=I4xQ64xqI")
 
 # fanotify(7): what a watched directory tells of. The last two: of what is in it, and of directories, too.
 FAN_MODIFY = 0x2
@@ -117,6 +136,7 @@ _libc.mount.argtypes = (
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.fanotify_mark.argtypes = (
     ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p,
@@ -165,8 +185,29 @@ def unmount(target: bytes, flags: int = 0) -> None:
 
 def make_mount_read_only(path: bytes) -> None:
     """Let nobody change the mount at `path`, but not those below it: mount_setattr(2), Linux 5.12."""
-    attributes = ctypes.create_string_buffer(struct.pack("=4Q", _MOUNT_ATTR_RDONLY, 0, 0, 0), 32)
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, AT_FDCWD, ctypes.c_char_p(path), 0, attributes, 32), path)
+    _set_mount_attributes(AT_FDCWD, path, MOUNT_ATTR_RDONLY, 0, 0)
+
+
+def clone_mount(path: bytes, attributes: int) -> int:
+    """A further mount of the directory `path`, without mounts below it and without a place: open_tree(2).
+
+    `attributes` are MOUNT_ATTR_*; of those of access times exactly these are set, of the others these in addition.
+    The caller owns the descriptor (O_PATH). The mount ends with the last descriptor that was opened in it.
+    Needs CAP_SYS_ADMIN. Raises OSError: EPERM, EINVAL where a mount may not be copied, ENOSYS before Linux 5.12.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    fd = _check(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, ctypes.c_char_p(path), ctypes.c_uint(flags)), path)
+    try:
+        _set_mount_attributes(fd, b"", attributes, _MOUNT_ATTR_ATIME | MOUNT_ATTR_NODIRATIME, AT_EMPTY_PATH)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _set_mount_attributes(dir_fd: int, path: bytes, on: int, off: int, flags: int) -> None:
+    attributes = ctypes.create_string_buffer(struct.pack("=4Q", on, off, 0, 0), 32)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, dir_fd, ctypes.c_char_p(path), flags, attributes, 32), path)
 
 
 def unshare(namespaces: int) -> None:
@@ -208,6 +249,22 @@ def write_only_beneath(directories: Sequence[bytes]) -> bool:
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) with its mode flags; offset and length in bytes."""
     _check(_libc.fallocate(fd, mode, offset, length))
+
+
+class Statx(NamedTuple):
+    """What statx(2) tells beside stat(2): STATX_ATTR_* bits, and the time of birth in nanoseconds, if it is known."""
+
+    attributes: int
+    birth_ns: int | None
+
+
+def statx(path: bytes | int, follow: bool = False) -> Statx:
+    """statx(2) of a path, or of what a descriptor is open on."""
+    fd, name, flags = (path, b"", AT_EMPTY_PATH) if isinstance(path, int) else (AT_FDCWD, path, 0)
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(fd, name, flags | (0 if follow else _AT_SYMLINK_NOFOLLOW), _STATX_BTIME, buffer), name)
+    mask, attributes, seconds, nanoseconds = _STATX.unpack_from(buffer)
+    return Statx(attributes, seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None)
 
 
 def sync_filesystem(fd: int) -> None:

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
-    "runtime_directory", "records", "render", "feed", "control", "daemon", "mounts", "sandbox", "rehearsal",
+    "runtime_directory", "records", "render", "feed", "control", "daemon", "in_use", "mounts", "sandbox", "rehearsal",
     "layer_facts", "docker_format", "containers", "commands", "output", "store_verbs", "terminal", "text_diff", "keys",
     "watch_state", "watch_view",
     "watch_live", "build_command", "image_commands", "watch_command", "explain_command", "which_command",

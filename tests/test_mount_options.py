@@ -60,16 +60,26 @@ def test_lowers_stay_in_their_order_topmost_first() -> None:
 
 def test_lowerdir_plus_adds_one_layer_below() -> None:
     assert parse(["lowerdir+=/a,lowerdir+=/b"]).stack.lowers == (b"/a", b"/b")
-    assert parse(["lowerdir=/a:/b,lowerdir+=/c"]).stack.lowers == (b"/a", b"/b", b"/c")
+    assert parse(["lowerdir+=/a,lowerdir+=/b", "datadir+=/c"]).stack.data_only == (b"/c",)
 
 
-def test_lowerdir_plus_takes_a_colon_as_it_is() -> None:
-    assert parse(["lowerdir+=/a:b"]).stack.lowers == (b"/a:b",)
+@pytest.mark.parametrize(("value", "path"), [
+    ("/a:b", b"/a:b"), (r"/a\:b", rb"/a\:b"), (r"/a\\b", rb"/a\\b"), (r"/a\,b", b"/a,b"), ("/a\\", b"/a\\"),
+])
+def test_lowerdir_plus_takes_all_but_an_escaped_comma_as_it_is(value: str, path: bytes) -> None:
+    assert parse([f"lowerdir+={value}"]).stack.lowers == (path,)
+    assert parse([f"lowerdir+=/a,datadir+={value}"]).stack.data_only == (path,)
 
 
-def test_several_lines_add_up() -> None:
-    options = parse(["lowerdir=/a:/b,ro", "lowerdir=/c", "upperdir=/u", "workdir=/w,nodev"])
-    assert options.stack.lowers == (b"/a", b"/b", b"/c")
+def test_lowerdir_takes_the_place_of_all_layers_before_it() -> None:
+    assert parse(["lowerdir=/a:/b::/data", "lowerdir=/c"]).stack == parse(["lowerdir=/c"]).stack
+    assert parse(["lowerdir+=/a,datadir+=/data,lowerdir=/c:/d"]).stack.lowers == (b"/c", b"/d")
+    assert parse(["lowerdir=/a,lowerdir=,lowerdir+=/b"]).stack.lowers == (b"/b",)
+
+
+def test_several_lines_are_one() -> None:
+    options = parse(["lowerdir=/a:/b,ro", "upperdir=/u", "workdir=/w,nodev"])
+    assert options.stack.lowers == (b"/a", b"/b")
     assert (options.stack.upper, options.stack.work) == (b"/u", b"/w")
     assert options.flags == syscalls.MS_RDONLY | syscalls.MS_NODEV
 
@@ -100,7 +110,6 @@ def test_without_upper_the_stack_has_neither_upper_nor_work() -> None:
         (r"lowerdir=/a\\:/c", (b"/a\\", b"/c")),
         (r"lowerdir=/a\\\:/c", (b"/a\\:/c",)),
         (r"lowerdir=\:a", (b":a",)),
-        (r"lowerdir+=/a\,b", (b"/a,b",)),
         ("lowerdir=/a\\\nb", (b"/a\nb",)),
         ("lowerdir=/a\\", (b"/a\\",)),
         ("lowerdir=/a=b", (b"/a=b",)),
@@ -252,8 +261,8 @@ def test_metacopy_is_off_until_turned_on() -> None:
 
 
 def test_data_only_layers_come_last_each_behind_two_colons() -> None:
-    stack = parse([r"lowerdir=/a:/b::/c\:::/d,datadir+=/e"]).stack
-    assert (stack.lowers, stack.data_only) == ((b"/a", b"/b"), (b"/c:", b"/d", b"/e"))
+    stack = parse([r"lowerdir=/a:/b::/c\:::/d"]).stack
+    assert (stack.lowers, stack.data_only) == ((b"/a", b"/b"), (b"/c:", b"/d"))
 
 
 def test_userxattr_and_volatile_are_off_until_asked_for() -> None:
@@ -317,7 +326,12 @@ def test_later_noallow_other_wins() -> None:
     [
         ("", "lowerdir=", "lowerdir=TOP"),
         ("ro", "lowerdir=", "lowerdir=TOP"),
-        ("lowerdir=", "lowerdir=", "colon"),
+        ("lowerdir=", "lowerdir=", "lowerdir=TOP"),
+        ("lowerdir=/a,lowerdir=", "lowerdir=", "lowerdir=TOP"),
+        ("lowerdir=/a,lowerdir+=/b", "lowerdir+=/b follows lowerdir=", "lowerdir+="),
+        ("lowerdir=/a,datadir+=/b", "datadir+=/b follows lowerdir=", "datadir+="),
+        ("datadir+=/d,lowerdir+=/a", "lowerdir+=/a follows a data-only layer", "behind the last lowerdir+="),
+        ("datadir+=/d", "lowerdir=", "lowerdir=TOP"),
         ("lowerdir=:/a", "lowerdir=:/a", "colon"),
         ("lowerdir=/a:", "lowerdir=/a:", "colon"),
         ("lowerdir=/a::/data:/b", "lowerdir=/a::/data:/b", "each data-only layer"),

@@ -191,6 +191,37 @@ def test_lower_named_twice_is_refused(place: Path, refused: Refused, again: str)
     assert error.remedy == "name each layer once in lowerdir="
 
 
+@pytest.mark.parametrize(("lowers", "inner", "outer"), [
+    (("top", "top/in"), 2, 1), (("bottom/in", "top", "bottom"), 1, 3), (("top", "link/in/deep"), 2, 1),
+])
+def test_lower_inside_another_is_refused(
+    place: Path, refused: Refused, lowers: tuple[str, ...], inner: int, outer: int
+) -> None:
+    directories(place, "top/in/deep", "bottom/in")
+    (place / "link").symlink_to("top")
+    error = refused(stack(place, *lowers))
+    assert error.problem == (
+        f"lower layer {inner}, {place / lowers[inner - 1]}, lies inside lower layer {outer}, "
+        f"{place / lowers[outer - 1]}"
+    )
+    assert error.remedy.endswith("name directories that do not contain one another")
+
+
+def test_data_only_layer_must_be_apart_too(place: Path, refused: Refused) -> None:
+    directories(place, "data", "top/in")
+    assert checked(replace(stack(place), data_only=(bytes(place / "data"),))).data_only
+    for path, says in (("top", "is the same directory as lower layer 1"), ("top/in", "lies inside lower layer 1")):
+        error = refused(replace(stack(place), data_only=(bytes(place / "data"), bytes(place / path))))
+        assert error.problem.startswith(f"data-only layer 2, {place / path}, {says}")
+
+
+def test_bound_directory_is_the_same_wherever_it_is_mounted(place: Path, refused: Refused, mount: Mount) -> None:
+    directories(place, "top/in")
+    bound = mount("", "bound", flags=MS_BIND, source=place / "top/in")
+    assert f"{bound}, lies inside lower layer 1" in refused(stack(place, "top", "bound")).problem
+    assert f"overlaps lower layer 1, {bound}" in refused(stack(place, "bound", upper="top")).problem
+
+
 # --- filesystems -----------------------------------------------------------------------------------
 
 

@@ -6,12 +6,14 @@ encodes the answer: no rule of the union lives here.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.engine import Overlay
 
 FILESYSTEM_TYPE = "fuse.overlayfs-demo"
@@ -19,6 +21,10 @@ SUBTYPE = "overlayfs-demo"
 
 # Linux clock 5, CLOCK_REALTIME_COARSE: the tick that file times are taken from. Python does not name it.
 _COARSE = 5
+# With these flags of mount(2) no access time changes.
+NO_READING_NOTED = syscalls.MS_NOATIME | syscalls.MS_RDONLY
+# After so long an access time is changed again.
+_DAY_NS = 24 * 60 * 60 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +66,16 @@ class Front(Protocol):
 def now_ns() -> int:
     """The time that the kernel would stamp a file with, in nanoseconds since the epoch."""
     return time.clock_gettime_ns(_COARSE)
+
+
+def reading_is_noted(flags: int, status: os.stat_result) -> bool:
+    """Would reading a file of the upper change its access time, in a view with these MS_* flags of mount(2)?
+
+    As the VFS decides (fs/inode.c, relatime_need_update).
+    """
+    if flags & NO_READING_NOTED:
+        return False
+    if flags & syscalls.MS_STRICTATIME:
+        return True
+    atime = status.st_atime_ns
+    return atime <= status.st_mtime_ns or atime <= status.st_ctime_ns or now_ns() - atime >= _DAY_NS

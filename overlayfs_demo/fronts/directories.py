@@ -112,6 +112,7 @@ class Directories:
             ahead = self._take_ahead(directory)
             # The kernel may have forgotten the directory meanwhile, and its numbers with it.
             if ahead is not None and ahead.numbering is stream.current:
+                self._overlay.note_reading(directory)
                 return ahead.numbering, ahead.answers
         return stream.refresh(partial(self._overlay.names, directory)), ()
 
@@ -142,7 +143,7 @@ class Directories:
             self._next = directory
             age = self._age
             self._trust.inside(directory)
-            take = partial(self._overlay.names, directory, at_most=_AHEAD_NAMES)
+            take = partial(self._overlay.names, directory, at_most=_AHEAD_NAMES, quietly=True)
             numbering = self._nodes.stream(nodeid).refresh(take)
             names = [entry.listed for entry in numbering.entries[:_AHEAD_LOOKUPS]]
             # A file of the upper may change before it is asked for; of the lowers' we would hear.

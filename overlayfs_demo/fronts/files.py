@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable
 from itertools import count
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.fronts import wire
-from overlayfs_demo.fronts.base import View
+from overlayfs_demo.fronts.base import NO_READING_NOTED, View, reading_is_noted
 from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.request import Request
 from overlayfs_demo.fronts.trust import Trust
@@ -46,7 +45,8 @@ class Files:
         self._pass_on = pass_on
         self._store = store
         self._trust = trust
-        self._always = os.O_NOATIME if view.flags & syscalls.MS_NOATIME else 0
+        self._flags = view.flags
+        self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
         self._serial = count(1)
         self._open: dict[int, _OpenFile] = {}
 
@@ -71,7 +71,19 @@ class Files:
         keep = self._trust.keeps(node)
         if keep and not handle.in_upper:
             self._store_small(request, handle)
-        return self._opened(node, handle, keep or self._nodes.is_same(request.nodeid, _stamp(handle)))
+        return self._opened(node, handle, self._keeps_pages(request.nodeid, handle, flags, keep))
+
+    def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool) -> bool:
+        """May the kernel read, without asking us, what it has of the file? `keep`: it is told of changes.
+
+        A reading that changes the access time must reach the real file.
+        """
+        may_be_noted = handle.in_upper and flags & os.O_ACCMODE != os.O_WRONLY and not self._always
+        if keep and not may_be_noted:
+            return True
+        status = os.fstat(handle.fd)
+        is_same = keep or self._nodes.is_same(nodeid, _stamp(status))
+        return is_same and not (may_be_noted and reading_is_noted(self._flags, status))
 
     def _store_small(self, request: Request, handle: Handle) -> None:
         """Send a small file's data along with the first open: the read that follows needs no request then."""
@@ -166,7 +178,6 @@ class Files:
         return b""
 
 
-def _stamp(handle: Handle) -> tuple[int, ...]:
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
     """What differs once somebody changed the file's data."""
-    status = os.fstat(handle.fd)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -15,6 +15,7 @@ say (`kernel_front` talks to /dev/fuse itself, and can) is given up here:
 - rename(2) has no flags, so neither exchange nor "do not replace": the kernel answers EINVAL.
 - No O_TMPFILE, no fallocate(2) (both EOPNOTSUPP), no SEEK_HOLE (a file counts as all data), and
   copy_file_range(2) copies through the kernel's cache, not within the layers' filesystem.
+- No inode flags (lsattr and chattr: ENOTTY), though those that are there are obeyed, and no time of birth.
 - Two names of one file are two files to the kernel. It must therefore ask for attributes every time, and
   drop a file's cached pages at each open; while both names are open, a reader through one may still see
   what was in the file before it was overwritten through the other.
@@ -47,7 +48,7 @@ import fuse
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts.base import View, now_ns
+from overlayfs_demo.fronts.base import NO_READING_NOTED, View, now_ns
 from overlayfs_demo.fronts.libfuse import ENCODING, default_signals, mount_options
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -116,7 +117,7 @@ class Callbacks:
     def __init__(self, view: View, ready: Callable[[], None]) -> None:
         self._overlay = view.overlay
         self._asked = view.asked
-        self._always = os.O_NOATIME if view.flags & syscalls.MS_NOATIME else 0
+        self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
         self._ready = ready
         self.answered = False
         self.failure: Exception | None = None
@@ -298,7 +299,9 @@ class Callbacks:
     def utimens(self, path: str, times: tuple[int, int] | None) -> None:
         """utimensat(2): access and modification time, in nanoseconds since the epoch."""
         atime, mtime = times or (_UTIME_NOW, _UTIME_NOW)
-        self._change(path, Change(atime_ns=_time(atime), mtime_ns=_time(mtime)), "utimensat")
+        touches = atime == mtime == _UTIME_NOW
+        change = Change(atime_ns=_time(atime), mtime_ns=_time(mtime), only_touches=touches)
+        self._change(path, change, "utimensat")
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
         """truncate(2), by path; ftruncate(2), by handle."""

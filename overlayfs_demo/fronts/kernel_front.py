@@ -111,6 +111,8 @@ class Session:
         self._device = fd
         # With POSIX ACLs the kernel checks permissions whether that was asked for or not.
         self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
+        if view.flags & syscalls.MS_STRICTATIME:
+            self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading is to be noted.
         self._asked = view.asked
         self._turn = Turn()
         follows = view.timeout is None and view.overlay.behind.start()

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from functools import partial
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.fronts import wire
 from overlayfs_demo.fronts.base import View, now_ns
 from overlayfs_demo.fronts.directories import Directories, Portion
@@ -20,12 +21,15 @@ from overlayfs_demo.fronts.node_table import NodeTable
 from overlayfs_demo.fronts.request import Payload, Request
 from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.fronts.wire import Opcode
-from overlayfs_demo.overlay import acl
+from overlayfs_demo.overlay import acl, inode_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.types import Attrs, Change
 
 _EMPTY = b""
+
+_TOUCH = wire.FATTR_ATIME | wire.FATTR_MTIME | wire.FATTR_ATIME_NOW | wire.FATTR_MTIME_NOW
+_CHANGES = _TOUCH | wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | wire.FATTR_SIZE
 
 
 class Requests:
@@ -42,7 +46,8 @@ class Requests:
         self._overlay.hooks.before_wait = pass_on
         self._pass_on = pass_on
         self._distrust = distrust
-        self._trust = trust = Trust(view.overlay, view.timeout)
+        strict = bool(view.flags & syscalls.MS_STRICTATIME)
+        self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)
         self.nodes = NodeTable(view.overlay.root)
         self.directories = Directories(view.overlay, self.nodes, trust)
         self._files = Files(view, self.nodes, trust, pass_on, store)
@@ -91,6 +96,12 @@ class Requests:
     def getattr(self, request: Request) -> bytes:
         node = self._node(request)
         return wire.attr_reply(self._overlay.attrs(node), self._trust.attributes(node))
+
+    def statx(self, request: Request) -> bytes:
+        """The kernel asks this way if somebody wants to know the time of birth."""
+        node = self._node(request)
+        attrs, birth = self._overlay.attrs(node), self._overlay.birth_time(node)
+        return wire.statx_reply(attrs, birth, self._trust.attributes(node))
 
     def readlink(self, request: Request) -> bytes:
         return self._overlay.readlink(self._node(request))
@@ -170,6 +181,7 @@ class Requests:
             atime_ns=_time(valid, wire.FATTR_ATIME, wire.FATTR_ATIME_NOW, atime, ansec),
             mtime_ns=_time(valid, wire.FATTR_MTIME, wire.FATTR_MTIME_NOW, mtime, mnsec),
             kill_privileges=bool(valid & wire.FATTR_KILL_SUIDGID),
+            only_touches=valid & _CHANGES == _TOUCH,
         )
         node = self._node(request)
         attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))
@@ -190,6 +202,21 @@ class Requests:
         name = os.fsdecode(request.name())
         self._overlay.remove_xattr(self._node(request), name, request.caller("removexattr"))
         return _EMPTY
+
+    def ioctl(self, request: Request) -> bytes:
+        """Inode flags. As on the kernel's own overlay, no other ioctl means anything here."""
+        _, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(request.body)
+        node = self._node(request)
+        for form in (inode_flags.PLAIN, inode_flags.EXTENDED):
+            if command == form.get:
+                value = self._overlay.get_flags(node, form)
+                return wire.IOCTL_OUT.pack(0) + value.ljust(out_size, b"\0")[:out_size]
+            if command == form.set and in_size >= form.size:
+                start = wire.IOCTL_IN.size
+                value = bytes(request.body[start : start + form.size])
+                self._overlay.set_flags(node, form, value, request.caller("chattr"))
+                return wire.IOCTL_OUT.pack(0)
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
     # --- directories -------------------------------------------------------------------------------
     # They are read by node alone, so there is nothing to open and release.

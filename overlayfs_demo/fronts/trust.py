@@ -21,8 +21,9 @@ _AT_REST = 3600.0
 class Trust:
     """Answers for one mount. `shortest` is in seconds. Safe to use from several threads."""
 
-    def __init__(self, overlay: Overlay, timeout: float | None) -> None:
-        """`timeout` in seconds; None is as long as changes are noticed."""
+    def __init__(self, overlay: Overlay, timeout: float | None, *, notes_all_reading: bool = False) -> None:
+        """`timeout` in seconds; None is as long as changes are noticed. With `notes_all_reading`, whoever reads a
+        directory must ask us."""
         self._watch = overlay.behind.watch
         self._is_past = overlay.is_past
         self._at_rest = timeout is not None and timeout >= _AT_REST
@@ -33,7 +34,9 @@ class Trust:
         self.shortest = _MOMENT if timeout is None else timeout
         # May the kernel open directories without asking, and keep what they list until it is told otherwise?
         # (It can be told soon, but not at once, and the upper's past changes with every change of the view.)
-        self.keeps_listings = (overlay.behind.started or self._at_rest) and not overlay.has_past
+        # Nor if each reading of a directory is to be noted.
+        is_told = overlay.behind.started or self._at_rest
+        self.keeps_listings = is_told and not overlay.has_past and not notes_all_reading
 
     def inside(self, directory: DirNode) -> wire.Valid:
         """For what is said of names in the directory. Call before the engine is asked about them."""

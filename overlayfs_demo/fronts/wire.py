@@ -53,6 +53,7 @@ class Opcode(IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -61,6 +62,7 @@ class Opcode(IntEnum):
     COPY_FILE_RANGE = 47
     SYNCFS = 50
     TMPFILE = 51
+    STATX = 52
     COPY_FILE_RANGE_64 = 53
 
 
@@ -92,13 +94,15 @@ SETXATTR_ACL_KILL_SGID = 1
 FSYNC_FDATASYNC = 1
 
 # Requests. The header: length, opcode, unique, nodeid, uid, gid, pid, extensions' length, padding.
+# fuse.h declares offsets and sizes of files as uint64_t, but the kernel fills them from loff_t: they are signed
+# here, so that a system call gets, and judges, the number that the caller gave.
 HEADER = struct.Struct("=IIQQIIIHH")
 INIT_IN = struct.Struct("=IIII")
 INIT_FLAGS2_IN = struct.Struct("=16xI")
 FORGET_IN = struct.Struct("=Q")
 BATCH_FORGET_IN = struct.Struct("=II")
 FORGET_ONE = struct.Struct("=QQ")
-SETATTR_IN = struct.Struct("=I4xQQQqq8xII4xI4xII4x")
+SETATTR_IN = struct.Struct("=I4xQqQqq8xII4xI4xII4x")
 MKNOD_IN = struct.Struct("=III4x")
 MKDIR_IN = struct.Struct("=II")
 RENAME_IN = struct.Struct("=Q")
@@ -106,15 +110,17 @@ RENAME2_IN = struct.Struct("=QI4x")
 LINK_IN = struct.Struct("=Q")
 OPEN_IN = struct.Struct("=II")
 CREATE_IN = struct.Struct("=IIII")
-READ_IN = struct.Struct("=QQII")
-WRITE_IN = struct.Struct("=QQII16x")
+READ_IN = struct.Struct("=QqII")
+WRITE_IN = struct.Struct("=QqII16x")
 RELEASE_IN = struct.Struct("=QII")
 FSYNC_IN = struct.Struct("=QI4x")
 SETXATTR_IN = struct.Struct("=III4x")
 GETXATTR_IN = struct.Struct("=I4x")
-FALLOCATE_IN = struct.Struct("=QQQI4x")
-LSEEK_IN = struct.Struct("=QQI4x")
-COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")
+FALLOCATE_IN = struct.Struct("=QqqI4x")
+# fh, flags, command, argument, and the sizes of what was sent along, behind this, and of what is wanted back.
+IOCTL_IN = struct.Struct("=QIIQII")
+LSEEK_IN = struct.Struct("=QqI4x")
+COPY_FILE_RANGE_IN = struct.Struct("=QqQQqQQ")
 
 # Replies. The header: length, error (negative errno or 0), unique.
 REPLY = struct.Struct("=IiQ")
@@ -123,13 +129,18 @@ _ATTR = "QQQqqqIIIIIIIIII"
 _ENTRY_FORMAT = "QQQQII" + _ATTR
 _ENTRY = struct.Struct("=" + _ENTRY_FORMAT)
 _ATTR_OUT = struct.Struct("=QII" + _ATTR)
+_SX_TIME = "qI4x"
+# How long it is valid; mask, blksize, attributes; nlink, owner, mode; ino, size, blocks; times; rdev.
+_STATX_OUT = struct.Struct("=QI20x" + "IIQ" + "IIIH2x" + "QQQ8x" + _SX_TIME * 4 + "II8x112x")
+_STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 _OPEN_OUT = struct.Struct("=QIi")
 _DIRENT_FORMAT = "QQII"
 _DIRENT = struct.Struct("=" + _DIRENT_FORMAT)
 _STATFS = struct.Struct("=QQQQQIIII24x")
 WRITE_OUT = struct.Struct("=I4x")
 XATTR_SIZE = struct.Struct("=I4x")
-LSEEK_OUT = struct.Struct("=Q")
+IOCTL_OUT = struct.Struct("=i12x")
+LSEEK_OUT = struct.Struct("=q")
 COPY_FILE_RANGE_OUT = struct.Struct("=Q")
 
 # Messages of ours that answer no request: the reply header with unique 0 and this number as its error
@@ -226,6 +237,17 @@ def negative_entry(valid: Valid) -> bytes:
 def attr_reply(attrs: Attrs, valid: Valid) -> bytes:
     """GETATTR's and SETATTR's reply."""
     return _ATTR_OUT.pack(valid.attr_seconds, valid.attr_nanoseconds, 0, *_fields(attrs))
+
+
+def statx_reply(attrs: Attrs, birth_ns: int | None, valid: Valid) -> bytes:
+    """STATX's reply: the attributes and, where it is known, the time of birth."""
+    mask = _STATX_BASIC_STATS | (0 if birth_ns is None else _STATX_BTIME)
+    times = (attrs.atime_ns, birth_ns or 0, attrs.ctime_ns, attrs.mtime_ns)
+    return _STATX_OUT.pack(
+        valid.attr_seconds, valid.attr_nanoseconds, mask, attrs.blksize, 0, attrs.nlink, attrs.uid, attrs.gid,
+        attrs.mode, attrs.ino, attrs.size, attrs.blocks, *(part for time in times for part in divmod(time, _SECOND)),
+        os.major(attrs.rdev), os.minor(attrs.rdev),
+    )
 
 
 def open_reply(handle: int, flags: int) -> bytes:

@@ -19,6 +19,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.impure import mark_impure
+from overlayfs_demo.overlay.inode_flags import lower_protection
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of, stale
 from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
@@ -403,6 +404,8 @@ class CopyUp:
         self._copy_xattrs(source, path)
         if origin:
             os.setxattr(path, self._tree.xattrs.origin, origin, follow_symlinks=False)
+        if protected := lower_protection(source):
+            os.setxattr(path, self._tree.xattrs.protattr, protected, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(path, stat.S_IMODE(status.st_mode))
         if keep_times:

@@ -12,17 +12,18 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import acl, impure, lineage, listing, provenance
+from overlayfs_demo.overlay import acl, impure, inode_flags, lineage, listing, private_mount, provenance
 from overlayfs_demo.overlay.behind import Behind
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.index import Index
-from overlayfs_demo.overlay.layer import DescriptorCache, Layer
+from overlayfs_demo.overlay.layer import Descriptor, DescriptorCache, Layer
 from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.names import Names, failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -62,9 +63,10 @@ class Overlay:
         self._cache = DescriptorCache(self._budget.directories)
         upper, index = None, None
         metacopies = stack.metacopy or bool(stack.data_only)
+        self._work: Descriptor | None = None
         self._layers = [
             # In an upper `.wh.` begins ordinary names.
-            Layer(path, number, label, xattrs, self._cache,
+            Layer(path, private_mount.open_root(path, private_mount.LOWER), number, label, xattrs, self._cache,
                   image_dialect=stack.image_whiteouts and not (stack.rehearsal and number == 1),
                   last=number == len(stack.lowers) + len(stack.data_only), metacopies=metacopies)
             for number, (path, label) in enumerate(zip(stack.lowers + stack.data_only, stack.labels(), strict=True), 1)
@@ -72,15 +74,20 @@ class Overlay:
         lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
         origins = Origins(lowers)
         if stack.upper is not None and stack.work is not None:
-            layer = Layer(stack.upper, 0, "upper", xattrs, self._cache, image_dialect=False, last=False,
+            attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
+            root, work_fd = private_mount.open_upper(stack.upper, stack.work, attributes)
+            layer = Layer(stack.upper, root, 0, "upper", xattrs, self._cache, image_dialect=False, last=False,
                           metacopies=metacopies)
+            self._work = Descriptor(work_fd)  # For as long as this path leads through it.
+            work = syscalls.fd_path(work_fd)
             if pairing is not None:
+                pairing = replace(pairing, upper=syscalls.fd_path(root.fd), work=work)
                 index = Index(layer, pairing, origins, stack.read_only)
             if stack.read_only:
                 lowers.insert(0, layer)
                 self._layers.append(layer)
             else:
-                upper = Upper(layer, stack.work, xattrs, self.events, stack.volatile)
+                upper = Upper(layer, work, xattrs, self.events, stack.volatile)
         self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
         self._lock = self._tree.lock
         self.behind = Behind(self._tree)
@@ -119,6 +126,7 @@ class Overlay:
             self._tree.upper.layer.close()
         for layer in self._layers:
             layer.close()
+        self._work = None
 
     # --- find --------------------------------------------------------------------------------------
 
@@ -174,17 +182,30 @@ class Overlay:
         with self._lock:
             return node.attrs_from(node.stat())
 
-    def names(self, node: DirNode, at_most: int = sys.maxsize) -> listing.Snapshot:
+    def birth_time(self, node: Node) -> int | None:
+        """When the real file in front was made, in nanoseconds since the epoch; None where that is not known."""
+        with self._lock:
+            pinned = node.pin()
+            return syscalls.statx(pinned.place, follow=True).birth_ns
+
+    def names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> listing.Snapshot:
         """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
 
-        Raises TooManyNamesError as soon as there turn out to be more than `at_most`.
+        `quietly` leaves its access time to `note_reading`. Raises TooManyNamesError as soon as there turn out to be
+        more names than `at_most`.
         """
         with self._lock:
             if node.gone:
                 return listing.Snapshot({}, (), 0)
-            snapshot = self._tree_of(node).snapshot(node, at_most)
+            snapshot = self._tree_of(node).snapshot(node, at_most, quietly=quietly)
             impure.drop_mark(node, snapshot.names, self._tree)
             return snapshot
+
+    def note_reading(self, node: DirNode) -> None:
+        """Somebody was given what `names` read quietly."""
+        with self._lock:
+            if node.upper is not None and not node.gone:
+                listing.note_reading(node.upper)
 
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
         """The directory entry of a name from `names`, or None if it is gone since."""
@@ -290,6 +311,7 @@ class Overlay:
         self._refuse_past(parent, name)
         if not isinstance(node, FileNode):
             raise failure(errno.EPERM, name)
+        self._refuse_protected(node)
         while True:
             with self._lock:
                 assert node.parent is not None
@@ -345,6 +367,8 @@ class Overlay:
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
         self._refuse_past(node)
+        if change != Change(kill_privileges=True):  # Which is part of a write.
+            self._refuse_protected(node, appends=change.only_touches)
         if change.size is not None:
             fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY))
             os.close(fd)
@@ -399,6 +423,7 @@ class Overlay:
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
         self._refuse_past(node)
+        self._refuse_protected(node)
         stored = self._tree.xattrs.stored(name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
@@ -412,11 +437,33 @@ class Overlay:
         self._refuse_past(node)
         self._tree.writable()
         stored = self._tree.xattrs.stored(name)
+        self._refuse_protected(node)
         if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
             self.xattr(node, name)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.remove_xattr(node.pin(), self._event_path(node), stored, caller)
+
+    def _refuse_protected(self, node: Node, *, appends: bool = False) -> None:
+        """EPERM for a change that inode flags forbid: see `inode_flags`."""
+        with self._lock:
+            inode_flags.refuse(node, self._tree.xattrs, appends=appends)
+
+    def get_flags(self, node: Node, form: inode_flags.Format) -> bytes:
+        """The flags that lsattr(1) shows."""
+        with self._lock:
+            return inode_flags.read(node, self._tree.xattrs, form)
+
+    def set_flags(self, node: Node, form: inode_flags.Format, value: bytes, caller: Caller) -> None:
+        """Set them, as chattr(1) does. Raises EPERM, ENOTTY, or what the upper's filesystem says."""
+        self._refuse_past(node)
+        inode_flags.check_permission(self.get_flags(node, form), value, form, self.attrs(node).uid, caller)
+        upper = self._copy_up.node(node, caller, data=False)
+        with self._lock:
+            protection = form.protection(value)
+            stored = form.with_protection(value, b"")
+            upper.set_flags(node.pin(), self._event_path(node), form.set, stored, protection, caller)
+        self.hooks.changed(node)
 
     # --- open --------------------------------------------------------------------------------------
 
@@ -431,6 +478,7 @@ class Overlay:
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         if writing:
             self._refuse_past(node)
+            self._refuse_protected(node, appends=flags & (os.O_APPEND | os.O_TRUNC) == os.O_APPEND)
         if flags & os.O_TRUNC:
             return self._open_cut(node, flags & _OPEN_FLAGS, caller, kill_privileges)
         if writing:
@@ -485,6 +533,7 @@ class Overlay:
         self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller
     ) -> None:
         """fallocate(2) through a handle. Like a write, it drops the set-id bits if the caller is not privileged."""
+        self._refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
         if caller.uid:
             self._drop_privileges(node, handle, caller)
         syscalls.allocate(handle.fd, mode, offset, length)

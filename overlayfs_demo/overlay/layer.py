@@ -14,6 +14,7 @@ import stat
 from collections import deque
 
 from overlayfs_demo import syscalls
+from overlayfs_demo.overlay.private_mount import Root
 from overlayfs_demo.overlay.whiteout import (
     FUSE_OVERLAYFS_OPAQUE,
     IMAGE_OPAQUE,
@@ -26,6 +27,8 @@ from overlayfs_demo.overlay.whiteout import (
 _LONGEST_PATH = 4095
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# To look into a directory is nobody's reading of it.
+_QUIETLY = _DIRECTORY | os.O_NOATIME
 
 # What opening a directory fails with if something else, or nothing, stands at its name now: open(2), openat2(2).
 _MOVED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
@@ -105,18 +108,19 @@ class Layer:
     """One directory of the stack. `number` is 0 for the upper, then 1, 2, ... from the top lower down; `label` is
     how messages and events name the layer.
 
-    `path` is how the user named it. `image_dialect` says whether zero-length `.wh.NAME` files are
-    whiteouts here. `last` says that nothing lies below, so that few marks are read. `metacopies`: there may be some.
-    `told` is what `faults` has logged. Owns `root_fd` until `close`.
+    `path` is how the user named it. `root` is the directory, which this owns until `close`. `image_dialect` says
+    whether zero-length `.wh.NAME` files are whiteouts here. `last` says that nothing lies below, so that few marks are
+    read. `metacopies`: there may be some. `told` is what `faults` has logged.
     """
 
     __slots__ = (
-        "cache", "device", "image_dialect", "label", "last", "metacopies", "number", "path", "root_fd", "told",
+        "cache", "device", "image_dialect", "label", "last", "metacopies", "number", "path", "reads_quietly", "root_fd",
+        "told",
         "xattrs",
     )
 
     def __init__(
-        self, path: bytes, number: int, label: str, xattrs: PrivateXattrs, cache: DescriptorCache,
+        self, path: bytes, root: Root, number: int, label: str, xattrs: PrivateXattrs, cache: DescriptorCache,
         *, image_dialect: bool, last: bool, metacopies: bool = False,
     ) -> None:
         self.path = path
@@ -128,7 +132,7 @@ class Layer:
         self.last = last
         self.metacopies = metacopies
         self.told: set[tuple[bytes, str]] = set()
-        self.root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.root_fd, self.reads_quietly = root
         self.device = os.fstat(self.root_fd).st_dev
 
     @property
@@ -245,8 +249,12 @@ class LayerDir:
         """Like `open`, by one step from the parent, which is cheaper when that is open anyway."""
         if self._descriptor is not None:
             return self._descriptor
+        above = parent.open().fd
         try:
-            fd = os.open(name, _DIRECTORY, dir_fd=parent.open().fd)
+            try:
+                fd = os.open(name, _QUIETLY, dir_fd=above)
+            except PermissionError:  # Only the owner and root may ask for O_NOATIME: open(2).
+                fd = os.open(name, _DIRECTORY, dir_fd=above)
         except OSError as error:
             raise stale(name) if error.errno in _MOVED else error from None
         return self.keep(fd)
@@ -300,7 +308,11 @@ def _open_directory(root_fd: int, path: bytes) -> int:
         cut = path.rindex(b"/", 0, _LONGEST_PATH)
         held = Descriptor(syscalls.open_beneath(held.fd if held else root_fd, path[:cut], _DIRECTORY))
         path = path[cut + 1 :]
-    return syscalls.open_beneath(held.fd if held else root_fd, path or b".", _DIRECTORY)
+    fd = held.fd if held else root_fd
+    try:
+        return syscalls.open_beneath(fd, path or b".", _QUIETLY)
+    except PermissionError:  # As in `adopt`.
+        return syscalls.open_beneath(fd, path or b".", _DIRECTORY)
 
 
 class LowerDir(LayerDir):

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.layer import LayerDir, UpperDir
@@ -46,9 +46,17 @@ class TooManyNamesError(Exception):
     """A directory has more names than the caller wanted to wait for."""
 
 
-def snapshot(sources: Sequence[LayerDir], at_most: int = sys.maxsize) -> Snapshot:
+def snapshot(sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
     """What `merged_names` says now."""
-    return Snapshot(merged_names(sources, at_most), sources, _changes(sources))
+    return Snapshot(merged_names(sources, at_most, quietly=quietly), sources, _changes(sources))
+
+
+def note_reading(source: LayerDir) -> None:
+    """Let the access time tell that a directory was read, which was done quietly. Raises OSError."""
+    if not source.layer.reads_quietly:
+        directory = source.open()
+        with os.scandir(syscalls.fd_path(directory.fd)) as entries:
+            next(entries, None)
 
 
 def _changes(sources: Sequence[LayerDir]) -> int:
@@ -56,30 +64,34 @@ def _changes(sources: Sequence[LayerDir]) -> int:
     return first.changes if isinstance(first, UpperDir) else 0
 
 
-def merged_names(sources: Sequence[LayerDir], at_most: int = sys.maxsize) -> dict[bytes, Listed]:
-    """All names of the directory merged from `sources` (topmost first), as of now.
+def merged_names(
+    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False
+) -> dict[bytes, Listed]:
+    """All names of the directory merged from `sources` (topmost first), as of now; `quietly` changes no access time.
 
     Raises OSError; TooManyNamesError if there are more than `at_most`.
     """
     listed: dict[bytes, Listed] = {}
     hidden: set[bytes] = set()
     for source in sources:
-        _read(source, listed, hidden, at_most, merged=len(sources) > 1)
+        _read(source, listed, hidden, at_most, merged=len(sources) > 1, quietly=quietly)
     return listed
 
 
 def _read(
-    source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], at_most: int, *, merged: bool
+    source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], at_most: int, *, merged: bool, quietly: bool
 ) -> None:
     layer = source.layer
     suspicious = source.marks.has_xattr_whiteouts
     # A layer's whiteouts hide what is below it, not what the layer itself holds under the name.
     hidden_here: set[bytes] = set()
     directory = source.open()
-    # By path, because then the names come as bytes.
-    with os.scandir(syscalls.fd_path(directory.fd)) as entries:
+    # The descriptor has O_NOATIME, if it may. The path opens the directory anew, and the names come as bytes.
+    quietly = quietly or layer.reads_quietly
+    place: Any = directory.fd if quietly else syscalls.fd_path(directory.fd)
+    with os.scandir(place) as entries:
         for entry in entries:
-            name = entry.name
+            name: bytes = os.fsencode(entry.name) if quietly else entry.name
             if name in listed or name in hidden:
                 continue
             kind = _kind(entry)
@@ -99,7 +111,7 @@ def _read(
     hidden |= hidden_here
 
 
-def _kind(entry: os.DirEntry[bytes]) -> int:
+def _kind(entry: os.DirEntry[Any]) -> int:
     """The S_IFMT kind, from the directory entry's own type where it tells."""
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
@@ -117,6 +129,6 @@ def _kind(entry: os.DirEntry[bytes]) -> int:
 def is_empty(sources: Sequence[LayerDir]) -> bool:
     """Whether the merged directory has no names in the view."""
     try:
-        return not merged_names(sources, at_most=0)
+        return not merged_names(sources, at_most=0, quietly=True)
     except TooManyNamesError:
         return False

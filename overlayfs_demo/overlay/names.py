@@ -12,7 +12,7 @@ import os
 import stat
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.overlay import acl, listing
+from overlayfs_demo.overlay import acl, inode_flags, listing
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
@@ -73,6 +73,7 @@ class Names:
         """
         if parent.gone:
             raise failure(errno.ENOENT, parent.name)
+        inode_flags.refuse(parent, self._tree.xattrs, appends=True)
         above = self._copy_up.directory(parent, caller)
         new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
         fd = self._budget.admitted(self._tree.writable().tmpfile(above, new, flags, caller))
@@ -121,6 +122,7 @@ class Names:
                 raise failure(errno.EEXIST, name)
         elif parent.lowers and self._tree.lookup.find(parent.lowers, name):
             raise failure(errno.EEXIST, name)
+        inode_flags.refuse(parent, self._tree.xattrs, appends=True)
         return self._copy_up.directory(parent, caller), status is not None
 
     def _describe(
@@ -167,6 +169,7 @@ class Names:
         node, _ = self._tree.find(parent, name)
         if not isinstance(node, FileNode):
             raise failure(errno.EISDIR, name)
+        self.refuse_removal(parent, node)
         if self._tree.loses_a_name(node):
             return node
         self.anchor(node, parent, name)
@@ -179,10 +182,16 @@ class Names:
         node, _ = self._tree.find(parent, name)
         if not isinstance(node, DirNode):
             raise failure(errno.ENOTDIR, name)
+        self.refuse_removal(parent, node)
         if not listing.is_empty(node.sources):
             raise failure(errno.ENOTEMPTY, name)
         self.anchor(node, parent, name)
         self._remove(parent, name, node, caller)
+
+    def refuse_removal(self, parent: DirNode, node: Node) -> None:
+        """EPERM if inode flags keep the node where it is (fs/namei.c, may_delete)."""
+        inode_flags.refuse(parent, self._tree.xattrs)
+        inode_flags.refuse(node, self._tree.xattrs)
 
     def _remove(self, parent: DirNode, name: bytes, node: Node, caller: Caller) -> None:
         upper = self._tree.writable()

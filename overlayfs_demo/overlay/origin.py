@@ -53,26 +53,30 @@ class Origins:
 
     def find(self, value: bytes) -> tuple[Layer, bytes] | None:
         """The layer that has the file which `value` names, and where in it; None where that cannot be told."""
-        fd = self._open(value)
-        if fd is None:
-            return None
-        try:
-            path = os.readlink(syscalls.fd_path(fd))
-        finally:
-            os.close(fd)
         for layer in self._lowers:
-            root = os.readlink(syscalls.fd_path(layer.root_fd))
-            if path.startswith(root + b"/"):
-                return layer, path[len(root) :]
+            fd = self._open(value, layer)
+            if fd is None:
+                continue
+            try:
+                root, path = (os.readlink(syscalls.fd_path(one)) for one in (layer.root_fd, fd))
+                inside = path.removeprefix(root.rstrip(b"/"))
+                # On the layer's own mount, a file outside the layer has a path that is another file's, or nobody's.
+                if inside.startswith(b"/") and _is_at(layer.root_fd, inside[1:], os.fstat(fd)):
+                    return layer, inside
+            finally:
+                os.close(fd)
         return None
 
-    def _open(self, value: bytes) -> int | None:
-        """A descriptor (O_PATH) of the lower file; None if it is of no layer here, or gone, or not to be had."""
+    def _open(self, value: bytes, layer: Layer | None = None) -> int | None:
+        """A descriptor (O_PATH) of the lower file; None if it is of no layer here, or gone, or not to be had.
+
+        It is opened on the mount of `layer`, or of any that is on its filesystem.
+        """
         if not is_handle(value):
             return None
         *_, flags, kind, uuid = _HEAD.unpack_from(value)
-        layer = self._layers.get(uuid) if flags == _NATIVE_ENDIAN else None
-        if layer is None:
+        layer = layer or self._layers.get(uuid)
+        if flags != _NATIVE_ENDIAN or layer is None or self._uuids.get(layer.device) != uuid:
             return None
         try:
             return syscalls.open_file_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
@@ -80,6 +84,14 @@ class Origins:
             if error.errno in (errno.ESTALE, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
                 return None
             raise
+
+
+def _is_at(dir_fd: int, path: bytes, expected: os.stat_result) -> bool:
+    try:
+        found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(found, expected)
 
 
 def is_handle(value: bytes) -> bool:

@@ -43,7 +43,8 @@ class RecordedOverlay(MappedOverlay):
 
     def _record(self, node: Node) -> StatRecord | None:
         with self._lock:
-            return statrecord.read(node.pin().place, follow=True)
+            pinned = node.pin()
+            return statrecord.read(pinned.place, follow=True)
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
         return [name for name in super().xattrs(node, caller) if name != statrecord.NAME]

@@ -11,7 +11,7 @@ import errno
 from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.overlay import listing
+from overlayfs_demo.overlay import inode_flags, listing
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import UpperDir, key_of, stale
@@ -58,6 +58,11 @@ class Rename:
             raise failure(errno.EINVAL, old.name)
         if new.node is not None and not exchange:
             self._check_replaced(old.node, new.node, new.name)
+        self._names.refuse_removal(old.parent, old.node)
+        if new.node is not None:
+            self._names.refuse_removal(new.parent, new.node)
+        else:
+            inode_flags.refuse(new.parent, self._tree.xattrs, appends=True)
         return True
 
     def _check_replaced(self, old: Node, new: Node, name: bytes) -> None:

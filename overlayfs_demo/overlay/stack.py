@@ -29,6 +29,7 @@ class Stack:
     `copyup_max` and `copyup_warn` are limits for the data of one copy-up, in bytes, see `limits`. In a `rehearsal`
     the topmost of `lowers` is the upper of another mount, for which all this is tried out: events and limits are
     about what a copy-up costs there, and no data is copied for a change of metadata, see `forecast`.
+    `flags` are the MS_* flags of mount(2), of which those about access times count in the upper; 0 is relatime.
     """
 
     lowers: tuple[bytes, ...]
@@ -47,6 +48,7 @@ class Stack:
     copyup_max: int | None = None
     copyup_warn: int | None = None
     rehearsal: bool = False
+    flags: int = 0
 
     def labels(self) -> list[str]:
         """How messages name the lowers, and then the data-only layers: counted from the bottom, as an image does."""

@@ -163,7 +163,7 @@ class _Shelf(_Past):
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         return self.find(parent, listed.name)
 
-    def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
+    def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         source = node.sources[0]
         names = {name: Listed(name, stat.S_IFDIR, 0, source, certain=False) for name in self._entries}
         return Snapshot(names, node.sources, 0)
@@ -200,8 +200,8 @@ class _Hidden(_Past):
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         return super().find_listed(parent, listed, False)
 
-    def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
-        found = super().snapshot(node, at_most)
+    def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
+        found = super().snapshot(node, at_most, quietly=quietly)
         if node not in self._over:
             return found
         return found._replace(

@@ -181,9 +181,9 @@ class Tree:
                 if error.errno != errno.ESTALE or node.where == where:
                     raise
 
-    def snapshot(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
+    def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
-        return snapshot(node.sources, at_most)
+        return snapshot(node.sources, at_most, quietly=quietly)
 
     def child(self, parent: DirNode, name: bytes) -> Node | None:
         """The node called `name`, or None. Call with `lock` held."""

@@ -78,7 +78,8 @@ class Links(NamedTuple):
 class Change:
     """The attributes to change, all at once; None leaves one as it is.
 
-    `mode` holds permission bits only. Times are nanoseconds since the epoch. `kill_privileges` drops
+    `mode` holds permission bits only. Times are nanoseconds since the epoch; `only_touches` says that nothing else
+    is changed, and that both are now. `kill_privileges` drops
     set-user-ID, set-group-ID and capabilities, as the VFS does when an ordinary user writes or truncates.
     """
 
@@ -89,3 +90,4 @@ class Change:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     kill_privileges: bool = False
+    only_touches: bool = False

@@ -8,6 +8,7 @@ rename, so the upper shows the old state or the new one, never half of either.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -371,6 +372,21 @@ class Upper:
         """removexattr(2)."""
         os.removexattr(pinned.place, name)
         self.emit(Action.REMOVEXATTR, path, caller, detail=name)
+
+    def set_flags(
+        self, pinned: Pinned, path: bytes, command: int, value: bytes, protection: bytes, caller: Caller
+    ) -> None:
+        """Set inode flags by an ioctl, and beside them those that the real file does not get: see `inode_flags`."""
+        fd = os.dup(pinned.place) if isinstance(pinned.place, int) else pinned.open(os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, command, value)
+            if protection:
+                os.setxattr(fd, self.xattrs.protattr, protection)
+            elif syscalls.get_xattr(fd, self.xattrs.protattr) is not None:
+                os.removexattr(fd, self.xattrs.protattr)
+        finally:
+            os.close(fd)
+        self.emit(Action.SETXATTR, path, caller, detail="inode flags")
 
     def chmod(self, pinned: Pinned, path: bytes, mode: int, caller: Caller) -> None:
         """chmod(2): `mode` is permission bits, set-id and sticky bits."""

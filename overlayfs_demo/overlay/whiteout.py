@@ -34,8 +34,8 @@ class PrivateXattrs:
     """
 
     __slots__ = (
-        "escape", "impure", "lower_nlink", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "redirect",
-        "upper", "whiteout",
+        "escape", "impure", "lower_nlink", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "protattr",
+        "redirect", "upper", "whiteout",
     )
 
     def __init__(self, namespace: str) -> None:
@@ -46,6 +46,7 @@ class PrivateXattrs:
         self.metacopy = f"{self.prefix}metacopy"
         self.origin = f"{self.prefix}origin"
         self.impure = f"{self.prefix}impure"
+        self.protattr = f"{self.prefix}protattr"
         # Not the kernel's, but private like its own: see `lineage` and `index`.
         self.lowers = f"{self.prefix}demo-lowers"
         self.lower_nlink = f"{self.prefix}demo-lower-nlink"

@@ -87,13 +87,14 @@ def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 
     `upper` is what the upper holds already; `writable=False` is a mount without one; `data_only` is a layer
     below all, of which only the data of metacopies is used; `metacopy` lets changes of metadata copy no data;
-    without `index` the names of a hard-linked lower file part. `limits` are copyup_max and copyup_warn.
+    without `index` the names of a hard-linked lower file part. `flags` are mount(2)'s, and `limits` copyup_max and
+    copyup_warn.
     """
     started: list[Subject] = []
 
     def mount(
         *contents: builders.Content, upper: builders.Content | None = None, writable: bool = True,
-        data_only: builders.Content | None = None, metacopy: bool = False, index: bool = True,
+        data_only: builders.Content | None = None, metacopy: bool = False, index: bool = True, flags: int = 0,
         **limits: int,
     ) -> Subject:
         builders.directories(tmp_path, "upper", "work", "merged")
@@ -103,8 +104,8 @@ def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
         lowers = builders.layers(tmp_path, *contents)
         above = (tmp_path / "upper", tmp_path / "work") if writable else (None, None)
         data = builders.layers(tmp_path / "data", data_only) if data_only else []
-        mountpoint = tmp_path / "merged"
-        subject = make_subject(kind, Layers(lowers, *above, mountpoint, tuple(data), metacopy, index, **limits))
+        stack = Layers(lowers, *above, tmp_path / "merged", tuple(data), metacopy, index, flags=flags, **limits)
+        subject = make_subject(kind, stack)
         marks = {mark.args[0] for mark in request.node.iter_markers("differs")}
         subject.differs = kind in marks
         subject.start()

@@ -8,7 +8,7 @@ import select
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,27 @@ def become_root_of_namespace() -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0))
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         Path("/proc/self", name).write_text(text)
+
+
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
+
+
+def kernel_overlay(options: Sequence[tuple[str, str]]) -> list[str]:
+    """The names in the root of the kernel's overlay of these options, each given to fsconfig(2) by itself."""
+    context = _check(_libc.syscall(_SYS_FSOPEN, b"overlay", 1))
+    try:
+        for key, value in options:
+            words = ctypes.c_char_p(key.encode()), ctypes.c_char_p(os.fsencode(value))
+            _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, *words, 0))
+        _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
+        mounted = _check(_libc.syscall(_SYS_FSMOUNT, context, 1, 0))
+    finally:
+        os.close(context)
+    try:
+        return sorted(os.listdir(f"/proc/self/fd/{mounted}/"))
+    finally:
+        os.close(mounted)
 
 
 class Statx(NamedTuple):

@@ -38,6 +38,7 @@ class Layers:
     index: bool = True
     copyup_max: int | None = None
     copyup_warn: int | None = None
+    flags: int = 0
 
     def stack(self) -> Stack:
         """The same, as the engine wants it."""
@@ -45,7 +46,7 @@ class Layers:
         return Stack(
             tuple(os.fsencode(path) for path in reversed(self.lowers)), *above,
             data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy, index=self.index,
-            copyup_max=self.copyup_max, copyup_warn=self.copyup_warn,
+            copyup_max=self.copyup_max, copyup_warn=self.copyup_warn, flags=self.flags,
         )
 
 
@@ -280,7 +281,7 @@ class Fronted(Mounted):
 
     def options(self, stack: Stack) -> MountOptions:
         """How it is mounted."""
-        return MountOptions(stack, self.front, timeout=self.timeout)
+        return MountOptions(stack, self.front, self.layers.flags, self.timeout)
 
     def stop(self) -> None:
         mounts.unmount(self.prefix)
@@ -304,7 +305,7 @@ class Kernel(Mounted):
         options += "".join(f"::{path}" for path in self.layers.data_only)
         if self.layers.upper is not None:
             options += f",upperdir={self.layers.upper},workdir={self.layers.work}"
-        syscalls.mount(b"overlay", self.prefix, b"overlay", 0, options.encode())
+        syscalls.mount(b"overlay", self.prefix, b"overlay", self.layers.flags, options.encode())
 
     def stop(self) -> None:
         wait_until(self._unmounted, "unmount of the kernel's overlay")

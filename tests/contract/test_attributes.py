@@ -46,6 +46,21 @@ def test_times_before_the_epoch(mounted: Mount) -> None:
     assert (view.stat("a").atime_ns, view.stat("a").mtime_ns) == (-5_500_000_000, -1)
 
 
+SECOND = 1_000_000_000
+
+
+@pytest.mark.parametrize("seconds", [-1, -(1 << 31) - 1, -(1 << 40), -(1 << 63), 1 << 34, 1 << 40, (1 << 63) - 1])
+def test_any_time_becomes_what_the_uppers_filesystem_can_hold(mounted: Mount, seconds: int) -> None:
+    view = mounted({"a": "1", "d/": None, "l": symlink("a")}, upper={"other": "2"})
+    times = seconds * SECOND + 5, seconds * SECOND + SECOND - 1
+    os.utime(view.upper("other"), ns=times)
+    held = view.upper("other").stat()
+    for path in ("a", "d", "l"):
+        view.utime(path, *times)
+        status = view.stat(path)
+        assert (status.atime_ns, status.mtime_ns) == (held.st_atime_ns, held.st_mtime_ns), path
+
+
 def test_chown_of_one_id_keeps_the_other(mounted: Mount) -> None:
     view = mounted({"a": file("1", uid=7, gid=8)})
     view.run_as(0, 0o022, lambda: view.set_xattr("a", "user.x", b""))

@@ -160,6 +160,16 @@ def test_hole_that_was_just_filled_is_data(mounted: Mount) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("offset", [-1, -5, -(1 << 40), -(1 << 63), (1 << 63) - 1])
+def test_offset_without_data_is_enxio(mounted: Mount, offset: int) -> None:
+    view = mounted({"lower": PAGES}, upper={"upper": PAGES})
+    for path in ("lower", "upper"):
+        opened = view.open(path)
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            assert error_of(lambda opened=opened, whence=whence: opened.seek(offset, whence)) == errno.ENXIO
+        opened.close()
+
+
 # --- copy_file_range ----------------------------------------------------------------------------------
 
 
@@ -190,6 +200,33 @@ def test_copied_range_ends_with_the_file(mounted: Mount) -> None:
     assert writer.read() == b"456789"
     reader.close()
     writer.close()
+
+
+def test_copying_from_or_to_an_impossible_offset_is_refused(mounted: Mount) -> None:
+    view = mounted({"a": "0123456789", "b": ""})
+    reader, writer = view.open("a"), view.open("b", os.O_RDWR)
+    biggest = (1 << 63) - 1
+    for source, target in ((-1, 0), (0, -1), (-(1 << 63), 0), (0, biggest)):
+        assert error_of(lambda source=source, target=target: reader.copy_to(writer, 5, source, target)) in (
+            errno.EINVAL, errno.EOVERFLOW, errno.EFBIG), (source, target)
+    for file in (reader, writer):
+        file.close()
+    assert view.read("b") == b""
+
+
+@mounts
+def test_reading_and_writing_at_an_impossible_offset_is_refused(mounted: Mount) -> None:
+    view = mounted({"a": "0123456789"})
+    opened = view.open("a", os.O_RDWR)
+    biggest = (1 << 63) - 1
+    for offset in (-1, -(1 << 63)):
+        assert error_of(lambda offset=offset: opened.read(5, offset)) == errno.EINVAL
+        assert error_of(lambda offset=offset: opened.write(b"x", offset)) == errno.EINVAL
+    assert error_of(lambda: opened.write(b"x", biggest - 1)) == errno.EFBIG
+    assert error_of(lambda: view.truncate("a", -1)) == errno.EINVAL
+    assert error_of(lambda: view.truncate("a", biggest)) == errno.EFBIG
+    assert opened.read() == b"0123456789"
+    opened.close()
 
 
 def test_range_is_copied_within_a_file(mounted: Mount) -> None:

@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from overlayfs_demo import syscalls
 from tests import builders
 from tests.builders import (
     FUSE_OVERLAYFS_OPAQUE,
@@ -230,3 +231,13 @@ def test_statfs_tells_of_the_uppers_filesystem(mounted: Mount) -> None:
     view = mounted({"a": "1"})
     answer, real = view.statvfs(), os.statvfs(view.upper())
     assert (answer.f_bsize, answer.f_blocks, answer.f_namemax) == (real.f_bsize, real.f_blocks, real.f_namemax)
+
+
+def test_mount_below_a_layer_is_not_part_of_it(mounted: Mount) -> None:
+    view = mounted({"d/under": "1"}, upper={"up/under": "1"})
+    for place in (view.layers.lowers[0] / "d", view.upper("up")):
+        syscalls.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"")
+        (place / "over").touch()
+    view.remount()
+    assert view.names("d") == view.names("up") == [b"under"]
+    assert view.read("d/under") == b"1"

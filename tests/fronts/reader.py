@@ -36,12 +36,12 @@ class Asked:
         view.overlay.names = self._note_names  # type: ignore[method-assign]
         view.overlay.lookup_listed = self._note_lookups  # type: ignore[method-assign]
 
-    def _note_names(self, node: DirNode, at_most: int = sys.maxsize) -> Snapshot:
+    def _note_names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         self.names.append(node.path())
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile:
             meanwhile()
-        return self._names(node, at_most)
+        return self._names(node, at_most, quietly=quietly)
 
     def _note_lookups(
         self, parent: DirNode, snapshot: Snapshot, names: Iterable[Listed]

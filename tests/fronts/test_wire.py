@@ -42,6 +42,7 @@ REQUESTS = [
     (wire.SETXATTR_IN, "fuse_setxattr_in", 16),
     (wire.GETXATTR_IN, "fuse_getxattr_in", 8),
     (wire.FALLOCATE_IN, "fuse_fallocate_in", 32),
+    (wire.IOCTL_IN, "fuse_ioctl_in", 32),
     (wire.LSEEK_IN, "fuse_lseek_in", 24),
     (wire.COPY_FILE_RANGE_IN, "fuse_copy_file_range_in", 56),
 ]
@@ -58,6 +59,8 @@ REPLIES = [
     (wire.statfs_reply(os.statvfs("/")), "fuse_statfs_out", 80),
     (wire.WRITE_OUT.pack(1), "fuse_write_out", 8),
     (wire.XATTR_SIZE.pack(1), "fuse_getxattr_out", 8),
+    (wire.IOCTL_OUT.pack(0), "fuse_ioctl_out", 16),
+    (wire.statx_reply(FILE, 1, VALID), "fuse_statx_out", 288),
     (wire.LSEEK_OUT.pack(1), "fuse_lseek_out", 8),
     (wire.COPY_FILE_RANGE_OUT.pack(1), "fuse_copy_file_range_out", 8),
     (wire.NOTIFY_STORE_OUT.pack(1, 0, 1), "fuse_notify_store_out", 24),
@@ -92,6 +95,32 @@ def test_fields_of_setattr_stand_where_the_kernel_puts_them() -> None:
 def test_time_before_1970_in_setattr_is_negative() -> None:
     body = struct.pack("=2I3Q3q8I", 1, 0, 2, 3, 4, -5, -6, -7, 8, 9, 10, 11, 0, 12, 13, 0)
     assert wire.SETATTR_IN.unpack(body)[4:6] == (-5, -6)
+
+
+@pytest.mark.parametrize(("layout", "size", "offsets"), [
+    (wire.READ_IN, 24, [8]), (wire.WRITE_IN, 40, [8]), (wire.LSEEK_IN, 24, [8]), (wire.FALLOCATE_IN, 32, [8, 16]),
+    (wire.COPY_FILE_RANGE_IN, 56, [8, 32]), (wire.SETATTR_IN, 88, [16, 32, 40]),
+])
+def test_offsets_sizes_and_times_are_signed(layout: struct.Struct, size: int, offsets: list[int]) -> None:
+    for value in (-1, -(1 << 63), (1 << 63) - 1):
+        body = bytearray(size)
+        for offset in offsets:
+            struct.pack_into("=q", body, offset, value)
+        assert list(layout.unpack(body)).count(value) == len(offsets)
+
+
+def test_statx_reply_holds_what_stat_said_and_the_time_of_birth() -> None:
+    reply = wire.statx_reply(DEVICE, 1_500_000_007, VALID)
+    # mask, blksize, attributes, nlink, uid, gid, mode; ino, size, blocks.
+    assert struct.unpack_from("=IIQIIIH2xQQQ", reply, 32) == (
+        0xFFF, 4096, 0, 2, 1001, 1002, DEVICE.mode, FILE.ino, FILE.size, 11,
+    )
+    assert struct.unpack_from("=QI", reply) == (3, 250_000_000)
+    # Access, birth, change, modification; then the device.
+    assert struct.unpack_from("=qI4xqI4xqI4xqI4xII", reply, 32 + 64) == (
+        1, 1, 1, 500_000_007, 3, 999_999_999, 2, 2, 4095, 0xFFFFF,
+    )
+    assert struct.unpack_from("=I", wire.statx_reply(FILE, None, VALID), 32) == (0x7FF,)
 
 
 def test_fields_of_write_stand_where_the_kernel_puts_them() -> None:

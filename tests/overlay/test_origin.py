@@ -11,6 +11,7 @@ import pytest
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.private_mount import LOWER, open_root
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Caller, Change
 from overlayfs_demo.overlay.whiteout import TRUSTED
@@ -47,7 +48,8 @@ def test_private_attributes_are_those_of_the_kernel(overlaid: Make, beside: Besi
 
 
 def layer(path: Path, number: int = 1) -> Layer:
-    return Layer(os.fsencode(path), number, "", TRUSTED, DescriptorCache(8), image_dialect=True, last=True)
+    root = open_root(os.fsencode(path), LOWER)
+    return Layer(os.fsencode(path), root, number, "", TRUSTED, DescriptorCache(8), image_dialect=True, last=True)
 
 
 def test_origin_leads_back_to_its_file(tmp_path: Path) -> None:
