@@ -178,6 +178,7 @@ class Behind:
 
     def _note_content(self, node: Node, changes: Changes) -> None:
         changes.nodes[node] = None
+        node.protection = None
         if isinstance(node, FileNode):
             self._reconsider(node, changes)
             with contextlib.suppress(OSError):
@@ -188,6 +189,7 @@ class Behind:
     def _note_itself(self, node: DirNode, changes: Changes) -> None:
         """A directory's own attributes were changed, perhaps those that hide what is below it."""
         changes.nodes[node] = None
+        node.protection = None
         for source in node.sources:
             source.forget_marks()
         if node.parent is not None:

@@ -463,6 +463,7 @@ class Overlay:
             protection = form.protection(value)
             stored = form.with_protection(value, b"")
             upper.set_flags(node.pin(), self._event_path(node), form.set, stored, protection, caller)
+            node.protection = protection
         self.hooks.changed(node)
 
     # --- open --------------------------------------------------------------------------------------

@@ -54,8 +54,15 @@ EXTENDED = Format(syscalls.FS_IOC_FSGETXATTR, syscalls.FS_IOC_FSSETXATTR, 28, 0x
 def protection(node: Node, xattrs: PrivateXattrs) -> bytes:
     """The flags that forbid changes of a node: some of `i` and `a`. Raises OSError.
 
-    In the upper, those that the real file may have as well are left to its filesystem.
+    In the upper, those that the real file may have as well are left to its filesystem. Like the kernel, which asks when
+    it makes an inode (ovl_check_protattr), this asks once: a copy-up keeps the flags.
     """
+    if node.protection is None:
+        node.protection = _protection(node, xattrs)
+    return node.protection
+
+
+def _protection(node: Node, xattrs: PrivateXattrs) -> bytes:
     if not isinstance(node, DirNode) and node.kind != stat.S_IFREG:
         return b""
     pinned = node.pin()

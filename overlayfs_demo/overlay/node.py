@@ -32,10 +32,10 @@ class Node:
 
     `kind` is the S_IFMT part of the mode, `ino` the identity the view shows, `key` the (device, inode)
     of the real object now in front. `anchor` keeps a removed object reachable; `gone` says that the
-    name under which we knew it was removed.
+    name under which we knew it was removed. `protection` is what `inode_flags` found out (None: not asked yet).
     """
 
-    __slots__ = ("__weakref__", "anchor", "gone", "ino", "key", "kind", "name", "parent")
+    __slots__ = ("__weakref__", "anchor", "gone", "ino", "key", "kind", "name", "parent", "protection")
 
     def __init__(self, parent: DirNode | None, name: bytes, kind: int, ino: int, key: Key) -> None:
         self.parent = parent
@@ -45,6 +45,7 @@ class Node:
         self.key = key
         self.anchor: Descriptor | None = None
         self.gone = False
+        self.protection: bytes | None = None
 
     @property
     def in_upper(self) -> bool:
@@ -102,6 +103,7 @@ class FileNode(Node):
         self.key = key_of(status)
         self.anchor = None
         self.gone = False
+        self.protection = None
         self.place = place
         self.place_name = place_name
         self.handles: list[Handle] = []

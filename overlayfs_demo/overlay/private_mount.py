@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from overlayfs_demo import syscalls
 
-# MOUNT_ATTR_* of a lower.
-LOWER = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME
+# MOUNT_ATTR_* of a lower. A device is never opened there, whatever name it was put under: a view's devices are opened
+# by the kernel, by their numbers.
+LOWER = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME | syscalls.MOUNT_ATTR_NODEV
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ONLY_A_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -39,7 +40,8 @@ def upper_attributes(flags: int) -> int:
     files = syscalls.MOUNT_ATTR_STRICTATIME if flags & syscalls.MS_STRICTATIME else syscalls.MOUNT_ATTR_RELATIME
     if flags & (syscalls.MS_NOATIME | syscalls.MS_RDONLY):
         files = syscalls.MOUNT_ATTR_NOATIME
-    return files | (syscalls.MOUNT_ATTR_NODIRATIME if flags & syscalls.MS_NODIRATIME else 0)
+    directories = syscalls.MOUNT_ATTR_NODIRATIME if flags & syscalls.MS_NODIRATIME else 0
+    return files | directories | syscalls.MOUNT_ATTR_NODEV
 
 
 def open_root(path: bytes, attributes: int) -> Root:
