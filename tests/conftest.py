@@ -35,6 +35,15 @@ def why_no_mounts() -> str:
     return ""
 
 
+def why_no_mounts_of_others() -> str:
+    """Why users without privileges cannot mount here, or ""."""
+    if problem := why_no_mounts():
+        return problem
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        return "needs /dev/fuse to be open to everybody (mode 0666), as udev makes it"
+    return ""
+
+
 def why_no_sandbox() -> str:
     """Why `explain` cannot try a command here, or ""."""
     return "" if shutil.which("bwrap") else "needs bwrap, of the package bubblewrap"

@@ -32,7 +32,15 @@ from overlayfs_demo.web.content import story
 from overlayfs_demo.web.model import mount_page
 from overlayfs_demo.web.subject import mount_subject
 from tests import builders
-from tests.conftest import PATIENCE, mount_points, unmount_all, wait_until, why_no_mounts, why_no_sandbox
+from tests.conftest import (
+    PATIENCE,
+    mount_points,
+    unmount_all,
+    wait_until,
+    why_no_mounts,
+    why_no_mounts_of_others,
+    why_no_sandbox,
+)
 from tests.contract.conftest import why_unavailable
 from tests.contract.raw import become_root_of_namespace
 from tests.contract.subjects import in_child
@@ -55,6 +63,8 @@ def front(front: str) -> str:
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A directory of that user's, with two lowers, an upper, a work directory and a mount point."""
+    if problem := why_no_mounts_of_others():
+        pytest.skip(problem)
     # Not below pytest's own, which nobody else may enter.
     base = Path(tempfile.mkdtemp(prefix="overlayfs-demo-test-"))
     builders.directories(base, "top", "bottom", "upper", "work", "view")

@@ -20,7 +20,7 @@ from overlayfs_demo.tour.experiment import Experiment
 from overlayfs_demo.tour.experiments import ALL
 from overlayfs_demo.tour.picture import WIDTH, picture
 from overlayfs_demo.tour.scan import Entry, Kind
-from tests.conftest import unmount_all, why_no_mounts
+from tests.conftest import unmount_all, why_no_mounts, why_no_mounts_of_others
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, at_terminal, fails, run
 from tests.test_ordinary_user import USER
@@ -82,6 +82,8 @@ def test_nothing_told_depends_on_machine_or_moment(told: str) -> None:
 def test_ordinary_user_is_told_the_same_byte_for_byte(told: str) -> None:
     if not shutil.which("fusermount3") or not shutil.which("setpriv"):
         pytest.skip("needs fusermount3 and setpriv")
+    if problem := why_no_mounts_of_others():
+        pytest.skip(problem)
     # Not below pytest's own, which nobody else may enter.
     home = Path(tempfile.mkdtemp(prefix="overlayfs-demo-test-"))
     try:
