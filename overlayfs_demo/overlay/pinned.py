@@ -8,7 +8,6 @@ goes through that descriptor.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from typing import NamedTuple, Protocol
@@ -18,9 +17,6 @@ from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
 
 # A FIFO must not make the daemon wait, and a terminal must not become its own: open(2).
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# What opening a regular file fails with if something else, or nothing, stands at its name: a symbolic link, a FIFO
-# that nobody reads, a device without a driver, a directory.
-_NOT_A_FILE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR)
 
 
 class Open(Protocol):
@@ -114,11 +110,20 @@ class Way(NamedTuple):
         assert not flags & os.O_TRUNC
         try:
             fd = os.open(self.name, flags | os.O_NOFOLLOW | _HARMLESS, dir_fd=self.held.fd)
-        except OSError as error:
-            raise stale(self.name) if error.errno in _NOT_A_FILE else error from None
+        except OSError:
+            self._check_name()
+            raise
         try:
             check_same(os.fstat(fd), self.key, stat.S_IFREG, self.name)
         except OSError:
             os.close(fd)
             raise
         return fd
+
+    def _check_name(self) -> None:
+        """ESTALE if something else, or nothing, stands at the name now: then that is why the file cannot be opened."""
+        try:
+            status = os.stat(self.name, dir_fd=self.held.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            raise stale(self.name) from None
+        check_same(status, self.key, stat.S_IFREG, self.name)
