@@ -17,7 +17,8 @@ from overlayfs_demo.fronts.request import Request
 from overlayfs_demo.fronts.trust import Trust
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.layer import stale
+from overlayfs_demo.overlay.node import DirNode, FileNode
 from overlayfs_demo.overlay.types import Attrs
 
 # Bytes: up to here, copying a file into the kernel's cache is cheaper than being asked for it.
@@ -60,6 +61,9 @@ class Files:
         """`keep` says that the pages of the file that the kernel has are still right."""
         number = next(self._serial)
         self._open[number] = _OpenFile(node, handle)
+        if handle.append_only:
+            # Past the cache, so that it cannot be mapped: a page that was changed there would come as a write.
+            return wire.open_reply(number, wire.FOPEN_DIRECT_IO)
         return wire.open_reply(number, wire.FOPEN_KEEP_CACHE if keep else 0)
 
     def open(self, request: Request) -> bytes:
@@ -81,7 +85,8 @@ class Files:
         may_be_noted = handle.in_upper and flags & os.O_ACCMODE != os.O_WRONLY and not self._always
         if keep and not may_be_noted:
             return True
-        status = os.fstat(handle.fd)
+        opened = handle.opened
+        status = os.fstat(opened.fd)
         is_same = keep or self._nodes.is_same(nodeid, _stamp(status))
         return is_same and not (may_be_noted and reading_is_noted(self._flags, status))
 
@@ -96,17 +101,14 @@ class Files:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)
         name = request.name(wire.CREATE_IN.size)
         parent, caller = self._nodes.directory(request.nodeid), request.caller("create", umask)
-        node: Node
         try:
-            node, attrs, handle = self._overlay.create(parent, name, mode, flags, caller)
+            return self._made(parent, *self._overlay.create(parent, name, mode, flags, caller))
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            # Somebody else was quicker: open(2) without O_EXCL takes what is there.
-            node, attrs = self._overlay.lookup(parent, name)
-            handle = self._overlay.open(node, flags | self._always, caller)
-        assert isinstance(node, FileNode)
-        return self._made(parent, node, attrs, handle)
+            # Somebody else was quicker. The kernel has not asked whether the caller may open what is there, and would
+            # not after this: it must look the name up again, and open that.
+            raise stale(name) from None
 
     def tmpfile(self, request: Request) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)
@@ -155,7 +157,8 @@ class Files:
 
     def lseek(self, request: Request) -> bytes:
         number, offset, whence = wire.LSEEK_IN.unpack_from(request.body)
-        return wire.LSEEK_OUT.pack(os.lseek(self._open[number].handle.fd, offset, whence))
+        opened = self._open[number].handle.opened
+        return wire.LSEEK_OUT.pack(os.lseek(opened.fd, offset, whence))
 
     def copy_file_range(self, request: Request) -> bytes:
         return wire.WRITE_OUT.pack(self._copy_range(request))

@@ -339,15 +339,14 @@ class Callbacks:
         """open(2) with O_CREAT, for a name that is not there."""
         parent, name = self._place(path)
         caller = self._caller("create")
-        node: Node
         try:
             node, _, handle = self._overlay.create(parent, name, mode, fi.flags, caller)
         except FileExistsError:
             if fi.flags & os.O_EXCL:
                 raise
-            # Somebody else was quicker: open(2) without O_EXCL takes what is there.
-            node, _ = self._overlay.lookup(parent, name)
-            handle = self._overlay.open(node, fi.flags, caller)
+            # Somebody else was quicker. Whether the caller may open what is there, the kernel finds out when it looks
+            # the name up again, which this error makes it do.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
         self._remember(fi, node, handle)
 
     def open(self, path: str, fi: Any) -> None:

@@ -82,6 +82,7 @@ SETXATTR_EXT = 1 << 29
 INIT_EXT = 1 << 30
 
 # Flags of an OPEN or OPENDIR reply.
+FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
 
 # Flags of requests.

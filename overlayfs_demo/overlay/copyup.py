@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
+from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.impure import mark_impure
 from overlayfs_demo.overlay.inode_flags import lower_protection
@@ -74,10 +75,13 @@ class CopyUp:
     """Copies nodes up, each at most once. `metacopy`: a change of metadata alone copies no data. `rehearsal` is
     `Stack`'s."""
 
-    __slots__ = ("_hooks", "_limits", "_metacopy", "_rehearsal", "_running", "_tree")
+    __slots__ = ("_budget", "_hooks", "_limits", "_metacopy", "_rehearsal", "_running", "_tree")
 
-    def __init__(self, tree: Tree, metacopy: bool, hooks: Hooks, limits: Limits, rehearsal: bool) -> None:
+    def __init__(
+        self, tree: Tree, metacopy: bool, hooks: Hooks, limits: Limits, budget: Budget, rehearsal: bool
+    ) -> None:
         self._tree = tree
+        self._budget = budget
         self._metacopy = metacopy
         self._hooks = hooks
         self._limits = limits
@@ -268,8 +272,7 @@ class CopyUp:
             raise stale(node.name) from None  # Somebody made it behind the view: a lookup will find that one.
         node.metacopy, node.data = below is not None, below
         node.key = key_of(status)
-        if node.links is not None:
-            self._tree.share(node, node.key)
+        self._tree.share(node, node.key)
         if origin:
             self._tree.claim(node.ino, node.key)
         else:
@@ -440,9 +443,10 @@ class CopyUp:
         return above
 
     def _adopt_nameless(self, node: FileNode, temporary: bytes) -> None:
-        """The file lost its name meanwhile: keep the copy by a descriptor alone."""
+        """The file lost its name meanwhile: keep the copy by a descriptor alone. ENFILE if there are too many."""
         upper = self._tree.writable()
-        anchor = Descriptor(os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd))
+        fd = os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
+        anchor = Descriptor(self._budget.admitted(fd))
         upper.discard(temporary)
         node.anchor, node.place = anchor, upper.root
 

@@ -8,11 +8,10 @@ as long as any of the real directories in it does, and takes the others in or le
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
 from collections.abc import Sequence
 
-from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of
+from overlayfs_demo.overlay.layer import Key, LayerDir, LowerDir, UpperDir, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 
@@ -66,6 +65,6 @@ def displace(node: Node, parent: DirNode, name: bytes) -> None:
     # Without an anchor the node answers ESTALE: so it is where nothing leads to its object any more.
     with contextlib.suppress(OSError):
         if isinstance(node, FileNode) and node.handles:
-            node.anchor = Descriptor(os.dup(node.handles[0].fd))
+            node.anchor = node.handles[0].opened
         elif isinstance(node, DirNode):
             node.anchor = node.front()

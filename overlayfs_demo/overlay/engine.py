@@ -93,7 +93,7 @@ class Overlay:
         self.behind = Behind(self._tree)
         self.hooks = Hooks()
         limits = Limits(stack.copyup_max, stack.copyup_warn)
-        self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks, limits, stack.rehearsal)
+        self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks, limits, self._budget, stack.rehearsal)
         self._redirects = Redirects(self._tree, stack.metacopy)
         self._names = Names(self._tree, self._copy_up, self._redirects, self._budget)
         self._rename = Rename(self._tree, self._copy_up, self._names, self._redirects)
@@ -275,7 +275,7 @@ class Overlay:
         self._refuse_past(parent, name)
         with self._lock:
             node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
-            return node, attrs, self._opened(node, fd, writable=bool(flags & os.O_ACCMODE))
+            return node, attrs, self._opened(node, Descriptor(fd), writable=bool(flags & os.O_ACCMODE))
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
         """Make a regular file without a name and open it: open(2) with O_TMPFILE. Only `link` can name it,
@@ -283,7 +283,7 @@ class Overlay:
         self._refuse_past(parent)
         with self._lock:
             node, attrs, fd = self._names.tmpfile(parent, mode, flags & (_OPEN_FLAGS | os.O_EXCL), caller)
-            return node, attrs, self._opened(node, fd, writable=True)
+            return node, attrs, self._opened(node, Descriptor(fd), writable=True)
 
     def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attrs]:
         """mkdir(2)."""
@@ -336,6 +336,7 @@ class Overlay:
         self._refuse_past(parent, name)
         with self._lock:
             self._names.rmdir(parent, name, caller)
+        self._tree.writable().sweep()
 
     def rename(
         self, old_parent: DirNode, old: bytes, new_parent: DirNode, new: bytes, flags: int, caller: Caller
@@ -357,10 +358,11 @@ class Overlay:
                 if needed is None:
                     move = self._rename.exchange if exchange else self._rename.move
                     move(source, target, caller)
-                    return
+                    break
             # Copied without the lock; then everything is looked at anew.
             node, data = needed
             self._copy_up.node(node, caller, data=data)
+        self._tree.writable().sweep()
 
     # --- change a node -----------------------------------------------------------------------------
 
@@ -411,7 +413,7 @@ class Overlay:
     def _drop_privileges(self, node: FileNode, handle: Handle, caller: Caller) -> None:
         """The same of a file that the caller changes through a handle."""
         with self._lock:
-            self._kill_privileges(node, Pinned.opened(handle), caller)
+            self._kill_privileges(node, Pinned.opened(handle.opened), caller)
 
     def _is_member(self, caller: Caller, gid: int) -> bool:
         """Is the caller in the group, or privileged (which the VFS tells by CAP_FSETID, and we by the user)?"""
@@ -486,18 +488,17 @@ class Overlay:
             self._copy_up.node(node, caller)
         while True:
             where = node.where
-            fd = self._budget.admitted(self._tree.open(node, flags & _OPEN_FLAGS))
+            opened = Descriptor(self._budget.admitted(self._tree.open(node, flags & _OPEN_FLAGS)))
             with self._lock:
-                if node.where == where:
-                    return self._opened(node, fd, writable=writing)
-            os.close(fd)  # It was copied up meanwhile.
+                if node.where == where:  # Else it was copied up meanwhile.
+                    return self._opened(node, opened, writable=writing)
 
     def _open_cut(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
         if not flags & os.O_ACCMODE:
             flags |= os.O_RDWR  # What is not open for writing cannot be cut, but open(2) allows it.
         fd = self._copy_up.truncated(node, caller, Cut(0, flags & ~os.O_TRUNC, self._budget.check))
         with self._lock:
-            handle = self._opened(node, fd, writable=True)
+            handle = self._opened(node, Descriptor(fd), writable=True)
         if kill_privileges:
             try:
                 self._drop_privileges(node, handle, caller)
@@ -506,9 +507,11 @@ class Overlay:
                 raise
         return handle
 
-    def _opened(self, node: FileNode, fd: int, *, writable: bool) -> Handle:
-        """The handle that takes `fd` over. Call with the lock held."""
-        handle = Handle(fd, writable=writable, in_upper=node.in_upper and not node.metacopy)
+    def _opened(self, node: FileNode, opened: Descriptor, *, writable: bool) -> Handle:
+        """The handle of a file that is open. Call with the lock held."""
+        append_only = writable and inode_flags.APPEND in inode_flags.protection(node, self._tree.xattrs)
+        in_upper = node.in_upper and not node.metacopy
+        handle = Handle(opened, writable=writable, in_upper=in_upper, append_only=append_only)
         node.handles.append(handle)
         return handle
 
@@ -523,6 +526,7 @@ class Overlay:
         *, kill_privileges: bool = False,
     ) -> int:
         """pwrite(2) through a handle; with `kill_privileges` set-id bits are dropped first."""
+        handle.check_write(offset)
         if kill_privileges:
             self._drop_privileges(node, handle, caller)
         written = handle.write(data, offset)
@@ -537,7 +541,8 @@ class Overlay:
         self._refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
         if caller.uid:
             self._drop_privileges(node, handle, caller)
-        syscalls.allocate(handle.fd, mode, offset, length)
+        opened = handle.opened
+        syscalls.allocate(opened.fd, mode, offset, length)
         self._tree.writable().emit(Action.FALLOCATE, self._event_path(node), caller, size=length)
 
     def copy_range(
@@ -545,9 +550,11 @@ class Overlay:
         caller: Caller,
     ) -> int:
         """copy_file_range(2) between handles; `node` and `handle` are written to, as `allocate` writes."""
+        handle.check_write(offset)
         if caller.uid:
             self._drop_privileges(node, handle, caller)
-        done = os.copy_file_range(source.fd, handle.fd, length, source_offset, offset)
+        read, written = source.opened, handle.opened
+        done = os.copy_file_range(read.fd, written.fd, length, source_offset, offset)
         self._tree.writable().emit(Action.WRITE, self._event_path(node), caller, size=done)
         return done
 
@@ -557,7 +564,8 @@ class Overlay:
     def sync_file(self, handle: Handle, data_only: bool) -> None:
         """fsync(2), or with `data_only` fdatasync(2); a volatile overlay never waits for the disk."""
         if not self._is_volatile():
-            (os.fdatasync if data_only else os.fsync)(handle.fd)
+            opened = handle.opened
+            (os.fdatasync if data_only else os.fsync)(opened.fd)
 
     def sync_directory(self, node: DirNode) -> None:
         """fsync(2) of a directory; a lower one never has anything to write."""

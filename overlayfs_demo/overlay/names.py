@@ -155,6 +155,7 @@ class Names:
             node = DirNode(parent, name, (above.child(name, key_of(status)),), status, ino)
         else:
             node = FileNode(parent, name, above, name, status, ino)
+            self._tree.share(node, node.key)
         node.protection = b""  # Flags that it inherited from its directory are the real file's.
         parent.children.put(name, node)
         return node, node.attrs_from(status)

@@ -15,7 +15,7 @@ from weakref import ref
 
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
-from overlayfs_demo.overlay.pinned import Open, Pinned, Way, check_same, hold
+from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
 
 
@@ -115,10 +115,10 @@ class FileNode(Node):
     def in_upper(self) -> bool:
         return self.place.layer.is_upper
 
-    def _held(self) -> Open | None:
+    def _held(self) -> Descriptor | None:
         """What keeps the object of a removed file open, if anything does."""
         if self.anchor is None and self.gone and self.handles and not self.metacopy:
-            return self.handles[0]
+            return self.handles[0].opened
         return self.anchor
 
     def data_place(self) -> Data:

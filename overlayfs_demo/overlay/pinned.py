@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
@@ -19,28 +19,22 @@ from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class Open(Protocol):
-    """What keeps a descriptor open."""
-
-    fd: int
-
-
 class Pinned:
     """One real object, held open for as long as this value lives. `place` is how the `os` functions reach it."""
 
     __slots__ = ("_held", "place")
 
-    def __init__(self, held: Open, place: bytes | int) -> None:
+    def __init__(self, held: Descriptor, place: bytes | int) -> None:
         self._held = held
         self.place = place
 
     @classmethod
-    def opened(cls, held: Open) -> Pinned:
+    def opened(cls, held: Descriptor) -> Pinned:
         """A file or directory that is open for reading or writing, so that all calls take its descriptor."""
         return cls(held, held.fd)
 
     @classmethod
-    def through(cls, held: Open) -> Pinned:
+    def through(cls, held: Descriptor) -> Pinned:
         """What a descriptor of O_PATH is open on. Following the descriptor's link in /proc leads there and no
         further, even if that is a symbolic link or has no name any more: proc_pid_fd(5)."""
         return cls(held, syscalls.fd_path(held.fd))
@@ -89,7 +83,7 @@ class Way(NamedTuple):
     """The way to a regular file: `name` in a directory that is held open, and which file that was when looked up. The
     file itself is held if the name is empty. `quiet`: reading must not change its access time."""
 
-    held: Open
+    held: Descriptor
     name: bytes
     key: Key
     quiet: bool

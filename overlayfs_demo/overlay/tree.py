@@ -61,8 +61,9 @@ class Tree:
         self._devices: dict[int, int] = {}
         for layer in layers:
             self._devices.setdefault(layer.device, len(self._devices))
-        # Files with several names: each is one node, whichever name led to it. A copied-up one is known by
-        # the lower file, too.
+        # Lower files with several names, and all of the upper, which may get further names behind the view: each is one
+        # node, whichever name led to it, so that the kernel has one inode of it. A copied-up one is known by the lower
+        # file, too.
         self._linked: WeakValueDictionary[tuple[int, int], FileNode] = WeakValueDictionary()
         # Which object of the upper, by its inode, is shown with which lower object's number.
         self._claims: dict[int, int] = {}
@@ -205,12 +206,12 @@ class Tree:
         part = parts[0]
         status = part.status
         linked = status.st_nlink > 1
-        if linked:
-            known = self._linked.get((status.st_dev, status.st_ino))
-            if known is not None:
+        in_upper = part.place.layer.is_upper
+        if linked or in_upper:
+            known = self._linked.get(key_of(status))
+            if known is not None and known.kind == stat.S_IFMT(status.st_mode) and _is_alive(known):
                 self._meet(known, parent, name, part)
                 return known
-        in_upper = part.place.layer.is_upper
         lower: os.stat_result | None = status
         if in_upper:
             origin, lower = self._origin(part)
@@ -225,8 +226,8 @@ class Tree:
             if in_upper and lower and lower.st_nlink == 1 and not entry:
                 ino = self._inherited(status, lower)
             node = FileNode(parent, name, part.place, part.name, status, ino)
-        if linked and (origin or in_upper or self.upper is None):
-            self.share(node, (status.st_dev, status.st_ino))
+        if in_upper or (linked and (origin or self.upper is None)):
+            self.share(node, key_of(status))
         return node
 
     def _origin(self, part: Part) -> tuple[bytes | None, os.stat_result | None]:
@@ -301,6 +302,17 @@ class Tree:
             # Something is there, which just cannot be shown (fs/overlayfs/namei.c, ovl_lower_positive).
             return parent.lowers[0].layer.label
         return parts[0].place.layer.label if parts else ""
+
+
+def _is_alive(node: FileNode) -> bool:
+    """Is the node's object still there? Else its inode number may be another's by now."""
+    if node.handles or node.anchor is not None:
+        return True
+    try:
+        node.stat()
+    except OSError:
+        return False
+    return True
 
 
 def _data_of(parts: Sequence[Part]) -> Data | None:

@@ -11,8 +11,9 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
+import secrets
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, Whiteouts, is_whiteout
-from overlayfs_demo.overlay.workdir import inherit_nothing
+from overlayfs_demo.overlay.workdir import inherit_nothing, remove_emptied
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ class Upper:
     raise OSError with the errno of the call that failed, and then have changed nothing.
     """
 
-    __slots__ = ("_ids", "_serial", "_whiteouts", "events", "layer", "root", "volatile", "work_fd", "xattrs")
+    __slots__ = (
+        "_discarded", "_ids", "_mark", "_serial", "_whiteouts", "events", "layer", "root", "volatile", "work_fd",
+        "xattrs",
+    )
 
     def __init__(self, layer: Layer, work_path: bytes, xattrs: PrivateXattrs, events: Events, volatile: bool) -> None:
         self.layer = layer
@@ -79,15 +83,19 @@ class Upper:
         self.events = events
         self.volatile = volatile
         self.root = UpperDir(layer, None, b"")
-        self.work_fd = _open_work(work_path)
+        self.work_fd = _open_work(work_path, xattrs)
         if volatile:
             incompat.mark_volatile(self.work_fd)
         self._ids = (os.geteuid(), os.getegid())
+        # What a mount before this one had to leave in the work directory must not be in the way.
+        self._mark = secrets.token_hex(4).encode()
         self._serial = count(1)
+        self._discarded: deque[bytes] = deque()
         self._whiteouts = Whiteouts(self.work_fd)
 
     def close(self) -> None:
         """Close the work directory; the upper is not used afterwards."""
+        self.sweep()
         self._whiteouts.drop_shared()
         os.close(self.work_fd)
 
@@ -119,10 +127,10 @@ class Upper:
             raise
 
     def _free_name(self) -> bytes:
-        return b"#%x" % next(self._serial)
+        return b"#%s-%x" % (self._mark, next(self._serial))
 
     def discard(self, name: bytes) -> None:
-        """Remove what stands as `name` in the work directory, with all below it, if anything does.
+        """Remove what stands as `name` in the work directory, if anything does; a directory with whiteouts, by `sweep`.
 
         What cannot be removed stays there until the next mount: the change itself is made, or was undone, by then.
         """
@@ -131,12 +139,15 @@ class Upper:
         except FileNotFoundError:
             pass
         except IsADirectoryError:
-            try:
-                shutil.rmtree(os.fsdecode(name), dir_fd=self.work_fd)
-            except OSError as error:
-                _log.warning("a removed directory stays in the work directory: %s", error)
+            self._discarded.append(name)
         except OSError as error:
             _log.warning("a removed file stays in the work directory: %s", error)
+
+    def sweep(self) -> None:
+        """Remove the directories that were discarded. They may hold many whiteouts: call without the tree's lock."""
+        while self._discarded:
+            with suppress(IndexError):  # Another thread took the last one.
+                remove_emptied(self.work_fd, self._discarded.popleft(), self.xattrs)
 
     # --- new names ---------------------------------------------------------------------------------
 
@@ -423,19 +434,19 @@ def view_path(directory: UpperDir, name: bytes) -> bytes:
     return b"/%s/%s" % (above, name) if above else b"/" + name
 
 
-def _open_work(path: bytes) -> int:
+def _open_work(path: bytes, xattrs: PrivateXattrs) -> int:
     """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it.
 
     It is made again if others could get into it: what is staged there is changed by name.
     """
     work = os.path.join(path, b"work")
     os.makedirs(work, mode=0o700, exist_ok=True)
-    fd = _open_emptied(work)
+    fd = _open_emptied(work, xattrs)
     if not _is_private(fd):
         os.close(fd)
         os.rmdir(work)
         os.mkdir(work, 0o700)
-        fd = _open_emptied(work)
+        fd = _open_emptied(work, xattrs)
         if not _is_private(fd):
             os.close(fd)
             raise PermissionError(errno.EPERM, "somebody else replaced this directory while it was made", work)
@@ -447,12 +458,12 @@ def _open_work(path: bytes) -> int:
     return fd
 
 
-def _open_emptied(path: bytes) -> int:
+def _open_emptied(path: bytes, xattrs: PrivateXattrs) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for entry in os.scandir(fd):
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.name, dir_fd=fd)
+                remove_emptied(fd, os.fsencode(entry.name), xattrs)
             else:
                 os.unlink(entry.name, dir_fd=fd)
     except BaseException:

@@ -1,11 +1,19 @@
-"""How do the directories in which objects are made ready pass nothing of their own on to them?"""
+"""How is the directory kept in which objects are made ready, and to which removed ones are moved?"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import stat
 
+from overlayfs_demo import syscalls
 from overlayfs_demo.overlay import acl
+from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
+
+_log = logging.getLogger(__name__)
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def inherit_nothing(fd: int) -> None:
@@ -21,3 +29,32 @@ def inherit_nothing(fd: int) -> None:
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                 raise
     os.fchmod(fd, 0o700)
+
+
+def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
+    """Remove a directory that was empty in the view, and so holds whiteouts at most (fs/overlayfs/dir.c, ovl_rmdir).
+
+    Whoever still has it open may move things into it, also what only root could remove. They are not what was to be
+    removed: the directory then stays, with a line in the log.
+    """
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=work_fd)
+        try:
+            _remove_whiteouts(fd, xattrs)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=work_fd)
+    except OSError as error:
+        shown = ascii(os.fsdecode(name))
+        _log.warning("%s stays in the work directory: it holds what nobody removed: %s", shown, error.strerror)
+
+
+def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:
+    # By path, because then the names come as bytes.
+    with os.scandir(syscalls.fd_path(fd)) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            marked = not status.st_size and stat.S_ISREG(status.st_mode) and syscalls.get_xattr(
+                syscalls.path_of(fd, entry.name), xattrs.whiteout) is not None
+            if is_whiteout(status) or marked:
+                os.unlink(entry.name, dir_fd=fd)

@@ -160,7 +160,7 @@ class _Opened:
         self._overlay.allocate(self._node, self._handle, mode, offset, length, self._subject.caller)
 
     def seek(self, offset: int, whence: int) -> int:
-        return os.lseek(self._handle.fd, offset, whence)
+        return os.lseek(self._handle.opened.fd, offset, whence)
 
     def copy_to(self, target: _Opened, length: int, offset: int = 0, target_offset: int = 0) -> int:
         to, caller = target._handle, self._subject.caller

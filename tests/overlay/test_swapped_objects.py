@@ -35,7 +35,7 @@ def _opened(view: Engine, node: Node, flags: int, act: Callable[[FileNode, int],
     handle = view.overlay.open(node, flags, CALLER)
     assert isinstance(node, FileNode)
     try:
-        act(node, handle.fd)
+        act(node, handle.opened.fd)
     finally:
         view.overlay.release(node, handle)
 
