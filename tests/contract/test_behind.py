@@ -21,10 +21,10 @@ import pytest
 from overlayfs_demo import syscalls
 from overlayfs_demo.mount_options import MountOptions
 from overlayfs_demo.overlay import behind
-from tests.builders import IMAGE_OPAQUE, OPAQUE
+from tests.builders import IMAGE_OPAQUE, OPAQUE, directory, file
 from tests.contract.conftest import Mount
 from tests.contract.marks import only
-from tests.contract.subjects import Fronted, Subject, in_child
+from tests.contract.subjects import USER, Fronted, Subject, in_child
 
 # Seconds after which a change must be seen: the bound that the README states.
 BOUND = 0.2
@@ -129,6 +129,34 @@ def test_fifo_in_the_place_of_a_file_keeps_nobody_waiting(mounted: Mount) -> Non
     assert view.read("other") == b"1"
     view.write("new", b"2")
     assert view.read("new") == b"2"
+
+
+@only(["kernel-front", "fusepy-front"], "the kernel checks permissions, before it asks the engine")
+def test_o_creat_opens_nothing_that_its_caller_may_not_open(mounted: Mount) -> None:
+    """Somebody who owns the directory puts a file of root's where the kernel knows that there is none."""
+    secret = file("root's secret", mode=0o600)
+    view = mounted({}, upper={"d": directory({"secret": secret}, uid=USER, gid=USER, mode=0o755)})
+    real = view.upper("d/secret")
+    for attempt in range(20):
+        name = f"d/x{attempt}"
+        assert not view.exists(name)
+        real.rename(view.upper(name))
+        with pytest.raises(PermissionError):
+            view.run_as(USER, 0o022, lambda name=name: view.write(name, b"evil", os.O_CREAT))
+        assert view.upper(name).read_text() == "root's secret"
+        view.upper(name).rename(real)
+
+
+@only(["kernel-front", "fusepy-front"], "the engine has one node, see test_held_objects")
+def test_name_made_behind_the_view_shows_what_is_changed_through_the_other(mounted: Mount) -> None:
+    view = mounted({}, upper={"a": file("1", mode=0o666)})
+    view.read("a")
+    os.link(view.upper("a"), view.upper("b"))
+    assert view.read("b") == b"1"
+    view.chmod("a", 0o600)
+    assert view.stat("b").mode & 0o777 == 0o600
+    view.chown("b", USER, USER)
+    assert view.stat("a").uid == USER
 
 
 def try_to_read(view: Subject, name: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import subprocess
@@ -231,6 +233,30 @@ def test_append_only_file_can_be_given_room_but_no_holes(flagged: Mount) -> None
     assert error_of(lambda: opened.allocate(0x1, 0, 4096)) is None
     assert error_of(lambda: opened.allocate(0x1 | 0x2, 0, 4096)) == errno.EPERM
     opened.close()
+
+
+def overwrite(path: bytes) -> None:
+    """Try to change what an append-only file holds, through a descriptor that may append."""
+    fd = os.open(path, os.O_RDWR | os.O_APPEND)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    with contextlib.suppress(OSError):
+        os.pwrite(fd, b"FORGED", 0)
+    # No shared mapping, or one that is not written back.
+    with contextlib.suppress(OSError), mmap.mmap(fd, 1) as pages:
+        pages[:1] = b"!"
+        pages.flush()
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+@only(["kernel-front", "kernel"], "what somebody does with an open file")
+@pytest.mark.parametrize("path", ["app", "upapp"])
+def test_append_only_file_keeps_what_it_holds_whatever_becomes_of_o_append(flagged: Mount, path: str) -> None:
+    view = flagged()
+    before = view.read(path)
+    overwrite(view.path(path))
+    assert view.upper(path).read_bytes()[: len(before)] == before
 
 
 @fact
