@@ -306,7 +306,7 @@ class Callbacks:
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
         """truncate(2), by path; ftruncate(2), by handle."""
         node = self._known(path, fi)
-        self._overlay.set_attrs(node, Change(size=length), self._caller("truncate"))
+        self._overlay.set_attrs(node, Change(size=length, by_path=fi is None), self._caller("truncate"))
 
     # --- extended attributes -----------------------------------------------------------------------
 

@@ -181,6 +181,7 @@ class Requests:
             atime_ns=_time(valid, wire.FATTR_ATIME, wire.FATTR_ATIME_NOW, atime, ansec),
             mtime_ns=_time(valid, wire.FATTR_MTIME, wire.FATTR_MTIME_NOW, mtime, mnsec),
             kill_privileges=bool(valid & wire.FATTR_KILL_SUIDGID),
+            by_path=not valid & wire.FATTR_FH,
             only_touches=valid & _CHANGES == _TOUCH,
         )
         node = self._node(request)

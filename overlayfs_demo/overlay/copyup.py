@@ -27,7 +27,7 @@ from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller, Links
-from overlayfs_demo.overlay.upper import Upper
+from overlayfs_demo.overlay.upper import Upper, resize
 
 # Attributes that carry access rights: losing one silently would be worse than failing.
 _ESSENTIAL = ("security.", "system.posix_acl_")
@@ -49,17 +49,26 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A new size for a file, in bytes, and the `flags` of open(2) to open it with. `admit` may refuse the open file by
-    raising OSError: then nothing is cut."""
+    """A new size for a file, in bytes, and the `flags` of open(2) to open it with.
+
+    `by_path` is for truncate(2), which leaves it to the filesystem whether the time changes when the size does not;
+    ftruncate(2) and O_TRUNC always set it (fs/open.c, do_truncate). `admit` may refuse the open file by raising
+    OSError: then nothing is cut.
+    """
 
     size: int
     flags: int
+    by_path: bool = False
     admit: Callable[[int], None] = lambda _fd: None
 
     def open(self, path: bytes, dir_fd: int) -> int:
         """Open the copy that is being made; the caller owns the descriptor."""
         fd = os.open(path, self.flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         return self.admitted(fd)
+
+    def apply(self, fd: int) -> None:
+        """Change the size of a copy that is not seen yet, and is open for writing as `fd`."""
+        resize(fd, self.size, self.by_path)
 
     def admitted(self, fd: int) -> int:
         """The descriptor, unless it is refused: then it is closed."""
@@ -123,7 +132,7 @@ class CopyUp:
             return fd
         fd = cut.admitted(self._tree.open(node, cut.flags))
         try:
-            upper.truncate(fd, node.path() if upper.events.listening else b"", cut.size, caller)
+            upper.truncate(fd, node.path() if upper.events.listening else b"", cut.size, caller, by_path=cut.by_path)
         except BaseException:
             os.close(fd)
             raise
@@ -230,7 +239,9 @@ class CopyUp:
                 if cut is not None:
                     fd = cut.open(temporary, upper.work_fd)
                 # To cut a file is a change of its data, and its time is now.
-                self._dress(source, temporary, status, origin, keep_times=cut is None)
+                self._dress(source, temporary, status, origin, keep_times=cut is None or cut.size == status.st_size)
+                if cut is not None and fd is not None:
+                    cut.apply(fd)
                 if metacopy:
                     path = syscalls.path_of(upper.work_fd, temporary)
                     os.setxattr(path, self._tree.xattrs.metacopy, b"", follow_symlinks=False)
@@ -324,7 +335,7 @@ class CopyUp:
             self._fill(node, copy, status, size)
             fd = cut.admitted(copy.open(cut.flags)) if cut else None
             try:
-                self._uncover(node, copy, status, cut)
+                self._uncover(node, copy, status, cut, fd)
             except BaseException:
                 if fd is not None:
                     os.close(fd)
@@ -346,12 +357,14 @@ class CopyUp:
             os.setxattr(copy.place, "security.capability", capability)
         os.utime(copy.place, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    def _uncover(self, node: FileNode, copy: Pinned, status: os.stat_result, cut: Cut | None) -> None:
+    def _uncover(
+        self, node: FileNode, copy: Pinned, status: os.stat_result, cut: Cut | None, fd: int | None
+    ) -> None:
         """Let the data that a metacopy was filled with count, from now on."""
         with self._tree.lock:
             opened = Descriptor(copy.open(os.O_RDONLY)) if node.handles else None
-            if cut is not None:
-                os.truncate(copy.place, cut.size)
+            if cut is not None and fd is not None:
+                cut.apply(fd)
             try:
                 os.removexattr(copy.place, self._tree.xattrs.metacopy)
             except BaseException:

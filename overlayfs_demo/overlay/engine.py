@@ -372,7 +372,7 @@ class Overlay:
         if change != Change(kill_privileges=True):  # Which is part of a write.
             self._refuse_protected(node, appends=change.only_touches)
         if change.size is not None:
-            fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY))
+            fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY, change.by_path))
             os.close(fd)
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
@@ -496,7 +496,7 @@ class Overlay:
     def _open_cut(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
         if not flags & os.O_ACCMODE:
             flags |= os.O_RDWR  # What is not open for writing cannot be cut, but open(2) allows it.
-        fd = self._copy_up.truncated(node, caller, Cut(0, flags & ~os.O_TRUNC, self._budget.check))
+        fd = self._copy_up.truncated(node, caller, Cut(0, flags & ~os.O_TRUNC, admit=self._budget.check))
         with self._lock:
             handle = self._opened(node, Descriptor(fd), writable=True)
         if kill_privileges:

@@ -80,7 +80,8 @@ class Change:
 
     `mode` holds permission bits only. Times are nanoseconds since the epoch; `only_touches` says that nothing else
     is changed, and that both are now. `kill_privileges` drops
-    set-user-ID, set-group-ID and capabilities, as the VFS does when an ordinary user writes or truncates.
+    set-user-ID, set-group-ID and capabilities, as the VFS does when an ordinary user writes or truncates. `by_path`:
+    the size is changed by truncate(2), and not by ftruncate(2), see `upper.resize`.
     """
 
     mode: int | None = None
@@ -91,3 +92,4 @@ class Change:
     mtime_ns: int | None = None
     kill_privileges: bool = False
     only_touches: bool = False
+    by_path: bool = False

@@ -422,10 +422,18 @@ class Upper:
         os.utime(pinned.place, ns=(atime_ns, mtime_ns))
         self.emit(Action.UTIMENS, path, caller)
 
-    def truncate(self, fd: int, path: bytes, size: int, caller: Caller) -> None:
-        """ftruncate(2) to `size` bytes of a file that is open for writing."""
-        os.ftruncate(fd, size)
+    def truncate(self, fd: int, path: bytes, size: int, caller: Caller, *, by_path: bool) -> None:
+        """Change the size of a file that is open for writing, see `resize`."""
+        resize(fd, size, by_path)
         self.emit(Action.TRUNCATE, path, caller, size=size)
+
+
+def resize(fd: int, size: int, by_path: bool) -> None:
+    """ftruncate(2), or with `by_path` truncate(2), of a file that is open for writing; `size` in bytes.
+
+    Where the size stays the same, only the first always sets the time of modification (fs/open.c, do_truncate).
+    """
+    os.truncate(syscalls.fd_path(fd) if by_path else fd, size)
 
 
 def view_path(directory: UpperDir, name: bytes) -> bytes:

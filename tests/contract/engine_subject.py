@@ -95,7 +95,7 @@ class Engine(Subject):
         self.overlay.rename(*self._place(old), *self._place(new), flags, self.caller)
 
     def truncate(self, path: Name, size: int) -> None:
-        self._change(path, size=size)
+        self._change(path, size=size, by_path=True)
 
     def chmod(self, path: Name, mode: int) -> None:
         self._change(path, mode=mode)

@@ -278,3 +278,20 @@ def test_attributes_of_the_overlay_in_a_lower_are_not_copied(mounted: Mount) -> 
     view.append("d/a", b"2")
     assert not view.is_opaque("d")
     assert view.names("d") == [b"a"]
+
+
+@pytest.mark.parametrize("where", ["lower", "upper"])
+@pytest.mark.parametrize("data", ["", "data"])
+def test_truncate_to_the_present_size_does_to_the_time_what_the_uppers_filesystem_does(
+    mounted: Mount, data: str, where: str
+) -> None:
+    view = mounted({"a": data} if where == "lower" else {}, upper={"a": data} if where == "upper" else {})
+    assert view.layers.work is not None
+    beside = view.layers.work / "beside"
+    beside.write_text(data)
+    os.utime(beside, ns=(MTIME, MTIME))
+    os.truncate(beside, len(data))
+    kept = beside.stat().st_mtime_ns == MTIME
+    beside.unlink()
+    view.truncate("a", len(data))
+    assert (view.stat("a").mtime_ns == MTIME) == kept
