@@ -27,7 +27,7 @@ from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, Whiteouts, is_whiteout
-from overlayfs_demo.overlay.workdir import inherit_nothing, remove_emptied
+from overlayfs_demo.overlay.workdir import open_work, remove_emptied
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Upper:
         self.events = events
         self.volatile = volatile
         self.root = UpperDir(layer, None, b"")
-        self.work_fd = _open_work(work_path, xattrs)
+        self.work_fd = open_work(work_path, xattrs)
         if volatile:
             incompat.mark_volatile(self.work_fd)
         self._ids = (os.geteuid(), os.getegid())
@@ -440,46 +440,3 @@ def view_path(directory: UpperDir, name: bytes) -> bytes:
     """The path in the view of a name in the upper, which mirrors the view."""
     above = directory.path()
     return b"/%s/%s" % (above, name) if above else b"/" + name
-
-
-def _open_work(path: bytes, xattrs: PrivateXattrs) -> int:
-    """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it.
-
-    It is made again if others could get into it: what is staged there is changed by name.
-    """
-    work = os.path.join(path, b"work")
-    os.makedirs(work, mode=0o700, exist_ok=True)
-    fd = _open_emptied(work, xattrs)
-    if not _is_private(fd):
-        os.close(fd)
-        os.rmdir(work)
-        os.mkdir(work, 0o700)
-        fd = _open_emptied(work, xattrs)
-        if not _is_private(fd):
-            os.close(fd)
-            raise PermissionError(errno.EPERM, "somebody else replaced this directory while it was made", work)
-    try:
-        inherit_nothing(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _open_emptied(path: bytes, xattrs: PrivateXattrs) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        for entry in os.scandir(fd):
-            if entry.is_dir(follow_symlinks=False):
-                remove_emptied(fd, os.fsencode(entry.name), xattrs)
-            else:
-                os.unlink(entry.name, dir_fd=fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _is_private(fd: int) -> bool:
-    status = os.fstat(fd)
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

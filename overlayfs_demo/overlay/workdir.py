@@ -16,6 +16,49 @@ _log = logging.getLogger(__name__)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
+    """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it.
+
+    It is made again if others could get into it: what is staged there is changed by name.
+    """
+    work = os.path.join(path, b"work")
+    os.makedirs(work, mode=0o700, exist_ok=True)
+    fd = _open_emptied(work, xattrs)
+    if not _is_private(fd):
+        os.close(fd)
+        os.rmdir(work)
+        os.mkdir(work, 0o700)
+        fd = _open_emptied(work, xattrs)
+        if not _is_private(fd):
+            os.close(fd)
+            raise PermissionError(errno.EPERM, "somebody else replaced this directory while it was made", work)
+    try:
+        inherit_nothing(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_emptied(path: bytes, xattrs: PrivateXattrs) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for entry in os.scandir(fd):
+            if entry.is_dir(follow_symlinks=False):
+                remove_emptied(fd, os.fsencode(entry.name), xattrs)
+            else:
+                os.unlink(entry.name, dir_fd=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_private(fd: int) -> bool:
+    status = os.fstat(fd)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def inherit_nothing(fd: int) -> None:
     """Take the ACLs and the set-group-ID bit off a directory that was made for the overlay alone. Raises OSError.
 

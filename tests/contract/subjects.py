@@ -319,6 +319,15 @@ class Kernel(Mounted):
         return True
 
 
+def error_of(call: Callable[[], object]) -> int | None:
+    """The errno that a call fails with, None if it succeeds."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return None
+
+
 def in_child(action: Callable[[], Any]) -> None:
     """Run `action` in a forked process; its exception, if any, is raised here."""
     reading, writing = os.pipe()

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +14,7 @@ from tests.builders import hardlink, sparse, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, only
 from tests.contract.raw import STATX_BASIC_STATS, statx
-from tests.contract.subjects import Subject
+from tests.contract.subjects import Subject, error_of
 
 mounts = only(["kernel-front", "fusepy-front", "kernel"], "what the kernel does with descriptors, not the engine")
 fronts = only(["kernel-front", "fusepy-front"], "the kernel's overlayfs does what the upper's filesystem does")
@@ -25,15 +24,6 @@ PAGES = b"a" * PAGE + b"b" * PAGE + b"c" * PAGE
 
 # Modes of fallocate(2).
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x10, 0x20
-
-
-def error_of(call: Callable[[], object]) -> int | None:
-    """The errno that a call fails with, None if it succeeds."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 # --- fallocate ----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tests.contract.conftest import Mount
 from tests.contract.engine_subject import Engine
 from tests.contract.marks import differs, only
 from tests.contract.raw import statx
-from tests.contract.subjects import Mounted, Subject
+from tests.contract.subjects import Mounted, Subject, error_of
 
 IMMUTABLE, APPEND, NODUMP = 0x10, 0x20, 0x40
 
@@ -158,15 +158,6 @@ def test_extended_flags_are_shown_and_set(flagged: Mount) -> None:
     set_value(view, "plain", EXTENDED, bytes(value))
     assert lsattr(view, "plain") & IMMUTABLE
     assert error_of(lambda: view.append("plain", b"2")) == errno.EPERM
-
-
-def error_of(call: Callable[[], object]) -> int | None:
-    """The errno that a call fails with, None if it succeeds."""
-    try:
-        call()
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def opened(view: Subject, path: str, flags: int) -> None:
