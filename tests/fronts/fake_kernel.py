@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import NamedTuple
 
 import pytest
@@ -44,13 +45,13 @@ class FakeKernel:
         self.replies: dict[int, Reply] = {}
         self.notices: list[Reply] = []
         self._end = end
-        self._last = 1
+        self._numbers = count(2)
 
     def send(self, opcode: Opcode, nodeid: int, body: bytes = b"") -> int:
         """Send a request: its number."""
-        self._last += 1
-        self._end.send(request(opcode, self._last, nodeid, body))
-        return self._last
+        unique = next(self._numbers)
+        self._end.send(request(opcode, unique, nodeid, body))
+        return unique
 
     def receive(self, seconds: float = PATIENCE) -> bool:
         """Take one message; False if none comes within that time."""
