@@ -1,8 +1,8 @@
 """How is /dev/fuse served without a library in between?
 
-Threads take turns: a few read requests from the device, let `Requests` answer them, and write the
+Threads take turns (see `turns`): a few read requests from the device, let `Requests` answer them, and write the
 replies; one that comes to a long request lets the next thread go on, so that copy-ups do not make the other callers
-wait (see `turns`).
+wait.
 """
 
 from __future__ import annotations
