@@ -7,6 +7,7 @@ has not cached, and writes through. Byte-range locks and flock(2) are its own af
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from itertools import count
 
@@ -50,6 +51,7 @@ class Files:
         self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
         self._serial = count(1)
         self._open: dict[int, _OpenFile] = {}
+        self._storing = threading.Lock()
 
     def close(self) -> None:
         """Close the files that the kernel did not release (after a forced unmount)."""
@@ -59,6 +61,7 @@ class Files:
 
     def _opened(self, node: FileNode, handle: Handle, keep: bool) -> bytes:
         """`keep` says that the pages of the file that the kernel has are still right."""
+        self.wait_for_store()
         number = next(self._serial)
         self._open[number] = _OpenFile(node, handle)
         if handle.append_only:
@@ -74,7 +77,7 @@ class Files:
         assert isinstance(node, FileNode)
         keep = self._trust.keeps(node)
         if keep and not handle.in_upper:
-            self._store_small(request, handle)
+            self._store_small(request, node, handle)
         return self._opened(node, handle, self._keeps_pages(request.nodeid, handle, flags, keep))
 
     def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool) -> bool:
@@ -90,12 +93,29 @@ class Files:
         is_same = keep or self._nodes.is_same(nodeid, _stamp(status))
         return is_same and not (may_be_noted and reading_is_noted(self._flags, status))
 
-    def _store_small(self, request: Request, handle: Handle) -> None:
+    def _store_small(self, request: Request, node: FileNode, handle: Handle) -> None:
         """Send a small file's data along with the first open: the read that follows needs no request then."""
-        if self._nodes.first_store(request.nodeid):
-            size = handle.read_into(request.room[: _SMALL + 1], 0)
-            if 0 < size <= _SMALL:
+        # To store a page, the kernel waits for its lock. Who holds that may wait for an answer of ours (a READ, or a
+        # WRITE of mapped pages), so a thread that answers must not wait for it: else a few such opens hang the mount
+        # for ever. Invariant: the kernel locks pages for a request only with an open file of this node, keeps the file
+        # until the request is answered, and sends RELEASE, which takes the handle from `node.handles`, only then.
+        # So no page is locked that way if this open, of which the kernel does not know yet, has the only handle; and
+        # none will be during the store, for every other reply that gives out a handle waits for it.
+        if node.handles != [handle] or not self._nodes.first_store(request.nodeid):
+            return
+        # Read without the lock: a slow layer must not keep other files from being opened.
+        size = handle.read_into(request.room[: _SMALL + 1], 0)
+        if not 0 < size <= _SMALL:
+            return
+        with self._storing:
+            # A copy-up turns the handle to the upper: what was read may have been changed by then.
+            if node.handles == [handle] and not handle.in_upper:
                 self._store(request.nodeid, request.room[:size])
+
+    def wait_for_store(self) -> None:
+        """Call before the reply that lets the kernel use a handle, or that tells of a file's new size."""
+        with self._storing:
+            pass
 
     def create(self, request: Request) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)

@@ -1,8 +1,8 @@
 """How is /dev/fuse served without a library in between?
 
-Threads take turns: a few read requests from the device, let `Requests` answer them, and write the
-replies; one that comes to a long request lets the next thread go on, so that one copy-up does not make
-the other callers wait.
+Threads take turns (see `turns`): a few read requests from the device, let `Requests` answer them, and write the
+replies; one that comes to a long request lets the next thread go on, so that copy-ups do not make the other callers
+wait.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
@@ -22,6 +23,7 @@ from overlayfs_demo.fronts.base import View
 from overlayfs_demo.fronts.notices import Notices
 from overlayfs_demo.fronts.request import Payload, Request
 from overlayfs_demo.fronts.requests import Requests
+from overlayfs_demo.fronts.turns import ParkedError, Turns
 from overlayfs_demo.fronts.wire import Opcode
 from overlayfs_demo.overlay.node import Node
 
@@ -29,7 +31,8 @@ _log = logging.getLogger(__name__)
 
 MAX_WRITE = 1 << 20
 _SERVING = 3
-_THREADS = _SERVING + 8
+_LONG = 8
+_THREADS = _SERVING + _LONG
 _BACKGROUND = 64
 _DESCRIPTORS = 16384
 # Seconds until the next try to read a request when the kernel was out of memory.
@@ -77,33 +80,6 @@ class _Buffers:
         self.reply = memoryview(bytearray(MAX_WRITE))
 
 
-class Turn:
-    """Which threads serve the device: `_SERVING` at a time.
-
-    Requests are mostly so short that many threads would only fight for the interpreter; a few overlap with
-    the kernel's own work. A thread that comes to a long request (a copy-up, an fsync) passes its turn on
-    first, finishes the request beside the others, and then queues up again.
-    """
-
-    __slots__ = ("_mine", "_places")
-
-    def __init__(self) -> None:
-        self._places = threading.BoundedSemaphore(_SERVING)
-        self._mine = threading.local()
-
-    def take(self) -> None:
-        """Wait for a turn, unless this thread has it."""
-        if not getattr(self._mine, "held", False):
-            self._places.acquire()
-            self._mine.held = True
-
-    def pass_on(self) -> None:
-        """Give the turn up, if this thread has it."""
-        if getattr(self._mine, "held", False):
-            self._mine.held = False
-            self._places.release()
-
-
 class Session:
     """One connection to the kernel. The device is its maker's to close."""
 
@@ -114,9 +90,9 @@ class Session:
         if view.flags & syscalls.MS_STRICTATIME:
             self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading is to be noted.
         self._asked = view.asked
-        self._turn = Turn()
+        self._turns = Turns(_SERVING, _LONG)
         follows = view.timeout is None and view.overlay.behind.start()
-        self._requests = Requests(view, self._turn.pass_on, self._store, self._distrust)
+        self._requests = Requests(view, self._turns.pass_on, self._store, self._distrust)
         view.overlay.hooks.changed = self._refresh
         self._notices: Notices | None = None
         if follows:
@@ -177,19 +153,21 @@ class Session:
             self._failure = error
             raise
         finally:
-            self._turn.pass_on()
+            self._turns.leave()
 
     def _serve(self, own: _Buffers) -> None:
         buffer, room = own.request, own.reply
         buffers = [buffer]
         view = memoryview(buffer)
         fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
+        resume = partial(self._resume, room)
         while True:
-            self._turn.take()
+            self._turns.take(resume)
             try:
                 size = os.readv(fd, buffers)
             except OSError as error:
                 if error.errno == errno.ENODEV:
+                    self._turns.end()
                     return  # Unmounted.
                 if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     continue  # The request was interrupted before we saw it.
@@ -208,8 +186,21 @@ class Session:
                 self._fail(request.unique, errno.ENOSYS)
             return
         self._asked[handler.__name__] += 1
+        self._carry_out(request, handler)
+
+    def _resume(self, room: memoryview, request: Request) -> None:
+        """Begin a parked request anew, with this thread's `room`."""
+        request.room = room
+        self._carry_out(request, self._requests.handlers[request.opcode])
+
+    def _carry_out(self, request: Request, handler: Callable[[Request], Payload | None]) -> None:
         try:
             payload = handler(request)
+        except ParkedError:
+            request.own_body()
+            if not self._turns.park(request):
+                self._carry_out(request, handler)
+            return
         except OSError as error:
             self._fail(request.unique, error.errno or errno.EIO)
         except Exception:  # noqa: BLE001 - whatever went wrong, the caller must get an answer
@@ -218,8 +209,7 @@ class Session:
         else:
             if payload is not None:
                 self._reply(request.unique, payload)
-        if request.afterwards is not None:
-            self._turn.pass_on()
+        if request.afterwards is not None and self._turns.try_pass_on():
             request.afterwards()
 
     def _reply(self, unique: int, payload: Payload) -> None:

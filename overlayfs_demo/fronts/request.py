@@ -13,7 +13,7 @@ Payload = bytes | memoryview
 class Request:
     """One decoded request header, and its body. `room` is a buffer of this thread's for file data.
 
-    `afterwards`, if a handler sets it, is called when the reply is on its way.
+    `afterwards`, if a handler sets it, is called when the reply is on its way, unless too much else is going on.
     """
 
     __slots__ = ("afterwards", "body", "gid", "nodeid", "opcode", "pid", "room", "uid", "unique")
@@ -23,6 +23,10 @@ class Request:
         self.body = body
         self.room = room
         self.afterwards: Callable[[], None] | None = None
+
+    def own_body(self) -> None:
+        """Copy the body out of the buffer of the thread that read it."""
+        self.body = memoryview(bytes(self.body))
 
     def caller(self, call: str, umask: int = 0) -> Caller:
         """The process that made the request, for the verb it used."""

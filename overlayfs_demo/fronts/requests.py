@@ -39,7 +39,7 @@ class Requests:
         self, view: View, pass_on: Callable[[], None], store: Callable[[int, memoryview], None],
         distrust: Callable[[int], None],
     ) -> None:
-        """`pass_on` is called before a request that may take long, see `kernel_front.Turn`; `store` puts the
+        """`pass_on` is called before a request that may take long, see `turns.Turns.pass_on`; `store` puts the
         beginning of a file, given by its id, into the kernel's cache; `distrust` makes the kernel forget what
         it has of a node."""
         self._overlay: Overlay = view.overlay
@@ -186,6 +186,8 @@ class Requests:
         )
         node = self._node(request)
         attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))
+        if change.size is not None:
+            self._files.wait_for_store()
         return wire.attr_reply(attrs, self._trust.attributes(node))
 
     def setxattr(self, request: Request) -> bytes:

@@ -38,9 +38,10 @@ class Hooks:
     """What a front may want to be told of, in the thread of the caller that it happens to.
 
     `before_wait` is called before a verb copies data or waits for another caller's copy: a front that serves
-    several callers from few threads lets another thread go on meanwhile. `changed` is called with a node that has
-    other attributes than its caller is told of, before the verb that caused it returns: after a copy-up (links,
-    blocks, time of change), and when a write dropped set-id bits.
+    several callers from few threads lets another thread go on meanwhile. If it raises, so does the verb, which has
+    done nothing but whole copy-ups by then and can be called anew. `changed` is called with a node that has other
+    attributes than its caller is told of, before the verb that caused it returns: after a copy-up (links, blocks, time
+    of change), and when a write dropped set-id bits.
     """
 
     before_wait: Callable[[], None] = lambda: None
