@@ -231,6 +231,8 @@ class CopyUp:
         metacopy = metadata and (self._metacopy or self._rehearsal)
         size = 0 if metadata and self._metacopy else _size(node, status, cut)
         told, label = self._cost(node, size, data)
+        if size and not metacopy:
+            self._hooks.before_wait()  # Before anything is told: it may put the verb off.
         self._limits.check(upper, node.path(), label, told, caller)
         below = node.data_place()
         fd = None
@@ -331,8 +333,8 @@ class CopyUp:
             layer = node.data.place.layer.label if node.data else ""
             # The mount that is rehearsed would have copied the data with the metadata.
             told = 0 if self._rehearsal and not self._metacopy else size
-            self._limits.check(upper, node.path(), layer, told, caller)
             self._hooks.before_wait()
+            self._limits.check(upper, node.path(), layer, told, caller)
             self._fill(node, copy, status, size)
             fd = cut.admitted(copy.open(cut.flags)) if cut else None
             try:
@@ -394,7 +396,6 @@ class CopyUp:
         try:
             size = _size(node, status, cut)
             if with_data and size:
-                self._hooks.before_wait()
                 self._copy_data(node, target, size)
             os.ftruncate(target, status.st_size if cut is None else cut.size)
             if with_data and size and not upper.volatile:
