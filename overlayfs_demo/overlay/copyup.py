@@ -214,7 +214,7 @@ class CopyUp:
             if (index or status.st_nlink == 1) and not node.gone:
                 origin = self._tree.origin_of(node.place, node.place_name, status)
         metadata = not data and node.kind == stat.S_IFREG
-        metacopy = metadata and (self._metacopy or self._rehearsal)
+        metacopy = metadata and (self._metacopy or self._rehearsal) and self._tree.xattrs.follows
         size = 0 if metadata and self._metacopy else _size(node, status, cut)
         told, label = self._cost(node, size, data)
         self._limits.check(upper, node.path(), label, told, caller)
@@ -270,9 +270,7 @@ class CopyUp:
         node.key = key_of(status)
         if node.links is not None:
             self._tree.share(node, node.key)
-        if origin:
-            self._tree.claim(node.ino, node.key)
-        else:
+        if not (origin and self._tree.claim(node.ino, node.key)):
             node.ino = self._tree.identity(status)
         _retarget(node, copy)
         self._hooks.changed(node)
