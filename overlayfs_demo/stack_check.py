@@ -34,6 +34,7 @@ def checked(stack: Stack) -> Stack:
     for path in stack.data_only:
         _check_directory(path, "data-only lower layer")
     _check_distinct(stack)
+    _check_follows(stack)
     if stack.time_machine:
         _check_name_free(stack)
     if stack.upper is not None and stack.work is not None:
@@ -70,6 +71,16 @@ def _check_directory(path: bytes, role: str) -> None:
         }.get(error.errno or 0, "make it readable for the one who mounts")
         raise MountError(f"{role}, {shown}: {error.strerror}", remedy) from error
     assert stat.S_ISDIR(status.st_mode)
+
+
+def _check_follows(stack: Stack) -> None:
+    """The kernel refuses the same, as conflicting options (ovl_fs_params_verify)."""
+    asked = "metacopy=on" if stack.metacopy else "a data-only layer" if stack.data_only else ""
+    if asked and stack.user_xattrs and not USER.follows:
+        raise MountError(
+            f"{asked} cannot be had by root with 'userxattr': whoever owns a file there could read all others by it",
+            "leave out 'userxattr', or mount as the owner of the layers",
+        )
 
 
 def _check_name_free(stack: Stack) -> None:

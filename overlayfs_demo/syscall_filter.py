@@ -9,7 +9,9 @@ calls' work past this filter (io_uring). So are these, by their arguments:
 - sockets of all kinds but of the network, which is the sandbox's own: also read-only directories let one connect to
   a daemon's socket, and AF_VSOCK reaches the host of a virtual machine;
 - pairs of sockets, unless they stay connected to each other;
-- the ioctls that type into a terminal, TIOCSTI and TIOCLINUX.
+- the ioctls that type into a terminal, TIOCSTI and TIOCLINUX;
+- the commands of fcntl that ask to be told of other processes' calls: F_SETLEASE, which keeps those who open a file
+  for writing waiting (/proc/sys/fs/lease-break-time), and F_NOTIFY.
 """
 
 from __future__ import annotations
@@ -50,13 +52,15 @@ REFUSED: Mapping[str, tuple[int | None, int | None]] = {
 # The last call that was looked at, file_setattr of Linux 6.17. A program that tries a later one is told that there is
 # none, and does without. So are the calls of x86_64's other ABI, x32, whose numbers are larger.
 _LAST = 469
-_CLONE, _CLONE3, _IOCTL, _SOCKET, _SOCKETPAIR = (56, 220), (435, 435), (16, 29), (41, 198), (53, 199)
+_CLONE, _CLONE3, _FCNTL, _IOCTL = (56, 220), (435, 435), (72, 25), (16, 29)
+_SOCKET, _SOCKETPAIR = (41, 198), (53, 199)
 
 _CLONE_NEW = 0x7E020000  # All of CLONE_NEW* that clone(2) takes.
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 # Only these pairs cannot be connected to something else. The bits above are SOCK_CLOEXEC and SOCK_NONBLOCK.
 _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_F_SETLEASE, _F_NOTIFY = 1024, 1026
 
 # struct seccomp_data. Of the arguments the lower half, which is all that the kernel looks at here.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
@@ -78,7 +82,8 @@ def program(machine: str) -> bytes:
         # Its flags lie in memory, which no filter sees; without it the C library takes clone(2).
         _when(_IF_EQUAL, _CLONE3[column], _fail(errno.ENOSYS)),
         _when(_IF_EQUAL, _CLONE[column], _namespaces()),
-        _when(_IF_EQUAL, _IOCTL[column], _terminals()),
+        _when(_IF_EQUAL, _IOCTL[column], _commands(_TIOCSTI, _TIOCLINUX)),
+        _when(_IF_EQUAL, _FCNTL[column], _commands(_F_SETLEASE, _F_NOTIFY)),
         _when(_IF_EQUAL, _SOCKET[column], _families()),
         _when(_IF_EQUAL, _SOCKETPAIR[column], _pairs()),
         _do(_RETURN, _ALLOW),
@@ -105,8 +110,9 @@ def _namespaces() -> bytes:
     )
 
 
-def _terminals() -> bytes:
-    some = b"".join(_when(_IF_EQUAL, request, _fail(errno.EPERM)) for request in (_TIOCSTI, _TIOCLINUX))
+def _commands(*refused: int) -> bytes:
+    """Of ioctl and fcntl, whose second argument says what is to be done."""
+    some = b"".join(_when(_IF_EQUAL, command, _fail(errno.EPERM)) for command in refused)
     return _do(_LOAD, _SECOND_ARGUMENT) + some + _do(_RETURN, _ALLOW)
 
 

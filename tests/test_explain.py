@@ -86,6 +86,17 @@ def effects(told: dict[str, Any], *what: str) -> set[tuple[str, str, int]]:
     return {(one["what"], one["path"], one["size"]) for one in told["paths"] if one["what"] in what or not what}
 
 
+def test_root_s_view_with_userxattr_is_explained(stacked: Place) -> None:
+    """There is no metacopy there, nor a redirect."""
+    if problem := why_unavailable("kernel-front"):
+        pytest.skip(problem)
+    assert stacked.mount("--front", "kernel", "-o", "userxattr,index=off").returncode == 0
+    script = "chmod 600 opt/big && mv opt/big opt/large && cat opt/large && mv opt/d opt/e && cat opt/e/one"
+    told = explain(stacked, "sh", "-c", script)
+    assert told["status"] == 0
+    assert ("copy up", "/opt/large", 20_000) in effects(told)
+
+
 # --- the truth: what is told is what happens ---------------------------------------------------------
 
 SCRIPTS = {

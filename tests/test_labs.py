@@ -27,7 +27,7 @@ SOLUTIONS = [
     ("undelete", "overlayfs-demo umount merged; rm upper/report"),
     ("smallest-upper", "chmod 755 merged/tools/run.sh"),
     ("smallest-upper", "chmod -R +x merged/tools; rm upper/tools/data upper/tools/library"),
-    ("rename", "mv merged/docs merged/papers; getfattr --only-values -n user.overlay.redirect upper/papers > answer"),
+    ("rename", "mv merged/docs merged/papers; getfattr --only-values -m redirect upper/papers > answer"),
     ("no-trace", "rm upper/motd"),
     ("hard-link", "echo more >> merged/one"),
     ("hard-link", "echo more >> merged/two"),

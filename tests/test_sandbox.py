@@ -233,6 +233,21 @@ def test_the_user_s_keys_are_out_of_reach(inside: Place) -> None:
     assert said == f"-1 {errno.EPERM}\n"
 
 
+@pytest.mark.parametrize("command, argument", [("F_SETLEASE", "fcntl.F_RDLCK"), ("F_NOTIFY", "fcntl.DN_MODIFY")])
+def test_nobody_outside_waits_for_the_command_or_is_watched_by_it(
+    inside: Place, canary: Path, command: str, argument: str
+) -> None:
+    """A lease on a file makes those outside who open it for writing wait until it is given back."""
+    what = repr(str(canary if command == "F_SETLEASE" else canary.parent))
+    call = f"fcntl.fcntl(os.open({what}, os.O_RDONLY), fcntl.{command}, {argument})"
+    assert python(inside, "import fcntl\n" + attempt(call)) == "Operation not permitted\n"
+
+
+def test_files_outside_are_locked_as_ever(inside: Place, canary: Path) -> None:
+    call = f"fcntl.lockf(os.open({str(canary)!r}, os.O_RDONLY), fcntl.LOCK_SH)"
+    assert python(inside, "import fcntl\n" + attempt(call)) == "done\n"
+
+
 @pytest.mark.parametrize("words", [["-U"], ["-m"], ["-n"]])
 def test_no_further_namespaces_are_made(inside: Place, words: list[str]) -> None:
     assert "Operation not permitted" in explained(inside, "unshare", *words, "true")

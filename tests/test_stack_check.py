@@ -317,6 +317,21 @@ def test_ability_that_the_filesystem_lacks_is_named(
     assert error.remedy.startswith("put upper and work on a filesystem such as")
 
 
+@pytest.mark.parametrize("what", ["metacopy=on", "a data-only layer"])
+def test_what_user_marks_would_lead_to_is_refused_for_root(
+    place: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    data = os.fsencode(place / "data")
+    os.mkdir(data)
+    asked = replace(stack(place), user_xattrs=True)
+    asked = replace(asked, metacopy=True) if what == "metacopy=on" else replace(asked, data_only=(data,))
+    error = refused(asked)
+    assert what in error.problem and "userxattr" in error.problem and "userxattr" in error.remedy
+    checked(replace(asked, user_xattrs=False))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    checked(asked)
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES])
 def test_remedy_for_attributes_that_only_root_may_set_is_userxattr(
     place: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, code: int

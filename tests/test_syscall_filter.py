@@ -75,6 +75,15 @@ def test_ioctls_type_into_no_terminal(machine: str, request_number: int, expecte
     assert answer(machine, {"x86_64": 16, "aarch64": 29}[machine], 0, request_number) == expected
 
 
+@pytest.mark.parametrize("command, expected", [
+    (1024, errno.EPERM), (1026, errno.EPERM), (0x1_0000_0400, errno.EPERM), (1025, ALLOWED), (6, ALLOWED),
+    (1030, ALLOWED),
+])
+def test_fcntl_takes_no_lease_and_watches_no_directory(machine: str, command: int, expected: int) -> None:
+    """Locks (6, F_SETLK) and descriptors (1030, F_DUPFD_CLOEXEC) it may have."""
+    assert answer(machine, {"x86_64": 72, "aarch64": 25}[machine], 0, command) == expected
+
+
 def test_sockets_are_of_the_network_or_stay_a_pair(machine: str) -> None:
     socket, pair = {"x86_64": (41, 53), "aarch64": (198, 199)}[machine]
     assert [family for family in range(50) if answer(machine, socket, family) == ALLOWED] == [2, 10]

@@ -228,7 +228,7 @@ class CopyUp:
             if (index or status.st_nlink == 1) and not node.gone:
                 origin = self._tree.origin_of(node.place, node.place_name, status)
         metadata = not data and node.kind == stat.S_IFREG
-        metacopy = metadata and (self._metacopy or self._rehearsal)
+        metacopy = metadata and (self._metacopy or self._rehearsal) and self._tree.xattrs.follows
         size = 0 if metadata and self._metacopy else _size(node, status, cut)
         told, label = self._cost(node, size, data)
         if size and not metacopy:
@@ -287,9 +287,7 @@ class CopyUp:
         node.metacopy, node.data = below is not None, below
         node.key = key_of(status)
         self._tree.share(node, node.key)
-        if origin:
-            self._tree.claim(node.ino, node.key)
-        else:
+        if not (origin and self._tree.claim(node.ino, node.key)):
             node.ino = self._tree.identity(status)
         _retarget(node, copy)
         self._hooks.changed(node)

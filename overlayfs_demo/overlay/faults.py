@@ -1,6 +1,6 @@
-"""Which of the overlay's private marks in a layer are broken, and how is that told?
+"""Which of the overlay's private marks in a layer are broken or not to be followed, and how is that told?
 
-Anybody may have written them. A broken one makes the name it stands at fail, as in the kernel's overlayfs, and no
+Anybody may have written them. Such a mark makes the name it stands at fail, as in the kernel's overlayfs, and no
 other; whoever meets the name sees no more than an errno, so the log says the rest, once for each mark.
 """
 
@@ -25,9 +25,10 @@ _METACOPY_HEAD = 4
 def checked_redirect(value: bytes, place: LayerDir, name: bytes) -> bytes:
     """The `overlay.redirect` of the object `name` in `place`, if it is a sibling's name or an absolute path.
 
-    Raises EINVAL for empty components and relative paths, EACCES for `.` and `..`, which could lead out of the layer
-    (fs/overlayfs/util.c, ovl_get_redirect_xattr; fs/namei.c, lookup_noperm_common).
+    Raises EPERM where none is followed, EINVAL for empty components and relative paths, EACCES for `.` and `..`, which
+    could lead out of the layer (fs/overlayfs/util.c, ovl_get_redirect_xattr; fs/namei.c, lookup_noperm_common).
     """
+    _check_follows(place, name, "redirect")
     absolute = value.startswith(b"/")
     parts = value[absolute:].split(b"/")
     if b"" in parts or (len(parts) > 1 and not absolute):
@@ -38,22 +39,40 @@ def checked_redirect(value: bytes, place: LayerDir, name: bytes) -> bytes:
 
 
 def check_metacopy(value: bytes, place: LayerDir, name: bytes) -> None:
-    """Raise EIO for an `overlay.metacopy` that is too short (ovl_check_metacopy_xattr)."""
+    """Raise EPERM where no `overlay.metacopy` is followed, EIO for one that is too short (ovl_check_metacopy_xattr)."""
+    _check_follows(place, name, "metacopy")
     if 0 < len(value) < _METACOPY_HEAD:
         raise broken(errno.EIO, place, name, "metacopy", value)
+
+
+def _check_follows(place: LayerDir, name: bytes, mark: str) -> None:
+    """Raise EPERM if this mount follows no redirect and no metacopy (fs/overlayfs/namei.c, ovl_check_follow_redirect).
+
+    `mark` is the one that the object `name` in `place` has.
+    """
+    xattrs = place.layer.xattrs
+    if not xattrs.follows:
+        _tell(
+            place, name, mark,
+            f"cannot be looked up, for root's mount does not follow its attribute {xattrs.prefix}{mark}, which any "
+            "owner may set; look at it in a mount of the upper's owner, or without userxattr",
+        )
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
 
 
 def broken(
     code: int, place: LayerDir, name: bytes, mark: str, value: bytes | None, remedy: str = "correct it, or remove it"
 ) -> OSError:
     """The error for a bad `overlay.MARK` (None: missing) of the object `name` in `place`, which is logged."""
+    shown = "none" if value is None else ascii(os.fsdecode(value[:_LONGEST]))
+    _tell(place, name, mark, f"cannot be used, for its attribute overlay.{mark} is wrong: {shown}; {remedy}")
+    return OSError(code, os.strerror(code), name)
+
+
+def _tell(place: LayerDir, name: bytes, mark: str, problem: str) -> None:
+    """Log the problem of one mark, if it was not told before."""
     path = os.path.join(place.path(), name)
     told = place.layer.told
     if (path, mark) not in told and len(told) < _MOST_TOLD:
         told.add((path, mark))
-        shown = "none" if value is None else ascii(os.fsdecode(value[:_LONGEST]))
-        _log.warning(
-            "%s: %s cannot be used, for its attribute overlay.%s is wrong: %s; %s",
-            place.layer.label, ascii(os.fsdecode(path)), mark, shown, remedy,
-        )
-    return OSError(code, os.strerror(code), name)
+        _log.warning("%s: %s %s", place.layer.label, ascii(os.fsdecode(path)), problem)

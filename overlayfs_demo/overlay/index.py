@@ -123,8 +123,12 @@ class Index:
         return links._replace(view=max(links.view, in_upper))
 
     def is_metacopy(self, entry: Entry) -> bool:
-        """Does the copy hold metadata only?"""
-        return self._noted(entry.place, entry.name, self._xattrs.metacopy) is not None
+        """Does the copy hold metadata only? Raises OSError if that mark is broken or not followed, see `faults`."""
+        value = self._noted(entry.place, entry.name, self._xattrs.metacopy)
+        if value is None:
+            return False
+        faults.check_metacopy(value, entry.place, entry.name)
+        return True
 
     def _noted_links(self, entry: Entry, lower_names: int | None) -> int | None:
         match = _NLINK.fullmatch(self._noted(entry.place, entry.name, self._xattrs.nlink) or b"")

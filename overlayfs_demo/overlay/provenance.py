@@ -69,6 +69,8 @@ def _origin(tree: Tree, node: Node) -> str:
         # Origins can be compared by anybody, but only root may open one: open_by_handle_at(2).
         if source.stat(node.name) and origin == tree.origins.encode(source.layer, source.open().fd, node.name):
             return source.layer.label
+    if not tree.xattrs.follows:
+        return ""  # Whoever forges an origin would be told the name of any file, in directories closed to all, too.
     found = tree.origins.find(origin)
     return f"{found[0].label}: {os.fsdecode(found[1])}" if found else ""
 

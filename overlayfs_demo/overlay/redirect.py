@@ -43,6 +43,11 @@ class Redirects:
             return True
         return None if node.in_upper else False
 
+    def refuse(self, node: Node) -> None:
+        """Raise EXDEV for a directory that could not move without a redirect, where none is followed (ovl_can_move)."""
+        if isinstance(node, DirNode) and node.lowers and not self._tree.xattrs.follows:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), node.name)
+
     def write(self, node: Node, parent: DirNode, name: bytes, same_parent: bool, caller: Caller) -> None:
         """Note where the lower part is of an object in the upper, if it has one. EXDEV if the path is too long."""
         redirect = self._wanted(node, parent, name, same_parent) if _has_lower_part(node) else None

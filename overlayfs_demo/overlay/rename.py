@@ -63,6 +63,9 @@ class Rename:
             self._names.refuse_removal(new.parent, new.node)
         else:
             inode_flags.refuse(new.parent, self._tree.xattrs, appends=True)
+        self._redirects.refuse(old.node)
+        if new.node is not None and exchange:
+            self._redirects.refuse(new.node)
         return True
 
     def _check_replaced(self, old: Node, new: Node, name: bytes) -> None:

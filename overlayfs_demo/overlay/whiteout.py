@@ -54,6 +54,16 @@ class PrivateXattrs:
         self.upper = f"{self.prefix}upper"
         self.whiteout = f"{self.prefix}whiteout"
 
+    @property
+    def follows(self) -> bool:
+        """May a redirect or a metacopy lead to other files, and so may one be written?
+
+        Not if root mounts with `user.` attributes: whoever owns a file may set those, and would read through the view
+        what only root may. The kernel's overlayfs follows none with `userxattr` (fs/overlayfs/params.c,
+        ovl_fs_params_verify). An ordinary user's mount reads what that user may read anyway.
+        """
+        return self is not USER or os.geteuid() != 0
+
     def shown(self, stored: str) -> str | None:
         """The name that the view shows for a stored attribute; None for the overlay's own."""
         if stored.startswith(self.escape):

@@ -36,8 +36,8 @@ class Experiment:
     """One step of the tour. All texts are for the learner.
 
     `layers` are the topmost first, as in `lowerdir=`; they are mounted on `merged` before `do`, unless `mounted` is
-    False. `prepare` makes what else is needed. `look` says which directories to show, by what to call them. `missing`
-    says why this machine cannot do it, or "".
+    False. `redirects` is for `Stage.mount`. `prepare` makes what else is needed. `look` says which directories to show,
+    by what to call them. `missing` says why this machine cannot do it, or "".
     """
 
     name: str
@@ -45,6 +45,7 @@ class Experiment:
     question: str
     layers: Mapping[str, Content] = field(default_factory=dict)
     mounted: bool = True
+    redirects: bool = False
     prepare: Callable[[Stage], None] = lambda stage: None
     do: tuple[str | Refused, ...]
     look: Mapping[str, str] = field(default_factory=lambda: side_by_side("lower"))
@@ -73,7 +74,7 @@ def perform(one: Experiment, stage: Stage, put: Put) -> tuple[int, list[str]]:
     if one.layers:
         stage.layers(one.layers)
         if one.mounted:
-            stage.mount()
+            stage.mount(one.redirects)
     for command in one.do:
         _do(command, stage, put)
     put([("\n", "")])

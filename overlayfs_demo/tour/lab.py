@@ -21,14 +21,16 @@ Mistake = Callable[[Stage], str]
 class Lab:
     """A task for a learner. All texts are for them.
 
-    `layers` are mounted on `merged`, the topmost first; then the commands `before` are run. `mistakes` are looked for
-    in this order, before the `goals`, all of which must hold when nothing is mounted. `solved` says what was learnt.
+    `layers` are mounted on `merged`, the topmost first, with `redirects` as `Stage.mount` says; then the commands
+    `before` are run. `mistakes` are looked for in this order, before the `goals`, all of which must hold when nothing
+    is mounted. `solved` says what was learnt.
     """
 
     name: str
     summary: str
     task: str
     layers: Mapping[str, Content] = field(default_factory=dict)
+    redirects: bool = False
     prepare: Callable[[Stage], None] = lambda stage: None
     before: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...]
@@ -41,7 +43,7 @@ def set_up(lab: Lab, stage: Stage) -> None:
     lab.prepare(stage)
     if lab.layers:
         stage.layers(lab.layers)
-        stage.mount()
+        stage.mount(lab.redirects)
     for command in lab.before:
         done = stage.run(command)
         if done.status:
@@ -52,7 +54,7 @@ def work(lab: Lab, stage: Stage, shell: str) -> None:
     """Let the learner work in the shell, which has our stdin and stdout; then nothing is mounted any more."""
     merged = stage.path("merged")
     if lab.layers and not os.path.ismount(merged):
-        stage.mount()
+        stage.mount(lab.redirects)
     try:
         subprocess.run([shell], cwd=stage.root, env={**os.environ, **stage.environment()}, check=False)
     except OSError as error:

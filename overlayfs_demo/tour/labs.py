@@ -91,7 +91,7 @@ def _answer(stage: Stage) -> str:
     if said == "docs":
         return ""
     found = f"The file answer says '{said}'" if said else "There is no answer in the file answer yet"
-    return f"{found}. Ask for the mark: getfattr -n user.overlay.redirect upper/papers"
+    return f"{found}. Ask for the mark: getfattr -d -m redirect upper/papers"
 
 
 def _parted(stage: Stage) -> str:
@@ -248,6 +248,7 @@ LABS: tuple[Lab, ...] = (
         task="""Rename docs to papers in merged, without copying what is in it. Then find the extended attribute by
             which upper/papers says where its files lie, and write its value into the file answer, beside merged.""",
         layers={"lower": {"docs/big": big(1_000_000), "docs/small": "little\n"}},
+        redirects=True,
         mistakes=(
             nothing_at("upper/papers", "Rename the directory: mv merged/docs merged/papers"),
             _copied_directory, _answer,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from overlayfs_demo import mount_table, mounts, records
 from overlayfs_demo.errors import MountError, OverlayError
+from overlayfs_demo.overlay.whiteout import USER
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
 
@@ -98,9 +99,13 @@ class Stage:
         self.done.append(done)
         return done
 
-    def mount(self) -> None:
-        """Mount upper and the layers on merged. Raises MountError."""
-        done = self.run(mount_command(*self.before))
+    def mount(self, redirects: bool = False) -> None:
+        """Mount upper and the layers on merged. Raises MountError.
+
+        With `redirects` directories of a lower can be renamed there: root then mounts without userxattr.
+        """
+        marks = "trusted" if redirects and not USER.follows else "user"
+        done = self.run(mount_command(*self.before, marks=marks))
         if done.status:
             raise MountError(done.output.strip().removeprefix("overlayfs-demo: "))
         self.done.remove(done)
@@ -142,9 +147,10 @@ def _output(process: subprocess.Popen[bytes]) -> bytes:
         raise
 
 
-def mount_command(*lowers: str) -> str:
-    """The command that mounts upper and these, the topmost first."""
-    what = f"userxattr,lowerdir={':'.join(lowers)},upperdir=upper,workdir=work"
+def mount_command(*lowers: str, marks: str = "user") -> str:
+    """The command that mounts upper and these, the topmost first. `marks`: where the overlay's attributes are."""
+    userxattr = "userxattr," if marks == "user" else ""
+    what = f"{userxattr}lowerdir={':'.join(lowers)},upperdir=upper,workdir=work"
     return f"overlayfs-demo mount \\\n    -o {what} merged"
 
 

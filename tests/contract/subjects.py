@@ -39,6 +39,7 @@ class Layers:
     copyup_max: int | None = None
     copyup_warn: int | None = None
     flags: int = 0
+    user_xattrs: bool = False
 
     def stack(self) -> Stack:
         """The same, as the engine wants it."""
@@ -47,6 +48,7 @@ class Layers:
             tuple(os.fsencode(path) for path in reversed(self.lowers)), *above,
             data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy, index=self.index,
             copyup_max=self.copyup_max, copyup_warn=self.copyup_warn, flags=self.flags,
+            user_xattrs=self.user_xattrs,
         )
 
 
@@ -299,7 +301,8 @@ class Kernel(Mounted):
     kind = "kernel"
 
     def start(self) -> None:
-        options = f"redirect_dir=on,index={'on' if self.layers.index else 'off'},"
+        options = "userxattr," if self.layers.user_xattrs else "redirect_dir=on,"
+        options += f"index={'on' if self.layers.index else 'off'},"
         options += "metacopy=on," if self.layers.metacopy else ""
         options += "lowerdir=" + ":".join(str(path) for path in reversed(self.layers.lowers))
         options += "".join(f"::{path}" for path in self.layers.data_only)

@@ -23,12 +23,17 @@ def overlaid(tmp_path: Path) -> Iterator[Make]:
         pytest.skip("needs root: owners, devices, trusted xattrs")
     made: list[Engine] = []
 
-    def make(*contents: builders.Content, upper: builders.Content | None = None, metacopy: bool = False) -> Engine:
+    def make(
+        *contents: builders.Content, upper: builders.Content | None = None, metacopy: bool = False,
+        user_xattrs: bool = False,
+    ) -> Engine:
         above = tmp_path / f"stack{len(made)}"
         builders.directories(above, "upper", "work", "merged")
         builders.fill(os.fsencode(above / "upper"), upper or {})
         lowers = builders.layers(above, *contents)
-        subject = Engine(Layers(lowers, above / "upper", above / "work", above / "merged", metacopy=metacopy))
+        subject = Engine(Layers(
+            lowers, above / "upper", above / "work", above / "merged", metacopy=metacopy, user_xattrs=user_xattrs
+        ))
         subject.start()
         made.append(subject)
         return subject

@@ -66,14 +66,15 @@ EXPERIMENTS = (
         summary="renaming a directory leaves a redirect",
         question="""You rename a directory with a big file in it. Must all that is in it be copied up now?""",
         layers={"lower": {"docs/big": big(1_000_000), "docs/small": "little\n"}},
+        redirects=True,
         do=("mv merged/docs merged/papers", "ls merged/papers"),
         checks=(
             checks.redirect("upper/papers", "docs"), checks.whiteout("upper/docs"),
             checks.exactly("upper", "docs", "papers"), checks.same("lower/docs/big", "merged/papers/big"),
         ),
         explained="""Only the directory itself is made in the upper, with the mark redirect, which says what it is
-            called below. With the option userxattr, as in this tour, the kernel's overlayfs does not follow such
-            marks; with root's trusted.* attributes it does.""",
+            called below. With the option userxattr whoever owns a directory can set such marks, so where root mounts
+            with it none are followed, and no directory of a lower can be renamed.""",
     ),
     Experiment(
         name="hard-link",
