@@ -334,9 +334,8 @@ class Overlay:
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """rmdir(2): the directory must be empty in the view."""
         self._refuse_past(parent, name)
-        with self._lock:
+        with self._tree.writable().swept(), self._lock:
             self._names.rmdir(parent, name, caller)
-        self._tree.writable().sweep()
 
     def rename(
         self, old_parent: DirNode, old: bytes, new_parent: DirNode, new: bytes, flags: int, caller: Caller
@@ -347,9 +346,9 @@ class Overlay:
             raise failure(errno.EINVAL, old)
         self._refuse_past(old_parent, old)
         self._refuse_past(new_parent, new)
-        self._tree.writable()
+        upper = self._tree.writable()
         while True:
-            with self._lock:
+            with upper.swept(), self._lock:
                 source = Place(old_parent, old, self._tree.child(old_parent, old))
                 target = Place(new_parent, new, self._tree.child(new_parent, new))
                 if not self._rename.check(source, target, flags):
@@ -358,11 +357,10 @@ class Overlay:
                 if needed is None:
                     move = self._rename.exchange if exchange else self._rename.move
                     move(source, target, caller)
-                    break
+                    return
             # Copied without the lock; then everything is looked at anew.
             node, data = needed
             self._copy_up.node(node, caller, data=data)
-        self._tree.writable().sweep()
 
     # --- change a node -----------------------------------------------------------------------------
 

@@ -139,9 +139,20 @@ class Upper:
         except FileNotFoundError:
             pass
         except IsADirectoryError:
-            self._discarded.append(name)
+            try:
+                os.rmdir(name, dir_fd=self.work_fd)
+            except OSError:
+                self._discarded.append(name)
         except OSError as error:
             _log.warning("a removed file stays in the work directory: %s", error)
+
+    @contextmanager
+    def swept(self) -> Iterator[None]:
+        """Afterwards nothing that was discarded is left, however it ends. Not for use with the tree's lock held."""
+        try:
+            yield
+        finally:
+            self.sweep()
 
     def sweep(self) -> None:
         """Remove the directories that were discarded. They may hold many whiteouts: call without the tree's lock."""
