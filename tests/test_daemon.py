@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -82,6 +83,14 @@ def state() -> tuple[dict[int, str], int]:
     umask = os.umask(0o22)
     os.umask(umask)
     return descriptors(), umask
+
+
+@pytest.fixture(autouse=True)
+def no_children_of_others() -> None:
+    """Daemons that other tests mounted with in this process are its children, and wait to be waited for."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def left_by(place: Place) -> set[str]:
