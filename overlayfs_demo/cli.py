@@ -33,7 +33,8 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
   index=on|off              keep the names of a hard-linked lower file together when
                             it is copied up (the default), or not
   metacopy=on|off           let chmod, chown and the like copy no data up, or do (the
-                            default); existing metacopies are read in any case
+                            default); existing metacopies are read in any case, but
+                            not by root with userxattr
   timemachine               add a hidden directory .layers, in which each layer N is
                             seen alone (N/only), with those below (N/upto), and what
                             it hides (N/hidden); 'ls' and 'find' do not list it

@@ -296,7 +296,8 @@ class Connection:
                 self._socket.connect(address)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise MountError(
-                f"{self._mountpoint}: its daemon cannot be asked", "unmount it, and mount it with this version"
+                f"{self._mountpoint}: its daemon cannot be asked",
+                "if it was killed, 'umount' there and 'mount' again; else it is of another version",
             ) from error
         except OSError as error:
             raise MountError(f"{self._mountpoint}: its daemon cannot be asked: {error.strerror}") from error

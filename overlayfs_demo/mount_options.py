@@ -16,6 +16,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.overlay.ids import IdMap, Ids, Range, parse_ranges
 from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.overlay.whiteout import USER
 
 FRONTS = ("auto", "kernel", "fusepy")
 
@@ -202,6 +203,7 @@ def _take_setting(draft: _Draft, option: str, name: str, value: str) -> None:
         if value not in _ALREADY_SO[name]:
             allowed = ", ".join(f"{name}={word}" for word in sorted(_ALREADY_SO[name]))
             raise UsageError(f"mount option '{option}' is not supported", f"leave it out, or use {allowed}")
+        draft.other[name] = value
     elif name in _CHOICES:
         setting, choices = _CHOICES[name]
         if value not in choices:
@@ -300,6 +302,11 @@ def _finish(draft: _Draft) -> MountOptions:
     for name, value in draft.booleans.items():
         stack = replace(stack, **{name: value})  # type: ignore[arg-type]  # the names are fields of Stack
     stack = replace(stack, copyup_max=draft.limits.get("copyup_max"), copyup_warn=draft.limits.get("copyup_warn"))
+    if stack.user_xattrs and not USER.follows and "redirect_dir" in draft.other:
+        raise UsageError(
+            f"redirect_dir={draft.other['redirect_dir']} cannot be had by root with 'userxattr'",
+            "leave it out, or leave out 'userxattr'",
+        )
     options = MountOptions(stack, flags=draft.flags, source=draft.other.get("fsname"))
     if "front" in draft.other:
         options = replace(options, front=draft.other["front"])

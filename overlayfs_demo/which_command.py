@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from overlayfs_demo import docker_format, records
-from overlayfs_demo.commands import put, put_json
+from overlayfs_demo.commands import note, put, put_json
 from overlayfs_demo.control import Connection
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.render import human_size, printable
@@ -63,7 +63,11 @@ def outcome(one: dict[str, Any], path: str) -> str:
 
 
 def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
-    """Print files, and what is in directories, as `ls -l` does, and which layers each comes from. Raises OSError."""
+    """Print files, and what is in directories, as `ls -l` does, and which layers each comes from. Raises OSError.
+
+    The exit status is 1 if a name in a directory cannot be looked up, as one with a bad mark: the others are listed.
+    """
+    status = 0
     for given in paths:
         mountpoint, path, socket, owner = records.place_in_view(os.fsencode(given), follow=False)
         rows: list[dict[str, Any]] = []
@@ -71,10 +75,17 @@ def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
         with Connection(socket, mountpoint, owner) as connection:
             for name in sorted(os.listdir(given)) if is_directory else [""]:
                 inside = os.path.join(path, name) if name else path
-                layers = connection.explain(inside).layers
-                row = _row(os.path.join(given, name) if name else given, name or os.path.basename(path))
+                try:
+                    row = _row(os.path.join(given, name) if name else given, name or os.path.basename(path))
+                except OSError as error:
+                    if not name:
+                        raise
+                    note(f"{printable(inside)}: {error.strerror}: the log of its daemon says why")
+                    status = 1
+                    continue
                 # A name that has gone meanwhile has no row.
                 if row is not None:
+                    layers = connection.explain(inside).layers
                     rows.append({**row, "path": inside, "layers": [one["layer"] for one in layers if one["wins"]]})
         if as_json:
             put_json(rows)
@@ -82,7 +93,7 @@ def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
             put_table(docker_format.table(
                 ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
             ))
-    return 0
+    return status
 
 
 def _row(path: str, name: str) -> dict[str, Any] | None:

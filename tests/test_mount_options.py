@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 
@@ -422,3 +423,8 @@ def test_there_is_no_limit_unless_it_is_given() -> None:
 def test_a_line_made_of_options_means_the_same(line: str) -> None:
     options = parse([line])
     assert parse([option_line(options)]) == options
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's mount follows redirects")
+def test_redirect_dir_with_userxattr_is_refused_for_root_as_by_the_kernel() -> None:
+    assert "userxattr" in str(refused("lowerdir=/low", "userxattr,redirect_dir=on"))

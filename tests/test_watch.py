@@ -250,7 +250,7 @@ def test_what_is_no_view_cannot_be_watched(place: Place) -> None:
 
 def test_a_daemon_without_a_socket_is_named(mounted: Place) -> None:
     records.socket_path(str(mounted.view)).unlink()
-    fails(run("overlayfs-demo", "watch", mounted.view), str(mounted.view), "mount it with this version")
+    fails(run("overlayfs-demo", "watch", mounted.view), str(mounted.view), "if it was killed", "another version")
 
 
 def test_an_unknown_action_is_wrong_usage(place: Place) -> None:

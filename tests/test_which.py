@@ -180,3 +180,13 @@ def test_a_record_that_cannot_be_read_leaves_the_directories_names(place: Place)
     assert done.returncode == 0
     assert "what made the layers cannot be told" in done.stderr
     assert "layer 2 (top)" in run("overlayfs-demo", "which", place.view / "motd").stdout
+
+
+def test_name_with_a_bad_mark_is_told_and_the_others_are_listed(place: Place) -> None:
+    for name in ("top/e", "bottom/e"):
+        (place / name).mkdir()
+    os.setxattr(place / "top/e", "trusted.overlay.redirect", b"..")
+    assert place.mount().returncode == 0
+    done = run("overlayfs-demo", "which", "-l", place.view)
+    assert done.returncode == 1
+    assert "motd" in done.stdout and "/e: Permission denied" in done.stderr
