@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # Directories that are kept open at most, and descriptors for what a few verbs need at once.
@@ -42,14 +43,19 @@ class Budget:
 
     def check(self, fd: int) -> None:
         """ENFILE if it may not."""
-        if fd >= self.most:
+        if not self.has_room(fd):
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def admitted(self, fd: int) -> int:
         """The descriptor, if it may be kept; else it is closed, and ENFILE raised."""
-        try:
-            self.check(fd)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
+        return kept(fd, self.check)
+
+
+def kept(fd: int, check: Callable[[int], None]) -> int:
+    """The descriptor, if `check` lets it pass; else it is closed, and what `check` raised is raised."""
+    try:
+        check(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

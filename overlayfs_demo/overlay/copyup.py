@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
-from overlayfs_demo.overlay.budget import Budget
+from overlayfs_demo.overlay.budget import Budget, kept
 from overlayfs_demo.overlay.filedata import copy_data
 from overlayfs_demo.overlay.impure import mark_impure
 from overlayfs_demo.overlay.inode_flags import lower_protection
@@ -73,12 +73,7 @@ class Cut:
 
     def admitted(self, fd: int) -> int:
         """The descriptor, unless it is refused: then it is closed."""
-        try:
-            self.admit(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return kept(fd, self.admit)
 
 
 class CopyUp:

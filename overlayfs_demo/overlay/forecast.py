@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.overlay.layer import key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.tree import Tree
@@ -226,7 +227,7 @@ class Forecast:
         """Does the file go with this name? The index's own name, see `index`, does not keep it."""
         if part.directory is not None:
             return False
-        key = (part.status.st_dev, part.status.st_ino)
+        key = key_of(part.status)
         left = self._names.get(key, part.status.st_nlink) - 1
         self._names[key] = left
         if left != 1:

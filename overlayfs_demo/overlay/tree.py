@@ -257,7 +257,7 @@ class Tree:
         """The node of the index's copy, which the name leads to: as one of its names in the upper, or from below."""
         assert self.index is not None
         status = entry.status
-        known = self._linked.get((status.st_dev, status.st_ino))
+        known = self._linked.get(key_of(status))
         if known is not None:
             self._meet(known, parent, name, parts[0])
             return known
