@@ -1,4 +1,4 @@
-"""What can be asked about the bytes of an image: where they went, and which layer says what?"""
+"""What can be asked about the bytes of an image: where did they go, and in what do two images differ?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from overlayfs_demo.commands import Verbs, note, put, put_json
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.images.analysis import Analysis, Hidden, LayerReport, analyse
 from overlayfs_demo.images.ghosts import extract_ghosts
-from overlayfs_demo.images.layerwords import LayerWord, layer_words
 from overlayfs_demo.images.lowers import Lowers
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
@@ -21,7 +20,6 @@ from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_changes, put_table
 from overlayfs_demo.text_diff import text_lines, unified
-from overlayfs_demo.which_command import list_with_layers, which_in_view
 
 # A text longer than that is not compared line by line.
 _LONGEST_TEXT = 1 << 20
@@ -40,14 +38,6 @@ def add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "ghosts", "list files that were deleted but still ship", "ghosts app:1.0", _ghosts)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--extract", type=Path, metavar="DIR", help="copy them there, into an empty directory")
-    add_json(verb)
-    verb = add_verb(
-        verbs, "which", "show what each layer says about a path in a mounted view or an image",
-        "which view/etc/passwd\nwhich -l view/etc\nwhich --image app:1.0 /etc/passwd", _which,
-    )
-    verb.add_argument("paths", nargs="+", metavar="PATH")
-    verb.add_argument("--image", metavar="IMAGE", help="paths in this image, not in a mounted view")
-    verb.add_argument("-l", dest="long", action="store_true", help="list as ls -l does, with the layer of each name")
     add_json(verb)
 
 
@@ -182,51 +172,6 @@ def _ghosts(arguments: argparse.Namespace) -> int:
             for one in ghosts
         ]), {"SIZE": "red"})
     return 0
-
-
-# --- which -----------------------------------------------------------------------------------------
-
-
-def _which(arguments: argparse.Namespace) -> int:
-    if arguments.image is None:
-        ask = list_with_layers if arguments.long else which_in_view
-        return ask(arguments.paths, as_json=arguments.json)
-    if arguments.long:
-        raise UsageError("-l lists what is in a mounted view", "leave out --image, or mount the image")
-    image = store_of(arguments).find(arguments.image)
-    directories = [layer.directory for layer in image.layers]
-    steps = image.value.steps
-    for path in arguments.paths:
-        words = layer_words(directories, path)
-        if arguments.json:
-            put_json([_word_json(path, one) for one in words])
-            continue
-        put(f"{shown(path)}\n")
-        put_table(docker_format.table(("LAYER", "SAYS", "", "MADE BY"), [
-            (
-                str(one.number), _says(one), _outcome(one),
-                docker_format.ellipsis(shown(step.instruction), _LONGEST_TITLE) if step else "",
-            )
-            for one, step in zip(reversed(words), reversed(steps), strict=True)
-        ]))
-    return 0
-
-
-def _says(one: LayerWord) -> str:
-    return one.word.value if one.parent is None else f"{one.word.value}: {printable(b'/' + one.parent)}"
-
-
-def _outcome(one: LayerWord) -> str:
-    if one.wins:
-        return "is seen"
-    return f"hidden by layer {one.hidden_by}" if one.hidden_by is not None else ""
-
-
-def _word_json(path: str, one: LayerWord) -> dict[str, object]:
-    return {
-        "Path": path, "Layer": one.number, "Says": one.word.value, "Seen": one.wins, "HiddenBy": one.hidden_by,
-        "Parent": None if one.parent is None else os.fsdecode(b"/" + one.parent),
-    }
 
 
 # --- diff of images --------------------------------------------------------------------------------

@@ -131,6 +131,12 @@ def _add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_analysis_verbs(verbs)
 
 
+def _add_which_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    from overlayfs_demo.which_command import add_which_verb
+
+    add_which_verb(verbs)
+
+
 def _add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     from overlayfs_demo.web_commands import add_web_verbs
 
@@ -164,7 +170,8 @@ _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
         ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),
         _add_image_verbs,
     ),
-    **dict.fromkeys(("analyze", "ghosts", "which"), _add_analysis_verbs),
+    **dict.fromkeys(("analyze", "ghosts"), _add_analysis_verbs),
+    "which": _add_which_verb,
     **dict.fromkeys(("serve", "report"), _add_web_verbs),
     **dict.fromkeys(
         ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"), _add_container_verbs

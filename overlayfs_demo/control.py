@@ -19,17 +19,16 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from overlayfs_demo import runtime_directory
+from overlayfs_demo import explanation, runtime_directory
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.feed import Feed
 from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.overlay.provenance import why
-from overlayfs_demo.overlay.testimony import Statement
+from overlayfs_demo.overlay.provenance import Explanation
 from overlayfs_demo.render import printable
 
 _LONGEST_REQUEST = 1 << 16
@@ -190,10 +189,10 @@ class _Client:
         # No component may lead out of a layer: `..` is resolved here, as in "/..".
         path = os.path.normpath(b"/" + path.lstrip(b"/"))
         try:
-            statements = self._overlay.explain(path)
+            explained = self._overlay.explain(path)
         except OSError as error:
             return {"error": f"{os.fsdecode(path)}: {error.strerror}"}
-        return {"path": os.fsdecode(path), **explanation(statements)._asdict()}
+        return {"path": os.fsdecode(path), **explanation.to_json(explained)}
 
     def _stream(self, counters: bool) -> None:
         """Send events from another thread, while this one waits for the client to go."""
@@ -226,31 +225,6 @@ def event_of(answer: Mapping[str, Any]) -> Event:
         Action(answer["action"]), os.fsencode(answer["path"]), answer["pid"], answer["uid"], answer["call"],
         answer["layer"], answer["size"], answer["detail"],
     )
-
-
-class Explanation(NamedTuple):
-    """What each layer, from the top down, says about a path, and in one sentence why it is seen or not."""
-
-    layers: list[dict[str, Any]]
-    why: str
-
-
-def explanation(statements: Sequence[Statement]) -> Explanation:
-    """The same as a daemon tells it."""
-    return Explanation([_statement_json(one) for one in statements], why(statements))
-
-
-def _statement_json(one: Statement) -> dict[str, Any]:
-    """What a layer says about a path, in the fields of an answer."""
-    status = one.status
-    return {
-        "layer": one.layer, "says": one.says.value, "wins": one.wins,
-        "mode": status.st_mode if status else None, "size": status.st_size if status else None,
-        "target": None if one.target is None else os.fsdecode(one.target),
-        "hidden_by": one.hidden_by or None, "hidden_at": os.fsdecode(one.hidden_at) or None,
-        "deleted_at": os.fsdecode(one.deleted_at) or None,
-        "stored_at": os.fsdecode(one.stored_at) if status else None,
-    }
 
 
 def _peer(connection: socket.socket) -> int:
@@ -314,14 +288,20 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def explain(self, path: str) -> Explanation:
+    def explain(self, path: bytes) -> Explanation:
         """What is said about an absolute path of the view. Raises MountError."""
-        self._request({"verb": "explain", "path": path})
+        self._request({"verb": "explain", "path": os.fsdecode(path)})
         try:
             answer = self._next(None)
         except EOFError as error:
             raise MountError(f"{self._mountpoint} was unmounted meanwhile", "mount it again") from error
-        return Explanation(answer["layers"], answer["why"])
+        try:
+            return explanation.from_json(answer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MountError(
+                f"{self._mountpoint}: its daemon's answer is none: {printable(str(error))}",
+                "if it is of another version, 'umount' there and 'mount' again",
+            ) from error
 
     def attach(self, *, counters: bool = False) -> None:
         """Ask for events, and `counters` of requests; on return it is sure that the next event will be told.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.overlay.merge import Says
+from overlayfs_demo.overlay.testimony import Statement
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
@@ -117,3 +120,26 @@ def _changed(action: Action, path: str, detail: str, size: str) -> str:
         Action.REMOVEXATTR: f"removed {detail} of {path} in the upper",
     }
     return phrases[action]
+
+
+# --- what a layer says about a path ----------------------------------------------------------------
+
+
+def said(one: Statement, path: bytes) -> str:
+    """What a layer says about `path`."""
+    if one.says is Says.FILE and one.mode is not None:
+        if stat.S_ISLNK(one.mode):
+            return f"a symbolic link to {printable(one.target or b'')}"
+        return f"a file, {human_size(one.size or 0)}" if stat.S_ISREG(one.mode) else "a device, fifo or socket"
+    elsewhere = one.deleted_at not in (b"", path)
+    return f"{one.says.value}: {printable(one.deleted_at)}" if elsewhere else one.says.value
+
+
+def outcome(one: Statement, path: bytes) -> str:
+    """What becomes of what a layer says about `path`: is it seen, or what hides it? "" if it says nothing."""
+    if one.wins:
+        return "is seen"
+    if not one.hidden_by:
+        return ""
+    at = "" if one.hidden_at == path else f", at {printable(one.hidden_at)}"
+    return f"hidden by {printable(one.hidden_by)}{at}"

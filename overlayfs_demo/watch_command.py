@@ -72,7 +72,7 @@ def _layers(connection: Connection, place: records.Place) -> list[LayerFacts]:
     Of another user's view only what their daemon says is shown: root could be led anywhere by the paths in a record.
     """
     if place.owner != os.geteuid():
-        return told(str(one["layer"]) for one in connection.explain("/").layers)
+        return told(one.layer for one in connection.explain(b"/").statements)
     record = records.find_record(place.mountpoint)
     if record is None:
         raise MountError(f"{place.mountpoint} was unmounted meanwhile", "mount it again")

@@ -1,110 +1,122 @@
-"""Where does what a mounted view shows come from?"""
+"""What does each layer say about a path in a mounted view or in an image, and why is it seen or not?"""
 
 from __future__ import annotations
 
+import argparse
 import grp
 import os
 import pwd
 import stat
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from overlayfs_demo import docker_format, records
-from overlayfs_demo.commands import note, put, put_json
-from overlayfs_demo.control import Connection
-from overlayfs_demo.overlay.merge import Says
-from overlayfs_demo.render import human_size, printable
+from overlayfs_demo import docker_format, explanation
+from overlayfs_demo.commands import Verbs, note, put, put_json
+from overlayfs_demo.errors import OverlayError
+from overlayfs_demo.render import outcome, printable, said
+from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import put_table
+from overlayfs_demo.which_subject import Question, Subject, questions_about_image, questions_about_views
+
+_BILLION = 10**9
 
 
-def which_in_view(paths: Sequence[str], *, as_json: bool) -> int:
-    """Print what each layer says about paths in a mounted view; 1 if one of them is not seen there."""
-    status = 0
-    for given in paths:
-        mountpoint, path, socket, owner = records.place_in_view(os.fsencode(given), follow=False)
-        with Connection(socket, mountpoint, owner) as connection:
-            layers, reason = connection.explain(path)
-        if not any(one["wins"] for one in layers):
-            status = 1
-        if as_json:
-            put_json([{"path": path, "mountpoint": mountpoint, "layers": layers, "why": reason}])
-            continue
+def add_which_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verb of this module."""
+    verb = add_verb(
+        verbs, "which", "show what each layer says about a path in a mounted view or an image",
+        "which view/etc/passwd\nwhich -l view/etc\nwhich --image app:1.0 /etc/passwd\nwhich --image app:1.0 -l /etc",
+        _which,
+    )
+    verb.add_argument("paths", nargs="+", metavar="PATH")
+    verb.add_argument("--image", metavar="IMAGE", help="paths in this image, not in a mounted view")
+    verb.add_argument("-l", dest="long", action="store_true", help="list as ls -l does, with the layers of each name")
+    add_json(verb)
+
+
+def _which(arguments: argparse.Namespace) -> int:
+    """The exit status is 1 if one of the paths is not seen, or cannot be looked up."""
+    answer = _list if arguments.long else _explain
+    if arguments.image is None:
+        questions = questions_about_views(arguments.paths)
+    else:
+        questions = questions_about_image(store_of(arguments), arguments.image, arguments.paths)
+    return max(answer(question, as_json=arguments.json) for question in questions)
+
+
+def _explain(question: Question, *, as_json: bool) -> int:
+    subject, path, _ = question
+    explained = subject.explain(path)
+    if as_json:
+        put_json([{
+            "path": os.fsdecode(path), "mountpoint": subject.mountpoint, "image": subject.image,
+            **explanation.to_json(explained),
+        }])
+    else:
         put(f"{printable(path)}\n")
-        rows = [(printable(one["layer"]), says(one, path), outcome(one, path)) for one in layers]
+        rows = [(printable(one.layer), said(one, path), outcome(one, path)) for one in explained.statements]
         lines = docker_format.table(("LAYER", "SAYS", ""), rows).split("\n")
         put_table("\n".join(line.rstrip() for line in lines))
-        put(f"{printable(reason)}\n")
-    return status
-
-
-def says(one: dict[str, Any], path: str) -> str:
-    """What a layer says about `path`, in words."""
-    if one["says"] == Says.FILE.value:
-        if stat.S_ISLNK(one["mode"]):
-            return f"a symbolic link to {printable(one['target'])}"
-        return f"a file, {human_size(one['size'])}" if stat.S_ISREG(one["mode"]) else "a device, fifo or socket"
-    where = one["deleted_at"]
-    said = printable(str(one["says"]))
-    return f"{said}: {printable(where)}" if where not in (None, path) else said
-
-
-def outcome(one: dict[str, Any], path: str) -> str:
-    """What becomes of what a layer says about `path`: is it seen, or what hides it? "" if it says nothing."""
-    if one["wins"]:
-        return "is seen"
-    if one["hidden_by"] is None:
-        return ""
-    at = "" if one["hidden_at"] == path else f", at {printable(one['hidden_at'])}"
-    return f"hidden by {printable(one['hidden_by'])}{at}"
+        put(f"{printable(explained.why)}\n")
+    return 0 if explained.seen_from else 1
 
 
 # --- which -l --------------------------------------------------------------------------------------
 
 
-def list_with_layers(paths: Sequence[str], *, as_json: bool) -> int:
-    """Print files, and what is in directories, as `ls -l` does, and which layers each comes from. Raises OSError.
-
-    The exit status is 1 if a name in a directory cannot be looked up, as one with a bad mark: the others are listed.
-    """
-    status = 0
-    for given in paths:
-        mountpoint, path, socket, owner = records.place_in_view(os.fsencode(given), follow=False)
-        rows: list[dict[str, Any]] = []
-        is_directory = stat.S_ISDIR(os.lstat(given).st_mode)
-        with Connection(socket, mountpoint, owner) as connection:
-            for name in sorted(os.listdir(given)) if is_directory else [""]:
-                inside = os.path.join(path, name) if name else path
-                try:
-                    row = _row(os.path.join(given, name) if name else given, name or os.path.basename(path))
-                except OSError as error:
-                    if not name:
-                        raise
-                    note(f"{printable(inside)}: {error.strerror}: the log of its daemon says why")
-                    status = 1
-                    continue
-                # A name that has gone meanwhile has no row.
-                if row is not None:
-                    layers = connection.explain(inside).layers
-                    rows.append({**row, "path": inside, "layers": [one["layer"] for one in layers if one["wins"]]})
-        if as_json:
-            put_json(rows)
-        else:
-            put_table(docker_format.table(
-                ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
-            ))
+def _list(question: Question, *, as_json: bool) -> int:
+    """List a file, or what is in a directory. A name that cannot be looked up, as one with a bad mark, is told of."""
+    subject, top, given = question
+    subject.explain(top)  # If it cannot be looked up, this says why, and a system call could not.
+    try:
+        names = _listed(subject, top)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, given) from error
+    status, rows = 0, []
+    for name in names:
+        path = os.path.join(top, name) if name else top
+        try:
+            rows.append(_row(subject, path))
+        except FileNotFoundError:
+            continue  # It has gone meanwhile.
+        except (OSError, OverlayError) as error:
+            note(_reason(subject, path, error))
+            status = 1
+    if as_json:
+        put_json(rows)
+    else:
+        put_table(docker_format.table(
+            ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
+        ))
     return status
 
 
-def _row(path: str, name: str) -> dict[str, Any] | None:
+def _listed(subject: Subject, path: bytes) -> list[bytes]:
+    """The names in a directory; b"" for the file itself that is none."""
+    if not stat.S_ISDIR(subject.attrs(path).mode):
+        return [b""]
+    return sorted(subject.names(path), key=os.fsdecode)
+
+
+def _reason(subject: Subject, path: bytes, error: OSError | OverlayError) -> str:
+    """Why a name that is there cannot be looked up."""
+    if isinstance(error, OverlayError):
+        return str(error)
     try:
-        status = os.lstat(path)
-        target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else None
-    except FileNotFoundError:
-        return None
+        subject.explain(path)
+    except OverlayError as told:
+        return str(told)
+    return f"{printable(path)}: {error.strerror}"
+
+
+def _row(subject: Subject, path: bytes) -> dict[str, Any]:
+    attrs = subject.attrs(path)
+    seconds, rest = divmod(attrs.mtime_ns, _BILLION)
+    target = os.fsdecode(subject.readlink(path)) if stat.S_ISLNK(attrs.mode) else None
     return {
-        "name": name, "mode": status.st_mode, "links": status.st_nlink, "uid": status.st_uid, "gid": status.st_gid,
-        "size": status.st_size, "modified": status.st_mtime, "target": target,
+        "name": os.fsdecode(os.path.basename(path)), "mode": attrs.mode, "links": attrs.nlink, "uid": attrs.uid,
+        "gid": attrs.gid, "size": attrs.size, "modified": seconds + 1e-9 * rest, "target": target,
+        "path": os.fsdecode(path), "layers": subject.explain(path).seen_from,
     }
 
 

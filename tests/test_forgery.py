@@ -9,20 +9,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from overlayfs_demo import records, runtime_directory
-from overlayfs_demo.control import Connection, Server
+from overlayfs_demo import explanation, records, runtime_directory
+from overlayfs_demo.control import Connection, Server, event_of
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.render import outcome, said, sentence
 from tests.conftest import why_no_mounts
 from tests.places import Place, fails, run
 
 pytestmark = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
 
 ALICE, MALLORY = 12345, 12346
+# What a daemon says of a layer that has nothing.
+SAYING = {
+    "layer": "upper", "says": "nothing", "wins": False, "size": 0,
+    **dict.fromkeys(("mode", "target", "hidden_by", "hidden_at", "deleted_at", "stored_at")),
+}
 
 
 @pytest.fixture
@@ -199,13 +206,22 @@ def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
 
 
 def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
-    from overlayfs_demo.control import event_of
-    from overlayfs_demo.render import sentence
-    from overlayfs_demo.which_command import says
-
     answer = {
         "action": "mkdir", "path": "/\x1b[1m", "pid": 1, "uid": 0, "call": "\x1b[2m", "layer": "\x1b[3m", "size": 0,
         "detail": "\x1b[4m",
     }
     assert "\x1b" not in sentence(event_of(answer), "\x1b[5m")
-    assert "\x1b" not in says({"says": "\x1b[6m", "deleted_at": "\x1b[7m"}, "/x")
+    link = {**SAYING, "says": "a file", "mode": 0o120777, "target": "\x1b", "hidden_by": "\x1b", "hidden_at": "\x1b"}
+    for saying in (link, {**SAYING, "says": "deleted", "deleted_at": "\x1b[3m"}):
+        [one] = explanation.from_json({"layers": [saying]}).statements
+        assert "\x1b" not in said(one, b"/x") + outcome(one, b"/x")
+
+
+@pytest.mark.parametrize("forged", [
+    {"says": "\x1b[6m"}, {"says": "a file"}, {"mode": "\x1b[6m"}, {"target": 7}, {"size": None, "mode": 0o100644},
+    {"hidden_by": ["upper"]}, {"deleted_at": "\ud800"},
+])
+def test_what_no_daemon_of_ours_says_is_no_explanation(forged: dict[str, Any]) -> None:
+    explanation.from_json({"layers": [SAYING]})
+    with pytest.raises((TypeError, ValueError)):
+        explanation.from_json({"layers": [{**SAYING, **forged}]})

@@ -36,10 +36,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stack_check": BASE | {"overlay", "mount_table", "mount_options"},
 }
 for _part in (
-    "runtime_directory", "records", "render", "feed", "control", "daemon", "in_use", "mounts", "sandbox", "rehearsal",
+    "runtime_directory", "records", "render", "explanation", "feed", "control", "daemon", "in_use", "mounts", "sandbox",
+    "rehearsal",
     "layer_facts", "docker_format", "containers", "commands", "output", "store_verbs", "terminal", "text_diff", "keys",
     "watch_state", "watch_view",
-    "watch_live", "build_command", "image_commands", "watch_command", "explain_command", "which_command",
+    "watch_live", "build_command", "image_commands", "watch_command", "explain_command", "which_subject",
+    "which_command",
     "analysis_commands", "web", "web_commands", "container_commands", "completion", "manual", "shell_commands", "tour",
     "tour_command", "cli", "__main__",
 ):

@@ -280,7 +280,7 @@ def test_the_engine_listens_only_while_somebody_is_attached(served: tuple[Overla
     assert not overlay.events.listening
     for _ in range(2):
         with Connection(path, "view") as connection:
-            connection.explain("/motd")
+            connection.explain(b"/motd")
             assert not overlay.events.listening
             connection.attach()
             assert overlay.events.listening
@@ -332,10 +332,10 @@ def test_what_is_no_request_is_answered_so(served: tuple[Overlay, Path], line: b
     with Connection(served[1], "view") as connection:
         connection._socket.sendall(line)
         assert "not a request" in json.loads(connection._socket.recv(1000))["error"]
-        assert connection.explain("/motd")
+        assert connection.explain(b"/motd")
 
 
 def test_no_path_leads_out_of_the_layers(served: tuple[Overlay, Path], place: Place) -> None:
     with Connection(served[1], "view") as connection:
-        assert not any(one["wins"] for one in connection.explain("/../../bottom/motd").layers)
-        assert connection.explain("/d/../../motd") == connection.explain("/motd")
+        assert not any(one.wins for one in connection.explain(b"/../../bottom/motd").statements)
+        assert connection.explain(b"/d/../../motd") == connection.explain(b"/motd")

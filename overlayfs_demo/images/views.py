@@ -1,18 +1,38 @@
-"""How are two views compared: an image's, and that of a container with an upper on top of it?
+"""How are images looked at as the trees that they are, without a mount, and how are two such views compared?
 
-Where the upper has no say both show the same, so only the rest has to be looked at.
+Of an image's view, and that of a container with an upper on top of it, both show the same where the upper has no say.
+So only the rest has to be looked at.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.open import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.whiteout import USER
+
+# path_resolution(7)
+_MOST_LINKS = 40
+
+
+def image_stack(store: Store, image: StoredImage) -> Stack:
+    """An image's layers, each with what made it, to be looked at as one tree. Raises ImageError if it has none."""
+    if not image.layers:
+        raise ImageError(f"image '{shown(image.title)}' has no layers", "look at one that has files")
+    return Stack(
+        tuple(os.fsencode(layer.directory) for layer in image.layers[::-1]), user_xattrs=store.marks is USER,
+        image_whiteouts=False, titles=image.value.titles[::-1],
+    )
 
 
 @contextmanager
@@ -48,3 +68,40 @@ def is_another(old: DirNode, new: DirNode) -> bool:
     return [(source.layer.path, source.path()) for source in below] != [
         (source.layer.path, source.path()) for source in old.sources
     ]
+
+
+def resolve(view: Overlay, path: bytes) -> bytes:
+    """The absolute path without `.`, `..` and symbolic links, as a process finds it whose root directory the view is.
+
+    A link at the end is what is meant, unless a slash follows. What does not exist, cannot be looked up, or is one link
+    too many is taken as it is written, like the rest of the path from there on.
+    """
+    names = path.split(b"/")[::-1]
+    trail: list[tuple[bytes, Node | None]] = [(b"", view.root)]
+    links = 0
+    while names:
+        name = names.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            del trail[max(1, len(trail) - 1) :]
+            continue
+        node = _child(view, trail[-1][1], name)
+        if node is None or node.kind != stat.S_IFLNK or not names or links == _MOST_LINKS:
+            trail.append((name, node))
+            continue
+        links += 1
+        target = view.readlink(node)
+        if target.startswith(b"/"):
+            del trail[1:]
+        names += target.split(b"/")[::-1]
+    return b"/" + b"/".join(name for name, _ in trail[1:])
+
+
+def _child(view: Overlay, above: Node | None, name: bytes) -> Node | None:
+    if not isinstance(above, DirNode):
+        return None
+    try:
+        return view.lookup(above, name)[0]
+    except OSError:  # Whoever asks about the path is told why.
+        return None

@@ -33,7 +33,6 @@ from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.overlay.timemachine import TimeMachine
 from overlayfs_demo.overlay.tree import Completed, Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
@@ -229,17 +228,14 @@ class Overlay:
         layer = self._tree.upper.layer if self._tree.upper else self._layers[0]
         return os.fstatvfs(layer.root_fd)
 
-    def explain(self, path: bytes) -> list[Statement]:
-        """What each layer, from the top down, says about an absolute path of the view, and who wins."""
+    def explain(self, path: bytes) -> provenance.Explanation:
+        """What each layer says about an absolute path of the view, which holds no `.` or `..`, and who wins."""
         with self._lock:
-            return self._statements(path)
-
-    def _statements(self, path: bytes) -> list[Statement]:
-        tree, inside = self._past.split(path) if self._past else (self._tree, path)
-        return provenance.statements(tree, inside)
+            tree, inside = self._past.split(path) if self._past else (self._tree, path)
+            return provenance.explain(tree, inside)
 
     def _virtual(self, node: Node) -> dict[str, str]:
-        return {} if node.gone else provenance.attributes(self._tree_of(node), node, self._statements(node.path()))
+        return {} if node.gone else provenance.attributes(self._tree_of(node), node, self.explain(node.path()))
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
         """The extended attributes' names, as the view shows them: the overlay's own are hidden.

@@ -1,7 +1,8 @@
 """Which of the overlay's private marks in a layer are broken or not to be followed, and how is that told?
 
 Anybody may have written them. Such a mark makes the name it stands at fail, as in the kernel's overlayfs, and no
-other; whoever meets the name sees no more than an errno, so the log says the rest, once for each mark.
+other. A program that meets the name sees no more than an errno, so the log says the rest, once for each mark, and so
+does the error's `strerror`, for whoever can print it.
 """
 
 from __future__ import annotations
@@ -52,12 +53,11 @@ def _check_follows(place: LayerDir, name: bytes, mark: str) -> None:
     """
     xattrs = place.layer.xattrs
     if not xattrs.follows:
-        _tell(
-            place, name, mark,
+        raise _told(
+            errno.EPERM, place, name, mark,
             f"cannot be looked up, for root's mount does not follow its attribute {xattrs.prefix}{mark}, which any "
             "owner may set; look at it in a mount of the upper's owner, or without userxattr",
         )
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
 
 
 def broken(
@@ -65,14 +65,16 @@ def broken(
 ) -> OSError:
     """The error for a bad `overlay.MARK` (None: missing) of the object `name` in `place`, which is logged."""
     shown = "none" if value is None else ascii(os.fsdecode(value[:_LONGEST]))
-    _tell(place, name, mark, f"cannot be used, for its attribute overlay.{mark} is wrong: {shown}; {remedy}")
-    return OSError(code, os.strerror(code), name)
+    problem = f"cannot be used, for its attribute overlay.{mark} is wrong: {shown}; {remedy}"
+    return _told(code, place, name, mark, problem)
 
 
-def _tell(place: LayerDir, name: bytes, mark: str, problem: str) -> None:
-    """Log the problem of one mark, if it was not told before."""
+def _told(code: int, place: LayerDir, name: bytes, mark: str, problem: str) -> OSError:
+    """The error for the problem of one mark, which is logged if it was not told before."""
     path = os.path.join(place.path(), name)
+    sentence = f"{place.layer.label}: {os.fsdecode(path)!a} {problem}"
     told = place.layer.told
     if (path, mark) not in told and len(told) < _MOST_TOLD:
         told.add((path, mark))
-        _log.warning("%s: %s %s", place.layer.label, ascii(os.fsdecode(path)), problem)
+        _log.warning("%s", sentence)
+    return OSError(code, f"{os.strerror(code)}: {sentence}", name)

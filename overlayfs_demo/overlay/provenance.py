@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.overlay.merge import Says
@@ -28,13 +29,34 @@ from overlayfs_demo.overlay.whiteout import VIRTUAL
 _READER = "getfattr"
 
 
-def statements(tree: Tree, path: bytes) -> list[Statement]:
-    """What each layer, from the top down, says about an absolute path of the view, and who wins.
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer to a question about a path: what each layer says about it, from the top down."""
 
-    Call with the tree's lock held.
-    """
+    statements: tuple[Statement, ...]
+
+    @property
+    def seen_from(self) -> list[str]:
+        """The labels of the layers that are seen there: several of a merged directory, none if nothing is."""
+        return [one.layer for one in self.statements if one.wins]
+
+    @property
+    def hidden(self) -> list[str]:
+        """The labels of the layers whose object is hidden."""
+        return [one.layer for one in self.statements if one.hidden_by and one.mode is not None]
+
+    @property
+    def why(self) -> str:
+        """In one sentence: which layer wins, why, and what is hidden. Names in it may hold any character."""
+        hidden = self.hidden
+        tail = f"; what {_and(hidden)} {'has' if len(hidden) == 1 else 'have'} is hidden" if hidden else ""
+        return f"{_verdict(self.statements, self.seen_from)}{tail}."
+
+
+def explain(tree: Tree, path: bytes) -> Explanation:
+    """What each layer says about an absolute path of the view. Raises OSError. Call with the tree's lock held."""
     upper = [tree.upper.layer] if tree.upper else []
-    return testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)
+    return Explanation(tuple(testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
 
 
 def are_listed(node: Node, caller: Caller) -> bool:
@@ -42,13 +64,13 @@ def are_listed(node: Node, caller: Caller) -> bool:
     return node.kind in (stat.S_IFREG, stat.S_IFDIR) and syscalls.command_name(caller.pid) == _READER
 
 
-def attributes(tree: Tree, node: Node, said: Sequence[Statement]) -> dict[str, str]:
-    """The virtual attributes of a node that has a name, given what is said of it. Call with the tree's lock held."""
+def attributes(tree: Tree, node: Node, explanation: Explanation) -> dict[str, str]:
+    """The virtual attributes of a node that has a name, given its explanation. Call with the tree's lock held."""
     values = {
-        "layer": ", ".join(one.layer for one in said if one.wins),
+        "layer": ", ".join(explanation.seen_from),
         "origin": _origin(tree, node),
-        "why": why(said),
-        "shadowed": ", ".join(_hidden(said)),
+        "why": explanation.why,
+        "shadowed": ", ".join(explanation.hidden),
     }
     return {VIRTUAL + name: value for name, value in values.items() if value}
 
@@ -78,31 +100,19 @@ def _origin(tree: Tree, node: Node) -> str:
 # --- the sentence ----------------------------------------------------------------------------------
 
 
-def why(statements: Sequence[Statement]) -> str:
-    """In one sentence: which layer wins, why, and what is hidden. Names may hold any character."""
-    winners = [one.layer for one in statements if one.wins]
-    hidden = _hidden(statements)
-    tail = f"; what {_and(hidden)} {'has' if len(hidden) == 1 else 'have'} is hidden" if hidden else ""
+def _verdict(statements: Sequence[Statement], winners: Sequence[str]) -> str:
     if not winners:
-        return f"Not seen: {_why_not(statements)}{tail}."
+        return f"Not seen: {_why_not(statements)}"
     first = next(one for one in statements if one.wins)
     if first.says is Says.METACOPY:
         data = f", and its data from {winners[1]}" if len(winners) > 1 else "; no layer below has its data"
-        return f"Seen with the owner, mode and times from {winners[0]}{data}{tail}."
+        return f"Seen with the owner, mode and times from {winners[0]}{data}"
     if len(winners) > 1:
-        return f"Merged from {_and(winners)}, whose names are seen together{tail}."
+        return f"Merged from {_and(winners)}, whose names are seen together"
     if first.says in (Says.DIRECTORY, Says.OPAQUE_DIRECTORY):
         alone = "hides all below" if first.says is Says.OPAQUE_DIRECTORY else "is not merged with another"
-        return f"Seen from {winners[0]}, whose directory {alone}{tail}."
-    return f"Seen from {winners[0]}, the topmost layer that has it{tail}."
-
-
-def _hidden(statements: Sequence[Statement]) -> list[str]:
-    return [one.layer for one in statements if one.hidden_by and one.status is not None]
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+        return f"Seen from {winners[0]}, whose directory {alone}"
+    return f"Seen from {winners[0]}, the topmost layer that has it"
 
 
 def _why_not(statements: Sequence[Statement]) -> str:
@@ -113,3 +123,7 @@ def _why_not(statements: Sequence[Statement]) -> str:
         if one.hidden_by:
             return f"{os.fsdecode(one.hidden_at)} in {one.hidden_by} hides what is below"
     return "no layer has it"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -20,7 +20,8 @@ from overlayfs_demo.overlay.merge import Says, Verdict
 class Statement:
     """One layer's say on a path.
 
-    `layer` is its label. `status` and `target` (of a symbolic link) are those of the object it has, if any.
+    `layer` is its label. `mode`, `size` (in bytes) and `target` (of a symbolic link) are those of the object it has,
+    if any.
     `wins`: the view shows this object, or a directory merged with it. `hidden_by`: the label of the layer that
     hides what this one says, "" if none does; it does so at `hidden_at`, the path itself or a directory on the way.
     `deleted_at`: of a layer that says "deleted", the path its whiteout stands for. `stored_at`: where in the layer's
@@ -30,7 +31,8 @@ class Statement:
     layer: str
     says: Says
     wins: bool
-    status: os.stat_result | None = None
+    mode: int | None = None
+    size: int | None = None
     target: bytes | None = None
     hidden_by: str = ""
     hidden_at: bytes = b""
@@ -139,8 +141,9 @@ def _statement(answer: Answer, wins: bool, hidden: tuple[Layer, bytes] | None, d
     if part is not None and stat.S_ISLNK(part.status.st_mode):
         target = os.readlink(part.name, dir_fd=part.place.open().fd)
     by, at = hidden if hidden and says is not Says.ABSENT and not wins else (None, b"")
+    mode, size = (part.status.st_mode, part.status.st_size) if part else (None, None)
     return Statement(
-        answer.layer.label, says, wins, part.status if part else None, target, by.label if by else "", at,
+        answer.layer.label, says, wins, mode, size, target, by.label if by else "", at,
         deleted_at if says is Says.WHITEOUT else b"", _stored_at(part) if part else b"",
     )
 

@@ -6,10 +6,10 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.render import printable
-from overlayfs_demo.web.subject import Ask, LayerRoot, Statement, Subject, is_directory, key_of
+from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, is_directory, key_of
 
 # Names of one directory that are shown.
 MOST_NAMES = 5000
@@ -44,13 +44,13 @@ class Listing:
 
 def listing(subject: Subject, ask: Ask, path: bytes) -> Listing:
     """What is, or was, in a directory, whose path is checked. Raises OverlayError, FileNotFoundError, OSError."""
-    statements = ask(path).layers
+    statements = ask(path).statements
     if path != b"/" and not any(is_directory(one) for one in statements):
         raise FileNotFoundError(f"no layer has a directory {printable(path)}")
     names: set[bytes] = set()
     for layer, one in zip(subject.layers, statements, strict=False):
         if path == b"/" or is_directory(one):
-            names |= _names(layer, b"" if path == b"/" else os.fsencode(one["stored_at"]))
+            names |= _names(layer, b"" if path == b"/" else one.stored_at)
     wanted = sorted(names)
     rows = [row(subject, ask, os.path.join(path, name)) for name in wanted[:MOST_NAMES]]
     found = sorted((one for one in rows if one), key=lambda one: one.kind != "directory")
@@ -68,29 +68,27 @@ def _names(layer: LayerRoot, directory: bytes) -> set[bytes]:
 
 def row(subject: Subject, ask: Ask, path: bytes) -> Row | None:
     """What there is to say of one path; None if no layer has anything there."""
-    statements = ask(path).layers
-    having = [(place, one) for place, one in enumerate(statements) if one["mode"] is not None and not _deletes(one)]
+    statements = ask(path).statements
+    having = [
+        (place, one, one.mode) for place, one in enumerate(statements) if one.mode is not None and not one.deleted_at
+    ]
     if not having:
         return None
-    winner = next(((place, one) for place, one in having if one["wins"]), None)
-    place, one = winner or having[0]
+    winner = next((has for has in having if has[1].wins), None)
+    place, one, mode = winner or having[0]
     return Row(
-        printable(os.path.basename(path)), key_of(path), _kind(one["mode"]),
-        one["size"] if stat.S_ISREG(one["mode"]) else 0, _key(subject, place),
-        None if winner else _hider(subject, one), len(having) + sum(map(_deletes, statements)),
+        printable(os.path.basename(path)), key_of(path), _kind(mode),
+        one.size or 0 if stat.S_ISREG(mode) else 0, _key(subject, place),
+        None if winner else _hider(subject, one), len(having) + sum(bool(one.deleted_at) for one in statements),
     )
-
-
-def _deletes(one: Statement) -> bool:
-    return one["deleted_at"] is not None
 
 
 def _key(subject: Subject, place: int) -> str:
     return subject.layers[place].key if place < len(subject.layers) else "data"
 
 
-def _hider(subject: Subject, one: dict[str, Any]) -> str:
-    layer = subject.layer_of(one["hidden_by"] or "")
+def _hider(subject: Subject, one: Statement) -> str:
+    layer = subject.layer_of(one.hidden_by)
     return layer.key if layer else ""
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from overlayfs_demo.overlay.merge import Says
-from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.overlay.testimony import Statement
+from overlayfs_demo.render import human_size, outcome, printable, said
 from overlayfs_demo.text_diff import text_lines, unified
-from overlayfs_demo.web.subject import Ask, LayerRoot, Statement, Subject, key_of
-from overlayfs_demo.which_command import outcome, says
+from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, key_of
 
 # A text is shown, and compared, up to so many bytes.
 MOST_TEXT = 64 * 1024
@@ -71,43 +71,41 @@ class Story:
 
 def story(subject: Subject, ask: Ask, path: bytes) -> Story:
     """All about a path, which is checked. Raises OverlayError, OSError; FileNotFoundError if no layer knows it."""
-    statements, why = ask(path)
-    if path != b"/" and all(one["mode"] is None and one["deleted_at"] is None for one in statements):
+    explanation = ask(path)
+    if path != b"/" and all(one.mode is None and not one.deleted_at for one in explanation.statements):
         raise FileNotFoundError(f"no layer has {printable(path)}")
-    known = list(zip(subject.layers, statements, strict=False))
+    known = list(zip(subject.layers, explanation.statements, strict=False))
     versions = tuple(
-        _version(layer, one) for layer, one in known if one["mode"] is not None and stat.S_ISREG(one["mode"])
+        _version(layer, one) for layer, one in known if one.mode is not None and stat.S_ISREG(one.mode)
     )
-    words = tuple(_say(layer, one, os.fsdecode(path)) for layer, one in known)
+    words = tuple(_say(layer, one, path) for layer, one in known)
     return Story(
-        printable(path), key_of(path), why, words, versions,
+        printable(path), key_of(path), explanation.why, words, versions,
         tuple(_compared(old, new) for new, old in pairwise(versions)),
     )
 
 
-def _say(layer: LayerRoot, one: Statement, path: str) -> Say:
-    states = (
-        (one["wins"], "seen"), (one["deleted_at"] is not None, "deleted"), (one["hidden_by"] is not None, "hidden"),
-    )
+def _say(layer: LayerRoot, one: Statement, path: bytes) -> Say:
+    states = ((one.wins, "seen"), (bool(one.deleted_at), "deleted"), (bool(one.hidden_by), "hidden"))
     return Say(
-        layer.key, layer.name, printable(layer.title), says(one, path), outcome(one, path),
+        layer.key, layer.name, printable(layer.title), said(one, path), outcome(one, path),
         next((state for holds, state in states if holds), ""),
     )
 
 
 def _version(layer: LayerRoot, one: Statement) -> Version:
-    size = one["size"]
+    size = one.size or 0
     text, note, lines = "", "", None
-    if one["says"] == Says.METACOPY.value:
+    if one.says is Says.METACOPY:
         note = "Owner, mode and times only: its data is in a layer below."
     else:
         try:
-            data = _read(layer, os.fsencode(one["stored_at"]), MOST_TEXT)
+            data = _read(layer, one.stored_at, MOST_TEXT)
         except OSError as error:
             note = f"It cannot be read: {error.strerror}."
         else:
             text, note, lines = _shown(data, size)
-    return Version(layer.key, layer.name, human_size(size), bool(one["wins"]), text, note, lines)
+    return Version(layer.key, layer.name, human_size(size), one.wins, text, note, lines)
 
 
 def _read(layer: LayerRoot, path: bytes, most: int) -> bytes:

@@ -1,7 +1,7 @@
 """Which layers does a page show, and who can be asked what they say?
 
 An image's layers are asked in this process; those of a mounted view through its daemon, which alone knows how they
-were mounted. Either way the answers are the same: see `control.Connection.explain`.
+were mounted. Either way the answers are the same: see `overlay.provenance`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,23 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote_from_bytes
 
 from overlayfs_demo import syscalls
-from overlayfs_demo.control import Connection, Explanation, explanation
+from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.images.member import MemberError, clean_path
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.images.views import image_stack, opened
 from overlayfs_demo.layer_facts import UPPER
-from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.overlay.open import open_overlay
-from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.overlay.whiteout import USER
+from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.testimony import Statement
 from overlayfs_demo.records import Record
 
-Statement = dict[str, Any]
 # What every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
 Ask = Callable[[bytes], Explanation]
 
@@ -73,26 +70,15 @@ class Subject:
 
 @contextmanager
 def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
-    """The layers of an image, at least one, which stay open meanwhile. Raises OSError."""
-    layers, titles = image.layers[::-1], image.value.titles[::-1]
-    stack = Stack(
-        tuple(os.fsencode(one.directory) for one in layers), user_xattrs=store.marks is USER, image_whiteouts=False,
-        titles=titles,
-    )
+    """The layers of an image, which stay open meanwhile. Raises ImageError, OSError."""
+    stack = image_stack(store, image)
+    layers = image.layers[::-1]
     roots = tuple(
         LayerRoot(str(len(layers) - place), label, title, one.directory)
-        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), titles, strict=True))
+        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=True))
     )
-    overlay = open_overlay(stack)
-    try:
-        yield Subject(roots, lambda: _asking_overlay(overlay))
-    finally:
-        overlay.close()
-
-
-@contextmanager
-def _asking_overlay(overlay: Overlay) -> Iterator[Ask]:
-    yield lambda path: explanation(overlay.explain(path))
+    with opened(stack) as overlay:
+        yield Subject(roots, lambda: nullcontext(overlay.explain))
 
 
 def mount_subject(record: Record, socket: Path) -> Subject:
@@ -101,10 +87,10 @@ def mount_subject(record: Record, socket: Path) -> Subject:
     @contextmanager
     def asking() -> Iterator[Ask]:
         with Connection(socket, record.mountpoint) as connection:
-            yield lambda path: connection.explain(os.fsdecode(path))
+            yield connection.explain
 
     with asking() as ask:
-        labels = [str(one["layer"]) for one in ask(b"/").layers]
+        labels = [one.layer for one in ask(b"/").statements]
     upper = [(UPPER, "what was changed in this view", record.upper)] if record.upper is not None else []
     titles = record.titles or [""] * len(record.lowers)
     below = [
@@ -140,4 +126,4 @@ def key_of(path: bytes) -> str:
 
 def is_directory(statement: Statement) -> bool:
     """Whether a layer has a directory there."""
-    return statement["mode"] is not None and stat.S_ISDIR(statement["mode"])
+    return statement.mode is not None and stat.S_ISDIR(statement.mode)

@@ -15,8 +15,9 @@ from overlayfs_demo.images.analysis import Analysis, Hidden, Tally, analyse
 from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.ghosts import extract_ghosts
 from overlayfs_demo.images.layerview import Why
-from overlayfs_demo.images.layerwords import layer_words
 from overlayfs_demo.images.treediff import diff_trees
+from overlayfs_demo.images.views import opened
+from overlayfs_demo.overlay.stack import Stack
 from tests.builders import OPAQUE, WHITEOUT, Content, directory, file, hardlink, layers, symlink
 from tests.images.builders import needs_root
 from tests.images.test_real_archives import ARCHIVES, golden, real_archive
@@ -336,11 +337,10 @@ def test_the_books_agree_with_a_slow_and_obvious_model(tmp_path: Path, seed: int
     assert [path.read_text() for path in extracted] == [
         stack[one.shipped_by - 1][one.path.decode()][1][1] for one in found.ghosts
     ]
-    for path in {path for says in stack for path in says}:
-        words = layer_words(made, path)
-        assert max((word.number for word in words if word.wins), default=None) == final.get(path)
-        assert all(word.hidden_by is None for word in words if word.wins)
-        assert all(word.hidden_by is None or word.hidden_by > word.number for word in words)
+    with opened(Stack(tuple(os.fsencode(one) for one in reversed(made)))) as engine:
+        for path in {path for says in stack for path in says}:
+            says = engine.explain(b"/" + path.encode()).statements
+            assert next((len(made) - place for place, one in enumerate(says) if one.wins), None) == final.get(path)
     split = chance.randint(0, len(made))
     changes = diff_trees(made[:split], made)
     assert {one.path.decode() for one in changes.added} == final.keys() - views[split].keys()
