@@ -299,7 +299,7 @@ class Connection:
             return explanation.from_json(answer)
         except (KeyError, TypeError, ValueError) as error:
             raise MountError(
-                f"{self._mountpoint}: its daemon's answer is none: {printable(str(error))}",
+                f"{self._mountpoint}: its daemon's answer makes no sense: {printable(str(error))}",
                 "if it is of another version, 'umount' there and 'mount' again",
             ) from error
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.provenance import Explanation
 from overlayfs_demo.overlay.testimony import Statement
 
-_Kind = TypeVar("_Kind", int, str)
+_MOST = 1 << 63
 
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
@@ -35,19 +35,26 @@ def from_json(fields: Mapping[str, Any]) -> Explanation:
 
 
 def _statement(fields: Mapping[str, Any]) -> Statement:
-    says = Says(fields["says"])
-    mode, target = _maybe(fields, "mode", int), _maybe(fields, "target", str)
+    says, mode = Says(fields["says"]), _number(fields, "mode", 1 << 16)
     if mode is None and says in (Says.FILE, Says.METACOPY):
         raise ValueError("a file without a mode")
     return Statement(
-        str(fields["layer"]), says, bool(fields["wins"]), mode, None if mode is None else int(fields["size"]),
-        None if target is None else os.fsencode(target), _maybe(fields, "hidden_by", str) or "",
-        *(os.fsencode(_maybe(fields, name, str) or "") for name in ("hidden_at", "deleted_at", "stored_at")),
+        str(fields["layer"]), says, bool(fields["wins"]), mode,
+        None if mode is None else _number(fields, "size", _MOST),
+        None if fields["target"] is None else _bytes(fields, "target"), os.fsdecode(_bytes(fields, "hidden_by")),
+        _bytes(fields, "hidden_at"), _bytes(fields, "deleted_at"), _bytes(fields, "stored_at"),
     )
 
 
-def _maybe(fields: Mapping[str, Any], name: str, kind: type[_Kind]) -> _Kind | None:
+def _number(fields: Mapping[str, Any], name: str, limit: int) -> int | None:
     value = fields[name]
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} is no {kind.__name__}")
+    if value is not None and not (isinstance(value, int) and 0 <= value < limit):
+        raise ValueError(f"{name} is no such number")
     return value
+
+
+def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
+    value = fields[name]
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} is no text")
+    return os.fsencode(value or "")

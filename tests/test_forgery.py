@@ -218,10 +218,20 @@ def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
 
 
 @pytest.mark.parametrize("forged", [
-    {"says": "\x1b[6m"}, {"says": "a file"}, {"mode": "\x1b[6m"}, {"target": 7}, {"size": None, "mode": 0o100644},
-    {"hidden_by": ["upper"]}, {"deleted_at": "\ud800"},
+    {"says": "\x1b[6m"}, {"says": "a file"}, {"mode": "\x1b[6m"}, {"mode": -1}, {"size": 1 << 2000, "mode": 0o100644},
+    {"target": 7}, {"hidden_by": ["upper"]}, {"deleted_at": "\ud800"},
 ])
 def test_what_no_daemon_of_ours_says_is_no_explanation(forged: dict[str, Any]) -> None:
     explanation.from_json({"layers": [SAYING]})
     with pytest.raises((TypeError, ValueError)):
         explanation.from_json({"layers": [{**SAYING, **forged}]})
+
+
+def test_answer_that_makes_no_sense_is_one_line_for_a_person(directory: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(directory / "it.sock"))
+        listening.listen()
+        with Connection(directory / "it.sock", "view") as connection, listening.accept()[0] as answering:
+            answering.sendall(json.dumps({"layers": [{**SAYING, "says": "\x1b[6m"}]}).encode() + b"\n")
+            with pytest.raises(MountError, match=r"view: its daemon's answer makes no sense: '\\x1b"):
+                connection.explain(b"/x")
