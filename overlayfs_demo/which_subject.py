@@ -23,8 +23,7 @@ from overlayfs_demo.render import printable
 
 
 class Subject(Protocol):
-    """What is asked. Paths are absolute, without `.` and `..`; a symbolic link at the end of one is meant itself.
-    """
+    """What is asked. Paths are absolute, without `.` and `..`; a symbolic link at the end of one is not followed."""
 
     @property
     def mountpoint(self) -> str | None:
