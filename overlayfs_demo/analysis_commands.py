@@ -258,8 +258,8 @@ def diff_images(store: Store, first: str, second: str, *, content: bool, as_json
 
 def _some_layers(store: Store, word: str) -> list[Path]:
     """The layers' directories of IMAGE, or of IMAGE@N the N lowest."""
-    name, at, number = word.rpartition("@")
-    if not at:
+    name, _, number = word.rpartition("@")
+    if not name or ":" in number:  # The @ of a digest is followed by its algorithm.
         return [layer.directory for layer in store.find(word).layers]
     layers = store.find(name).layers
     if not number.isdigit() or not 1 <= int(number) <= len(layers):

@@ -17,6 +17,7 @@ from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.progress import counted
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
@@ -149,12 +150,13 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _commit(arguments: argparse.Namespace) -> int:
+    name = ImageName.parse(arguments.name) if arguments.name is not None else None
     containers = Containers(store_of(arguments))
     container = containers.find(arguments.container)
     with progress() as told:
-        made = containers.commit(container, arguments.name, arguments.message, arguments.author, told)
+        made = containers.commit(container, name, arguments.message, arguments.author, told)
     if arguments.json:
-        put_json([{"ID": str(made.image.id), "Names": list(made.image.names)}])
+        put_json([{"ID": str(made.image.id), "Names": list(map(str, made.names))}])
     else:
         put(f"{made.image.id}\n")
     return 0

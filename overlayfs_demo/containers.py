@@ -26,6 +26,7 @@ from overlayfs_demo.images.layertar import write_tree
 from overlayfs_demo.images.load import Loaded
 from overlayfs_demo.images.model import Digest, Document, parse_json, shown
 from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.mount_options import MountOptions, changed_flags
@@ -216,7 +217,7 @@ class Containers:
         return changes(self._snapshot(container))
 
     def commit(
-        self, container: Container, name: str | None, comment: str = "", author: str = "",
+        self, container: Container, name: ImageName | None, comment: str = "", author: str = "",
         progress: Progress = SILENT,
     ) -> Loaded:
         """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""

@@ -124,7 +124,7 @@ def test_df_explains_why_sizes_do_not_add_up(demo: Run) -> None:
 
 def test_an_unknown_image_is_one_line(demo: Run) -> None:
     for verb in ("history", "inspect", "create", "rmi"):
-        fails(demo(verb, "nothing"), "no image 'nothing'", "overlayfs-demo images")
+        fails(demo(verb, "nothing"), "no image nothing:latest", "overlayfs-demo images")
 
 
 def test_stdin_is_an_archive(demo: Run, tmp_path: Path) -> None:

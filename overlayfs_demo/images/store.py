@@ -21,24 +21,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, known_name, parse_json, shown
+from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, parse_json, shown
+from overlayfs_demo.images.reference import ImageName, Named, find_image
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
 _VERSION = b"overlayfs-demo store 1\n"
 _RECORD, RECIPE = ".json", ".recipe"
-
-# What Docker takes for a name (distribution reference): components, then a tag.
-_PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?"
-_NAME = re.compile(rf"{_PART}(?::[0-9]+(?=/))?(?:/{_PART})*(?::[a-zA-Z0-9_][a-zA-Z0-9._-]{{0,127}})?")
-_LEAST_DIGITS = 4
 
 
 def default_root() -> Path:
@@ -73,13 +68,17 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image: its config, its layers from the bottom to the top, the names it goes by (sorted)."""
+    """An image: its config, its layers from the bottom to the top, its names (sorted).
+
+    `name` is the one that it was asked for by, or that a list shows first; None if it was asked for by ID, or has none.
+    """
 
     id: Digest
     config: bytes
     parsed: Config
     layers: tuple[StoredLayer, ...]
-    names: tuple[str, ...]
+    names: tuple[ImageName, ...]
+    name: ImageName | None = None
 
     @property
     def size(self) -> int:
@@ -88,22 +87,16 @@ class StoredImage:
 
     @property
     def title(self) -> str:
-        """A name of it, or the beginning of its ID."""
-        return self.names[0] if self.names else self.id.short
+        """What to call it: `name`, or the beginning of its ID."""
+        return str(self.name) if self.name is not None else self.id.short
 
     @property
     def value(self) -> Image:
         """The image as a value, apart from where it is kept."""
         return Image(
-            self.config, tuple(Layer(layer.diff_id, "") for layer in self.layers), self.parsed.history, self.names
+            self.config, tuple(Layer(layer.diff_id, "") for layer in self.layers), self.parsed.history,
+            tuple(map(str, self.names)),
         )
-
-
-def normal_name(name: str) -> str:
-    """A name with its tag, `:latest` if it has none. Raises ImageError for what is no name."""
-    if not _NAME.fullmatch(name):
-        raise ImageError(f"'{shown(name)}' is no image name", "write NAME[:TAG], as in app:1.0")
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 class Store:
@@ -228,7 +221,7 @@ class Store:
 
     def remove_image(self, image: StoredImage) -> None:
         """Remove an image's config and names; its layers stay. Call while `writing`."""
-        self._change_names(lambda names: {name: one for name, one in names.items() if one != str(image.id)})
+        self._change_names({name: target for name, target in self._names().items() if target != image.id})
         (self._images / image.id.encoded).unlink()
 
     def image(self, identity: Digest) -> StoredImage:
@@ -245,53 +238,52 @@ class Store:
             if layer is None:
                 raise ImageError(f"image {identity.short} has lost its layer {chain_id}", "load it again")
             layers.append(layer)
-        names = sorted(name for name, one in self._names().items() if one == str(identity))
-        return StoredImage(identity, config, parsed, tuple(layers), tuple(names))
+        return StoredImage(identity, config, parsed, tuple(layers), self._names_of(identity))
 
     def images(self) -> list[StoredImage]:
         """Every image, by ID."""
-        return [self.image(Digest("sha256", path.name)) for path in sorted(self._images.iterdir())]
+        found = [self.image(identity) for identity in self._identities()]
+        return [replace(image, name=image.names[0]) if image.names else image for image in found]
 
-    def find(self, name: str) -> StoredImage:
-        """The image that goes by this name (`:latest` may be left out), or whose ID begins so. Raises ImageError."""
-        names = self._names()
-        if known := known_name(name, names):
-            return self.image(Digest.parse(names[known], str(self.root / "names.json")))
-        start = name.removeprefix("sha256:")
-        found = []
-        if len(start) >= _LEAST_DIGITS and re.fullmatch("[0-9a-f]+", start):
-            found = [path.name for path in self._images.iterdir() if path.name.startswith(start)]
-        if len(found) > 1:
-            raise ImageError(f"'{shown(name)}' begins the IDs of {len(found)} images", "give more digits")
-        if not found:
-            raise ImageError(f"no image '{shown(name)}'", "'overlayfs-demo images' lists what there is")
-        return self.image(Digest("sha256", found[0]))
+    def _identities(self) -> list[Digest]:
+        return [Digest("sha256", path.name) for path in sorted(self._images.iterdir())]
+
+    def find(self, word: str) -> StoredImage:
+        """The image that a name, an ID or the first digits of one mean, see `find_image`. Raises ImageError."""
+        found = find_image(
+            word, (Named(identity, self._names_of(identity)) for identity in self._identities()), "",
+            "'overlayfs-demo images' lists what there is",
+        )
+        return replace(self.image(found.id), name=found.name)
 
     # --- names -------------------------------------------------------------------------------------
 
-    def _names(self) -> Mapping[str, str]:
+    def _names(self) -> Mapping[ImageName, Digest]:
         path = self.root / "names.json"
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return {}
         row = Document(parse_json(data, str(path)), shown(str(path)))
-        return {name: row.text(name) for name in row}
+        return {ImageName.parse(name): row.digest(name) for name in row}
 
-    def name_image(self, name: str, identity: Digest) -> Digest | None:
+    def _names_of(self, identity: Digest) -> tuple[ImageName, ...]:
+        return tuple(sorted((name for name, target in self._names().items() if target == identity), key=str))
+
+    def name_image(self, name: ImageName, identity: Digest) -> Digest | None:
         """Let a name stand for an image; the one that it stood for before, if another. Call while `writing`."""
-        name = normal_name(name)
-        before = self._names().get(name)
-        self._change_names(lambda names: {**names, name: str(identity)})
-        return Digest.parse(before, name) if before not in (None, str(identity)) else None
+        names = self._names()
+        self._change_names({**names, name: identity})
+        before = names.get(name)
+        return before if before != identity else None
 
-    def remove_name(self, name: str) -> None:
+    def remove_name(self, name: ImageName) -> None:
         """Let a name stand for nothing. Call while `writing`."""
-        self._change_names(lambda names: {one: target for one, target in names.items() if one != name})
+        self._change_names({one: target for one, target in self._names().items() if one != name})
 
-    def _change_names(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
-        names = change(self._names())
-        self._write(self.root / "names.json", json.dumps(dict(sorted(names.items())), indent=1).encode())
+    def _change_names(self, names: Mapping[ImageName, Digest]) -> None:
+        rows = {str(name): str(target) for name, target in names.items()}
+        self._write(self.root / "names.json", json.dumps(dict(sorted(rows.items())), indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file by one rename."""

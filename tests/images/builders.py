@@ -192,8 +192,12 @@ class Blobs:
         return archive([(prefix + name, data) for name, data in members])
 
 
+def annotated(entry: Mapping[str, object], annotations: Mapping[str, str]) -> dict[str, object]:
+    return {**entry, "annotations": dict(annotations)}
+
+
 def named(entry: Mapping[str, object], name: str) -> dict[str, object]:
-    return {**entry, "annotations": {"org.opencontainers.image.ref.name": name}}
+    return annotated(entry, {"org.opencontainers.image.ref.name": name})
 
 
 def for_platform(entry: Mapping[str, object], system: str, architecture: str) -> dict[str, object]:

@@ -15,6 +15,7 @@ import pytest
 from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.load import import_tree, load
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store, StoredImage
 from tests import builders
@@ -234,7 +235,7 @@ def test_export_is_the_whole_tree(home: Home) -> None:
     home.view.chmod(0o711)
     with (home.where / "tree.tar").open("wb") as file:
         home.containers.export(home.container, file)
-    flat = import_tree(home.store, home.where / "tree.tar", "flat").image
+    flat = import_tree(home.store, home.where / "tree.tar", ImageName.parse("flat")).image
     again = home.create("c2", flat)
     assert seen(again.mountpoint) == seen(home.view)
 
