@@ -114,6 +114,26 @@ def test_podman_loads_it(image: Image) -> None:
     assert (f"sha256:{row['Id']}", row["RootFS"]["Layers"]) == (image.id, image.diff_ids())
 
 
+def test_names_in_what_podman_and_buildah_write_are_the_familiar_ones(image: Image) -> None:
+    podman, buildah = tool("podman"), tool("buildah")
+    where = image.where
+    with tempfile.TemporaryDirectory(prefix="podman-") as short:
+        place = ("--root", where / "podman", "--runroot", short, "--storage-driver", "vfs")
+        succeeds(podman, *place, "load", "-i", image.archive)
+        succeeds(podman, *place, "tag", NAME, "localhost/mine:3")
+        succeeds(podman, *place, "save", "-o", where / "podman-docker.tar", NAME, "localhost/mine:3")
+        succeeds(podman, *place, "save", "--format", "oci-archive", "-o", where / "podman-oci.tar", NAME)
+        for target in ("docker-archive", "oci-archive"):
+            succeeds(buildah, *place, "push", NAME, f"{target}:{where / f'buildah-{target}.tar'}:docker.io/library/{NAME}")
+    for written, names in (
+        ("podman-docker.tar", [NAME, "localhost/mine:3"]), ("podman-oci.tar", [NAME]),
+        ("buildah-docker-archive.tar", [NAME]), ("buildah-oci-archive.tar", [NAME]),
+    ):
+        [loaded] = [json.loads(line) for line in image.ours("load", "--json", where / written).splitlines()]
+        assert sorted(loaded["Names"]) == sorted(names), written
+        assert loaded["ID"] == image.id, written
+
+
 @pytest.fixture
 def docker(tmp_path: Path) -> Iterator[list[str | Path]]:
     """The words that begin a command to a Docker daemon of our own."""
