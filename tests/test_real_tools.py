@@ -124,7 +124,8 @@ def test_names_in_what_podman_and_buildah_write_are_the_familiar_ones(image: Ima
         succeeds(podman, *place, "save", "-o", where / "podman-docker.tar", NAME, "localhost/mine:3")
         succeeds(podman, *place, "save", "--format", "oci-archive", "-o", where / "podman-oci.tar", NAME)
         for target in ("docker-archive", "oci-archive"):
-            succeeds(buildah, *place, "push", NAME, f"{target}:{where / f'buildah-{target}.tar'}:docker.io/library/{NAME}")
+            archive = f"{target}:{where / f'buildah-{target}.tar'}"
+            succeeds(buildah, *place, "push", NAME, f"{archive}:docker.io/library/{NAME}")
     for written, names in (
         ("podman-docker.tar", [NAME, "localhost/mine:3"]), ("podman-oci.tar", [NAME]),
         ("buildah-docker-archive.tar", [NAME]), ("buildah-oci-archive.tar", [NAME]),

@@ -68,9 +68,9 @@ def _repository(text: str, whole: str) -> Repository:
 
 
 def _split_domain(text: str) -> tuple[str, str]:
-    """The domain and the path. The first component is a domain if no path could begin so, or if it is `localhost`."""
+    """The domain and the path. The first component is a domain if it has a dot or a port, or is `localhost`."""
     first, slash, rest = text.partition("/")
-    if not slash or (first != "localhost" and not set(first) & set(".:") and first == first.lower()):
+    if not slash or (first != "localhost" and set(".:").isdisjoint(first)):
         first, rest = _HUB, text
     if first == _OLD_HUB:
         first = _HUB

@@ -28,7 +28,7 @@ HASH = f"sha256:{'0' * 64}"
     ("localhost:5000/alp", "localhost:5000/alp:latest", "localhost:5000/alp:latest"),
     ("example.org/a/b/c:V1.0-rc_1", "example.org/a/b/c:V1.0-rc_1", "example.org/a/b/c:V1.0-rc_1"),
     ("[::1]:5000/alp", "[::1]:5000/alp:latest", "[::1]:5000/alp:latest"),
-    ("Host/alp", "Host/alp:latest", "Host/alp:latest"),
+    ("Example.org/alp", "Example.org/alp:latest", "Example.org/alp:latest"),
     ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
     ("docker.io/localhost/c", "docker.io/localhost/c:latest", "docker.io/localhost/c:latest"),
     ("a__b-c--d.e", "a__b-c--d.e:latest", "docker.io/library/a__b-c--d.e:latest"),
@@ -74,7 +74,7 @@ def test_what_is_shown_reads_as_the_same_name_again() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    words = ("docker.io", "index.docker.io", "library", "localhost", "a", "b.c", "h:5", "localhost:1", "x-y", "Q")
+    words = ("docker.io", "index.docker.io", "library", "localhost", "a", "b.c", "h:5", "localhost:1", "x-y", "Q.io")
     read = 0
     for _ in range(3000):
         text = "/".join(chance.choices(words, k=chance.randint(1, 4))) + chance.choice(("", ":1", ":latest"))
