@@ -20,7 +20,6 @@ from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.overlay.statrecord import StatRecord
 
 REBUILD = "build the image again"
-OUTSIDE = "it cannot be unpacked safely; build the image again without it"
 
 _XATTR = "SCHILY.xattr."
 # A record is made from the member's owner and mode; one that comes in a tar could forge them.
@@ -63,7 +62,7 @@ def clean_path(name: str) -> bytes:
     """
     parts = _parts(name)
     if b".." in parts:
-        raise MemberError("climbs out of the layer through '..'", OUTSIDE)
+        raise MemberError("climbs out of the layer through '..'")
     return _joined(parts, "")
 
 

@@ -153,7 +153,7 @@ class LayerTree:
             elif stat.S_ISLNK(status.st_mode):
                 links += 1
                 if links > _MOST_LINKS:
-                    raise BlockedError(one, "one of too many symbolic links in a row, or of links in a circle")
+                    raise BlockedError(one, "a symbolic link that leads round in a circle or is one of too many")
                 target = os.readlink(part, dir_fd=self.directory(at))
                 if target.startswith(b"/"):
                     at = b""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
-from overlayfs_demo.images.member import OUTSIDE, MemberError, Metadata, member_path
+from overlayfs_demo.images.member import MemberError, Metadata, member_path
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
@@ -110,8 +110,7 @@ class _Unpacking:
             except MemberError as error:
                 raise self._bad(info, error) from None
             except BlockedError as error:
-                rule = f"leads through '{shown(error.part)}', {error.why}"
-                raise self._bad(info, MemberError(rule, OUTSIDE)) from None
+                raise self._bad(info, MemberError(f"leads through '{shown(error.part)}', {error.why}")) from None
             except OSError as error:
                 raise self._bad(info, MemberError(f"cannot be unpacked: {_words(error)}", "")) from None
         try:
