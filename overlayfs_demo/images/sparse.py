@@ -15,7 +15,8 @@ _ZEROS = bytes(_BLOCK)
 def write_sparse(fd: int, data: bytes) -> None:
     """Append `data` to the file `fd`, whose offset is at its end or beyond; whole blocks of zeros become a hole.
 
-    Blocks are counted from the start of `data`: hand it over in pieces of a multiple of 4096 bytes. Raises OSError.
+    Blocks are counted from the start of `data`. Pieces may have any size, but holes are best in those of a multiple
+    of 4096 bytes. Raises OSError.
     """
     start = position = 0
     last = len(data) - _BLOCK

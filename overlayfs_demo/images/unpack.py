@@ -142,7 +142,7 @@ class _Unpacking:
     def _located(self, path: bytes) -> bytes:
         """The path that is meant, see `LayerTree.locate`; from here on there are no links on the way to a name.
 
-        A mark need not be in a directory of this layer: then it is about the layers below, where its name says.
+        A mark is about the layers below, and may stand where this layer has no directory (yet): it keeps its name.
         """
         try:
             return self._tree.locate(path)
