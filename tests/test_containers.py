@@ -158,12 +158,12 @@ def test_diff_prints_dockers_letters(demo: Run) -> None:
     c1 = view(demo)
     (c1 / "etc/new").touch()
     (c1 / "etc/passwd").chmod(0o600)
-    (c1 / "etc/motd").open("a").close()  # Copied up, but not changed.
+    (c1 / "etc/motd").open("a").close()  # Copied up, so the layer of a commit has it.
     (c1 / "d").mkdir()
     (c1 / "app").rename(c1 / "app2")
     assert succeeds(demo("diff", "c1")).splitlines() == [
-        "A /app2", "A /app2/link", "A /app2/more", "A /app2/run", "A /d", "C /etc", "A /etc/new", "C /etc/passwd",
-        "D /app",
+        "A /app2", "A /app2/link", "A /app2/more", "A /app2/run", "A /d", "C /etc", "C /etc/motd", "A /etc/new",
+        "C /etc/passwd", "D /app",
     ]
     assert json.loads(succeeds(demo("diff", "--json", "c1")).splitlines()[0]) == {"Kind": "A", "Path": "/app2"}
 
