@@ -82,8 +82,8 @@ def test_a_layer_is_named_by_the_line_that_made_it(demo: Run, tmp_path: Path) ->
 
 def test_load_says_what_was_there_already(demo: Run, tmp_path: Path) -> None:
     assert succeeds(demo("load", tmp_path / "images.tar")) == (
-        "2 of 2 layers (22B) were here already, and are stored once\nLoaded image: a:1\n"
-        "1 of 1 layers (17B) were here already, and are stored once\nLoaded image: b:1\n"
+        "Already here, and stored once: 2 of 2 layers (22B)\nLoaded image: a:1\n"
+        "Already here, and stored once: 1 of 1 layer (17B)\nLoaded image: b:1\n"
     )
 
 
