@@ -115,7 +115,7 @@ def _version(root: Path) -> bytes | None:
         return None
 
 
-def _found(root: Path) -> None:
+def _create(root: Path) -> None:
     """Make an empty directory a store, by its version. Raises ImageError for a directory with something else in it.
 
     Several processes may come here at once. The first to lock the directory writes the version, and the others find
@@ -127,15 +127,15 @@ def _found(root: Path) -> None:
         version = _version(root)
         if version == _VERSION:
             return
-        half_made = version is not None and _VERSION.startswith(version)
-        if version is not None and not half_made:
+        if version is not None and not _VERSION.startswith(version):
             raise ImageError(f"{shown(str(root))} is a store of another version", "choose another --store")
         if set(os.listdir(fd)) - {_VERSION_FILE}:
             raise ImageError(f"{shown(str(root))} is not a store, and not empty", "choose another --store")
-        with (root / _VERSION_FILE).open("wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(_VERSION_FILE, flags, 0o644, dir_fd=fd), "wb") as file:
             file.write(_VERSION)
             file.flush()
-            # Without a version that can be read, a power failure would cost the whole store.
+            # A store whose version was lost in a power failure would be refused.
             os.fsync(file.fileno())
     finally:
         os.close(fd)
@@ -150,7 +150,7 @@ class Store:
         try:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
             if _version(self.root) != _VERSION:
-                _found(self.root)
+                _create(self.root)
             for directory in (self._layers, self._images, self.tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:

@@ -134,6 +134,14 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path,
     assert {(tmp_path / name).read_text() for name in present} == {"something else"}
 
 
+def test_a_version_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/version").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ImageError, match="symbolic links"):
+        Store(tmp_path / "store")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_the_beginning_of_a_version_beside_other_files_makes_no_store(tmp_path: Path) -> None:
     (tmp_path / "version").touch()
     (tmp_path / "file").touch()
