@@ -106,7 +106,8 @@ def _ps(arguments: argparse.Namespace) -> int:
             str(row["Name"]), str(row["Image"]),
             docker_format.human_duration(float(str(row["Uptime"]))).join(("Up ", "")) if row["PID"] else "Stopped",
             str(row["PID"] or "-"), human_size(int(str(row["Memory"]))) if row["PID"] else "-",
-            f"{row['CPU']}%" if row["PID"] else "-", human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
+            f"{row['CPU']}%" if row["PID"] else "-",
+            "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
         )
         for row in rows
     ]), {"STATUS": "green"})
@@ -114,7 +115,10 @@ def _ps(arguments: argparse.Namespace) -> int:
 
 
 def _row(container: Container) -> dict[str, object]:
-    """What is known of a container; PID is None for one that is not mounted. Sizes in bytes, times in seconds."""
+    """What is known of a container: sizes in bytes, times in seconds.
+
+    PID is None for one that is not mounted, Upper for one that cannot be read.
+    """
     row: dict[str, object] = {
         "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
         "Created": container.created, "PID": None, "Memory": 0, "CPU": 0.0, "Uptime": 0.0,

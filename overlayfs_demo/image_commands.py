@@ -22,7 +22,7 @@ from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.output import add_output, output
-from overlayfs_demo.render import human_size
+from overlayfs_demo.render import human_size, plural
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_table
 
@@ -127,13 +127,14 @@ def _report(loaded: Loaded, *, quiet: bool) -> None:
         put(f"The name {name} stood for {before.short} before, which is now without it\n")
     if not quiet and loaded.skipped:
         saved = human_size(sum(layer.size for layer in loaded.skipped))
-        put(f"{len(loaded.skipped)} of {len(image.layers)} layers ({saved}) were here already, and are stored once\n")
+        layers = f"{len(loaded.skipped)} of {plural(len(image.layers), 'layer')}"
+        put(f"Already here, and stored once: {layers} ({saved})\n")
     for name in loaded.names:
         put(f"Loaded image: {name}\n")
     if not loaded.names:
         put(f"Loaded image ID: {image.id}\n")
     for what, count in sorted(loaded.left_out.items()):
-        note(f"note: left out in {count} members: {what}")
+        note(f"note: left out in {plural(count, 'member')}: {what}")
 
 
 # --- getting images out ----------------------------------------------------------------------------
@@ -264,10 +265,16 @@ def _df(arguments: argparse.Namespace) -> int:
     put_table(docker_format.table(("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"), [
         (image.title, image.id.short, *(human_size(size) for size in (image.size, *split(image)))) for image in images
     ]))
-    put(
-        f"\nThe sizes add up to {human_size(listed)}, but {human_size(stored)} are stored: a layer that several images "
-        f"have is stored once.{f' {human_size(unused)} of that no image uses.' if unused else ''}\n"
-    )
+    told, used = [], stored - unused
+    if listed > used:
+        told.append(
+            f"The sizes add up to {human_size(listed)}, but {human_size(used)} are stored: a layer that several images "
+            "have is stored once."
+        )
+    if unused:
+        told.append(f"{human_size(unused)} are stored in layers that no image uses: 'prune' removes them.")
+    if told:
+        put("\n" + "".join(line + "\n" for line in told))
     return 0
 
 

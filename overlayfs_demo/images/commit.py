@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from overlayfs_demo.images.archive import open_archive
@@ -31,7 +30,7 @@ def commit(
     with store.writing():
         with tar.open("xb") as file:
             progress.step("reading the container's changes")
-            write_layer(replace(stack, read_only=True), counted(file, progress), epoch)
+            write_layer(stack, counted(file, progress), epoch)
         with open_archive(tar, label="the container's changes") as archive:
             diff_id = archive.whole_digest(progress)
             config = _config(base, diff_id, when.isoformat().replace("+00:00", "Z"), created_by, comment, author)

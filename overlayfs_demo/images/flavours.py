@@ -172,7 +172,9 @@ def _image(archive: Archive, config: bytes, member: str, layers: list[tuple[str,
     parsed = Config.parse(config, f"{archive.label}: member {member}")
     if len(parsed.diff_ids) != len(layers):
         raise archive.bad(
-            member, f"names {len(parsed.diff_ids)} layers (rootfs.diff_ids), but the manifest {len(layers)}"
+            member,
+            "has another number of layers than its manifest: "
+            f"{len(parsed.diff_ids)} (rootfs.diff_ids), not {len(layers)}",
         )
     if not layers:
         raise archive.bad(member, "describes an image without a layer")

@@ -66,7 +66,8 @@ def tag(store: Store, word: str, name: ImageName) -> Digest | None:
 def _require_unused(image: StoredImage, used_by: Mapping[Digest, Sequence[str]]) -> None:
     if users := used_by.get(image.id):
         raise ImageError(
-            f"image {shown(image.title)} is used by container {', '.join(users)}", "remove that first, with 'rm'"
+            f"image {shown(image.title)} is used by {', '.join(f'container {one}' for one in users)}",
+            "remove what uses it first, with 'rm'",
         )
 
 

@@ -4,6 +4,7 @@
     layers/HEX.json    what is known of it
     layers/HEX.recipe  what its tar had besides the data of its files, see `tarsplit`
     images/HEX         an image's config, byte for byte; HEX, its sha256, is the image's ID
+    version            what makes the directory a store; it is written first
     names.json         which image a name stands for
     tmp/               what is being made; leftovers are swept by the next writer
     lock               flock(2): held by whoever changes something
@@ -11,9 +12,9 @@
 A layer is found by its chain ID and not by its diff ID alone: a directory also depends on what lies below it
 (a hard link to a file of a lower layer is a copy here, and a directory that a layer does not list looks as
 it does below), so the same tar on other layers is another directory. Docker does so as well.
-Readers need no lock: each file and directory appears and changes by one rename(2). Nothing is flushed to the
-disk: after a power failure, load again what was loaded last. Directories are private (mode 0700), because
-layers hold set-id programs of other systems.
+Readers need no lock: each file and directory appears and changes by one rename(2). But for the version, nothing
+is flushed to the disk: after a power failure, load again what was loaded last. Directories are private (mode
+0700), because layers hold set-id programs of other systems.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from overlayfs_demo.images.reference import ImageName, Named, find_image
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
-_VERSION = b"overlayfs-demo store 1\n"
+_VERSION_FILE, _VERSION = "version", b"overlayfs-demo store 1\n"
 _RECORD, RECIPE = ".json", ".recipe"
 
 
@@ -99,21 +100,50 @@ class StoredImage:
         )
 
 
+def _version(root: Path) -> bytes | None:
+    """What a store's directory says it is; None if it says nothing."""
+    try:
+        return (root / _VERSION_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _create(root: Path) -> None:
+    """Make an empty directory a store, by its version. Raises ImageError for a directory with something else in it.
+
+    Several processes may come here at once. The first to lock the directory writes the version, and the others find
+    it written. Whoever is killed in between leaves the beginning of the version, which the next one completes.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        version = _version(root)
+        if version == _VERSION:
+            return
+        if version is not None and not _VERSION.startswith(version):
+            raise ImageError(f"{shown(str(root))} is a store of another version", "choose another --store")
+        if set(os.listdir(fd)) - {_VERSION_FILE}:
+            raise ImageError(f"{shown(str(root))} is not a store, and not empty", "choose another --store")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(_VERSION_FILE, flags, 0o644, dir_fd=fd), "wb") as file:
+            file.write(_VERSION)
+            file.flush()
+            # A store whose version was lost in a power failure would be refused.
+            os.fsync(file.fileno())
+    finally:
+        os.close(fd)
+
+
 class Store:
     """The store in the directory `root`, which is made if need be."""
 
     def __init__(self, root: Path) -> None:
         """Raises ImageError if it cannot be made, or is something else."""
         self.root = root.absolute()
-        version = self.root / "version"
         try:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if not version.exists():
-                if any(self.root.iterdir()):
-                    raise ImageError(f"{shown(str(self.root))} is no store, and not empty", "choose another --store")
-                version.write_bytes(_VERSION)
-            if version.read_bytes() != _VERSION:
-                raise ImageError(f"{shown(str(self.root))} is a store of another version", "choose another --store")
+            if _version(self.root) != _VERSION:
+                _create(self.root)
             for directory in (self._layers, self._images, self.tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:

@@ -34,10 +34,10 @@ CAPABILITY = bytes.fromhex("0000000201000000000000000000000000000000")  # v2, CA
 class Home:
     """A store with an image and a container of it, mounted."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, archive: bytes | None = None) -> None:
         self.where = where
         self.store = Store(where / "store")
-        (where / "image.tar").write_bytes(docker_save([BASE]))
+        (where / "image.tar").write_bytes(archive or docker_save([BASE]))
         [loaded] = load(self.store, where / "image.tar")
         self.image = loaded.image
         self.containers = Containers(self.store)

@@ -228,7 +228,7 @@ def test_the_platform_is_chosen(store: Store) -> None:
 
 def test_another_directory_is_not_taken_for_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match="no store, and not empty"):
+    with pytest.raises(ImageError, match="not a store, and not empty"):
         Store(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["file"]
 
