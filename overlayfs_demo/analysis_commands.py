@@ -16,7 +16,7 @@ from overlayfs_demo.images.lowers import Lowers
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.treediff import PathChange, diff_trees
-from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.render import human_size, percentage, plural, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_changes, put_table
 from overlayfs_demo.text_diff import text_lines, unified
@@ -82,7 +82,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
 
 
 def _share(analysis: Analysis) -> str:
-    return f" ({analysis.wasted * 100 / analysis.shipped:.1f}%)" if analysis.shipped else ""
+    return f" ({percentage(analysis.wasted, analysis.shipped)})" if analysis.shipped else ""
 
 
 def _title(report: LayerReport) -> str:
@@ -105,12 +105,12 @@ def _summary(image: StoredImage, analysis: Analysis) -> str:
     lines = [
         f"{shown(image.title)} ships {human_size(analysis.shipped)} of files: {human_size(analysis.live)} are seen, "
         f"{human_size(analysis.wasted)}{_share(analysis)} are hidden by later layers.",
-        f"dive's efficiency score: {analysis.dive_score * 100:.2f}%",
+        f"dive's efficiency score: {percentage(analysis.dive_score, 1, digits=2)}",
     ]
     if copies:
+        files = plural(len(analysis.duplicates), "file")
         lines.append(
-            f"Not counted as waste: {human_size(copies)} in {len(analysis.duplicates)} files whose data stands in the "
-            "image more than once."
+            f"Not counted as waste: {human_size(copies)} in {files} whose data stands in the image more than once."
         )
     return "".join(line + "\n" for line in lines)
 
@@ -161,7 +161,7 @@ def _hidden_json(one: Hidden) -> dict[str, object]:
 
 def _ghosts(arguments: argparse.Namespace) -> int:
     image = store_of(arguments).find(arguments.image)
-    ghosts = _analysed(image).ghosts
+    ghosts = sorted(_analysed(image).ghosts, key=lambda one: (-one.size, one.path, one.shipped_by))
     if arguments.extract is not None:
         extract_ghosts(ghosts, [layer.directory for layer in image.layers], arguments.extract)
     if arguments.json:
@@ -203,8 +203,8 @@ def diff_images(store: Store, first: str, second: str, *, content: bool, as_json
 
 def _some_layers(store: Store, word: str) -> list[Path]:
     """The layers' directories of IMAGE, or of IMAGE@N the N lowest."""
-    name, at, number = word.rpartition("@")
-    if not at:
+    name, _, number = word.rpartition("@")
+    if not name or ":" in number:  # The @ of a digest is followed by its algorithm.
         return [layer.directory for layer in store.find(word).layers]
     layers = store.find(name).layers
     if not number.isdigit() or not 1 <= int(number) <= len(layers):

@@ -19,7 +19,7 @@ from overlayfs_demo.images.build import BuiltLayer, build_layers
 from overlayfs_demo.images.model import Platform, shown
 from overlayfs_demo.images.powers import powers
 from overlayfs_demo.mount_options import lowerdir_option
-from overlayfs_demo.render import human_size
+from overlayfs_demo.render import human_size, plural
 
 _PROGRAM = "build-layers"
 _LONGEST_INSTRUCTION = 100
@@ -91,7 +91,7 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     for layer in layers:
         left_out.update(layer.left_out)
     for what, count in sorted(left_out.items()):
-        _say(f"note: left out in {count} members: {what}")
+        _say(f"note: left out in {plural(count, 'member')}: {what}")
     if userxattr:
         _say("note: mount these with the option userxattr")
 

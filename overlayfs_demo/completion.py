@@ -53,7 +53,7 @@ def _store(arguments: argparse.Namespace) -> Store | None:
 
 def _images(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     store = _store(parsed_args)
-    return [name for image in store.images() for name in image.names] if store else []
+    return [str(name) for image in store.images() for name in image.names] if store else []
 
 
 def _containers(parsed_args: argparse.Namespace, **_: Any) -> list[str]:

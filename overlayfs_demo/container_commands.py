@@ -17,6 +17,7 @@ from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.progress import counted
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
@@ -105,7 +106,8 @@ def _ps(arguments: argparse.Namespace) -> int:
             str(row["Name"]), str(row["Image"]),
             docker_format.human_duration(float(str(row["Uptime"]))).join(("Up ", "")) if row["PID"] else "Stopped",
             str(row["PID"] or "-"), human_size(int(str(row["Memory"]))) if row["PID"] else "-",
-            f"{row['CPU']}%" if row["PID"] else "-", human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
+            f"{row['CPU']}%" if row["PID"] else "-",
+            "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
         )
         for row in rows
     ]), {"STATUS": "green"})
@@ -113,7 +115,10 @@ def _ps(arguments: argparse.Namespace) -> int:
 
 
 def _row(container: Container) -> dict[str, object]:
-    """What is known of a container; PID is None for one that is not mounted. Sizes in bytes, times in seconds."""
+    """What is known of a container: sizes in bytes, times in seconds.
+
+    PID is None for one that is not mounted, Upper for one that cannot be read.
+    """
     row: dict[str, object] = {
         "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
         "Created": container.created, "PID": None, "Memory": 0, "CPU": 0.0, "Uptime": 0.0,
@@ -149,12 +154,13 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _commit(arguments: argparse.Namespace) -> int:
+    name = ImageName.parse(arguments.name) if arguments.name is not None else None
     containers = Containers(store_of(arguments))
     container = containers.find(arguments.container)
     with progress() as told:
-        made = containers.commit(container, arguments.name, arguments.message, arguments.author, told)
+        made = containers.commit(container, name, arguments.message, arguments.author, told)
     if arguments.json:
-        put_json([{"ID": str(made.image.id), "Names": list(made.image.names)}])
+        put_json([{"ID": str(made.image.id), "Names": list(map(str, made.names))}])
     else:
         put(f"{made.image.id}\n")
     return 0

@@ -26,13 +26,14 @@ from overlayfs_demo.images.layertar import write_tree
 from overlayfs_demo.images.load import Loaded
 from overlayfs_demo.images.model import Digest, Document, parse_json, shown
 from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.images.tree import remove_tree
+from overlayfs_demo.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mount_options import MountOptions, changed_flags
 from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.overlay.ids import ALL_ROOT
 from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.overlay.whiteout import is_whiteout
 
 # As Docker has them.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -81,14 +82,10 @@ class Container:
         where = str(self.mountpoint)
         return next((one for one in records.live_records() if one.mountpoint == where), None)
 
-    def upper_size(self) -> int:
-        """Bytes of the files in the upper."""
-        return sum(
-            status.st_size
-            for directory, _, files, fd in os.fwalk(os.fsencode(self.upper))
-            for file in files
-            if (status := os.stat(file, dir_fd=fd, follow_symlinks=False)) and not is_whiteout(status)
-        )
+    def upper_size(self) -> int | None:
+        """Bytes of the files in the upper, a file of several names once; None if it cannot be read."""
+        count = walked(LayerFacts(UPPER, "", str(self.upper))).count
+        return None if count is None else count.size
 
 
 def _dress(upper: Path, top: Path) -> None:
@@ -216,7 +213,7 @@ class Containers:
         return changes(self._snapshot(container))
 
     def commit(
-        self, container: Container, name: str | None, comment: str = "", author: str = "",
+        self, container: Container, name: ImageName | None, comment: str = "", author: str = "",
         progress: Progress = SILENT,
     ) -> Loaded:
         """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""

@@ -14,7 +14,7 @@ from overlayfs_demo.commands import PROGRAM, Verbs, new_verb, put, put_json
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.overlay.forecast import Effect
 from overlayfs_demo.rehearsal import Outcome, rehearse
-from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.render import human_size, plural, printable
 from overlayfs_demo.terminal import put_table
 
 # How many paths are shown without --all.
@@ -92,16 +92,12 @@ def _view_of(on: str | None, command: Sequence[str]) -> str:
 # --- in words --------------------------------------------------------------------------------------
 
 
-def _count(number: int, singular: str, plural: str) -> str:
-    return f"{number} {singular if number == 1 else plural}"
-
-
 def _files(number: int) -> str:
-    return _count(number, "file", "files")
+    return plural(number, "file")
 
 
 def _directories(number: int) -> str:
-    return _count(number, "directory", "directories")
+    return plural(number, "directory", "directories")
 
 
 def _files_and_directories(effects: Sequence[Effect]) -> str:
@@ -141,7 +137,7 @@ def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
 
 def _sentences_of_marks(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
     if some := of["whiteout"]:
-        yield f"would leave {_count(len(some), 'whiteout', 'whiteouts')}"
+        yield f"would leave {plural(len(some), 'whiteout')}"
     for layer, some in _by_layer(of["hide"]):
         number = sum(one.files for one in some)
         stay = "it stays there" if number == 1 else "they stay there"
@@ -158,7 +154,7 @@ def _sentences_of_upper(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
     if some := of["write"]:
         yield f"would write {human_size(_sum(some))} to {_files(len({one.path for one in some}))}"
     if some := of["rename"]:
-        yield f"would rename {_count(len(some), 'file or directory', 'files or directories')}"
+        yield f"would rename {plural(len(some), 'file or directory', 'files or directories')}"
     if some := of["change"]:
         yield f"would change {_files_and_directories(some)} that the upper has already"
 

@@ -17,11 +17,12 @@ from overlayfs_demo.images import describe, remove
 from overlayfs_demo.images.analysis import analyse
 from overlayfs_demo.images.describe import LayerFacts
 from overlayfs_demo.images.load import Loaded, import_tree, load
-from overlayfs_demo.images.model import Digest, Platform, shown
+from overlayfs_demo.images.model import Digest, Platform
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.output import add_output, output
-from overlayfs_demo.render import human_size
+from overlayfs_demo.render import human_size, plural
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_table
 
@@ -99,8 +100,9 @@ def _load(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    name = ImageName.parse(arguments.name)
     with progress() as told:
-        loaded = import_tree(store_of(arguments), _source(arguments.archive), arguments.name, progress=told)
+        loaded = import_tree(store_of(arguments), _source(arguments.archive), name, progress=told)
     if arguments.json:
         put_json([_loaded_json(loaded)])
         return 0
@@ -113,25 +115,26 @@ def _loaded_json(loaded: Loaded) -> dict[str, object]:
     """What `load` and `import` say of an image. Sizes in bytes; LeftOut counts members."""
     image = loaded.image
     return {
-        "ID": str(image.id), "Names": list(image.names), "Size": image.size, "Layers": len(image.layers),
+        "ID": str(image.id), "Names": list(map(str, loaded.names)), "Size": image.size, "Layers": len(image.layers),
         "LayersHereBefore": len(loaded.skipped), "LeftOut": dict(loaded.left_out),
-        "NamesTaken": {name: str(before) for name, before in loaded.displaced.items()},
+        "NamesTaken": {str(name): str(before) for name, before in loaded.displaced.items()},
     }
 
 
 def _report(loaded: Loaded, *, quiet: bool) -> None:
     image = loaded.image
     for name, before in loaded.displaced.items():
-        put(f"The name {shown(name)} stood for {before.short} before, which is now without it\n")
+        put(f"The name {name} stood for {before.short} before, which is now without it\n")
     if not quiet and loaded.skipped:
         saved = human_size(sum(layer.size for layer in loaded.skipped))
-        put(f"{len(loaded.skipped)} of {len(image.layers)} layers ({saved}) were here already, and are stored once\n")
-    for name in image.names:
-        put(f"Loaded image: {shown(name)}\n")
-    if not image.names:
+        layers = f"{len(loaded.skipped)} of {plural(len(image.layers), 'layer')}"
+        put(f"Already here, and stored once: {layers} ({saved})\n")
+    for name in loaded.names:
+        put(f"Loaded image: {name}\n")
+    if not loaded.names:
         put(f"Loaded image ID: {image.id}\n")
     for what, count in sorted(loaded.left_out.items()):
-        note(f"note: left out in {count} members: {what}")
+        note(f"note: left out in {plural(count, 'member')}: {what}")
 
 
 # --- getting images out ----------------------------------------------------------------------------
@@ -139,9 +142,9 @@ def _report(loaded: Loaded, *, quiet: bool) -> None:
 
 def _save(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
-    images = {image.id: image for image in (store.find(word) for word in arguments.images)}
+    images = [store.find(word) for word in arguments.images]
     with output(arguments.output) as out, progress() as told:
-        save(list(images.values()), out, told)
+        save(images, out, told)
     return 0
 
 
@@ -262,10 +265,16 @@ def _df(arguments: argparse.Namespace) -> int:
     put_table(docker_format.table(("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"), [
         (image.title, image.id.short, *(human_size(size) for size in (image.size, *split(image)))) for image in images
     ]))
-    put(
-        f"\nThe sizes add up to {human_size(listed)}, but {human_size(stored)} are stored: a layer that several images "
-        f"have is stored once.{f' {human_size(unused)} of that no image uses.' if unused else ''}\n"
-    )
+    told, used = [], stored - unused
+    if listed > used:
+        told.append(
+            f"The sizes add up to {human_size(listed)}, but {human_size(used)} are stored: a layer that several images "
+            "have is stored once."
+        )
+    if unused:
+        told.append(f"{human_size(unused)} are stored in layers that no image uses: 'prune' removes them.")
+    if told:
+        put("\n" + "".join(line + "\n" for line in told))
     return 0
 
 
@@ -273,7 +282,7 @@ def _df(arguments: argparse.Namespace) -> int:
 
 
 def _tag(arguments: argparse.Namespace) -> int:
-    remove.tag(store_of(arguments), arguments.image, arguments.name)
+    remove.tag(store_of(arguments), arguments.image, ImageName.parse(arguments.name))
     return 0
 
 
@@ -297,11 +306,11 @@ def _prune(arguments: argparse.Namespace) -> int:
 def _tell_removed(gone: remove.Removed, *, as_json: bool) -> None:
     if as_json:
         put_json([{
-            "Untagged": list(gone.names), "DeletedImages": [str(image) for image in gone.images],
+            "Untagged": list(map(str, gone.names)), "DeletedImages": [str(image) for image in gone.images],
             "DeletedLayers": [str(layer.chain_id) for layer in gone.layers], "ReclaimedSize": gone.size,
         }])
         return
-    lines = [f"Untagged: {shown(name)}" for name in gone.names]
+    lines = [f"Untagged: {name}" for name in gone.names]
     lines += [f"Deleted: {image}" for image in gone.images]
     lines += [f"Deleted: {layer.chain_id}" for layer in gone.layers]
     put("".join(line + "\n" for line in lines))

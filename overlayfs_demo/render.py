@@ -34,6 +34,26 @@ def human_size(size: float, digits: int = 3) -> str:
     raise AssertionError("the last unit takes any size")
 
 
+def plural(number: int, one: str, several: str = "") -> str:
+    """How many there are: `1 file` and `2 files`; `several` is for what takes no -s, as in `2 entries`."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def percentage(part: float, whole: float, digits: int = 1) -> str:
+    """What share `part` is of `whole`, such as `12.5%`, with so many digits after the point; of nothing it is `0%`.
+
+    Only all of it is `100.0%`, and only nothing `0.0%`: what would be rounded to them is `>99.9%`, or `<0.1%`.
+    """
+    if not whole:
+        return "0%"
+    step, rounded = 10**-digits, f"{part * 100 / whole:.{digits}f}"
+    if part > 0 and rounded == f"{0:.{digits}f}":
+        return f"<{step:.{digits}f}%"
+    if part < whole and rounded == f"{100:.{digits}f}":
+        return f">{100 - step:.{digits}f}%"
+    return f"{rounded}%"
+
+
 def who(pid: int, name: str = "") -> str:
     """The process as `name[pid]`; `kernel` for pid 0, which stands for no process. Without `name` it is looked up."""
     if pid == 0:

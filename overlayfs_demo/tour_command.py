@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from overlayfs_demo.commands import PROGRAM, Verbs, new_verb, put, put_json
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.mount_options import FRONTS
+from overlayfs_demo.render import plural
 from overlayfs_demo.terminal import put_styled
 from overlayfs_demo.tour.experiment import Experiment, introduce, labelled, perform, wrapped
 from overlayfs_demo.tour.experiments import ALL
@@ -117,7 +118,7 @@ def _tour(arguments: argparse.Namespace) -> int:
             if asks and one is not chosen[-1] and _ask("Enter: next, q: leave ") == "q":
                 break
     if failed:
-        raise OverlayError(f"{len(failed)} of {checked} sentences do not hold", "; ".join(failed))
+        raise OverlayError(f"{len(failed)} of {plural(checked, 'sentence')} did not hold", "; ".join(failed))
     put(wrapped(f"Experiments: {told}. Sentences checked on the disk: {checked}. All of them hold."))
     return 0
 

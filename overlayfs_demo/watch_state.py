@@ -12,7 +12,7 @@ from typing import Any
 from overlayfs_demo.control import event_of
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.layer_facts import UPPER, LayerFacts
-from overlayfs_demo.render import human_size, sentence
+from overlayfs_demo.render import human_size, plural, sentence
 
 # How many sentences are kept, and for how long a layer is lit up that was touched, in seconds.
 _KEPT = 1000
@@ -28,7 +28,7 @@ _QUESTIONS = {
 def counted(asked: Mapping[str, int]) -> str:
     """How many questions of which kind were answered: `120 lookups, 14 stats`; "" if none was."""
     numbers = {word: sum(asked.get(name, 0) for name in names) for word, names in _QUESTIONS.items()}
-    return ", ".join(f"{number} {word}{'s' * (number != 1)}" for word, number in numbers.items() if number)
+    return ", ".join(plural(number, word) for word, number in numbers.items() if number)
 
 
 class Choice(enum.Enum):
@@ -74,7 +74,7 @@ class Line:
     def words(self, longest: int | None = None) -> str:
         """The sentence, whose paths are cut in the middle if they are longer than so many characters."""
         if self.event is None:
-            return f"{self.missing} more events came faster than they could be told"
+            return f"{plural(self.missing, 'more event')} came faster than they could be told"
         return sentence(self.event, self.who, longest)
 
     def joined(self, later: Line) -> Line | None:
@@ -102,8 +102,8 @@ class Totals:
 
     def words(self) -> str:
         """For the line of counters."""
-        plural = "s" * (self.copy_ups != 1), "s" * (self.whiteouts != 1)
-        return f"{self.copy_ups} copy-up{plural[0]} ({human_size(self.size)}), {self.whiteouts} whiteout{plural[1]}"
+        copies = plural(self.copy_ups, "copy-up")
+        return f"{copies} ({human_size(self.size)}), {plural(self.whiteouts, 'whiteout')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.layer_facts import UPPER, Count, LayerFacts
-from overlayfs_demo.render import cut, human_size, printable
+from overlayfs_demo.render import cut, human_size, plural, printable
 from overlayfs_demo.watch_state import Line, Scene
 
 # From how many columns on the stack stands beside the sentences, and not above them.
@@ -131,10 +131,8 @@ def _box(layer: LayerFacts, height: int, width: int, lit: bool) -> RenderableTyp
 
 
 def _facts(count: Count) -> str:
-    words = f"{human_size(count.size)} in {count.entries} {'entry' if count.entries == 1 else 'entries'}"
-    if not count.whiteouts:
-        return words
-    return f"{words}, {count.whiteouts} whiteout{'s' * (count.whiteouts != 1)}"
+    words = f"{human_size(count.size)} in {plural(count.entries, 'entry', 'entries')}"
+    return f"{words}, {plural(count.whiteouts, 'whiteout')}" if count.whiteouts else words
 
 
 def _sentence(line: Line, width: int) -> Text:

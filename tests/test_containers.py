@@ -82,8 +82,8 @@ def test_a_layer_is_named_by_the_line_that_made_it(demo: Run, tmp_path: Path) ->
 
 def test_load_says_what_was_there_already(demo: Run, tmp_path: Path) -> None:
     assert succeeds(demo("load", tmp_path / "images.tar")) == (
-        "2 of 2 layers (22B) were here already, and are stored once\nLoaded image: a:1\n"
-        "1 of 1 layers (17B) were here already, and are stored once\nLoaded image: b:1\n"
+        "Already here, and stored once: 2 of 2 layers (22B)\nLoaded image: a:1\n"
+        "Already here, and stored once: 1 of 1 layer (17B)\nLoaded image: b:1\n"
     )
 
 
@@ -124,7 +124,7 @@ def test_df_explains_why_sizes_do_not_add_up(demo: Run) -> None:
 
 def test_an_unknown_image_is_one_line(demo: Run) -> None:
     for verb in ("history", "inspect", "create", "rmi"):
-        fails(demo(verb, "nothing"), "no image 'nothing'", "overlayfs-demo images")
+        fails(demo(verb, "nothing"), "no image nothing:latest", "overlayfs-demo images")
 
 
 def test_stdin_is_an_archive(demo: Run, tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_diff_prints_dockers_letters(demo: Run) -> None:
     c1 = view(demo)
     (c1 / "etc/new").touch()
     (c1 / "etc/passwd").chmod(0o600)
-    (c1 / "etc/motd").open("a").close()  # Copied up, but not changed.
+    (c1 / "etc/motd").open("a").close()  # Copied up, so the layer of a commit has it.
     (c1 / "d").mkdir()
     (c1 / "app").rename(c1 / "app2")
     assert succeeds(demo("diff", "c1")).splitlines() == [
-        "A /app2", "A /app2/link", "A /app2/more", "A /app2/run", "A /d", "C /etc", "A /etc/new", "C /etc/passwd",
-        "D /app",
+        "A /app2", "A /app2/link", "A /app2/more", "A /app2/run", "A /d", "C /etc", "C /etc/motd", "A /etc/new",
+        "C /etc/passwd", "D /app",
     ]
     assert json.loads(succeeds(demo("diff", "--json", "c1")).splitlines()[0]) == {"Kind": "A", "Path": "/app2"}
 

@@ -238,6 +238,13 @@ def test_removing_a_mixed_tree_is_one_whiteout_that_hides_what_the_layers_have(o
     assert effects(told, "free") == {("free", "/opt/top", 17), ("free", "/opt/new", 4)}
 
 
+@pytest.mark.parametrize("words", [["rm", "pair/a", "pair/b"], ["rm", "-r", "pair"], ["rm", "pair/b"]])
+def test_a_hidden_file_of_two_names_counts_once(one_view: Place, words: list[str]) -> None:
+    """With one name gone the other shows a copy, so that the layer's file is hidden all the same."""
+    hidden = explain(one_view, *words)["totals"]["hide"]
+    assert (hidden["files"], hidden["size"]) == (1, 6)
+
+
 def test_what_only_the_upper_has_is_simply_removed(one_view: Place) -> None:
     assert effects(explain(one_view, "rm", "-r", "only")) == {("free", "/only/sub/y", 2)}
 

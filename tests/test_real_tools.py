@@ -5,6 +5,7 @@ Each test is skipped where its tool is missing.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,9 +18,22 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.images.build import build_layers
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
-from tests.images.builders import directory, docker_save, hard_link, layer
+from tests.images.builders import (
+    OPAQUE,
+    WHITEOUT,
+    Members,
+    directory,
+    docker_save,
+    hard_link,
+    kernel_mount,
+    layer,
+    lowerdir,
+    oci_archive,
+    symlink,
+)
 from tests.places import MINUTE, run
 
 BASE = layer({
@@ -114,6 +128,27 @@ def test_podman_loads_it(image: Image) -> None:
     assert (f"sha256:{row['Id']}", row["RootFS"]["Layers"]) == (image.id, image.diff_ids())
 
 
+def test_names_in_what_podman_and_buildah_write_are_the_familiar_ones(image: Image) -> None:
+    podman, buildah = tool("podman"), tool("buildah")
+    where = image.where
+    with tempfile.TemporaryDirectory(prefix="podman-") as short:
+        place = ("--root", where / "podman", "--runroot", short, "--storage-driver", "vfs")
+        succeeds(podman, *place, "load", "-i", image.archive)
+        succeeds(podman, *place, "tag", NAME, "localhost/mine:3")
+        succeeds(podman, *place, "save", "-o", where / "podman-docker.tar", NAME, "localhost/mine:3")
+        succeeds(podman, *place, "save", "--format", "oci-archive", "-o", where / "podman-oci.tar", NAME)
+        for target in ("docker-archive", "oci-archive"):
+            archive = f"{target}:{where / f'buildah-{target}.tar'}"
+            succeeds(buildah, *place, "push", NAME, f"{archive}:docker.io/library/{NAME}")
+    for written, names in (
+        ("podman-docker.tar", [NAME, "localhost/mine:3"]), ("podman-oci.tar", [NAME]),
+        ("buildah-docker-archive.tar", [NAME]), ("buildah-oci-archive.tar", [NAME]),
+    ):
+        [loaded] = [json.loads(line) for line in image.ours("load", "--json", where / written).splitlines()]
+        assert sorted(loaded["Names"]) == sorted(names), written
+        assert loaded["ID"] == image.id, written
+
+
 @pytest.fixture
 def docker(tmp_path: Path) -> Iterator[list[str | Path]]:
     """The words that begin a command to a Docker daemon of our own."""
@@ -205,3 +240,50 @@ def test_diff_says_what_docker_says_of_the_same_changes(image: Image, docker: li
     for told in (theirs, ours):
         paths = [line[2:] for line in told]
         assert all(os.path.dirname(path) in ("/", *paths[:position]) for position, path in enumerate(paths))
+
+
+# --- archives whose members have names that lead about ---------------------------------------------
+
+BELOW: Members = [("u/x", "1"), ("u/y", "2"), ("v/z", "3"), ("gone", "4"), ("lower", symlink("u"))]
+WANDERING: Members = [
+    ("/", directory(0o755)), ("/usr/bin/", directory()), ("./../g", "1"), ("b/../h", "2"), ("bin", symlink("usr/bin")),
+    ("n/l", hard_link("../../g")), ("bin/sh", "3"), ("sbin", symlink("/bin")), ("sbin/d/", directory(0o700)),
+    ("../sbin/d/f", "4"), ("climb", symlink("../../../usr")), ("climb/m", hard_link("/bin/sh")), ("u", directory()),
+    ("v", directory()), ("to-u", symlink("/u")), ("to-u/x", WHITEOUT), ("to-v", symlink("v")), ("to-v", OPAQUE),
+    ("to-u/s", symlink("../../x")), ("b/../gone", WHITEOUT),
+]
+
+
+def built(where: Path) -> tuple[Path, Path]:
+    """The archive of two such layers, and the directory of the upper one as it is unpacked here."""
+    archive = where / "wandering.tar"
+    archive.write_bytes(docker_save([layer(BELOW), layer(WANDERING)], tag="wandering:1"))
+    return archive, build_layers(archive, where / "built")[-1].directory
+
+
+def test_docker_unpacks_such_members_to_the_same_layer(tmp_path: Path, docker: list[str | Path]) -> None:
+    archive, ours = built(tmp_path)
+    succeeds(*docker, "load", "-i", archive)
+    [row] = json.loads(succeeds(*docker, "inspect", "wandering:1"))
+    assert seen(Path(row["GraphDriver"]["Data"]["UpperDir"])) == seen(ours)
+
+
+def test_podman_unpacks_such_members_to_the_same_layer(tmp_path: Path) -> None:
+    podman = tool("podman")
+    archive, ours = built(tmp_path)
+    with tempfile.TemporaryDirectory(prefix="podman-") as short:
+        place = ("--root", tmp_path / "podman", "--runroot", short, "--storage-driver", "overlay")
+        succeeds(podman, *place, "load", "-i", archive)
+        [row] = json.loads(succeeds(podman, *place, "inspect", "wandering:1"))
+        assert seen(Path(row["GraphDriver"]["Data"]["UpperDir"])) == seen(ours)
+
+
+def test_umoci_unpacks_such_members_to_the_same_tree(tmp_path: Path) -> None:
+    umoci = tool("umoci")
+    _, ours = built(tmp_path)
+    with tarfile.open(fileobj=io.BytesIO(oci_archive([layer(BELOW), layer(WANDERING)], "plain"))) as tar:
+        tar.extractall(tmp_path / "layout", filter="data")
+    succeeds(umoci, "unpack", "--image", f"{tmp_path / 'layout'}:test:1", tmp_path / "bundle")
+    layers = sorted(ours.parent.glob("[0-9]*"))
+    with kernel_mount(lowerdir(layers), tmp_path / "view") as view:
+        assert seen(tmp_path / "bundle/rootfs") == seen(view)

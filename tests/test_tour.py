@@ -135,7 +135,7 @@ def test_a_sentence_that_does_not_hold_fails_the_tour(
     out, err = capfd.readouterr()
     assert "[DOES NOT HOLD] upper/motd is a whiteout" in out
     assert "[ok] lower/motd says: hello" in out
-    assert err.startswith("overlayfs-demo: 2 of 5 sentences do not hold: delete: upper/motd is a whiteout")
+    assert err.startswith("overlayfs-demo: 2 of 5 sentences did not hold: delete: upper/motd is a whiteout")
     assert err.count("\n") == 1
 
 

@@ -23,6 +23,7 @@ from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, Layer, shown
 from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.streams import LayerReader, compression, open_plain, require_digest
 from overlayfs_demo.images.tarstream import CHUNK, TarStream
 
@@ -255,6 +256,4 @@ def _decompress(file: BinaryIO, target: int, label: str, progress: Progress) -> 
     plain = open_plain(file.fileno(), 0, size, label)
     while data := plain.read(CHUNK):
         progress.advance(len(data))
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view) :]
+        write_sparse(target, data)

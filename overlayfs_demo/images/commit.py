@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from overlayfs_demo.images.archive import open_archive
@@ -11,12 +10,13 @@ from overlayfs_demo.images.layertar import write_layer
 from overlayfs_demo.images.load import Loaded, load_one
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
 from overlayfs_demo.images.progress import SILENT, Progress, counted
-from overlayfs_demo.images.store import Store, StoredImage, normal_name
+from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.overlay.stack import Stack
 
 
 def commit(
-    store: Store, base: StoredImage, stack: Stack, name: str | None, *, created_by: str, comment: str = "",
+    store: Store, base: StoredImage, stack: Stack, name: ImageName | None, *, created_by: str, comment: str = "",
     author: str = "", epoch: int | None = None, progress: Progress = SILENT,
 ) -> Loaded:
     """Make an image of `base` and one more layer: what the upper of `stack`, on the layers of `base`, changes.
@@ -24,13 +24,13 @@ def commit(
     The upper may be in use. `epoch` (SOURCE_DATE_EPOCH) is the time of creation, and no file's time is later.
     Raises ImageError or OSError, with the store as it was.
     """
-    names = () if name is None else (normal_name(name),)
+    names = () if name is None else (str(name),)
     when = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
     tar = store.tmp / "layer.tar"
     with store.writing():
         with tar.open("xb") as file:
             progress.step("reading the container's changes")
-            write_layer(replace(stack, read_only=True), counted(file, progress), epoch)
+            write_layer(stack, counted(file, progress), epoch)
         with open_archive(tar, label="the container's changes") as archive:
             diff_id = archive.whole_digest(progress)
             config = _config(base, diff_id, when.isoformat().replace("+00:00", "Z"), created_by, comment, author)

@@ -21,11 +21,11 @@ from overlayfs_demo.images.model import (
     Image,
     Layer,
     Platform,
-    known_name,
     parse_json,
     running_platform,
     shown,
 )
+from overlayfs_demo.images.reference import ImageName, Named, Reference, find_image
 
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
@@ -39,8 +39,9 @@ _CONFIGS = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-# containerd keeps the full name in an annotation of its own, beside the tag in OCI's.
-_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+# containerd keeps the full name in an annotation of its own. OCI's is then the tag alone (annotations.md); podman and
+# skopeo, which know no other, write the name with its tag there.
+_FULL_NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
 
 # Directories of which every root filesystem has one at its top (hier(7)).
 _ROOT_DIRECTORIES = ("etc", "usr", "bin", "dev", "proc", "lib", "sbin", "var", "root", "home")
@@ -52,10 +53,24 @@ _MAX_NESTING = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What an archive calls an image: its `full` names; or only a `tag`, which is a name within this archive alone."""
+
+    full: tuple[ImageName, ...] = ()
+    tag: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.full or self.tag)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.full)) or shown(self.tag)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One image of an archive, not read yet: its names, its platform if known, and how to read it."""
 
-    names: tuple[str, ...]
+    names: Names
     identity: Digest | None
     platform: Platform | None
     read: Callable[[], Image]
@@ -64,15 +79,8 @@ class Candidate:
     def title(self) -> str:
         """What to call it in a list."""
         if self.names:
-            return " ".join(shown(name) for name in self.names)
+            return str(self.names)
         return f"{self.identity.short} (no name)" if self.identity else "(no name)"
-
-    def answers_to(self, name: str) -> bool:
-        """True for one of its names (`:latest` may be left out), or the start (4 digits or more) of its ID."""
-        if known_name(name, self.names):
-            return True
-        start = name.removeprefix("sha256:")
-        return self.identity is not None and len(start) >= 4 and self.identity.encoded.startswith(start)
 
 
 def select_images(archive: Archive, platform: Platform | None = None) -> list[Image]:
@@ -94,15 +102,24 @@ def select_image(archive: Archive, name: str | None = None, platform: Platform |
     listed = ", ".join(dict.fromkeys(one.title for one in candidates))
     several = ImageError(f"{archive.label} holds several images", f"choose one of them with --image NAME: {listed}")
     if name is not None:
-        candidates = [one for one in candidates if one.answers_to(name)]
-        if not candidates:
-            raise ImageError(f"{archive.label} has no image '{shown(name)}'", f"it has: {listed}")
+        candidates = _meant(archive, candidates, name, f"it has: {listed}")
     if len({one.names for one in candidates}) > 1 and len({one.identity for one in candidates}) > 1:
         raise several
     chosen = _of_platform(archive, candidates, platform)
     if any(one.platform == chosen.platform and one.identity != chosen.identity for one in candidates):
         raise several
     return chosen.read()
+
+
+def _meant(archive: Archive, candidates: Sequence[Candidate], word: str, remedy: str) -> list[Candidate]:
+    """The image that a word means, once for each platform. Raises ImageError, with this remedy, if there is none."""
+    if same_tag := [one for one in candidates if one.names.tag == word]:
+        return same_tag
+    images = (Named(one.identity, one.names.full) for one in candidates if one.identity is not None)
+    found = find_image(word, images, f" in {archive.label}", remedy)
+    if found.name is None:
+        return [one for one in candidates if one.identity == found.id]
+    return [one for one in candidates if found.name in one.names.full]
 
 
 def _of_platform(archive: Archive, found: Sequence[Candidate], wanted: Platform | None) -> Candidate:
@@ -128,7 +145,7 @@ def _candidates(archive: Archive) -> list[Candidate]:
     if "oci-layout" in archive and "index.json" in archive:
         return _oci_candidates(archive)
     if looks_like_root:
-        return [Candidate((), None, None, lambda: _flat_image(archive))]
+        return [Candidate(Names(), None, None, lambda: _flat_image(archive))]
     raise ImageError(
         f"{archive.label} is no image: it has neither manifest.json (docker save), nor oci-layout and "
         "index.json (OCI), nor the directories of a root filesystem (docker export)",
@@ -150,12 +167,14 @@ def _flat_image(archive: Archive) -> Image:
 
 
 def _image(archive: Archive, config: bytes, member: str, layers: list[tuple[str, Digest | None, str]],
-           tags: tuple[str, ...]) -> Image:
+           names: Names) -> Image:
     """Put together a config and the (member, digest, media type) of each of its layers."""
     parsed = Config.parse(config, f"{archive.label}: member {member}")
     if len(parsed.diff_ids) != len(layers):
         raise archive.bad(
-            member, f"names {len(parsed.diff_ids)} layers (rootfs.diff_ids), but the manifest {len(layers)}"
+            member,
+            "has another number of layers than its manifest: "
+            f"{len(parsed.diff_ids)} (rootfs.diff_ids), not {len(layers)}",
         )
     if not layers:
         raise archive.bad(member, "describes an image without a layer")
@@ -166,7 +185,7 @@ def _image(archive: Archive, config: bytes, member: str, layers: list[tuple[str,
             for diff_id, (name, digest, kind) in zip(parsed.diff_ids, layers, strict=True)
         ),
         parsed.history,
-        tags,
+        tuple(map(str, names.full)),
     )
 
 
@@ -188,17 +207,26 @@ def _docker_candidate(archive: Archive, row: Document, one_of_many: bool) -> Can
     """The image of one row. Its platform is asked for only if there is something to choose from."""
     member = row.text("Config").removeprefix("./")
     identity = _name_digest(member)
-    tags = row.texts("RepoTags")
+    names = Names(tuple(name for text in row.texts("RepoTags") for name in _names(archive, "manifest.json", text)))
     paths = [path.removeprefix("./") for path in row.texts("Layers")]
 
     def read() -> Image:
         config = archive.document(member, identity)
         for path in paths:
             archive.stored_size(path)
-        return _image(archive, config, member, [(path, _blob_digest(path), "") for path in paths], tags)
+        return _image(archive, config, member, [(path, _blob_digest(path), "") for path in paths], names)
 
     platform = Config.parse(archive.document(member, identity), member).platform if one_of_many else None
-    return Candidate(tags, identity or Digest.of(archive.document(member)), platform, read)
+    return Candidate(names, identity or Digest.of(archive.document(member)), platform, read)
+
+
+def _names(archive: Archive, member: str, text: str) -> tuple[ImageName, ...]:
+    """The name in a reference; none where only a digest follows the repository, which is not a name of ours."""
+    try:
+        reference = Reference.parse(text)
+    except ImageError as error:
+        raise archive.bad(member, error.problem) from None
+    return () if reference.tag is None and reference.digest is not None else (reference.name,)
 
 
 def _blob_digest(path: str) -> Digest | None:
@@ -222,14 +250,14 @@ def _oci_candidates(archive: Archive) -> list[Candidate]:
     version = layout.text("imageLayoutVersion")
     if not version.startswith("1."):
         raise archive.bad("oci-layout", f"is of version {shown(version)}; this program reads 1.x")
-    found = _oci_index(archive, archive.document("index.json"), "index.json", (), 0)
+    found = _oci_index(archive, archive.document("index.json"), "index.json", Names(), 0)
     if not found:
         raise archive.bad("index.json", "lists no image for any platform")
     return found
 
 
 def _oci_index(
-    archive: Archive, data: bytes, member: str, names: tuple[str, ...], depth: int
+    archive: Archive, data: bytes, member: str, names: Names, depth: int
 ) -> list[Candidate]:
     """The images of an index and of the indexes inside it (image-index.md); attestations are none."""
     index = Document(parse_json(data, member), f"{archive.label}: member {shown(member)}")
@@ -238,7 +266,7 @@ def _oci_index(
         digest = entry.digest("digest")
         kind = entry.text("mediaType")
         annotations = entry.document("annotations")
-        own = tuple(dict.fromkeys(annotations.text(key) for key in _NAMES if annotations.has(key))) or names
+        own = _annotated_names(archive, member, annotations) or names
         if kind in _INDEXES:
             if depth >= _MAX_NESTING:
                 raise archive.bad(member, "nests indexes too deeply")
@@ -249,8 +277,21 @@ def _oci_index(
     return found
 
 
+def _annotated_names(archive: Archive, member: str, annotations: Document) -> Names:
+    """The name in a descriptor's annotations."""
+    if full := annotations.text(_FULL_NAME, ""):
+        return Names(_names(archive, member, full))
+    tag = annotations.text(_REF_NAME, "")
+    if set(":/").isdisjoint(tag):
+        return Names(tag=tag)
+    try:
+        return Names((Reference.parse(tag).name,))
+    except ImageError:
+        return Names(tag=tag)  # Not a name: OCI allows more characters here.
+
+
 def _oci_candidate(
-    archive: Archive, entry: Document, digest: Digest, names: tuple[str, ...]
+    archive: Archive, entry: Document, digest: Digest, names: Names
 ) -> list[Candidate]:
     """The image a manifest's descriptor leads to; none, if it is for no platform or not in the archive."""
     place = entry.document("platform")
@@ -275,7 +316,7 @@ def _oci_candidate(
     return [Candidate(names, identity, platform, lambda: _oci_image(archive, manifest, identity, names))]
 
 
-def _oci_image(archive: Archive, manifest: Document, identity: Digest, names: tuple[str, ...]) -> Image:
+def _oci_image(archive: Archive, manifest: Document, identity: Digest, names: Names) -> Image:
     layers: list[tuple[str, Digest | None, str]] = []
     for row in manifest.documents("layers"):
         digest, kind = row.digest("digest"), row.text("mediaType")

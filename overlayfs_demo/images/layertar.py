@@ -1,9 +1,7 @@
 """How does what an upper holds become the tar of a layer, and a whole view the tar of a tree?
 
-A layer's tar is the difference of two views, without the upper and with it (OCI image-spec, layer.md): what
-the upper has a say in is a member, what it hides is a whiteout, `.wh.NAME`, before the names beside it. The
-views are compared and not the upper's files, because an upper has words that a tar lacks: a renamed directory
-brings its lower parts along, a metacopy has its data below, a hard link may stand in the index alone.
+A layer's tar is the difference of two views, without the upper and with it (OCI image-spec, layer.md), as `changes`
+finds it: what the upper has a say in is a member, what it hides is a whiteout, `.wh.NAME`, before the names beside it.
 
 The same upper gives the same bytes: members are in order of their names, and nothing of this host is in them.
 """
@@ -14,20 +12,22 @@ import io
 import os
 import stat
 import tarfile
-from dataclasses import replace
 from typing import BinaryIO, cast
 
 from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.changes import Differences, compared, root_differs
 from overlayfs_demo.images.model import shown
-from overlayfs_demo.images.views import find, in_upper, is_another, opened
+from overlayfs_demo.images.views import opened
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.node import FileNode, Node
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs, Caller
 from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX
 
 _ROOT = Caller(0, 0)
+# Mode, owner, group.
+_USUAL_ROOT = stat.S_IFDIR | 0o755, 0, 0
 _SECOND = 1_000_000_000
 _TYPES = {
     stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE,
@@ -36,13 +36,12 @@ _TYPES = {
 
 
 def write_layer(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
-    """Write what the upper of `stack` changes on its lowers. Nothing is changed, and the upper may be in use.
+    """Write what the upper of `stack` changes on its lowers. Nothing there is changed, and the upper may be in use.
 
     Times after `newest` (seconds since 1970, as SOURCE_DATE_EPOCH has it) are written as that. Raises OSError,
     and ImageError for a name that a layer cannot have.
     """
-    lowers = replace(stack, upper=None, work=None)
-    with opened(lowers) as before, opened(stack) as after:
+    with compared(stack) as (before, after):
         _Writer(after, out, newest).difference(before)
 
 
@@ -67,44 +66,37 @@ class _Writer:
     def difference(self, before: Overlay) -> None:
         """All that the view has more, other, or less than `before`."""
         with self._tar:
-            old = before.attrs(before.root)
-            self._root_unless((old.mode, old.uid, old.gid))
-            self._inside(b"", before, before.root, self._view.root)
+            if root_differs(before, self._view):
+                self._root()
+            self._inside(b"", Differences(before, before.root, self._view, self._view.root))
 
     def everything(self) -> None:
         """All that the view has."""
         with self._tar:
-            self._root_unless((stat.S_IFDIR | 0o755, 0, 0))
-            self._inside(b"", self._view, None, self._view.root)
+            attrs = self._view.attrs(self._view.root)
+            # Tars mostly lack the root; it then becomes what `_USUAL_ROOT` says.
+            if (attrs.mode, attrs.uid, attrs.gid) != _USUAL_ROOT:
+                self._root()
+            self._inside(b"", Differences(self._view, None, self._view, self._view.root))
 
-    def _root_unless(self, expected: tuple[int, int, int]) -> None:
-        """Write the root itself, which tars mostly lack, unless its mode and owner are so. Its time is nobody's."""
-        attrs = self._view.attrs(self._view.root)
-        if (attrs.mode, attrs.uid, attrs.gid) != expected:
-            self._member(b"./", self._view.root, attrs)
+    def _root(self) -> None:
+        self._member(b"./", self._view.root, self._view.attrs(self._view.root))
 
-    def _inside(self, path: bytes, before: Overlay, old: DirNode | None, new: DirNode) -> None:
-        """The members of a directory; all of it is written where there is none before, or another one."""
-        names = sorted(self._view.names(new).names)
-        if old is not None:
-            if is_another(old, new):
-                self._mark(path + IMAGE_OPAQUE)
-                old = None
-            else:
-                for name in sorted(set(before.names(old).names) - set(names)):
-                    self._mark(path + IMAGE_WHITEOUT_PREFIX + name)
-        for name in names:
-            if name.startswith(IMAGE_WHITEOUT_PREFIX):
+    def _inside(self, path: bytes, found: Differences) -> None:
+        """The members of a directory, and marks for what it has less."""
+        if found.opaque:
+            self._mark(path + IMAGE_OPAQUE)
+        for name in found.whiteouts:
+            self._mark(path + IMAGE_WHITEOUT_PREFIX + name)
+        for one in found.members():
+            if one.name.startswith(IMAGE_WHITEOUT_PREFIX):
                 raise ImageError(
-                    f"'/{shown(path + name)}' cannot be in a layer, where names with '.wh.' delete others", "rename it"
+                    f"'/{shown(path + one.name)}' cannot be in a layer, where names with '.wh.' delete others",
+                    "rename it",
                 )
-            node, attrs = self._view.lookup(new, name)
-            found = find(before, old, name)
-            if found is None or in_upper(node):
-                self._member(path + name, node, attrs)
-                if isinstance(node, DirNode):
-                    same = found[0] if found is not None and isinstance(found[0], DirNode) else None
-                    self._inside(path + name + b"/", before, same, node)
+            self._member(path + one.name, one.node, one.attrs)
+            if one.below is not None:
+                self._inside(path + one.name + b"/", one.below)
 
     def _mark(self, path: bytes) -> None:
         self._tar.addfile(self._info(path, stat.S_IFREG, 0))
@@ -121,8 +113,6 @@ class _Writer:
         return info
 
     def _member(self, path: bytes, node: Node, attrs: Attrs) -> None:
-        if stat.S_ISSOCK(attrs.mode):
-            return  # No tar has sockets; a program that wants one makes it.
         info = self._info(path, attrs.mode, attrs.mtime_ns)
         info.uid, info.gid = attrs.uid, attrs.gid
         if attrs.nlink > 1 and not node.is_directory:

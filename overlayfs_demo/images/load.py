@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -24,20 +24,23 @@ from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.flavours import select_images
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
 from overlayfs_demo.images.progress import SILENT, Progress
-from overlayfs_demo.images.store import RECIPE, Store, StoredImage, StoredLayer, normal_name
+from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.images.store import RECIPE, Store, StoredImage, StoredLayer
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """One image that is now in the store.
 
-    `skipped` are the layers that were there before; `displaced` the images that lost a name to this one;
-    `left_out` says what an ordinary user could not keep, and in how many members.
+    `names` are those that the archive gives it, each once; it may have others. `skipped` are the layers that were
+    there before; `displaced` the images that lost a name to this one; `left_out` says what an ordinary user could not
+    keep, and in how many members.
     """
 
     image: StoredImage
+    names: tuple[ImageName, ...]
     skipped: tuple[StoredLayer, ...]
-    displaced: Mapping[str, Digest]
+    displaced: Mapping[ImageName, Digest]
     left_out: Mapping[str, int]
 
 
@@ -64,11 +67,10 @@ def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -
 
 
 def import_tree(
-    store: Store, source: Path | BinaryIO, name: str, created: datetime | None = None,
+    store: Store, source: Path | BinaryIO, name: ImageName, created: datetime | None = None,
     progress: Progress = SILENT,
 ) -> Loaded:
     """Make an image of one layer from the tar of a tree, as `docker import` does. Raises ImageError."""
-    name = normal_name(name)
     with store.writing(), _opened(store, source, progress) as archive:
         diff_id = archive.whole_digest(progress)
         system = running_platform()
@@ -78,7 +80,7 @@ def import_tree(
             "history": [{"created": when, "created_by": "", "comment": f"Imported from {archive.label}"}],
             "os": system.os, "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
         }
-        image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), (), (name,))
+        image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), (), (str(name),))
         return _Load(store, archive, image, progress).run()
 
 
@@ -107,7 +109,7 @@ class _Load:
         self._archive = archive
         self._image = image
         self._progress = progress
-        self._names = [normal_name(name) for name in image.tags]
+        self._names = tuple(dict.fromkeys(map(ImageName.parse, image.tags)))
         self._left_out: Counter[str] = Counter()
 
     def run(self) -> Loaded:
@@ -137,7 +139,8 @@ class _Load:
             before = self._store.name_image(name, identity)
             if before is not None:
                 displaced[name] = before
-        return Loaded(self._store.image(identity), tuple(skipped), displaced, self._left_out)
+        image = replace(self._store.image(identity), name=self._names[0] if self._names else None)
+        return Loaded(image, self._names, tuple(skipped), displaced, self._left_out)
 
     def _require_usable(self, stored: StoredLayer) -> None:
         if stored.marks != self._store.marks.prefix:

@@ -10,20 +10,20 @@ import errno
 import os
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
 from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.tree import LONGEST_PATH
 from overlayfs_demo.overlay import statrecord
 from overlayfs_demo.overlay.statrecord import StatRecord
 
 REBUILD = "build the image again"
-OUTSIDE = "it cannot be unpacked safely; build the image again without it"
 
 _XATTR = "SCHILY.xattr."
 # A record is made from the member's owner and mode; one that comes in a tar could forge them.
 _FORGED_XATTRS = (*PRIVATE_XATTRS, os.fsencode(statrecord.NAME))
-_LONGEST_PATH = 4095  # PATH_MAX, path_resolution(7), without the NUL
 _NO_OWNER = 0xFFFFFFFF  # chown(2) takes it for "leave as it is"
 
 
@@ -36,19 +36,44 @@ class MemberError(Exception):
         self.remedy = remedy
 
 
-def clean_path(name: str, verb: str = "") -> bytes:
-    """A member's name, or the target of a hard link, as a relative path without `.`; b"" is the root.
+def member_path(name: str, verb: str = "") -> bytes:
+    """A member's name, or the target of a hard link, as a relative path without `.` and `..`; b"" is the root.
 
-    Raises MemberError, its rule begun with `verb`, if the name leads outside or cannot be one.
+    Every name is taken from the layer's root: a leading `/` is dropped, and `..` takes the part before it away
+    and ends at the root, as in Docker (moby, pkg/archive: filepath.Clean, then Join). Symbolic links play no part
+    in this, see `LayerTree.locate`. Raises MemberError, its rule begun with `verb`, if no file can have the name.
     """
-    raw = name.encode("utf-8", "surrogateescape")
-    if raw.startswith(b"/"):
-        raise MemberError(f"{verb}is an absolute path", OUTSIDE)
-    parts = [part for part in raw.split(b"/") if part and part != b"."]
+    parts = _parts(name)
     if b".." in parts:
-        raise MemberError(f"{verb}climbs out of the layer through '..'", OUTSIDE)
+        folded: list[bytes] = []
+        for part in parts:
+            if part != b"..":
+                folded.append(part)
+            elif folded:
+                folded.pop()
+        parts = folded
+    return _joined(parts, verb)
+
+
+def clean_path(name: str) -> bytes:
+    """A path that a person asks for, relative to the root of a view, without `.`; b"" is the root.
+
+    Raises MemberError if it climbs, because `..` after a symbolic link may mean another place, or cannot be one.
+    """
+    parts = _parts(name)
+    if b".." in parts:
+        raise MemberError("climbs out of the layer through '..'")
+    return _joined(parts, "")
+
+
+def _parts(name: str) -> list[bytes]:
+    raw = name.encode("utf-8", "surrogateescape")
+    return [part for part in raw.split(b"/") if part and part != b"."]
+
+
+def _joined(parts: Sequence[bytes], verb: str) -> bytes:
     path = b"/".join(parts)
-    if len(path) > _LONGEST_PATH or b"\0" in path:
+    if len(path) > LONGEST_PATH or b"\0" in path:
         raise MemberError(f"{verb}is not a name that a file can have")
     return path
 

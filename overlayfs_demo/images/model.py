@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -159,7 +159,8 @@ def running_platform() -> Platform:
 class Image:
     """An image: its config, its layers from the bottom to the top, its history, its names.
 
-    `config` is the exact JSON that the image ID is the digest of; b"" for a flat tree, which has none.
+    `config` is the exact JSON that the image ID is the digest of; b"" for a flat tree, which has none. `tags` are names
+    in the familiar form, each with its tag, as Docker's RepoTags (see `reference`).
     """
 
     config: bytes
@@ -182,11 +183,6 @@ class Image:
     def titles(self) -> tuple[str, ...]:
         """What made each layer, as its Dockerfile line; "" where the history does not say."""
         return tuple(step.instruction if step is not None else "" for step in self.steps)
-
-
-def known_name(word: str, names: Container[str]) -> str | None:
-    """Which of the names is meant, where `:latest` may be left out; None if none is."""
-    return next((one for one in (word, f"{word}:latest") if one in names), None)
 
 
 def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:

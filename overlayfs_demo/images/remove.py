@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, known_name, shown
-from overlayfs_demo.images.store import Store, StoredImage, StoredLayer, normal_name
+from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.images.store import Store, StoredImage, StoredLayer
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
     """What went: names, images, layers (from the top to the bottom of their image)."""
 
-    names: tuple[str, ...] = ()
+    names: tuple[ImageName, ...] = ()
     images: tuple[Digest, ...] = ()
     layers: tuple[StoredLayer, ...] = ()
 
@@ -35,13 +36,12 @@ def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]
     """
     with store.writing():
         image = store.find(word)
-        by_name = known_name(word, image.names)
-        if by_name is not None and len(image.names) > 1:
-            store.remove_name(by_name)
-            return Removed(names=(by_name,))
-        if by_name is None and len(image.names) > 1 and not force:
+        if image.name is not None and len(image.names) > 1:
+            store.remove_name(image.name)
+            return Removed(names=(image.name,))
+        if image.name is None and len(image.names) > 1 and not force:
             raise ImageError(
-                f"image {image.id.short} has {len(image.names)} names: {', '.join(image.names)}",
+                f"image {image.id.short} has {len(image.names)} names: {', '.join(map(str, image.names))}",
                 "remove them one by one, or use --force",
             )
         _require_unused(image, used_by)
@@ -57,16 +57,17 @@ def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool 
         return _remove(store, images)
 
 
-def tag(store: Store, word: str, name: str) -> Digest | None:
+def tag(store: Store, word: str, name: ImageName) -> Digest | None:
     """Give an image a further name; the image that had the name before, if any. Raises ImageError."""
     with store.writing():
-        return store.name_image(normal_name(name), store.find(word).id)
+        return store.name_image(name, store.find(word).id)
 
 
 def _require_unused(image: StoredImage, used_by: Mapping[Digest, Sequence[str]]) -> None:
     if users := used_by.get(image.id):
         raise ImageError(
-            f"image {shown(image.title)} is used by container {', '.join(users)}", "remove that first, with 'rm'"
+            f"image {shown(image.title)} is used by {', '.join(f'container {one}' for one in users)}",
+            "remove what uses it first, with 'rm'",
         )
 
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.store import StoredImage, StoredLayer
 from overlayfs_demo.images.tarsplit import assemble, tar_size
 
@@ -25,32 +26,37 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILENT) -> None:
-    """Write the images, each with all its names. Raises ImageError if a layer is no longer what it was, or OSError.
+    """Write the images. Raises ImageError if a layer is no longer what it was, or OSError.
 
+    Each gets the names that it was asked for by (`StoredImage.name`) and no other: some may be private, and the
+    receiver may use the same name for something else. An image may be given several times, under several names.
     The same images give the same bytes. What was written so far is the caller's to remove after an error.
     """
     archive = _Archive(out, progress)
     rows, descriptors = [], []
-    for image in images:
+    for image in {one.id: one for one in images}.values():
+        names = tuple(dict.fromkeys(one.name for one in images if one.id == image.id and one.name is not None))
         layers = [archive.layer(layer) for layer in image.layers]
         config = archive.blob(image.config, _CONFIG)
         manifest = archive.blob(
             _json({"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": layers}), _MANIFEST
         )
         platform = {"architecture": image.parsed.platform.architecture, "os": image.parsed.platform.os}
-        for name in image.names or (None,):
-            annotations = {} if name is None else {
-                "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2],
-            }
-            descriptors.append({**manifest, "platform": platform, **({"annotations": annotations} if name else {})})
+        descriptor = {**manifest, "platform": platform}
+        descriptors += [{**descriptor, "annotations": _annotations(name)} for name in names] or [descriptor]
         rows.append({
-            "Config": _path(image.id), "RepoTags": list(image.names),
+            "Config": _path(image.id), "RepoTags": list(map(str, names)),
             "Layers": [_path(layer.diff_id) for layer in image.layers],
         })
     archive.file("index.json", _json({"schemaVersion": 2, "manifests": descriptors}))
     archive.file("manifest.json", _json(rows))
     archive.file("oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
     archive.end()
+
+
+def _annotations(name: ImageName) -> dict[str, str]:
+    """A name as containerd and Docker write it: the full name under a key of containerd's, the tag under OCI's."""
+    return {"io.containerd.image.name": name.full, "org.opencontainers.image.ref.name": name.tag}
 
 
 def _path(digest: Digest) -> str:

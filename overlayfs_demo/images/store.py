@@ -4,6 +4,7 @@
     layers/HEX.json    what is known of it
     layers/HEX.recipe  what its tar had besides the data of its files, see `tarsplit`
     images/HEX         an image's config, byte for byte; HEX, its sha256, is the image's ID
+    version            what makes the directory a store; it is written first
     names.json         which image a name stands for
     tmp/               what is being made; leftovers are swept by the next writer
     lock               flock(2): held by whoever changes something
@@ -11,9 +12,9 @@
 A layer is found by its chain ID and not by its diff ID alone: a directory also depends on what lies below it
 (a hard link to a file of a lower layer is a copy here, and a directory that a layer does not list looks as
 it does below), so the same tar on other layers is another directory. Docker does so as well.
-Readers need no lock: each file and directory appears and changes by one rename(2). Nothing is flushed to the
-disk: after a power failure, load again what was loaded last. Directories are private (mode 0700), because
-layers hold set-id programs of other systems.
+Readers need no lock: each file and directory appears and changes by one rename(2). But for the version, nothing
+is flushed to the disk: after a power failure, load again what was loaded last. Directories are private (mode
+0700), because layers hold set-id programs of other systems.
 """
 
 from __future__ import annotations
@@ -21,24 +22,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, known_name, parse_json, shown
+from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, parse_json, shown
+from overlayfs_demo.images.reference import ImageName, Named, find_image
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
-_VERSION = b"overlayfs-demo store 1\n"
+_VERSION_FILE, _VERSION = "version", b"overlayfs-demo store 1\n"
 _RECORD, RECIPE = ".json", ".recipe"
-
-# What Docker takes for a name (distribution reference): components, then a tag.
-_PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?"
-_NAME = re.compile(rf"{_PART}(?::[0-9]+(?=/))?(?:/{_PART})*(?::[a-zA-Z0-9_][a-zA-Z0-9._-]{{0,127}})?")
-_LEAST_DIGITS = 4
 
 
 def default_root() -> Path:
@@ -73,13 +69,17 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image: its config, its layers from the bottom to the top, the names it goes by (sorted)."""
+    """An image: its config, its layers from the bottom to the top, its names (sorted).
+
+    `name` is the one that it was asked for by, or that a list shows first; None if it was asked for by ID, or has none.
+    """
 
     id: Digest
     config: bytes
     parsed: Config
     layers: tuple[StoredLayer, ...]
-    names: tuple[str, ...]
+    names: tuple[ImageName, ...]
+    name: ImageName | None = None
 
     @property
     def size(self) -> int:
@@ -88,22 +88,50 @@ class StoredImage:
 
     @property
     def title(self) -> str:
-        """A name of it, or the beginning of its ID."""
-        return self.names[0] if self.names else self.id.short
+        """What to call it: `name`, or the beginning of its ID."""
+        return str(self.name) if self.name is not None else self.id.short
 
     @property
     def value(self) -> Image:
         """The image as a value, apart from where it is kept."""
         return Image(
-            self.config, tuple(Layer(layer.diff_id, "") for layer in self.layers), self.parsed.history, self.names
+            self.config, tuple(Layer(layer.diff_id, "") for layer in self.layers), self.parsed.history,
+            tuple(map(str, self.names)),
         )
 
 
-def normal_name(name: str) -> str:
-    """A name with its tag, `:latest` if it has none. Raises ImageError for what is no name."""
-    if not _NAME.fullmatch(name):
-        raise ImageError(f"'{shown(name)}' is no image name", "write NAME[:TAG], as in app:1.0")
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+def _version(root: Path) -> bytes | None:
+    """What a store's directory says it is; None if it says nothing."""
+    try:
+        return (root / _VERSION_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _create(root: Path) -> None:
+    """Make an empty directory a store, by its version. Raises ImageError for a directory with something else in it.
+
+    Several processes may come here at once. The first to lock the directory writes the version, and the others find
+    it written. Whoever is killed in between leaves the beginning of the version, which the next one completes.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        version = _version(root)
+        if version == _VERSION:
+            return
+        if version is not None and not _VERSION.startswith(version):
+            raise ImageError(f"{shown(str(root))} is a store of another version", "choose another --store")
+        if set(os.listdir(fd)) - {_VERSION_FILE}:
+            raise ImageError(f"{shown(str(root))} is not a store, and not empty", "choose another --store")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(_VERSION_FILE, flags, 0o644, dir_fd=fd), "wb") as file:
+            file.write(_VERSION)
+            file.flush()
+            # A store whose version was lost in a power failure would be refused.
+            os.fsync(file.fileno())
+    finally:
+        os.close(fd)
 
 
 class Store:
@@ -112,15 +140,10 @@ class Store:
     def __init__(self, root: Path) -> None:
         """Raises ImageError if it cannot be made, or is something else."""
         self.root = root.absolute()
-        version = self.root / "version"
         try:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if not version.exists():
-                if any(self.root.iterdir()):
-                    raise ImageError(f"{shown(str(self.root))} is no store, and not empty", "choose another --store")
-                version.write_bytes(_VERSION)
-            if version.read_bytes() != _VERSION:
-                raise ImageError(f"{shown(str(self.root))} is a store of another version", "choose another --store")
+            if _version(self.root) != _VERSION:
+                _create(self.root)
             for directory in (self._layers, self._images, self.tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -228,7 +251,7 @@ class Store:
 
     def remove_image(self, image: StoredImage) -> None:
         """Remove an image's config and names; its layers stay. Call while `writing`."""
-        self._change_names(lambda names: {name: one for name, one in names.items() if one != str(image.id)})
+        self._change_names({name: target for name, target in self._names().items() if target != image.id})
         (self._images / image.id.encoded).unlink()
 
     def image(self, identity: Digest) -> StoredImage:
@@ -245,53 +268,52 @@ class Store:
             if layer is None:
                 raise ImageError(f"image {identity.short} has lost its layer {chain_id}", "load it again")
             layers.append(layer)
-        names = sorted(name for name, one in self._names().items() if one == str(identity))
-        return StoredImage(identity, config, parsed, tuple(layers), tuple(names))
+        return StoredImage(identity, config, parsed, tuple(layers), self._names_of(identity))
 
     def images(self) -> list[StoredImage]:
         """Every image, by ID."""
-        return [self.image(Digest("sha256", path.name)) for path in sorted(self._images.iterdir())]
+        found = [self.image(identity) for identity in self._identities()]
+        return [replace(image, name=image.names[0]) if image.names else image for image in found]
 
-    def find(self, name: str) -> StoredImage:
-        """The image that goes by this name (`:latest` may be left out), or whose ID begins so. Raises ImageError."""
-        names = self._names()
-        if known := known_name(name, names):
-            return self.image(Digest.parse(names[known], str(self.root / "names.json")))
-        start = name.removeprefix("sha256:")
-        found = []
-        if len(start) >= _LEAST_DIGITS and re.fullmatch("[0-9a-f]+", start):
-            found = [path.name for path in self._images.iterdir() if path.name.startswith(start)]
-        if len(found) > 1:
-            raise ImageError(f"'{shown(name)}' begins the IDs of {len(found)} images", "give more digits")
-        if not found:
-            raise ImageError(f"no image '{shown(name)}'", "'overlayfs-demo images' lists what there is")
-        return self.image(Digest("sha256", found[0]))
+    def _identities(self) -> list[Digest]:
+        return [Digest("sha256", path.name) for path in sorted(self._images.iterdir())]
+
+    def find(self, word: str) -> StoredImage:
+        """The image that a name, an ID or the first digits of one mean, see `find_image`. Raises ImageError."""
+        found = find_image(
+            word, (Named(identity, self._names_of(identity)) for identity in self._identities()), "",
+            "'overlayfs-demo images' lists what there is",
+        )
+        return replace(self.image(found.id), name=found.name)
 
     # --- names -------------------------------------------------------------------------------------
 
-    def _names(self) -> Mapping[str, str]:
+    def _names(self) -> Mapping[ImageName, Digest]:
         path = self.root / "names.json"
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return {}
         row = Document(parse_json(data, str(path)), shown(str(path)))
-        return {name: row.text(name) for name in row}
+        return {ImageName.parse(name): row.digest(name) for name in row}
 
-    def name_image(self, name: str, identity: Digest) -> Digest | None:
+    def _names_of(self, identity: Digest) -> tuple[ImageName, ...]:
+        return tuple(sorted((name for name, target in self._names().items() if target == identity), key=str))
+
+    def name_image(self, name: ImageName, identity: Digest) -> Digest | None:
         """Let a name stand for an image; the one that it stood for before, if another. Call while `writing`."""
-        name = normal_name(name)
-        before = self._names().get(name)
-        self._change_names(lambda names: {**names, name: str(identity)})
-        return Digest.parse(before, name) if before not in (None, str(identity)) else None
+        names = self._names()
+        self._change_names({**names, name: identity})
+        before = names.get(name)
+        return before if before != identity else None
 
-    def remove_name(self, name: str) -> None:
+    def remove_name(self, name: ImageName) -> None:
         """Let a name stand for nothing. Call while `writing`."""
-        self._change_names(lambda names: {one: target for one, target in names.items() if one != name})
+        self._change_names({one: target for one, target in self._names().items() if one != name})
 
-    def _change_names(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
-        names = change(self._names())
-        self._write(self.root / "names.json", json.dumps(dict(sorted(names.items())), indent=1).encode())
+    def _change_names(self, names: Mapping[ImageName, Digest]) -> None:
+        rows = {str(name): str(target) for name, target in names.items()}
+        self._write(self.root / "names.json", json.dumps(dict(sorted(rows.items())), indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file by one rename."""

@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -36,6 +37,7 @@ import zstandard
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK
 
 _VERSION = 1
@@ -51,7 +53,7 @@ _REMEDY = "unpack the image again"
 # O_NONBLOCK: should a fifo stand where the file was, we find out instead of waiting for a writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
-Out = Callable[[bytes | memoryview], object]
+Out = Callable[[bytes], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,9 @@ def recording(source: BinaryIO, root_fd: int, scratch: Path, label: str) -> Iter
     """
     with (
         tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)) as spool,
-        tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)) as kept,
+        tempfile.TemporaryFile(dir=scratch, buffering=0) as kept,
     ):
-        yield Recorder(source, root_fd, cast(BinaryIO, spool), cast(BinaryIO, kept), label)
+        yield Recorder(source, root_fd, cast(BinaryIO, spool), kept.fileno(), label)
 
 
 class Recorder:
@@ -84,7 +86,7 @@ class Recorder:
     Memory is some hundred bytes for each file. No argument becomes ours.
     """
 
-    def __init__(self, source: BinaryIO, root_fd: int, spool: BinaryIO, kept: BinaryIO, label: str) -> None:
+    def __init__(self, source: BinaryIO, root_fd: int, spool: BinaryIO, kept_fd: int, label: str) -> None:
         self.tar = cast(BinaryIO, _Tee(source, self._take))
         self._root = root_fd
         self._label = label
@@ -97,7 +99,7 @@ class Recorder:
         self._live: dict[bytes, tuple[int, _Reference]] = {}
         self._references = 0
         self._kept: dict[int, int] = {}
-        self._kept_data = kept
+        self._kept_fd = kept_fd
 
     def refer(self, path: bytes, size: int) -> None:
         """The next `size` bytes of the tar are, and stay, the whole data of the new file `path`."""
@@ -115,8 +117,8 @@ class Recorder:
             names = [path] if path in self._live else []
         for name in names:
             number, reference = self._live.pop(name)
-            self._kept[number] = self._kept_data.tell()
-            _copy_file(self._root, reference, self._kept_data.write, self._label)
+            self._kept[number] = os.lseek(self._kept_fd, 0, os.SEEK_CUR)
+            _copy_file(self._root, reference, partial(write_sparse, self._kept_fd), self._label)
 
     def finish(self, recipe: BinaryIO) -> None:
         """Read `source` to its end and write the recipe. Raises OSError, and whatever reading `source` raises.
@@ -159,9 +161,9 @@ class Recorder:
             if number not in self._kept:
                 writer.reference(part)
             else:
-                self._kept_data.seek(self._kept[number])
                 for start in range(0, part.size, CHUNK):
-                    writer.inline(self._kept_data.read(min(CHUNK, part.size - start)))
+                    size = min(CHUNK, part.size - start)
+                    writer.inline(os.pread(self._kept_fd, size, self._kept[number] + start))
             number += 1
         writer.end()
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.sparse import write_sparse
 
 CHUNK = 1 << 20
 
@@ -146,10 +147,8 @@ class TarStream:
         return data
 
     def copy(self, size: int, fd: int) -> None:
-        """Write the next `size` bytes of the current member to `fd`, at its file offset."""
+        """Append the next `size` bytes of the current member to the file `fd`, at its offset; see `write_sparse`."""
         while size > 0:
             data = self.read(min(size, CHUNK))
             size -= len(data)
-            written = os.write(fd, data)
-            while written < len(data):
-                written += os.write(fd, data[written:])
+            write_sparse(fd, data)

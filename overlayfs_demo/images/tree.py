@@ -1,7 +1,8 @@
 """How is a layer's directory written without ever leaving it?
 
 Every name is reached through the descriptor of its parent directory, which is opened below the layer's
-root without following any symbolic link. Directories are private (mode 0700) while the layer is built,
+root without following any symbolic link. Where a member's name leads through a link of the same layer, `locate`
+says first which path that is. Directories are private (mode 0700) while the layer is built,
 so that a read-only or set-group-id directory cannot get in the way of what belongs inside it; `made`
 says which there are, for their metadata to be set last.
 """
@@ -21,6 +22,9 @@ from overlayfs_demo import syscalls
 # What is not finished has a name that begins like this, and whoever finds one later may remove it.
 BUILDING = b".building-"
 
+LONGEST_PATH = 4095  # PATH_MAX, path_resolution(7), without the NUL
+_MOST_LINKS = 40  # in one name: path_resolution(7), "Length limit"
+
 _OPEN_DIRECTORIES = 64
 # No O_NOFOLLOW: with it openat2(2) says ENOTDIR of a symbolic link, and we tell the two apart.
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -36,12 +40,21 @@ def prefixes(path: bytes) -> Iterator[bytes]:
         yield path
 
 
+class BlockedError(Exception):
+    """`part`, on the way to a name, is not a directory of the layer; `why` is the rest of a sentence about it."""
+
+    def __init__(self, part: bytes, why: str) -> None:
+        super().__init__(why)
+        self.part = part
+        self.why = why
+
+
 class LayerTree:
     """A layer directory that is being built. Paths are relative, clean and bytes; b"" is the root.
 
     `root_fd` and `spare_fd` stay the caller's. `spare_fd` is a directory of the same filesystem where
     trees that a later member replaces are taken apart. Every method raises OSError; ELOOP means that a
-    parent is a symbolic link, ENOTDIR that it is another file.
+    parent is a symbolic link, ENOTDIR that it is another file. All but `locate` follow no link.
     """
 
     def __init__(self, root_fd: int, spare_fd: int) -> None:
@@ -108,16 +121,54 @@ class LayerTree:
         except FileNotFoundError:
             return None
 
-    def obstacle(self, path: bytes) -> bytes | None:
-        """The first part of `path` that is there and is not a directory, for an error message."""
-        for prefix in prefixes(path):
-            try:
-                os.close(syscalls.open_beneath(self._root, prefix, _DIRECTORY))
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                    return prefix
-                return None
-        return None
+    def locate(self, path: bytes) -> bytes:
+        """Where `path` is when the links on the way to it are followed, but not one at its end.
+
+        The links are those that this layer holds so far. They lead as if its directory were the root of the whole
+        filesystem, like RESOLVE_IN_ROOT of openat2(2): an absolute target begins there, and `..` ends there. Unlike
+        the kernel we go on where nothing is yet, because the directories that are missing will be made.
+
+        Raises BlockedError, and OSError: ENAMETOOLONG.
+        """
+        parent, _, name = path.rpartition(b"/")
+        if parent in self.made:
+            return path
+        return _join(self._follow(parent), name)
+
+    def _follow(self, path: bytes) -> bytes:
+        """The path of the directory that `path` leads to, whether it is there yet or not."""
+        at = b""
+        links = 0
+        ahead = path.split(b"/")[::-1]
+        while ahead:
+            part = ahead.pop()
+            if part == b"..":
+                at = at.rpartition(b"/")[0]
+            if part in (b"", b".", b".."):
+                continue
+            one = _join(at, part)
+            status = self.status(one) if at in self.made and one not in self.made else None
+            if status is None:
+                at = one
+            elif stat.S_ISLNK(status.st_mode):
+                links += 1
+                if links > _MOST_LINKS:
+                    raise BlockedError(one, "a symbolic link that leads round in a circle or is one of too many")
+                target = os.readlink(part, dir_fd=self.directory(at))
+                if target.startswith(b"/"):
+                    at = b""
+                ahead += target.split(b"/")[::-1]
+            else:
+                raise BlockedError(one, "which is not a directory in this layer")
+        return at
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    if not directory:
+        return name
+    if len(directory) + len(name) >= LONGEST_PATH:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return directory + b"/" + name
 
 
 def remove_tree(parent_fd: int, name: bytes, spare_fd: int) -> None:

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
-from overlayfs_demo.images.member import OUTSIDE, MemberError, Metadata, clean_path
+from overlayfs_demo.images.member import MemberError, Metadata, member_path
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
-from overlayfs_demo.images.tree import LayerTree, prefixes
+from overlayfs_demo.images.tree import BlockedError, LayerTree, prefixes
 from overlayfs_demo.overlay.whiteout import (
     IMAGE_OPAQUE,
     IMAGE_WHITEOUT_PREFIX,
@@ -34,8 +34,10 @@ from overlayfs_demo.overlay.whiteout import (
     make_whiteout,
 )
 
-# AUFS kept its own books in names that begin like this; layers from its days still hold them.
+# AUFS kept its own books in names that begin like this; layers from its days still hold them. Of these only the
+# files of one directory count: those that several names of the layer may be hard links to.
 _AUFS_PRIVATE = b".wh..wh."
+_AUFS_LINKS = b".wh..wh.plnk"
 
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
@@ -107,9 +109,13 @@ class _Unpacking:
                 self._member(info)
             except MemberError as error:
                 raise self._bad(info, error) from None
+            except BlockedError as error:
+                raise self._bad(info, MemberError(f"leads through '{shown(error.part)}', {error.why}")) from None
             except OSError as error:
-                raise self._bad(info, self._explained(info, error)) from None
+                raise self._bad(info, MemberError(f"cannot be unpacked: {_words(error)}", "")) from None
         try:
+            if _AUFS_LINKS in self._tree.made:
+                self._remove(_AUFS_LINKS)
             self._mark_opaque()
             self._write_whiteouts()
             self._return_borrowed()
@@ -117,27 +123,13 @@ class _Unpacking:
         except OSError as error:
             raise ImageError(f"{self._label}: cannot be unpacked: {_words(error)}") from None
 
-    # --- errors ------------------------------------------------------------------------------------
-
     def _bad(self, info: tarfile.TarInfo, error: MemberError) -> ImageError:
         return ImageError(f"{self._label}: layer member '{shown(info.name)}' {error.rule}", error.remedy)
-
-    def _explained(self, info: tarfile.TarInfo, error: OSError) -> MemberError:
-        """Why a member's file cannot be made; most often because a parent is not a directory in this layer."""
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            for name in (info.linkname, info.name) if info.islnk() else (info.name,):
-                parent = clean_path(name).rpartition(b"/")[0]
-                part = self._tree.obstacle(parent)
-                if part is not None:
-                    status = self._tree.status(part)
-                    kind = "a symbolic link" if status and stat.S_ISLNK(status.st_mode) else "not a directory"
-                    return MemberError(f"leads through '{shown(part)}', which is {kind} in this layer", OUTSIDE)
-        return MemberError(f"cannot be unpacked: {_words(error)}", "")
 
     # --- members -----------------------------------------------------------------------------------
 
     def _member(self, info: tarfile.TarInfo) -> None:
-        path = clean_path(info.name)
+        path = self._located(member_path(info.name))
         if IMAGE_WHITEOUT_PREFIX in path and self._is_mark(info, path):
             return
         kind = self._kinds.get(info.type)
@@ -147,17 +139,31 @@ class _Unpacking:
             raise MemberError("stands for the layer's root, which must be a directory")
         kind(info, path)
 
+    def _located(self, path: bytes) -> bytes:
+        """The path that is meant, see `LayerTree.locate`; from here on there are no links on the way to a name.
+
+        A mark is about the layers below, and may stand where this layer has no directory (yet): it keeps its name.
+        """
+        try:
+            return self._tree.locate(path)
+        except BlockedError:
+            if path.rpartition(b"/")[2].startswith(IMAGE_WHITEOUT_PREFIX):
+                return path
+            raise
+
     def _is_mark(self, info: tarfile.TarInfo, path: bytes) -> bool:
         """Take note of a whiteout or an opaque mark (layer.md, "Whiteouts"); False for an ordinary name."""
         parent, _, name = path.rpartition(b"/")
+        parents = parent.split(b"/")
+        if any(part.startswith(_AUFS_PRIVATE) for part in parents):
+            return parents[0] != _AUFS_LINKS or not (info.isreg() or info.islnk())
+        if any(part.startswith(IMAGE_WHITEOUT_PREFIX) for part in parents):
+            raise MemberError("leads through a whiteout, which is not a directory", "build the image with another tool")
         if name == IMAGE_OPAQUE:
             self._opaque.add(parent)
             return True
-        parts = path.split(b"/")
-        if any(part.startswith(_AUFS_PRIVATE) for part in parts):
+        if name.startswith(_AUFS_PRIVATE):
             return True
-        if any(part.startswith(IMAGE_WHITEOUT_PREFIX) for part in parts[:-1]):
-            raise MemberError("leads through a whiteout, which is not a directory", "build the image with another tool")
         if not name.startswith(IMAGE_WHITEOUT_PREFIX):
             return False
         hidden = name.removeprefix(IMAGE_WHITEOUT_PREFIX)
@@ -216,8 +222,10 @@ class _Unpacking:
     def _sparse_data(self, info: tarfile.TarInfo, fd: int, stored: int) -> None:
         """Write the stretches of a sparse file (GNU tar manual, "Storing Sparse Files"), leave the holes."""
         stretches: list[tuple[int, int]] = info.sparse  # type: ignore[assignment]
-        sound = all(min(offset, size) >= 0 and offset + size <= info.size for offset, size in stretches)
-        if not sound or sum(size for _, size in stretches) > stored:
+        ends = [0, *(offset + size for offset, size in stretches)]
+        # One after the other, as Go's archive/tar wants them too.
+        sound = all(end <= offset and size >= 0 for end, (offset, size) in zip(ends, stretches, strict=False))
+        if not sound or ends[-1] > info.size or sum(size for _, size in stretches) > stored:
             raise MemberError("has a map of holes that does not fit it")
         for offset, size in stretches:
             os.lseek(fd, offset, os.SEEK_SET)
@@ -255,7 +263,9 @@ class _Unpacking:
         self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
 
     def _hard_link(self, info: tarfile.TarInfo, path: bytes) -> None:
-        target = clean_path(info.linkname, f"links to '{shown(info.linkname)}', which ")
+        target = self._tree.locate(member_path(info.linkname, f"links to '{shown(info.linkname)}', which "))
+        if not target:
+            raise MemberError("is a hard link to the layer's root, which is a directory")
         source_parent, _, source = target.rpartition(b"/")
         name = path.rpartition(b"/")[2]
         if self._tree.status(target) is None:
@@ -293,7 +303,7 @@ class _Unpacking:
             self._opaque.remove(b"")
             self._whiteouts |= self._lowers.top_names()
         for path in self._opaque:
-            self._enter(path, IMAGE_OPAQUE)
+            self._enter(path)
         self._opaque |= self._whiteouts & self._tree.made.keys()
         for path in self._opaque & self._tree.made.keys():
             try:
@@ -313,12 +323,11 @@ class _Unpacking:
         """
         for path in sorted(self._whiteouts - self._tree.made.keys()):
             parent, _, name = path.rpartition(b"/")
-            mark = IMAGE_WHITEOUT_PREFIX + name
-            if not self._enter(parent, mark, create=False) or not self._lowers.shows(path):
+            if not self._enter(parent, create=False) or not self._lowers.shows(path):
                 continue
             if any(prefix in self._opaque for prefix in prefixes(parent)):
                 continue
-            self._enter(parent, mark)
+            self._enter(parent)
             if path in self._borrowed:
                 self._remove(path)
             if self._tree.status(path) is None:
@@ -330,22 +339,16 @@ class _Unpacking:
             if any(prefix in self._opaque for prefix in prefixes(path.rpartition(b"/")[0])):
                 self._remove(path)
 
-    def _enter(self, directory: bytes, mark: bytes, create: bool = True) -> bool:
+    def _enter(self, directory: bytes, create: bool = True) -> bool:
         """See to the directory that a mark stands in; False if this layer has something else in its place."""
         try:
             self._tree.directory(directory, create)
         except FileNotFoundError:
             return True
-        except NotADirectoryError:
-            return False
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            raise ImageError(
-                f"{self._label}: layer member '{shown(directory + b'/' + mark)}' leads through "
-                f"'{shown(self._tree.obstacle(directory) or directory)}', which is a symbolic link in this layer",
-                OUTSIDE,
-            ) from None
+            return False
         return True
 
     def _settle_directories(self) -> None:

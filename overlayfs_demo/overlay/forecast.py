@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.overlay.layer import key_of
+from overlayfs_demo.overlay.layer import Key, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.tree import Tree
@@ -24,26 +24,41 @@ from overlayfs_demo.overlay.tree import Tree
 # The number of the layer that is the upper of the mount.
 _UPPER = 1
 
+# A file of several names: the label of its layer, and its identity.
+_Linked = tuple[str, Key]
+
 
 @dataclass(slots=True)
 class Hidden:
     """Files of layers that are no longer seen: by the layer's label how many, and of how many bytes.
 
-    `layer` is the topmost that has the name which hides them.
+    `layer` is the topmost that has the name which hides them. `linked` are the sizes of those that have several names,
+    by the layer's label and the file's identity: each counts once, whatever hides its names.
     """
 
     layer: str
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, layer: str, files: int, size: int) -> None:
-        """So many more of a layer, `size` bytes together."""
-        before_files, before_size = self.files.get(layer, (0, 0))
-        self.files[layer] = before_files + files, before_size + size
+    linked: dict[_Linked, int] = field(default_factory=dict)
 
     def take_over(self, other: Hidden) -> None:
         """All of the other, too."""
         for layer, (files, size) in other.files.items():
-            self.add(layer, files, size)
+            _add(self.files, layer, files, size)
+        self.linked.update(other.linked)
+
+    def totals(self, told: set[_Linked]) -> dict[str, tuple[int, int]]:
+        """Like `files`, with those of `linked` that are not in `told`, which they now are."""
+        found = dict(self.files)
+        for one, size in self.linked.items():
+            if one not in told:
+                told.add(one)
+                _add(found, one[0], 1, size)
+        return found
+
+
+def _add(files: dict[str, tuple[int, int]], layer: str, number: int, size: int) -> None:
+    before, size_before = files.get(layer, (0, 0))
+    files[layer] = before + number, size_before + size
 
 
 @dataclass(slots=True)
@@ -114,10 +129,11 @@ class Forecast:
         """All that would happen."""
         with self._tree.lock:
             found = [effect for path, fate in self.passing for effect in _work(os.fsdecode(path), fate)]
+            told: set[_Linked] = set()
             for path, fate in self.fates.items():
-                found += [*_work(os.fsdecode(path), fate), *_traces(os.fsdecode(path), fate)]
+                found += [*_work(os.fsdecode(path), fate), *_traces(os.fsdecode(path), fate, told)]
             for path, one in self.whiteouts.items():
-                found += [Effect("whiteout", os.fsdecode(path), 0, one.layer), *_hidden(os.fsdecode(path), one)]
+                found += [Effect("whiteout", os.fsdecode(path), 0, one.layer), *_hidden(os.fsdecode(path), one, told)]
             found += [Effect("free", os.fsdecode(path), size, "upper") for path, size in self.freed.items()]
             return found + self.limited
 
@@ -300,7 +316,7 @@ def _work(path: str, fate: Fate) -> Iterator[Effect]:
         yield Effect("write", path, fate.written, "upper")
 
 
-def _traces(path: str, fate: Fate) -> Iterator[Effect]:
+def _traces(path: str, fate: Fate, told: set[_Linked]) -> Iterator[Effect]:
     """What is left of it in the end."""
     if fate.created:
         yield Effect("create", path, 0, "upper", detail="directory" if fate.directory else "")
@@ -311,11 +327,11 @@ def _traces(path: str, fate: Fate) -> Iterator[Effect]:
     if fate.opaque:
         yield Effect("opaque", path, 0, "upper")
     if fate.hides is not None:
-        yield from _hidden(path, fate.hides)
+        yield from _hidden(path, fate.hides, told)
 
 
-def _hidden(path: str, hidden: Hidden) -> Iterator[Effect]:
-    for layer, (files, size) in hidden.files.items():
+def _hidden(path: str, hidden: Hidden, told: set[_Linked]) -> Iterator[Effect]:
+    for layer, (files, size) in hidden.totals(told).items():
         yield Effect("hide", path, size, layer, files)
 
 
@@ -323,7 +339,10 @@ def _file_hidden(part: Part) -> Hidden:
     """That this object of a layer is hidden; what is in a directory is counted by itself."""
     hidden = Hidden(part.place.layer.label)
     if part.directory is None:
-        hidden.add(hidden.layer, 1, _size(part))
+        if part.status.st_nlink > 1:
+            hidden.linked[hidden.layer, key_of(part.status)] = _size(part)
+        else:
+            hidden.files[hidden.layer] = 1, _size(part)
     return hidden
 
 

@@ -127,7 +127,7 @@ def _secret_image(stage: Stage) -> None:
 
 
 def _clean_image(stage: Stage) -> StoredImage | None:
-    return next((one for one in Store(stage.path(".store")).images() if "app:clean" in one.names), None)
+    return next((one for one in Store(stage.path(".store")).images() if "app:clean" in map(str, one.names)), None)
 
 
 def _no_clean_image(stage: Stage) -> str:

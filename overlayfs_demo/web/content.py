@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.testimony import Statement
-from overlayfs_demo.render import human_size, outcome, printable, said
+from overlayfs_demo.render import human_size, outcome, plural, printable, said
 from overlayfs_demo.text_diff import text_lines, unified
 from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, key_of
 
@@ -121,7 +121,8 @@ def _shown(data: bytes, size: int) -> tuple[str, str, tuple[str, ...] | None]:
     # The cut may have gone through a character.
     lines = text_lines(data) if whole else text_lines(data[: data.rfind(b"\n") + 1] or data)
     if lines is None:
-        return _dump(data[:_DUMPED]), f"No text: {size} bytes, of which the first {min(size, _DUMPED)} are shown.", None
+        beginning = f", of which the first {_DUMPED} are shown" if size > _DUMPED else ""
+        return _dump(data[:_DUMPED]), f"No text: {plural(size, 'byte')}{beginning}.", None
     safe = tuple(map(_plain, lines))
     if whole:
         return "".join(safe), "" if size else "An empty file.", safe

@@ -11,7 +11,7 @@ from overlayfs_demo.images.analysis import Analysis, Hidden
 from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.records import Record
-from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.render import human_size, percentage, printable
 from overlayfs_demo.web.subject import LayerRoot, Subject, key_of
 from overlayfs_demo.web.treemap import Tile, tiles
 from overlayfs_demo.web.upper_content import UpperContent, upper_content
@@ -117,14 +117,15 @@ def _entries(analysis: Analysis, number: int) -> int:
 
 
 def _share(analysis: Analysis) -> str:
-    return f" ({analysis.wasted * 100 / analysis.shipped:.1f}%)" if analysis.shipped else ""
+    return f" ({percentage(analysis.wasted, analysis.shipped)})" if analysis.shipped else ""
 
 
 def _waste(analysis: Analysis) -> Waste:
     hidden = sorted((one for one in analysis.hidden if one.wasted), key=lambda one: (-one.wasted, one.path))
     return Waste(
         human_size(analysis.shipped), human_size(analysis.live), human_size(analysis.wasted),
-        _share(analysis).strip(" ()") or "0%", f"{analysis.dive_score * 100:.2f}%", tiles(analysis.hidden),
+        percentage(analysis.wasted, analysis.shipped), percentage(analysis.dive_score, 1, digits=2),
+        tiles(analysis.hidden),
         tuple(map(_wasted_file, hidden[:_MOST_ROWS])), len(hidden[_MOST_ROWS:]),
     )
 

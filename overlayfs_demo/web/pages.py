@@ -7,15 +7,19 @@ from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from overlayfs_demo.render import plural
+
 _HERE = "overlayfs_demo.web"
 STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 
 
 @functools.cache
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=PackageLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    made.filters["plural"] = plural
+    return made
 
 
 def html(template: str, **values: object) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from markupsafe import Markup
 
+from overlayfs_demo.render import plural
 from overlayfs_demo.web.browse import Row, listing
 from overlayfs_demo.web.content import story
 from overlayfs_demo.web.model import Page
@@ -39,9 +40,10 @@ class Embedded:
         """What was left out, in a sentence; "" if nothing was."""
         parts = []
         if self.names_left_out:
-            parts.append(f"at least {self.names_left_out} names beyond the first {MOST_NAMES}")
+            parts.append(f"at least {plural(self.names_left_out, 'name')} beyond the first {MOST_NAMES}")
         if self.stories_left_out:
-            parts.append(f"the content of {self.stories_left_out} files, beyond {MOST_STORIES // 1_000_000} MB in all")
+            files = plural(self.stories_left_out, "file")
+            parts.append(f"the content of {files}, beyond {MOST_STORIES // 1_000_000} MB in all")
         return f"Not in this file: {' and '.join(parts)}." if parts else ""
 
 

@@ -13,7 +13,7 @@ from itertools import groupby
 import squarify
 
 from overlayfs_demo.images.analysis import Hidden
-from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.render import human_size, plural, printable
 from overlayfs_demo.web.subject import key_of
 
 # Tiles of one layer; the smallest files share the last.
@@ -76,7 +76,7 @@ def _tile(number: int, ones: Sequence[Hidden], place: tuple[float, float, float,
     box = (round(x / aspect * 100, 3), round(y * 100, 3), round(width / aspect * 100, 3), round(height * 100, 3))
     size = human_size(_sum(ones))
     if len(ones) > 1:
-        name = f"{len(ones)} smaller files"
+        name = plural(len(ones), "smaller file")
         return Tile(*box, number, name, name, "", size, "hidden by later layers")
     one = ones[0]
     why = f"layer {one.hidden_by}: {one.why.value}"

@@ -14,7 +14,7 @@ import lzma
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,8 @@ def lowerdir(directories: Sequence[Path]) -> bytes:
 
 Content = str | bytes | Entry
 Members = Mapping[str, Content] | Sequence[tuple[str, Content]]
+# The fixture `build`: layers, as members or as a tar's bytes; their directories, from the bottom to the top.
+Build = Callable[..., list[Path]]
 
 
 def layer(members: Members) -> bytes:
@@ -192,8 +194,12 @@ class Blobs:
         return archive([(prefix + name, data) for name, data in members])
 
 
+def annotated(entry: Mapping[str, object], annotations: Mapping[str, str]) -> dict[str, object]:
+    return {**entry, "annotations": dict(annotations)}
+
+
 def named(entry: Mapping[str, object], name: str) -> dict[str, object]:
-    return {**entry, "annotations": {"org.opencontainers.image.ref.name": name}}
+    return annotated(entry, {"org.opencontainers.image.ref.name": name})
 
 
 def for_platform(entry: Mapping[str, object], system: str, architecture: str) -> dict[str, object]:
@@ -228,7 +234,7 @@ def snapshot(top: Path) -> dict[str, tuple[str, int, str]]:
         if kind == "file":
             text = path.read_text(errors="surrogateescape")
         elif kind == "symlink":
-            text = str(path.readlink())
+            text = os.readlink(path)
         elif "device" in kind:
             text = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         found[str(path.relative_to(top))] = (kind, stat.S_IMODE(status.st_mode), text)

@@ -7,8 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.builders import Members, layer
+from overlayfs_demo.images.build import build_layers
+from tests.images.builders import Build, Members, docker_save, layer
 from tests.images.splitting import Split, SplitTar, split_stream
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Build an image of these layers in `tmp_path`/out."""
+
+    def run(*layers: Members | bytes) -> list[Path]:
+        path = tmp_path / "image.tar"
+        path.write_bytes(docker_save([one if isinstance(one, bytes) else layer(one) for one in layers]))
+        return [one.directory for one in build_layers(path, tmp_path / "out")]
+
+    return run
 
 
 @pytest.fixture

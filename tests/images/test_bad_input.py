@@ -65,20 +65,8 @@ def refused(tmp_path: Path) -> Refused:
 # --- members that a layer may not have -------------------------------------------------------------
 
 BAD_MEMBERS: dict[str, tuple[Members, str]] = {
-    "dot-dot": ({"../evil": "x"}, "../evil"),
-    "dot-dot-inside": ({"a/../../evil": "x"}, "a/../../evil"),
-    "dot-dot-harmless": ({"a/../b": "x"}, "a/../b"),
-    "dot-dot-directory": ({"..": directory()}, ".."),
-    "dot-dot-whiteout": ({"../.wh.x": ""}, "../.wh.x"),
-    "absolute": ({"/etc/evil": "x"}, "/etc/evil"),
-    "absolute-symlink": ({"/evil": symlink("x")}, "/evil"),
-    "through-a-symlink": ([("l", symlink("/tmp")), ("l/evil", "x")], "l/evil"),
-    "through-a-symlink-upwards": ([("l", symlink("..")), ("l/evil", "x")], "l/evil"),
-    "through-a-deep-symlink": ([("a/l", symlink("/")), ("a/l/b/evil", "x")], "a/l/b/evil"),
-    "through-a-symlink-directory": ([("l", symlink("/tmp")), ("l/evil", directory())], "l/evil"),
-    "through-a-symlink-link": ([("l", symlink("/tmp")), ("l/evil", symlink("x"))], "l/evil"),
-    "whiteout-through-a-symlink": ([("l", symlink("/tmp")), ("l/.wh.usr", "")], "l/.wh.usr"),
-    "opaque-through-a-symlink": ([("l", symlink("/tmp")), ("l/.wh..wh..opq", "")], "l/.wh..wh..opq"),
+    "through-links-in-a-circle": ([("l", symlink("m")), ("m", symlink("l")), ("l/evil", "x")], "l/evil"),
+    "through-a-link-to-a-file": ([("f", "x"), ("l", symlink("/f")), ("l/evil", "x")], "l/evil"),
     "through-a-file": ([("f", "x"), ("f/evil", "x")], "f/evil"),
     "hard-link-dot-dot": ({"evil": hard_link("../../etc/passwd")}, "evil"),
     "hard-link-absolute": ({"evil": hard_link("/etc/passwd")}, "evil"),
@@ -86,12 +74,14 @@ BAD_MEMBERS: dict[str, tuple[Members, str]] = {
     "hard-link-through-a-file": ([("l", "x"), ("evil", hard_link("l/passwd"))], "evil"),
     "hard-link-to-nothing": ({"evil": hard_link("nowhere/x")}, "evil"),
     "hard-link-to-a-directory": ({"d": directory(), "evil": hard_link("d")}, "evil"),
+    "hard-link-to-the-root": ({"evil": hard_link("/")}, "evil"),
     "hard-link-in-place-of-its-target": ([("d/x", "1"), ("d", hard_link("d/x"))], "d"),
     "bare-whiteout": ({"d/.wh.": ""}, "d/.wh."),
     "whiteout-of-dot": ({"d/.wh..": ""}, "d/.wh.."),
     "whiteout-of-dot-dot": ({"d/.wh...": ""}, "d/.wh..."),
     "through-a-whiteout": ({"d/.wh.x/y": ""}, "d/.wh.x/y"),
     "root-is-a-file": ({"./": "x"}, "."),
+    "root-is-a-link": ({"a/..": symlink("x")}, "a/.."),
     "unknown-type": ({"evil": Entry(b"Z")}, "evil"),
     "name-too-long": ({"d/" + "n" * 300: "x"}, "d/nnn"),
     "path-too-long": ({"n/" * 2100 + "x": "x"}, "n/n/n"),
@@ -117,14 +107,14 @@ def test_owner_that_no_file_can_have_is_refused(refused: Refused, owner: tuple[i
     assert "'evil'" in refused(docker_save([layer({"evil": Entry(pax=numbers)})]))
 
 
-@pytest.mark.parametrize("stretches", ["0,999999999", "-5,5", "4096,10", "0,-1"])
+@pytest.mark.parametrize("stretches", ["0,999999999", "-5,5", "4096,10", "0,-1", "5,5,0,5", "0,5,4,5"])
 def test_map_of_holes_that_does_not_fit_is_refused(refused: Refused, stretches: str) -> None:
     pax = {"GNU.sparse.map": stretches, "GNU.sparse.size": "4096", "GNU.sparse.numblocks": "1"}
     assert "'evil'" in refused(docker_save([layer({"evil": Entry(data=b"x" * 10, pax=pax)})]))
 
 
 def test_member_names_cannot_write_to_the_terminal(refused: Refused) -> None:
-    assert "\\x1b]0;evil\\x07\\n" in refused(docker_save([layer({"../\x1b]0;evil\x07\n": "x"})]))
+    assert "\\x1b]0;evil\\x07\\n" in refused(docker_save([layer({"\x1b]0;evil\x07\n": Entry(b"Z")})]))
 
 
 # --- damaged layers --------------------------------------------------------------------------------

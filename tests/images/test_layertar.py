@@ -15,6 +15,7 @@ import pytest
 from overlayfs_demo.containers import Container, Containers
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.load import import_tree, load
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store, StoredImage
 from tests import builders
@@ -33,10 +34,10 @@ CAPABILITY = bytes.fromhex("0000000201000000000000000000000000000000")  # v2, CA
 class Home:
     """A store with an image and a container of it, mounted."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, archive: bytes | None = None) -> None:
         self.where = where
         self.store = Store(where / "store")
-        (where / "image.tar").write_bytes(docker_save([BASE]))
+        (where / "image.tar").write_bytes(archive or docker_save([BASE]))
         [loaded] = load(self.store, where / "image.tar")
         self.image = loaded.image
         self.containers = Containers(self.store)
@@ -234,7 +235,7 @@ def test_export_is_the_whole_tree(home: Home) -> None:
     home.view.chmod(0o711)
     with (home.where / "tree.tar").open("wb") as file:
         home.containers.export(home.container, file)
-    flat = import_tree(home.store, home.where / "tree.tar", "flat").image
+    flat = import_tree(home.store, home.where / "tree.tar", ImageName.parse("flat")).image
     again = home.create("c2", flat)
     assert seen(again.mountpoint) == seen(home.view)
 

@@ -7,19 +7,17 @@ import os
 import struct
 import subprocess
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.images.build import build_layers
 from tests.images.builders import (
     OPAQUE,
     WHITEOUT,
+    Build,
     Entry,
     Members,
     directory,
-    docker_save,
     hard_link,
     is_opaque,
     is_whiteout,
@@ -30,20 +28,6 @@ from tests.images.builders import (
     snapshot,
     symlink,
 )
-
-Build = Callable[..., list[Path]]
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Build:
-    """Build these layers (members, or a tar's bytes); the directories, bottom to top."""
-
-    def run(*layers: Members | bytes) -> list[Path]:
-        path = tmp_path / "image.tar"
-        path.write_bytes(docker_save([one if isinstance(one, bytes) else layer(one) for one in layers]))
-        return [one.directory for one in build_layers(path, tmp_path / "out")]
-
-    return run
 
 
 def test_members_become_files_with_mode_and_time(build: Build) -> None:

@@ -18,6 +18,7 @@ from overlayfs_demo.errors import UsageError
 from overlayfs_demo.images.analysis import Analysis, Hidden, analyse
 from overlayfs_demo.images.layerview import Why
 from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.render import plural
 from overlayfs_demo.web import browse, content, report
 from overlayfs_demo.web.browse import listing, search
 from overlayfs_demo.web.content import Story, story
@@ -236,7 +237,7 @@ def test_a_report_says_what_it_leaves_out(store: Store, image: MakeImage, monkey
         held = embedded(subject, ask)
         # What two layers speak of comes first.
         assert "/e/both" in held.stories and "/d/alone" not in held.stories
-        assert f"the content of {held.stories_left_out} files" in held.note
+        assert f"the content of {plural(held.stories_left_out, 'file')}," in held.note
         assert held.note in report.report(page_of(made), held)
         monkeypatch.setattr(report, "MOST_NAMES", 1)
         assert "names beyond the first 1" in embedded(subject, ask).note

@@ -102,7 +102,7 @@ function tellOfMore(list, count) {
   const more = document.createElement("li");
   more.className = "note";
   more.setAttribute("role", "none");
-  more.textContent = `and ${count} more names, which are not shown`;
+  more.textContent = `and ${count} more, not shown`;
   list.append(more);
 }
 

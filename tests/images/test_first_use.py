@@ -1,0 +1,150 @@
+"""Can several processes use a store for the first time at once, and what does one leave that is killed meanwhile?"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlayfs_demo.errors import ImageError, OverlayError
+from overlayfs_demo.images import store as store_module
+from overlayfs_demo.images.load import load
+from overlayfs_demo.images.remove import tag
+from overlayfs_demo.images.store import Store
+from tests.images.builders import docker_save, layer
+
+PROCESSES = 8
+ROUNDS = 20
+_PATIENCE = 60
+FORK = multiprocessing.get_context("fork")
+BASE = layer({"a": "1"})
+
+
+def at_once(act: Callable[[int], object], rounds: int = 1) -> list[str]:
+    """Let several processes do the same at once, so many times; what they complain of. `act` is given the round."""
+    barrier, said = FORK.Barrier(PROCESSES), FORK.Queue()
+
+    def run(number: int) -> None:
+        problems = []
+        for one in range(rounds):
+            barrier.wait(_PATIENCE)
+            try:
+                act(one * PROCESSES + number)
+            except (OverlayError, OSError) as error:
+                problems.append(f"{type(error).__name__}: {error}")
+        said.put(problems)
+
+    started: list[Any] = [FORK.Process(target=run, args=(number,)) for number in range(PROCESSES)]
+    for one in started:
+        one.start()
+    found = [problem for _ in started for problem in said.get(timeout=_PATIENCE)]
+    for one in started:
+        one.join(_PATIENCE)
+    return found
+
+
+def test_processes_that_use_a_new_store_at_once_all_succeed(tmp_path: Path) -> None:
+    assert at_once(lambda number: Store(tmp_path / f"new{number // PROCESSES}/store").images(), ROUNDS) == []
+
+
+def test_an_empty_directory_becomes_a_store_for_all_who_use_it_at_once(tmp_path: Path) -> None:
+    for number in range(ROUNDS):
+        (tmp_path / str(number)).mkdir(0o700)
+    assert at_once(lambda number: Store(tmp_path / str(number // PROCESSES)).layers(), ROUNDS) == []
+    assert (tmp_path / "0").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_first_loads_into_a_new_store_may_come_at_once(tmp_path: Path) -> None:
+    (tmp_path / "image.tar").write_bytes(docker_save([BASE]))
+    assert at_once(lambda _: load(Store(tmp_path / "store"), tmp_path / "image.tar")) == []
+    store = Store(tmp_path / "store")
+    assert (len(store.images()), len(store.layers()), os.listdir(store.tmp)) == (1, 1, [])
+
+
+def test_names_given_at_once_are_all_kept(tmp_path: Path) -> None:
+    (tmp_path / "image.tar").write_bytes(docker_save([BASE]))
+    [loaded] = load(Store(tmp_path / "store"), tmp_path / "image.tar")
+    word = loaded.image.id.encoded
+    assert at_once(lambda number: tag(Store(tmp_path / "store"), word, f"name:{number}"), 4) == []
+    names = json.loads((tmp_path / "store/names.json").read_text())
+    assert {f"name:{number}" for number in range(4 * PROCESSES)} <= {name.rpartition("/")[2] for name in names}
+
+
+@pytest.mark.parametrize("written", [None, 0, 1, 10, len(store_module._VERSION)])
+def test_who_is_killed_while_making_a_store_leaves_what_the_next_one_completes(
+    tmp_path: Path, written: int | None
+) -> None:
+    root = tmp_path / "store"
+    root.mkdir()
+    if written is not None:
+        (root / "version").write_bytes(store_module._VERSION[:written])
+    assert at_once(lambda _: Store(root).images()) == []
+    assert (root / "version").read_bytes() == store_module._VERSION
+    assert sorted(os.listdir(root)) == ["images", "layers", "tmp", "version"]
+
+
+def killed_at(call: str, number: int, act: Callable[[], object]) -> bool:
+    """Do something in a process that kills itself before the call of that number (from 0); was it killed?"""
+    module: Any = fcntl if call == "flock" else os
+    real, left = getattr(module, call), number
+
+    def counting(*words: Any, **more: Any) -> Any:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return real(*words, **more)
+
+    def run() -> None:
+        setattr(module, call, counting)
+        act()
+
+    process: Any = FORK.Process(target=run)
+    process.start()
+    process.join(_PATIENCE)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return bool(process.exitcode)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "flock", "listdir", "fsync"])
+def test_a_store_whose_maker_was_killed_at_a_call_can_be_used(tmp_path: Path, call: str) -> None:
+    for number in range(20):
+        root = tmp_path / str(number)
+        if not killed_at(call, number, partial(Store, root)):
+            break
+        assert Store(root).images() == []
+    assert 0 < number < 19
+
+
+@pytest.mark.parametrize("present", [["file"], ["tmp"], ["images", "layers", "tmp"], ["version"]])
+def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path, present: list[str]) -> None:
+    for name in present:
+        (tmp_path / name).write_text("something else")
+    with pytest.raises(ImageError, match=r"not a store, and not empty|another version"):
+        Store(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == present
+    assert {(tmp_path / name).read_text() for name in present} == {"something else"}
+
+
+def test_a_version_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/version").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ImageError, match="symbolic links"):
+        Store(tmp_path / "store")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_beginning_of_a_version_beside_other_files_makes_no_store(tmp_path: Path) -> None:
+    (tmp_path / "version").touch()
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="not a store, and not empty"):
+        Store(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "version"]
