@@ -115,6 +115,7 @@ def questions_about_views(paths: Iterable[str]) -> Iterator[Question]:
 
 def questions_about_image(store: Store, name: str, paths: Iterable[str]) -> Iterator[Question]:
     """Paths as they are seen from an image's root. Raises ImageError, OSError."""
-    with opened(image_stack(store, store.find(name))) as overlay:
+    image = store.find(name)
+    with opened(image_stack(store, image)) as overlay:
         for given in paths:
-            yield Question(_Image(name, overlay), resolve(overlay, os.fsencode(given)), given)
+            yield Question(_Image(image.title, overlay), resolve(overlay, os.fsencode(given)), given)
