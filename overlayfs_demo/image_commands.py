@@ -21,7 +21,7 @@ from overlayfs_demo.images.model import Digest, Platform, shown
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.output import add_output, output
-from overlayfs_demo.render import human_size
+from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_table
 
@@ -30,8 +30,11 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
     verb.add_argument("archive", nargs="?", default="-", metavar="FILE",
-                      help="of docker save, podman save or skopeo, an OCI layout directory, or - (the default): stdin")
-    verb.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
+                      help="of docker save, podman save or skopeo, a directory with one unpacked (an OCI layout, dir:), "
+                           "or - (the default): stdin")
+    verb.add_argument("--platform", metavar="OS/ARCH|all",
+                      help="which platform, if not this machine's; all: every one, of which this machine's has the name, "
+                           "or the last if there is none")
     verb.add_argument("--quiet", "-q", action="store_true", help="print the names alone")
     add_json(verb)
     verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
@@ -87,15 +90,29 @@ def _source(word: str) -> Path | BinaryIO:
 
 
 def _load(arguments: argparse.Namespace) -> int:
-    platform = Platform.parse(arguments.platform) if arguments.platform else None
+    every = arguments.platform == "all"
+    platform = Platform.parse(arguments.platform) if arguments.platform and not every else None
     with progress() as told:
-        loaded = load(store_of(arguments), _source(arguments.archive), platform, told)
+        outcome = load(store_of(arguments), _source(arguments.archive), platform, told, every_platform=every)
     if arguments.json:
-        put_json([_loaded_json(one) for one in loaded])
-        return 0
-    for one in loaded:
-        _report(one, quiet=arguments.quiet)
-    return 0
+        put_json([_loaded_json(one) for one in outcome])
+        put_json([{"Image": one.title, "Error": _error_text(one.error)} for one in outcome.failed])
+    else:
+        for one in outcome:
+            _report(one, quiet=arguments.quiet, platform=every)
+    if count := len(outcome.others):
+        what = "a manifest that is not an image" if count == 1 else f"{count} manifests that are not images"
+        note(f"note: skipped {what}: {', '.join(map(str, outcome.others))}")
+    for failed in outcome.failed:
+        note(f"image {failed.title} was not loaded: {_error_text(failed.error)}")
+    return 1 if outcome.failed else 0
+
+
+def _error_text(error: Exception) -> str:
+    """An error as one line."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{printable(error.filename)}: {error.strerror}"
+    return " ".join(str(error).splitlines())
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -113,23 +130,24 @@ def _loaded_json(loaded: Loaded) -> dict[str, object]:
     """What `load` and `import` say of an image. Sizes in bytes; LeftOut counts members."""
     image = loaded.image
     return {
-        "ID": str(image.id), "Names": list(image.names), "Size": image.size, "Layers": len(image.layers),
+        "ID": str(image.id), "Names": list(image.names), "Platform": str(image.parsed.platform), "Size": image.size, "Layers": len(image.layers),
         "LayersHereBefore": len(loaded.skipped), "LeftOut": dict(loaded.left_out),
         "NamesTaken": {name: str(before) for name, before in loaded.displaced.items()},
     }
 
 
-def _report(loaded: Loaded, *, quiet: bool) -> None:
+def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
     image = loaded.image
+    suffix = f" ({shown(str(image.parsed.platform))})" if platform else ""
     for name, before in loaded.displaced.items():
         put(f"The name {shown(name)} stood for {before.short} before, which is now without it\n")
     if not quiet and loaded.skipped:
         saved = human_size(sum(layer.size for layer in loaded.skipped))
         put(f"{len(loaded.skipped)} of {len(image.layers)} layers ({saved}) were here already, and are stored once\n")
     for name in image.names:
-        put(f"Loaded image: {shown(name)}\n")
+        put(f"Loaded image: {shown(name)}{suffix}\n")
     if not image.names:
-        put(f"Loaded image ID: {image.id}\n")
+        put(f"Loaded image ID: {image.id}{suffix}\n")
     for what, count in sorted(loaded.left_out.items()):
         note(f"note: left out in {count} members: {what}")
 

@@ -133,11 +133,23 @@ class Platform:
             )
         return cls(*words)
 
-    def includes(self, other: Platform) -> bool:
-        """True if `other` is of this system and architecture, and of this variant where one is given."""
-        if (self.os, self.architecture) != (other.os, other.architecture):
-            return False
-        return not (self.variant and other.variant) or self.variant == other.variant
+    @property
+    def normal(self) -> Platform:
+        """The same with the variant that is meant where none is given, or none where it says nothing.
+
+        As containerd has it (platforms/database.go, normalizeArch).
+        """
+        variant = {("arm", ""): "v7", ("arm64", "v8"): "", ("amd64", "v1"): ""}.get(
+            (self.architecture, self.variant), self.variant
+        )
+        return Platform(self.os, self.architecture, variant)
+
+    def suits(self, other: Platform) -> int:
+        """How well `other` answers a wish for this: 2 it is the same, 1 only a variant is not given, 0 not at all."""
+        if self.normal == other.normal:
+            return 2
+        same = (self.os, self.architecture) == (other.os, other.architecture)
+        return int(same and not (self.variant and other.variant))
 
     def __str__(self) -> str:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
