@@ -163,7 +163,7 @@ class Containers:
             staged = self._store.tmp / name
             for one in ("", "upper", "work", _MERGED):
                 (staged / one).mkdir(mode=0o755)
-            _dress(staged / "upper", image.layers[-1].directory)
+            _dress(staged / "upper", image.layers[-1].directory if image.layers else self._store.empty_directory())
             (staged / _RECORD).write_text(json.dumps({
                 "image": str(image.id), "image_name": image.title,
                 "layers": [str(layer.chain_id) for layer in image.layers],
@@ -252,7 +252,9 @@ class Containers:
         return self._store.image(container.image).value.titles[::-1]
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
-        """The directories of its layers, topmost first. Raises MountError if one is gone."""
+        """The directories of its layers, topmost first; an empty one if it has none. Raises MountError: one is gone."""
+        if not container.chain_ids:
+            yield os.fsencode(self._store.empty_directory())
         for chain_id in reversed(container.chain_ids):
             layer = self._store.layer(chain_id)
             if layer is None:

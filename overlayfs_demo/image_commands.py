@@ -19,7 +19,7 @@ from overlayfs_demo.images.describe import LayerFacts
 from overlayfs_demo.images.load import Loaded, import_tree, load
 from overlayfs_demo.images.model import Digest, Platform, shown
 from overlayfs_demo.images.save import save
-from overlayfs_demo.images.store import StoredImage
+from overlayfs_demo.images.store import Inventory, Store, StoredImage
 from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
@@ -30,11 +30,11 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
     verb.add_argument("archive", nargs="?", default="-", metavar="FILE",
-                      help="of docker save, podman save or skopeo, a directory with one unpacked (an OCI layout, dir:), "
-                           "or - (the default): stdin")
+                      help="of docker save, podman save or skopeo, a directory that has one unpacked (an OCI layout, "
+                           "skopeo's dir:), or - (the default): stdin")
     verb.add_argument("--platform", metavar="OS/ARCH|all",
-                      help="which platform, if not this machine's; all: every one, of which this machine's has the name, "
-                           "or the last if there is none")
+                      help="which platform, if not this machine's; with 'all' every one, and the name stays with this "
+                           "machine's, or else the last")
     verb.add_argument("--quiet", "-q", action="store_true", help="print the names alone")
     add_json(verb)
     verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
@@ -130,7 +130,8 @@ def _loaded_json(loaded: Loaded) -> dict[str, object]:
     """What `load` and `import` say of an image. Sizes in bytes; LeftOut counts members."""
     image = loaded.image
     return {
-        "ID": str(image.id), "Names": list(image.names), "Platform": str(image.parsed.platform), "Size": image.size, "Layers": len(image.layers),
+        "ID": str(image.id), "Names": list(image.names), "Platform": str(image.parsed.platform),
+        "Size": image.size, "Layers": len(image.layers),
         "LayersHereBefore": len(loaded.skipped), "LeftOut": dict(loaded.left_out),
         "NamesTaken": {name: str(before) for name, before in loaded.displaced.items()},
     }
@@ -166,12 +167,20 @@ def _save(arguments: argparse.Namespace) -> int:
 # --- telling of them -------------------------------------------------------------------------------
 
 
+def _inventory(store: Store) -> Inventory:
+    """What the store keeps; of what is damaged a person is told."""
+    found = store.inventory()
+    for problem in found.problems:
+        note(f"note: {problem}")
+    return found
+
+
 def _facts(image: StoredImage) -> list[LayerFacts]:
     return [LayerFacts(layer.size) for layer in image.layers]
 
 
 def _images(arguments: argparse.Namespace) -> int:
-    found = store_of(arguments).images()
+    found = _inventory(store_of(arguments)).images
     rows = describe.image_rows((describe.summarize(image.value, _facts(image)) for image in found), arguments.digests)
     trunc, now = not arguments.no_trunc, time.time()
     if arguments.quiet:
@@ -213,10 +222,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
     found = []
     for word in arguments.images:
         image = store.find(word)
-        directories = [str(layer.directory) for layer in reversed(image.layers)]
-        stored = describe.Stored(graph_driver=(
-            PROGRAM, {"LowerDir": ":".join(directories[1:]), "UpperDir": directories[0]},
-        ))
+        place = None
+        if image.layers:
+            top, *below = (str(layer.directory) for layer in reversed(image.layers))
+            place = {"LowerDir": ":".join(below), "UpperDir": top}
+        stored = describe.Stored(graph_driver=(PROGRAM, place))
         found.append(describe.inspect(image.value, _facts(image), stored))
     put(docker_format.inspect_text(found))
     return 0
@@ -232,9 +242,9 @@ def _users(images: Sequence[StoredImage]) -> Mapping[Digest, list[StoredImage]]:
 
 
 def _layers(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    users = _users(store.images())
-    layers = sorted(store.layers(), key=lambda layer: (-layer.size, str(layer.chain_id)))
+    found = _inventory(store_of(arguments))
+    users = _users(found.images)
+    layers = sorted(found.layers, key=lambda layer: (-layer.size, str(layer.chain_id)))
     if arguments.json:
         put_json([
             {
@@ -259,8 +269,8 @@ def _layers(arguments: argparse.Namespace) -> int:
 
 
 def _df(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    images, layers = store.images(), store.layers()
+    found = _inventory(store_of(arguments))
+    images, layers = found.images, found.layers
     uses = Counter(layer.chain_id for image in images for layer in set(image.layers))
 
     def split(image: StoredImage) -> tuple[int, int]:
@@ -307,6 +317,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     gone = remove.prune(store, Containers(store).users(), every=arguments.all)
     _tell_removed(gone, as_json=arguments.json)
+    _inventory(store)
     if not arguments.json:
         put(f"Reclaimed space: {human_size(gone.size)}\n")
     return 0
@@ -316,12 +327,12 @@ def _tell_removed(gone: remove.Removed, *, as_json: bool) -> None:
     if as_json:
         put_json([{
             "Untagged": list(gone.names), "DeletedImages": [str(image) for image in gone.images],
-            "DeletedLayers": [str(layer.chain_id) for layer in gone.layers], "ReclaimedSize": gone.size,
+            "DeletedLayers": [str(chain_id) for chain_id in gone.layers], "ReclaimedSize": gone.size,
         }])
         return
     lines = [f"Untagged: {shown(name)}" for name in gone.names]
     lines += [f"Deleted: {image}" for image in gone.images]
-    lines += [f"Deleted: {layer.chain_id}" for layer in gone.layers]
+    lines += [f"Deleted: {chain_id}" for chain_id in gone.layers]
     put("".join(line + "\n" for line in lines))
 
 

@@ -68,6 +68,8 @@ def build_layers(
     outdir = outdir.resolve()
     with _output(outdir) as out_fd, open_archive(archive_path, scratch=outdir) as archive:
         image = select_image(archive, name, platform)
+        if not image.layers:
+            raise ImageError(f"{archive.label}: the image has no layers", "there is nothing to build of it")
         work = _Build(archive, image, outdir, out_fd, userxattr if userxattr is not None else not root, root, mode)
         return work.run()
 

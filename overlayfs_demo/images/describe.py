@@ -97,12 +97,12 @@ class Stored:
     """What only the Docker that stores an image knows of it, for `inspect`.
 
     `digests` are `name@algorithm:hex`. `graph_driver` is the storage driver's name and what it says of the
-    image's top layer, `last_tag_time` RFC 3339 text; each is left out of `inspect` where None.
+    image's top layer (None if it has none), `last_tag_time` RFC 3339 text; each is left out of `inspect` where None.
     """
 
     parent: Digest | None = None
     digests: tuple[str, ...] = ()
-    graph_driver: tuple[str, Mapping[str, str]] | None = None
+    graph_driver: tuple[str, Mapping[str, str] | None] | None = None
     last_tag_time: str | None = None
 
 
@@ -265,7 +265,7 @@ def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHIN
     }
     if stored.graph_driver is not None:
         name, data = stored.graph_driver
-        found["GraphDriver"] = {"Data": dict(sorted(data.items())), "Name": name}
+        found["GraphDriver"] = {"Data": None if data is None else dict(sorted(data.items())), "Name": name}
     rootfs = fields.inner("rootfs") or Fields({}, "config")
     diff_ids = [str(layer.diff_id) for layer in image.layers]
     found["RootFS"] = {"Type": rootfs.text("type"), **_unless_empty("Layers", diff_ids)}

@@ -5,6 +5,7 @@
     layers/HEX.recipe  what its tar had besides the data of its files, see `tarsplit`
     images/HEX         an image's config, byte for byte; HEX, its sha256, is the image's ID
     names.json         which image a name stands for
+    empty/             an empty directory, the lower of a container whose image has no layers
     tmp/               what is being made; leftovers are swept by the next writer
     lock               flock(2): held by whoever changes something
 
@@ -13,7 +14,8 @@ A layer is found by its chain ID and not by its diff ID alone: a directory also 
 it does below), so the same tar on other layers is another directory. Docker does so as well.
 Readers need no lock: each file and directory appears and changes by one rename(2). Nothing is flushed to the
 disk: after a power failure, load again what was loaded last. Directories are private (mode 0700), because
-layers hold set-id programs of other systems.
+layers hold set-id programs of other systems. What is read is checked, and one damaged record does not keep
+the others from being used.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.config import check_config
 from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, known_name, parse_json, shown
 from overlayfs_demo.images.tree import remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
@@ -39,6 +42,7 @@ _RECORD, RECIPE = ".json", ".recipe"
 _PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9])?"
 _NAME = re.compile(rf"{_PART}(?::[0-9]+(?=/))?(?:/{_PART})*(?::[a-zA-Z0-9_][a-zA-Z0-9._-]{{0,127}})?")
 _LEAST_DIGITS = 4
+_HASH = re.compile("[0-9a-f]{64,128}")
 
 
 def default_root() -> Path:
@@ -99,11 +103,34 @@ class StoredImage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All that a store keeps: images by ID, layers by chain ID, and for whatever is damaged what to do about it.
+
+    `needed` are the chain IDs of the images' layers, also of those that have lost a layer; None if that is not known.
+    """
+
+    images: tuple[StoredImage, ...]
+    layers: tuple[StoredLayer, ...]
+    problems: tuple[ImageError, ...]
+    needed: frozenset[Digest] | None
+
+
 def normal_name(name: str) -> str:
     """A name with its tag, `:latest` if it has none. Raises ImageError for what is no name."""
     if not _NAME.fullmatch(name):
         raise ImageError(f"'{shown(name)}' is no image name", "write NAME[:TAG], as in app:1.0")
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _named_by_hash(directory: Path) -> list[Digest]:
+    """The hashes that files in a directory have for names, sorted; of other names nobody here is the author."""
+    return [Digest("sha256", path.name) for path in sorted(directory.iterdir()) if _HASH.fullmatch(path.name)]
+
+
+def _words(error: ImageError | OSError) -> str:
+    """What is wrong, without advice."""
+    return error.problem if isinstance(error, ImageError) else error.strerror or str(error)
 
 
 class Store:
@@ -181,21 +208,30 @@ class Store:
     # --- layers ------------------------------------------------------------------------------------
 
     def layer(self, chain_id: Digest) -> StoredLayer | None:
-        """The layer, if it is here."""
+        """The layer, if it is here. Raises ImageError if what is known of it is damaged."""
         directory = self._layers / chain_id.encoded
         if not directory.is_dir():
             return None
         record = directory.with_suffix(_RECORD)
-        row = Document(parse_json(record.read_bytes(), str(record)), shown(str(record)))
-        return StoredLayer(
-            row.digest("chain_id"), row.digest("diff_id"), directory, row.size("size"), row.text("marks"),
-            row.flag("owners"),
-        )
+        try:
+            row = Document(parse_json(record.read_bytes(), str(record)), shown(str(record)))
+            return StoredLayer(
+                row.digest("chain_id"), row.digest("diff_id"), directory, row.size("size"), row.text("marks"),
+                row.flag("owners"),
+            )
+        except (ImageError, OSError) as error:
+            raise ImageError(
+                f"the record of layer {chain_id.short} is damaged ({_words(error)})",
+                "remove the images that have it with 'overlayfs-demo rmi', then load them again",
+            ) from None
+
+    def layer_ids(self) -> list[Digest]:
+        """The chain IDs of all layers that are here, sorted; their records may be damaged."""
+        return [one for one in _named_by_hash(self._layers) if self.place(one).is_dir()]
 
     def layers(self) -> list[StoredLayer]:
-        """Every layer, by chain ID."""
-        found = (self.layer(Digest("sha256", path.stem)) for path in sorted(self._layers.glob("*" + _RECORD)))
-        return [layer for layer in found if layer is not None]
+        """Every layer that is not damaged, by chain ID."""
+        return list(self.inventory().layers)
 
     def publish_layer(self, staged: Path, layer: StoredLayer) -> None:
         """Give a finished directory, and the recipe beside it, their places. Call while `writing`."""
@@ -211,10 +247,16 @@ class Store:
         """Where the layer's directory is, or will be."""
         return self._layers / chain_id.encoded
 
-    def remove_layer(self, layer: StoredLayer) -> None:
+    def remove_layer(self, chain_id: Digest) -> None:
         """Remove a layer that no image uses. Call while `writing`."""
-        layer.directory.rename(self.tmp / layer.directory.name)
+        self.place(chain_id).rename(self.tmp / chain_id.encoded)
         self._sweep()
+
+    def empty_directory(self) -> Path:
+        """What lies below the upper of a container whose image has no layers."""
+        path = self.root / "empty"
+        path.mkdir(mode=0o755, exist_ok=True)
+        return path
 
     # --- images ------------------------------------------------------------------------------------
 
@@ -226,37 +268,103 @@ class Store:
             self._write(path, config)
         return identity
 
-    def remove_image(self, image: StoredImage) -> None:
-        """Remove an image's config and names; its layers stay. Call while `writing`."""
-        self._change_names(lambda names: {name: one for name, one in names.items() if one != str(image.id)})
-        (self._images / image.id.encoded).unlink()
+    def remove_image(self, identity: Digest) -> None:
+        """Remove an image's config, if it is here, and names; its layers stay. Call while `writing`."""
+        self._change_names(lambda names: {name: one for name, one in names.items() if one != str(identity)})
+        (self._images / identity.encoded).unlink(missing_ok=True)
 
     def image(self, identity: Digest) -> StoredImage:
-        """The image with this ID. Raises ImageError if it, or a layer of it, is not here."""
-        path = self._images / identity.encoded
-        try:
-            config = path.read_bytes()
-        except FileNotFoundError:
-            raise ImageError(f"no image {identity}", "'overlayfs-demo images' lists what there is") from None
-        parsed = Config.parse(config, str(path))
+        """The image with this ID. Raises ImageError if it, or a layer of it, is not here, or is damaged."""
+        return self._image(identity, *self._config(identity), self.names_of(identity))
+
+    def _image(self, identity: Digest, config: bytes, parsed: Config, names: tuple[str, ...]) -> StoredImage:
         layers = []
         for chain_id in chain_ids(parsed.diff_ids):
             layer = self.layer(chain_id)
             if layer is None:
                 raise ImageError(f"image {identity.short} has lost its layer {chain_id}", "load it again")
             layers.append(layer)
-        names = sorted(name for name, one in self._names().items() if one == str(identity))
-        return StoredImage(identity, config, parsed, tuple(layers), tuple(names))
+        return StoredImage(identity, config, parsed, tuple(layers), names)
+
+    def _config(self, identity: Digest) -> tuple[bytes, Config]:
+        path = self._images / identity.encoded
+        try:
+            config = path.read_bytes()
+        except FileNotFoundError:
+            raise ImageError(f"no image {identity}", "'overlayfs-demo images' lists what there is") from None
+        try:
+            if Digest.of(config) != identity:
+                raise ImageError("it is not what was loaded")
+            return config, check_config(config, str(path))
+        except ImageError as error:
+            raise ImageError(
+                f"the config of image {identity.short} is damaged ({_words(error)})",
+                f"remove it with 'overlayfs-demo rmi {identity.short}', then load it again",
+            ) from None
+
+    def chain_ids_of(self, identity: Digest) -> tuple[Digest, ...]:
+        """The chain IDs of an image's layers, bottom to top, whether or not they are here. Raises ImageError."""
+        return chain_ids(self._config(identity)[1].diff_ids)
 
     def images(self) -> list[StoredImage]:
-        """Every image, by ID."""
-        return [self.image(Digest("sha256", path.name)) for path in sorted(self._images.iterdir())]
+        """Every image that is not damaged, by ID."""
+        return list(self.inventory().images)
+
+    def inventory(self) -> Inventory:
+        """All images and layers. Raises OSError if the store itself cannot be read."""
+        images: list[StoredImage] = []
+        problems: list[ImageError] = []
+        needed: set[Digest] = set()
+        all_known = True
+        layers = self._sound_layers(problems)
+        names = self._names_by_image(problems)
+        identities = _named_by_hash(self._images)
+        for identity in identities:
+            try:
+                config, parsed = self._config(identity)
+            except ImageError as error:
+                all_known = False
+                problems.append(error)
+                continue
+            needed.update(chain_ids(parsed.diff_ids))
+            try:
+                images.append(self._image(identity, config, parsed, names.get(str(identity), ())))
+            except ImageError as error:
+                problems.append(error)
+        here = set(map(str, identities))
+        problems += [
+            ImageError(f"the name {shown(name)} stands for {shown(one)}, which is no image here",
+                       f"remove it with 'overlayfs-demo rmi {shown(name)}'")
+            for one, given in names.items() if one not in here for name in given
+        ]
+        return Inventory(tuple(images), tuple(layers), tuple(problems), frozenset(needed) if all_known else None)
+
+    def _sound_layers(self, problems: list[ImageError]) -> list[StoredLayer]:
+        layers = []
+        for chain_id in self.layer_ids():
+            try:
+                layer = self.layer(chain_id)
+            except ImageError as error:
+                problems.append(error)
+                continue
+            if layer is not None:
+                layers.append(layer)
+        return layers
 
     def find(self, name: str) -> StoredImage:
         """The image that goes by this name (`:latest` may be left out), or whose ID begins so. Raises ImageError."""
-        names = self._names()
+        return self.image(self.identify(name))
+
+    def identify(self, name: str) -> Digest:
+        """The ID of the image that `find` would find, which may be damaged. Raises ImageError."""
+        damaged = None
+        names: Mapping[str, str] = {}
+        try:
+            names = self._names()
+        except ImageError as error:
+            damaged = error
         if known := known_name(name, names):
-            return self.image(Digest.parse(names[known], str(self.root / "names.json")))
+            return Digest.parse(names[known], str(self._names_file))
         start = name.removeprefix("sha256:")
         found = []
         if len(start) >= _LEAST_DIGITS and re.fullmatch("[0-9a-f]+", start):
@@ -264,19 +372,44 @@ class Store:
         if len(found) > 1:
             raise ImageError(f"'{shown(name)}' begins the IDs of {len(found)} images", "give more digits")
         if not found:
-            raise ImageError(f"no image '{shown(name)}'", "'overlayfs-demo images' lists what there is")
-        return self.image(Digest("sha256", found[0]))
+            raise damaged or ImageError(f"no image '{shown(name)}'", "'overlayfs-demo images' lists what there is")
+        return Digest("sha256", found[0])
 
     # --- names -------------------------------------------------------------------------------------
 
+    @property
+    def _names_file(self) -> Path:
+        return self.root / "names.json"
+
     def _names(self) -> Mapping[str, str]:
-        path = self.root / "names.json"
+        """Which image's ID each name stands for. Raises ImageError if the file is damaged."""
         try:
-            data = path.read_bytes()
+            data = self._names_file.read_bytes()
         except FileNotFoundError:
             return {}
-        row = Document(parse_json(data, str(path)), shown(str(path)))
-        return {name: row.text(name) for name in row}
+        where = shown(str(self._names_file))
+        try:
+            row = Document(parse_json(data, where), where)
+            return {name: row.text(name) for name in row}
+        except ImageError as error:
+            raise ImageError(
+                f"the names of images are damaged ({_words(error)})",
+                "remove that file: the images stay, and 'overlayfs-demo tag' names them again",
+            ) from None
+
+    def _names_by_image(self, problems: list[ImageError]) -> Mapping[str, tuple[str, ...]]:
+        """The names, sorted, that each image's ID has; none where the file is damaged, which is one more problem."""
+        found: dict[str, tuple[str, ...]] = {}
+        try:
+            for name, one in sorted(self._names().items()):
+                found[one] = (*found.get(one, ()), name)
+        except ImageError as error:
+            problems.append(error)
+        return found
+
+    def names_of(self, identity: Digest) -> tuple[str, ...]:
+        """The names of an image, sorted; none where the names are damaged."""
+        return self._names_by_image([]).get(str(identity), ())
 
     def name_image(self, name: str, identity: Digest) -> Digest | None:
         """Let a name stand for an image; the one that it stood for before, if another. Call while `writing`."""
@@ -291,7 +424,7 @@ class Store:
 
     def _change_names(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
         names = change(self._names())
-        self._write(self.root / "names.json", json.dumps(dict(sorted(names.items())), indent=1).encode())
+        self._write(self._names_file, json.dumps(dict(sorted(names.items())), indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file by one rename."""

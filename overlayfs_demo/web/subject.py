@@ -73,15 +73,16 @@ class Subject:
 
 @contextmanager
 def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
-    """The layers of an image, at least one, which stay open meanwhile. Raises OSError."""
+    """The layers of an image, which stay open meanwhile. Raises OSError."""
     layers, titles = image.layers[::-1], image.value.titles[::-1]
+    directories = [one.directory for one in layers] or [store.empty_directory()]
     stack = Stack(
-        tuple(os.fsencode(one.directory) for one in layers), user_xattrs=store.marks is USER, image_whiteouts=False,
+        tuple(map(os.fsencode, directories)), user_xattrs=store.marks is USER, image_whiteouts=False,
         titles=titles,
     )
     roots = tuple(
         LayerRoot(str(len(layers) - place), label, title, one.directory)
-        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), titles, strict=True))
+        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), titles, strict=False))
     )
     overlay = open_overlay(stack)
     try:
