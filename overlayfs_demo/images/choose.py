@@ -1,7 +1,7 @@
 """Which of the images in an archive are meant: by name, and by platform?
 
-Candidates of one name are one image for several platforms, where their platforms differ. Where they do not, they are
-images of their own, and the last one has the name.
+Candidates of one name, or without a name in one index, are one image for several platforms, where their platforms
+differ. Where they do not, they are images of their own, and the last one has the name.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from overlayfs_demo.images.model import Image, Platform, running_platform, shown
 
 
 def by_name(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    """The candidates in groups of one name; each without a name is one of its own, if it is not there twice."""
+    """The candidates in groups of one name, or one index; each without either is one of its own."""
     groups: dict[object, list[Candidate]] = {}
     for one in candidates:
-        groups.setdefault(one.names or one.identity or id(one), []).append(one)
+        groups.setdefault(one.names or one.index or one.identity or id(one), []).append(one)
     return list(groups.values())
 
 

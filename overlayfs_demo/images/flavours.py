@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive
@@ -50,12 +50,16 @@ _MAX_NESTING = 8
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One image of an archive, not read yet: its names, its platform if known, and how to read it."""
+    """One image of an archive, not read yet: its names, its platform if known, and how to read it.
+
+    `index` is what lists it among other platforms of one image, if anything does.
+    """
 
     names: tuple[str, ...]
     identity: Digest | None
     platform: Platform | None
     read: Callable[[], Image]
+    index: Digest | None = None
 
     @property
     def title(self) -> str:
@@ -253,7 +257,8 @@ def _of_directory(archive: Archive) -> Contents:
     document = Document(parse_json(data, member), f"{archive.label}: member {member}")
     blobs = _Blobs(archive, lambda digest: digest.encoded, lambda digest: f"{digest.encoded}.manifest.json")
     if document.has("manifests"):
-        return blobs.contents(member, _oci_index(blobs, data, member, (), 0))
+        found = _oci_index(blobs, data, member, (), 0)
+        return blobs.contents(member, [replace(one, index=Digest.of(data)) for one in found])
     if not document.has("config"):
         raise _schema_1(archive, member) if document.has("fsLayers") else archive.bad(member, "is no image manifest")
     return blobs.contents(member, _manifest(blobs, document, Digest.of(data), (), None))
@@ -281,7 +286,8 @@ def _oci_index(blobs: _Blobs, data: bytes, member: str, names: tuple[str, ...], 
                 if depth >= _MAX_NESTING:
                     raise archive.bad(member, "nests indexes too deeply")
                 place = blobs.manifest_place(digest)
-                found += _oci_index(blobs, archive.document(place, digest), place, own, depth + 1)
+                inside = _oci_index(blobs, archive.document(place, digest), place, own, depth + 1)
+                found += [replace(one, index=digest) for one in inside]
             elif kind in _SCHEMA_1:
                 raise _schema_1(archive, blobs.manifest_place(digest))
             elif kind not in _MANIFESTS:

@@ -87,15 +87,16 @@ def test_configs_that_say_no_platform_are_two_images(store: Store) -> None:
 # --- platforms -------------------------------------------------------------------------------------
 
 
-def index(**platforms: str) -> bytes:
-    """An index app:1 of images by their file's name, each for an os/architecture/variant."""
+def index(name: str = "app:1", **platforms: str) -> bytes:
+    """An index of images by their file's name, each for an os/architecture/variant."""
     blobs = Blobs()
     entries = []
     for word, text in platforms.items():
         one = Platform.parse(text)
         place = {"os": one.os, "architecture": one.architecture, **({"variant": one.variant} if one.variant else {})}
         entries.append({**blobs.image([LAYERS[word]], **place), "platform": place})
-    return blobs.layout([named(blobs.index(entries), "app:1")])
+    entry = blobs.index(entries)
+    return blobs.layout([named(entry, name) if name else entry])
 
 
 ARM = {"one": "linux/arm/v5", "two": "linux/arm", "three": "linux/arm/v7", "four": "linux/arm/v6"}
@@ -141,6 +142,13 @@ def test_a_wish_for_another_platform_than_the_only_one_is_refused(store: Store) 
 
 def test_the_only_platform_is_loaded_on_any_machine(store: Store) -> None:
     assert what(load(store, write(store, index(one="linux/s390x")))) == [("one", ("app:1",))]
+
+
+def test_the_platforms_of_an_index_without_a_name_are_one_image(store: Store) -> None:
+    data = index("", one="linux/arm64", two="linux/amd64")
+    assert what(load(store, write(store, data))) == [("two", ())]
+    assert what(load(store, write(store, data), Platform.parse("linux/arm64"))) == [("one", ())]
+    assert len(list(load(store, write(store, data), every_platform=True))) == 2
 
 
 def test_all_platforms_load_and_the_machines_has_the_name(store: Store) -> None:
