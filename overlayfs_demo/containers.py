@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import mounts, records, syscalls
-from overlayfs_demo.errors import MountError, OverlayError, UsageError
+from overlayfs_demo.errors import ImageError, MountError, OverlayError, UsageError
 from overlayfs_demo.images.changes import Change, changes
 from overlayfs_demo.images.commit import commit
 from overlayfs_demo.images.layertar import write_tree
@@ -129,12 +129,18 @@ class Containers:
             data = (directory / _RECORD).read_bytes()
         except FileNotFoundError:
             raise MountError(f"no container '{shown(name)}'", "'overlayfs-demo ps' lists what there is") from None
-        row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
-        return Container(
-            name, directory, row.digest("image"), row.text("image_name"),
-            tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
-            Path(row.text("mountpoint")), row.flag("time_machine"), row.text("options", ""),
-        )
+        try:
+            row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
+            return Container(
+                name, directory, row.digest("image"), row.text("image_name"),
+                tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
+                Path(row.text("mountpoint")), row.flag("time_machine"), row.text("options", ""),
+            )
+        except ImageError as error:
+            raise MountError(
+                f"the record of container '{name}' is damaged ({error.problem})",
+                f"what it changed is in {shown(str(directory / 'upper'))}; save that, and remove the directory above it",
+            ) from None
 
     def users(self) -> Mapping[Digest, list[str]]:
         """Which containers are made of which image."""

@@ -173,3 +173,15 @@ def test_a_file_that_is_no_record_is_nobodys_image(store: Store, capsys: Capture
     assert said(store, capsys, "images")[1] == ""
     prune(store, {}, every=True)
     assert (store.root / "layers/mine").exists()
+
+
+@pytest.mark.parametrize("text", ["[", "{}", '{"image": "x"}'])
+def test_a_container_whose_record_is_damaged_is_named_and_nothing_is_removed(
+    store: Store, text: str, capsys: Captured
+) -> None:
+    directory = store.root / "containers/broken"
+    directory.mkdir(parents=True)
+    (directory / "container.json").write_text(text)
+    assert cli.main(["prune", "--all", "--store", str(store.root)]) == 1
+    assert "record of container 'broken' is damaged" in capsys.readouterr().err
+    assert len(store.images()) == 2
