@@ -139,7 +139,7 @@ class Containers:
         except ImageError as error:
             raise MountError(
                 f"the record of container '{name}' is damaged ({error.problem})",
-                f"what it changed is in {shown(str(directory / 'upper'))}; save that, and remove the directory above it",
+                f"save what it changed, in 'upper' of {shown(str(directory))}, then remove that directory",
             ) from None
 
     def users(self) -> Mapping[Digest, list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import docker_format
-from overlayfs_demo.commands import PROGRAM, Verbs, note, put, put_json
+from overlayfs_demo.commands import PROGRAM, Verbs, note, one_line, put, put_json
 from overlayfs_demo.containers import Containers
 from overlayfs_demo.images import describe, remove
 from overlayfs_demo.images.analysis import analyse
@@ -21,7 +21,7 @@ from overlayfs_demo.images.model import Digest, Platform, shown
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Inventory, Store, StoredImage
 from overlayfs_demo.output import add_output, output
-from overlayfs_demo.render import human_size, printable
+from overlayfs_demo.render import human_size
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
 from overlayfs_demo.terminal import progress, put_table
 
@@ -96,7 +96,7 @@ def _load(arguments: argparse.Namespace) -> int:
         outcome = load(store_of(arguments), _source(arguments.archive), platform, told, every_platform=every)
     if arguments.json:
         put_json([_loaded_json(one) for one in outcome])
-        put_json([{"Image": one.title, "Error": _error_text(one.error)} for one in outcome.failed])
+        put_json([{"Image": one.title, "Error": one_line(one.error)} for one in outcome.failed])
     else:
         for one in outcome:
             _report(one, quiet=arguments.quiet, platform=every)
@@ -104,15 +104,8 @@ def _load(arguments: argparse.Namespace) -> int:
         what = "a manifest that is not an image" if count == 1 else f"{count} manifests that are not images"
         note(f"note: skipped {what}: {', '.join(map(str, outcome.others))}")
     for failed in outcome.failed:
-        note(f"image {failed.title} was not loaded: {_error_text(failed.error)}")
+        note(f"image {failed.title} was not loaded: {one_line(failed.error)}")
     return 1 if outcome.failed else 0
-
-
-def _error_text(error: Exception) -> str:
-    """An error as one line."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{printable(error.filename)}: {error.strerror}"
-    return " ".join(str(error).splitlines())
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -255,7 +255,9 @@ class Store:
     def empty_directory(self) -> Path:
         """What lies below the upper of a container whose image has no layers."""
         path = self.root / "empty"
-        path.mkdir(mode=0o755, exist_ok=True)
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)  # Whatever the umask says: the view's root looks like it.
         return path
 
     # --- images ------------------------------------------------------------------------------------

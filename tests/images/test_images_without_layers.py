@@ -11,6 +11,7 @@ import pytest
 from overlayfs_demo import cli
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.build import build_layers
+from overlayfs_demo.images.dockersave import write_archive
 from overlayfs_demo.images.load import load
 from overlayfs_demo.images.store import Store
 from tests.conftest import unmount_all, why_no_mounts
@@ -91,6 +92,13 @@ def test_it_is_the_same_after_save_and_load(place: Path, tmp_path: Path, capsys:
     assert cli.main(["save", "--store", str(place), "-o", saved, "label:1"]) == 0
     assert cli.main(["load", "--store", str(tmp_path / "other"), saved]) == 0
     assert Store(tmp_path / "other").find("label:1").id == Store(place).find("label:1").id
+
+
+def test_it_can_be_written_as_docker_did(place: Path, tmp_path: Path) -> None:
+    with (tmp_path / "old.tar").open("wb") as out:
+        write_archive(out, Store(place).find("label:1").value, [])
+    [one] = load(Store(tmp_path / "other"), tmp_path / "old.tar")
+    assert one.image.names == ("label:1",)
 
 
 def test_there_is_nothing_to_build_of_it(tmp_path: Path) -> None:
