@@ -208,7 +208,10 @@ def _some_layers(store: Store, word: str) -> list[Path]:
         return [layer.directory for layer in store.find(word).layers]
     layers = store.find(name).layers
     if not number.isdigit() or not 1 <= int(number) <= len(layers):
-        raise UsageError(f"'{shown(word)}': there is no layer {shown(number)}", f"{name} has 1 to {len(layers)}")
+        raise UsageError(
+            f"'{shown(word)}': there is no layer {shown(number)}",
+            f"{name} has {f'1 to {len(layers)}' if layers else 'none'}",
+        )
     return [layer.directory for layer in layers[: int(number)]]
 
 

@@ -65,10 +65,9 @@ def guarded(program: str, action: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OverlayError as error:
-        return _fail(program, str(error), error.exit_code)
+        return _fail(program, one_line(error), error.exit_code)
     except OSError as error:
-        where = f"{printable(error.filename)}: " if error.filename else ""
-        return _fail(program, f"{where}{error.strerror or error}", 1)
+        return _fail(program, one_line(error), 1)
     except RecursionError:
         # What walks trees here goes down by calls; the mounts do not.
         return _fail(program, "directories are nested too deeply for this command", 1)
@@ -78,8 +77,16 @@ def guarded(program: str, action: Callable[[], int]) -> int:
         return _fail(program, "terminated", 143)
 
 
+def one_line(error: OverlayError | OSError) -> str:
+    """What a person is told of an error."""
+    if isinstance(error, OverlayError):
+        return " ".join(str(error).splitlines())
+    where = f"{printable(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
 def _fail(program: str, problem: str, status: int) -> int:
-    print(f"{program}: {' '.join(problem.splitlines())}", file=sys.stderr)
+    print(f"{program}: {problem}", file=sys.stderr)
     return status
 
 

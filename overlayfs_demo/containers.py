@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import mounts, records, syscalls
-from overlayfs_demo.errors import MountError, OverlayError, UsageError
+from overlayfs_demo.errors import ImageError, MountError, OverlayError, UsageError
 from overlayfs_demo.images.changes import Change, changes
 from overlayfs_demo.images.commit import commit
 from overlayfs_demo.images.layertar import write_tree
@@ -126,12 +126,18 @@ class Containers:
             data = (directory / _RECORD).read_bytes()
         except FileNotFoundError:
             raise MountError(f"no container '{shown(name)}'", "'overlayfs-demo ps' lists what there is") from None
-        row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
-        return Container(
-            name, directory, row.digest("image"), row.text("image_name"),
-            tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
-            Path(row.text("mountpoint")), row.flag("time_machine"), row.text("options", ""),
-        )
+        try:
+            row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
+            return Container(
+                name, directory, row.digest("image"), row.text("image_name"),
+                tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
+                Path(row.text("mountpoint")), row.flag("time_machine"), row.text("options", ""),
+            )
+        except ImageError as error:
+            raise MountError(
+                f"the record of container '{name}' is damaged ({error.problem})",
+                f"save what it changed, in 'upper' of {shown(str(directory))}, then remove that directory",
+            ) from None
 
     def users(self) -> Mapping[Digest, list[str]]:
         """Which containers are made of which image."""
@@ -160,7 +166,7 @@ class Containers:
             staged = self._store.tmp / name
             for one in ("", "upper", "work", _MERGED):
                 (staged / one).mkdir(mode=0o755)
-            _dress(staged / "upper", image.layers[-1].directory)
+            _dress(staged / "upper", image.layers[-1].directory if image.layers else self._store.empty_directory())
             (staged / _RECORD).write_text(json.dumps({
                 "image": str(image.id), "image_name": image.title,
                 "layers": [str(layer.chain_id) for layer in image.layers],
@@ -249,7 +255,9 @@ class Containers:
         return self._store.image(container.image).value.titles[::-1]
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
-        """The directories of its layers, topmost first. Raises MountError if one is gone."""
+        """The directories of its layers, topmost first; an empty one if it has none. Raises MountError: one is gone."""
+        if not container.chain_ids:
+            yield os.fsencode(self._store.empty_directory())
         for chain_id in reversed(container.chain_ids):
             layer = self._store.layer(chain_id)
             if layer is None:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo import docker_format
-from overlayfs_demo.commands import PROGRAM, Verbs, note, put, put_json
+from overlayfs_demo.commands import PROGRAM, Verbs, note, one_line, put, put_json
 from overlayfs_demo.containers import Containers
 from overlayfs_demo.images import describe, remove
 from overlayfs_demo.images.analysis import analyse
 from overlayfs_demo.images.describe import LayerFacts
 from overlayfs_demo.images.load import Loaded, import_tree, load
-from overlayfs_demo.images.model import Digest, Platform
+from overlayfs_demo.images.model import Digest, Platform, shown
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.save import save
-from overlayfs_demo.images.store import StoredImage
+from overlayfs_demo.images.store import Inventory, Store, StoredImage
 from overlayfs_demo.output import add_output, output
 from overlayfs_demo.render import human_size, plural
 from overlayfs_demo.store_verbs import add_json, add_verb, store_of
@@ -31,8 +31,11 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
     verb.add_argument("archive", nargs="?", default="-", metavar="FILE",
-                      help="of docker save, podman save or skopeo, an OCI layout directory, or - (the default): stdin")
-    verb.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
+                      help="of docker save, podman save or skopeo, a directory that has one unpacked (an OCI layout, "
+                           "skopeo's dir:), or - (the default): stdin")
+    verb.add_argument("--platform", metavar="OS/ARCH|all",
+                      help="which platform, if not this machine's; with 'all' every one, and the name stays with this "
+                           "machine's, or else the last")
     verb.add_argument("--quiet", "-q", action="store_true", help="print the names alone")
     add_json(verb)
     verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
@@ -88,15 +91,22 @@ def _source(word: str) -> Path | BinaryIO:
 
 
 def _load(arguments: argparse.Namespace) -> int:
-    platform = Platform.parse(arguments.platform) if arguments.platform else None
+    every = arguments.platform == "all"
+    platform = Platform.parse(arguments.platform) if arguments.platform and not every else None
     with progress() as told:
-        loaded = load(store_of(arguments), _source(arguments.archive), platform, told)
+        outcome = load(store_of(arguments), _source(arguments.archive), platform, told, every_platform=every)
     if arguments.json:
-        put_json([_loaded_json(one) for one in loaded])
-        return 0
-    for one in loaded:
-        _report(one, quiet=arguments.quiet)
-    return 0
+        put_json([_loaded_json(one) for one in outcome])
+        put_json([{"Image": one.title, "Error": one_line(one.error)} for one in outcome.failed])
+    else:
+        for one in outcome:
+            _report(one, quiet=arguments.quiet, platform=every)
+    if outcome.others:
+        what = plural(len(outcome.others), "manifest that is not an image", "manifests that are not images")
+        note(f"note: skipped {what}: {', '.join(map(str, outcome.others))}")
+    for failed in outcome.failed:
+        note(f"image {failed.title} was not loaded: {one_line(failed.error)}")
+    return 1 if outcome.failed else 0
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -115,14 +125,16 @@ def _loaded_json(loaded: Loaded) -> dict[str, object]:
     """What `load` and `import` say of an image. Sizes in bytes; LeftOut counts members."""
     image = loaded.image
     return {
-        "ID": str(image.id), "Names": list(map(str, loaded.names)), "Size": image.size, "Layers": len(image.layers),
+        "ID": str(image.id), "Names": list(map(str, loaded.names)), "Platform": str(image.parsed.platform),
+        "Size": image.size, "Layers": len(image.layers),
         "LayersHereBefore": len(loaded.skipped), "LeftOut": dict(loaded.left_out),
         "NamesTaken": {str(name): str(before) for name, before in loaded.displaced.items()},
     }
 
 
-def _report(loaded: Loaded, *, quiet: bool) -> None:
+def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
     image = loaded.image
+    suffix = f" ({shown(str(image.parsed.platform))})" if platform else ""
     for name, before in loaded.displaced.items():
         put(f"The name {name} stood for {before.short} before, which is now without it\n")
     if not quiet and loaded.skipped:
@@ -130,9 +142,9 @@ def _report(loaded: Loaded, *, quiet: bool) -> None:
         layers = f"{len(loaded.skipped)} of {plural(len(image.layers), 'layer')}"
         put(f"Already here, and stored once: {layers} ({saved})\n")
     for name in loaded.names:
-        put(f"Loaded image: {name}\n")
+        put(f"Loaded image: {name}{suffix}\n")
     if not loaded.names:
-        put(f"Loaded image ID: {image.id}\n")
+        put(f"Loaded image ID: {image.id}{suffix}\n")
     for what, count in sorted(loaded.left_out.items()):
         note(f"note: left out in {plural(count, 'member')}: {what}")
 
@@ -151,12 +163,20 @@ def _save(arguments: argparse.Namespace) -> int:
 # --- telling of them -------------------------------------------------------------------------------
 
 
+def _inventory(store: Store) -> Inventory:
+    """What the store keeps; of what is damaged a person is told."""
+    found = store.inventory()
+    for problem in found.problems:
+        note(f"note: {problem}")
+    return found
+
+
 def _facts(image: StoredImage) -> list[LayerFacts]:
     return [LayerFacts(layer.size) for layer in image.layers]
 
 
 def _images(arguments: argparse.Namespace) -> int:
-    found = store_of(arguments).images()
+    found = _inventory(store_of(arguments)).images
     rows = describe.image_rows((describe.summarize(image.value, _facts(image)) for image in found), arguments.digests)
     trunc, now = not arguments.no_trunc, time.time()
     if arguments.quiet:
@@ -198,10 +218,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
     found = []
     for word in arguments.images:
         image = store.find(word)
-        directories = [str(layer.directory) for layer in reversed(image.layers)]
-        stored = describe.Stored(graph_driver=(
-            PROGRAM, {"LowerDir": ":".join(directories[1:]), "UpperDir": directories[0]},
-        ))
+        place = None
+        if image.layers:
+            top, *below = (str(layer.directory) for layer in reversed(image.layers))
+            place = {"LowerDir": ":".join(below), "UpperDir": top}
+        stored = describe.Stored(graph_driver=(PROGRAM, place))
         found.append(describe.inspect(image.value, _facts(image), stored))
     put(docker_format.inspect_text(found))
     return 0
@@ -217,9 +238,9 @@ def _users(images: Sequence[StoredImage]) -> Mapping[Digest, list[StoredImage]]:
 
 
 def _layers(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    users = _users(store.images())
-    layers = sorted(store.layers(), key=lambda layer: (-layer.size, str(layer.chain_id)))
+    found = _inventory(store_of(arguments))
+    users = _users(found.images)
+    layers = sorted(found.layers, key=lambda layer: (-layer.size, str(layer.chain_id)))
     if arguments.json:
         put_json([
             {
@@ -244,8 +265,8 @@ def _layers(arguments: argparse.Namespace) -> int:
 
 
 def _df(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    images, layers = store.images(), store.layers()
+    found = _inventory(store_of(arguments))
+    images, layers = found.images, found.layers
     uses = Counter(layer.chain_id for image in images for layer in set(image.layers))
 
     def split(image: StoredImage) -> tuple[int, int]:
@@ -298,6 +319,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     gone = remove.prune(store, Containers(store).users(), every=arguments.all)
     _tell_removed(gone, as_json=arguments.json)
+    _inventory(store)
     if not arguments.json:
         put(f"Reclaimed space: {human_size(gone.size)}\n")
     return 0
@@ -307,12 +329,12 @@ def _tell_removed(gone: remove.Removed, *, as_json: bool) -> None:
     if as_json:
         put_json([{
             "Untagged": list(map(str, gone.names)), "DeletedImages": [str(image) for image in gone.images],
-            "DeletedLayers": [str(layer.chain_id) for layer in gone.layers], "ReclaimedSize": gone.size,
+            "DeletedLayers": [str(chain_id) for chain_id in gone.layers], "ReclaimedSize": gone.size,
         }])
         return
     lines = [f"Untagged: {name}" for name in gone.names]
     lines += [f"Deleted: {image}" for image in gone.images]
-    lines += [f"Deleted: {layer.chain_id}" for layer in gone.layers]
+    lines += [f"Deleted: {chain_id}" for chain_id in gone.layers]
     put("".join(line + "\n" for line in lines))
 
 

@@ -19,12 +19,17 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.images.build import build_layers
+from overlayfs_demo.images.load import Loaded, load
+from overlayfs_demo.images.model import Platform
+from overlayfs_demo.images.save import save
+from overlayfs_demo.images.store import Store
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import (
     OPAQUE,
     WHITEOUT,
     Members,
+    archive,
     directory,
     docker_save,
     hard_link,
@@ -203,6 +208,134 @@ def test_what_docker_saves_has_the_same_layers(image: Image, docker: list[str | 
     succeeds(*docker, "save", NAME, "-o", image.where / "docker.tar")
     told = image.ours("load", image.where / "docker.tar")
     assert told.startswith("2 of 2 layers ") and told.endswith(f"Loaded image: {NAME}\n")
+
+
+# --- what podman, buildah and skopeo write, in every form ------------------------------------------
+
+
+class Foreign:
+    """Images that buildah made, and a store of ours to load them into."""
+
+    def __init__(self, where: Path, short: str) -> None:
+        self.where = where
+        self._place = ("--root", where / "containers", "--runroot", short, "--storage-driver", "vfs")
+        self._storage = f"containers-storage:[vfs@{where / 'containers'}+{short}]localhost/"
+
+    def tool(self, name: str, *words: str | Path) -> str:
+        return succeeds(tool(name), *self._place, *words)
+
+    def build(self, name: str, *words: str, file: str = "file") -> None:
+        """An image of one file, with a label, of the name `localhost/NAME`."""
+        context = self.where / "context"
+        context.mkdir(exist_ok=True)
+        (context / "file").write_text(f"{file}\n")
+        (context / "Dockerfile").write_text("FROM scratch\nCOPY file /file\nLABEL a=b\n")
+        self.tool("buildah", "bud", "--isolation", "chroot", "-q", *words, "-t", name, context)
+
+    def copy(self, name: str, target: str, *words: str) -> None:
+        self.tool("buildah", "push", "-q", *words, name, target)
+
+    def load(self, name: str, platform: str = "", *, every_platform: bool = False) -> list[Loaded]:
+        """What our store then has of an archive."""
+        wanted = Platform.parse(platform) if platform else None
+        outcome = load(Store(self.where / "store"), self.where / name, wanted, every_platform=every_platform)
+        assert (outcome.failed, outcome.others) == ([], ())
+        return outcome.images
+
+    def manifest(self) -> None:
+        """The list multi:1, of one:1 for amd64 and two:1 for arm64."""
+        self.build("one:1", "--platform", "linux/amd64")
+        self.build("two:1", "--platform", "linux/arm64", file="another")
+        self.tool("podman", "manifest", "create", "multi:1")
+        for name in ("one:1", "two:1"):
+            self.tool("podman", "manifest", "add", "multi:1", self._storage + name)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[Foreign]:
+    # podman wants a path of 50 characters at most.
+    with tempfile.TemporaryDirectory(prefix="podman-") as short:
+        yield Foreign(tmp_path, short)
+
+
+def test_every_form_that_buildah_writes_is_the_same_layer(foreign: Foreign) -> None:
+    foreign.build("one:1")
+    forms = {
+        "archive.tar": ("docker-archive:{}:one:1",), "oci.tar": ("oci-archive:{}:one:1",), "layout": ("oci:{}:one:1",),
+        "zstd.tar": ("oci-archive:{}:one:1", "--compression-format", "zstd"), "dir": ("dir:{}",),
+    }
+    found = {}
+    for name, (target, *words) in forms.items():
+        foreign.copy("one:1", target.format(foreign.where / name), *words)
+        [loaded] = foreign.load(name)
+        found[name] = (len(loaded.image.layers), len(loaded.skipped), loaded.image.size)
+    assert found.pop("archive.tar") == (1, 0, 5)
+    assert set(found.values()) == {(1, 1, 5)}
+
+
+def test_the_tar_of_a_directory_by_skopeo_is_the_same_image(foreign: Foreign) -> None:
+    foreign.build("one:1")
+    where = foreign.where
+    foreign.copy("one:1", f"docker-archive:{where / 'a.tar'}:one:1")
+    transports = (f"docker-archive:{where / 'a.tar'}", f"dir:{where / 'd'}")
+    succeeds(tool("skopeo"), "--insecure-policy", "copy", "-q", *transports)
+    succeeds("tar", "-C", where / "d", "-cf", where / "d.tar", ".")
+    first, second, third = (foreign.load(name)[0].image.id for name in ("a.tar", "d", "d.tar"))
+    assert first == second == third
+
+
+def test_a_manifest_list_by_podman_gives_one_platform_or_all(foreign: Foreign) -> None:
+    foreign.manifest()
+    for name, target in (("multi.tar", "oci-archive:{}:multi:1"), ("multi", "dir:{}")):
+        foreign.tool("podman", "manifest", "push", "--all", "multi:1", target.format(foreign.where / name))
+        [small] = foreign.load(name, "linux/arm64")
+        assert (str(small.image.parsed.platform), small.image.size) == ("linux/arm64", len("another\n"))
+        both = foreign.load(name, every_platform=True)
+        assert sorted(str(one.image.parsed.platform) for one in both) == ["linux/amd64", "linux/arm64"]
+
+
+def test_podman_saves_several_images_and_both_load(foreign: Foreign) -> None:
+    foreign.build("one:1")
+    foreign.build("two:1", file="another")
+    foreign.tool("podman", "save", "-q", "-m", "-o", foreign.where / "many.tar", "one:1", "two:1")
+    assert sorted(one.image.size for one in foreign.load("many.tar")) == [5, 8]
+
+
+def test_an_image_without_layers_goes_to_podman_and_back(foreign: Foreign) -> None:
+    where = foreign.where
+    settings = json.dumps({
+        "architecture": "amd64", "os": "linux", "config": {"Labels": {"a": "b"}},
+        "rootfs": {"type": "layers", "diff_ids": []},
+    }).encode()
+    rows = json.dumps([{"Config": "c.json", "RepoTags": ["localhost/label:1"], "Layers": []}]).encode()
+    (where / "ours.tar").write_bytes(archive([("c.json", settings), ("manifest.json", rows)]))
+    [first] = foreign.load("ours.tar")
+    with (where / "saved.tar").open("wb") as out:
+        save([first.image], out)
+    foreign.tool("podman", "load", "-i", where / "saved.tar")
+    foreign.tool("podman", "save", "-q", "-o", where / "theirs.tar", "localhost/label:1")
+    [again] = foreign.load("theirs.tar")
+    assert (again.image.id, again.image.layers) == (first.image.id, ())
+
+
+def test_docker_loads_an_image_without_layers_of_ours_and_says_the_same(
+    tmp_path: Path, docker: list[str | Path]
+) -> None:
+    settings = json.dumps({
+        "architecture": "amd64", "os": "linux", "config": {"Labels": {"a": "b"}}, "rootfs": {"type": "layers"},
+        "history": [{"created_by": "LABEL a=b", "empty_layer": True}],
+    }).encode()
+    rows = json.dumps([{"Config": "c.json", "RepoTags": ["label:1"], "Layers": None}]).encode()
+    (tmp_path / "ours.tar").write_bytes(archive([("c.json", settings), ("manifest.json", rows)]))
+    succeeds("overlayfs-demo", "load", "--store", tmp_path / "store", tmp_path / "ours.tar")
+    succeeds("overlayfs-demo", "save", "--store", tmp_path / "store", "label:1", "-o", tmp_path / "saved.tar")
+    succeeds(*docker, "load", "-i", tmp_path / "saved.tar")
+    [theirs] = json.loads(succeeds(*docker, "inspect", "label:1"))
+    [ours] = json.loads(succeeds("overlayfs-demo", "inspect", "--store", tmp_path / "store", "label:1"))
+    for one in (theirs, ours):
+        one.pop("Metadata", None)
+        one["GraphDriver"].pop("Name")
+    assert theirs == ours
 
 
 def changed(view: Path) -> None:

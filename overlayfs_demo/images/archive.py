@@ -1,6 +1,6 @@
 """What is in this exported image archive, and where in the file?
 
-Mostly the archive is a tar on disk; an OCI layout may also lie in a directory. A tar is indexed once
+Mostly the archive is a tar on disk; it may also lie unpacked in a directory. A tar is indexed once
 (headers only), and its members are then read where they lie. One that is compressed as a whole has no
 such places: it is decompressed into an unnamed temporary file first, which is gone with the process.
 """
@@ -73,8 +73,8 @@ class Archive:
     def __contains__(self, name: str) -> bool:
         return name in self._members
 
-    def _find(self, name: str) -> _Member:
-        """The member `name`, through links that stay inside the archive. Raises ImageError naming it."""
+    def _find(self, name: str) -> tuple[str, _Member]:
+        """The member `name`, or the one that it links to inside the archive. Raises ImageError naming it."""
         wanted = name
         for _ in range(_MAX_LINKS):
             if name in self._twice:
@@ -86,7 +86,7 @@ class Archive:
             if member.directory:
                 raise self.bad(wanted, "is a directory, not a file")
             if member.target is None:
-                return member
+                return name, member
             name = member.target
         raise self.bad(wanted, "is a link that leads to itself")
 
@@ -96,10 +96,10 @@ class Archive:
 
     def document(self, name: str, digest: Digest | None = None) -> bytes:
         """A small member, whole. Raises ImageError: missing, twice, not small, or not what `digest` names."""
-        member = self._find(name)
+        place, member = self._find(name)
         if member.size > _MAX_DOCUMENT:
             raise self.bad(name, f"is no manifest or config: it has {member.size} bytes")
-        data = os.pread(self._descriptor(name), member.size, member.offset)
+        data = os.pread(self._descriptor(place), member.size, member.offset)
         if digest is not None:
             found = Digest.of(data, digest.algorithm).encoded
             require_digest(digest, found, f"{self.label}: member '{shown(name)}'", "its digest")
@@ -107,7 +107,7 @@ class Archive:
 
     def stored_size(self, name: str) -> int:
         """The bytes a member has in the archive. Raises ImageError: missing, or twice."""
-        return self._find(name).size
+        return self._find(name)[1].size
 
     def layer_size(self, layer: Layer) -> int:
         """The bytes that a layer is stored in. Raises ImageError."""
@@ -127,10 +127,10 @@ class Archive:
             fd = self._whole()
             assert fd is not None, "only a tar was taken for a tree"
             return LayerReader(fd, 0, self._whole_size(), self.label, layer.diff_id, None, progress)
-        member = self._find(layer.member)
+        place, member = self._find(layer.member)
         label = f"{self.label}: member '{shown(layer.member)}'"
         return LayerReader(
-            self._descriptor(layer.member), member.offset, member.size, label, layer.diff_id, layer.digest, progress
+            self._descriptor(place), member.offset, member.size, label, layer.diff_id, layer.digest, progress
         )
 
     def whole_digest(self, progress: Progress = SILENT) -> Digest:
@@ -166,8 +166,8 @@ class TarArchive(Archive):
         return self._file.fileno()
 
 
-class LayoutDirectory(Archive):
-    """An OCI image layout that lies in a directory (image-layout.md); its members are the files in it."""
+class UnpackedArchive(Archive):
+    """An archive that lies unpacked in a directory; its members are the files in it, and links between them."""
 
     def __init__(self, root: Path, label: str) -> None:
         super().__init__(label)
@@ -177,9 +177,12 @@ class LayoutDirectory(Archive):
             for directory, _, files, fd in os.fwalk(".", dir_fd=self._root):
                 for file in files:
                     status = os.stat(file, dir_fd=fd, follow_symlinks=False)
+                    name = posixpath.normpath(posixpath.join(directory, file))
                     if stat.S_ISREG(status.st_mode):
-                        name = posixpath.normpath(posixpath.join(directory, file))
                         self._add(name, _Member(0, status.st_size, None, directory=False))
+                    elif stat.S_ISLNK(status.st_mode):
+                        target = _beside(name, os.readlink(file, dir_fd=fd))
+                        self._add(name, _Member(0, 0, target, directory=False))
         except BaseException:
             self.close()
             raise
@@ -208,15 +211,20 @@ def _link_target(name: str, info: tarfile.TarInfo) -> str | None:
     if info.islnk():
         return posixpath.normpath(info.linkname)
     if info.issym():
-        return posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname))
+        return _beside(name, info.linkname)
     return None
+
+
+def _beside(name: str, target: str) -> str:
+    """The path that a symbolic link's target means."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
 
 
 @contextmanager
 def open_archive(
     path: Path, scratch: Path | None = None, label: str = "", progress: Progress = SILENT
 ) -> Iterator[Archive]:
-    """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz).
+    """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz, bzip2).
 
     `scratch` is the directory of the unnamed temporary file that a compressed archive needs; `label` names the
     archive in errors, in place of its path. Raises ImageError: cannot be read, is no tar, is cut short.
@@ -224,11 +232,11 @@ def open_archive(
     label = label or shown(str(path))
     try:
         if stat.S_ISDIR(path.stat().st_mode):
-            with contextlib.closing(_layout_directory(path, label)) as layout:
+            with contextlib.closing(_unpacked(path, label)) as layout:
                 yield layout
             return
         with path.open("rb") as file:
-            if not compression(os.pread(file.fileno(), 6, 0)):
+            if not compression(file.fileno(), 0, os.fstat(file.fileno()).st_size, label):
                 yield TarArchive(file, label)
                 return
             with tempfile.TemporaryFile(dir=scratch) as plain:
@@ -241,13 +249,13 @@ def open_archive(
         raise ImageError(f"{label}: {error.strerror}", "name a readable image archive") from None
 
 
-def _layout_directory(path: Path, label: str) -> LayoutDirectory:
-    if not (path / "oci-layout").is_file():
+def _unpacked(path: Path, label: str) -> UnpackedArchive:
+    if not any((path / one).is_file() for one in ("oci-layout", "manifest.json")):
         raise ImageError(
-            f"{label} is a directory, and no OCI layout (it has no 'oci-layout')",
-            "give a tar: tar -C DIRECTORY -cf IMAGE.tar .",
+            f"{label} is a directory, and no unpacked image (it has neither 'oci-layout' nor 'manifest.json')",
+            "name an image archive; the tar of a tree, for 'import', is made by tar -C DIRECTORY -cf TREE.tar .",
         )
-    return LayoutDirectory(path, label)
+    return UnpackedArchive(path, label)
 
 
 def _decompress(file: BinaryIO, target: int, label: str, progress: Progress) -> None:

@@ -25,8 +25,8 @@ from pathlib import Path
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive
 from overlayfs_demo.images.built import RECORD, Entry, read_record, write_record
+from overlayfs_demo.images.choose import select_image
 from overlayfs_demo.images.extract import extract_layer
-from overlayfs_demo.images.flavours import select_image
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, shown
 from overlayfs_demo.images.tree import BUILDING, remove_tree
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
@@ -68,6 +68,8 @@ def build_layers(
     outdir = outdir.resolve()
     with _output(outdir) as out_fd, open_archive(archive_path, scratch=outdir) as archive:
         image = select_image(archive, name, platform)
+        if not image.layers:
+            raise ImageError(f"{archive.label}: the image has no layers", "there is nothing to build of it")
         work = _Build(archive, image, outdir, out_fd, userxattr if userxattr is not None else not root, root, mode)
         return work.run()
 

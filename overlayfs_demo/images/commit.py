@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from overlayfs_demo.images.archive import open_archive
 from overlayfs_demo.images.layertar import write_layer
 from overlayfs_demo.images.load import Loaded, load_one
-from overlayfs_demo.images.model import Config, Digest, Image, Layer
+from overlayfs_demo.images.model import Config, Digest, Image, Layer, parse_json
 from overlayfs_demo.images.progress import SILENT, Progress, counted
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.store import Store, StoredImage
@@ -41,11 +41,13 @@ def commit(
 
 def _config(base: StoredImage, diff_id: Digest, created: str, created_by: str, comment: str, author: str) -> bytes:
     """The base's config with one more step; all that we do not know of stays (config.md)."""
-    config = json.loads(base.config)
+    config = parse_json(base.config, "config")
+    assert isinstance(config, dict), "it was checked when it was loaded"
     config["created"] = created
     step = {"created": created, "created_by": created_by, "author": author, "comment": comment}
     config["history"] = [*(config.get("history") or []), {key: value for key, value in step.items() if value}]
-    config["rootfs"]["diff_ids"].append(str(diff_id))
+    below = [str(layer.diff_id) for layer in base.layers]
+    config["rootfs"] = {**config["rootfs"], "diff_ids": [*below, str(diff_id)]}
     if author:
         config["author"] = author
     # What Docker notes of the container that the base was committed from says nothing of the new image.

@@ -11,20 +11,15 @@ digests it was pulled, where its layers lie, when it was tagged. The caller may 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, Document, Image, parse_json, shown
+from overlayfs_demo.images.config import Fields, creation_time, read_time, settings
+from overlayfs_demo.images.model import Digest, Image, parse_json
 
 MISSING = "<missing>"
 NONE = "<none>"
-
-# Go's time.Time that nobody has set, which is what an absent time becomes.
-_ZERO_TIME = "0001-01-01T00:00:00Z"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +97,12 @@ class Stored:
     """What only the Docker that stores an image knows of it, for `inspect`.
 
     `digests` are `name@algorithm:hex`. `graph_driver` is the storage driver's name and what it says of the
-    image's top layer, `last_tag_time` RFC 3339 text; each is left out of `inspect` where None.
+    image's top layer (None if it has none), `last_tag_time` RFC 3339 text; each is left out of `inspect` where None.
     """
 
     parent: Digest | None = None
     digests: tuple[str, ...] = ()
-    graph_driver: tuple[str, Mapping[str, str]] | None = None
+    graph_driver: tuple[str, Mapping[str, str] | None] | None = None
     last_tag_time: str | None = None
 
 
@@ -119,6 +114,11 @@ def image_id(image: Image) -> Digest:
     if not image.config:
         raise ImageError("a flat tree is no image: it has no config", "make it one with docker import")
     return Digest.of(image.config)
+
+
+def _fields(image: Image) -> Fields:
+    image_id(image)
+    return Fields(parse_json(image.config, "config"), "config")
 
 
 # --- history ---------------------------------------------------------------------------------------
@@ -158,25 +158,6 @@ def history_rows(
     return tuple(rows)
 
 
-def read_time(text: str, where: str) -> tuple[int, str]:
-    """An RFC 3339 time in seconds since 1970, and as Go writes it (time.RFC3339Nano: no zeros at the end).
-
-    "" is Go's zero time, in the year 1. Raises ImageError, which says `where` the text stood.
-    """
-    match = _RFC3339.fullmatch(text or _ZERO_TIME)
-    try:
-        if match is None:
-            raise ValueError
-        clock, fraction, zone = match[1], (match[2] or "")[:10].rstrip("0").rstrip("."), match[3]
-        zone = "Z" if zone[1:] == "00:00" else zone
-        moment = datetime.fromisoformat(clock + zone).astimezone(UTC)
-        return int((moment - _EPOCH).total_seconds()), clock + fraction + zone
-    except (ValueError, OverflowError):
-        raise ImageError(
-            f"{where}: 'created' is no RFC 3339 time: '{shown(text)}'", "write it as 2006-01-02T15:04:05Z"
-        ) from None
-
-
 # --- images ----------------------------------------------------------------------------------------
 
 
@@ -185,7 +166,7 @@ def summarize(image: Image, layers: Sequence[LayerFacts], digests: Iterable[str]
 
     Raises ImageError: no config, or its time is none; ValueError unless there are facts for every layer.
     """
-    created, _ = _created(_Fields.of(image))
+    created, _ = creation_time(_fields(image))
     return Summary(
         str(image_id(image)), created, _size(image, layers), _sorted(image.tags), _sorted(digests)
     )
@@ -254,89 +235,13 @@ def _reference(text: str) -> tuple[str, str]:
 # --- inspect ---------------------------------------------------------------------------------------
 
 
-class _Fields:
-    """A JSON object of the config, read as Go reads it into a struct: each method raises ImageError."""
-
-    def __init__(self, value: object, where: str) -> None:
-        self.document = Document(value, where)
-        self._raw: Mapping[str, object] = value if isinstance(value, dict) else {}
-        self._where = where
-
-    @classmethod
-    def of(cls, image: Image) -> _Fields:
-        """The config of an image."""
-        image_id(image)
-        return cls(parse_json(image.config, "config"), "config")
-
-    def inner(self, key: str) -> _Fields | None:
-        """The object at `key`; None if it is absent or null."""
-        return _Fields(self._raw[key], f"{self._where}: {key!r}") if self.document.has(key) else None
-
-    def text(self, key: str) -> object:
-        return self.document.text(key, "")
-
-    def flag(self, key: str) -> object:
-        return self.document.flag(key)
-
-    def texts(self, key: str) -> object:
-        return list(self.document.texts(key)) if self.document.has(key) else None
-
-    def words(self, key: str) -> object:
-        """A command: its words, or one string (moby api/types/strslice)."""
-        value = self._raw.get(key)
-        return [value] if isinstance(value, str) else self.texts(key)
-
-    def number(self, key: str) -> object:
-        """A whole number, None if absent."""
-        value = self._raw.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | None):
-            raise ImageError(f"{self._where}: {key!r} must be a whole number", "export the image again")
-        return value
-
-    def names(self, key: str) -> object:
-        """A set: an object whose values say nothing. Go sorts the keys of what is no struct."""
-        inner = self.inner(key)
-        return None if inner is None else {name: {} for name in sorted(inner._raw)}
-
-    def labels(self, key: str) -> object:
-        """An object of strings, sorted."""
-        inner = self.inner(key)
-        return None if inner is None else {name: inner.text(name) for name in sorted(inner._raw)}
-
-    def health(self, key: str) -> object:
-        """A health check: what is zero or empty is left out; times are in nanoseconds."""
-        inner = self.inner(key)
-        if inner is None:
-            return None
-        numbers = {name: inner.number(name) for name in ("Interval", "Timeout", "StartPeriod", "Retries")}
-        return {name: value for name, value in ({"Test": inner.texts("Test")} | numbers).items() if value}
-
-
-_Read = Callable[[_Fields, str], object]
-# moby api/types/container/config.go, in its order. A Go struct has no place for an unknown key: the config
-# keeps it, and `inspect` does not show it.
-_SETTINGS: tuple[tuple[str, _Read], ...] = (
-    ("Hostname", _Fields.text), ("Domainname", _Fields.text), ("User", _Fields.text), ("AttachStdin", _Fields.flag),
-    ("AttachStdout", _Fields.flag), ("AttachStderr", _Fields.flag), ("ExposedPorts", _Fields.names),
-    ("Tty", _Fields.flag), ("OpenStdin", _Fields.flag), ("StdinOnce", _Fields.flag), ("Env", _Fields.texts),
-    ("Cmd", _Fields.words), ("Healthcheck", _Fields.health), ("ArgsEscaped", _Fields.flag), ("Image", _Fields.text),
-    ("Volumes", _Fields.names), ("WorkingDir", _Fields.text), ("Entrypoint", _Fields.words),
-    ("NetworkDisabled", _Fields.flag), ("MacAddress", _Fields.text), ("OnBuild", _Fields.texts),
-    ("Labels", _Fields.labels), ("StopSignal", _Fields.text), ("StopTimeout", _Fields.number),
-    ("Shell", _Fields.words),
-)
-# Left out where empty ("omitempty"); the two that Go has behind a pointer only where they are not there at all.
-_OMIT_EMPTY = {"ExposedPorts", "ArgsEscaped", "NetworkDisabled", "MacAddress", "StopSignal", "Shell"}
-_OMIT_ABSENT = {"Healthcheck", "StopTimeout"}
-
-
 def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHING_STORED) -> dict[str, object]:
     """The object that `docker inspect` prints, keys in Docker's order (moby api/types/types.go, ImageInspect).
 
     Raises ImageError: no config, or a part of it has the wrong type; ValueError unless there are facts for
     every layer.
     """
-    fields = _Fields.of(image)
+    fields = _fields(image)
     size = _size(image, layers)
     last = image.history[-1].comment if image.history else ""
     found: dict[str, object] = {
@@ -345,12 +250,12 @@ def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHIN
         "RepoDigests": list(_sorted(stored.digests)),
         "Parent": str(stored.parent or ""),
         "Comment": fields.text("comment") or last,
-        "Created": _created(fields)[1],
+        "Created": creation_time(fields)[1],
         "Container": fields.text("container"),
-        "ContainerConfig": _settings(fields.inner("container_config") or _Fields({}, "config")),
+        "ContainerConfig": settings(fields.inner("container_config") or Fields({}, "config")),
         "DockerVersion": fields.text("docker_version"),
         "Author": fields.text("author"),
-        "Config": None if (config := fields.inner("config")) is None else _settings(config),
+        "Config": None if (config := fields.inner("config")) is None else settings(config),
         "Architecture": fields.text("architecture"),
         **_unless_empty("Variant", fields.text("variant")),
         "Os": fields.text("os") or "linux",
@@ -360,25 +265,13 @@ def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHIN
     }
     if stored.graph_driver is not None:
         name, data = stored.graph_driver
-        found["GraphDriver"] = {"Data": dict(sorted(data.items())), "Name": name}
-    rootfs = fields.inner("rootfs") or _Fields({}, "config")
+        found["GraphDriver"] = {"Data": None if data is None else dict(sorted(data.items())), "Name": name}
+    rootfs = fields.inner("rootfs") or Fields({}, "config")
     diff_ids = [str(layer.diff_id) for layer in image.layers]
     found["RootFS"] = {"Type": rootfs.text("type"), **_unless_empty("Layers", diff_ids)}
     if stored.last_tag_time is not None:
         found["Metadata"] = {"LastTagTime": stored.last_tag_time}
     return found
-
-
-def _created(fields: _Fields) -> tuple[int, str]:
-    return read_time(fields.document.text("created", ""), "config")
-
-
-def _settings(fields: _Fields) -> dict[str, object]:
-    read = {key: reader(fields, key) for key, reader in _SETTINGS}
-    return {
-        key: value for key, value in read.items()
-        if value or not (key in _OMIT_EMPTY or (key in _OMIT_ABSENT and value is None))
-    }
 
 
 def _unless_empty(key: str, value: object) -> dict[str, object]:

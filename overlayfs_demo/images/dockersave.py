@@ -102,7 +102,7 @@ def write_archive(out: BinaryIO, image: Image, layers: Sequence[LayerSource]) ->
             "Layers": [f"{one}/layer.tar" for one in ids],
         }]
         writer.file("manifest.json", go_json(rows) + b"\n", 0)
-        if image.tags:
+        if image.tags and ids:
             writer.file("repositories", go_json(_repositories(image.tags, ids[-1])) + b"\n", 0)
 
 

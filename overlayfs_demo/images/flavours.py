@@ -1,31 +1,23 @@
 """Which image does this archive hold, and in whose format?
 
-Four formats exist, told apart by what they contain: `manifest.json` (docker save, podman's
+Four formats exist, told apart by what they contain: a list in `manifest.json` (docker save, podman's
 docker-archive; Docker 25 and later put OCI blobs beside it), `oci-layout` with `index.json` (OCI
-image-layout.md), and a plain tree (docker export). Digests are proved on the way: index to manifest to
-config to diff IDs; the layers themselves are proved when they are read.
+image-layout.md), a manifest in `manifest.json` (skopeo's `dir:`), and a plain tree (docker export). Digests are
+proved on the way: index to manifest to config to diff IDs; the layers themselves are proved when they are read.
+What is wrong with one image is said when that one is read: the others of its archive are as good as before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive
-from overlayfs_demo.images.model import (
-    Config,
-    Digest,
-    Document,
-    Image,
-    Layer,
-    Platform,
-    parse_json,
-    running_platform,
-    shown,
-)
-from overlayfs_demo.images.reference import ImageName, Named, Reference, find_image
+from overlayfs_demo.images.config import check_config
+from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, Platform, parse_json, shown
+from overlayfs_demo.images.reference import ImageName, Reference
 
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
@@ -39,6 +31,12 @@ _CONFIGS = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
+_SCHEMA_1 = (
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+)
+# What the media type of every layer that is a tar begins with (OCI layer.md; Docker, image-manifest-v2-2.md).
+_LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 # containerd keeps the full name in an annotation of its own. OCI's is then the tag alone (annotations.md); podman and
 # skopeo, which know no other, write the name with its tag there.
 _FULL_NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
@@ -68,12 +66,16 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One image of an archive, not read yet: its names, its platform if known, and how to read it."""
+    """One image of an archive, not read yet: its names, its platform if known, and how to read it.
+
+    `index` is what lists it among other platforms of one image, if anything does.
+    """
 
     names: Names
     identity: Digest | None
     platform: Platform | None
     read: Callable[[], Image]
+    index: Digest | None = None
 
     @property
     def title(self) -> str:
@@ -83,74 +85,53 @@ class Candidate:
         return f"{self.identity.short} (no name)" if self.identity else "(no name)"
 
 
-def select_images(archive: Archive, platform: Platform | None = None) -> list[Image]:
-    """Every image of the archive, each for the platform that `select_image` would take. Raises ImageError."""
-    candidates = _candidates(archive)
-    groups: dict[object, list[Candidate]] = {}
-    for one in candidates:
-        groups.setdefault(one.names or one.identity, []).append(one)
-    return [_of_platform(archive, group, platform).read() for group in groups.values()]
+@dataclass(frozen=True, slots=True)
+class NotAnImage:
+    """A manifest that stands for no image: a signature, an SBOM, an attestation. `kind` is its type, or its data's."""
+
+    digest: Digest
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.digest.short} ({shown(self.kind)})"
 
 
-def select_image(archive: Archive, name: str | None = None, platform: Platform | None = None) -> Image:
-    """The one image of the archive that is meant.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What an archive holds: at least one image, and manifests that are none."""
 
-    An archive with several needs a `name`; of several platforms the running machine's is preferred, or
-    `platform` is required. Raises ImageError: no image, none that fits, or more than one.
-    """
-    candidates = _candidates(archive)
-    listed = ", ".join(dict.fromkeys(one.title for one in candidates))
-    several = ImageError(f"{archive.label} holds several images", f"choose one of them with --image NAME: {listed}")
-    if name is not None:
-        candidates = _meant(archive, candidates, name, f"it has: {listed}")
-    if len({one.names for one in candidates}) > 1 and len({one.identity for one in candidates}) > 1:
-        raise several
-    chosen = _of_platform(archive, candidates, platform)
-    if any(one.platform == chosen.platform and one.identity != chosen.identity for one in candidates):
-        raise several
-    return chosen.read()
+    candidates: tuple[Candidate, ...]
+    others: tuple[NotAnImage, ...] = ()
 
 
-def _meant(archive: Archive, candidates: Sequence[Candidate], word: str, remedy: str) -> list[Candidate]:
-    """The image that a word means, once for each platform. Raises ImageError, with this remedy, if there is none."""
-    if same_tag := [one for one in candidates if one.names.tag == word]:
-        return same_tag
-    images = (Named(one.identity, one.names.full) for one in candidates if one.identity is not None)
-    found = find_image(word, images, f" in {archive.label}", remedy)
-    if found.name is None:
-        return [one for one in candidates if one.identity == found.id]
-    return [one for one in candidates if found.name in one.names.full]
-
-
-def _of_platform(archive: Archive, found: Sequence[Candidate], wanted: Platform | None) -> Candidate:
-    """Of one image's platforms the wanted one, or the running machine's, or the only one there is."""
-    fitting = [
-        one for one in found
-        if one.platform is not None and (wanted or running_platform()).includes(one.platform)
-    ]
-    if fitting:
-        return fitting[0]
-    if len({one.identity for one in found}) == 1 and (wanted is None or found[0].platform is None):
-        return found[0]
-    raise ImageError(
-        f"{archive.label} has nothing for {wanted or running_platform()}",
-        f"choose with --platform: {', '.join(sorted({str(one.platform) for one in found}))}",
-    )
-
-
-def _candidates(archive: Archive) -> list[Candidate]:
+def contents(archive: Archive) -> Contents:
+    """The images of an archive, in its order. Raises ImageError: there is none, or it is no image archive."""
     looks_like_root = not archive.top_directories.isdisjoint(_ROOT_DIRECTORIES)
     if "manifest.json" in archive and not (looks_like_root and _is_plain_file(archive)):
-        return _docker_candidates(archive)
+        return _of_manifest(archive)
     if "oci-layout" in archive and "index.json" in archive:
-        return _oci_candidates(archive)
+        return _of_layout(archive)
     if looks_like_root:
-        return [Candidate(Names(), None, None, lambda: _flat_image(archive))]
+        return Contents((Candidate(Names(), None, None, lambda: _flat_image(archive)),))
+    if "repositories" in archive:
+        raise ImageError(
+            f"{archive.label} is of a Docker before 1.10, and has no manifest.json",
+            "load it into a later Docker, and save it there",
+        )
     raise ImageError(
         f"{archive.label} is no image: it has neither manifest.json (docker save), nor oci-layout and "
         "index.json (OCI), nor the directories of a root filesystem (docker export)",
         "export one with docker save, podman save or skopeo copy",
     )
+
+
+def _bad_image(names: Names, error: ImageError) -> Candidate:
+    """An image that cannot be read; whoever tries is told why."""
+
+    def read() -> Image:
+        raise error
+
+    return Candidate(names, None, None, read)
 
 
 def _is_plain_file(archive: Archive) -> bool:
@@ -166,18 +147,25 @@ def _flat_image(archive: Archive) -> Image:
     return Image(b"", (Layer(archive.whole_digest(), ""),))
 
 
+def _platform(config: bytes, member: str) -> Platform | None:
+    """The platform in a config; None if it does not say, or is none that can be read."""
+    try:
+        found = Config.parse(config, member).platform
+    except ImageError:
+        return None
+    return found if found.os and found.architecture else None
+
+
 def _image(archive: Archive, config: bytes, member: str, layers: list[tuple[str, Digest | None, str]],
            names: Names) -> Image:
     """Put together a config and the (member, digest, media type) of each of its layers."""
-    parsed = Config.parse(config, f"{archive.label}: member {member}")
+    parsed = check_config(config, f"{archive.label}: member {member}")
     if len(parsed.diff_ids) != len(layers):
         raise archive.bad(
             member,
             "has another number of layers than its manifest: "
             f"{len(parsed.diff_ids)} (rootfs.diff_ids), not {len(layers)}",
         )
-    if not layers:
-        raise archive.bad(member, "describes an image without a layer")
     return Image(
         config,
         tuple(
@@ -192,32 +180,38 @@ def _image(archive: Archive, config: bytes, member: str, layers: list[tuple[str,
 # --- docker save -----------------------------------------------------------------------------------
 
 
-def _docker_candidates(archive: Archive) -> list[Candidate]:
-    """The rows of manifest.json (Docker, image/spec/spec.md, "Combined Image JSON + Filesystem Changeset")."""
+def _of_manifest(archive: Archive) -> Contents:
+    """A list is Docker's (image/spec/spec.md, "Combined Image JSON + Filesystem Changeset"), an object is `dir:`'s."""
     rows = parse_json(archive.document("manifest.json"), f"{archive.label}: member manifest.json")
+    if isinstance(rows, dict):
+        return _of_directory(archive)
     if not isinstance(rows, list) or not rows:
         raise archive.bad("manifest.json", "is no list of images")
-    return [
-        _docker_candidate(archive, Document(row, f"{archive.label}: member manifest.json[{index}]"), len(rows) > 1)
+    return Contents(tuple(
+        _docker_candidate(archive, row, f"{archive.label}: member manifest.json[{index}]")
         for index, row in enumerate(rows)
-    ]
+    ))
 
 
-def _docker_candidate(archive: Archive, row: Document, one_of_many: bool) -> Candidate:
-    """The image of one row. Its platform is asked for only if there is something to choose from."""
-    member = row.text("Config").removeprefix("./")
-    identity = _name_digest(member)
-    names = Names(tuple(name for text in row.texts("RepoTags") for name in _names(archive, "manifest.json", text)))
-    paths = [path.removeprefix("./") for path in row.texts("Layers")]
+def _docker_candidate(archive: Archive, value: object, where: str) -> Candidate:
+    """The image of one row."""
+    names = Names()
+    try:
+        row = Document(value, where)
+        names = Names(tuple(name for text in row.texts("RepoTags") for name in _names(archive, "manifest.json", text)))
+        member = row.text("Config").removeprefix("./")
+        identity = _name_digest(member)
+        paths = [path.removeprefix("./") for path in row.texts("Layers")]
+        config = archive.document(member, identity)
+    except ImageError as error:
+        return _bad_image(names, error)
 
     def read() -> Image:
-        config = archive.document(member, identity)
         for path in paths:
             archive.stored_size(path)
         return _image(archive, config, member, [(path, _blob_digest(path), "") for path in paths], names)
 
-    platform = Config.parse(archive.document(member, identity), member).platform if one_of_many else None
-    return Candidate(names, identity or Digest.of(archive.document(member)), platform, read)
+    return Candidate(names, identity or Digest.of(config), _platform(config, member), read)
 
 
 def _names(archive: Archive, member: str, text: str) -> tuple[ImageName, ...]:
@@ -240,40 +234,89 @@ def _name_digest(path: str) -> Digest | None:
     return Digest("sha256", match[1]) if match else _blob_digest(path)
 
 
-# --- OCI layout ------------------------------------------------------------------------------------
+# --- OCI layout, and dir: ---------------------------------------------------------------------------
 
 
-def _oci_candidates(archive: Archive) -> list[Candidate]:
+@dataclass(frozen=True, slots=True)
+class _Blobs:
+    """Where blobs are by digest; and what was found that is no image."""
+
+    archive: Archive
+    place: Callable[[Digest], str]
+    manifest_place: Callable[[Digest], str]
+    others: list[NotAnImage] = field(default_factory=list)
+
+    def contents(self, member: str, found: list[Candidate]) -> Contents:
+        if not found and self.others:
+            count = len(self.others)
+            raise ImageError(
+                f"{self.archive.label} holds no image, only {count} manifest{'s' * (count > 1)} of other things: "
+                f"{', '.join(map(str, self.others))}",
+                "export the image that they belong to",
+            )
+        if not found:
+            raise self.archive.bad(member, "lists no image for any platform")
+        return Contents(tuple(found), tuple(self.others))
+
+
+def _of_layout(archive: Archive) -> Contents:
     layout = Document(
         parse_json(archive.document("oci-layout"), "oci-layout"), f"{archive.label}: member oci-layout"
     )
     version = layout.text("imageLayoutVersion")
     if not version.startswith("1."):
         raise archive.bad("oci-layout", f"is of version {shown(version)}; this program reads 1.x")
-    found = _oci_index(archive, archive.document("index.json"), "index.json", Names(), 0)
-    if not found:
-        raise archive.bad("index.json", "lists no image for any platform")
-    return found
+    blobs = _Blobs(archive, _blob, _blob)
+    return blobs.contents("index.json", _oci_index(blobs, archive.document("index.json"), "index.json", Names(), 0))
 
 
-def _oci_index(
-    archive: Archive, data: bytes, member: str, names: Names, depth: int
-) -> list[Candidate]:
-    """The images of an index and of the indexes inside it (image-index.md); attestations are none."""
+def _of_directory(archive: Archive) -> Contents:
+    """skopeo's `dir:` (containers-transports(5)): a manifest, or an index, and blobs by their bare hashes."""
+    member = "manifest.json"
+    data = archive.document(member)
+    document = Document(parse_json(data, member), f"{archive.label}: member {member}")
+    blobs = _Blobs(archive, lambda digest: digest.encoded, lambda digest: f"{digest.encoded}.manifest.json")
+    if document.has("manifests"):
+        found = _oci_index(blobs, data, member, Names(), 0)
+        return blobs.contents(member, [replace(one, index=Digest.of(data)) for one in found])
+    if not document.has("config"):
+        raise _schema_1(archive, member) if document.has("fsLayers") else archive.bad(member, "is no image manifest")
+    return blobs.contents(member, _manifest(blobs, document, Digest.of(data), Names(), None))
+
+
+def _schema_1(archive: Archive, member: str) -> ImageError:
+    return ImageError(
+        f"{archive.label}: member '{shown(member)}' is a manifest of Docker's schema 1, which has no diff IDs",
+        "convert the image: skopeo copy --format v2s2",
+    )
+
+
+def _oci_index(blobs: _Blobs, data: bytes, member: str, names: Names, depth: int) -> list[Candidate]:
+    """The images of an index and of the indexes inside it (image-index.md)."""
+    archive = blobs.archive
     index = Document(parse_json(data, member), f"{archive.label}: member {shown(member)}")
     found: list[Candidate] = []
     for entry in index.documents("manifests"):
-        digest = entry.digest("digest")
-        kind = entry.text("mediaType")
         annotations = entry.document("annotations")
-        own = _annotated_names(archive, member, annotations) or names
-        if kind in _INDEXES:
-            if depth >= _MAX_NESTING:
-                raise archive.bad(member, "nests indexes too deeply")
-            blob = _blob(digest)
-            found += _oci_index(archive, archive.document(blob, digest), blob, own, depth + 1)
-        elif kind in _MANIFESTS and not annotations.has("vnd.docker.reference.type"):
-            found += _oci_candidate(archive, entry, digest, own)
+        own = Names()
+        try:
+            own = _annotated_names(archive, member, annotations) or names
+            digest = entry.digest("digest")
+            kind = entry.text("mediaType")
+            if kind in _INDEXES:
+                if depth >= _MAX_NESTING:
+                    raise archive.bad(member, "nests indexes too deeply")
+                place = blobs.manifest_place(digest)
+                inside = _oci_index(blobs, archive.document(place, digest), place, own, depth + 1)
+                found += [replace(one, index=digest) for one in inside]
+            elif kind in _SCHEMA_1:
+                raise _schema_1(archive, blobs.manifest_place(digest))
+            elif kind not in _MANIFESTS:
+                blobs.others.append(NotAnImage(digest, kind))
+            else:
+                found += _oci_candidate(blobs, entry, digest, own)
+        except ImageError as error:
+            found.append(_bad_image(own, error))
     return found
 
 
@@ -290,44 +333,72 @@ def _annotated_names(archive: Archive, member: str, annotations: Document) -> Na
         return Names(tag=tag)  # Not a name: OCI allows more characters here.
 
 
-def _oci_candidate(
-    archive: Archive, entry: Document, digest: Digest, names: Names
-) -> list[Candidate]:
-    """The image a manifest's descriptor leads to; none, if it is for no platform or not in the archive."""
+def _oci_candidate(blobs: _Blobs, entry: Document, digest: Digest, names: Names) -> list[Candidate]:
+    """The image a manifest's descriptor leads to; none, if it is no image's or not in the archive."""
     place = entry.document("platform")
     platform = None
     if entry.has("platform"):
         platform = Platform(place.text("os"), place.text("architecture"), place.text("variant", ""))
-    if platform is not None and platform.os == "unknown":
+    kind = entry.document("annotations").text("vnd.docker.reference.type", "")
+    if kind or (platform is not None and platform.os == "unknown"):
+        # BuildKit's attestations (docs/attestations/attestation-storage.md).
+        blobs.others.append(NotAnImage(digest, kind or "unknown/unknown"))
         return []
-    blob = _blob(digest)
-    if entry.has("platform") and blob not in archive:
+    member = blobs.manifest_place(digest)
+    if platform is not None and member not in blobs.archive:
         # docker save of one platform keeps the index of all, without the others' blobs.
         return []
-    manifest = Document(
-        parse_json(archive.document(blob, digest), blob), f"{archive.label}: member {blob}"
-    )
+    data = blobs.archive.document(member, digest)
+    document = Document(parse_json(data, member), f"{blobs.archive.label}: member {member}")
+    return _manifest(blobs, document, digest, names, platform)
+
+
+def _manifest(
+    blobs: _Blobs, manifest: Document, digest: Digest, names: Names, platform: Platform | None
+) -> list[Candidate]:
+    """The image of a manifest (manifest.md); none, if it is something else's."""
     config = manifest.document("config")
-    if config.text("mediaType") not in _CONFIGS:
+    if kind := _other_kind(manifest, config):
+        blobs.others.append(NotAnImage(digest, kind))
         return []
     identity = config.digest("digest")
+    member = blobs.place(identity)
     if platform is None:
-        platform = Config.parse(archive.document(_blob(identity), identity), _blob(identity)).platform
-    return [Candidate(names, identity, platform, lambda: _oci_image(archive, manifest, identity, names))]
+        platform = _platform(blobs.archive.document(member, identity), member)
+    return [Candidate(names, identity, platform, lambda: _oci_image(blobs, manifest, identity, names))]
 
 
-def _oci_image(archive: Archive, manifest: Document, identity: Digest, names: Names) -> Image:
+def _other_kind(manifest: Document, config: Document) -> str:
+    """What a manifest is that is no image's; "" for an image's (manifest.md, "Guidelines for Artifact Usage").
+
+    cosign's signatures have the config of an image, and no layer that is a tar.
+    """
+    if kind := manifest.text("artifactType", ""):
+        return kind
+    if (kind := config.text("mediaType")) not in _CONFIGS:
+        return kind
+    kinds = [row.text("mediaType") for row in manifest.documents("layers")]
+    if any(kind.startswith(_LAYERS) for kind in kinds):
+        return ""
+    if kinds:
+        return kinds[0]
+    return "refers to another manifest" if manifest.has("subject") else ""
+
+
+def _oci_image(blobs: _Blobs, manifest: Document, identity: Digest, names: Names) -> Image:
     layers: list[tuple[str, Digest | None, str]] = []
+    archive = blobs.archive
     for row in manifest.documents("layers"):
         digest, kind = row.digest("digest"), row.text("mediaType")
+        member = blobs.place(digest)
         if kind.endswith("+encrypted"):
-            raise archive.bad(_blob(digest), "is an encrypted layer; decrypt the image first")
-        stored, promised = archive.stored_size(_blob(digest)), row.size("size")
+            raise archive.bad(member, "is an encrypted layer; decrypt the image first")
+        stored, promised = archive.stored_size(member), row.size("size")
         if stored != promised:
-            raise archive.bad(_blob(digest), f"has {stored} bytes, but the manifest promises {promised}")
-        layers.append((_blob(digest), digest, kind))
-    config = archive.document(_blob(identity), identity)
-    return _image(archive, config, _blob(identity), layers, names)
+            raise archive.bad(member, f"has {stored} bytes, but the manifest promises {promised}")
+        layers.append((member, digest, kind))
+    member = blobs.place(identity)
+    return _image(archive, archive.document(member, identity), member, layers, names)
 
 
 def _blob(digest: Digest) -> str:

@@ -2,7 +2,8 @@
 
 Every layer is unpacked under a name in `tmp/` and proved by its digests. Layers get their places when the
 last one of their image has held, and the image is there when its config is: whoever is interrupted leaves
-leftovers in `tmp/` at most, which the next writer sweeps.
+leftovers in `tmp/` at most, which the next writer sweeps. An image that is bad does not keep the others of its
+archive out.
 """
 
 from __future__ import annotations
@@ -13,26 +14,28 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive
+from overlayfs_demo.images.choose import by_name, nameless_but, of_platform
 from overlayfs_demo.images.extract import extract_layer
-from overlayfs_demo.images.flavours import select_images
+from overlayfs_demo.images.flavours import Candidate, NotAnImage, contents
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.store import RECIPE, Store, StoredImage, StoredLayer
+from overlayfs_demo.images.tree import remove_tree
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """One image that is now in the store.
 
-    `names` are those that the archive gives it, each once; it may have others. `skipped` are the layers that were
+    `names` are those that it has by this archive, each once; it may have others. `skipped` are the layers that were
     there before; `displaced` the images that lost a name to this one; `left_out` says what an ordinary user could not
     keep, and in how many members.
     """
@@ -44,21 +47,92 @@ class Loaded:
     left_out: Mapping[str, int]
 
 
-def load(
-    store: Store, source: Path | BinaryIO, platform: Platform | None = None, progress: Progress = SILENT
-) -> list[Loaded]:
-    """Load every image of an archive, an OCI layout directory, or a stream (which is kept in an unnamed file).
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One image that is not in the store, and why."""
 
-    Raises ImageError, with the images that came before the bad one in the store, and nothing of the bad one.
+    title: str
+    error: ImageError | OSError
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of an archive, each in its order; one iterates over the images that are now in the store."""
+
+    images: list[Loaded] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+    others: tuple[NotAnImage, ...] = ()
+
+    def __iter__(self) -> Iterator[Loaded]:
+        return iter(self.images)
+
+    def add(self, loaded: Loaded) -> None:
+        """One more image; an archive may list the same one several times, under several names."""
+        for place, before in enumerate(self.images):
+            if before.image.id == loaded.image.id:
+                names = tuple(dict.fromkeys([*before.names, *loaded.names]))
+                self.images[place] = replace(before, names=names, displaced={**before.displaced, **loaded.displaced})
+                return
+        self.images.append(loaded)
+
+
+def load(
+    store: Store, source: Path | BinaryIO, platform: Platform | None = None, progress: Progress = SILENT, *,
+    every_platform: bool = False,
+) -> Outcome:
+    """Load every image of an archive, an unpacked one, or a stream (which is kept in an unnamed file).
+
+    Of each image what `choose.of_platform` says, or with `every_platform` all: the running machine's then has the name,
+    or the last, if it has none. Of images with one name the last has it. Raises ImageError or OSError if the archive
+    cannot be used, or its only image; of one image of several that is a part of the outcome. Nothing of a bad image
+    stays.
     """
+    outcome = Outcome()
     with store.writing(), _opened(store, source, progress) as archive:
-        images = select_images(archive, platform)
-        if any(not image.config for image in images):
+        found = contents(archive)
+        outcome.others = found.others
+        for group in by_name(found.candidates):
+            try:
+                chosen = _all_platforms(archive, group) if every_platform else of_platform(archive, group, platform)
+            except ImageError as error:
+                outcome.failed.append(Failed(group[0].title, error))
+                continue
+            for one in chosen:
+                _load_candidate(store, archive, one, progress, outcome)
+        if not outcome.images and len(outcome.failed) == 1:
+            raise outcome.failed[0].error
+        outcome.images = [_as_it_is_now(store, one) for one in outcome.images]
+    return outcome
+
+
+def _as_it_is_now(store: Store, loaded: Loaded) -> Loaded:
+    """The same, without the names that a later image of the archive has taken."""
+    image = store.image(loaded.image.id)
+    names = tuple(name for name in loaded.names if name in image.names)
+    return replace(loaded, image=replace(image, name=names[0] if names else None), names=names)
+
+
+def _all_platforms(archive: Archive, group: list[Candidate]) -> list[Candidate]:
+    try:
+        named = of_platform(archive, group, None)
+    except ImageError:
+        named = group[-1:]
+    return nameless_but(group, named)
+
+
+def _load_candidate(
+    store: Store, archive: Archive, candidate: Candidate, progress: Progress, outcome: Outcome
+) -> None:
+    try:
+        image = candidate.read()
+        if not image.config:
             raise ImageError(
                 f"{archive.label} is the tree of a container, not an image",
                 "'overlayfs-demo import' makes an image of it",
             )
-        return [_Load(store, archive, image, progress).run() for image in images]
+        outcome.add(_Load(store, archive, image, progress).run())
+    except (ImageError, OSError) as error:
+        outcome.failed.append(Failed(candidate.title, error))
 
 
 def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -> Loaded:
@@ -111,8 +185,22 @@ class _Load:
         self._progress = progress
         self._names = tuple(dict.fromkeys(map(ImageName.parse, image.tags)))
         self._left_out: Counter[str] = Counter()
+        # What is unpacked; it goes with this load, for the next image may have the same layers.
+        self._place = store.tmp / "unpacked"
 
     def run(self) -> Loaded:
+        """Load it. Raises ImageError or OSError, and leaves nothing behind then."""
+        self._place.mkdir(0o700)
+        try:
+            return self._run()
+        finally:
+            tmp = os.open(self._store.tmp, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                remove_tree(tmp, os.fsencode(self._place.name), tmp)
+            finally:
+                os.close(tmp)
+
+    def _run(self) -> Loaded:
         skipped = []
         # Directories that are whole but not published yet, with what they will be.
         staged: list[tuple[Path, StoredLayer]] = []
@@ -153,10 +241,10 @@ class _Load:
         self, number: int, layer: Layer, chain_id: Digest, below: list[Path]
     ) -> tuple[Path, StoredLayer]:
         store, owners = self._store, os.geteuid() == 0
-        staged = store.tmp / chain_id.encoded
+        staged = self._place / chain_id.encoded
         staged.mkdir(0o700)
         root_fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
-        spare_fd = os.open(store.tmp, os.O_RDONLY | os.O_DIRECTORY)
+        spare_fd = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY)
         try:
             done = extract_layer(
                 self._archive, layer, str(number), root_fd, spare_fd, below, store.marks, owners,

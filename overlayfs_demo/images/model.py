@@ -133,11 +133,23 @@ class Platform:
             )
         return cls(*words)
 
-    def includes(self, other: Platform) -> bool:
-        """True if `other` is of this system and architecture, and of this variant where one is given."""
-        if (self.os, self.architecture) != (other.os, other.architecture):
-            return False
-        return not (self.variant and other.variant) or self.variant == other.variant
+    @property
+    def normal(self) -> Platform:
+        """The same with the variant that is meant where none is given, or none where it says nothing.
+
+        As containerd has it (platforms/database.go, normalizeArch).
+        """
+        variant = {("arm", ""): "v7", ("arm64", "v8"): "", ("amd64", "v1"): ""}.get(
+            (self.architecture, self.variant), self.variant
+        )
+        return Platform(self.os, self.architecture, variant)
+
+    def suits(self, other: Platform) -> int:
+        """How well `other` answers a wish for this: 2 it is the same, 1 only a variant is not given, 0 not at all."""
+        if self.normal == other.normal:
+            return 2
+        same = (self.os, self.architecture) == (other.os, other.architecture)
+        return int(same and not (self.variant and other.variant))
 
     def __str__(self) -> str:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
@@ -202,17 +214,28 @@ def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:
 
 
 def parse_json(data: bytes, member: str) -> object:
-    """The value of a JSON member. Raises ImageError naming the member."""
+    """The value of a JSON member. What is no Unicode in its texts becomes U+FFFD, as in Go. Raises ImageError."""
     try:
-        return json.loads(data)
+        value: object = json.loads(data.decode("utf-8", "replace"), parse_constant=_no_number)
+        if b"\\u" in data:
+            # An escape may be one half of a surrogate pair.
+            text = json.dumps(value, ensure_ascii=False)
+            value = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return value
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{shown(member)}: not JSON ({error})", "export the image again") from None
+
+
+def _no_number(word: str) -> None:
+    """NaN and Infinity are Python's, not JSON's."""
+    raise ValueError(f"{word} is no number")
 
 
 class Document:
     """One JSON object of an archive member: every read checks the type, and names member and key if wrong.
 
-    A key that is absent or null is the default; an archive is written by many programs.
+    A key that is absent or null is the default; an archive is written by many programs. In a list null is an empty
+    item. So does Go, in which most of them are written.
     """
 
     __slots__ = ("_fields", "_where")
@@ -224,7 +247,10 @@ class Document:
         self._fields: dict[str, object] = value
 
     def _wrong(self, key: str, wanted: str) -> ImageError:
-        found = _kind(self._fields.get(key))
+        value = self._fields.get(key)
+        found = _kind(value)
+        if isinstance(value, list) and wanted.startswith("a list"):
+            found = f"one with {', '.join(dict.fromkeys(map(_kind, value)))}"
         return ImageError(
             f"{self._where}: {key!r} must be {wanted}, not {found}", "export the image again"
         )
@@ -258,15 +284,18 @@ class Document:
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings; absent is empty."""
-        items = self._list(key)
-        if not all(isinstance(item, str) for item in items):
-            raise self._wrong(key, "a list of strings")
-        return tuple(item for item in items if isinstance(item, str))
+        texts = []
+        for item in self._list(key):
+            if not isinstance(item, str | None):
+                raise self._wrong(key, "a list of strings")
+            texts.append(item or "")
+        return tuple(texts)
 
     def documents(self, key: str) -> tuple[Document, ...]:
         """A list of JSON objects; absent is empty."""
         return tuple(
-            Document(item, f"{self._where}: {key!r}[{index}]") for index, item in enumerate(self._list(key))
+            Document({} if item is None else item, f"{self._where}: {key!r}[{index}]")
+            for index, item in enumerate(self._list(key))
         )
 
     def document(self, key: str) -> Document:

@@ -10,23 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.images.store import Store, StoredImage, StoredLayer
+from overlayfs_demo.images.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What went: names, images, layers (from the top to the bottom of their image)."""
+    """What went: names, images, chain IDs of layers (from the top to the bottom of their image).
+
+    `size` is the bytes of the layers' files.
+    """
 
     names: tuple[ImageName, ...] = ()
     images: tuple[Digest, ...] = ()
-    layers: tuple[StoredLayer, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes of the layers' files."""
-        return sum(layer.size for layer in self.layers)
+    layers: tuple[Digest, ...] = ()
+    size: int = 0
 
 
 def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]], *, force: bool = False) -> Removed:
@@ -35,26 +34,34 @@ def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]
     `force`: an ID goes although it has several names. What containers use is not removed in any case.
     """
     with store.writing():
-        image = store.find(word)
-        if image.name is not None and len(image.names) > 1:
-            store.remove_name(image.name)
-            return Removed(names=(image.name,))
-        if image.name is None and len(image.names) > 1 and not force:
+        # It may be damaged: then it has to go all the more.
+        found = store.identify(word)
+        names = store.names_of(found.id)
+        if found.name is not None and len(names) > 1:
+            store.remove_name(found.name)
+            return Removed(names=(found.name,))
+        if found.name is None and len(names) > 1 and not force:
             raise ImageError(
-                f"image {image.id.short} has {len(image.names)} names: {', '.join(map(str, image.names))}",
+                f"image {found.id.short} has {len(names)} names: {', '.join(map(str, names))}",
                 "remove them one by one, or use --force",
             )
-        _require_unused(image, used_by)
-        return _remove(store, [image])
+        if users := used_by.get(found.id):
+            raise ImageError(
+                f"image {found.name or found.id.short} is used by {', '.join(f'container {one}' for one in users)}",
+                "remove what uses it first, with 'rm'",
+            )
+        return _remove(store, [found.id])
 
 
 def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool = False) -> Removed:
-    """Remove images without a name that no container uses (`every`: also those with names), and unused layers."""
+    """Remove images without a name that no container uses (`every`: also those with names), and unused layers.
+
+    What is damaged stays, and so do all layers while it is not known which of them a damaged image has.
+    """
     with store.writing():
-        images = [
-            image for image in store.images() if image.id not in used_by and (every or not image.names)
-        ]
-        return _remove(store, images)
+        return _remove(store, [
+            image.id for image in store.images() if image.id not in used_by and (every or not image.names)
+        ])
 
 
 def tag(store: Store, word: str, name: ImageName) -> Digest | None:
@@ -63,23 +70,25 @@ def tag(store: Store, word: str, name: ImageName) -> Digest | None:
         return store.name_image(name, store.find(word).id)
 
 
-def _require_unused(image: StoredImage, used_by: Mapping[Digest, Sequence[str]]) -> None:
-    if users := used_by.get(image.id):
-        raise ImageError(
-            f"image {shown(image.title)} is used by {', '.join(f'container {one}' for one in users)}",
-            "remove what uses it first, with 'rm'",
-        )
-
-
-def _remove(store: Store, images: Sequence[StoredImage]) -> Removed:
+def _remove(store: Store, images: Sequence[Digest]) -> Removed:
     """The images first: a layer without an image is no harm, an image without a layer is."""
-    for image in images:
-        store.remove_image(image)
-    wanted = {layer.chain_id for image in store.images() for layer in image.layers}
-    unused = [layer for layer in store.layers() if layer.chain_id not in wanted]
-    order = {layer.chain_id: number for image in images for number, layer in enumerate(reversed(image.layers))}
-    unused.sort(key=lambda layer: order.get(layer.chain_id, len(order)))
-    for layer in unused:
-        store.remove_layer(layer)
-    names = tuple(name for image in images for name in image.names)
-    return Removed(names, tuple(image.id for image in images), tuple(unused))
+    names: list[ImageName] = []
+    order: dict[Digest, int] = {}
+    for identity in images:
+        names += store.names_of(identity)
+        order |= {chain_id: number for number, chain_id in enumerate(reversed(_layers_of(store, identity)))}
+        store.remove_image(identity)
+    left = store.inventory()
+    unused = [] if left.needed is None else [one for one in store.layer_ids() if one not in left.needed]
+    unused.sort(key=lambda chain_id: order.get(chain_id, len(order)))
+    for chain_id in unused:
+        store.remove_layer(chain_id)
+    size = sum(layer.size for layer in left.layers if layer.chain_id in set(unused))
+    return Removed(tuple(names), tuple(images), tuple(unused), size)
+
+
+def _layers_of(store: Store, identity: Digest) -> tuple[Digest, ...]:
+    try:
+        return store.chain_ids_of(identity)
+    except ImageError:
+        return ()

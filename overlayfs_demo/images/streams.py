@@ -7,10 +7,12 @@ No byte is kept, and nothing is written to disk on the way.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -44,16 +46,46 @@ def _open_zstd(stored: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(stored, read_across_frames=True))
 
 
-_FORMATS: tuple[tuple[bytes, str, Callable[[BinaryIO], BinaryIO]], ...] = (
-    (b"\x1f\x8b", "gzip", _open_gzip),
-    (b"\x28\xb5\x2f\xfd", "zstd", _open_zstd),
-    (b"\xfd7zXZ\x00", "xz", _open_xz),
+def _open_bzip2(stored: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, bz2.BZ2File(stored))
+
+
+# Each with what its data begins with. bzip2's mark is text, with which a tar's first name may begin, too: the first
+# block's mark tells them apart, or, where there is nothing in it, the end's.
+_FORMATS: tuple[tuple[re.Pattern[bytes], str, Callable[[BinaryIO], BinaryIO]], ...] = (
+    (re.compile(rb"\x1f\x8b"), "gzip", _open_gzip),
+    # Or a frame to be skipped (RFC 8878, 3.1.2), with which pzstd and others begin.
+    (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), "zstd", _open_zstd),
+    (re.compile(rb"\xfd7zXZ\x00"), "xz", _open_xz),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), "bzip2", _open_bzip2),
 )
+# What is not read here, with the program that undoes it.
+_OTHERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18"), "lz4", "lz4 -d"),
+    (re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"), "zip", "unzip"),
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7z", "7z x"),
+    (re.compile(rb"Rar!\x1a\x07"), "rar", "unrar x"),
+    (re.compile(rb"LZIP\x01"), "lzip", "lzip -d"),
+    (re.compile(rb"\x5d\x00\x00[^\x00]"), "lzma", "xz -d --format=lzma"),
+    (re.compile(rb"\x89LZO\x00\x0d\x0a\x1a\x0a"), "lzop", "lzop -d"),
+    (re.compile(rb"\x1f[\x9d\xa0]"), "compress", "uncompress"),
+    (re.compile(rb"\xff\x06\x00\x00sNaPpY"), "snappy", "snzip -d"),
+)
+# How many bytes the marks have at most.
+_MAGIC = 10
 
 
-def compression(magic: bytes) -> str:
-    """The compression that data beginning with these 6 bytes has: gzip, zstd, xz, or "" for none."""
-    return next((name for start, name, _ in _FORMATS if magic.startswith(start)), "")
+def compression(fd: int, offset: int, size: int, label: str) -> str:
+    """How a stretch of a file is compressed: gzip, zstd, xz, bzip2, or "" for not at all.
+
+    Raises ImageError, which begins with `label`, for a compression that is not read here.
+    """
+    magic = os.pread(fd, min(size, _MAGIC), offset)
+    for start, name, undo in _OTHERS:
+        if start.match(magic):
+            raise ImageError(f"{label} is compressed with {name}, which this program does not read",
+                             f"decompress it first: {undo}")
+    return next((name for start, name, _ in _FORMATS if start.match(magic)), "")
 
 
 class Window(io.RawIOBase):
@@ -85,13 +117,13 @@ class Window(io.RawIOBase):
 
 
 class _Plain(io.RawIOBase):
-    """The decompressed bytes of `stored`; damage is an ImageError that begins with `label`."""
+    """The bytes of `stored`, decompressed as its `kind` asks for; damage is an ImageError that begins with `label`."""
 
-    def __init__(self, stored: io.RawIOBase, magic: bytes, label: str, hasher: _Hash | None = None) -> None:
+    def __init__(self, stored: io.RawIOBase, kind: str, label: str, hasher: _Hash | None = None) -> None:
         self._label = label
         self._hasher = hasher
         self._inner = cast(BinaryIO, stored)
-        self._kind = compression(magic)
+        self._kind = kind
         for _start, name, opener in _FORMATS:
             if name == self._kind:
                 self._inner = opener(cast(BinaryIO, io.BufferedReader(stored, _BUFFER)))
@@ -103,7 +135,9 @@ class _Plain(io.RawIOBase):
         view = memoryview(buffer)
         try:
             count = self._inner.readinto(view)  # type: ignore[attr-defined]
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # The file cannot be read. bz2 reports damage as an OSError without a number.
             raise ImageError(
                 f"{self._label}: its {self._kind} data is damaged or cut short ({error})",
                 "fetch or export it again",
@@ -114,30 +148,31 @@ class _Plain(io.RawIOBase):
 
 
 def open_plain(fd: int, offset: int, size: int, label: str) -> BinaryIO:
-    """A stretch of a file, decompressed as its first bytes ask for. Reading raises ImageError on damage."""
-    raw = _Plain(Window(fd, offset, size), os.pread(fd, 6, offset), label)
+    """A stretch of a file, decompressed as its first bytes ask for. Raises ImageError, reading does so on damage."""
+    raw = _Plain(Window(fd, offset, size), compression(fd, offset, size, label), label)
     return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
 
 
 class LayerReader:
     """One layer's tar: `tar` is read forward by the caller, then `finish` says whether it was the right one.
 
-    To be closed by its maker, for a thread reads ahead; `fd` must stay open until then.
+    To be closed by its maker, for a thread reads ahead; `fd` must stay open until then. Making one raises ImageError
+    where the layer's compression is not known.
     """
 
     def __init__(
         self, fd: int, offset: int, size: int, label: str, diff_id: Digest, digest: Digest | None,
         progress: Progress = SILENT,
     ) -> None:
-        magic = os.pread(fd, 6, offset) if size >= 6 else b""
+        kind = compression(fd, offset, size, label)
         # A blob that is stored plain is its own tar: one hash proves both names.
-        self._digest = None if digest == diff_id and not compression(magic) else digest
+        self._digest = None if digest == diff_id and not kind else digest
         self._diff_id = diff_id
         self._label = label
         self._stored_hash = self._digest.hasher() if self._digest else None
         self._plain_hash = diff_id.hasher()
         self._window = Window(fd, offset, size, self._stored_hash, progress)
-        raw = _Plain(self._window, magic, label, self._plain_hash)
+        raw = _Plain(self._window, kind, label, self._plain_hash)
         self._ahead = ReadAhead(raw)
         self.tar = cast(BinaryIO, io.BufferedReader(self._ahead, _BUFFER))
 

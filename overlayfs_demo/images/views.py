@@ -11,8 +11,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -26,11 +24,10 @@ _MOST_LINKS = 40
 
 
 def image_stack(store: Store, image: StoredImage) -> Stack:
-    """An image's layers, each with what made it, to be looked at as one tree. Raises ImageError if it has none."""
-    if not image.layers:
-        raise ImageError(f"image '{shown(image.title)}' has no layers", "look at one that has files")
+    """An image's layers, each with what made it, to be looked at as one tree; an empty directory if it has none."""
+    directories = [layer.directory for layer in image.layers[::-1]] or [store.empty_directory()]
     return Stack(
-        tuple(os.fsencode(layer.directory) for layer in image.layers[::-1]), user_xattrs=store.marks is USER,
+        tuple(map(os.fsencode, directories)), user_xattrs=store.marks is USER,
         image_whiteouts=False, titles=image.value.titles[::-1],
     )
 

@@ -70,12 +70,13 @@ class Subject:
 
 @contextmanager
 def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
-    """The layers of an image, which stay open meanwhile. Raises ImageError, OSError."""
+    """The layers of an image, which stay open meanwhile. Raises OSError."""
     stack = image_stack(store, image)
     layers = image.layers[::-1]
+    # An image without layers is shown as an empty directory, which is not a layer.
     roots = tuple(
         LayerRoot(str(len(layers) - place), label, title, one.directory)
-        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=True))
+        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=False))
     )
     with opened(stack) as overlay:
         yield Subject(roots, lambda: nullcontext(overlay.explain))

@@ -13,6 +13,8 @@ import pytest
 from overlayfs_demo.docker_format import history_json, history_table, images_table, inspect_text
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import open_archive
+from overlayfs_demo.images.choose import select_image
+from overlayfs_demo.images.config import read_time
 from overlayfs_demo.images.describe import (
     Changes,
     LayerFacts,
@@ -22,10 +24,8 @@ from overlayfs_demo.images.describe import (
     image_id,
     image_rows,
     inspect,
-    read_time,
     summarize,
 )
-from overlayfs_demo.images.flavours import select_image
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
 from tests.images.test_real_archives import real_archive
 

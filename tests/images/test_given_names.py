@@ -13,7 +13,7 @@ import pytest
 from overlayfs_demo import cli
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import open_archive
-from overlayfs_demo.images.flavours import select_image
+from overlayfs_demo.images.choose import select_image
 from overlayfs_demo.images.load import load
 from overlayfs_demo.images.save import save
 from overlayfs_demo.images.store import Store

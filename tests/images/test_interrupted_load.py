@@ -86,7 +86,7 @@ def test_a_signal_amid_a_layer_leaves_none_of_it(
     image = docker_save([layer({f"d/{name}": "x" for name in range(5_000)}), layer({"last": "1"})])
     archive.write_bytes(image)
     with subprocess.Popen(command("load", "--store", store, archive), cwd=ROOT, stderr=subprocess.PIPE) as run:
-        while not list((store / "tmp").glob("*/d/*")):
+        while not list((store / "tmp").glob("**/d/*")):
             assert run.poll() is None, "it had ended before anything was seen of the layer"
         ends_and_leaves_nothing(run, number, status, said, store)
     assert list((store / "layers").glob("*")) == []

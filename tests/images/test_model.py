@@ -95,9 +95,11 @@ def test_shown_escapes_what_a_terminal_would_act_on() -> None:
 
 
 def test_platform_without_variant_includes_every_variant() -> None:
-    assert Platform.parse("linux/arm").includes(Platform("linux", "arm", "v7"))
-    assert not Platform.parse("linux/arm/v6").includes(Platform("linux", "arm", "v7"))
-    assert not Platform.parse("linux/arm").includes(Platform("linux", "arm64"))
+    assert Platform.parse("linux/arm").suits(Platform("linux", "arm", "v7")) == 2
+    assert Platform.parse("linux/arm").suits(Platform("linux", "arm", "v6")) == 1
+    assert Platform.parse("linux/arm64").suits(Platform("linux", "arm64", "v8")) == 2
+    assert Platform.parse("linux/arm/v6").suits(Platform("linux", "arm", "v7")) == 0
+    assert Platform.parse("linux/arm").suits(Platform("linux", "arm64")) == 0
 
 
 @pytest.mark.parametrize("text", ["linux", "linux/", "a/b/c/d", ""])

@@ -161,7 +161,7 @@ def test_a_layout_directory_is_loaded(store: Store, tmp_path: Path) -> None:
 
 def test_a_directory_without_a_layout_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
-    with pytest.raises(ImageError, match="no OCI layout"):
+    with pytest.raises(ImageError, match="no unpacked image"):
         load(store, tmp_path / "dir")
 
 
@@ -243,9 +243,10 @@ def two(store: Store) -> tuple[Digest, Digest]:
 
 def test_removing_an_image_keeps_what_another_one_has(store: Store) -> None:
     first, _ = two(store)
+    first_layers = store.chain_ids_of(first)
     gone = remove_image(store, "a:1", {})
     assert (list(map(str, gone.names)), gone.images) == (["a:1"], (first,))
-    assert [layer.diff_id for layer in gone.layers] == [Digest.of(APP)]
+    assert gone.layers == (first_layers[1],)
     assert {layer.diff_id for layer in store.layers()} == {Digest.of(BASE), Digest.of(OTHER)}
     assert leftovers(store) == []
 

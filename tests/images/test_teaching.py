@@ -14,8 +14,8 @@ import pytest
 from overlayfs_demo.images import teaching
 from overlayfs_demo.images.archive import open_archive
 from overlayfs_demo.images.build import build_layers
+from overlayfs_demo.images.choose import select_image
 from overlayfs_demo.images.dockersave import LayerSource, go_json, write_archive
-from overlayfs_demo.images.flavours import select_image
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
 from tests.images.builders import config, is_whiteout, layer
 from tests.images.test_real_archives import ARCHIVES, real_archive
