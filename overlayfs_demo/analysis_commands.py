@@ -10,7 +10,8 @@ from pathlib import Path
 from overlayfs_demo import docker_format, syscalls
 from overlayfs_demo.commands import Verbs, note, put, put_json
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.images.analysis import Analysis, Hidden, LayerReport, analyse
+from overlayfs_demo.images.accounts import Hidden, LayerReport
+from overlayfs_demo.images.analysis import Analysis, analyse
 from overlayfs_demo.images.ghosts import extract_ghosts
 from overlayfs_demo.images.layerwords import LayerWord, layer_words
 from overlayfs_demo.images.lowers import Lowers
@@ -64,7 +65,10 @@ def _limit(word: str) -> tuple[float, bool]:
 
 def _analysed(image: StoredImage) -> Analysis:
     with progress() as told:
-        return analyse([layer.directory for layer in image.layers], image.value.titles, progress=told)
+        return analyse(
+            [layer.directory for layer in image.layers], image.value.titles,
+            recipes=[layer.recipe for layer in image.layers], progress=told,
+        )
 
 
 # --- analyze ---------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.images import teaching
-from overlayfs_demo.images.analysis import Analysis, Hidden, Tally, analyse
+from overlayfs_demo.images.accounts import Hidden, Tally
+from overlayfs_demo.images.analysis import Analysis, analyse
 from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.ghosts import extract_ghosts
 from overlayfs_demo.images.layerview import Why
