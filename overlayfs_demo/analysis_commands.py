@@ -63,11 +63,11 @@ def _limit(word: str) -> tuple[float, bool]:
     return number, word.endswith("%")
 
 
-def _analysed(image: StoredImage) -> Analysis:
+def _analysed(image: StoredImage, *, duplicates: bool = True) -> Analysis:
     with progress() as told:
         return analyse(
             [layer.directory for layer in image.layers], image.value.titles,
-            recipes=[layer.recipe for layer in image.layers], progress=told,
+            duplicates=duplicates, recipes=[layer.recipe for layer in image.layers], progress=told,
         )
 
 
@@ -175,7 +175,7 @@ def _hidden_json(one: Hidden) -> dict[str, object]:
 
 def _ghosts(arguments: argparse.Namespace) -> int:
     image = store_of(arguments).find(arguments.image)
-    ghosts = _analysed(image).ghosts
+    ghosts = _analysed(image, duplicates=False).ghosts
     if arguments.extract is not None:
         extract_ghosts(ghosts, [layer.directory for layer in image.layers], arguments.extract)
     if arguments.json:

@@ -149,7 +149,11 @@ class Accounts:
     def finish(self) -> None:
         """Settle what only the end of the walk tells, and put everything in order."""
         for (layer, _), body in self._linked.items():
-            self._settle(layer, body)
+            self._settle(layer, body.size, body.seen > 0, body.names)
+            # The bytes are wasted with the first of the names that were hidden last.
+            order = sorted(body.losses, key=lambda one: (-one.hidden_by, one.path))
+            for loss in order:
+                self._hide(layer, body.size, loss, body.size if loss is order[0] and not body.seen else 0)
         self._linked.clear()
         for found in (self.hidden, self.ghosts):
             found.sort(key=lambda one: (one.path, -one.shipped_by))
@@ -178,12 +182,12 @@ class Accounts:
 
     def _ship(self, place: Place, number: int, thing: Thing, seen: bool) -> None:
         """Enter a name of a regular file, and its bytes if it has no other."""
-        if thing.links > 1:
+        if thing.links == 1:
+            self._settle(number, thing.size, seen, (place.path,))
+        else:
             body = self._linked.setdefault((number, thing.inode), _Linked(thing.size))
             body.names.append(place.path)
             body.seen += seen
-        else:
-            self._settle(number, _Linked(thing.size, [place.path], int(seen)))
 
     def _first_size(self, place: Place, number: int, thing: Thing) -> int:
         """The size of a file at its first name."""
@@ -202,16 +206,13 @@ class Accounts:
         else:
             self._hide(layer, thing.size, loss, thing.size)
 
-    def _settle(self, layer: int, body: _Linked) -> None:
-        """Enter a file's bytes, and which of its names wastes them: the first of those that were hidden last."""
+    def _settle(self, layer: int, size: int, live: bool, names: Sequence[bytes]) -> None:
+        """Enter a file's bytes, once for all of its names."""
         sheet = self._sheets[layer]
-        sheet.shipped += body.size
-        sheet.live += body.size if body.seen else 0
+        sheet.shipped += size
+        sheet.live += size if live else 0
         if self._same is not None:
-            self._same.add(layer, body.names, body.size, body.seen > 0)
-        last = min(body.losses, key=lambda one: (-one.hidden_by, one.path)) if not body.seen and body.losses else None
-        for loss in body.losses:
-            self._hide(layer, body.size, loss, body.size if loss is last else 0)
+            self._same.add(layer, names, size, live)
 
     def _hide(self, layer: int, size: int, loss: _Loss, wasted: int) -> None:
         hidden = Hidden(loss.path, layer, loss.hidden_by, loss.why, size, wasted)

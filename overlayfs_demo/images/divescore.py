@@ -70,13 +70,22 @@ class DiveScore:
     def visit(self, place: Place) -> None:
         """Count what is at this place."""
         self._leave(place.depth)
-        above = self._way[-1].deleted if self._way else frozenset()
+        above, growth = (self._way[-1].deleted, self._way[-1].growth) if self._way else (frozenset(), self._growth)
+        if len(place.things) == 1 and not above and not self._ends:
+            [(number, thing)] = place.things.items()
+            if thing.says is Says.FILE:
+                # So it is almost everywhere, and there is nothing to compare.
+                size = self._size(number, thing)
+                self._least += size
+                self._total += size
+                growth[number] += size
+                return
         sizes = {number: self._size(number, thing) for number, thing in place.things.items()}
         if any(thing.directory for thing in place.things.values()):
             whiteouts = {number for number, thing in place.things.items() if thing.says is Says.WHITEOUT}
             self._way.append(_Directory(place, sizes, above | whiteouts))
         else:
-            self._count(place, sizes, above, self._way[-1].growth if self._way else self._growth)
+            self._count(place, sizes, above, growth)
 
     def score(self) -> float:
         """The score of all that was visited, from 0 to 1."""

@@ -7,8 +7,7 @@ new layer and what was seen before. Nothing is read here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from overlayfs_demo.images.survey import Thing
@@ -39,32 +38,35 @@ class Step(NamedTuple):
     why: Why | None
 
 
-@dataclass(frozen=True, slots=True)
-class Laid:
+class Laid(NamedTuple):
     """What became of one path: a step for each layer that did something, in order.
 
     `shown` is the number of the layer that shows it in the end, None if none does. `hiding` holds for what is in
     the directory that this path is.
     """
 
-    steps: list[Step]
+    steps: Sequence[Step]
     shown: int | None
     hiding: Hiding
 
 
 def lay(things: Mapping[int, Thing], above: Hiding) -> Laid:
     """Lay what layers have at a path one on another, the lowest number first; `above` holds for its directory."""
+    if len(things) == 1 and not above:
+        # So it is almost everywhere, and there is nothing to decide.
+        [(number, thing)] = things.items()
+        return Laid((Step(number, None, None),), None if thing.says is Says.WHITEOUT else number, _NOTHING)
     steps = []
     shown: int | None = None
     hiding: dict[int, Why] = {}
     for number in sorted(things.keys() | above.keys()) if above else things:
-        thing, before = things.get(number), shown
+        said, before = things.get(number), shown
         why = above.get(number) if before is not None else None
-        if thing is not None:
+        if said is not None:
             below = things[before].says if before is not None and why is None else Says.ABSENT
-            positions = decide((thing.says, below)).positions
+            positions = decide((said.says, below)).positions
             if below is not Says.ABSENT and 1 not in positions:
-                why = _REASONS.get(thing.says, Why.OVERWRITTEN)
+                why = _REASONS.get(said.says, Why.OVERWRITTEN)
             shown = number if 0 in positions else None
         elif why is not None:
             shown = None
@@ -74,4 +76,5 @@ def lay(things: Mapping[int, Thing], above: Hiding) -> Laid:
     return Laid(steps, shown, hiding)
 
 
+_NOTHING: Hiding = {}
 _REASONS = {Says.WHITEOUT: Why.DELETED, Says.OPAQUE_DIRECTORY: Why.OPAQUE}

@@ -82,8 +82,13 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
 def as_thing(status: os.stat_result) -> Thing:
     """What a status says; whether a directory is opaque it does not say."""
     mode = status.st_mode
-    says = Says.DIRECTORY if stat.S_ISDIR(mode) else Says.WHITEOUT if is_whiteout(status) else Says.FILE
-    size = status.st_size if stat.S_ISREG(mode) else 0
+    kind, size, says = stat.S_IFMT(mode), 0, Says.FILE
+    if kind == stat.S_IFREG:
+        size = status.st_size
+    elif kind == stat.S_IFDIR:
+        says = Says.DIRECTORY
+    elif is_whiteout(status):
+        says = Says.WHITEOUT
     return Thing(
         says, mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, status.st_rdev, status.st_ino,
         status.st_nlink,

@@ -193,7 +193,7 @@ def test_an_opaque_mark_of_a_layers_root_hides_nothing(tmp_path: Path) -> None:
 
 
 def test_titles_must_be_as_many_as_layers(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="a title"):
         analyse(layers(tmp_path, {}, {}), ["one"])
 
 
