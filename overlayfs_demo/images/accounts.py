@@ -1,6 +1,6 @@
 """What does each layer of an image add, change and hide?
 
-The books of an analysis, which are kept path by path: see `analysis` for what is counted.
+These are the books of an analysis, kept path by path; `analysis` says what is counted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Hidden:
     """A name of a regular file that an upper layer hid: shipped by one layer, hidden by another.
 
     `size` is the file's; `wasted` the same if this was the last of the file's names to be seen, else 0, so
-    that the sum over all of an image is what the image wastes.
+    that the sum over all of an image is what the image wastes. If one layer hid several of the last names, the first
+    of them in order counts.
     """
 
     path: bytes
@@ -76,7 +77,7 @@ class Hidden:
 
 @dataclass(slots=True)
 class _Loss:
-    """A name of a file of several names that was hidden; `deleted`: the hiding layer has nothing in its place."""
+    """A name of a file that was hidden; `deleted`: the hiding layer has nothing in its place."""
 
     path: bytes
     hidden_by: int
@@ -182,18 +183,18 @@ class Accounts:
 
     def _ship(self, place: Place, number: int, thing: Thing, seen: bool) -> None:
         """Enter a name of a regular file, and its bytes if it has no other."""
-        if thing.links == 1:
-            self._settle(number, thing.size, seen, (place.path,))
-        else:
+        if thing.links > 1:
             body = self._linked.setdefault((number, thing.inode), _Linked(thing.size))
             body.names.append(place.path)
             body.seen += seen
+        else:
+            self._settle(number, thing.size, seen, (place.path,))
 
     def _first_size(self, place: Place, number: int, thing: Thing) -> int:
         """The size of a file at its first name."""
-        if thing.links == 1 or not thing.regular:
-            return thing.size
-        return thing.size if self._linked[number, thing.inode].names[0] == place.path else 0
+        if thing.regular and thing.links > 1 and self._linked[number, thing.inode].names[0] != place.path:
+            return 0
+        return thing.size
 
     def _lose(self, place: Place, layer: int, loss: _Loss) -> None:
         """Enter that something is not seen any more."""

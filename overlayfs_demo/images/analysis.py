@@ -63,12 +63,12 @@ def analyse(
 ) -> Analysis:
     """Analyse an image's layer directories, from the bottom to the top, each with its title (its instruction).
 
-    All layers are walked once, side by side. Data is read where one name has the same size in two layers, and, unless
-    `duplicates` is False, of files that may be the same: those of one size, or, where a layer's recipe is given and
-    is sound, of one size and checksum; `progress` is told of the latter. Memory does not go with the number of files,
-    but with what is found, with the longest directories, and with the names of files that have several. Raises
-    ImageError naming the layer and the file that cannot be read, ValueError where titles, directories and recipes
-    are not of one number.
+    All layers are walked once, side by side. Data is read where one name has the same size in two layers. Unless
+    `duplicates` is False, it is also read of files that may be the same: those of one size, or, where the layers'
+    recipes are given, of one size and checksum; `progress` is told of these. Memory does not grow with the number of
+    files, but with what is found, with the longest directory, and with the files that have several names. Raises
+    ImageError naming the layer and the file that cannot be read, ValueError unless there are as many titles, and as
+    many recipes if any, as directories.
     """
     if len(titles) != len(directories) or len(recipes) not in (0, len(directories)):
         raise ValueError("there must be a title, and a recipe or none, for each layer")
@@ -91,13 +91,13 @@ def analyse(
 
 
 def _know(same: SameData, number: int, recipe: Path) -> None:
-    """Hand over the checksums of a recipe. Without a sound one, its layer's files are read instead."""
-    with suppress(FileNotFoundError, ImageError), recipe.open("rb") as file:
+    """Hand over the checksums of a recipe, best effort: without a sound one, its layer's files are read instead."""
+    with suppress(OSError, ImageError), recipe.open("rb") as file:
         same.know(number, file_checksums(file))
 
 
 def _full_score(roots: Sequence[Root], score: DiveScore) -> float:
-    """dive's score; where the count of a layer ends early, only a second walk can tell what is before the end."""
+    """dive's score. If the count of a layer ends early, a second walk counts what comes before the end."""
     if not score.found_ends:
         return score.score()
     again = DiveScore(score.found_ends)

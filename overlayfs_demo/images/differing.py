@@ -28,7 +28,7 @@ class Difference(enum.Enum):
 
 
 def difference(place: Place, old: int, new: int) -> Difference:
-    """How what two layers, given by their numbers, have at a path differs. Raises ImageError.
+    """How the objects of two layers, given by their numbers, differ at a path. Raises ImageError.
 
     Metadata is the owner, the mode, the extended attributes that are not the overlay's own, and, but for
     directories, the time of the last change: a directory's is another as soon as a name in it is.
@@ -55,8 +55,8 @@ def difference(place: Place, old: int, new: int) -> Difference:
 def blocks(fd: int) -> Iterator[tuple[int, bytes]]:
     """The data of an open file in blocks, each with its offset, all but those of zeros. Raises OSError.
 
-    Files of one size have the same data exactly if these are the same, wherever their holes are. Holes are not
-    read, be they ever so large: lseek(2), SEEK_DATA.
+    Files of one size have the same data exactly if these are the same, wherever their holes are. Holes are skipped,
+    not read: lseek(2), SEEK_DATA.
     """
     offset = 0
     while True:

@@ -50,10 +50,10 @@ class _Directory:
 
 
 class DiveScore:
-    """Counts as dive does. It visits every place of a walk, and keeps what concerns the directories on the way.
+    """Counts as dive does. It visits every place of a walk, and keeps only what concerns the directories on the way.
 
-    `ends`: where the count of a layer ends, as a former walk found it. For a whiteout of nothing shows after some
-    that it ends the count of.
+    `ends` says where the count of a layer ends, as the `found_ends` of an earlier walk: a walk is in another order
+    than dive's, and so finds an end after some of what comes behind it.
     """
 
     def __init__(self, ends: Mapping[int, End] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What do several layers have, name by name?
+"""What do several layers have, path by path?
 
-The layers are walked side by side: what each of them has at one path comes together, and nothing of it is kept.
-Memory goes with the longest directories on the way, not with the number of files.
+The layers are walked side by side, so that what they have at one path comes together, and none of it is kept: memory
+grows with the longest directories on the way, not with the number of files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OPEN_DIRECTORIES = 128
 
 
 class Place:
-    """One path, and what each layer has there; a path that no layer has does not come.
+    """One path that some layer has, and what each layer has there.
 
     `path` is relative, clean and bytes. `depth` is the number of names in it. `things` holds what each layer has,
     by the layer's number, in ascending order; `filled` the numbers of those with a directory that is not empty.
@@ -128,7 +128,7 @@ def _merged(listings: Sequence[_Listing]) -> Iterator[tuple[bytes, Sequence[int]
 
 
 class Descriptors:
-    """Descriptors of the layers' directories. The last used stay open, any other is opened again when it is asked for.
+    """Descriptors of the layers' directories: the last used stay open, any other is opened again when asked for.
 
     Layers are numbered from 1; the descriptors of their roots stay the caller's.
     """

@@ -1,8 +1,8 @@
 """Which files of an image have the same data?
 
-Sizes are compared first, then the checksums that the recipes of the layers' tars hold (see `tarsplit`), and only
-what agrees in both is read. What is known of each file waits in a temporary database on disk, so memory does not
-grow with the number of files.
+Sizes are compared first, then the checksums that the recipes of the layers' tars hold (see `tarsplit`); only files
+that agree in both are read. A temporary database on disk holds what is known of each file, so memory does not grow
+with their number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TABLES = """
 _ENTER = """
     INSERT INTO file VALUES (?1, ?2, ?3, ?4, (SELECT crc FROM known WHERE layer = ?1 AND path = ?5 AND size = ?3))
 """
-_NAMES_IN_KNOWN = "SELECT 1 FROM known WHERE layer = ? AND path = ? AND size = ?"
+_KNOWS = "SELECT 1 FROM known WHERE layer = ? AND path = ? AND size = ?"
 # Files of one size; where all of that size have checksums, of one checksum too.
 _CANDIDATES = """
     CREATE TABLE candidate AS SELECT layer, path, size, live FROM (
@@ -83,7 +83,7 @@ class SameData:
         self._rows: list[tuple[int, bytes, int, bool, bytes]] = []
 
     def know(self, layer: int, checksums: Iterable[Checksum]) -> None:
-        """Take note of a layer's checksums. Call before `add`. Raises what the iterator raises, and knows nothing."""
+        """Take note of a layer's checksums, or of none if the iterator raises. Call before `add`."""
         try:
             self._database.executemany(f"INSERT OR REPLACE INTO known VALUES ({layer}, ?, ?, ?)", checksums)
         except BaseException:
@@ -91,7 +91,7 @@ class SameData:
             raise
 
     def add(self, layer: int, names: Sequence[bytes], size: int, live: bool) -> None:
-        """Add a file that has these names in a layer, the first being the one to tell. An empty one counts for none."""
+        """Add a file that has these names in a layer; the first is the one to tell. Empty files do not count."""
         if not size:
             return
         known = names[0]
@@ -120,7 +120,7 @@ class SameData:
         return tuple(sorted(found, key=lambda one: (-one.size * (len(one.copies) - 1), one.copies[0].path)))
 
     def _knows(self, layer: int, name: bytes, size: int) -> bool:
-        return self._database.execute(_NAMES_IN_KNOWN, (layer, name, size)).fetchone() is not None
+        return self._database.execute(_KNOWS, (layer, name, size)).fetchone() is not None
 
     def _flush(self) -> None:
         self._database.executemany(_ENTER, self._rows)
