@@ -10,7 +10,8 @@ from pathlib import Path
 from overlayfs_demo import docker_format, syscalls
 from overlayfs_demo.commands import Verbs, note, put, put_json
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.images.analysis import Analysis, Hidden, LayerReport, analyse
+from overlayfs_demo.images.accounts import Hidden, LayerReport
+from overlayfs_demo.images.analysis import Analysis, analyse
 from overlayfs_demo.images.ghosts import extract_ghosts
 from overlayfs_demo.images.lowers import Lowers
 from overlayfs_demo.images.model import shown
@@ -52,9 +53,12 @@ def _limit(word: str) -> tuple[float, bool]:
     return number, word.endswith("%")
 
 
-def _analysed(image: StoredImage) -> Analysis:
+def _analysed(image: StoredImage, *, duplicates: bool = True) -> Analysis:
     with progress() as told:
-        return analyse([layer.directory for layer in image.layers], image.value.titles, progress=told)
+        return analyse(
+            [layer.directory for layer in image.layers], image.value.titles,
+            duplicates=duplicates, recipes=[layer.recipe for layer in image.layers], progress=told,
+        )
 
 
 # --- analyze ---------------------------------------------------------------------------------------
@@ -161,7 +165,8 @@ def _hidden_json(one: Hidden) -> dict[str, object]:
 
 def _ghosts(arguments: argparse.Namespace) -> int:
     image = store_of(arguments).find(arguments.image)
-    ghosts = sorted(_analysed(image).ghosts, key=lambda one: (-one.size, one.path, one.shipped_by))
+    found = _analysed(image, duplicates=False).ghosts
+    ghosts = sorted(found, key=lambda one: (-one.size, one.path, one.shipped_by))
     if arguments.extract is not None:
         extract_ghosts(ghosts, [layer.directory for layer in image.layers], arguments.extract)
     if arguments.json:

@@ -22,90 +22,131 @@ whiteout that hid nothing, which `unpack` leaves out, does not end the count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from overlayfs_demo.images.layerwalk import Place
 from overlayfs_demo.images.survey import Thing
-from overlayfs_demo.images.tree import prefixes
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
-
-class _Stacked:
-    """A node of dive's stacked tree: a file that replaces a directory keeps its children (file_tree.go, AddPath)."""
-
-    __slots__ = ("children", "directory", "size")
-
-    def __init__(self) -> None:
-        self.children: dict[bytes, _Stacked] = {}
-        self.directory = True
-        self.size = 0
-
-    def find(self, names: Iterable[bytes]) -> _Stacked | None:
-        node: _Stacked | None = self
-        for name in names:
-            node = node.children.get(name) if node is not None else None
-        return node
-
-    def put(self, names: Sequence[bytes], directory: bool, size: int) -> None:
-        node = self
-        for name in names:
-            node = node.children.setdefault(name, _Stacked())
-        node.directory, node.size = directory, size
-
-    def remove(self, names: Sequence[bytes]) -> None:
-        above = self.find(names[:-1])
-        if above is not None:
-            above.children.pop(names[-1], None)
-
-    def total(self) -> int:
-        found, pending = 0, [self]
-        while pending:
-            node = pending.pop()
-            found += node.size
-            pending.extend(node.children.values())
-        return found
+# Where in a layer the count ends: the names of a path, in dive's order.
+End = list[bytes]
 
 
-def dive_score(layers: Sequence[Mapping[bytes, Thing]]) -> float:
-    """dive's efficiency score, from 0 to 1, of what the layers say, from the bottom to the top."""
-    stacked = _Stacked()
-    least: dict[bytes, int] = {}
-    total = 0
-    for things in layers:
-        sizes = _sizes(things)
-        for path in _leaves(things):
-            size = sizes.get(path, 0)
-            if things[path].says is Says.WHITEOUT:
-                hidden = stacked.find(path.split(b"/"))
-                if hidden is None:
-                    break
-                size = hidden.total() if hidden.directory else 0
-            total += size
-            least[path] = min(size, least.get(path, size))
-        for path, thing in things.items():
-            if thing.says is Says.WHITEOUT:
-                stacked.remove(path.split(b"/"))
+@dataclass(slots=True)
+class _Directory:
+    """A directory on the way to the present place.
+
+    `sizes` are the place's own, by layer; `deleted` the layers with a whiteout of it, or of a directory above it;
+    `growth` by how much each layer makes all below it larger in dive's stacked tree, in bytes.
+    """
+
+    place: Place
+    sizes: Mapping[int, int]
+    deleted: frozenset[int]
+    growth: Counter[int] = field(default_factory=Counter)
+
+
+class DiveScore:
+    """Counts as dive does. It visits every place of a walk, and keeps only what concerns the directories on the way.
+
+    `ends` says where the count of a layer ends, as the `found_ends` of an earlier walk: a walk is in another order
+    than dive's, and so finds an end after some of what comes behind it.
+    """
+
+    def __init__(self, ends: Mapping[int, End] | None = None) -> None:
+        self._ends = ends or {}
+        # The first whiteout of nothing in each layer.
+        self.found_ends: dict[int, End] = {}
+        self._least = 0
+        self._total = 0
+        self._way: list[_Directory] = []
+        self._growth: Counter[int] = Counter()
+        # Files of several names, of which the first has been seen: by layer and inode.
+        self._linked: set[tuple[int, int]] = set()
+
+    def visit(self, place: Place) -> None:
+        """Count what is at this place."""
+        self._leave(place.depth)
+        above, growth = (self._way[-1].deleted, self._way[-1].growth) if self._way else (frozenset(), self._growth)
+        if len(place.things) == 1 and not above and not self._ends:
+            [(number, thing)] = place.things.items()
+            if thing.says is Says.FILE:
+                # So it is almost everywhere, and there is nothing to compare.
+                size = self._size(number, thing)
+                self._least += size
+                self._total += size
+                growth[number] += size
+                return
+        sizes = {number: self._size(number, thing) for number, thing in place.things.items()}
+        if any(thing.directory for thing in place.things.values()):
+            whiteouts = {number for number, thing in place.things.items() if thing.says is Says.WHITEOUT}
+            self._way.append(_Directory(place, sizes, above | whiteouts))
+        else:
+            self._count(place, sizes, above, growth)
+
+    def score(self) -> float:
+        """The score of all that was visited, from 0 to 1."""
+        self._leave(1)
+        return self._least / self._total if self._total else 1.0
+
+    def _leave(self, depth: int) -> None:
+        """Count the directories that a place of this depth is not in."""
+        while len(self._way) >= depth:
+            left = self._way.pop()
+            above = self._way[-1] if self._way else None
+            self._count(left.place, left.sizes, above.deleted if above else frozenset(), left.growth)
+            (above.growth if above else self._growth).update(left.growth)
+
+    def _size(self, number: int, thing: Thing) -> int:
+        """The size of a regular file at its first name; a tar has the others as links, without size."""
+        if thing.links > 1 and thing.regular:
+            key = (number, thing.inode)
+            if key in self._linked:
+                return 0
+            self._linked.add(key)
+        return thing.size
+
+    def _count(self, place: Place, sizes: Mapping[int, int], above: frozenset[int], growth: Counter[int]) -> None:
+        """Count one path, and enter its own size in `growth`, which has that of all below it."""
+        there, directory, size = False, False, 0
+        counted = []
+        for number in sorted(place.things.keys() | above) if above else place.things:
+            thing = place.things.get(number)
+            before, deleted = size, thing is None or thing.says is Says.WHITEOUT
+            if thing is None or deleted:
+                size = 0
+                if thing is not None and not there:
+                    self._end(number, place)
+                elif thing is not None and self._counts(number, place):
+                    counted.append(_until(number, growth) if directory else 0)
             else:
-                stacked.put(path.split(b"/"), thing.directory, sizes.get(path, 0))
-    return sum(least.values()) / total if total else 1.0
+                size, directory = sizes[number], thing.directory
+                if number not in place.filled and self._counts(number, place):
+                    counted.append(size)
+            there = not deleted
+            growth[number] += size - before
+        self._total += sum(counted)
+        self._least += min(counted, default=0)
+
+    def _counts(self, number: int, place: Place) -> bool:
+        return number not in self._ends or _names(number, place) < self._ends[number]
+
+    def _end(self, number: int, place: Place) -> None:
+        names = _names(number, place)
+        self.found_ends[number] = min(names, self.found_ends.get(number, names))
 
 
-def _sizes(things: Mapping[bytes, Thing]) -> dict[bytes, int]:
-    """The size of each regular file's first name; a tar has the others as links, without size."""
-    first: dict[int, bytes] = {}
-    for path in sorted((path for path, thing in things.items() if thing.regular), key=lambda path: path.split(b"/")):
-        first.setdefault(things[path].inode, path)
-    return {path: things[path].size for path in first.values()}
+def _until(number: int, growth: Mapping[int, int]) -> int:
+    """The bytes that the layers below this one have."""
+    return sum(change for layer, change in growth.items() if layer < number)
 
 
-def _leaves(things: Mapping[bytes, Thing]) -> Iterator[bytes]:
-    """The leaves of a layer's tree in dive's order: by name, and a whiteout's name has the prefix of the tar's."""
-
-    def order(path: bytes) -> list[bytes]:
-        names = path.split(b"/")
-        if things[path].says is Says.WHITEOUT:
-            names[-1] = IMAGE_WHITEOUT_PREFIX + names[-1]
-        return names
-
-    parents = {parent for path in things for parent in prefixes(path.rpartition(b"/")[0])}
-    return iter(sorted(things.keys() - parents, key=order))
+def _names(number: int, place: Place) -> End:
+    """What dive sorts by: a whiteout's name has the prefix of the tar's."""
+    names = place.path.split(b"/")
+    if place.things[number].says is Says.WHITEOUT:
+        names[-1] = IMAGE_WHITEOUT_PREFIX + names[-1]
+    return names

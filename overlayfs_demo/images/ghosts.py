@@ -14,7 +14,7 @@ from pathlib import Path
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.analysis import Hidden
+from overlayfs_demo.images.accounts import Hidden
 from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.survey import opened, unreadable
 from overlayfs_demo.images.tree import LayerTree

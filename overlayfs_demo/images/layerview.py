@@ -1,15 +1,14 @@
-"""What is seen through a stack of layers, and what does each layer take away from it?
+"""What is seen at one path as layer is laid on layer?
 
-The layers are laid one on another, from the bottom up, and each time the merge rule (`decide`) is asked
-about the new layer and what was seen before. Nothing is read here: memory and time go with the paths.
+The layers are laid one on another, from the bottom up, and each time the merge rule (`decide`) is asked about the
+new layer and what was seen before. Nothing is read here.
 """
 
 from __future__ import annotations
 
 import enum
-import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from overlayfs_demo.images.survey import Thing
 from overlayfs_demo.overlay.merge import Says, decide
@@ -24,91 +23,58 @@ class Why(enum.Enum):
     OPAQUE = "hidden by an opaque directory"
 
 
-class Node:
-    """Something that is seen: the number of the layer that shows it, and for a directory what is in it by name."""
-
-    __slots__ = ("children", "layer", "thing")
-
-    def __init__(self, layer: int, thing: Thing, children: dict[bytes, Node] | None) -> None:
-        self.layer = layer
-        self.thing = thing
-        self.children = children
+# For the layers that hide all that was in a directory before them: why.
+Hiding = Mapping[int, Why]
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """Something that a layer hid; `why` holds unless the layer has the same path anew."""
+class Step(NamedTuple):
+    """What one layer does to a path. `before` is the number of the layer that showed it until then, None if none did.
 
-    thing: Thing
-    layer: int
-    why: Why
+    `why` that is hidden now; None if nothing was there, or it is a directory that merges with this layer's.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Laid:
-    """What was seen before at the paths that a layer speaks of, or hides: merged with it, or gone."""
-
-    merged: Mapping[bytes, Node]
-    gone: Mapping[bytes, Gone]
-
-    def layer_before(self, path: bytes) -> int | None:
-        """The number of the layer that showed this path before, None if none did."""
-        found = self.merged.get(path) or self.gone.get(path)
-        return found.layer if found is not None else None
+    number: int
+    before: int | None
+    why: Why | None
 
 
-class View:
-    """The merged view of the layers that have been laid so far."""
+class Laid(NamedTuple):
+    """What became of one path: a step for each layer that did something, in order.
 
-    def __init__(self) -> None:
-        self._root = Node(0, _ROOT, {})
+    `shown` is the number of the layer that shows it in the end, None if none does. `hiding` holds for what is in
+    the directory that this path is.
+    """
 
-    def lay(self, number: int, things: Mapping[bytes, Thing]) -> Laid:
-        """Lay a layer on top: its number, and what it says, directories before what is in them."""
-        merged: dict[bytes, Node] = {}
-        gone: dict[bytes, Gone] = {}
-        directories = {b"": self._root}
-        for path, thing in things.items():
-            above, _, name = path.rpartition(b"/")
-            siblings = directories[above].children
-            assert siblings is not None
-            below = siblings.pop(name, None)
-            verdict = decide((thing.says, below.thing.says if below is not None else Says.ABSENT))
-            children: dict[bytes, Node] | None = {}
-            if below is not None and 1 in verdict.positions:
-                merged[path] = below
-                children = below.children
-            elif below is not None:
-                why = _REASONS.get(thing.says, Why.OVERWRITTEN)
-                gone.update((one, Gone(node.thing, node.layer, why)) for one, node in _paths(path, below))
-            if 0 in verdict.positions:
-                siblings[name] = node = Node(number, thing, children if verdict.directory else None)
-                if verdict.directory:
-                    directories[path] = node
-        return Laid(merged, gone)
-
-    def paths(self) -> Iterator[tuple[bytes, Node]]:
-        """Everything that is seen, but for the root."""
-        return ((path, node) for path, node in _paths(b"", self._root) if path)
-
-    def shows(self, path: bytes) -> bool:
-        """True if something is seen at this path."""
-        node: Node | None = self._root
-        for name in path.split(b"/"):
-            node = node.children.get(name) if node is not None and node.children is not None else None
-        return node is not None
+    steps: Sequence[Step]
+    shown: int | None
+    hiding: Hiding
 
 
-# The root belongs to every layer, and no layer's word about it counts.
-_ROOT = Thing(Says.DIRECTORY, stat.S_IFDIR, 0, 0, 0, 0, 0, 0)
+def lay(things: Mapping[int, Thing], above: Hiding) -> Laid:
+    """Lay what layers have at a path one on another, the lowest number first; `above` holds for its directory."""
+    if len(things) == 1 and not above:
+        # So it is almost everywhere, and there is nothing to decide.
+        [(number, thing)] = things.items()
+        return Laid((Step(number, None, None),), None if thing.says is Says.WHITEOUT else number, _NOTHING)
+    steps = []
+    shown: int | None = None
+    hiding: dict[int, Why] = {}
+    for number in sorted(things.keys() | above.keys()) if above else things:
+        said, before = things.get(number), shown
+        why = above.get(number) if before is not None else None
+        if said is not None:
+            below = things[before].says if before is not None and why is None else Says.ABSENT
+            positions = decide((said.says, below)).positions
+            if below is not Says.ABSENT and 1 not in positions:
+                why = _REASONS.get(said.says, Why.OVERWRITTEN)
+            shown = number if 0 in positions else None
+        elif why is not None:
+            shown = None
+        if why is not None and before is not None and things[before].directory:
+            hiding[number] = why
+        steps.append(Step(number, before, why))
+    return Laid(steps, shown, hiding)
+
+
+_NOTHING: Hiding = {}
 _REASONS = {Says.WHITEOUT: Why.DELETED, Says.OPAQUE_DIRECTORY: Why.OPAQUE}
-
-
-def _paths(path: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
-    """A node that is seen at `path`, and all below it."""
-    pending = [(path, node)]
-    while pending:
-        at, one = pending.pop()
-        yield at, one
-        prefix = at + b"/" if at else b""
-        pending.extend((prefix + name, child) for name, child in (one.children or {}).items())

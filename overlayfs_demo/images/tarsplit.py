@@ -179,6 +179,17 @@ def tar_size(recipe: BinaryIO, label: str = "the layer") -> int:
     return int(size)
 
 
+def file_checksums(recipe: BinaryIO, label: str = "the layer") -> Iterator[tuple[bytes, int, int]]:
+    """Of each file that the recipe refers to: its path, its size in bytes, and the CRC-32 of its data.
+
+    `recipe` is read forward from its start, and stays the caller's. Raises ImageError: damaged.
+    """
+    tar_size(recipe, label)
+    for part in _records(recipe, label):
+        if isinstance(part, _Reference):
+            yield part.path, part.size, part.crc
+
+
 def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer") -> None:
     """Hand the tar to `out`, piece by piece, in order; a piece is at most 1 MiB, and good until `out` returns.
 

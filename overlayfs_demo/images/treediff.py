@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs_demo.images.layerview import Node, View
-from overlayfs_demo.images.survey import Difference, SurveyedLayer, difference, surveyed
+from overlayfs_demo.images.differing import Difference, difference
+from overlayfs_demo.images.layerview import Hiding, lay
+from overlayfs_demo.images.layerwalk import Place, walk
+from overlayfs_demo.images.survey import opened
 
 
 class Change(enum.Enum):
@@ -49,25 +52,47 @@ def diff_trees(before: Sequence[Path], after: Sequence[Path]) -> TreeDiff:
     Data is read where both have a file of one size, from different layers. Raises ImageError naming the
     layer and the file that cannot be read.
     """
-    with surveyed([*before, *after]) as layers:
-        old_layers, new_layers = layers[: len(before)], layers[len(before) :]
-        old, new = _seen(old_layers), _seen(new_layers)
-        changed = []
-        for path in sorted(old.keys() & new.keys()):
-            was, now = old[path], new[path]
-            how = difference(path, old_layers[was.layer - 1], new_layers[now.layer - 1])
-            if how is not Difference.NONE:
-                change = Change.CONTENT if how is Difference.CONTENT else Change.METADATA
-                changed.append(PathChange(path, change, was.thing.size, now.thing.size))
+    every = list(dict.fromkeys([*before, *after]))
+    stacks = [_Stack([every.index(one) + 1 for one in stack]) for stack in (before, after)]
+    changes = []
+    with opened(every) as roots, closing(walk(roots)) as places:
+        for place in places:
+            old, new = (stack.shown(place) for stack in stacks)
+            if (change := _change(place, old, new)) is not None:
+                was, now = (place.things[one].size if one is not None else None for one in (old, new))
+                changes.append(PathChange(place.path, change, was, now))
+    changes.sort(key=lambda one: one.path)
     return TreeDiff(
-        tuple(PathChange(path, Change.ADDED, None, new[path].thing.size) for path in sorted(new.keys() - old.keys())),
-        tuple(changed),
-        tuple(PathChange(path, Change.DELETED, old[path].thing.size, None) for path in sorted(old.keys() - new.keys())),
+        tuple(one for one in changes if one.change is Change.ADDED),
+        tuple(one for one in changes if one.change in (Change.CONTENT, Change.METADATA)),
+        tuple(one for one in changes if one.change is Change.DELETED),
     )
 
 
-def _seen(layers: Sequence[SurveyedLayer]) -> dict[bytes, Node]:
-    view = View()
-    for number, layer in enumerate(layers, start=1):
-        view.lay(number, layer.things)
-    return dict(view.paths())
+class _Stack:
+    """One of the stacks, as the walk goes on: the numbers of its layers in the walk, from the bottom to the top."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = numbers
+        # What is hidden in the directories on the way to the present place, the root first.
+        self._hiding: list[Hiding] = [{}]
+
+    def shown(self, place: Place) -> int | None:
+        """The number in the walk of the layer that shows this place, None if none does."""
+        del self._hiding[place.depth :]
+        # Numbered anew: an upper layer of this stack may be a lower one of the other.
+        laid = lay({
+            position: place.things[number]
+            for position, number in enumerate(self._numbers) if number in place.things
+        }, self._hiding[-1])
+        self._hiding.append(laid.hiding)
+        return None if laid.shown is None else self._numbers[laid.shown]
+
+
+def _change(place: Place, old: int | None, new: int | None) -> Change | None:
+    if old is None or new is None:
+        return Change.ADDED if new is not None else Change.DELETED if old is not None else None
+    how = difference(place, old, new)
+    if how is Difference.NONE:
+        return None
+    return Change.CONTENT if how is Difference.CONTENT else Change.METADATA

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from overlayfs_demo import docker_format
 from overlayfs_demo.images import describe
-from overlayfs_demo.images.analysis import Analysis, Hidden
+from overlayfs_demo.images.accounts import Hidden
+from overlayfs_demo.images.analysis import Analysis
 from overlayfs_demo.images.store import StoredImage
 from overlayfs_demo.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.records import Record

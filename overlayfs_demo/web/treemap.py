@@ -12,7 +12,7 @@ from itertools import groupby
 
 import squarify
 
-from overlayfs_demo.images.analysis import Hidden
+from overlayfs_demo.images.accounts import Hidden
 from overlayfs_demo.render import human_size, plural, printable
 from overlayfs_demo.web.subject import key_of
 

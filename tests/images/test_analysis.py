@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.images import teaching
-from overlayfs_demo.images.analysis import Analysis, Hidden, Tally, analyse
+from overlayfs_demo.images.accounts import Hidden, Tally
+from overlayfs_demo.images.analysis import Analysis, analyse
 from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.ghosts import extract_ghosts
 from overlayfs_demo.images.layerview import Why
@@ -193,7 +194,7 @@ def test_an_opaque_mark_of_a_layers_root_hides_nothing(tmp_path: Path) -> None:
 
 
 def test_titles_must_be_as_many_as_layers(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="a title"):
         analyse(layers(tmp_path, {}, {}), ["one"])
 
 

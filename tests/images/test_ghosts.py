@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.analysis import Hidden, analyse
+from overlayfs_demo.images.accounts import Hidden
+from overlayfs_demo.images.analysis import analyse
 from overlayfs_demo.images.ghosts import extract_ghosts
 from overlayfs_demo.images.layerview import Why
 from tests.builders import WHITEOUT, Content, file, layers, symlink, tree

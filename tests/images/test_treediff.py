@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images import survey
+from overlayfs_demo.images.differing import difference
+from overlayfs_demo.images.layerwalk import Place, walk
+from overlayfs_demo.images.survey import opened
 from overlayfs_demo.images.treediff import Change, PathChange, diff_trees
 from tests.builders import OPAQUE, WHITEOUT, Content, device, directory, file, layers, symlink
 from tests.images.builders import needs_root
@@ -63,23 +65,24 @@ def test_an_opaque_mark_is_no_attribute_of_the_image(tmp_path: Path) -> None:
 def test_what_both_show_from_one_layer_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = layers(tmp_path, {"a": "1", "b": "2"}, {"b": "3"}, {"c": "4"})
     read: list[bytes] = []
-    real = survey.SurveyedLayer.open
+    real = Place.open
 
-    def recorded(layer: survey.SurveyedLayer, path: bytes, flags: int) -> int:
-        read.append(path)
-        return real(layer, path, flags)
+    def recorded(place: Place, number: int, flags: int) -> int:
+        read.append(place.path)
+        return real(place, number, flags)
 
-    monkeypatch.setattr(survey.SurveyedLayer, "open", recorded)
+    monkeypatch.setattr(Place, "open", recorded)
     assert [one.path for one in diff_trees(made[:1], made).changed] == [b"b"]
     assert set(read) == {b"b"}
 
 
 def test_a_file_that_cannot_be_read_is_named_with_its_layer_and_a_remedy(tmp_path: Path) -> None:
     made = layers(tmp_path, {"a": "1"}, {"a": "2"})
-    with survey.surveyed(made) as (old, new):
+    with opened(made) as roots:
+        place = next(walk(roots))
         (made[0] / "a").unlink()
         with pytest.raises(ImageError, match=r"layer0: '/a' cannot be read: No such file .*: read the layers as root"):
-            survey.difference(b"a", old, new)
+            difference(place, 1, 2)
 
 
 def test_a_layer_that_is_no_directory_is_named(tmp_path: Path) -> None:

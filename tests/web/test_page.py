@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.images.analysis import Analysis, Hidden, analyse
+from overlayfs_demo.images.accounts import Hidden
+from overlayfs_demo.images.analysis import Analysis, analyse
 from overlayfs_demo.images.layerview import Why
 from overlayfs_demo.images.store import Store, StoredImage
 from overlayfs_demo.render import plural
