@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests.places import Place, found_by_mount_8, set_up, why_no_mount_8
 
 PATIENCE = 15.0

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs_demo import records
+from overlayfs_demo.mounts import registry
 from tests import builders
 
 BIN = Path(sys.executable).parent
@@ -83,7 +83,7 @@ class Place:
         return f" {self.view} " in Path("/proc/self/mountinfo").read_text()
 
     def daemon(self) -> int:
-        record = records.find_record(str(self.view))
+        record = registry.find_record(str(self.view))
         assert record is not None
         return record.pid
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.images.teaching import write_teaching_image
+from overlayfs_demo.images.sample_image import write_teaching_image
 from tests.conftest import why_no_mounts
 from tests.places import fails, run
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli, records, syscalls
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts import choose
+from overlayfs_demo.fronts import select
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts import registry
 from tests.conftest import wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, fails, run
@@ -134,8 +136,8 @@ def test_missing_libfuse_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         pytest.skip(problem)
     monkeypatch.setattr(syscalls, "has_library", lambda name: False)
     with pytest.raises(MountError, match=r"no libfuse 2.*install the package libfuse2"):
-        choose.front("fusepy")
-    assert choose.front("auto")[0] == "kernel"
+        select.front("fusepy")
+    assert select.front("auto")[0] == "kernel"
 
 
 @pytest.mark.parametrize(
@@ -158,26 +160,26 @@ def test_wrong_usage_is_status_2_and_names_the_word(words: list[str], said: str)
 
 
 def test_each_verb_is_added_by_whom_the_table_names() -> None:
-    for add in set(cli._VERBS.values()):
+    for add in set(main._VERBS.values()):
         verbs = argparse.ArgumentParser().add_subparsers()
         add(verbs)
-        assert set(verbs.choices) == {name for name, who in cli._VERBS.items() if who is add}
+        assert set(verbs.choices) == {name for name, who in main._VERBS.items() if who is add}
 
 
 def test_a_failed_mount_leaves_nothing_behind(place: Place) -> None:
     place.mount(options=f"{place.options}:{place / 'nowhere'}")
     place.mount("--front", "kernel", options=place.options + ",upperdir=/proc")
     assert not place.is_mounted()
-    assert records.find_record(str(place.view)) is None
+    assert registry.find_record(str(place.view)) is None
     assert place.mount().returncode == 0
 
 
 def test_a_later_version_may_have_recorded_more(place: Place) -> None:
     assert place.mount().returncode == 0
-    record = records.find_record(str(place.view))
+    record = registry.find_record(str(place.view))
     [file] = [file for file in Path("/run/overlayfs-demo").glob("*.json") if str(place.view) in file.read_text()]
     file.write_text(json.dumps({**json.loads(file.read_text()), "told_later": "x"}))
-    assert records.find_record(str(place.view)) == record
+    assert registry.find_record(str(place.view)) == record
     assert place.umount().returncode == 0
 
 

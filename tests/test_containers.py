@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.images.teaching import write_teaching_image
+from overlayfs_demo.images.sample_image import write_teaching_image
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, docker_save_many, layer, oci_archive, symlink

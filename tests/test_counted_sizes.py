@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
-from overlayfs_demo.containers import Container
-from overlayfs_demo.images.analysis import analyse
+from overlayfs_demo.analysis.waste import analyse
+from overlayfs_demo.cli import main
 from overlayfs_demo.images.model import Digest
-from overlayfs_demo.images.store import Store
-from overlayfs_demo.render import human_size, percentage, plural
+from overlayfs_demo.store.containers import Container
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.ui.wording import human_size, percentage, plural
 from tests.images.builders import WHITEOUT, docker_save_many, hard_link, layer
 
 Demo = Callable[..., str]
@@ -28,7 +28,7 @@ def demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Demo:
     """`overlayfs-demo` on a store of its own: what it prints."""
 
     def command(verb: str, *words: str | Path) -> str:
-        status = cli.main([verb, "--store", str(tmp_path / "store"), *map(str, words)])
+        status = main.main([verb, "--store", str(tmp_path / "store"), *map(str, words)])
         told = capfd.readouterr()
         assert (status, told.err) == (0, "")
         return told.out

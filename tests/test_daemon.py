@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import daemon, mounts, records, syscalls
-from overlayfs_demo.containers import Container, Containers
-from overlayfs_demo.control import Server
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts import kernel_front
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.store import Store
-from overlayfs_demo.mount_options import parse
+from overlayfs_demo.fronts.kernel import session
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts import daemon, mount, registry
+from overlayfs_demo.mounts.control.client import Server
+from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.store import Store
 from tests import builders
 from tests.conftest import PATIENCE, unmount_all, wait_until, why_no_mounts
 from tests.images.builders import docker_save, layer
@@ -98,9 +99,9 @@ def left_by(place: Place) -> set[str]:
     found = set()
     if place.is_mounted():
         found.add("mount")
-    if records.find_record(str(place.view)) is not None:
+    if registry.find_record(str(place.view)) is not None:
         found.add("record")
-    if records.socket_path(str(place.view)).exists():
+    if registry.socket_path(str(place.view)).exists():
         found.add("socket")
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -109,17 +110,17 @@ def left_by(place: Place) -> set[str]:
 
 def is_mounted_and_unmounted(place: Place) -> None:
     """By this process, so that the daemon is our child, for whom we wait."""
-    mounts.mount(os.fsencode(place.view), parse([place.options]))
+    mount.mount(os.fsencode(place.view), parse([place.options]))
     pid = place.daemon()
     assert (place.view / "motd").read_text() == "hello\n"
-    mounts.unmount(os.fsencode(place.view))
+    mount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 
 
 FAULTS: dict[str, tuple[object, str]] = {
     "opening the layers": (Overlay, "__init__"), "the note in the upper": (Overlay, "note_stack"),
-    "the socket": (Server, "start"), "the record": (records.Registration, "__init__"),
-    "the first answer": (kernel_front, "_agree"),
+    "the socket": (Server, "start"), "the record": (registry.Registration, "__init__"),
+    "the first answer": (session, "_agree"),
 }
 ERRORS = [OSError(errno.EIO, os.strerror(errno.EIO)), MemoryError()]
 
@@ -135,7 +136,7 @@ def test_a_mount_that_fails_leaves_nothing(
         patched.setattr(*FAULTS[fault], fail(error))
         for _ in range(2):
             with pytest.raises((MountError, type(error))):
-                mounts.mount(os.fsencode(place.view), parse([place.options]), foreground=foreground)
+                mount.mount(os.fsencode(place.view), parse([place.options]), foreground=foreground)
     assert (left_by(place), state()) == (set(), before)
     is_mounted_and_unmounted(place)
 
@@ -147,16 +148,16 @@ def test_a_view_that_does_not_answer_is_taken_away(place: Place, monkeypatch: py
         for verb in ("entries", "names"):  # One for each front.
             patched.setattr(Overlay, verb, fail(OSError(errno.EIO, os.strerror(errno.EIO))))
         with pytest.raises(MountError, match=r"does not answer: Input/output error"):
-            mounts.mount(os.fsencode(place.view), parse([f"{place.options},front={front}"]))
+            mount.mount(os.fsencode(place.view), parse([f"{place.options},front={front}"]))
     assert (left_by(place), state()) == (set(), before)
     is_mounted_and_unmounted(place)
 
 
 def test_a_daemon_that_is_killed_while_it_starts_leaves_no_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(records.Registration, "__init__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patched.setattr(registry.Registration, "__init__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(MountError, match="the daemon died while starting"):
-            mounts.mount(os.fsencode(place.view), parse([place.options]))
+            mount.mount(os.fsencode(place.view), parse([place.options]))
     assert not place.is_mounted()
     is_mounted_and_unmounted(place)
 
@@ -191,9 +192,9 @@ def test_a_caller_who_is_interrupted_leaves_no_daemon(place: Place, monkeypatch:
         started.append(place.daemon())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mounts, "_confirm", confirm)
+    monkeypatch.setattr(mount, "_confirm", confirm)
     with pytest.raises(KeyboardInterrupt):
-        mounts.mount(os.fsencode(place.view), parse([place.options]))
+        mount.mount(os.fsencode(place.view), parse([place.options]))
     assert left_by(place) == set() and not os.path.exists(f"/proc/{started[0]}")
 
 
@@ -235,27 +236,27 @@ def test_a_mount_after_a_kill_takes_the_place_of_the_dead_one(place: Place, fron
     options = parse([f"{place.options},front={front}"])
     if zombie:
         # The daemon is our child, for whom we do not wait.
-        mounts.mount(os.fsencode(place.view), options)
+        mount.mount(os.fsencode(place.view), options)
     else:
         assert place.mount("--front", front).returncode == 0
     pid = kill(place)
     assert os.path.exists(f"/proc/{pid}") or not zombie
-    assert not records.is_served(str(place.view)) and records.live_records() == []
-    mounts.mount(os.fsencode(place.view), options)
+    assert not registry.is_served(str(place.view)) and registry.live_records() == []
+    mount.mount(os.fsencode(place.view), options)
     assert mounts_at(place.view) == 1
     assert (place.view / "motd").read_text() == "hello\n"
-    assert place.daemon() != pid and records.is_served(str(place.view))
+    assert place.daemon() != pid and registry.is_served(str(place.view))
     if zombie:
         os.waitpid(pid, 0)
     pid = place.daemon()
-    mounts.unmount(os.fsencode(place.view))
+    mount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 
 
 def test_a_dead_view_is_unmounted_at_once_though_its_process_id_lives_on(place: Place) -> None:
     assert place.mount().returncode == 0
     kill(place)
-    record = records.find_record(str(place.view))
+    record = registry.find_record(str(place.view))
     assert record is not None
     # As if another process had got the number meanwhile: the lock of the record is what counts.
     [path] = [path for path in Path("/run/overlayfs-demo").glob("*.json") if str(place.view) in path.read_text()]
@@ -263,16 +264,16 @@ def test_a_dead_view_is_unmounted_at_once_though_its_process_id_lives_on(place: 
     before = time.monotonic()
     assert place.umount().returncode == 0
     assert time.monotonic() - before < 9  # It would wait ten seconds for that process.
-    assert not place.is_mounted() and records.find_record(str(place.view)) is None
-    assert not records.socket_path(str(place.view)).exists()
+    assert not place.is_mounted() and registry.find_record(str(place.view)) is None
+    assert not registry.socket_path(str(place.view)).exists()
 
 
 def test_a_view_that_hangs_is_known_to_be_served_without_waiting_for_it(place: Place) -> None:
     assert place.mount().returncode == 0
     os.kill(place.daemon(), signal.SIGSTOP)
     try:
-        assert records.is_served(str(place.view))
-        assert [one.mountpoint for one in records.live_records()] == [str(place.view)]
+        assert registry.is_served(str(place.view))
+        assert [one.mountpoint for one in registry.live_records()] == [str(place.view)]
     finally:
         os.kill(place.daemon(), signal.SIGCONT)
 
@@ -342,9 +343,9 @@ def test_a_reply_that_cannot_be_written_costs_that_caller_alone(
     with monkeypatch.context() as patched:
         patched.setattr(os, "writev", writev)
         patched.setattr(os, "readv", readv)
-        mounts.mount(os.fsencode(place.view), parse([f"{place.options},timeout=0,front=kernel"]))
+        mount.mount(os.fsencode(place.view), parse([f"{place.options},timeout=0,front=kernel"]))
     (place / "failing").touch()
-    for _ in range(kernel_front._THREADS + 4):
+    for _ in range(session._THREADS + 4):
         done = subprocess.run(["stat", place.view / "victim"], capture_output=True, text=True, timeout=MINUTE)
         assert "Input/output error" in done.stderr
         reading.touch()
@@ -352,7 +353,7 @@ def test_a_reply_that_cannot_be_written_costs_that_caller_alone(
     done = subprocess.run(["cat", place.view / "victim"], capture_output=True, text=True, timeout=MINUTE)
     assert done.stdout == "v"
     pid = place.daemon()
-    mounts.unmount(os.fsencode(place.view))
+    mount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 
 

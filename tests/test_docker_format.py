@@ -7,7 +7,9 @@ from datetime import UTC, timedelta, timezone
 
 import pytest
 
-from overlayfs_demo.docker_format import (
+from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow, LayerNames
+from overlayfs_demo.images.model import Digest
+from overlayfs_demo.ui.docker_tables import (
     ago,
     ellipsis,
     extended_history_table,
@@ -22,8 +24,6 @@ from overlayfs_demo.docker_format import (
     table,
     virtual_size,
 )
-from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow, LayerNames
-from overlayfs_demo.images.model import Digest
 
 MINUTE, HOUR = 60, 3600
 DAY = 24 * HOUR

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import records
-from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.explain.dry_run import rehearse
+from overlayfs_demo.mounts import registry
+from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.overlay.whiteout import SHARED
-from overlayfs_demo.rehearsal import rehearse
 from tests import builders
 from tests.builders import hardlink
 from tests.conftest import PATIENCE, mount_points, wait_until, why_no_sandbox
@@ -144,7 +144,7 @@ class Real:
     def __init__(self, place: Place, script: str) -> None:
         upper = place / "upper"
         before, files = _whiteouts(upper), _files(upper)
-        with Connection(records.socket_path(str(place.view)), str(place.view)) as connection:
+        with Connection(registry.socket_path(str(place.view)), str(place.view)) as connection:
             connection.attach()
             self.status = subprocess.run(["sh", "-c", script], cwd=place.view, stdout=subprocess.DEVNULL).returncode
             # A mark, so that all before it has been told.
@@ -416,7 +416,8 @@ def test_the_view_is_not_busy_afterwards(view: Place) -> None:
 
 def test_without_namespaces_the_command_does_not_run(place: Place) -> None:
     code = (
-        "import sys; from overlayfs_demo.commands import guarded; from overlayfs_demo.sandbox import Sandbox\n"
+        "import sys\n"
+        "from overlayfs_demo.cli.command import guarded\nfrom overlayfs_demo.explain.sandbox import Sandbox\n"
         "place = sys.argv[1].encode()\n"
         "sys.exit(guarded('explain', lambda: Sandbox(place, place, place).run(['touch', sys.argv[1] + '/ran'])))"
     )
@@ -426,7 +427,7 @@ def test_without_namespaces_the_command_does_not_run(place: Place) -> None:
 
 
 def test_a_view_of_an_older_version_is_refused(one_view: Place) -> None:
-    record = records.find_record(str(one_view.view))
+    record = registry.find_record(str(one_view.view))
     assert record is not None
     with pytest.raises(MountError, match="mount it with this version"):
-        rehearse(records.Record(record.mountpoint, record.pid, record.front, record.lowers), ["true"], b"/")
+        rehearse(registry.Record(record.mountpoint, record.pid, record.front, record.lowers), ["true"], b"/")

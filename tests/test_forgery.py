@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import explanation, records, runtime_directory
-from overlayfs_demo.control import Connection, Server, event_of
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.mounts import registry, runtime_directory
+from overlayfs_demo.mounts.control import explanation
+from overlayfs_demo.mounts.control.client import Connection, Server, event_of
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.render import outcome, said, sentence
+from overlayfs_demo.ui.wording import outcome, said, sentence
 from tests.conftest import why_no_mounts
 from tests.places import Place, fails, run
 
@@ -82,15 +83,15 @@ def test_ordinary_users_directory_is_checked_wherever_the_environment_puts_it(
 ) -> None:
     """Root of a user namespace, who may not write to /run, is in the same place."""
     monkeypatch.setattr(runtime_directory, "of_this_user", lambda: directory)
-    record = records.Record("/view", os.getpid(), "kernel", [])
-    records.Registration(record)
-    assert records.find_record("/view") == record
+    record = registry.Record("/view", os.getpid(), "kernel", [])
+    registry.Registration(record)
+    assert registry.find_record("/view") == record
     give_away(directory)
-    for ask in (records.find_record, records.is_served, records.forget_dead):
+    for ask in (registry.find_record, registry.is_served, registry.forget_dead):
         with pytest.raises(MountError, match="belongs to user 12346, not to user 0"):
             ask("/view")
     with pytest.raises(MountError, match="belongs to user 12346"):
-        records.Registration(record)
+        registry.Registration(record)
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def forged_by_mallory(mountpoint: Path) -> Iterator[Path]:
     directory = Path("/tmp/overlayfs-demo-0")
     if directory.exists():
         pytest.skip(f"{directory} exists")
-    name = records.socket_path(str(mountpoint)).name
+    name = registry.socket_path(str(mountpoint)).name
     directory.mkdir(mode=0o755)
     try:
         forged = {"mountpoint": str(mountpoint), "pid": 1, "front": "kernel", "lowers": ["/root"], "labels": ["root"]}
@@ -128,10 +129,10 @@ def listen_as(uid: int, listening: socket.socket) -> None:
 def test_root_asks_its_own_daemon_and_not_who_forges_its_socket_in_tmp(place: Place) -> None:
     assert place.mount().returncode == 0
     with forged_by_mallory(place.view):
-        assert records.place_in_view(os.fsencode(place.view), follow=True).socket.parent == Path("/run/overlayfs-demo")
+        assert registry.place_in_view(os.fsencode(place.view), follow=True).socket.parent == Path("/run/overlayfs-demo")
         done = run("overlayfs-demo", "which", place.view / "motd")
         assert done.returncode == 0 and "is seen" in done.stdout
-        record = records.find_record(str(place.view))
+        record = registry.find_record(str(place.view))
         assert record is not None and record.lowers == [str(place / "top"), str(place / "bottom")]
 
 
@@ -187,18 +188,18 @@ def test_daemon_makes_no_socket_in_a_directory_of_somebody_else(directory: Path,
 
 def test_root_does_not_serve_the_view_of_another_user(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """What her record names would be read with root's rights."""
-    from overlayfs_demo.web_commands import _view
+    from overlayfs_demo.cli.web import _view
 
     assert place.mount().returncode == 0
     assert _view(str(place.view)) is not None
-    monkeypatch.setattr(records, "_owner", lambda mounted: ALICE)
+    monkeypatch.setattr(registry, "_owner", lambda mounted: ALICE)
     with pytest.raises(MountError, match="mounted by user 12345, whose layers only they may serve: run this as that"):
         _view(str(place.view))
 
 
 def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
     assert place.mount().returncode == 0
-    runtime = records.socket_path(str(place.view)).parent
+    runtime = registry.socket_path(str(place.view)).parent
     assert runtime == Path("/run/overlayfs-demo")
     command = f"mount -t tmpfs -o mode=777 none {runtime} && exec overlayfs-demo which {place.view}/motd"
     done = run("unshare", "--mount", "--propagation", "private", "sh", "-c", command)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
-from overlayfs_demo.completion import SHELLS
+from overlayfs_demo.cli import main
+from overlayfs_demo.cli.completion import SHELLS
 from tests.images.builders import docker_save_many, layer
 from tests.places import Place, run
 
@@ -20,7 +20,7 @@ Offers = Callable[[str], list[str]]
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    parser = cli._parser([])
+    parser = main._parser([])
     [found] = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
     return dict(found.choices)
 
@@ -30,7 +30,7 @@ def needs(program: str) -> None:
         pytest.skip(f"needs {program}")
 
 
-@pytest.mark.parametrize("name", cli._VERBS)
+@pytest.mark.parametrize("name", main._VERBS)
 def test_help_has_an_example_that_the_parser_takes(name: str) -> None:
     """What an example says in its first words is true: the verb and the options are there."""
     epilog = verbs()[name].epilog or verbs()[name].description or ""

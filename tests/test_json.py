@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
+from overlayfs_demo.cli import main
 from tests.conftest import unmount_all, why_no_mounts
 from tests.places import run
 
@@ -32,7 +32,7 @@ WITHOUT = {"mount", "umount", "tag", "save", "export", "shell", "inspect", "serv
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("json")
-    made = run(sys.executable, "-m", "overlayfs_demo.images.teaching", where / "image.tar")
+    made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", where / "image.tar")
     assert made.returncode == 0, made.stderr
     loaded = run("overlayfs-demo", "load", "--store", where / "store", where / "image.tar")
     assert loaded.returncode == 0, loaded.stderr
@@ -62,7 +62,7 @@ def base(tmp_path: Path) -> Iterator[Path]:
     """A directory with an archive, a store that it is loaded in, and two containers."""
     if problem := why_no_mounts():
         pytest.skip(problem)
-    made = run(sys.executable, "-m", "overlayfs_demo.images.teaching", tmp_path / "image.tar")
+    made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", tmp_path / "image.tar")
     assert made.returncode == 0, made.stderr
     for words in (
         ("load", tmp_path / "image.tar"), ("tag", IMAGE, "other:1"),
@@ -96,7 +96,7 @@ def test_load_says_what_it_knows(base: Path) -> None:
 
 def test_only_verbs_without_a_result_have_no_json() -> None:
     verbs = argparse.ArgumentParser().add_subparsers()
-    for add in dict.fromkeys(cli._VERBS.values()):
+    for add in dict.fromkeys(main._VERBS.values()):
         add(verbs)
     without = {name for name, verb in verbs.choices.items() if "--json" not in verb.format_help()}
     assert without == WITHOUT

@@ -8,9 +8,9 @@ import secrets
 
 import pytest
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.mount_options import (
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts.options import (
     FRONTS,
     MountOptions,
     escape_path,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import records
+from overlayfs_demo.mounts import registry
 from tests.conftest import wait_until
 from tests.contract.conftest import why_unavailable
 from tests.places import Place, fails, run
@@ -137,12 +137,12 @@ def test_reading_an_upper_file_touches_its_access_time_unless_told(place: Place,
 
 def test_a_record_of_a_version_that_notes_more_is_read(place: Place) -> None:
     assert place.mount().returncode == 0
-    record = records.find_record(str(place.view))
+    record = registry.find_record(str(place.view))
     assert record is not None
-    [path] = [one for one in records.socket_path(record.mountpoint).parent.glob("*.json")
+    [path] = [one for one in registry.socket_path(record.mountpoint).parent.glob("*.json")
               if str(place.view) in one.read_text()]
     path.write_text(json.dumps({**json.loads(path.read_text()), "made_up": 1}))
-    assert records.find_record(str(place.view)) == record
+    assert registry.find_record(str(place.view)) == record
 
 
 # --- other mount namespaces -----------------------------------------------------------------------

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import MountError, UsageError
-from overlayfs_demo.mount_options import parse
+from overlayfs_demo.mounts.options import parse
+from overlayfs_demo.mounts.preflight import checked
 from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.stack_check import checked
 from tests.builders import directories, fill
 from tests.contract.conftest import why_unavailable
 from tests.contract.marks import kernel_version

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import mounts, records
-from overlayfs_demo.containers import Container, Containers
-from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.remove import prune
-from overlayfs_demo.images.save import save
-from overlayfs_demo.images.store import Store
-from overlayfs_demo.mount_options import parse
-from overlayfs_demo.overlay import statrecord
-from overlayfs_demo.rehearsal import rehearse
+from overlayfs_demo.explain.dry_run import rehearse
+from overlayfs_demo.mounts import mount, registry
+from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.options import parse
+from overlayfs_demo.overlay import override_stat
+from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.remove import prune
+from overlayfs_demo.store.save import save
+from overlayfs_demo.store.store import Store
 from overlayfs_demo.web.content import story
 from overlayfs_demo.web.model import mount_page
 from overlayfs_demo.web.subject import mount_subject
@@ -96,26 +96,26 @@ def let_python_start() -> None:
     """Called as that user: a sandbox starts Python, and ours may lie where only root may go."""
     if not os.access(sys.executable, os.X_OK):
         sys.executable = "/usr/bin/python3"
-        os.environ["PYTHONPATH"] = str(Path(mounts.__file__).parent.parent)
+        os.environ["PYTHONPATH"] = str(Path(mount.__file__).parent.parent.parent)
 
 
-def mount(front: str, options: str = "") -> None:
+def mount_view(front: str, options: str = "") -> None:
     """Called as that user, in the directory."""
     line = f"lowerdir=top:bottom,upperdir=upper,workdir=work,front={front}{options}"
-    mounts.mount(b"view", parse([line]))
+    mount.mount(b"view", parse([line]))
 
 
 def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> None:
     def session() -> None:
-        mount(front, ",userxattr")
-        place = records.place_in_view(b"view/motd", follow=False)
+        mount_view(front, ",userxattr")
+        place = registry.place_in_view(b"view/motd", follow=False)
         with Connection(place.socket, place.mountpoint) as connection:
             assert [one.wins for one in connection.explain(os.fsencode(place.path)).statements] == [False, False, True]
             connection.attach()
             os.mkdir("view/made")
             event = connection.event(PATIENCE)
             assert event is not None and (event["path"], event["uid"]) == ("/made", USER)
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
 
     as_user(home, session)
 
@@ -135,14 +135,14 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
 
     def change() -> None:
         os.mkdir("view/made")
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
 
     if runtime:
         builders.directories(Path("/"), runtime[1:])
         os.chown(runtime, USER, USER)
     try:
-        as_user(home, lambda: session(lambda: mount("kernel", ",userxattr")))
-        place = records.place_in_view(os.fsencode(home / "view"), follow=True)
+        as_user(home, lambda: session(lambda: mount_view("kernel", ",userxattr")))
+        place = registry.place_in_view(os.fsencode(home / "view"), follow=True)
         assert place.owner == USER
         with Connection(place.socket, place.mountpoint, place.owner) as connection:
             labels = [one.layer for one in connection.explain(b"/").statements]
@@ -175,13 +175,13 @@ def test_root_of_a_user_namespace_mounts_and_asks(home: Path, runtime: bool) -> 
             os.environ.pop("XDG_RUNTIME_DIR")
         become_root_of_namespace()
         assert os.geteuid() == 0
-        mount("kernel", ",userxattr")
+        mount_view("kernel", ",userxattr")
         Path("view/made").mkdir()
-        place = records.place_in_view(b"view/motd", follow=False)
+        place = registry.place_in_view(b"view/motd", follow=False)
         assert (place.owner, place.socket.parent.parent) == (0, home if runtime else Path("/tmp"))
         with Connection(place.socket, place.mountpoint, place.owner) as connection:
             assert any(one.wins for one in connection.explain(os.fsencode(place.path)).statements)
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
 
     try:
         as_user(home, session)
@@ -197,7 +197,7 @@ def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, r
         pytest.skip(problem)
     if recorded:
         for name in ("top", "bottom", "upper"):
-            os.setxattr(home / name, statrecord.NAME, b"0:0:0755")
+            os.setxattr(home / name, override_stat.NAME, b"0:0:0755")
     script = (
         f"set -e; chmod 600 motd; rm -r d; echo new > n; test $(id -u) = {USER}; ! echo x > ../out 2> /dev/null; "
         "! true 1<> ../fifo 2> /dev/null; "
@@ -207,8 +207,8 @@ def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, r
     def session() -> None:
         let_python_start()
         os.mkfifo("fifo")
-        mount(front, ",userxattr")
-        record = records.find_record(str(home / "view"))
+        mount_view(front, ",userxattr")
+        record = registry.find_record(str(home / "view"))
         assert record is not None
         before = builders.tree(home / "upper")
         outcome = rehearse(record, ["sh", "-c", script], os.fsencode(home / "view"))
@@ -220,7 +220,7 @@ def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, r
         assert builders.tree(home / "upper") == before
         assert sorted(os.listdir("view")) == ["d", "motd"]
         assert set(os.listdir("work")) <= {"work", "index"}
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
 
     as_user(home, session)
     assert mount_points(str(home)) == []
@@ -228,10 +228,10 @@ def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, r
 
 def test_ordinary_user_sees_the_page_of_a_view(home: Path, front: str) -> None:
     def session() -> None:
-        mount(front, ",userxattr")
+        mount_view(front, ",userxattr")
         Path("view/d/x").unlink()
-        place = records.place_in_view(b"view", follow=False)
-        record = records.find_record(place.mountpoint)
+        place = registry.place_in_view(b"view", follow=False)
+        record = registry.find_record(place.mountpoint)
         assert record is not None
         subject = mount_subject(record, place.socket)
         upper = mount_page(record, subject).upper
@@ -240,25 +240,25 @@ def test_ordinary_user_sees_the_page_of_a_view(home: Path, front: str) -> None:
         ]
         with subject.asking() as ask:
             assert story(subject, ask, b"/motd").versions[0].text == "hello\n"
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
 
     as_user(home, session)
 
 
 def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:
     def session() -> None:
-        mount(front, ",userxattr")
+        mount_view(front, ",userxattr")
         with Path("view/motd").open("a") as file:
             file.write("more\n")
         assert os.getxattr("view/motd", "user.overlayfs_demo.origin") == b"layer 1 (bottom)"
         Path("view/d/x").unlink()
         Path("view/d").rmdir()
         Path("view/d").mkdir()
-        mounts.unmount(b"view")
-        mount(front, ",userxattr")
+        mount.unmount(b"view")
+        mount_view(front, ",userxattr")
         assert Path("view/motd").read_text() == "hello\nmore\n"
         assert os.listdir("view/d") == []
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
 
     as_user(home, session)
     assert (home / "bottom/motd").read_text() == "hello\n"
@@ -267,14 +267,14 @@ def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:
 
 def test_ordinary_users_volatile_upper_is_marked_until_the_mark_is_taken_away(home: Path, front: str) -> None:
     def session() -> None:
-        mount(front, ",userxattr,volatile")
+        mount_view(front, ",userxattr,volatile")
         Path("view/new").write_text("x")
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
         with pytest.raises(MountError, match="volatile"):
-            mount(front, ",userxattr")
+            mount_view(front, ",userxattr")
         shutil.rmtree("work/work/incompat")
-        mount(front, ",userxattr")
-        mounts.unmount(b"view")
+        mount_view(front, ",userxattr")
+        mount.unmount(b"view")
 
     as_user(home, session)
 
@@ -284,21 +284,21 @@ def test_ordinary_users_layers_are_followed_too(home: Path, front: str) -> None:
         pytest.skip("libfuse 2 cannot make the kernel forget a name")
 
     def session() -> None:
-        mount(front, ",userxattr")
+        mount_view(front, ",userxattr")
         assert Path("view/motd").read_text() == "hello\n"
         assert not Path("view/new").exists()
         Path("top/new").write_text("1")
         Path("bottom/motd").write_text("changed\n")
         wait_until(Path("view/new").exists, "a name made behind the view")
         wait_until(lambda: Path("view/motd").read_text() == "changed\n", "data written behind the view")
-        mounts.unmount(b"view")
+        mount.unmount(b"view")
 
     as_user(home, session)
 
 
 def test_ordinary_user_is_told_to_use_userxattr(home: Path, front: str) -> None:
     with pytest.raises(MountError, match=r"trusted.overlay.opaque.*mount as root, or with -o userxattr"):
-        as_user(home, lambda: mount(front))
+        as_user(home, lambda: mount_view(front))
 
 
 def test_nobody_else_may_look_in(home: Path, front: str) -> None:
@@ -306,11 +306,11 @@ def test_nobody_else_may_look_in(home: Path, front: str) -> None:
         os.setresuid(12345, 12345, 12345)
         os.listdir("view")
 
-    as_user(home, lambda: mount(front, ",userxattr"))
+    as_user(home, lambda: mount_view(front, ",userxattr"))
     with pytest.raises(PermissionError) as caught:
         in_child(lambda: (os.chdir(home.parent), os.chmod(home, 0o755), os.chdir(home), other()))
     assert caught.value.errno == errno.EACCES
-    as_user(home, lambda: mounts.unmount(b"view"))
+    as_user(home, lambda: mount.unmount(b"view"))
 
 
 def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
@@ -466,7 +466,7 @@ def test_root_heeds_no_records(home: Path, front: str, monkeypatch: pytest.Monke
         os.setxattr(home / layer_name, "user.containers.override_stat", b"0:0:0755")
     os.setxattr(home / "bottom/motd", "user.containers.override_stat", b"0:0:04755")
     monkeypatch.chdir(home)
-    mount(front)
+    mount_view(front)
     assert shows(home / "view/motd") == (USER, USER, f"{stat.S_IMODE((home / 'bottom/motd').stat().st_mode):04o}")
     assert os.getxattr(home / "view/motd", "user.containers.override_stat") == b"0:0:04755"
-    mounts.unmount(b"view")
+    mount.unmount(b"view")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.cli.output import output
 from overlayfs_demo.errors import ImageError, UsageError
-from overlayfs_demo.images.teaching import TAG
-from overlayfs_demo.output import output
+from overlayfs_demo.images.sample_image import TAG
 from overlayfs_demo.overlay.acl import ACCESS
 from tests.images.builders import needs_root
 from tests.places import BIN, Place, run
@@ -207,7 +207,7 @@ def test_descriptor_is_written_on_from_where_it_is(tmp_path: Path, target: str, 
     (tmp_path / "link1").symlink_to(target)
     (tmp_path / "link2").symlink_to("link1")
     script = (
-        "import sys; from pathlib import Path; from overlayfs_demo.output import output\n"
+        "import sys; from pathlib import Path; from overlayfs_demo.cli.output import output\n"
         "with output(Path(sys.argv[1])) as out: out.write(b'result\\n')"
     )
     with (tmp_path / "file").open("wb") as file:
@@ -230,7 +230,7 @@ def test_every_verb_with_an_output_writes_into_a_device(place: Place, verb: str)
         assert done.returncode == 0, done.stderr
 
     os.mknod(place / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    run(BIN / "python", "-m", "overlayfs_demo.images.teaching", place / "image.tar")
+    run(BIN / "python", "-m", "overlayfs_demo.images.sample_image", place / "image.tar")
     demo("load", place / "image.tar")
     demo("create", TAG, "--name", "c1")
     demo(verb, "c1" if verb == "export" else TAG, "-o", place / "null")

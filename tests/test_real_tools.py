@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.load import Loaded, load
 from overlayfs_demo.images.model import Platform
-from overlayfs_demo.images.save import save
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store.load import Loaded, load
+from overlayfs_demo.store.save import save
+from overlayfs_demo.store.store import Store
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import (

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.render import human_size, printable, sentence, who
+from overlayfs_demo.ui.wording import human_size, printable, sentence, who
 from tests.conftest import wait_until
 
 LAYER = "layer 1 (layer1)"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import records, syscall_filter
+from overlayfs_demo.explain import syscall_filter
+from overlayfs_demo.mounts import registry
 from tests.conftest import wait_until, why_no_sandbox
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, run
@@ -341,7 +342,7 @@ def test_a_dead_view_elsewhere_does_not_matter(inside: Place) -> None:
         (inside / name).mkdir()
     options = f"lowerdir={inside / 'top'},upperdir={inside / 'u2'},workdir={inside / 'w2'}"
     assert run("overlayfs-demo", "mount", "-o", options, inside / "other").returncode == 0
-    record = records.find_record(str(inside / "other"))
+    record = registry.find_record(str(inside / "other"))
     assert record is not None
     os.kill(record.pid, 9)
     wait_until(lambda: not Path(f"/proc/{record.pid}").exists(), "the daemon's end")

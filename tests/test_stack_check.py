@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import stack_check, syscalls
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts import preflight
+from overlayfs_demo.mounts.preflight import Stack, checked
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.types import Caller, Change
-from overlayfs_demo.stack_check import Stack, checked
 from tests.builders import directories
 from tests.conftest import unmount_all, why_no_mounts
 
@@ -299,7 +300,7 @@ def failing_rename(flag: int) -> Any:
 ABILITIES: dict[str, tuple[object, str, Any]] = {
     "make a directory": (os, "mkdir", failing(errno.EINVAL)),
     "set the attribute": (os, "setxattr", failing(errno.EINVAL)),
-    "make a whiteout": (stack_check, "make_whiteout", failing(errno.EINVAL)),
+    "make a whiteout": (preflight, "make_whiteout", failing(errno.EINVAL)),
     "make a hard link": (os, "link", failing(errno.EINVAL)),
     "rename without replacing": (syscalls, "rename", failing_rename(syscalls.RENAME_NOREPLACE)),
     "exchange two names": (syscalls, "rename", failing_rename(syscalls.RENAME_EXCHANGE)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.syscall_filter import MACHINES, REFUSED, program
+from overlayfs_demo.explain.syscall_filter import MACHINES, REFUSED, program
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 COLUMN = {"x86_64": 0, "aarch64": 1}

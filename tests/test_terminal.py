@@ -61,7 +61,7 @@ def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> st
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("terminal")
-    made = run(sys.executable, "-m", "overlayfs_demo.images.teaching", where / "image.tar")
+    made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", where / "image.tar")
     assert made.returncode == 0, made.stderr
     (where / "odd.tar").write_bytes(docker_save([
         layer([("[red]x[/]", "1"), ("caf\udce9", "1"), ("\x1b[31m", "1"), (":smile:", "1")]), layer({"宽宽": "1"}),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli, tour_command
+from overlayfs_demo.cli import main, tour
 from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.experiment import Experiment
 from overlayfs_demo.tour.experiments import ALL
@@ -123,8 +123,8 @@ def test_all_that_was_promised_is_there() -> None:
 
 
 def tour_of(monkeypatch: pytest.MonkeyPatch, one: Experiment) -> int:
-    monkeypatch.setattr(tour_command, "ALL", (one,))
-    return cli.main(["tour", "--yes"])
+    monkeypatch.setattr(tour, "ALL", (one,))
+    return main.main(["tour", "--yes"])
 
 
 def test_a_sentence_that_does_not_hold_fails_the_tour(

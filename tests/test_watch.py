@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import records
-from overlayfs_demo.control import Connection, Server
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.mounts import registry
+from overlayfs_demo.mounts.control.client import Connection, Server
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.stack import Stack
 from tests.conftest import PATIENCE, wait_until
@@ -224,7 +224,7 @@ def test_a_watcher_that_does_not_read_hardly_delays_the_end(served: tuple[Overla
 def test_a_foreground_mount_can_be_watched(place: Place) -> None:
     with subprocess.Popen([COMMAND, "mount", "-f", "-o", place.options, place.view]) as daemon:
         try:
-            wait_until(lambda: place.is_mounted() and records.find_record(str(place.view)), "the mount")
+            wait_until(lambda: place.is_mounted() and registry.find_record(str(place.view)), "the mount")
             with watching(place) as watcher:
                 shell(place, "mkdir made")
                 daemon.send_signal(signal.SIGTERM)
@@ -235,7 +235,7 @@ def test_a_foreground_mount_can_be_watched(place: Place) -> None:
 
 
 def test_the_socket_is_private_and_goes_with_the_mount(mounted: Place) -> None:
-    path = records.socket_path(str(mounted.view))
+    path = registry.socket_path(str(mounted.view))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert mounted.umount().returncode == 0
     assert not path.exists()
@@ -249,7 +249,7 @@ def test_what_is_no_view_cannot_be_watched(place: Place) -> None:
 
 
 def test_a_daemon_without_a_socket_is_named(mounted: Place) -> None:
-    records.socket_path(str(mounted.view)).unlink()
+    registry.socket_path(str(mounted.view)).unlink()
     fails(run("overlayfs-demo", "watch", mounted.view), str(mounted.view), "if it was killed", "another version")
 
 

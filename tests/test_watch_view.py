@@ -21,10 +21,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.layer_facts import Count, LayerFacts, unwalked, walked
-from overlayfs_demo.records import Record
-from overlayfs_demo.watch_state import Choice, Line, Scene, State
-from overlayfs_demo.watch_view import drawing, visible
+from overlayfs_demo.mounts.layer_facts import Count, LayerFacts, unwalked, walked
+from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.watch.screen import drawing, visible
+from overlayfs_demo.watch.state import Choice, Line, Scene, State
 from tests import builders
 from tests.conftest import PATIENCE
 from tests.places import BIN, MINUTE, Place

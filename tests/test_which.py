@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.teaching import write_teaching_image
+from overlayfs_demo.images.sample_image import write_teaching_image
 from tests.places import Place, fails, run
 
 TOP, MIDDLE, BOTTOM = "layer 3 (top)", "layer 2 (middle)", "layer 1 (bottom)"

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from overlayfs_demo import cli
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.cli import main
+from overlayfs_demo.store.store import Store
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import OPAQUE, WHITEOUT, Entry, directory, docker_save, hard_link, layer, symlink
 from tests.places import run
@@ -64,7 +64,7 @@ class Ways:
 
     def asked(self, *words: str) -> Said:
         self._capsys.readouterr()
-        status = cli.main(["which", *words])
+        status = main.main(["which", *words])
         return Said(*self._capsys.readouterr(), status)
 
 

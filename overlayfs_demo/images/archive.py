@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.layer_stream import LayerReader, compression, open_plain, require_digest
 from overlayfs_demo.images.model import Digest, Layer, shown
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.sparse import write_sparse
-from overlayfs_demo.images.streams import LayerReader, compression, open_plain, require_digest
 from overlayfs_demo.images.tarstream import CHUNK, TarStream
+from overlayfs_demo.linux import syscalls
 
 # A manifest or config is text that people write; the registries' own limit is 4 MiB.
 _MAX_DOCUMENT = 16 << 20

@@ -24,11 +24,11 @@ from pathlib import Path
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive
-from overlayfs_demo.images.built import RECORD, Entry, read_record, write_record
-from overlayfs_demo.images.choose import select_image
+from overlayfs_demo.images.build_record import RECORD, Entry, read_record, write_record
 from overlayfs_demo.images.extract import extract_layer
+from overlayfs_demo.images.layer_writer import BUILDING, remove_tree
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, shown
-from overlayfs_demo.images.tree import BUILDING, remove_tree
+from overlayfs_demo.images.select import select_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
 

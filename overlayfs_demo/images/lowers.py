@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.images.tree import prefixes
-from overlayfs_demo.overlay.filedata import copy_data
+from overlayfs_demo.images.layer_writer import prefixes
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
 # How one machine's overlay keeps its books. Such an attribute is never a part of an image, whether it

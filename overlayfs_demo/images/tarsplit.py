@@ -34,11 +34,11 @@ from typing import IO, BinaryIO, cast
 
 import zstandard
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, shown
 from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK
+from overlayfs_demo.linux import syscalls
 
 _VERSION = 1
 _MAGIC = b"overlayfs-demo tar recipe\n"

@@ -21,18 +21,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.layer_writer import BlockedError, LayerTree, prefixes
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
-from overlayfs_demo.images.member import MemberError, Metadata, member_path
 from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.tar_metadata import MemberError, Metadata, member_path
 from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
-from overlayfs_demo.images.tree import BlockedError, LayerTree, prefixes
-from overlayfs_demo.overlay.whiteout import (
-    IMAGE_OPAQUE,
-    IMAGE_WHITEOUT_PREFIX,
-    PrivateXattrs,
-    make_whiteout,
-)
+from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX, PrivateXattrs, make_whiteout
 
 # AUFS kept its own books in names that begin like this; layers from its days still hold them. Of these only the
 # files of one directory count: those that several names of the layer may be hard links to.

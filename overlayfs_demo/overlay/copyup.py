@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.budget import Budget, kept
-from overlayfs_demo.overlay.filedata import copy_data
+from overlayfs_demo.overlay.copy_data import copy_data
+from overlayfs_demo.overlay.copyup_limits import Limits
 from overlayfs_demo.overlay.impure import mark_impure
 from overlayfs_demo.overlay.inode_flags import lower_protection
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of, stale
-from overlayfs_demo.overlay.limits import Limits
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree

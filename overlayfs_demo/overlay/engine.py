@@ -14,18 +14,19 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.overlay import acl, impure, inode_flags, lineage, listing, private_mount, provenance
-from overlayfs_demo.overlay.behind import Behind
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay import acl, impure, inode_flags, listing, lower_fingerprint, private_mount, provenance
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
+from overlayfs_demo.overlay.copyup_limits import Limits
+from overlayfs_demo.overlay.dir_ops import Names, failure
+from overlayfs_demo.overlay.external_changes import Behind
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import Descriptor, DescriptorCache, Layer
-from overlayfs_demo.overlay.limits import Limits
-from overlayfs_demo.overlay.names import Names, failure
+from overlayfs_demo.overlay.layer_snapshots import TimeMachine
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.pairing import pairing_of
@@ -33,7 +34,6 @@ from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.overlay.timemachine import TimeMachine
 from overlayfs_demo.overlay.tree import Completed, Tree
 from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
@@ -106,9 +106,9 @@ class Overlay:
         if self._tree.upper is None:
             return "", ""
         upper, lowers = self._tree.upper.layer, self._layers
-        before = lineage.last_stack(upper, lowers, self._tree.xattrs)
-        lineage.remember(upper, lowers, self._tree.xattrs)
-        return (before, lineage.names(lowers)) if before else ("", "")
+        before = lower_fingerprint.last_stack(upper, lowers, self._tree.xattrs)
+        lower_fingerprint.remember(upper, lowers, self._tree.xattrs)
+        return (before, lower_fingerprint.names(lowers)) if before else ("", "")
 
     def forecast(self) -> Forecast:
         """Count, from now on, what the mount that is rehearsed would do: see `Stack.rehearsal`."""

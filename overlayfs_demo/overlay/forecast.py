@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.layer import Key, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, Node

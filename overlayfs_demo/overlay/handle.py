@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.layer import Descriptor
 
 

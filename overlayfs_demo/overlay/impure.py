@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Collection
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.layer import UpperDir
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree

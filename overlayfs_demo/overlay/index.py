@@ -16,7 +16,7 @@ import re
 import stat
 from typing import NamedTuple
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Descriptor, Layer, LayerDir, UpperDir
 from overlayfs_demo.overlay.origin import Origins

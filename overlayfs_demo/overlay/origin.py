@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.layer import Layer
 
 _VERSION, _MAGIC, _NATIVE_ENDIAN = 0, 0xFB, 0

@@ -13,7 +13,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import origin
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.stack import Stack

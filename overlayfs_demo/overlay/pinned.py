@@ -12,7 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
 
 # A FIFO must not make the daemon wait, and a terminal must not become its own: open(2).

@@ -12,7 +12,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 
 # MOUNT_ATTR_* of a lower. A device is never opened there, whatever name it was put under: a view's devices are opened
 # by the kernel, by their numbers.

@@ -18,10 +18,10 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay.layer_statements import Statement, testify
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import Node
-from overlayfs_demo.overlay.testimony import Statement, testify
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import VIRTUAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from overlayfs_demo.overlay.ids import AS_ON_DISK, Ids
+from overlayfs_demo.overlay.idmap import AS_ON_DISK, Ids
 
 # What of a title stands in a label, in characters.
 _LONGEST_TITLE = 40

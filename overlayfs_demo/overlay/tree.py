@@ -14,8 +14,8 @@ import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.overlay import drift
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay import revalidate
 from overlayfs_demo.overlay.index import Entry, Index
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
@@ -115,7 +115,7 @@ class Tree:
                 return found, found.attrs_from(found.stat())
             known = parent.children.get(name)
             if known is not None:
-                drift.displace(known, parent, name)
+                revalidate.displace(known, parent, name)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return self._settle(parent, name, parts)
 
@@ -155,13 +155,13 @@ class Tree:
         if parts[0].metacopy and len(parts) == 1 and not self.lookup.may_lack_data(parent.sources, name):
             raise OSError(errno.EIO, os.strerror(errno.EIO), name)
         known = node = parent.children.get(name)
-        if node is None or not drift.follow(node, parts):
+        if node is None or not revalidate.follow(node, parts):
             if stat.S_ISDIR(status.st_mode):
                 node = self._make_directory(parent, name, parts)
             else:
                 node = self._make_file(parent, name, parts)
             if known is not None and known is not node:
-                drift.displace(known, parent, name)
+                revalidate.displace(known, parent, name)
             parent.children.put(name, node)
             if node.key != key_of(status):
                 status = node.stat()  # A name of a lower file that was copied up by another.
@@ -200,7 +200,7 @@ class Tree:
         status = parts[0].status
         merged = first.layer.is_upper and len(parts) > 1
         ino = self._inherited(status, parts[1].status) if merged else self.identity(status)
-        return DirNode(parent, name, sources, status, ino, redirect, drift.keys_of(parts))
+        return DirNode(parent, name, sources, status, ino, redirect, revalidate.keys_of(parts))
 
     def _make_file(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> FileNode:
         part = parts[0]

@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.events import Action, Event, Events
-from overlayfs_demo.overlay import incompat, statrecord
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay import incompat, override_stat
 from overlayfs_demo.overlay.layer import Key, Layer, UpperDir, key_of, stale
+from overlayfs_demo.overlay.override_stat import StatRecord
 from overlayfs_demo.overlay.pinned import Pinned
-from overlayfs_demo.overlay.statrecord import StatRecord
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, Whiteouts, is_whiteout
 from overlayfs_demo.overlay.workdir import open_work, remove_emptied
@@ -425,7 +425,7 @@ class Upper:
     ) -> None:
         """Note owner and mode beside a file or directory; `action` and `detail` say which of them is new."""
         os.chmod(pinned.place, record.on_disk(pinned.stat().st_mode))
-        os.setxattr(pinned.place, statrecord.NAME, record.encode())
+        os.setxattr(pinned.place, override_stat.NAME, record.encode())
         self.emit(action, path, caller, detail=detail)
 
     def utimens(self, pinned: Pinned, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:

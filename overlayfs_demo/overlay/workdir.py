@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import acl
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 

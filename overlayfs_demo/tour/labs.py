@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from overlayfs_demo.images.store import Store, StoredImage
-from overlayfs_demo.images.teaching import LayerTar, Step, write_image
-from overlayfs_demo.render import human_size
+from overlayfs_demo.images.sample_image import LayerTar, Step, write_image
+from overlayfs_demo.store.store import Store, StoredImage
 from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.building import HardLink, big
 from overlayfs_demo.tour.checks import Check, entry
 from overlayfs_demo.tour.lab import Lab, Mistake
 from overlayfs_demo.tour.scan import Kind, scan
 from overlayfs_demo.tour.stage import Stage
+from overlayfs_demo.ui.wording import human_size
 
 
 def nothing_at(path: str, rule: str) -> Mistake:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from overlayfs_demo.render import human_size, printable
 from overlayfs_demo.tour.scan import Entry, Kind, Tree
+from overlayfs_demo.ui.wording import human_size, printable
 
 # Characters in a line, at most.
 WIDTH = 80

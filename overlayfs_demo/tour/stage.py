@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlayfs_demo import mount_table, mounts, records
 from overlayfs_demo.errors import MountError, OverlayError
+from overlayfs_demo.linux import mountinfo
+from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.overlay.whiteout import USER
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
@@ -27,7 +28,7 @@ from overlayfs_demo.tour.scan import Tree, scan
 # How long a command may take, and how much longer when we are interrupted, in seconds.
 _PATIENCE, _LAST_WORDS = 300, 10
 _PACKAGE = Path(__file__).parents[2]
-_PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo.build_command"}
+_PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo.cli.build_layers"}
 # Where the programs and the store are: not in sight of `ls`.
 _BIN, _STORE = ".bin", ".store"
 # What a view needs beside its layers.
@@ -116,14 +117,14 @@ class Stage:
 
 
 def _unmount_below(root: Path) -> None:
-    for where in sorted(records.mounted(), reverse=True):
+    for where in sorted(registry.mounted(), reverse=True):
         if Path(where).is_relative_to(root):
             try:
-                mounts.unmount(os.fsencode(where))
+                mount.unmount(os.fsencode(where))
             except MountError:
-                mounts.unmount(os.fsencode(where), lazy=True)
+                mount.unmount(os.fsencode(where), lazy=True)
     # What is not ours would be emptied with the directory.
-    for one in mount_table.mounts():
+    for one in mountinfo.mounts():
         where = os.fsdecode(one.mountpoint)
         if Path(where).is_relative_to(root):
             raise MountError(f"{where} is still mounted", f"unmount it, and remove {root}")

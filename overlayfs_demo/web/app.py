@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from overlayfs_demo.errors import OverlayError, UsageError
-from overlayfs_demo.layer_facts import UPPER
+from overlayfs_demo.mounts.layer_facts import UPPER
 from overlayfs_demo.web import browse, live
 from overlayfs_demo.web.content import story
 from overlayfs_demo.web.guard import Guard

@@ -10,10 +10,10 @@ import stat
 from dataclasses import dataclass
 from itertools import pairwise
 
+from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
-from overlayfs_demo.overlay.testimony import Statement
-from overlayfs_demo.render import human_size, outcome, plural, printable, said
-from overlayfs_demo.text_diff import text_lines, unified
+from overlayfs_demo.ui.text_diff import text_lines, unified
+from overlayfs_demo.ui.wording import human_size, outcome, plural, printable, said
 from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, key_of
 
 # A text is shown, and compared, up to so many bytes.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo import docker_format
+from overlayfs_demo.analysis.accounts import Hidden
+from overlayfs_demo.analysis.waste import Analysis
 from overlayfs_demo.images import describe
-from overlayfs_demo.images.accounts import Hidden
-from overlayfs_demo.images.analysis import Analysis
-from overlayfs_demo.images.store import StoredImage
-from overlayfs_demo.layer_facts import UPPER, LayerFacts, walked
-from overlayfs_demo.records import Record
-from overlayfs_demo.render import human_size, percentage, printable
+from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
+from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.store.store import StoredImage
+from overlayfs_demo.ui import docker_tables
+from overlayfs_demo.ui.wording import human_size, percentage, printable
 from overlayfs_demo.web.subject import LayerRoot, Subject, key_of
 from overlayfs_demo.web.treemap import Tile, tiles
 from overlayfs_demo.web.upper_content import UpperContent, upper_content
@@ -108,7 +108,7 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
     )
     return Page(
         "image", printable(image.title), facts, boxes, waste=_waste(analysis),
-        history_header=(*docker_format.history_header(), "LAYER"), history=_history(image, now),
+        history_header=(*docker_tables.history_header(), "LAYER"), history=_history(image, now),
     )
 
 
@@ -144,11 +144,11 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
     number = len(image.layers)
     found = []
     for one in rows:
-        cells = (printable(cell) for cell in docker_format.history_cells(one, now, trunc=False))
+        cells = (printable(cell) for cell in docker_tables.history_cells(one, now, trunc=False))
         identity, *others = cells
-        created = "" if one.created is None else docker_format.rfc3339(one.created)
+        created = "" if one.created is None else docker_tables.rfc3339(one.created)
         found.append(HistoryRow(
-            (docker_format.short_id(identity), *others), created, number if one.layer is not None else None
+            (docker_tables.short_id(identity), *others), created, number if one.layer is not None else None
         ))
         number -= one.layer is not None
     return tuple(found)

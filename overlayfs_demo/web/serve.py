@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import uvicorn
 
-from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.web.access import address_with, new_token
 from overlayfs_demo.web.app import Served, View, application
 from overlayfs_demo.web.model import Page

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.control import Connection
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.images.member import MemberError, clean_path
 from overlayfs_demo.images.model import shown
-from overlayfs_demo.images.store import Store, StoredImage
-from overlayfs_demo.images.views import image_stack, opened
-from overlayfs_demo.layer_facts import UPPER
+from overlayfs_demo.images.tar_metadata import MemberError, clean_path
+from overlayfs_demo.images.view_compare import opened
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.layer_facts import UPPER
+from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.provenance import Explanation
-from overlayfs_demo.overlay.testimony import Statement
-from overlayfs_demo.records import Record
+from overlayfs_demo.store.image_view import image_stack
+from overlayfs_demo.store.store import Store, StoredImage
 
 # What every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
 Ask = Callable[[bytes], Explanation]

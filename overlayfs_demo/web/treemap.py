@@ -12,8 +12,8 @@ from itertools import groupby
 
 import squarify
 
-from overlayfs_demo.images.accounts import Hidden
-from overlayfs_demo.render import human_size, plural, printable
+from overlayfs_demo.analysis.accounts import Hidden
+from overlayfs_demo.ui.wording import human_size, plural, printable
 from overlayfs_demo.web.subject import key_of
 
 # Tiles of one layer; the smallest files share the last.

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import syscalls
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts import choose
+from overlayfs_demo.fronts import select
+from overlayfs_demo.linux import syscalls
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.engine_subject import Engine
@@ -42,7 +42,7 @@ def why_unavailable(kind: str) -> str:
         return problem
     if kind.endswith("-front"):
         try:
-            choose.front(kind.removesuffix("-front"))
+            select.front(kind.removesuffix("-front"))
         except (MountError, ImportError) as error:
             return str(error)
     if kind == "kernel" and not _has_overlayfs():

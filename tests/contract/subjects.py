@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from overlayfs_demo import mounts, records, syscalls
-from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts import mount, registry
+from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs
 from tests.conftest import wait_until
@@ -279,18 +280,18 @@ class Fronted(Mounted):
     def start(self) -> None:
         stack = self.layers.stack()
         # In a child, for mounting leaves a daemon behind and sets the umask.
-        in_child(lambda: mounts.mount(self.prefix, self.options(stack)))
+        in_child(lambda: mount.mount(self.prefix, self.options(stack)))
 
     def options(self, stack: Stack) -> MountOptions:
         """How it is mounted."""
         return MountOptions(stack, self.front, self.layers.flags, self.timeout)
 
     def stop(self) -> None:
-        mounts.unmount(self.prefix)
+        mount.unmount(self.prefix)
 
     def daemon(self) -> int:
         """The process that serves the mount."""
-        record = records.find_record(os.fsdecode(self.prefix))
+        record = registry.find_record(os.fsdecode(self.prefix))
         assert record is not None
         return record.pid
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests.builders import symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from overlayfs_demo.syscalls import get_xattr
+from overlayfs_demo.linux.syscalls import get_xattr
 from tests.builders import directory, file, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import kernel_since

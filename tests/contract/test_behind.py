@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.mount_options import MountOptions
-from overlayfs_demo.overlay import behind
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts.options import MountOptions
+from overlayfs_demo.overlay import external_changes
 from tests.builders import IMAGE_OPAQUE, OPAQUE, directory, file
 from tests.contract.conftest import Mount
 from tests.contract.marks import only
@@ -448,7 +448,7 @@ def test_the_log_says_what_is_not_followed(
 def test_the_number_of_watches_is_bounded(
     mounted: Mount, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(behind, "_MOST_WATCHES", 3)
+    monkeypatch.setattr(external_changes, "_MOST_WATCHES", 3)
     view = mounted(TREE)
     watcher = view.overlay.behind
     assert watcher.start()

@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests.builders import hardlink, sparse, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, only

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from overlayfs_demo.syscalls import RENAME_EXCHANGE
+from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from tests.builders import fifo, file, hardlink, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs

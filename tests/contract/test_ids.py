@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from overlayfs_demo.mount_options import MountOptions, parse
+from overlayfs_demo.mounts.options import MountOptions, parse
 from overlayfs_demo.overlay.stack import Stack
 from tests.builders import file
 from tests.contract.conftest import Mount

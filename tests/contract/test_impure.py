@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests.contract.conftest import Mount
 from tests.contract.subjects import Subject
 

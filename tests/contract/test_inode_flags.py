@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.inode_flags import EXTENDED, PLAIN, Format
 from tests.builders import fifo, hardlink, symlink
 from tests.contract.conftest import Mount

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.syscalls import RENAME_EXCHANGE
+from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from tests import builders
 from tests.builders import OPAQUE, WHITEOUT, directory, file, hardlink, symlink, tree
 from tests.conftest import unmount_all

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests import builders
 from tests.builders import (
     FUSE_OVERLAYFS_OPAQUE,

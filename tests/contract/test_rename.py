@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from overlayfs_demo.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, get_xattr
+from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, get_xattr
 from tests.builders import OPAQUE, WHITEOUT, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs

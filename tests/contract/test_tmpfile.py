@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests.builders import WHITEOUT, directory, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, kernel_version, only

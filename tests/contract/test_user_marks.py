@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.syscalls import RENAME_EXCHANGE
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from tests import builders
 from tests.builders import Metacopy, directory, hardlink
 from tests.contract.conftest import Mount

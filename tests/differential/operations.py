@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests.contract.subjects import USER
 from tests.differential.sides import Outcome
 from tests.differential.stacks import (

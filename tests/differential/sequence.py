@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overlayfs_demo import records
+from overlayfs_demo.mounts import registry
 from tests import builders
 from tests.conftest import unmount_all
 from tests.contract.subjects import Layers, in_child
@@ -203,7 +203,7 @@ def run(case: Case, setting: Setting) -> DivergedError | None:
 
 
 def _kill_daemons(base: Path) -> None:
-    for record in records.live_records():
+    for record in registry.live_records():
         if record.mountpoint.startswith(f"{base}/"):
             os.kill(record.pid, signal.SIGKILL)
 

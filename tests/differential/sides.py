@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from overlayfs_demo import mounts, syscalls
-from overlayfs_demo.mount_options import MountOptions
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts import mount
+from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay.stack import Stack
 from tests.contract.subjects import USER, Fronted, Kernel, Layers, Mounted, in_child
 
@@ -38,7 +39,7 @@ class Ours(Fronted):
             os.fsencode(self.layers.upper), os.fsencode(self.layers.work),
             image_whiteouts=False, index=self._index, metacopy=self._metacopy,
         )
-        in_child(lambda: mounts.mount(self.prefix, MountOptions(stack, self.front)))
+        in_child(lambda: mount.mount(self.prefix, MountOptions(stack, self.front)))
 
 
 class Oracle(Kernel):

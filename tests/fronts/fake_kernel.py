@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import pytest
 
-from overlayfs_demo.fronts import kernel_front, wire
-from overlayfs_demo.fronts.base import View
-from overlayfs_demo.fronts.kernel_front import Session
-from overlayfs_demo.fronts.wire import Opcode
+from overlayfs_demo.fronts.front import View
+from overlayfs_demo.fronts.kernel import session, wire
+from overlayfs_demo.fronts.kernel.session import Session
+from overlayfs_demo.fronts.kernel.wire import Opcode
 from tests.conftest import PATIENCE
 from tests.contract.engine_subject import Engine
 
@@ -120,17 +120,17 @@ def serving(view: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKerne
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         return size
 
-    monkeypatch.setattr(kernel_front.os, "readv", read_or_unmounted)
+    monkeypatch.setattr(session.os, "readv", read_or_unmounted)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        session = Session(theirs.fileno(), View(view.overlay, b"/nowhere", timeout=_AT_REST))
+        served = Session(theirs.fileno(), View(view.overlay, b"/nowhere", timeout=_AT_REST))
         ours.send(request(Opcode.INIT, 1, 0, _INIT.pack(wire.MAJOR, wire.MINOR, 0, _ALL_FEATURES)))
-        session.start()
-        kernel = FakeKernel(ours, session)
+        served.start()
+        kernel = FakeKernel(ours, served)
         assert kernel.reply(1).code == 0
         try:
             yield kernel
         finally:
             ours.shutdown(socket.SHUT_WR)
-            session.wait()
-            session.close()
+            served.wait()
+            served.close()

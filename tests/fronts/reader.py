@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-from overlayfs_demo.fronts.directories import Directories
-from overlayfs_demo.fronts.node_table import NodeTable
-from overlayfs_demo.fronts.trust import Trust
+from overlayfs_demo.fronts.kernel.cache_policy import Trust
+from overlayfs_demo.fronts.kernel.node_table import NodeTable
+from overlayfs_demo.fronts.kernel.readdir import Directories
 from overlayfs_demo.overlay.listing import Listed, Snapshot
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.tree import Completed

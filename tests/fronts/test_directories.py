@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.fronts import directories
+from overlayfs_demo.fronts.kernel import readdir
+from overlayfs_demo.linux import syscalls
 from tests.builders import WHITEOUT, Content, device, directory, fifo, file, symlink
 from tests.conftest import PATIENCE
 from tests.contract.engine_subject import Engine
@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[Engine], None]] = {
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, now: float) -> None:
-    monkeypatch.setattr(directories, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(readdir, "time", SimpleNamespace(monotonic=lambda: now))
 
 
 def walk(mount: Mount, path: str = "") -> list[bytes]:

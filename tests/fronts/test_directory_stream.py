@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from overlayfs_demo.fronts.directory_stream import DOT_DOT, DirectoryStream, Numbering
+from overlayfs_demo.fronts.kernel.directory_offsets import DOT_DOT, DirectoryStream, Numbering
 from overlayfs_demo.overlay.layer import LayerDir
 from overlayfs_demo.overlay.listing import Listed, Snapshot
 

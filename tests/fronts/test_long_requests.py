@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from overlayfs_demo.fronts import kernel_front, wire
-from overlayfs_demo.fronts.wire import Opcode
+from overlayfs_demo.fronts.kernel import session, wire
+from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.overlay import copyup
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
 from tests.fronts.fake_kernel import FakeKernel, serving
 from tests.overlay.conftest import Make
 
-MANY = 2 * kernel_front._THREADS
+MANY = 2 * session._THREADS
 
 
 class Gate:
@@ -102,9 +102,9 @@ def test_opens_that_wait_for_one_copy_up_leave_threads_to_others(
 def test_copy_ups_of_many_files_leave_threads_to_others(view: Engine, kernel: FakeKernel, copies: Gate) -> None:
     nodes = [kernel.lookup(f"f{number}") for number in range(MANY)]
     waiting = [kernel.send_open(node, os.O_WRONLY) for node in nodes]
-    wait_until(lambda: copies.reached == kernel_front._LONG, "the copy-ups that have a place")
+    wait_until(lambda: copies.reached == session._LONG, "the copy-ups that have a place")
     others_are_served(kernel, waiting)
-    assert copies.reached == kernel_front._LONG
+    assert copies.reached == session._LONG
     copies.open()
     all_succeed(kernel, waiting)
     assert copies.reached == MANY
@@ -155,7 +155,7 @@ def test_slow_disk_leaves_threads_to_others(
 
     monkeypatch.setattr(view.overlay, verb, wait_and_carry_out)
     waiting = [ask(kernel, node, handle) for _ in range(MANY)]
-    wait_until(lambda: gate.reached == kernel_front._LONG, "the requests that have a place")
+    wait_until(lambda: gate.reached == session._LONG, "the requests that have a place")
     others_are_served(kernel, waiting)
     gate.open()
     all_succeed(kernel, waiting)
@@ -174,7 +174,7 @@ def test_request_is_counted_once_though_it_was_parked(
 def test_directory_is_listed_while_all_long_places_are_taken(kernel: FakeKernel, copies: Gate) -> None:
     """What is read ahead then is left to be read when it is asked for."""
     waiting = [kernel.send_open(kernel.lookup(f"f{number}"), os.O_WRONLY) for number in range(MANY)]
-    wait_until(lambda: copies.reached == kernel_front._LONG, "the copy-ups that have a place")
+    wait_until(lambda: copies.reached == session._LONG, "the copy-ups that have a place")
     for _ in range(MANY):
         assert kernel.ask(Opcode.READDIRPLUS, wire.ROOT_ID, wire.READ_IN.pack(0, 0, 65536, 0) + bytes(16))
     others_are_served(kernel, waiting)

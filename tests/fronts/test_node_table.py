@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from overlayfs_demo.fronts import wire
-from overlayfs_demo.fronts.node_table import NodeTable
+from overlayfs_demo.fronts.kernel import wire
+from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from tests.overlay.conftest import Make
 

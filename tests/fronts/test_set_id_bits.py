@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from tests import builders
 from tests.contract.subjects import USER, in_child
 from tests.places import Place

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.fronts import wire
-from overlayfs_demo.fronts.wire import Opcode
+from overlayfs_demo.fronts.kernel import wire
+from overlayfs_demo.fronts.kernel.wire import Opcode
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.handle import Handle
 from tests import builders
 from tests.conftest import PATIENCE, wait_until

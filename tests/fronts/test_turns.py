@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from overlayfs_demo.fronts.request import Request
-from overlayfs_demo.fronts.turns import ParkedError, Turns
+from overlayfs_demo.fronts.kernel.request import Request
+from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
 from tests.conftest import PATIENCE, wait_until
 
 

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from overlayfs_demo.fronts import wire
+from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.overlay.types import Attrs
 from tests.fronts.replies import DIRENT_START, ENTRY, ENTRY_START, attrs_at, encoded, plain, plus
 

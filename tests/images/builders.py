@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.mount_options import lowerdir_option
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.mounts.options import lowerdir_option
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners, devices, trusted xattrs or mounts")
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo.images import teaching
-from overlayfs_demo.images.accounts import Hidden, Tally
-from overlayfs_demo.images.analysis import Analysis, analyse
+from overlayfs_demo.analysis.accounts import Hidden, Tally
+from overlayfs_demo.analysis.ghosts import extract_ghosts
+from overlayfs_demo.analysis.image_diff import diff_trees
+from overlayfs_demo.analysis.stacked_view import Why
+from overlayfs_demo.analysis.waste import Analysis, analyse
+from overlayfs_demo.images import sample_image
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.ghosts import extract_ghosts
-from overlayfs_demo.images.layerview import Why
-from overlayfs_demo.images.treediff import diff_trees
-from overlayfs_demo.images.views import opened
+from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.overlay.stack import Stack
 from tests.builders import OPAQUE, WHITEOUT, Content, directory, file, hardlink, layers, symlink
 from tests.images.builders import needs_root
@@ -40,7 +40,7 @@ def told(found: Sequence[Hidden]) -> list[tuple[str, int, int, Why, int]]:
 
 
 def test_the_teaching_images_cache_is_shipped_by_layer_3_and_dies_in_layer_4(tmp_path: Path) -> None:
-    teaching.main([str(tmp_path / "teaching.tar")])
+    sample_image.main([str(tmp_path / "teaching.tar")])
     built = build_layers(tmp_path / "teaching.tar", tmp_path / "out")
     found = analyse([one.directory for one in built], [one.instruction for one in built])
     _, _, third, fourth = found.layers
@@ -56,7 +56,7 @@ def test_the_teaching_images_cache_is_shipped_by_layer_3_and_dies_in_layer_4(tmp
 
 
 def test_dive_sees_none_of_what_the_teaching_image_wastes(tmp_path: Path) -> None:
-    teaching.main([str(tmp_path / "teaching.tar")])
+    sample_image.main([str(tmp_path / "teaching.tar")])
     built = build_layers(tmp_path / "teaching.tar", tmp_path / "out")
     found = analyse([one.directory for one in built], [""] * len(built), duplicates=False)
     assert found.wasted / found.shipped > 0.99

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.load import Outcome, load
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store.load import Outcome, load
+from overlayfs_demo.store.store import Store
 from tests.images.builders import archive, digest, layer
 
 BASE = layer({"etc/motd": "hello\n"})
@@ -129,7 +129,7 @@ def shows_everything(store: Store) -> None:
         ["images"], ["images", "--json"], ["history", "test:1"], ["history", "--json", "--human=false", "test:1"],
         ["inspect", "test:1"], ["df"], ["layers"], ["save", "-o", out, "test:1"],
     ):
-        assert cli.main([words[0], *place, *words[1:]]) == 0, words
+        assert main.main([words[0], *place, *words[1:]]) == 0, words
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
@@ -143,7 +143,7 @@ def test_a_config_that_docker_takes_is_taken_and_shown(
 
 def test_what_is_no_unicode_is_shown_as_go_shows_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     loaded(store, ACCEPTED["half-a-pair"])
-    cli.main(["inspect", "--store", str(store.root), "test:1"])
+    main.main(["inspect", "--store", str(store.root), "test:1"])
     [image] = json.loads(capsys.readouterr().out)
     assert (image["Author"], image["Config"]["Labels"], image["Config"]["Env"]) == (
         "\ufffd", {"\ufffd": "\ufffd"}, ["\U0001f600"],

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.build_command import main
+from overlayfs_demo.analysis.special_files import powers
+from overlayfs_demo.cli.build_layers import main
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images import build
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.powers import powers
-from overlayfs_demo.mount_options import lowerdir_option
+from overlayfs_demo.mounts.options import lowerdir_option
 from tests.images.builders import (
     OPAQUE,
     WHITEOUT,

@@ -13,9 +13,9 @@ import pytest
 import zstandard
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.load import load
 from overlayfs_demo.images.model import Digest
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.store import Store
 from tests.images.builders import (
     COMPRESSIONS,
     archive,

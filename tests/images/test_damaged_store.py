@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.load import load
 from overlayfs_demo.images.model import Digest
-from overlayfs_demo.images.remove import prune, remove_image
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.remove import prune, remove_image
+from overlayfs_demo.store.store import Store
 from tests.images.builders import docker_save_many, layer
 
 BASE = layer({"etc/motd": "hello\n"})
@@ -74,7 +74,7 @@ DAMAGE: dict[str, Callable[[Store], str]] = {
 
 def said(store: Store, capsys: Captured, *words: str) -> tuple[str, str]:
     """What a verb that succeeds prints, on stdout and stderr."""
-    assert cli.main([words[0], "--store", str(store.root), *words[1:]]) == 0
+    assert main.main([words[0], "--store", str(store.root), *words[1:]]) == 0
     told = capsys.readouterr()
     return told.out, told.err
 
@@ -182,6 +182,6 @@ def test_a_container_whose_record_is_damaged_is_named_and_nothing_is_removed(
     directory = store.root / "containers/broken"
     directory.mkdir(parents=True)
     (directory / "container.json").write_text(text)
-    assert cli.main(["prune", "--all", "--store", str(store.root)]) == 1
+    assert main.main(["prune", "--all", "--store", str(store.root)]) == 1
     assert "record of container 'broken' is damaged" in capsys.readouterr().err
     assert len(store.images()) == 2

@@ -10,10 +10,8 @@ from typing import BinaryIO
 
 import pytest
 
-from overlayfs_demo.docker_format import history_json, history_table, images_table, inspect_text
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import open_archive
-from overlayfs_demo.images.choose import select_image
 from overlayfs_demo.images.config import read_time
 from overlayfs_demo.images.describe import (
     Changes,
@@ -27,6 +25,8 @@ from overlayfs_demo.images.describe import (
     summarize,
 )
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
+from overlayfs_demo.images.select import select_image
+from overlayfs_demo.ui.docker_tables import history_json, history_table, images_table, inspect_text
 from tests.images.test_real_archives import real_archive
 
 A, B, PARENT = (Digest.of(text) for text in (b"a", b"b", b"parent"))

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.errors import ImageError, OverlayError
-from overlayfs_demo.images import store as store_module
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.remove import tag
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store import store as store_module
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.remove import tag
+from overlayfs_demo.store.store import Store
 from tests.images.builders import docker_save, layer
 
 PROCESSES = 8

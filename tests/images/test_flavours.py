@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images import choose
+from overlayfs_demo.images import select
 from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.model import Platform
 from tests.images.builders import (
@@ -176,7 +176,7 @@ def two_platforms() -> bytes:
 def test_platform_of_the_running_machine_is_preferred(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, count: int
 ) -> None:
-    monkeypatch.setattr(choose, "running_platform", lambda: Platform("linux", architecture))
+    monkeypatch.setattr(select, "running_platform", lambda: Platform("linux", architecture))
     assert len(built(tmp_path, two_platforms())) == count
 
 

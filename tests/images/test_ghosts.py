@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.analysis.accounts import Hidden
+from overlayfs_demo.analysis.ghosts import extract_ghosts
+from overlayfs_demo.analysis.stacked_view import Why
+from overlayfs_demo.analysis.waste import analyse
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.accounts import Hidden
-from overlayfs_demo.images.analysis import analyse
-from overlayfs_demo.images.ghosts import extract_ghosts
-from overlayfs_demo.images.layerview import Why
 from tests.builders import WHITEOUT, Content, file, layers, symlink, tree
 from tests.images.builders import needs_root
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import open_archive
-from overlayfs_demo.images.choose import select_image
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.save import save
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.images.select import select_image
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.save import save
+from overlayfs_demo.store.store import Store
 from tests.conftest import why_no_mounts
 from tests.images.builders import Blobs, annotated, docker_save, docker_save_many, layer, named
 
@@ -122,7 +122,7 @@ def test_saved_image_has_the_names_that_were_asked_for_and_no_other(store: Store
     load(store, io.BytesIO(docker_save_many({"multi:1": [BASE], "other:1": [BASE, APP]})))
     image = store.find("multi:1")
     for name in ("multi:2", "private:1", "multi:latest"):
-        cli.main(["tag", "--store", str(store.root), "multi:1", name])
+        main.main(["tag", "--store", str(store.root), "multi:1", name])
     assert saved(store, "multi:1") == [["multi:1"]]
     assert saved(store, "docker.io/library/multi") == [["multi:latest"]]
     assert saved(store, "multi:2", "other:1", "multi:1", "multi:2") == [["multi:2", "multi:1"], ["other:1"]]
@@ -138,11 +138,11 @@ def told(store: Store, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command on a store whose image has three names: `b:1`, and `a:1` and `c:1` around it."""
     load(store, io.BytesIO(docker_save([layer({"f": "old"}), layer({"f": "new"})], tag="b:1")))
     for name in ("a:1", "c:1"):
-        cli.main(["tag", "--store", str(store.root), "b:1", name])
+        main.main(["tag", "--store", str(store.root), "b:1", name])
 
     def command(verb: str, *words: str) -> str:
         capfd.readouterr()
-        assert cli.main([verb, "--store", str(store.root), *words]) == 0
+        assert main.main([verb, "--store", str(store.root), *words]) == 0
         return capfd.readouterr().out
 
     return command
@@ -186,7 +186,7 @@ def test_missing_image_is_one_message_for_every_verb(
         capfd.readouterr()
         verb, *more = words
         wanted = [] if "--image" in more else ["b"]
-        assert cli.main([verb, "--store", str(store.root), *more, *wanted]) == 1
+        assert main.main([verb, "--store", str(store.root), *more, *wanted]) == 1
         assert capfd.readouterr().err == "overlayfs-demo: no image b:latest: there is b:1\n"
 
 

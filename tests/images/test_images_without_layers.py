@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.dockersave import write_archive
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.images.docker_archive import write_archive
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.store import Store
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import Blobs, archive
 from tests.places import run
@@ -70,12 +70,12 @@ def test_it_loads_from_every_flavour(tmp_path: Path, flavour: str) -> None:
     ["tag", "label:1", "label:2"], ["rmi", "label:1"],
 ])
 def test_every_verb_about_images_takes_it(place: Path, words: list[str], capsys: Captured) -> None:
-    assert cli.main([words[0], "--store", str(place), *words[1:]]) == 0
+    assert main.main([words[0], "--store", str(place), *words[1:]]) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_inspect_says_what_docker_says_of_it(place: Path, capsys: Captured) -> None:
-    assert cli.main(["inspect", "--store", str(place), "label:1"]) == 0
+    assert main.main(["inspect", "--store", str(place), "label:1"]) == 0
     [image] = json.loads(capsys.readouterr().out)
     assert image["RootFS"] == {"Type": "layers"}
     assert image["GraphDriver"]["Data"] is None
@@ -83,14 +83,14 @@ def test_inspect_says_what_docker_says_of_it(place: Path, capsys: Captured) -> N
 
 
 def test_it_has_no_first_layer(place: Path, capsys: Captured) -> None:
-    assert cli.main(["diff", "--store", str(place), "label:1@1", "label:1"]) == 2
+    assert main.main(["diff", "--store", str(place), "label:1@1", "label:1"]) == 2
     assert "label:1 has none" in capsys.readouterr().err
 
 
 def test_it_is_the_same_after_save_and_load(place: Path, tmp_path: Path, capsys: Captured) -> None:
     saved = str(tmp_path / "saved.tar")
-    assert cli.main(["save", "--store", str(place), "-o", saved, "label:1"]) == 0
-    assert cli.main(["load", "--store", str(tmp_path / "other"), saved]) == 0
+    assert main.main(["save", "--store", str(place), "-o", saved, "label:1"]) == 0
+    assert main.main(["load", "--store", str(tmp_path / "other"), saved]) == 0
     assert Store(tmp_path / "other").find("label:1").id == Store(place).find("label:1").id
 
 
@@ -109,7 +109,7 @@ def test_there_is_nothing_to_build_of_it(tmp_path: Path) -> None:
 
 
 def test_its_report_can_be_written(place: Path, tmp_path: Path) -> None:
-    assert cli.main(["report", "--store", str(place), "label:1", "-o", str(tmp_path / "report.html")]) == 0
+    assert main.main(["report", "--store", str(place), "label:1", "-o", str(tmp_path / "report.html")]) == 0
     assert "label:1" in (tmp_path / "report.html").read_text()
 
 
@@ -128,11 +128,11 @@ def test_a_container_of_it_starts_empty_and_commits_what_is_put_in(place: Path, 
     assert list(view.iterdir()) == []
     assert view.stat().st_mode & 0o7777 == 0o755
     (view / "file").write_text("1")
-    assert cli.main(["diff", "--store", str(place), "c1"]) == 0
+    assert main.main(["diff", "--store", str(place), "c1"]) == 0
     assert capsys.readouterr().out == "A /file\n"
-    assert cli.main(["commit", "--store", str(place), "c1", "label:2"]) == 0
+    assert main.main(["commit", "--store", str(place), "c1", "label:2"]) == 0
     image = Store(place).find("label:2")
     assert [sorted(path.name for path in layer.directory.iterdir()) for layer in image.layers] == [["file"]]
     assert [step.created_by for step in image.parsed.history] == ["LABEL a=b", "overlayfs-demo commit c1"]
-    assert cli.main(["which", str(view / "file")]) == 0
+    assert main.main(["which", str(view / "file")]) == 0
     assert list((place / "empty").iterdir()) == []

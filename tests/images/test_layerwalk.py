@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
+from overlayfs_demo.analysis import layer_walk, same_data
+from overlayfs_demo.analysis.image_diff import diff_trees
+from overlayfs_demo.analysis.inventory import opened
+from overlayfs_demo.analysis.layer_walk import walk
+from overlayfs_demo.analysis.stacked_view import Why
+from overlayfs_demo.analysis.waste import analyse
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images import layerwalk, samedata
-from overlayfs_demo.images.analysis import analyse
-from overlayfs_demo.images.layerview import Why
-from overlayfs_demo.images.layerwalk import walk
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.store import Store
-from overlayfs_demo.images.survey import opened
-from overlayfs_demo.images.treediff import diff_trees
 from overlayfs_demo.overlay.merge import Says
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.store import Store
 from tests.builders import WHITEOUT, fifo, hardlink, layers, sparse
 from tests.images import builders
 from tests.images.builders import docker_save, needs_root
@@ -56,7 +56,7 @@ def random_stack(where: Path, seed: int) -> list[Path]:
 def test_every_layers_things_come_once_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, descriptors: int
 ) -> None:
-    monkeypatch.setattr(layerwalk, "_OPEN_DIRECTORIES", descriptors)
+    monkeypatch.setattr(layer_walk, "_OPEN_DIRECTORIES", descriptors)
     made = random_stack(tmp_path, seed)
     expected: defaultdict[Names, dict[int, int]] = defaultdict(dict)
     for number, layer in enumerate(made, start=1):
@@ -164,13 +164,13 @@ def test_duplicates_are_the_files_with_the_same_data(tmp_path: Path, seed: int) 
 def read_files(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The paths of the files that are read for their data from now on."""
     read: list[bytes] = []
-    real = samedata._digest
+    real = same_data._digest
 
     def recorded(root: tuple[str, int], path: bytes) -> bytes:
         read.append(path)
         return real(root, path)
 
-    monkeypatch.setattr(samedata, "_digest", recorded)
+    monkeypatch.setattr(same_data, "_digest", recorded)
     return read
 
 
@@ -218,7 +218,7 @@ def test_a_checksum_of_a_file_that_is_another_now_does_not_count(tmp_path: Path)
 
 def test_no_room_for_temporary_files_is_told_with_a_remedy() -> None:
     problem = pytest.raises(ImageError, match=r"cannot be compared: .*: make room for temporary files")
-    with problem, samedata.same_data() as same:
+    with problem, same_data.same_data() as same:
         same._database.execute("PRAGMA max_page_count = 10")
         for number in range(2000):
             same.add(1, [b"x" * 200 + b"%d" % number], 1, live=True)

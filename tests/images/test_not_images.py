@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.store import Store
 from tests.images.builders import Blobs, archive, config, docker_save_many, for_platform, hexdigest, layer, named
 
 BASE = layer({"etc/motd": "hello\n"})
@@ -108,7 +108,7 @@ def test_an_archive_of_other_things_alone_is_refused_and_they_are_named(store: S
 def test_one_note_tells_of_all_that_was_left_out(store: Store, capsys: Captured) -> None:
     blobs = Blobs()
     data = blobs.layout([named(blobs.image([BASE]), "app:1"), artifact(blobs), artifact(blobs, "text/spdx+json")])
-    assert cli.main(["load", "--store", str(store.root), str(write(store, data))]) == 0
+    assert main.main(["load", "--store", str(store.root), str(write(store, data))]) == 0
     told = capsys.readouterr()
     assert told.out == "Loaded image: app:1\n"
     [note] = told.err.splitlines()
@@ -148,7 +148,7 @@ def test_the_only_image_of_an_archive_raises_its_error(store: Store) -> None:
 
 
 def test_load_says_what_was_loaded_and_names_the_bad_image(store: Store, capsys: Captured) -> None:
-    assert cli.main(["load", "--store", str(store.root), str(write(store, three()))]) == 1
+    assert main.main(["load", "--store", str(store.root), str(write(store, three()))]) == 1
     told = capsys.readouterr()
     assert told.out == "Loaded image: a:1\nLoaded image: c:1\n"
     [error] = told.err.splitlines()
@@ -157,7 +157,7 @@ def test_load_says_what_was_loaded_and_names_the_bad_image(store: Store, capsys:
 
 
 def test_json_has_the_bad_image_too(store: Store, capsys: Captured) -> None:
-    assert cli.main(["load", "--json", "--store", str(store.root), str(write(store, three()))]) == 1
+    assert main.main(["load", "--json", "--store", str(store.root), str(write(store, three()))]) == 1
     first, second, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["Names"], second["Names"]) == (["a:1"], ["c:1"])
     assert bad["Image"] == "b:1"

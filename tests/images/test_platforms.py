@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import cli
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images import choose
-from overlayfs_demo.images.load import Outcome, load
+from overlayfs_demo.images import select
 from overlayfs_demo.images.model import Digest, Platform
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store.load import Outcome, load
+from overlayfs_demo.store.store import Store
 from tests.images.builders import Blobs, archive, config, docker_save, for_platform, layer, named
 
 LAYERS = {word: layer({word: "x"}) for word in ("one", "two", "three", "four")}
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "running_platform", lambda: Platform("linux", "amd64"))
+    monkeypatch.setattr(select, "running_platform", lambda: Platform("linux", "amd64"))
 
 
 def write(store: Store, data: bytes) -> Path:
@@ -68,7 +68,7 @@ def test_of_two_images_with_one_name_both_load_and_the_last_has_it(store: Store,
 
 
 def test_load_says_which_of_the_two_has_the_name(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["load", "--store", str(store.root), str(write(store, two_rows()))]) == 0
+    assert main.main(["load", "--store", str(store.root), str(write(store, two_rows()))]) == 0
     first, taken, second = capsys.readouterr().out.splitlines()
     identity = Digest.of(config(ONE))
     assert first == f"Loaded image ID: {identity}"
@@ -113,7 +113,7 @@ def test_the_exact_platform_is_taken_before_one_without_a_variant(store: Store, 
 
 
 def test_the_exact_platform_of_the_machine_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "running_platform", lambda: Platform("linux", "arm", "v6"))
+    monkeypatch.setattr(select, "running_platform", lambda: Platform("linux", "arm", "v6"))
     assert what(load(store, write(store, index(**ARM)))) == [("four", ("app:1",))]
 
 
@@ -167,7 +167,7 @@ def test_of_all_platforms_the_last_has_the_name_if_none_is_the_machines(store: S
 
 def test_load_prints_ids_with_their_platforms(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(store, index(one="linux/arm64", two="linux/amd64"))
-    assert cli.main(["load", "--platform", "all", "--store", str(store.root), str(path)]) == 0
+    assert main.main(["load", "--platform", "all", "--store", str(store.root), str(path)]) == 0
     by_name = {image.value.tags: image.id for image in store.images()}
     assert capsys.readouterr().out == (
         f"Loaded image ID: {by_name[()]} (linux/arm64)\nLoaded image: app:1 (linux/amd64)\n"

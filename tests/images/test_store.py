@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images import load as loading
-from overlayfs_demo.images.load import import_tree, load
 from overlayfs_demo.images.model import Digest, Platform
 from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.images.remove import prune, remove_image, tag
-from overlayfs_demo.images.save import save
-from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.store import load as loading
+from overlayfs_demo.store.load import import_tree, load
+from overlayfs_demo.store.remove import prune, remove_image, tag
+from overlayfs_demo.store.save import save
+from overlayfs_demo.store.store import Store, StoredImage
 from tests.images.builders import (
     WHITEOUT,
     archive,

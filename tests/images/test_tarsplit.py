@@ -14,7 +14,7 @@ import pytest
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import open_archive
-from overlayfs_demo.images.choose import select_image
+from overlayfs_demo.images.select import select_image
 from overlayfs_demo.images.tarsplit import assembled_digest
 from tests.images.builders import (
     OPAQUE,

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.images import teaching
+from overlayfs_demo.images import sample_image
 from overlayfs_demo.images.archive import open_archive
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.choose import select_image
-from overlayfs_demo.images.dockersave import LayerSource, go_json, write_archive
+from overlayfs_demo.images.docker_archive import LayerSource, go_json, write_archive
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
+from overlayfs_demo.images.select import select_image
 from tests.images.builders import config, is_whiteout, layer
 from tests.images.test_real_archives import ARCHIVES, real_archive
 
@@ -24,20 +24,20 @@ from tests.images.test_real_archives import ARCHIVES, real_archive
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "teaching.tar"
-    assert teaching.main([str(path)]) == 0
+    assert sample_image.main([str(path)]) == 0
     return path
 
 
 def test_teaching_image_is_the_same_every_time(saved: Path) -> None:
     again = io.BytesIO()
-    teaching.write_teaching_image(again)
+    sample_image.write_teaching_image(again)
     assert again.getvalue() == saved.read_bytes()
 
 
 def test_history_follows_the_teaching_dockerfile(saved: Path) -> None:
     with open_archive(saved) as archive:
         image = select_image(archive)
-    assert image.tags == (teaching.TAG,)
+    assert image.tags == (sample_image.TAG,)
     assert [(step.instruction.split()[0], step.empty_layer) for step in image.history] == [
         ("ADD", False), ("LABEL", True), ("ENV", True), ("COPY", False), ("RUN", False), ("RUN", False), ("CMD", True),
     ]
@@ -66,12 +66,12 @@ def test_other_tools_read_the_archive(saved: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_usage_of_the_module_is_status_2() -> None:
-    assert teaching.main([]) == 2
-    assert teaching.main(["--help"]) == 2
+    assert sample_image.main([]) == 2
+    assert sample_image.main(["--help"]) == 2
 
 
 def test_unwritable_place_is_status_1(tmp_path: Path) -> None:
-    assert teaching.main([str(tmp_path / "nowhere" / "x.tar")]) == 1
+    assert sample_image.main([str(tmp_path / "nowhere" / "x.tar")]) == 1
 
 
 def test_layer_at_two_places_is_saved_once(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.analysis.differing import difference
+from overlayfs_demo.analysis.image_diff import Change, PathChange, diff_trees
+from overlayfs_demo.analysis.inventory import opened
+from overlayfs_demo.analysis.layer_walk import Place, walk
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.differing import difference
-from overlayfs_demo.images.layerwalk import Place, walk
-from overlayfs_demo.images.survey import opened
-from overlayfs_demo.images.treediff import Change, PathChange, diff_trees
 from tests.builders import OPAQUE, WHITEOUT, Content, device, directory, file, layers, symlink
 from tests.images.builders import needs_root
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from overlayfs_demo.events import Action, Event, Events
+from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from overlayfs_demo.overlay import upper
-from overlayfs_demo.syscalls import RENAME_EXCHANGE
 from tests.builders import WHITEOUT, directory
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make

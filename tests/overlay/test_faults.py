@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from overlayfs_demo.overlay.node import DirNode
 from overlayfs_demo.overlay.types import Change
-from overlayfs_demo.syscalls import RENAME_EXCHANGE
 from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import syscalls
-from overlayfs_demo.overlay.filedata import copy_data
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay.copy_data import copy_data
 
 BLOCK = 1 << 16
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo import syscalls
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import private_mount
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.images.load import load
-from overlayfs_demo.images.store import Store, StoredImage
+from overlayfs_demo.store.load import load
+from overlayfs_demo.store.store import Store, StoredImage
 from overlayfs_demo.web.subject import Ask, Subject, image_subject
 from tests.images.builders import Members, docker_save, layer
 
@@ -28,7 +28,8 @@ def image(store: Store) -> MakeImage:
     """`image({"a": "1"}, {"a": WHITEOUT})`: an image called test:1."""
 
     def make(*contents: Members) -> StoredImage:
-        return load(store, io.BytesIO(docker_save([layer(one) for one in contents])))[0].image
+        [loaded] = load(store, io.BytesIO(docker_save([layer(one) for one in contents])))
+        return loaded.image
 
     return make
 

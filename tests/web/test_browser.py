@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.store.store import Store
 from tests.conftest import wait_until
 from tests.images.builders import WHITEOUT
 from tests.places import Place, run

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.analysis.accounts import Hidden
+from overlayfs_demo.analysis.stacked_view import Why
+from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.images.accounts import Hidden
-from overlayfs_demo.images.analysis import Analysis, analyse
-from overlayfs_demo.images.layerview import Why
-from overlayfs_demo.images.store import Store, StoredImage
-from overlayfs_demo.render import plural
+from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.ui.wording import plural
 from overlayfs_demo.web import browse, content, report
 from overlayfs_demo.web.browse import listing, search
 from overlayfs_demo.web.content import Story, story

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from overlayfs_demo import records
-from overlayfs_demo.images.store import Store
+from overlayfs_demo.mounts import registry
+from overlayfs_demo.store.store import Store
 from overlayfs_demo.web.serve import browsable
 from tests.conftest import wait_until
 from tests.images.builders import WHITEOUT
@@ -252,7 +252,7 @@ def test_only_this_machine_is_listened_to(still: Server) -> None:
 
 
 def test_a_page_that_is_closed_lets_go_of_the_daemon(server: Server, mounted: Place) -> None:
-    name = records.socket_path(str(mounted.view)).name
+    name = registry.socket_path(str(mounted.view)).name
 
     def connections() -> int:
         """How many sockets of the daemon are connected (03): the server's own, which waits for the end, and pages'."""
@@ -320,7 +320,7 @@ def test_a_port_is_a_number(place: Place) -> None:
 
 def test_a_library_that_is_missing_is_named(store: Store, image: MakeImage, tmp_path: Path) -> None:
     image({"a": "1"})
-    script = "import sys; sys.modules['jinja2'] = None; from overlayfs_demo.cli import main; sys.exit(main())"
+    script = "import sys; sys.modules['jinja2'] = None; from overlayfs_demo.cli.main import main; sys.exit(main())"
     words = ("report", "--store", store.root, "test:1", "-o", tmp_path / "page.html")
     fails(run(sys.executable, "-c", script, *words), "the Python package jinja2", "run scripts/provision")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from overlayfs_demo.images.teaching import LayerTar, Step, write_image
+from overlayfs_demo.images.sample_image import LayerTar, Step, write_image
 from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.building import big
 from overlayfs_demo.tour.checks import Check

@@ -1,0 +1,152 @@
+"""How efficient would dive call this image?
+
+dive (github.com/wagoodman/dive, dive/filetree/efficiency.go) is what people measure images with, so its
+number stands beside ours, computed by its own rule. Over all layers, each path that is a leaf of a layer
+(a file, a link, a directory with nothing in it, a whiteout) has a least size and a sum of sizes; the score
+is the sum of all least sizes over the sum of all sums. A whiteout of a directory has the size of all that is
+below it just then; a whiteout of anything else has size 0.
+
+Where that is not what the image wastes:
+- `rm -rf DIR` in a later layer costs nothing: the files in DIR never meet a whiteout of their own, and the
+  whiteout of DIR has the same least size and sum, which even brings the score nearer to 1.
+- Opaque marks are not read at all: what they hide counts as live, also for later whiteouts.
+- A live copy counts as waste when it is larger than the one it replaces: a file of 1 byte overwritten by one
+  of 1 MB gives a score near 0, though 1 byte is wasted.
+- A whiteout of something that no layer below shows ends the count of its layer: the rest is not seen.
+- A directory that a file replaces keeps what was below it, and has it again when it is a directory again.
+
+dive reads tars, we read what was unpacked from them. So a hard link is taken for size 0 and the first name
+of its file, in order, for the file, as archivers write them; a directory is taken for listed; and a
+whiteout that hid nothing, which `unpack` leaves out, does not end the count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from overlayfs_demo.analysis.inventory import Thing
+from overlayfs_demo.analysis.layer_walk import Place
+from overlayfs_demo.overlay.merge import Says
+from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
+
+# Where in a layer the count ends: the names of a path, in dive's order.
+End = list[bytes]
+
+
+@dataclass(slots=True)
+class _Directory:
+    """A directory on the way to the present place.
+
+    `sizes` are the place's own, by layer; `deleted` the layers with a whiteout of it, or of a directory above it;
+    `growth` by how much each layer makes all below it larger in dive's stacked tree, in bytes.
+    """
+
+    place: Place
+    sizes: Mapping[int, int]
+    deleted: frozenset[int]
+    growth: Counter[int] = field(default_factory=Counter)
+
+
+class DiveScore:
+    """Counts as dive does. It visits every place of a walk, and keeps only what concerns the directories on the way.
+
+    `ends` says where the count of a layer ends, as the `found_ends` of an earlier walk: a walk is in another order
+    than dive's, and so finds an end after some of what comes behind it.
+    """
+
+    def __init__(self, ends: Mapping[int, End] | None = None) -> None:
+        self._ends = ends or {}
+        # The first whiteout of nothing in each layer.
+        self.found_ends: dict[int, End] = {}
+        self._least = 0
+        self._total = 0
+        self._way: list[_Directory] = []
+        self._growth: Counter[int] = Counter()
+        # Files of several names, of which the first has been seen: by layer and inode.
+        self._linked: set[tuple[int, int]] = set()
+
+    def visit(self, place: Place) -> None:
+        """Count what is at this place."""
+        self._leave(place.depth)
+        above, growth = (self._way[-1].deleted, self._way[-1].growth) if self._way else (frozenset(), self._growth)
+        if len(place.things) == 1 and not above and not self._ends:
+            [(number, thing)] = place.things.items()
+            if thing.says is Says.FILE:
+                # So it is almost everywhere, and there is nothing to compare.
+                size = self._size(number, thing)
+                self._least += size
+                self._total += size
+                growth[number] += size
+                return
+        sizes = {number: self._size(number, thing) for number, thing in place.things.items()}
+        if any(thing.directory for thing in place.things.values()):
+            whiteouts = {number for number, thing in place.things.items() if thing.says is Says.WHITEOUT}
+            self._way.append(_Directory(place, sizes, above | whiteouts))
+        else:
+            self._count(place, sizes, above, growth)
+
+    def score(self) -> float:
+        """The score of all that was visited, from 0 to 1."""
+        self._leave(1)
+        return self._least / self._total if self._total else 1.0
+
+    def _leave(self, depth: int) -> None:
+        """Count the directories that a place of this depth is not in."""
+        while len(self._way) >= depth:
+            left = self._way.pop()
+            above = self._way[-1] if self._way else None
+            self._count(left.place, left.sizes, above.deleted if above else frozenset(), left.growth)
+            (above.growth if above else self._growth).update(left.growth)
+
+    def _size(self, number: int, thing: Thing) -> int:
+        """The size of a regular file at its first name; a tar has the others as links, without size."""
+        if thing.links > 1 and thing.regular:
+            key = (number, thing.inode)
+            if key in self._linked:
+                return 0
+            self._linked.add(key)
+        return thing.size
+
+    def _count(self, place: Place, sizes: Mapping[int, int], above: frozenset[int], growth: Counter[int]) -> None:
+        """Count one path, and enter its own size in `growth`, which has that of all below it."""
+        there, directory, size = False, False, 0
+        counted = []
+        for number in sorted(place.things.keys() | above) if above else place.things:
+            thing = place.things.get(number)
+            before, deleted = size, thing is None or thing.says is Says.WHITEOUT
+            if thing is None or deleted:
+                size = 0
+                if thing is not None and not there:
+                    self._end(number, place)
+                elif thing is not None and self._counts(number, place):
+                    counted.append(_until(number, growth) if directory else 0)
+            else:
+                size, directory = sizes[number], thing.directory
+                if number not in place.filled and self._counts(number, place):
+                    counted.append(size)
+            there = not deleted
+            growth[number] += size - before
+        self._total += sum(counted)
+        self._least += min(counted, default=0)
+
+    def _counts(self, number: int, place: Place) -> bool:
+        return number not in self._ends or _names(number, place) < self._ends[number]
+
+    def _end(self, number: int, place: Place) -> None:
+        names = _names(number, place)
+        self.found_ends[number] = min(names, self.found_ends.get(number, names))
+
+
+def _until(number: int, growth: Mapping[int, int]) -> int:
+    """The bytes that the layers below this one have."""
+    return sum(change for layer, change in growth.items() if layer < number)
+
+
+def _names(number: int, place: Place) -> End:
+    """What dive sorts by: a whiteout's name has the prefix of the tar's."""
+    names = place.path.split(b"/")
+    if place.things[number].says is Says.WHITEOUT:
+        names[-1] = IMAGE_WHITEOUT_PREFIX + names[-1]
+    return names

@@ -1,0 +1,167 @@
+"""What do several layers have, path by path?
+
+The layers are walked side by side, so that what they have at one path comes together, and none of it is kept: memory
+grows with the longest directories on the way, not with the number of files.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Sequence
+from operator import itemgetter
+
+from overlayfs_demo.analysis.inventory import Root, Thing, as_thing, is_opaque, unreadable
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay.merge import Says
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+# Should a fifo stand where a file was, opening it does not wait for a writer.
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_OPEN_DIRECTORIES = 128
+
+
+class Place:
+    """One path that some layer has, and what each layer has there.
+
+    `path` is relative, clean and bytes. `depth` is the number of names in it. `things` holds what each layer has,
+    by the layer's number, in ascending order; `filled` the numbers of those with a directory that is not empty.
+    """
+
+    __slots__ = ("_descriptors", "_parent", "depth", "filled", "path", "things")
+
+    def __init__(self, descriptors: Descriptors, parent: bytes, path: bytes, depth: int) -> None:
+        self._descriptors = descriptors
+        self._parent = parent
+        self.path = path
+        self.depth = depth
+        self.things: dict[int, Thing] = {}
+        self.filled: list[int] = []
+
+    def open(self, number: int, flags: int) -> int:
+        """Open what a layer has here, following no link; the caller owns the descriptor. Raises ImageError.
+
+        Call it before the walk goes on.
+        """
+        name = self.path.rpartition(b"/")[2]
+        try:
+            return os.open(name, flags | _SAFE, dir_fd=self._descriptors.directory(number, self._parent))
+        except OSError as error:
+            raise unreadable(self.label(number), self.path, error) from None
+
+    def label(self, number: int) -> str:
+        """What messages call this layer."""
+        return self._descriptors.label(number)
+
+
+def walk(roots: Sequence[Root]) -> Generator[Place, None, None]:
+    """Every path that a layer has, but for the root: in order, a directory before what is in it.
+
+    The order is that of the paths' lists of names. Layers are numbered from 1 as they are given; their descriptors
+    stay the caller's. Raises ImageError.
+    """
+    descriptors = Descriptors(roots)
+    try:
+        listings = [(number, _names(label, fd)) for number, (label, fd) in enumerate(roots, start=1)]
+        # What is still to come, directory by directory, from the root down.
+        pending = [(b"", _merged(listings))]
+        while pending:
+            parent, names = pending[-1]
+            found = next(names, None)
+            if found is None:
+                pending.pop()
+                continue
+            name, numbers = found
+            path = parent + b"/" + name if parent else name
+            place = Place(descriptors, parent, path, len(pending))
+            inside = [listing for number in numbers if (listing := _look(place, descriptors, number, parent, name))]
+            yield place
+            if inside:
+                pending.append((path, _merged(inside)))
+    finally:
+        descriptors.close()
+
+
+_Listing = tuple[int, list[bytes]]
+
+
+def _look(place: Place, descriptors: Descriptors, number: int, parent: bytes, name: bytes) -> _Listing | None:
+    """Enter what one layer has here; if that is a directory, list what is in it."""
+    try:
+        parent_fd = descriptors.directory(number, parent)
+        thing = as_thing(os.stat(name, dir_fd=parent_fd, follow_symlinks=False))
+        if not thing.directory:
+            place.things[number] = thing
+            return None
+        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+        descriptors.keep(number, place.path, fd)
+        place.things[number] = thing._replace(says=Says.OPAQUE_DIRECTORY) if is_opaque(fd) else thing
+        names = _listed(fd)
+    except OSError as error:
+        raise unreadable(descriptors.label(number), place.path, error) from None
+    if not names:
+        return None
+    place.filled.append(number)
+    return number, names
+
+
+def _names(label: str, root_fd: int) -> list[bytes]:
+    try:
+        return _listed(root_fd)
+    except OSError as error:
+        raise unreadable(label, b"", error) from None
+
+
+def _listed(fd: int) -> list[bytes]:
+    return sorted(map(os.fsencode, os.listdir(fd)))
+
+
+def _merged(listings: Sequence[_Listing]) -> Iterator[tuple[bytes, Sequence[int]]]:
+    """The names of all listings in order, each with the layers that have it."""
+    if len(listings) == 1:
+        [(number, names)] = listings
+        return zip(names, itertools.repeat((number,)))
+    pairs = heapq.merge(*(zip(names, itertools.repeat(number)) for number, names in listings))
+    return ((name, [number for _, number in same]) for name, same in itertools.groupby(pairs, itemgetter(0)))
+
+
+class Descriptors:
+    """Descriptors of the layers' directories: the last used stay open, any other is opened again when asked for.
+
+    Layers are numbered from 1; the descriptors of their roots stay the caller's.
+    """
+
+    def __init__(self, roots: Sequence[Root]) -> None:
+        self._roots = roots
+        self._open: OrderedDict[tuple[int, bytes], int] = OrderedDict()
+
+    def label(self, number: int) -> str:
+        """What messages call this layer."""
+        return self._roots[number - 1][0]
+
+    def directory(self, number: int, path: bytes) -> int:
+        """A directory of a layer. It stays ours, and open until some dozens of others have been. Raises OSError."""
+        root_fd = self._roots[number - 1][1]
+        if not path:
+            return root_fd
+        key = (number, path)
+        fd = self._open.get(key)
+        if fd is None:
+            fd = syscalls.open_beneath(root_fd, path, _DIRECTORY)
+            self.keep(number, path, fd)
+        else:
+            self._open.move_to_end(key)
+        return fd
+
+    def keep(self, number: int, path: bytes, fd: int) -> None:
+        """Take over an open directory."""
+        self._open[number, path] = fd
+        if len(self._open) > _OPEN_DIRECTORIES:
+            os.close(self._open.popitem(last=False)[1])
+
+    def close(self) -> None:
+        """Close what is open."""
+        while self._open:
+            os.close(self._open.popitem()[1])

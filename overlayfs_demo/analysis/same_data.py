@@ -1,0 +1,158 @@
+"""Which files of an image have the same data?
+
+Sizes are compared first, then the checksums that the recipes of the layers' tars hold (see `tarsplit`); only files
+that agree in both are read. A temporary database on disk holds what is known of each file, so memory does not grow
+with their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import itemgetter
+
+from overlayfs_demo.analysis.differing import blocks
+from overlayfs_demo.analysis.inventory import Root, unreadable
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.progress import Progress
+from overlayfs_demo.linux import syscalls
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_BATCH = 1000  # rows
+_TABLES = """
+    PRAGMA journal_mode = OFF;
+    PRAGMA cache_size = -4000;
+    CREATE TABLE known (layer INTEGER, path BLOB, size INTEGER, crc INTEGER, PRIMARY KEY (layer, path)) WITHOUT ROWID;
+    CREATE TABLE file (layer INTEGER, path BLOB, size INTEGER, live INTEGER, crc INTEGER);
+    CREATE TABLE hashed (size INTEGER, hash BLOB, layer INTEGER, path BLOB, live INTEGER);
+    BEGIN;
+"""
+_ENTER = """
+    INSERT INTO file VALUES (?1, ?2, ?3, ?4, (SELECT crc FROM known WHERE layer = ?1 AND path = ?5 AND size = ?3))
+"""
+_KNOWS = "SELECT 1 FROM known WHERE layer = ? AND path = ? AND size = ?"
+# Files of one size; where all of that size have checksums, of one checksum too.
+_CANDIDATES = """
+    CREATE TABLE candidate AS SELECT layer, path, size, live FROM (
+        SELECT *, count(*) OVER same_size AS alike, count(crc) OVER same_size AS summed,
+            count(*) OVER (PARTITION BY size, crc) AS twins
+        FROM file WINDOW same_size AS (PARTITION BY size)
+    ) WHERE alike > 1 AND (twins > 1 OR summed < alike) ORDER BY layer, path
+"""
+_FOUND = """
+    SELECT size, hash, layer, path, live FROM (
+        SELECT *, count(*) OVER (PARTITION BY size, hash) AS twins FROM hashed
+    ) WHERE twins > 1 ORDER BY size, hash, layer, path
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One of the files that have the same data: one of its names, its layer, and whether it is live."""
+
+    path: bytes
+    layer: int
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Data that an image ships more than once, in files of `size` bytes, in the order of layers and names.
+
+    Live copies are no waste in the sense of `Analysis.wasted`: nothing hides them.
+    """
+
+    size: int
+    copies: tuple[Copy, ...]
+
+
+Checksum = tuple[bytes, int, int]
+"""Of a file of a layer: its path, its size in bytes, the CRC-32 of its data."""
+
+
+class SameData:
+    """Collects the files of layers, which are numbered from 1, and finds those that have the same data."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._rows: list[tuple[int, bytes, int, bool, bytes]] = []
+
+    def know(self, layer: int, checksums: Iterable[Checksum]) -> None:
+        """Take note of a layer's checksums, or of none if the iterator raises. Call before `add`."""
+        try:
+            self._database.executemany(f"INSERT OR REPLACE INTO known VALUES ({layer}, ?, ?, ?)", checksums)
+        except BaseException:
+            self._database.execute("DELETE FROM known WHERE layer = ?", (layer,))
+            raise
+
+    def add(self, layer: int, names: Sequence[bytes], size: int, live: bool) -> None:
+        """Add a file that has these names in a layer; the first is the one to tell. Empty files do not count."""
+        if not size:
+            return
+        known = names[0]
+        if len(names) > 1:
+            # The checksum goes by the name that was the first in the tar.
+            tried = (name for name in names if self._knows(layer, name, size))
+            known = next(tried, known)
+        self._rows.append((layer, names[0], size, live, known))
+        if len(self._rows) >= _BATCH:
+            self._flush()
+
+    def duplicates(self, roots: Sequence[Root], progress: Progress) -> tuple[Duplicate, ...]:
+        """The costliest first. What may be the same is read, which `progress` is told of. Raises ImageError."""
+        self._flush()
+        self._database.execute(_CANDIDATES)
+        [total] = self._database.execute("SELECT total(size) FROM candidate").fetchone()
+        progress.step("comparing files of one size", int(total))
+        for layer, path, size, live in self._database.execute("SELECT layer, path, size, live FROM candidate"):
+            digest = _digest(roots[layer - 1], path)
+            self._database.execute("INSERT INTO hashed VALUES (?, ?, ?, ?, ?)", (size, digest, layer, path, live))
+            progress.advance(size)
+        found = [
+            Duplicate(size, tuple(Copy(path, layer, bool(live)) for _, _, layer, path, live in rows))
+            for (size, _), rows in itertools.groupby(self._database.execute(_FOUND), itemgetter(0, 1))
+        ]
+        return tuple(sorted(found, key=lambda one: (-one.size * (len(one.copies) - 1), one.copies[0].path)))
+
+    def _knows(self, layer: int, name: bytes, size: int) -> bool:
+        return self._database.execute(_KNOWS, (layer, name, size)).fetchone() is not None
+
+    def _flush(self) -> None:
+        self._database.executemany(_ENTER, self._rows)
+        self._rows.clear()
+
+
+@contextmanager
+def same_data() -> Iterator[SameData]:
+    """A new collection, in a file that is gone in the end. Raises ImageError where there is no room for it."""
+    database = sqlite3.connect("")
+    try:
+        database.executescript(_TABLES)
+        yield SameData(database)
+    except sqlite3.Error as error:
+        raise ImageError(
+            f"the files cannot be compared: {error}", "make room for temporary files, or name a place in TMPDIR"
+        ) from None
+    finally:
+        database.close()
+
+
+def _digest(root: Root, path: bytes) -> bytes:
+    label, root_fd = root
+    hasher = hashlib.blake2b()
+    try:
+        fd = syscalls.open_beneath(root_fd, path, _READ)
+        try:
+            for offset, data in blocks(fd):
+                hasher.update(offset.to_bytes(8, "big"))
+                hasher.update(data)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise unreadable(label, path, error) from None
+    return hasher.digest()

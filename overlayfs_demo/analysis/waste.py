@@ -1,0 +1,107 @@
+"""Where did the bytes of an image go?
+
+Every layer ships bytes, and what a later layer overwrites or deletes is shipped all the same. `analyse`
+says for each layer what it added, changed and deleted, and for each file that is not seen any more which
+layer hid it, and why. Layers are numbered from 1, the bottom, as `build_layers` names their directories.
+
+What is counted: the size (st_size) of each regular file, once for each inode of a layer however many names
+it has there. A file is live while any of its names is seen in the view of all layers, so that shipped is
+live and wasted, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlayfs_demo.analysis.accounts import Accounts, Hidden, LayerReport
+from overlayfs_demo.analysis.dive_score import DiveScore
+from overlayfs_demo.analysis.inventory import Root, opened
+from overlayfs_demo.analysis.layer_walk import walk
+from overlayfs_demo.analysis.same_data import Duplicate, SameData, same_data
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.tarsplit import file_checksums
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What became of an image's bytes.
+
+    `layers` from the bottom to the top; `hidden` by path, the newest version first; `ghosts` are those of
+    them whose path is not seen at all in the end, and which can be taken out of the image all the same;
+    `duplicates` the costliest first. `dive_score` is dive's efficiency, from 0 to 1: see `divescore`.
+    """
+
+    layers: tuple[LayerReport, ...]
+    hidden: tuple[Hidden, ...]
+    ghosts: tuple[Hidden, ...]
+    duplicates: tuple[Duplicate, ...]
+    dive_score: float
+
+    @property
+    def shipped(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.shipped for layer in self.layers)
+
+    @property
+    def live(self) -> int:
+        """Bytes that are seen."""
+        return sum(layer.live for layer in self.layers)
+
+    @property
+    def wasted(self) -> int:
+        """Bytes that are shipped and not seen."""
+        return self.shipped - self.live
+
+
+def analyse(
+    directories: Sequence[Path], titles: Sequence[str], *, duplicates: bool = True, recipes: Sequence[Path] = (),
+    progress: Progress = SILENT,
+) -> Analysis:
+    """Analyse an image's layer directories, from the bottom to the top, each with its title (its instruction).
+
+    All layers are walked once, side by side. Data is read where one name has the same size in two layers. Unless
+    `duplicates` is False, it is also read of files that may be the same: those of one size, or, where the layers'
+    recipes are given, of one size and checksum; `progress` is told of these. Memory does not grow with the number of
+    files, but with what is found, with the longest directory, and with the files that have several names. Raises
+    ImageError naming the layer and the file that cannot be read, ValueError unless there are as many titles, and as
+    many recipes if any, as directories.
+    """
+    if len(titles) != len(directories) or len(recipes) not in (0, len(directories)):
+        raise ValueError("there must be a title, and a recipe or none, for each layer")
+    with ExitStack() as stack:
+        roots = stack.enter_context(opened(directories))
+        same = stack.enter_context(same_data()) if duplicates else None
+        if same is not None:
+            for number, recipe in enumerate(recipes, start=1):
+                _know(same, number, recipe)
+        accounts, score = Accounts(titles, same), DiveScore()
+        with closing(walk(roots)) as places:
+            for place in places:
+                accounts.visit(place)
+                score.visit(place)
+        accounts.finish()
+        return Analysis(
+            accounts.reports(), tuple(accounts.hidden), tuple(accounts.ghosts),
+            same.duplicates(roots, progress) if same is not None else (), _full_score(roots, score),
+        )
+
+
+def _know(same: SameData, number: int, recipe: Path) -> None:
+    """Hand over the checksums of a recipe, best effort: without a sound one, its layer's files are read instead."""
+    with suppress(OSError, ImageError), recipe.open("rb") as file:
+        same.know(number, file_checksums(file))
+
+
+def _full_score(roots: Sequence[Root], score: DiveScore) -> float:
+    """dive's score. If the count of a layer ends early, a second walk counts what comes before the end."""
+    if not score.found_ends:
+        return score.score()
+    again = DiveScore(score.found_ends)
+    with closing(walk(roots)) as places:
+        for place in places:
+            again.visit(place)
+    return again.score()

@@ -1,0 +1,126 @@
+"""What does `scripts/build-layers` take, and what does it print?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import stat
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from overlayfs_demo.analysis.special_files import powers
+from overlayfs_demo.cli.command import guarded
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.build import BuiltLayer, build_layers
+from overlayfs_demo.images.model import Platform, shown
+from overlayfs_demo.mounts.options import lowerdir_option
+from overlayfs_demo.ui.wording import human_size, plural
+
+_PROGRAM = "build-layers"
+_LONGEST_INSTRUCTION = 100
+
+
+def _line(number: int, layer: BuiltLayer) -> str:
+    made = shown(layer.instruction)
+    if len(made) > _LONGEST_INSTRUCTION:
+        made = made[: _LONGEST_INSTRUCTION - 1] + "…"
+    size = human_size(layer.size)
+    text = f"{number:>3}  {layer.directory.name}  {layer.diff_id.algorithm}:{layer.diff_id.short}  {size:>7}  {made}"
+    return text.rstrip() if layer.fresh else f"{text.rstrip()}  (already built)"
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
+        description="Build one directory a layer from an image archive, and print the lowerdir= line to mount them.",
+    )
+    parser.add_argument("archive", type=Path, metavar="IMAGE.tar",
+                        help="from docker save, podman save, skopeo (OCI) or docker export; may be compressed")
+    parser.add_argument("outdir", type=Path, metavar="OUTDIR", help="where the layer directories go")
+    parser.add_argument("--image", metavar="NAME", help="which image, if the archive holds several")
+    parser.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
+    parser.add_argument("--userxattr", action="store_true", default=None,
+                        help="mark opaque directories for mounts with userxattr (the default if not root)")
+    parser.add_argument("--mode", type=_mode, metavar="MODE",
+                        help="OUTDIR's permissions, such as 0755 (default: 0700 if it is made, else as they are)")
+    return parser.parse_args(argv)
+
+
+def _mode(word: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", word):
+        raise argparse.ArgumentTypeError("say permissions in octal, such as 0755")
+    return int(word, 8)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: exit status 0, 1 (with one line on stderr), or 2 for wrong usage."""
+    arguments = _arguments(argv)
+    signal.signal(signal.SIGHUP, _stop)
+    return guarded(_PROGRAM, lambda: _build(arguments))
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    platform = Platform.parse(arguments.platform) if arguments.platform else None
+    new = not arguments.outdir.exists()
+    layers = build_layers(
+        arguments.archive, arguments.outdir, name=arguments.image, platform=platform, userxattr=arguments.userxattr,
+        mode=arguments.mode,
+    )
+    _report(layers, arguments.userxattr or os.geteuid() != 0)
+    if arguments.mode is None:
+        _tell_who_may_enter(arguments.outdir, layers, new)
+    return 0
+
+
+def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
+    out = sys.stdout.buffer
+    for number, layer in enumerate(layers, start=1):
+        out.write(_line(number, layer).encode("utf-8", "backslashreplace") + b"\n")
+    out.write(os.fsencode(lowerdir_option([os.fsencode(layer.directory) for layer in reversed(layers)])) + b"\n")
+    out.flush()
+    left_out: Counter[str] = Counter()
+    for layer in layers:
+        left_out.update(layer.left_out)
+    for what, count in sorted(left_out.items()):
+        _say(f"note: left out in {plural(count, 'member')}: {what}")
+    if userxattr:
+        _say("note: mount these with the option userxattr")
+
+
+def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -> None:
+    """Whether other users may reach what the layers hold, and what that means; `new`: we made the directory."""
+    name = shown(str(outdir))
+    if new:
+        # Two short lines, because the demonstration shows them on a projector.
+        _say(f"note: {name} is private (0700): --mode 0755 or chmod opens it")
+        _say("note: once open, its set-id programs and devices work for anybody")
+        return
+    mode = stat.S_IMODE(outdir.stat().st_mode)
+    if not mode & 0o011:
+        return
+    try:
+        found = powers([layer.directory for layer in layers])
+    except ImageError as error:
+        _say(f"warning: other users may enter {name}, and what they find there cannot be told: {error}")
+        return
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        _say(f"warning: other users may enter {name} (mode {mode:04o}) and use the image's set-id programs or devices: "
+             f"{shown(str(found[0]))}{more}; 'chmod 0700 {name}' keeps them out")
+
+
+def _say(text: str) -> None:
+    print(f"{_PROGRAM}: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What may be meant by a word that is half typed, when Tab is pressed?
+
+argcomplete does the work: it knows bash, zsh and fish, and takes verbs and options from the parser. What it cannot
+know is what images, containers and views there are now.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import argcomplete
+from argcomplete.completers import FilesCompleter
+from argcomplete.shell_integration import shellcode
+
+from overlayfs_demo.errors import OverlayError
+from overlayfs_demo.mounts import registry
+from overlayfs_demo.store.containers import Containers
+from overlayfs_demo.store.store import Store, default_root
+from overlayfs_demo.ui.console import PROGRAM
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def script(shell: str) -> str:
+    """What the shell must read to complete our words."""
+    return shellcode([PROGRAM], shell=shell).strip() + "\n"
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell, and end the process."""
+    for verb in _verbs(parser):
+        for action in verb._actions:
+            completer = _COMPLETERS.get(str(action.metavar))
+            if completer is not None:
+                action.completer = completer  # type: ignore[attr-defined]  # argcomplete looks for it there
+    argcomplete.autocomplete(parser, always_complete_options=False)
+
+
+def _verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
+def _store(arguments: argparse.Namespace) -> Store | None:
+    """The store that the words so far name; None if there is none, for asking must not make one."""
+    root: Path = arguments.store or default_root()
+    return Store(root) if (root / "version").exists() else None
+
+
+def _images(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    store = _store(parsed_args)
+    return [str(name) for image in store.images() for name in image.names] if store else []
+
+
+def _containers(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    store = _store(parsed_args)
+    return [container.name for container in Containers(store).all()] if store else []
+
+
+def _both(parsed_args: argparse.Namespace, **more: Any) -> list[str]:
+    return _containers(parsed_args, **more) + _images(parsed_args, **more)
+
+
+def _views(**_: Any) -> list[str]:
+    return sorted(registry.mounted())
+
+
+def _quietly(candidates: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """Where the store cannot be read, there is nothing to offer; a command will say why."""
+
+    def offered(**context: Any) -> list[str]:
+        try:
+            return candidates(**context)
+        except (OverlayError, OSError):
+            return []
+
+    return offered
+
+
+# By what the help calls the word.
+_COMPLETERS = {
+    "IMAGE": _quietly(_images), "IMAGE[@N]": _quietly(_images), "C": _quietly(_containers),
+    "C|IMAGE[@N]": _quietly(_both), "MOUNTPOINT|IMAGE": _quietly(_images), "MOUNTPOINT": _quietly(_views),
+    "DIR": FilesCompleter(), "FILE": FilesCompleter(), "PATH": FilesCompleter(),
+}

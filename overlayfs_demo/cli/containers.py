@@ -1,0 +1,220 @@
+"""What can be typed about containers: an image's layers, and one writable layer on top?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from overlayfs_demo.cli.analysis import diff_images
+from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.output import add_output, output
+from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
+from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.progress import counted
+from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.ui import docker_tables
+from overlayfs_demo.ui.console import put, put_json
+from overlayfs_demo.ui.terminal import progress, put_changes, put_table
+from overlayfs_demo.ui.wording import human_size, printable
+
+# Seconds over which the processor time of a daemon is measured.
+_SAMPLE = 0.1
+
+
+def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verbs of this module."""
+    verb = add_verb(verbs, "create", "make a container of an image, and mount it", "create app:1.0 --name c1", _create)
+    verb.add_argument("image", metavar="IMAGE")
+    verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
+    verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
+    verb.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS",
+        help="words of mount(8), for 'start', too. With --at, where others may enter, nosuid and nodev hold unless you "
+             "say suid or dev",
+    )
+    verb.add_argument("--timemachine", action="store_true", help="with a hidden directory .layers, see 'mount --help'")
+    add_json(verb)
+    verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
+    add_json(verb)
+    verb = add_verb(
+        verbs, "diff", "show what a container changed, or in what two images differ",
+        "diff c1\ndiff --content app:1.0@3 app:1.0@5", _diff,
+    )
+    verb.add_argument("first", metavar="C|IMAGE[@N]", help="a container; or an image, of which only N layers count")
+    verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare the first with")
+    verb.add_argument("--content", action="store_true", help="of images: show the lines of texts that differ, too")
+    add_json(verb)
+    verb = add_verb(verbs, "commit", "make an image of a container", "commit c1 app:1.1", _commit)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
+    verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
+    verb.add_argument("--author", "-a", default="", metavar="WHO", help="who made it, as inspect shows it")
+    add_json(verb)
+    verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
+    verb.add_argument("container", metavar="C")
+    add_output(verb)
+    _add_running_verbs(verbs)
+
+
+def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    verb = add_verb(verbs, "stop", "unmount containers; what they changed stays", "stop c1", _stop)
+    verb.add_argument("containers", nargs="+", metavar="C")
+    verb.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
+    add_json(verb)
+    verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
+    verb.add_argument("containers", nargs="+", metavar="C")
+    add_json(verb)
+    verb = add_verb(verbs, "rm", "remove containers, with what they changed", "rm c1", _rm)
+    verb.add_argument("containers", nargs="+", metavar="C")
+    verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
+    add_json(verb)
+    verb = add_verb(verbs, "shell", "run a shell or a command with a container as its root", "shell c1 ls -l /", _shell)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    store = store_of(arguments)
+    container = Containers(store).create(
+        store.find(arguments.image), arguments.name, arguments.at, time_machine=arguments.timemachine,
+        options=",".join(arguments.options),
+    )
+    if arguments.json:
+        put_json([{
+            "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
+            "Mountpoint": str(container.mountpoint),
+        }])
+    else:
+        put(f"{container.name} {shown(str(container.mountpoint))}\n")
+    return 0
+
+
+def _ps(arguments: argparse.Namespace) -> int:
+    rows = [_row(container) for container in Containers(store_of(arguments)).all()]
+    if arguments.json:
+        put_json(rows)
+        return 0
+    header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
+    put_table(docker_tables.table(header, [
+        (
+            str(row["Name"]), str(row["Image"]),
+            docker_tables.human_duration(float(str(row["Uptime"]))).join(("Up ", "")) if row["PID"] else "Stopped",
+            str(row["PID"] or "-"), human_size(int(str(row["Memory"]))) if row["PID"] else "-",
+            f"{row['CPU']}%" if row["PID"] else "-",
+            "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
+        )
+        for row in rows
+    ]), {"STATUS": "green"})
+    return 0
+
+
+def _row(container: Container) -> dict[str, object]:
+    """What is known of a container: sizes in bytes, times in seconds.
+
+    PID is None for one that is not mounted, Upper for one that cannot be read.
+    """
+    row: dict[str, object] = {
+        "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
+        "Created": container.created, "PID": None, "Memory": 0, "CPU": 0.0, "Uptime": 0.0,
+        "Upper": container.upper_size(), "Mountpoint": str(container.mountpoint),
+    }
+    record = container.record
+    if record is not None:
+        try:
+            daemon = psutil.Process(record.pid)
+            row.update(
+                PID=record.pid, Memory=daemon.memory_info().rss, CPU=daemon.cpu_percent(_SAMPLE),
+                Uptime=max(time.time() - daemon.create_time(), 0.0),
+            )
+        except psutil.NoSuchProcess:
+            pass  # Killed, and its mount not yet taken away: as good as stopped.
+    return row
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    """`docker diff`; with two images, what `analysis_commands` says of them. Both print A, C and D."""
+    store = store_of(arguments)
+    if arguments.second is not None:
+        return diff_images(store, arguments.first, arguments.second, content=arguments.content, as_json=arguments.json)
+    if arguments.content:
+        raise UsageError("--content compares two images", "name both: diff --content IMAGE@3 IMAGE@5")
+    containers = Containers(store)
+    found = containers.diff(containers.find(arguments.first))
+    if arguments.json:
+        put_json([{"Kind": one.kind.value, "Path": os.fsdecode(one.path)} for one in found])
+        return 0
+    put_changes([(one.kind.value, printable(one.path)) for one in found])
+    return 0
+
+
+def _commit(arguments: argparse.Namespace) -> int:
+    name = ImageName.parse(arguments.name) if arguments.name is not None else None
+    containers = Containers(store_of(arguments))
+    container = containers.find(arguments.container)
+    with progress() as told:
+        made = containers.commit(container, name, arguments.message, arguments.author, told)
+    if arguments.json:
+        put_json([{"ID": str(made.image.id), "Names": list(map(str, made.names))}])
+    else:
+        put(f"{made.image.id}\n")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    container = containers.find(arguments.container)
+    with output(arguments.output) as out, progress() as told:
+        told.step(f"writing the tree of {container.name}")
+        containers.export(container, counted(out, told))
+    return 0
+
+
+def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], None]) -> int:
+    """Do it to every container that is named, and name it when it is done."""
+    containers = Containers(store_of(arguments))
+    for name in arguments.containers:
+        act(containers, containers.find(name))
+        if arguments.json:
+            put_json([{"Name": name}])
+        else:
+            put(f"{name}\n")
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    return _each(arguments, lambda containers, one: containers.stop(one, lazy=arguments.lazy))
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    return _each(arguments, lambda containers, one: containers.start(one))
+
+
+def _rm(arguments: argparse.Namespace) -> int:
+    return _each(arguments, lambda containers, one: containers.remove(one, force=arguments.force))
+
+
+def _shell(arguments: argparse.Namespace) -> int:
+    """Become the command: in mount, PID, UTS and IPC namespaces of its own, by unshare(1)."""
+    container = Containers(store_of(arguments)).find(arguments.container)
+    if container.record is None:
+        raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
+    root = str(container.mountpoint)
+    command = arguments.command or ["/bin/sh"]
+    if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
+        raise MountError(
+            f"container '{container.name}' has no {shown(command[0])}", "name a program that its image has"
+        )
+    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
+    if os.geteuid() != 0:
+        words.append("--map-root-user")
+    try:
+        os.execvp("unshare", [*words, f"--root={root}", "--wd=/", "--", *command])
+    except OSError as error:
+        raise MountError(f"unshare: {error.strerror}", "install util-linux") from None

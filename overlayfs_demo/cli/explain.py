@@ -1,0 +1,204 @@
+"""What would a command change in a view?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.explain.dry_run import Outcome, rehearse
+from overlayfs_demo.mounts import registry
+from overlayfs_demo.overlay.forecast import Effect
+from overlayfs_demo.ui import docker_tables
+from overlayfs_demo.ui.console import PROGRAM, put, put_json
+from overlayfs_demo.ui.terminal import put_table
+from overlayfs_demo.ui.wording import human_size, plural, printable
+
+# How many paths are shown without --all.
+_SHOWN = 10
+# What may stand around a path in a word for a shell, or before it in dd's words.
+_AROUND = re.compile(r"[\s;|&<>()'\"=]+")
+
+_HELP = """\
+Tell what a command would copy up, white out, free and write in a view, without doing it.
+
+The command really runs, on a second view of the same layers that is taken away afterwards. It runs in a
+sandbox made by bubblewrap: in the place of the view it finds the second one, and all other directories are
+read-only, /tmp, too. It has no network and no socket to any daemon, sees no other process, and nothing that
+it starts outlives it. Root has no more capabilities there than in a container of Docker's.
+
+Its standard streams are pipes, so it sees no terminal. What it prints goes to stderr; the explanation alone
+goes to stdout. It reads our standard input: in a shell's `while read` loop that reads from a pipe, add
+</dev/null to it.
+
+The command can still read whatever you can read, print to your terminal, take data out of a FIFO, lock files
+that it can read, and use up memory, processor time, and the space beside the view's work directory. Where the
+kernel has no Landlock (Linux 5.19) it can also write to FIFOs outside the view.
+
+The view is the one named by --on; else the one that a word of the command names a path in; else the one of
+the current directory. The exit status is 0 if the explanation is complete, whatever the command's own was,
+which is told.
+"""
+
+
+def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verb of this module."""
+    verb = new_verb(
+        verbs, "explain", "tell what a command would change in a view, without doing it",
+        f"{PROGRAM} explain chmod -R g+w view/opt\n"
+        f"{PROGRAM} explain --on view sh -c 'cd view/etc && sed -i s/a/b/ *'",
+        _explain, _HELP,
+    )
+    verb.add_argument("--on", metavar="MOUNTPOINT", help="the view, or any path in it")
+    verb.add_argument("--json", action="store_true", help="one object: totals, and every path")
+    verb.add_argument("--all", action="store_true", help=f"show all paths, and not the {_SHOWN} largest")
+    verb.add_argument("command", metavar="COMMAND")
+    verb.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    command = [arguments.command, *arguments.arguments]
+    if shutil.which(arguments.command) is None:
+        raise UsageError(f"there is no command '{printable(arguments.command)}'", "name a program and its arguments")
+    mountpoint = _view_of(arguments.on, command)
+    record = registry.find_record(mountpoint)
+    if record is None:
+        raise MountError(f"{printable(mountpoint)} has no record here", "ask as the user who mounted it")
+    outcome = rehearse(record, command, os.getcwdb())
+    if arguments.json:
+        put_json([_json(mountpoint, command, outcome)])
+    else:
+        put("".join(f"{line}\n" for line in _sentences(mountpoint, outcome)))
+        _put_paths(outcome.effects, None if arguments.all else _SHOWN)
+    return 0
+
+
+def _view_of(on: str | None, command: Sequence[str]) -> str:
+    """The mount point of the view that is meant. Raises MountError, UsageError."""
+    if on is not None:
+        return registry.place_in_view(os.fsencode(on), follow=True).mountpoint
+    pieces = [piece for word in command[1:] for piece in _AROUND.split(word) if piece and not piece.startswith("-")]
+    for piece in [*pieces, "."]:
+        try:
+            return registry.place_in_view(os.fsencode(piece), follow=False).mountpoint
+        except MountError:
+            continue
+    raise UsageError("no word of the command names a path in a view", "name the view: --on MOUNTPOINT")
+
+
+# --- in words --------------------------------------------------------------------------------------
+
+
+def _files(number: int) -> str:
+    return plural(number, "file")
+
+
+def _directories(number: int) -> str:
+    return plural(number, "directory", "directories")
+
+
+def _files_and_directories(effects: Sequence[Effect]) -> str:
+    directories = sum(one.detail == "directory" for one in effects)
+    files = len(effects) - directories
+    return " and ".join([*([_files(files)] if files else []), *([_directories(directories)] if directories else [])])
+
+
+def _sum(effects: Sequence[Effect]) -> int:
+    return sum(one.size for one in effects)
+
+
+def _by_layer(effects: Sequence[Effect]) -> Iterator[tuple[str, list[Effect]]]:
+    """The effects of each layer, with how it is shown."""
+    for layer in sorted({one.layer for one in effects}):
+        yield printable(layer), [one for one in effects if one.layer == layer]
+
+
+def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
+    of: dict[str, list[Effect]] = defaultdict(list)
+    for effect in outcome.effects:
+        of[effect.what].append(effect)
+    if not of:
+        yield f"would change nothing in {printable(mountpoint)}"
+    yield from _sentences_of_copies(of["copy up"])
+    for word, verb in (("refuse", "be refused to copy up"), ("warn", "be warned of copying up")):
+        for one in of[word]:
+            yield f"would {verb} {printable(one.path)}, {human_size(one.size)}: over {one.detail}"
+    yield from _sentences_of_marks(of)
+    yield from _sentences_of_upper(of)
+    if outcome.status:
+        yield (
+            f"the command itself ended with exit status {outcome.status}, as it would for real "
+            "unless it was stopped by the sandbox"
+        )
+
+
+def _sentences_of_marks(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
+    if some := of["whiteout"]:
+        yield f"would leave {plural(len(some), 'whiteout')}"
+    for layer, some in _by_layer(of["hide"]):
+        number = sum(one.files for one in some)
+        stay = "it stays there" if number == 1 else "they stay there"
+        yield f"would hide {_files(number)} of {human_size(_sum(some))} in {layer}; {stay}: an image does not shrink"
+    if some := of["opaque"]:
+        yield f"would mark {_directories(len(some))} opaque"
+
+
+def _sentences_of_upper(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
+    if some := of["free"]:
+        yield f"would free {human_size(_sum(some))} in the upper"
+    if some := of["create"]:
+        yield f"would create {_files_and_directories(some)}"
+    if some := of["write"]:
+        yield f"would write {human_size(_sum(some))} to {_files(len({one.path for one in some}))}"
+    if some := of["rename"]:
+        yield f"would rename {plural(len(some), 'file or directory', 'files or directories')}"
+    if some := of["change"]:
+        yield f"would change {_files_and_directories(some)} that the upper has already"
+
+
+def _sentences_of_copies(copies: Sequence[Effect]) -> Iterator[str]:
+    for layer, some in _by_layer(copies):
+        directories = sum(one.detail == "directory" for one in some)
+        files = len(some) - directories
+        words = [f"{_files(files)}, {human_size(_sum(some))} of data"] if files else []
+        if directories:
+            its = "its" if directories == 1 else "their"
+            words.append(f"{_directories(directories)} without {its} content")
+        yield f"would copy up {', and '.join(words)}, from {layer}"
+
+
+def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
+    ordered = sorted(effects, key=lambda one: (-one.size, one.path))
+    if not ordered:
+        return
+    rows = [
+        (one.what, human_size(one.size), printable(one.layer), printable(one.path)
+         + (f" <- {printable(one.detail)}" if one.what == "rename" else "/" if one.detail == "directory" else ""))
+        for one in ordered[:at_most]
+    ]
+    put("\n")
+    put_table(docker_tables.table(("WHAT", "SIZE", "LAYER", "PATH"), rows))
+    if at_most is not None and len(ordered) > at_most:
+        put(f"and {len(ordered) - at_most} more, which --all shows\n")
+
+
+# --- for machines ----------------------------------------------------------------------------------
+
+
+def _json(mountpoint: str, command: Sequence[str], outcome: Outcome) -> dict[str, object]:
+    totals: dict[str, dict[str, int]] = {}
+    for one in outcome.effects:
+        total = totals.setdefault(one.what, {"count": 0, "directories": 0, "size": 0, "files": 0})
+        total["count"] += 1
+        total["directories"] += one.detail == "directory"
+        total["size"] += one.size
+        total["files"] += one.files
+    return {
+        "mountpoint": mountpoint, "command": list(command), "status": outcome.status, "totals": totals,
+        "paths": [one._asdict() for one in outcome.effects],
+    }

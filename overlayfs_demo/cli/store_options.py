@@ -1,0 +1,33 @@
+"""What do the verbs that work on the store have in common?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.store.store import Store, default_root
+from overlayfs_demo.ui.console import PROGRAM
+
+
+def add_verb(
+    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """A verb that works on the store, with examples (one a line, without our name) in its help."""
+    verb = new_verb(verbs, name, summary, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
+    verb.add_argument(
+        "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
+    )
+    return verb
+
+
+def add_json(verb: argparse.ArgumentParser) -> None:
+    """Let the verb print its result for machines."""
+    verb.add_argument("--json", action="store_true", help="an object a line")
+
+
+def store_of(arguments: argparse.Namespace) -> Store:
+    """The store that a command works on."""
+    return Store(arguments.store or default_root())

@@ -1,0 +1,176 @@
+"""What can be typed to learn: the experiments of the tour, and the labs?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Protocol, TypeVar
+
+from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.mounts.options import FRONTS
+from overlayfs_demo.tour.experiment import Experiment, introduce, labelled, perform, wrapped
+from overlayfs_demo.tour.experiments import ALL
+from overlayfs_demo.tour.lab import judge, set_up, work
+from overlayfs_demo.tour.labs import LABS
+from overlayfs_demo.tour.stage import stage
+from overlayfs_demo.ui.console import PROGRAM, put, put_json
+from overlayfs_demo.ui.terminal import put_styled
+from overlayfs_demo.ui.wording import plural
+
+
+class _Listed(Protocol):
+    """What has a name and a line that says what it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+
+_Any = TypeVar("_Any", bound=_Listed)
+
+
+def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verbs of this module."""
+    tour = _verb(
+        verbs, "tour", "walk through the classic experiments with an overlay",
+        f"{PROGRAM} tour\n{PROGRAM} tour delete re-create\n{PROGRAM} tour --yes > slides.txt", _tour,
+        "Walk through the classic experiments with an overlay: each asks what will happen, does it on a real mount,\n"
+        "shows lower, upper and merged, and checks on the disk whatever it says.",
+    )
+    tour.add_argument("names", nargs="*", metavar="NAME", help="only these experiments, by name or number")
+    tour.add_argument("--yes", "-y", action="store_true", help="do not wait for Enter")
+    lab = _verb(
+        verbs, "lab", "do a task in a shell, and have the result checked",
+        f"{PROGRAM} lab whiteout\necho 'rm merged/motd' | {PROGRAM} lab whiteout", _lab,
+        "Do a task in a shell. When it ends, the layers on the disk are checked, and mistakes are explained.\n"
+        "Without a terminal the shell reads its commands from stdin.",
+    )
+    lab.add_argument("name", nargs="?", metavar="NAME", help="which one")
+    lab.add_argument("--at", type=Path, metavar="DIR", help="where: a new or empty directory, which is kept")
+    lab.add_argument("--check-only", action="store_true", help="take commands from stdin, on a terminal, too")
+
+
+def _verb(
+    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
+    run: Callable[[argparse.Namespace], int], description: str,
+) -> argparse.ArgumentParser:
+    verb = new_verb(verbs, name, summary, examples, run, description)
+    verb.add_argument("--list", action="store_true", help="say what there is")
+    verb.add_argument("--json", action="store_true", help="with --list: an object a line")
+    verb.add_argument("--front", choices=FRONTS, help="which front serves the mounts (default: auto)")
+    return verb
+
+
+def _list(what: Sequence[_Listed], as_json: bool) -> int:
+    if as_json:
+        put_json([{"Number": number, "Name": one.name, "Summary": one.summary} for number, one in enumerate(what, 1)])
+        return 0
+    # docker's table would be wider than a terminal.
+    width = max(len(one.name) for one in what)
+    for number, one in enumerate(what, 1):
+        put_styled([(f"{number:>2}  ", "dim"), (one.name.ljust(width), "cyan"), (f"  {one.summary}\n", "")])
+    return 0
+
+
+def _find(what: Sequence[_Any], name: str, verb: str) -> _Any:
+    for number, one in enumerate(what, 1):
+        if name in (one.name, str(number)):
+            return one
+    raise UsageError(f"there is no '{name}' here", f"'{PROGRAM} {verb} --list' says what there is")
+
+
+def _hang_up(_number: int, _frame: FrameType | None) -> None:
+    """The terminal was closed: clean up, as for Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+# --- tour ------------------------------------------------------------------------------------------
+
+
+def _tour(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        return _list(ALL, arguments.json)
+    if arguments.json:
+        raise UsageError("--json is for the list", "add --list")
+    chosen = [_find(ALL, name, "tour") for name in arguments.names] or list(ALL)
+    signal.signal(signal.SIGHUP, _hang_up)
+    asks = not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    told = checked = 0
+    failed: list[str] = []
+    for one in chosen:
+        introduce(one, f"{ALL.index(one) + 1} of {len(ALL)}", put_styled)
+        answer = _ask("Enter: go on, q: leave, n: skip ") if asks else ""
+        if answer == "q":
+            break
+        if answer != "n":
+            count, wrong = _perform(one, arguments.front)
+            told, checked = told + 1, checked + count
+            failed += [f"{one.name}: {sentence}" for sentence in wrong]
+            put("\n")
+            # What there is to look at must not be scrolled away by the next question.
+            if asks and one is not chosen[-1] and _ask("Enter: next, q: leave ") == "q":
+                break
+    if failed:
+        raise OverlayError(f"{len(failed)} of {plural(checked, 'sentence')} did not hold", "; ".join(failed))
+    put(wrapped(f"Experiments: {told}. Sentences checked on the disk: {checked}. All of them hold."))
+    return 0
+
+
+def _perform(one: Experiment, front: str | None) -> tuple[int, list[str]]:
+    with stage(front) as made:
+        return perform(one, made, put_styled)
+
+
+def _ask(question: str) -> str:
+    """The first letter of the answer in small, "" for none; Ctrl-D says "q"."""
+    put_styled([(question, "dim")])
+    line = sys.stdin.readline()
+    return line.strip()[:1].lower() if line else "q"
+
+
+# --- lab -------------------------------------------------------------------------------------------
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        return _list(LABS, arguments.json)
+    if arguments.json:
+        raise UsageError("--json is for the list", "add --list")
+    if arguments.name is None:
+        raise UsageError("which lab?", f"'{PROGRAM} lab --list' says what there is")
+    lab = _find(LABS, arguments.name, "lab")
+    signal.signal(signal.SIGHUP, _hang_up)
+    at_terminal = not arguments.check_only and sys.stdin.isatty() and sys.stdout.isatty()
+    if arguments.at is not None:
+        _make_empty(arguments.at)
+    with stage(arguments.front, arguments.at) as made:
+        set_up(lab, made)
+        put_styled([(f"{lab.name}: {lab.summary}\n", "bold")])
+        put(wrapped(lab.task))
+        if at_terminal:
+            put(wrapped(f"The shell starts in {made.root}. Leave it with Ctrl-D when you are done."))
+        put("\n")
+        while True:
+            work(lab, made, os.environ.get("SHELL", "sh") if at_terminal else "sh")
+            mistake = judge(lab, made)
+            if not mistake:
+                put_styled(labelled("Solved.", "bold green", lab.solved))
+                return 0
+            put_styled(labelled("Not yet.", "bold yellow", mistake))
+            if not at_terminal or _ask("try again? [Y/n] ") in ("n", "q"):
+                return 1
+
+
+def _make_empty(directory: Path) -> None:
+    """Make sure that a new directory is there to work in. Raises UsageError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise UsageError(f"{directory} is not empty", "name a new directory")

@@ -1,0 +1,177 @@
+"""What can be typed to look at a stack in a browser?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from overlayfs_demo.analysis.waste import Analysis, analyse
+from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.output import add_output, output
+from overlayfs_demo.cli.store_options import add_verb, store_of
+from overlayfs_demo.errors import ImageError, MountError, OverlayError
+from overlayfs_demo.images.progress import Progress
+from overlayfs_demo.mounts import registry
+from overlayfs_demo.store.store import StoredImage
+from overlayfs_demo.ui.console import note
+from overlayfs_demo.ui.terminal import progress
+from overlayfs_demo.ui.wording import printable
+
+_PORT = 8080
+
+
+def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """The verbs of this module."""
+    verb = add_verb(
+        verbs, "serve", "show a mounted view, live, or an image as a page in a browser",
+        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine with a forwarded port",
+        _serve,
+    )
+    verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")
+    verb.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS",
+        help="where to listen (default: 127.0.0.1, this machine)",
+    )
+    verb.add_argument("--port", type=_port, default=_PORT, metavar="N", help=f"default: {_PORT}; 0 is any free one")
+    verb.add_argument(
+        "--no-token", action="store_true",
+        help="for a classroom: an address without a secret; whoever reaches the port can then read the layers' files",
+    )
+    verb = add_verb(
+        verbs, "report", "write the page of an image as one file, which opens anywhere",
+        "report app:1.0 -o app.html", _report,
+    )
+    verb.add_argument("image", metavar="IMAGE")
+    add_output(verb, required=True)
+
+
+def _port(word: str) -> int:
+    if not word.isdigit() or int(word) > 65535:
+        raise argparse.ArgumentTypeError("say a number from 0 to 65535")
+    return int(word)
+
+
+@contextmanager
+def _libraries() -> Iterator[None]:
+    """For the import of what needs the page's libraries. Raises OverlayError for one that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise OverlayError(
+            f"the page needs the Python package {error.name}", "run scripts/provision, or pip install overlayfs-demo"
+        ) from None
+
+
+# --- serve -----------------------------------------------------------------------------------------
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        view = _view(arguments.what)
+    except MountError:
+        # An image may have the name of some directory here.
+        if not _is_image(arguments):
+            raise
+        view = None
+    if view is None:
+        return _serve_image(arguments)
+    with _libraries():
+        from overlayfs_demo.web import app, model, serve, subject
+    record, socket = view
+    shown = subject.mount_subject(record, socket)
+    serve.serve(
+        shown, lambda: model.mount_page(record, shown), app.View(record.mountpoint, socket), arguments.host,
+        arguments.port, lambda address: _tell(arguments, address, "until it is unmounted"),
+        secret=not arguments.no_token,
+    )
+    return 0
+
+
+def _serve_image(arguments: argparse.Namespace) -> int:
+    with _libraries():
+        from overlayfs_demo.web import model, serve, subject
+    store = store_of(arguments)
+    image = _image(arguments)
+    with progress() as told:
+        analysis = _analysis(image, told)
+    with subject.image_subject(store, image) as shown:
+        serve.serve(
+            shown, lambda: model.image_page(image, analysis, time.time()), None, arguments.host, arguments.port,
+            lambda address: _tell(arguments, address, "until interrupted (Ctrl-C)"), secret=not arguments.no_token,
+        )
+    return 0
+
+
+def _view(what: str) -> tuple[registry.Record, Path] | None:
+    """The view that a path lies in, and where its daemon is asked; None if there is no such path. Raises MountError.
+
+    Only a view of one's own: what another user's record names would be read, and served, with more rights than theirs.
+    """
+    try:
+        os.stat(what)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError:
+        pass  # Not even root may look into another user's view.
+    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(what), follow=True)
+    if owner != os.geteuid():
+        raise MountError(
+            f"{printable(mountpoint)} was mounted by user {owner}, whose layers only they may serve",
+            "run this as that user, with runuser(1)",
+        )
+    record = registry.find_record(mountpoint)
+    if record is None:
+        raise MountError(f"{printable(mountpoint)}: its daemon has just ended", "mount it again")
+    return record, socket
+
+
+def _is_image(arguments: argparse.Namespace) -> bool:
+    try:
+        store_of(arguments).find(arguments.what)
+    except ImageError:
+        return False
+    return True
+
+
+def _image(arguments: argparse.Namespace) -> StoredImage:
+    try:
+        return store_of(arguments).find(arguments.what)
+    except ImageError as error:
+        raise ImageError(f"{error.problem}, and no view is mounted there", error.remedy) from None
+
+
+def _analysis(image: StoredImage, told: Progress) -> Analysis:
+    return analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
+
+
+def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
+    note(f"serving {address} with {printable(arguments.what)}, {until}")
+    if arguments.no_token:
+        note("warning: without a token, whoever reaches this port can read every file of the layers")
+    if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":
+        note("outside this virtual machine, such an address works after --host 0.0.0.0")
+
+
+# --- report ----------------------------------------------------------------------------------------
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    with _libraries():
+        from overlayfs_demo.web import model, report, subject
+    store = store_of(arguments)
+    image = store.find(arguments.image)
+    with progress() as told:
+        analysis = _analysis(image, told)
+        page = model.image_page(image, analysis, time.time())
+        told.step("looking at files", None)
+        with subject.image_subject(store, image) as shown, shown.asking() as ask:
+            held = report.embedded(shown, ask)
+    with output(arguments.output) as out:
+        out.write(report.report(page, held).encode("utf-8"))
+    if held.note:
+        note(held.note)
+    return 0

@@ -1,0 +1,193 @@
+"""How is a command tried on a view that it shall not change?
+
+On a second view of the same stack, see `Stack.rehearsal`, with an upper of its own beside the view's work directory:
+that is on the right filesystem, with all that the upper's can do. The command runs in a sandbox where this view
+stands in the place of the other. A process serves it and afterwards takes everything away, however we end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.events import Events
+from overlayfs_demo.explain.sandbox import Sandbox
+from overlayfs_demo.fronts import attach, select
+from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.mounts import mount
+from overlayfs_demo.mounts.options import MountOptions, parse
+from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.overlay.forecast import Effect
+from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER
+
+_log = logging.getLogger(__name__)
+
+# For how many seconds the kernel may trust what it was told: with a time, nothing need be watched.
+_TIMEOUT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command would do to a view, and its exit status."""
+
+    effects: list[Effect]
+    status: int
+
+
+def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
+    """Try a command on a mounted view, whose record this is, without changing that. Raises MountError."""
+    if not record.options:
+        raise MountError(f"{record.mountpoint} does not say how it was mounted", "mount it with this version")
+    options = parse([record.options])
+    work = options.stack.work
+    if work is None:
+        raise MountError(f"{record.mountpoint} has no upper", "nothing can be changed in it")
+    mountpoint = os.fsencode(record.mountpoint)
+    options = replace(options, flags=mount.present_flags(mountpoint), timeout=_TIMEOUT)
+    try:
+        base = tempfile.mkdtemp(prefix=b"explain-", dir=work)
+    except OSError as error:
+        raise MountError(
+            f"workdir {os.fsdecode(work)}: {error.strerror}", "it takes a directory for the trial there"
+        ) from error
+    server = _Server(base, options)
+    try:
+        server.start(titles=record.titles)
+        status = Sandbox(mountpoint, server.view, cwd).run(command)
+    finally:
+        effects = server.finish()
+    return Outcome(effects, status)
+
+
+class _Server:
+    """The process that serves the view on `base`/view; it ends, and removes `base`, when we let go of a pipe."""
+
+    def __init__(self, base: bytes, options: MountOptions) -> None:
+        self._base = base
+        self._options = options
+        self.view = os.path.join(base, b"view")
+        self._pid = 0
+        self._answers = -1
+        self._hold = -1
+
+    def start(self, titles: Sequence[str]) -> None:
+        """Return when the view answers. Raises MountError."""
+        self._answers, writing = os.pipe()
+        held, self._hold = os.pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            os.close(self._answers)
+            os.close(self._hold)
+            os._exit(self._live(titles, writing, held))
+        os.close(writing)
+        os.close(held)
+        said = os.read(self._answers, 4096)
+        if said != b"ready\n":
+            raise MountError(os.fsdecode(said).strip() or "the trial's view could not be mounted")
+
+    def finish(self) -> list[Effect]:
+        """Unmount and remove everything; what was told of the command until then."""
+        if not self._pid:
+            _remove(self._base)
+            return []
+        os.close(self._hold)
+        with os.fdopen(self._answers, "rb") as answers:
+            told = answers.read()
+        os.waitpid(self._pid, 0)
+        return [Effect(*one) for one in json.loads(told or b"[]")]
+
+    # --- the process -------------------------------------------------------------------------------
+
+    def _live(self, titles: Sequence[str], answers: int, held: int) -> int:
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        # Warnings are about this view, and not about the other.
+        logging.disable(logging.WARNING)
+        os.chdir("/")
+        os.umask(0)
+        try:
+            with _removed(self._base):
+                told = self._serve(titles, answers, held)
+        except (MountError, OSError) as error:
+            os.write(answers, os.fsencode(str(error)))
+            return 1
+        except Exception:  # noqa: BLE001 - a child must not go on as its parent
+            _log.exception("the trial failed")
+            return 1
+        with os.fdopen(answers, "wb") as out:
+            out.write(told)
+        return 0
+
+    def _serve(self, titles: Sequence[str], answers: int, held: int) -> bytes:
+        """Serve until the pipe `held` is let go; the effects, as JSON."""
+
+        def unmount_in_the_end() -> None:
+            os.read(held, 1)
+            with contextlib.suppress(OSError, MountError):  # Somebody else did it.
+                attach.detach(self.view, lazy=True)
+
+        def ready() -> None:
+            threading.Thread(target=unmount_in_the_end, daemon=True).start()
+            os.write(answers, b"ready\n")
+
+        overlay = mount.open_stack(self._stack(titles), Events())
+        try:
+            forecast = overlay.forecast()
+            select.front(self._options.front)[1].serve(mount.view_of(overlay, self.view, self._options), ready)
+            return json.dumps(forecast.effects()).encode()
+        finally:
+            overlay.close()
+
+    def _stack(self, titles: Sequence[str]) -> Stack:
+        """The same stack, its upper as the topmost lower, and directories of our own above."""
+        stack = self._options.stack
+        assert stack.upper is not None
+        upper, work = os.path.join(self._base, b"upper"), os.path.join(self._base, b"work")
+        for path in (upper, work, self.view):
+            os.mkdir(path, 0o700)
+        _dress(upper, stack)
+        return replace(
+            stack, lowers=(stack.upper, *stack.lowers), upper=upper, work=work, rehearsal=True,
+            titles=("", *titles),
+        )
+
+
+def _dress(path: bytes, stack: Stack) -> None:
+    """Let the root of the view look as it does: it shows the upper's owner, mode, attributes and times."""
+    assert stack.upper is not None
+    private = USER if stack.user_xattrs else TRUSTED
+    status = os.stat(stack.upper)
+    os.chown(path, status.st_uid, status.st_gid)
+    for name in os.listxattr(stack.upper):
+        if not name.startswith(private.prefix):
+            os.setxattr(path, name, os.getxattr(stack.upper, name))
+    os.chmod(path, stat.S_IMODE(status.st_mode))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def _removed(base: bytes) -> Iterator[None]:
+    """Afterwards the directory is gone."""
+    try:
+        yield
+    finally:
+        _remove(base)
+
+
+def _remove(base: bytes) -> None:
+    above, name = os.path.split(base)
+    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        remove_tree(fd, name, fd)
+    finally:
+        os.close(fd)

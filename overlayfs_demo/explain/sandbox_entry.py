@@ -1,0 +1,41 @@
+"""The sandbox's first process, which becomes the command.
+
+`python -m overlayfs_demo.explain.sandbox_entry READY VIEW COMMAND [ARG…]`
+
+It gives up writing outside the view, which it can do only after bubblewrap has mounted everything, and then reports
+on the descriptor READY that the sandbox is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+
+from overlayfs_demo.linux import syscalls
+
+
+def main() -> None:
+    """Become the command. Its exit status is a shell's, 126 or 127, if there is no such program."""
+    ready, view, *command = sys.argv[1:]
+    os.set_inheritable(int(ready), False)
+    # The devices are pseudo-terminals, and nodes that hold no data.
+    syscalls.write_only_beneath([os.fsencode(view), b"/dev"])
+    # By this number core(5) starts no handler outside, where a crash would leave a report. None may exceed its limit.
+    if resource.getrlimit(resource.RLIMIT_CORE)[1]:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    # Python ignores these, and what is ignored stays so: execve(2).
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.write(int(ready), b"ready\n")
+    os.close(int(ready))
+    try:
+        os.execvp(command[0], command)
+    except OSError as failure:
+        print(f"{command[0]}: {failure.strerror}", file=sys.stderr)
+        sys.exit(127 if isinstance(failure, FileNotFoundError) else 126)
+
+
+if __name__ == "__main__":
+    main()

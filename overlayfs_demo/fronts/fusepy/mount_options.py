@@ -1,0 +1,91 @@
+"""How is libfuse told to mount a view?
+
+This needs neither fusepy nor libfuse to be installed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from overlayfs_demo.fronts.front import SUBTYPE, View
+from overlayfs_demo.linux import syscalls
+
+# fusepy turns the kernel's bytes into text and back. Names are any bytes, and in this encoding each byte
+# is one character, so nothing is lost or refused on the way.
+ENCODING = "latin-1"
+
+# The largest piece of a file in one request: what libfuse 2's buffers hold.
+_LARGEST = 131072
+
+# Seconds. libfuse 2 cannot make the kernel forget a name, so whoever edits layers mounts with a shorter one.
+_DAY = 86400.0
+
+# Flags of mount(2), with the words that set and clear them. libfuse mounts with nosuid and nodev unless told.
+_FLAG_WORDS = {
+    syscalls.MS_RDONLY: ("ro", "rw"),
+    syscalls.MS_NOSUID: ("nosuid", "suid"),
+    syscalls.MS_NODEV: ("nodev", "dev"),
+    syscalls.MS_NOEXEC: ("noexec", "exec"),
+    syscalls.MS_NOATIME: ("noatime", "atime"),
+    syscalls.MS_SYNCHRONOUS: ("sync", "async"),
+    syscalls.MS_DIRSYNC: ("dirsync", ""),
+}
+
+
+def mount_options(view: View) -> dict[str, Any]:
+    """What stands behind `-o` when libfuse mounts. True is a word alone; False leaves it out."""
+    root = os.geteuid() == 0
+    timeout = _DAY if view.timeout is None else view.timeout
+    # The time machine looks into the upper, too, where names come and go without the kernel being told.
+    if view.overlay.has_past:
+        timeout = 0
+    options: dict[str, Any] = {
+        # Who asks is checked by the kernel, by owner and mode, before it asks us.
+        "default_permissions": view.checked,
+        # Show the engine's inode numbers, not libfuse's own count.
+        "use_ino": True,
+        # O_TRUNC comes with open(), not as a truncate() before it, which would copy up once more.
+        "atomic_o_trunc": True,
+        "big_writes": True,
+        "max_write": _LARGEST,
+        "max_read": _LARGEST,
+        # Names are only changed through this mount; attributes also through another name of the same file.
+        "entry_timeout": timeout,
+        "negative_timeout": timeout,
+        "attr_timeout": 0,
+        # libfuse insists on an empty mount point otherwise; mount(2) does not. fusermount3 knows no such word.
+        "nonempty": root,
+        "allow_other": view.allow_other,
+        "fsname": _escape(view.source),
+        "subtype": SUBTYPE,
+    }
+    for flag, (on, off) in _FLAG_WORDS.items():
+        if view.flags & flag:
+            options[on] = True
+        elif root and off:
+            options[off] = True
+    return options
+
+
+def _escape(word: str) -> str:
+    """One value in a comma-separated list of options, in fusepy's encoding."""
+    return os.fsencode(word).decode(ENCODING).replace("\\", "\\\\").replace(",", "\\,")
+
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """Let go of the signals that end a daemon, for libfuse only handles those that nobody else does.
+
+    Python's own handlers would never run: they wait for the main thread, which is inside libfuse.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

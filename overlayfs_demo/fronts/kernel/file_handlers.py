@@ -1,0 +1,206 @@
+"""What does each FUSE request about an open file, and what is in it, ask of the engine?
+
+As in `requests`, there is one method a request. The kernel keeps the data's pages itself: it asks for what it
+has not cached, and writes through. Byte-range locks and flock(2) are its own affair as well.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from itertools import count
+
+from overlayfs_demo.fronts.front import NO_READING_NOTED, View, reading_is_noted
+from overlayfs_demo.fronts.kernel import wire
+from overlayfs_demo.fronts.kernel.cache_policy import Trust
+from overlayfs_demo.fronts.kernel.node_table import NodeTable
+from overlayfs_demo.fronts.kernel.request import Request
+from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.layer import stale
+from overlayfs_demo.overlay.node import DirNode, FileNode
+from overlayfs_demo.overlay.types import Attrs
+
+# Bytes: up to here, copying a file into the kernel's cache is cheaper than being asked for it.
+_SMALL = 64 * 1024
+
+
+class _OpenFile:
+    __slots__ = ("handle", "node")
+
+    def __init__(self, node: FileNode, handle: Handle) -> None:
+        self.node = node
+        self.handle = handle
+
+
+class Files:
+    """The open files of one mount. Safe to use from several threads."""
+
+    def __init__(
+        self, view: View, nodes: NodeTable, trust: Trust, pass_on: Callable[[], None],
+        store: Callable[[int, memoryview], None],
+    ) -> None:
+        """`pass_on` and `store` are those of `Requests`."""
+        self._overlay: Overlay = view.overlay
+        self._nodes = nodes
+        self._pass_on = pass_on
+        self._store = store
+        self._trust = trust
+        self._flags = view.flags
+        self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
+        self._serial = count(1)
+        self._open: dict[int, _OpenFile] = {}
+        self._storing = threading.Lock()
+
+    def close(self) -> None:
+        """Close the files that the kernel did not release (after a forced unmount)."""
+        while self._open:
+            _, opened = self._open.popitem()
+            self._overlay.release(opened.node, opened.handle)
+
+    def _opened(self, node: FileNode, handle: Handle, keep: bool) -> bytes:
+        """`keep` says that the pages of the file that the kernel has are still right."""
+        self.wait_for_store()
+        number = next(self._serial)
+        self._open[number] = _OpenFile(node, handle)
+        if handle.append_only:
+            # Past the cache, so that it cannot be mapped: a page that was changed there would come as a write.
+            return wire.open_reply(number, wire.FOPEN_DIRECT_IO)
+        return wire.open_reply(number, wire.FOPEN_KEEP_CACHE if keep else 0)
+
+    def open(self, request: Request) -> bytes:
+        flags, open_flags = wire.OPEN_IN.unpack_from(request.body)
+        node, caller = self._nodes.node(request.nodeid), request.caller("open")
+        kill_privileges = bool(open_flags & wire.OPEN_KILL_SUIDGID)
+        handle = self._overlay.open(node, flags | self._always, caller, kill_privileges=kill_privileges)
+        assert isinstance(node, FileNode)
+        keep = self._trust.keeps(node)
+        if keep and not handle.in_upper:
+            self._store_small(request, node, handle)
+        return self._opened(node, handle, self._keeps_pages(request.nodeid, handle, flags, keep))
+
+    def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool) -> bool:
+        """May the kernel read, without asking us, what it has of the file? `keep`: it is told of changes.
+
+        A reading that changes the access time must reach the real file.
+        """
+        may_be_noted = handle.in_upper and flags & os.O_ACCMODE != os.O_WRONLY and not self._always
+        if keep and not may_be_noted:
+            return True
+        opened = handle.opened
+        status = os.fstat(opened.fd)
+        is_same = keep or self._nodes.is_same(nodeid, _stamp(status))
+        return is_same and not (may_be_noted and reading_is_noted(self._flags, status))
+
+    def _store_small(self, request: Request, node: FileNode, handle: Handle) -> None:
+        """Send a small file's data along with the first open: the read that follows needs no request then."""
+        # To store a page, the kernel waits for its lock. Who holds that may wait for an answer of ours (a READ, or a
+        # WRITE of mapped pages), so a thread that answers must not wait for it: else a few such opens hang the mount
+        # for ever. Invariant: the kernel locks pages for a request only with an open file of this node, keeps the file
+        # until the request is answered, and sends RELEASE, which takes the handle from `node.handles`, only then.
+        # So no page is locked that way if this open, of which the kernel does not know yet, has the only handle; and
+        # none will be during the store, for every other reply that gives out a handle waits for it.
+        if node.handles != [handle] or not self._nodes.first_store(request.nodeid):
+            return
+        # Read without the lock: a slow layer must not keep other files from being opened.
+        size = handle.read_into(request.room[: _SMALL + 1], 0)
+        if not 0 < size <= _SMALL:
+            return
+        with self._storing:
+            # A copy-up turns the handle to the upper: what was read may have been changed by then.
+            if node.handles == [handle] and not handle.in_upper:
+                self._store(request.nodeid, request.room[:size])
+
+    def wait_for_store(self) -> None:
+        """Call before the reply that lets the kernel use a handle, or that tells of a file's new size."""
+        with self._storing:
+            pass
+
+    def create(self, request: Request) -> bytes:
+        flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)
+        name = request.name(wire.CREATE_IN.size)
+        parent, caller = self._nodes.directory(request.nodeid), request.caller("create", umask)
+        try:
+            return self._made(parent, *self._overlay.create(parent, name, mode, flags, caller))
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            # Somebody else was quicker. The kernel has not asked whether the caller may open what is there, and would
+            # not after this: it must look the name up again, and open that.
+            raise stale(name) from None
+
+    def tmpfile(self, request: Request) -> bytes:
+        flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)
+        parent, caller = self._nodes.directory(request.nodeid), request.caller("tmpfile", umask)
+        return self._made(parent, *self._overlay.tmpfile(parent, mode, flags, caller))
+
+    def _made(self, parent: DirNode, node: FileNode, attrs: Attrs, handle: Handle) -> bytes:
+        (nodeid,) = self._nodes.remember((node,))
+        valid = self._trust.entry(self._trust.inside(parent), node)
+        return wire.entry_reply(nodeid, attrs, valid) + self._opened(node, handle, keep=True)
+
+    def read(self, request: Request) -> memoryview:
+        number, offset, size, _ = wire.READ_IN.unpack_from(request.body)
+        room = request.room[:size]
+        return room[: self._open[number].handle.read_into(room, offset)]
+
+    def write(self, request: Request) -> bytes:
+        number, offset, size, flags = wire.WRITE_IN.unpack_from(request.body)
+        start = wire.WRITE_IN.size
+        opened = self._open[number]
+        written = self._overlay.write(
+            opened.node, opened.handle, request.body[start : start + size], offset, request.caller("write"),
+            kill_privileges=bool(flags & wire.WRITE_KILL_SUIDGID),
+        )
+        return wire.WRITE_OUT.pack(written)
+
+    def release(self, request: Request) -> bytes:
+        number, _, _ = wire.RELEASE_IN.unpack_from(request.body)
+        opened = self._open.pop(number)
+        self._overlay.release(opened.node, opened.handle)
+        return b""
+
+    def fsync(self, request: Request) -> bytes:
+        number, flags = wire.FSYNC_IN.unpack_from(request.body)
+        handle = self._open[number].handle
+        self._pass_on()
+        self._overlay.sync_file(handle, bool(flags & wire.FSYNC_FDATASYNC))
+        return b""
+
+    def fallocate(self, request: Request) -> bytes:
+        number, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request.body)
+        opened = self._open[number]
+        self._pass_on()
+        self._overlay.allocate(opened.node, opened.handle, mode, offset, length, request.caller("fallocate"))
+        return b""
+
+    def lseek(self, request: Request) -> bytes:
+        number, offset, whence = wire.LSEEK_IN.unpack_from(request.body)
+        opened = self._open[number].handle.opened
+        return wire.LSEEK_OUT.pack(os.lseek(opened.fd, offset, whence))
+
+    def copy_file_range(self, request: Request) -> bytes:
+        return wire.WRITE_OUT.pack(self._copy_range(request))
+
+    def copy_file_range_64(self, request: Request) -> bytes:
+        return wire.COPY_FILE_RANGE_OUT.pack(self._copy_range(request))
+
+    def _copy_range(self, request: Request) -> int:
+        from_number, from_offset, _, number, offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request.body)
+        target = self._open[number]
+        self._pass_on()
+        return self._overlay.copy_range(
+            self._open[from_number].handle, from_offset, target.node, target.handle, offset, length,
+            request.caller("copy_file_range"),
+        )
+
+    def syncfs(self, request: Request) -> bytes:
+        self._pass_on()
+        self._overlay.sync()
+        return b""
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What differs once somebody changed the file's data."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

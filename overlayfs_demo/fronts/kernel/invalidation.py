@@ -1,0 +1,127 @@
+"""How does the kernel learn that it must forget something?
+
+By messages that answer no request: FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_INVAL_INODE and
+FUSE_NOTIFY_INC_EPOCH. To forget a name the kernel takes the lock of its directory, and to forget a page
+it waits for whoever fills it: both may be held by a caller who waits for an answer of ours. So a thread of
+its own sends them, which holds no lock and answers nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+
+from overlayfs_demo.fronts.kernel import wire
+from overlayfs_demo.fronts.kernel.node_table import NodeTable
+from overlayfs_demo.fronts.kernel.readdir import Directories
+from overlayfs_demo.overlay.external_changes import Behind, Changes
+
+_log = logging.getLogger(__name__)
+
+# Seconds. After each look at what happened there is a rest, so that many changes cost little.
+_REST = 0.05
+# An answer that was on its way while something changed may arrive after the notice: it is sent once more.
+_AGAIN = 0.05
+_PATIENCE = 2.0
+
+
+class Notices:
+    """Tells the kernel of changes behind the view, until `close`."""
+
+    def __init__(self, device: int, behind: Behind, nodes: NodeTable, directories: Directories) -> None:
+        self._device = device
+        self._behind = behind
+        self._nodes = nodes
+        self._directories = directories
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = False
+        self._distrusted: deque[int] = deque()
+        self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, and wait for it; not for ever, for the kernel may hold it until the device is closed."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread.is_alive():
+            self._thread.join(_PATIENCE)
+        if not self._thread.is_alive():
+            os.close(self._wake)
+
+    def distrust(self, nodeid: int) -> None:
+        """Let the kernel forget soon what it has of a node: nobody would hear if that was changed."""
+        self._distrusted.append(nodeid)
+        os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._behind.fd, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        sent = Changes()
+        while True:
+            ready = [fd for fd, _ in poll.poll(_AGAIN * 1000 if sent else None)]
+            if self._stopping:
+                return
+            try:
+                self._send_distrust()
+                changes = self._behind.read()
+                self._send(sent)
+                self._send(changes)
+            except Exception:  # noqa: BLE001 - later changes must still be told
+                _log.exception("cannot tell the kernel what was changed behind the view")
+                changes = Changes(everything=True)
+            sent = changes
+            if ready:
+                time.sleep(_REST)
+
+    def _send_distrust(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        for nodeid in {self._distrusted.popleft() for _ in range(len(self._distrusted))}:
+            self._forget_node(nodeid)
+
+    def _send(self, changes: Changes) -> None:
+        if not changes:
+            return
+        self._directories.forget_ahead()
+        for node in changes.nodes:
+            nodeid = self._nodes.id_of(node)
+            if nodeid is not None:
+                self._forget_node(nodeid)
+        for parent, name in changes.names:
+            nodeid = self._nodes.id_of(parent)
+            if nodeid is not None:
+                self._notify(wire.NOTIFY_INVAL_ENTRY, wire.inval_entry(nodeid, name))
+        if changes.everything:
+            self._forget_everything()
+
+    def _forget_node(self, nodeid: int) -> None:
+        self._nodes.forget_stored(nodeid)
+        self._notify(wire.NOTIFY_INVAL_INODE, wire.inval_inode(nodeid))
+
+    def _forget_everything(self) -> None:
+        for nodeid in self._nodes.ids():
+            self._forget_node(nodeid)
+        if not self._notify(wire.NOTIFY_INC_EPOCH, b""):
+            # Before Linux 6.16: name by name, which leaves out those that were not there.
+            for nodeid, name in self._nodes.names():
+                self._notify(wire.NOTIFY_INVAL_ENTRY, wire.inval_entry(nodeid, name))
+
+    def _notify(self, code: int, body: bytes) -> bool:
+        """Send one message; False if the kernel does not understand it."""
+        try:
+            os.write(self._device, wire.notice_head(code, len(body)) + body)
+        except OSError as error:
+            # ENOENT: the kernel does not remember it (any more). ENODEV: unmounted meanwhile.
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
+                return False
+        return True

@@ -1,0 +1,266 @@
+"""How is /dev/fuse served without a library in between?
+
+Threads take turns (see `turns`): a few read requests from the device, let `Requests` answer them, and write the
+replies; one that comes to a long request lets the next thread go on, so that copy-ups do not make the other callers
+wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.fronts import attach
+from overlayfs_demo.fronts.front import View
+from overlayfs_demo.fronts.kernel import wire
+from overlayfs_demo.fronts.kernel.handlers import Requests
+from overlayfs_demo.fronts.kernel.invalidation import Notices
+from overlayfs_demo.fronts.kernel.request import Payload, Request
+from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
+from overlayfs_demo.fronts.kernel.wire import Opcode
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay.node import Node
+
+_log = logging.getLogger(__name__)
+
+MAX_WRITE = 1 << 20
+_SERVING = 3
+_LONG = 8
+_THREADS = _SERVING + _LONG
+_BACKGROUND = 64
+_DESCRIPTORS = 16384
+# Seconds until the next try to read a request when the kernel was out of memory.
+_PAUSE = 0.1
+# How long the threads of a session that failed may take to end, in seconds.
+_PATIENCE = 2.0
+
+_WANTED = (
+    wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.DONT_MASK | wire.DO_READDIRPLUS
+    | wire.READDIRPLUS_AUTO | wire.PARALLEL_DIROPS | wire.POSIX_ACL | wire.MAX_PAGES | wire.CACHE_SYMLINKS
+    | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT | wire.INIT_EXT
+)
+# Without these the engine's answers would be wrong, not just slow.
+_NEEDED = wire.ATOMIC_O_TRUNC | wire.DONT_MASK | wire.POSIX_ACL | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT
+
+
+class KernelFront:
+    """Our own front on /dev/fuse (`--front kernel`)."""
+
+    def serve(self, view: View, ready: Callable[[], None]) -> None:
+        """See `Front.serve`."""
+        with contextlib.ExitStack() as held:
+            fd = attach.attach(view)
+            held.callback(os.close, fd)
+            try:
+                session = Session(fd, view)
+                held.callback(session.close)
+                session.start()
+                ready()
+                session.wait()
+            except BaseException:
+                # A mount that nobody serves must not stay. And without it the threads end.
+                with contextlib.suppress(OSError, MountError):
+                    attach.detach(view.mountpoint, lazy=True)
+                raise
+
+
+class _Buffers:
+    """The memory of one serving thread."""
+
+    __slots__ = ("reply", "request")
+
+    def __init__(self) -> None:
+        self.request = bytearray(MAX_WRITE + 4096)
+        self.reply = memoryview(bytearray(MAX_WRITE))
+
+
+class Session:
+    """One connection to the kernel. The device is its maker's to close."""
+
+    def __init__(self, fd: int, view: View) -> None:
+        self._device = fd
+        # With POSIX ACLs the kernel checks permissions whether that was asked for or not.
+        self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
+        if view.flags & syscalls.MS_STRICTATIME:
+            self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading is to be noted.
+        self._asked = view.asked
+        self._turns = Turns(_SERVING, _LONG)
+        follows = view.timeout is None and view.overlay.behind.start()
+        self._requests = Requests(view, self._turns.pass_on, self._store, self._distrust)
+        view.overlay.hooks.changed = self._refresh
+        self._notices: Notices | None = None
+        if follows:
+            self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
+
+    def close(self) -> None:
+        """Send nothing more, and release what the kernel did not. The file system is unmounted."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(_PATIENCE)
+        if self._notices is not None:
+            self._notices.close()
+        self._requests.close()
+
+    def start(self) -> None:
+        """Answer the first request, INIT, which settles the protocol, and begin to serve.
+
+        All memory that serving takes is there on return. Raises MountError.
+        """
+        buffer = memoryview(bytearray(MAX_WRITE + 4096))
+        size = os.readv(self._device, [buffer])
+        header = wire.HEADER.unpack_from(buffer)
+        body = buffer[wire.HEADER.size : size]
+        if header[1] != Opcode.INIT:
+            raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
+        self._reply(header[2], _agree(body, self._wanted))
+
+        syscalls.reserve_descriptors(_DESCRIPTORS)
+        try:
+            self._start_threads()
+        except (MemoryError, RuntimeError) as error:  # The latter: "can't start new thread".
+            raise MountError("there is too little memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
+
+    def _start_threads(self) -> None:
+        self._threads = [
+            threading.Thread(target=self._loop, args=(_Buffers(),), name=f"fuse-{number}", daemon=True)
+            for number in range(_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+        if self._notices is not None:
+            self._notices.start()
+
+    def wait(self) -> None:
+        """Return when the file system is unmounted."""
+        for thread in self._threads:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _loop(self, buffers: _Buffers) -> None:
+        try:
+            self._serve(buffers)
+        except BaseException as error:
+            # A thread that died silently would leave callers waiting for ever.
+            self._failure = error
+            raise
+        finally:
+            self._turns.leave()
+
+    def _serve(self, own: _Buffers) -> None:
+        buffer, room = own.request, own.reply
+        buffers = [buffer]
+        view = memoryview(buffer)
+        fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
+        resume = partial(self._resume, room)
+        while True:
+            self._turns.take(resume)
+            try:
+                size = os.readv(fd, buffers)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    self._turns.end()
+                    return  # Unmounted.
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    continue  # The request was interrupted before we saw it.
+                if error.errno not in (errno.ENOMEM, errno.EIO):
+                    raise
+                _log.warning("cannot read a request: %s", error.strerror)
+                time.sleep(_PAUSE)
+                continue
+            self._answer(Request(unpack(buffer), view[start:size], room))
+
+    def _answer(self, request: Request) -> None:
+        handler = self._requests.handlers.get(request.opcode)
+        if handler is None:
+            if request.opcode not in (Opcode.INTERRUPT, Opcode.DESTROY):
+                # The kernel stops sending what gets ENOSYS.
+                self._fail(request.unique, errno.ENOSYS)
+            return
+        self._asked[handler.__name__] += 1
+        self._carry_out(request, handler)
+
+    def _resume(self, room: memoryview, request: Request) -> None:
+        """Begin a parked request anew, with this thread's `room`."""
+        request.room = room
+        self._carry_out(request, self._requests.handlers[request.opcode])
+
+    def _carry_out(self, request: Request, handler: Callable[[Request], Payload | None]) -> None:
+        try:
+            payload = handler(request)
+        except ParkedError:
+            request.own_body()
+            if not self._turns.park(request):
+                self._carry_out(request, handler)
+            return
+        except OSError as error:
+            self._fail(request.unique, error.errno or errno.EIO)
+        except Exception:  # noqa: BLE001 - whatever went wrong, the caller must get an answer
+            _log.exception("FUSE request %s failed", request.opcode)
+            self._fail(request.unique, errno.EIO)
+        else:
+            if payload is not None:
+                self._reply(request.unique, payload)
+        if request.afterwards is not None and self._turns.try_pass_on():
+            request.afterwards()
+
+    def _reply(self, unique: int, payload: Payload) -> None:
+        if not self._send([wire.REPLY.pack(wire.REPLY.size + len(payload), 0, unique), payload]):
+            # The caller must get an answer. (It has EIO already if the kernel found fault with ours.)
+            self._fail(unique, errno.EIO)
+
+    def _fail(self, unique: int, code: int) -> None:
+        self._send([wire.REPLY.pack(wire.REPLY.size, -code, unique)])
+
+    def _store(self, nodeid: int, data: memoryview) -> None:
+        """Put the first bytes of a file into the kernel's page cache: FUSE_NOTIFY_STORE."""
+        store = wire.NOTIFY_STORE_OUT.pack(nodeid, 0, len(data))
+        self._send([wire.notice_head(wire.NOTIFY_STORE, len(store) + len(data)), store, data])
+
+    def _refresh(self, node: Node) -> None:
+        """Let the kernel ask anew for a node's attributes. It takes no lock for that which a caller may hold."""
+        nodeid = self._requests.nodes.id_of(node)
+        if nodeid is not None:
+            body = wire.inval_inode(nodeid, data=False)
+            self._send([wire.notice_head(wire.NOTIFY_INVAL_INODE, len(body)), body])
+
+    def _distrust(self, nodeid: int) -> None:
+        """Let the kernel forget what it has of a node."""
+        if self._notices is not None:
+            self._notices.distrust(nodeid)
+
+    def _send(self, parts: list[Payload]) -> bool:
+        """Write one message; False, and a line in the log, if the kernel does not take it. Serving goes on."""
+        try:
+            os.writev(self._device, parts)
+        except OSError as error:
+            # ENOENT: the caller was interrupted and no longer waits. ENODEV: unmounted meanwhile.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                _log.warning("cannot write to %s: %s", attach.DEVICE, error.strerror)
+                return False
+        return True
+
+
+def _agree(body: memoryview, wanted: int) -> bytes:
+    """INIT's reply: the features of this kernel that are `wanted`. Raises MountError if it lacks a needed one."""
+    major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
+    if major != wire.MAJOR or minor < wire.OLDEST_MINOR:
+        needed = f"the kernel front needs {wire.MAJOR}.{wire.OLDEST_MINOR} or later"
+        raise MountError(f"the kernel speaks FUSE {major}.{minor}", needed)
+    if flags & wire.INIT_EXT:
+        (flags2,) = wire.INIT_FLAGS2_IN.unpack_from(body)
+        flags |= flags2 << 32
+    missing = _NEEDED & ~flags
+    if missing:
+        remedy = "use --front fusepy, or Linux 5.15 or later"
+        raise MountError(f"the kernel's FUSE lacks needed features ({missing:#x})", remedy)
+    return wire.init_reply(min(minor, wire.MINOR), readahead, flags & wanted, _BACKGROUND, MAX_WRITE)

@@ -1,0 +1,43 @@
+"""Which front can serve on this machine?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.fronts import attach
+from overlayfs_demo.fronts.front import Front
+from overlayfs_demo.fronts.kernel.session import KernelFront
+from overlayfs_demo.linux import syscalls
+
+LIBFUSE_REMEDY = "install the package libfuse2 (libfuse2t64 on Debian 13 and Ubuntu 24.04), or use --front kernel"
+
+
+def front(wanted: str) -> tuple[str, Front]:
+    """The front called `kernel` or `fusepy`, or with `auto` the first of these that can be used here.
+
+    Raises MountError, with what to install.
+    """
+    if not os.path.exists(attach.DEVICE):
+        raise MountError(f"{attach.DEVICE} does not exist", "load the kernel module with 'modprobe fuse'")
+    problem = _kernel_problem()
+    if wanted == "kernel" or (wanted == "auto" and not problem):
+        if problem:
+            remedy = "install the package fuse3, or mount as root"
+            raise MountError(f"the kernel front cannot be used: {problem}", remedy)
+        return "kernel", KernelFront()
+    if not syscalls.has_library("fuse"):
+        why = f"; nor can the kernel front: {problem}" if problem else ""
+        raise MountError(f"the fusepy front cannot be used: there is no libfuse 2{why}", LIBFUSE_REMEDY)
+    # Imported late: fusepy loads libfuse 2 at once, and the kernel front must work without it.
+    from overlayfs_demo.fronts.fusepy.callbacks import FusepyFront
+
+    return "fusepy", FusepyFront()
+
+
+def _kernel_problem() -> str:
+    """Why the kernel front cannot be used, or ""."""
+    if os.geteuid() == 0:
+        return attach.why_unusable()
+    return "" if shutil.which("fusermount3") else "fusermount3 is not installed"

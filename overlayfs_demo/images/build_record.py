@@ -1,0 +1,76 @@
+"""What was built in a directory of layers, as `.layers.json` there remembers it?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlayfs_demo.images.layer_writer import BUILDING
+from overlayfs_demo.images.model import Document, parse_json, shown
+
+RECORD = ".layers.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What `.layers.json` says about a directory. The same layer on other layers is another directory.
+
+    `marks` names the attributes that mark opaque directories, `owners` whether owners were kept, `made_by` the
+    Dockerfile line, "" if unknown, `size` the bytes of the files.
+    """
+
+    diff_id: str
+    chain_id: str
+    marks: str
+    owners: bool
+    made_by: str
+    size: int
+
+    def same_layer(self, other: Entry) -> bool:
+        """Whether both describe the same files, which may stand for each other in a mount."""
+        return (self.chain_id, self.marks, self.owners) == (other.chain_id, other.marks, other.owners)
+
+
+def read_record(outdir: Path) -> dict[str, Entry]:
+    """What was built, by the directory's name; nothing if there is no record. Raises ImageError, OSError."""
+    path = outdir / RECORD
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    record = Document(parse_json(data, str(path)), shown(str(path)))
+    return {
+        row.text("directory"): Entry(
+            row.text("diff_id"), row.text("chain_id"), row.text("marks"), row.flag("owners"), row.text("made_by", ""),
+            row.size("size"),
+        )
+        for row in record.documents("layers")
+    }
+
+
+def write_record(out_fd: int, record: Mapping[str, Entry]) -> None:
+    """Write the record into the directory `out_fd`, at once for whoever reads it. Raises OSError."""
+    rows = [
+        {
+            "directory": name, "diff_id": entry.diff_id, "chain_id": entry.chain_id,
+            "marks": entry.marks, "owners": entry.owners, "made_by": entry.made_by, "size": entry.size,
+        }
+        for name, entry in sorted(record.items())
+    ]
+    unfinished = os.fsdecode(BUILDING) + RECORD
+    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=out_fd)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump({"layers": rows}, file, indent=1)
+        file.write("\n")
+    os.rename(unfinished, RECORD, src_dir_fd=out_fd, dst_dir_fd=out_fd)
+
+
+def built_titles(directories: Sequence[bytes]) -> tuple[str, ...]:
+    """What made each of these directories, "" for one of which no record here tells. Raises ImageError, OSError."""
+    paths = [Path(os.fsdecode(one)) for one in directories]
+    records = {parent: read_record(parent) for parent in {path.parent for path in paths}}
+    found = [records[path.parent].get(path.name) for path in paths]
+    return tuple(entry.made_by if entry else "" for entry in found)

@@ -1,0 +1,160 @@
+"""How does what an upper holds become the tar of a layer, and a whole view the tar of a tree?
+
+A layer's tar is the difference of two views, without the upper and with it (OCI image-spec, layer.md), as `changes`
+finds it: what the upper has a say in is a member, what it hides is a whiteout, `.wh.NAME`, before the names beside it.
+
+The same upper gives the same bytes: members are in order of their names, and nothing of this host is in them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+from typing import BinaryIO, cast
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.images.upper_diff import Differences, compared, root_differs
+from overlayfs_demo.images.view_compare import opened
+from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.node import FileNode, Node
+from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.overlay.types import Attrs, Caller
+from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX
+
+_ROOT = Caller(0, 0)
+# Mode, owner, group.
+_USUAL_ROOT = stat.S_IFDIR | 0o755, 0, 0
+_SECOND = 1_000_000_000
+_TYPES = {
+    stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE, stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE,
+}
+
+
+def write_layer(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
+    """Write what the upper of `stack` changes on its lowers. Nothing there is changed, and the upper may be in use.
+
+    Times after `newest` (seconds since 1970, as SOURCE_DATE_EPOCH has it) are written as that. Raises OSError,
+    and ImageError for a name that a layer cannot have.
+    """
+    with compared(stack) as (before, after):
+        _Writer(after, out, newest).difference(before)
+
+
+def write_tree(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
+    """Write all that the view of `stack` shows, as `docker export` does; otherwise like `write_layer`."""
+    with opened(stack) as view:
+        _Writer(view, out, newest).everything()
+
+
+class _Writer:
+    """Writes one tar. Paths are bytes without a leading slash."""
+
+    def __init__(self, view: Overlay, out: BinaryIO, newest: int | None) -> None:
+        self._view = view
+        self._newest = newest
+        self._tar = tarfile.open(  # noqa: SIM115 - closed by `difference` and `everything`
+            fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
+        )
+        # The name under which each file of several names was written, by inode number.
+        self._written: dict[int, bytes] = {}
+
+    def difference(self, before: Overlay) -> None:
+        """All that the view has more, other, or less than `before`."""
+        with self._tar:
+            if root_differs(before, self._view):
+                self._root()
+            self._inside(b"", Differences(before, before.root, self._view, self._view.root))
+
+    def everything(self) -> None:
+        """All that the view has."""
+        with self._tar:
+            attrs = self._view.attrs(self._view.root)
+            # Tars mostly lack the root; it then becomes what `_USUAL_ROOT` says.
+            if (attrs.mode, attrs.uid, attrs.gid) != _USUAL_ROOT:
+                self._root()
+            self._inside(b"", Differences(self._view, None, self._view, self._view.root))
+
+    def _root(self) -> None:
+        self._member(b"./", self._view.root, self._view.attrs(self._view.root))
+
+    def _inside(self, path: bytes, found: Differences) -> None:
+        """The members of a directory, and marks for what it has less."""
+        if found.opaque:
+            self._mark(path + IMAGE_OPAQUE)
+        for name in found.whiteouts:
+            self._mark(path + IMAGE_WHITEOUT_PREFIX + name)
+        for one in found.members():
+            if one.name.startswith(IMAGE_WHITEOUT_PREFIX):
+                raise ImageError(
+                    f"'/{shown(path + one.name)}' cannot be in a layer, where names with '.wh.' delete others",
+                    "rename it",
+                )
+            self._member(path + one.name, one.node, one.attrs)
+            if one.below is not None:
+                self._inside(path + one.name + b"/", one.below)
+
+    def _mark(self, path: bytes) -> None:
+        self._tar.addfile(self._info(path, stat.S_IFREG, 0))
+
+    def _info(self, path: bytes, mode: int, mtime_ns: int) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(path.decode("utf-8", "surrogateescape"))
+        info.type, info.mode = _TYPES[stat.S_IFMT(mode)], stat.S_IMODE(mode)
+        info.mtime, part = divmod(mtime_ns, _SECOND)
+        if self._newest is not None and info.mtime >= self._newest:
+            info.mtime, part = self._newest, 0
+        if part:
+            whole, part = divmod(abs(mtime_ns), _SECOND)
+            info.pax_headers = {"mtime": f"{'-' if mtime_ns < 0 else ''}{whole}.{part:09}"}
+        return info
+
+    def _member(self, path: bytes, node: Node, attrs: Attrs) -> None:
+        info = self._info(path, attrs.mode, attrs.mtime_ns)
+        info.uid, info.gid = attrs.uid, attrs.gid
+        if attrs.nlink > 1 and not node.is_directory:
+            first = self._written.setdefault(attrs.ino, path)
+            if first != path:
+                info.type, info.linkname = tarfile.LNKTYPE, first.decode("utf-8", "surrogateescape")
+                self._tar.addfile(info)
+                return
+        info.pax_headers = {**info.pax_headers, **self._xattrs(node)}
+        info.devmajor, info.devminor = os.major(attrs.rdev), os.minor(attrs.rdev)
+        if info.issym():
+            info.linkname = self._view.readlink(node).decode("utf-8", "surrogateescape")
+        if not info.isreg():
+            self._tar.addfile(info)
+            return
+        info.size = attrs.size
+        assert isinstance(node, FileNode)
+        handle = self._view.open(node, os.O_RDONLY, _ROOT)
+        try:
+            self._tar.addfile(info, cast(BinaryIO, io.BufferedReader(_Data(handle), 1 << 18)))
+        finally:
+            self._view.release(node, handle)
+
+    def _xattrs(self, node: Node) -> dict[str, str]:
+        """As libarchive, GNU tar and Go write them."""
+        return {
+            f"SCHILY.xattr.{name}": self._view.xattr(node, name).decode("utf-8", "surrogateescape")
+            for name in sorted(self._view.xattrs(node, _ROOT))
+        }
+
+
+class _Data(io.RawIOBase):
+    """The data of an open file, from its beginning."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]  # any writable buffer
+        count = self._handle.read_into(memoryview(buffer), self._at)
+        self._at += count
+        return count

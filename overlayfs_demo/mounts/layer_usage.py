@@ -1,0 +1,58 @@
+"""Does a stack use a directory that another mount writes to?
+
+Both would change it, and each would see what the other does to the overlay's own marks. As in the kernel's overlayfs
+(fs/overlayfs/super.c, ovl_report_in_use) a lower that is in use is refused with `index=on`, and warned of otherwise;
+an upper or workdir is refused in any case.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.linux import mountinfo
+from overlayfs_demo.mounts.options import parse
+from overlayfs_demo.mounts.preflight import Written, written_by_kernel
+from overlayfs_demo.mounts.registry import live_records
+from overlayfs_demo.overlay.stack import Stack
+
+_log = logging.getLogger(__name__)
+
+
+def check_unused(stack: Stack) -> None:
+    """Raises MountError if a directory of the stack, whose paths are absolute, is part of what is written to.
+
+    Another mount's upper or workdir itself, as ours, is not looked for: those are locked.
+    """
+    written = [one for one in (*_ours(), *written_by_kernel()) if os.path.isdir(one.path)]
+    if not written:
+        return
+    layers = [(role, path, False) for role, path in (("upperdir", stack.upper), ("workdir", stack.work)) if path]
+    layers += [(f"lower layer {number}", path, True) for number, path in enumerate(stack.lowers, 1)]
+    layers += [(f"data-only layer {number}", path, True) for number, path in enumerate(stack.data_only, 1)]
+    there = mountinfo.places(one.path for one in written)
+    for (role, path, is_lower), here in zip(layers, mountinfo.places(path for _, path, _ in layers), strict=True):
+        for one, place in zip(written, there, strict=True):
+            if here.is_within(place) and (is_lower or here != place):
+                is_refused = not is_lower or (stack.index and stack.upper is not None)
+                _report(f"{role}, {os.fsdecode(path)},", one, is_refused=is_refused)
+
+
+def _report(what: str, used: Written, *, is_refused: bool) -> None:
+    problem = f"{what} is in use as {used.role} {os.fsdecode(used.path)} of the mount on {used.mountpoint}"
+    if is_refused:
+        raise MountError(problem, "unmount that first; for a lower layer, index=off makes it a warning")
+    _log.warning("%s: what is seen through both is undefined", problem)
+
+
+def _ours() -> Iterator[Written]:
+    for record in live_records():
+        try:
+            stack = parse([record.options]).stack
+        except UsageError:  # Of a version that knew other options.
+            continue
+        for role, path in (("upperdir", stack.upper), ("workdir", stack.work)):
+            if path is not None:
+                yield Written(role, path, record.mountpoint)

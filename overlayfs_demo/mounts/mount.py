@@ -1,0 +1,423 @@
+"""How is a view started, found again, and taken away?
+
+Everything that can be wrong is found out before the daemon starts, so that the person who typed the
+command is told. A mounted view leaves a record, see `records`; locks on the upper and work directories,
+which die with their holder, say what is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gc
+import logging
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import psutil
+
+from overlayfs_demo.errors import ImageError, MountError
+from overlayfs_demo.events import Events, Listener
+from overlayfs_demo.fronts import attach, select
+from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, SUBTYPE, Front, View
+from overlayfs_demo.linux import mountinfo, syscalls
+from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry
+from overlayfs_demo.mounts.control import client
+from overlayfs_demo.mounts.options import MountOptions, option_line, remount_flags
+from overlayfs_demo.mounts.registry import Record, find_record, live_records, mounted
+from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
+from overlayfs_demo.overlay.stack import Stack
+
+# How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
+_PATIENCE = 10.0
+# After how many seconds it is asked why a daemon serves on.
+_LINGERS = 0.5
+_POLL = 0.02
+
+# For gc.set_threshold: allocations, and runs of the younger generations, before a collection.
+_RARE_COLLECTIONS = (500_000, 20, 50)
+
+_REMOUNTABLE = (
+    syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC | syscalls.MS_SYNCHRONOUS
+    | syscalls.MS_NOATIME | syscalls.MS_NODIRATIME
+)
+
+# What ends a daemon.
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_log = logging.getLogger(__name__)
+
+
+# --- mount -----------------------------------------------------------------------------------------
+
+
+def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False, trace: Listener | None = None) -> None:
+    """Mount a view. Returns when it answers or, with `foreground`, when it is unmounted again.
+
+    Raises MountError, which names the cause and the remedy, and then leaves nothing behind.
+    """
+    mountpoint = _prepare_mountpoint(mountpoint)
+    front_name, front = select.front(options.front)
+    stack = preflight.absolute(preflight.checked(options.stack))
+    layer_usage.check_unused(stack)
+    stack = stack if stack.titles else replace(stack, titles=_titles(stack.lowers))
+    options = replace(options, stack=stack, front=front_name)
+    if foreground:
+        with _process_as_before():
+            os.umask(0)  # The callers' umasks count, not ours.
+            _serve(front, mountpoint, options, trace, lambda: None)
+        return
+    try:
+        started = daemon.start(lambda ready: _serve(front, mountpoint, options, trace, ready))
+        try:
+            _confirm(mountpoint)
+        except BaseException:
+            started.end()
+            raise
+    except BaseException:
+        # One that was killed could not do it itself. What went wrong before is what the caller must be told.
+        with contextlib.suppress(MountError):
+            clear_dead(mountpoint)
+        raise
+
+
+def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
+    """How the overlay is shown, by these options."""
+    return View(
+        overlay, mountpoint, options.source or SUBTYPE, options.flags, options.timeout,
+        os.geteuid() == 0 if options.allow_other is None else options.allow_other,
+    )
+
+
+def present_flags(mountpoint: bytes) -> int:
+    """The MS_* flags of a mounted view, perhaps others than it was mounted with: those that a remount changes."""
+    # What statvfs(3) says in ST_* has the values of mount(2)'s MS_*, up to ST_RELATIME, which is the default.
+    return os.statvfs(mountpoint).f_flag & _REMOUNTABLE
+
+
+def remount(path: bytes, options: list[str]) -> bool:
+    """Change flags of a mounted view, if the options say `remount`; False if they do not. Raises MountError."""
+    if remount_flags(options, 0) is None:
+        return False
+    mountpoint = os.path.realpath(path)
+    shown = os.fsdecode(mountpoint)
+    if shown not in mounted():
+        raise MountError(f"{shown} is not mounted by overlayfs-demo", "leave out 'remount' to mount it")
+    record = find_record(shown)
+    flags = remount_flags(options, present_flags(mountpoint)) or 0
+    if record is not None and record.upper is None and not flags & syscalls.MS_RDONLY:
+        raise MountError(f"{shown} has no upper and stays read-only", "mount it with upperdir= and workdir=")
+    try:
+        syscalls.mount(b"none", mountpoint, FILESYSTEM_TYPE.encode(), flags | syscalls.MS_REMOUNT, b"")
+    except OSError as error:
+        raise MountError(f"{shown}: cannot be remounted: {error.strerror}", "only root can") from error
+    return True
+
+
+def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
+    """What made layers that `build-layers` built. A view needs no titles, so it is mounted without them, too."""
+    # Only here, so that a container, which knows its titles, need not wait for the import.
+    from overlayfs_demo.images.build_record import built_titles
+
+    try:
+        return built_titles(lowers)
+    except (ImageError, OSError) as error:
+        _log.warning("what made the layers cannot be told: %s", error)
+        return ()
+
+
+def open_stack(stack: Stack, events: Events) -> Overlay:
+    """The overlay of a stack. Raises MountError, naming the layer at fault."""
+    try:
+        return open_overlay(stack, events)
+    except OSError as error:
+        where = os.fsdecode(error.filename) if error.filename else "the layers"
+        raise MountError(f"{where}: {error.strerror}") from error
+
+
+def _prepare_mountpoint(path: bytes) -> bytes:
+    """The mount point's real path; what a killed daemon left mounted there is taken away."""
+    shown = os.fsdecode(path)
+    mountpoint = os.path.realpath(path)
+    clear_dead(mountpoint)
+    try:
+        status = os.stat(mountpoint)
+    except FileNotFoundError as error:
+        raise MountError(f"{shown}: mount point does not exist", f"create it with 'mkdir {shown}'") from error
+    except OSError as error:
+        raise MountError(f"{shown}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"{shown}: mount point is not a directory")
+    return mountpoint
+
+
+def clear_dead(mountpoint: bytes) -> bool:
+    """Take away views whose daemon is dead from a mount point's real path; was there one? Raises MountError."""
+    shown = os.fsdecode(mountpoint)
+    found = False
+    while (top := _top(mountpoint)) and top.kind == FILESYSTEM_TYPE and _is_dead(mountpoint):
+        found = True
+        try:
+            attach.detach(mountpoint, lazy=True)
+        except OSError as error:
+            raise MountError(
+                f"{shown}: a mount without its daemon is in the way: {error.strerror}",
+                f"unmount it with 'umount -l {shown}'",
+            ) from error
+    registry.forget_dead(shown)
+    return found
+
+
+def _top(mountpoint: bytes) -> mountinfo.Mounted | None:
+    """Of the mounts at one place the one that is seen."""
+    return next((one for one in reversed(mountinfo.mounts()) if one.mountpoint == mountpoint), None)
+
+
+def _is_dead(mountpoint: bytes) -> bool:
+    """Does nobody serve the view that is seen here?
+
+    A daemon that is known to live is not asked, so this does not wait for one that hangs. Otherwise the kernel is asked
+    what it never answers from a cache: the root's attributes and names it may still know.
+    """
+    if registry.is_served(os.fsdecode(mountpoint)):
+        return False
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _lock(path: bytes) -> int:
+    """Claim the upper or work directory for this process and its children. The result is the caller's to close.
+
+    A daemon that was just unmounted may take a moment to let go, so a lock that no live mount accounts for
+    is waited for.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = next((one for one in live_records() if _same(one.upper, path)), None)
+            if holder is not None or time.monotonic() > deadline:
+                os.close(fd)
+                where = f" (mounted on {holder.mountpoint} by process {holder.pid})" if holder else ""
+                raise MountError(
+                    f"{os.fsdecode(path)} is in use by another mount{where}",
+                    "unmount that first, or give this mount an upper and work directory of its own",
+                ) from None
+            time.sleep(_POLL)
+        else:
+            return fd
+
+
+def _same(recorded: str | None, path: bytes) -> bool:
+    return recorded is not None and os.path.exists(recorded) and os.path.samefile(os.fsencode(recorded), path)
+
+
+def _confirm(mountpoint: bytes) -> None:
+    """See for ourselves that the view answers."""
+    try:
+        os.listdir(mountpoint)
+    except OSError as error:
+        raise MountError(f"{os.fsdecode(mountpoint)}: mounted, but does not answer: {error.strerror}") from error
+
+
+# --- serving ---------------------------------------------------------------------------------------
+
+
+def _serve(
+    front: Front, mountpoint: bytes, options: MountOptions, trace: Listener | None, ready: Callable[[], None]
+) -> None:
+    """Serve a view in this process until it is unmounted, by somebody else or by SIGTERM, SIGINT or SIGHUP.
+
+    Nothing is left behind when it cannot be served, or no longer. Raises MountError.
+    """
+
+    def stop(_number: int, _frame: object) -> None:
+        # From a thread of its own: unmounting may need answers that this one gives.
+        threading.Thread(target=_detach_quietly, args=(mountpoint,), daemon=True).start()
+
+    stack = options.stack
+    with contextlib.ExitStack() as held:
+        for path in (stack.upper, stack.work):
+            if path is not None:
+                held.callback(os.close, _lock(path))
+        events = Events()
+        if trace is not None:
+            events.attach(trace)
+        overlay = open_stack(replace(stack, flags=options.flags), events)
+        held.callback(overlay.close)
+        _warn_of_other_lowers(overlay, stack)
+        # As the kernel's overlayfs does: without an upper the whole mount is read-only.
+        flags = options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY
+        view = view_of(overlay, mountpoint, replace(options, flags=flags))
+
+        # Nodes are freed by their reference counts; the collector would only walk all of them in vain.
+        gc.freeze()
+        gc.set_threshold(*_RARE_COLLECTIONS)
+
+        server = client.Server(registry.socket_path(os.fsdecode(mountpoint)), overlay, view.asked)
+        held.callback(server.close)
+
+        def answered() -> None:
+            server.start()
+            held.callback(registry.Registration(_record(mountpoint, options)).forget)
+            ready()
+
+        for number in _STOPPING:
+            signal.signal(number, stop)
+        front.serve(view, answered)
+
+
+def _record(mountpoint: bytes, options: MountOptions) -> Record:
+    stack = options.stack
+    return Record(
+        os.fsdecode(mountpoint), os.getpid(), options.front, [os.fsdecode(path) for path in stack.lowers],
+        os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
+        [os.fsdecode(path) for path in stack.data_only], stack.labels(), option_line(options),
+    )
+
+
+def _warn_of_other_lowers(overlay: Overlay, stack: Stack) -> None:
+    before, now = overlay.note_stack()
+    if before:
+        _log.warning(
+            "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
+            "changed there may look odd here", os.fsdecode(stack.upper or b""), before, now,
+        )
+
+
+@contextlib.contextmanager
+def _process_as_before() -> Iterator[None]:
+    """Afterwards the process has the umask, the signal handlers and the garbage collector that it had."""
+    umask = os.umask(0)
+    os.umask(umask)
+    handlers = {number: signal.getsignal(number) for number in _STOPPING}
+    threshold = gc.get_threshold()
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+
+
+def _detach_quietly(mountpoint: bytes) -> None:
+    try:
+        attach.detach(mountpoint, lazy=True)
+    except (OSError, MountError) as error:
+        _log.warning("cannot unmount %s: %s", os.fsdecode(mountpoint), error)
+
+
+# --- umount ----------------------------------------------------------------------------------------
+
+
+def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
+    """Unmount a view, and wait for its daemon to finish. Raises MountError: not a view; busy, and with whom.
+
+    `lazy` takes the name now and the mount when nobody uses it; `force` lets whoever waits for the daemon fail first.
+    """
+    mountpoint = os.fsdecode(os.path.abspath(path))
+    # realpath would ask the view itself, which may be dead; only what leads to it is resolved.
+    mountpoint = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
+    top = _top(os.fsencode(mountpoint))
+    if top is None or top.kind != FILESYSTEM_TYPE:
+        remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists what is"
+        raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
+    with _following(mountpoint) as process:
+        try:
+            attach.detach(os.fsencode(mountpoint), lazy, force)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise MountError(f"{mountpoint}: {error.strerror}") from error
+            remedy = "end these processes, or use --lazy"
+            raise MountError(f"{mountpoint} is busy{_users(mountpoint)}", remedy) from error
+        if process is not None and not lazy:
+            _await_end(process, mountpoint, top.device)
+    registry.forget_dead(mountpoint)
+
+
+class _Process(NamedTuple):
+    """A daemon: its process ID, and the descriptor that stands for it."""
+
+    pid: int
+    descriptor: int
+
+
+@contextlib.contextmanager
+def _following(mountpoint: str) -> Iterator[_Process | None]:
+    """The daemon that serves a view, if it is this user's and lives."""
+    record = find_record(mountpoint)
+    descriptor = -1
+    if record is not None:
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(record.pid)
+    try:
+        # Asked when the descriptor is there already: so it stands for the daemon, and not for one that came after it.
+        served = record is not None and descriptor >= 0 and registry.is_served(mountpoint)
+        yield _Process(record.pid, descriptor) if record is not None and served else None
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _await_end(process: _Process, mountpoint: str, number: str) -> None:
+    """Wait for the daemon of what was the mount with this device number, unless others are still served by it."""
+    deadline = time.monotonic() + _PATIENCE
+    while not daemon.ended(process.descriptor, _LINGERS):
+        if holder := _mounted_elsewhere(number):
+            _log.warning(
+                "%s is unmounted here, but a mount namespace of its own keeps it for %s: until that ends, its daemon "
+                "(process %s) serves on, and its upper is in use", mountpoint, holder, process.pid,
+            )
+            return
+        if time.monotonic() > deadline:
+            raise MountError(f"unmounted, but its daemon (process {process.pid}) does not end")
+
+
+def _mounted_elsewhere(number: str) -> str:
+    """A process in another mount namespace that has the mount with this device number, as "sleep (812)"; or ""."""
+    for process in psutil.process_iter(["pid", "name"]):
+        # Processes go, and those of other users cannot be looked at.
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{process.info['pid']}/ns/mnt")
+            if namespace == os.readlink("/proc/self/ns/mnt"):
+                continue
+            if any(one.device == number for one in mountinfo.mounts(process.info["pid"])):
+                return f"{process.info['name']} ({process.info['pid']})"
+    return ""
+
+
+def _users(mountpoint: str) -> str:
+    """Which processes keep the mount busy, as ": used by bash (812), less (901)"; "" if that cannot be seen."""
+    found = []
+    for process in psutil.process_iter(["pid", "name"]):
+        if any(path == mountpoint or path.startswith(f"{mountpoint}/") for path in _links(process.info["pid"])):
+            found.append(f"{process.info['name']} ({process.info['pid']})")
+    return f": used by {', '.join(found)}" if found else ""
+
+
+def _links(pid: int) -> list[str]:
+    """What a process works in, runs and has open (directories, too), none of which is touched for it: proc(5)."""
+    names = ["cwd", "root", "exe"]
+    found = []
+    # Processes go and files are closed meanwhile, and those of other users cannot be seen.
+    with contextlib.suppress(OSError):
+        names += [f"fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/{name}"))
+    return found

@@ -1,0 +1,254 @@
+"""Can these directories be overlaid?
+
+The rules are the kernel's (Linux Documentation/filesystems/overlayfs.rst and fs/overlayfs/super.c);
+unlike mount(2), which says EINVAL, each failure names the layer, the rule and the remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.linux import mountinfo, syscalls
+from overlayfs_demo.mounts.options import unescape
+from overlayfs_demo.overlay import incompat, layer_snapshots
+from overlayfs_demo.overlay.pairing import pairing_of
+from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
+
+__all__ = ["Stack", "Written", "absolute", "checked", "written_by_kernel"]
+
+
+def checked(stack: Stack) -> Stack:
+    """The stack with absolute paths, if it can be mounted. Raises MountError."""
+    stack = absolute(stack)
+    for number, path in enumerate(stack.lowers, 1):
+        _check_directory(path, f"lower layer {number} of {len(stack.lowers)} (counted from the top)")
+    for path in stack.data_only:
+        _check_directory(path, "data-only lower layer")
+    _check_distinct(stack)
+    _check_follows(stack)
+    if stack.time_machine:
+        _check_name_free(stack)
+    if stack.upper is not None and stack.work is not None:
+        _check_directory(stack.upper, "upperdir")
+        _check_directory(stack.work, "workdir")
+        _check_apart(stack, stack.upper, stack.work)
+        _check_not_with_kernel(stack.upper)
+        _check_compatible(stack.upper, stack.work)
+        _check_index(stack)
+        _check_abilities(stack.work, USER.opaque if stack.user_xattrs else TRUSTED.opaque)
+    return stack
+
+
+def absolute(stack: Stack) -> Stack:
+    """The same stack, its paths no longer depending on the working directory."""
+    return replace(
+        stack,
+        lowers=tuple(os.path.abspath(path) for path in stack.lowers),
+        data_only=tuple(os.path.abspath(path) for path in stack.data_only),
+        upper=os.path.abspath(stack.upper) if stack.upper is not None else None,
+        work=os.path.abspath(stack.work) if stack.work is not None else None,
+    )
+
+
+def _check_directory(path: bytes, role: str) -> None:
+    shown = os.fsdecode(path)
+    try:
+        status = os.stat(path)
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        remedy = {
+            errno.ENOENT: "check the path; in lowerdir= a ':' inside it is written '\\:'",
+            errno.ENOTDIR: "name a directory",
+        }.get(error.errno or 0, "make it readable for the one who mounts")
+        raise MountError(f"{role}, {shown}: {error.strerror}", remedy) from error
+    assert stat.S_ISDIR(status.st_mode)
+
+
+def _check_follows(stack: Stack) -> None:
+    """The kernel refuses the same, as conflicting options (ovl_fs_params_verify)."""
+    asked = "metacopy=on" if stack.metacopy else "a data-only layer" if stack.data_only else ""
+    if asked and stack.user_xattrs and not USER.follows:
+        raise MountError(
+            f"{asked} cannot be had by root with 'userxattr': whoever owns a file there could read all others by it",
+            "leave out 'userxattr', or mount as the owner of the layers",
+        )
+
+
+def _check_name_free(stack: Stack) -> None:
+    name = os.fsdecode(layer_snapshots.NAME)
+    for path in (*stack.lowers, *([stack.upper] if stack.upper else [])):
+        if os.path.lexists(os.path.join(path, layer_snapshots.NAME)):
+            raise MountError(
+                f"{os.fsdecode(path)} has a {name} of its own, which 'timemachine' would hide",
+                f"mount without that option, or rename {name} there",
+            )
+
+
+def _check_distinct(stack: Stack) -> None:
+    """No directory may serve twice: its changes would be seen through two layers at once (ovl_check_layer)."""
+    paths = stack.lowers + stack.data_only
+    roles = [f"lower layer {number}" for number in range(1, len(stack.lowers) + 1)]
+    roles += [f"data-only layer {number}" for number in range(1, len(stack.data_only) + 1)]
+    places = mountinfo.places(paths)
+    seen: dict[mountinfo.Place, int] = {}
+    for number, place in enumerate(places):
+        first = seen.setdefault(place, number)
+        if first != number:
+            raise MountError(
+                f"{roles[number]}, {os.fsdecode(paths[number])}, is the same directory as {roles[first]}",
+                "name each layer once in lowerdir=",
+            )
+    for number, place in enumerate(places):
+        outer = next((seen[above] for above in _above(place) if above in seen), None)
+        if outer is not None:
+            raise MountError(
+                f"{roles[number]}, {os.fsdecode(paths[number])}, lies inside {roles[outer]}, "
+                f"{os.fsdecode(paths[outer])}",
+                "its files would be seen twice: name directories that do not contain one another",
+            )
+
+
+def _above(place: mountinfo.Place) -> Iterator[mountinfo.Place]:
+    path = place.path
+    while path != (path := os.path.dirname(path)):
+        yield place._replace(path=path)
+
+
+def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
+    apart = "filesystems" if os.stat(upper).st_dev != os.stat(work).st_dev else "mounts"
+    if apart == "filesystems" or mountinfo.mount_number(upper) != mountinfo.mount_number(work):
+        raise MountError(
+            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} are on two {apart}",
+            "a change is published by a rename from work to upper: put both on one",
+        )
+    above, below, *lowers = mountinfo.places((upper, work, *stack.lowers))
+    if above.is_within(below) or below.is_within(above):
+        raise MountError(
+            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} must not contain one another",
+            "make them two directories side by side",
+        )
+    for number, (lower, path) in enumerate(zip(lowers, stack.lowers, strict=True), 1):
+        for role, place, shown in (("upperdir", above, upper), ("workdir", below, work)):
+            if place.is_within(lower) or lower.is_within(place):
+                raise MountError(
+                    f"{role} {os.fsdecode(shown)} overlaps lower layer {number}, {os.fsdecode(path)}",
+                    "a lower layer must not change while it is mounted: keep them apart",
+                )
+
+
+def _check_not_with_kernel(upper: bytes) -> None:
+    """The kernel's overlayfs takes no lock that we could see, but lists its upper."""
+    for one in written_by_kernel():
+        if one.role == "upperdir" and os.path.exists(one.path) and os.path.samefile(one.path, upper):
+            raise MountError(
+                f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on {one.mountpoint}",
+                "unmount that first",
+            )
+
+
+class Written(NamedTuple):
+    """A directory that a live mount writes to: `role` is upperdir or workdir."""
+
+    role: str
+    path: bytes
+    mountpoint: str
+
+
+def written_by_kernel() -> Iterator[Written]:
+    """The uppers and work directories of the kernel's overlayfs, as they were given: perhaps relative paths."""
+    for mounted in mountinfo.mounts():
+        for option in mounted.options if mounted.kind == "overlay" else ():
+            role, _, value = option.partition("=")
+            if role in ("upperdir", "workdir"):
+                # Listed with the backslashes of a mount option.
+                path = unescape(os.fsdecode(mountinfo.unescape(value)))
+                yield Written(role, path, os.fsdecode(mounted.mountpoint))
+
+
+def _check_compatible(upper: bytes, work: bytes) -> None:
+    """The kernel refuses the same, with a line in its log."""
+    try:
+        found = incompat.features(work)
+    except OSError as error:
+        raise MountError(f"workdir {os.fsdecode(work)}: cannot read what is in it: {error.strerror}") from error
+    mark = os.path.join(os.fsdecode(work), "work", "incompat")
+    if incompat.VOLATILE in found:
+        raise MountError(
+            f"upperdir {os.fsdecode(upper)} was mounted volatile, and may have lost data if the machine crashed",
+            f"discard upper and work; or, if it did not, remove the mark with 'rm -r {mark}'",
+        )
+    if found:
+        raise MountError(
+            f"workdir {os.fsdecode(work)} says that upperdir {os.fsdecode(upper)} uses the feature "
+            f"'{os.fsdecode(found[0])}', which is not known here",
+            "mount it with what made it",
+        )
+
+
+def _check_index(stack: Stack) -> None:
+    """The kernel refuses the same with index=on, as a stale file handle."""
+    pairing = pairing_of(stack)
+    if pairing is None:
+        return
+    upper, work = os.fsdecode(pairing.upper), os.fsdecode(pairing.work)
+    try:
+        stranger = pairing.stranger()
+    except OSError as error:
+        raise MountError(f"workdir {work}: its index cannot be read: {error.strerror}") from error
+    if stranger == "upper":
+        raise MountError(
+            f"workdir {work} has the index of another upper than upperdir {upper}: it would show that one's changes",
+            "name the workdir that this upper was used with, or an empty one, or mount with index=off",
+        )
+    if stranger == "lower":
+        raise MountError(
+            f"upperdir {upper} was used over another topmost lower than {os.fsdecode(pairing.lower)}, and the index in "
+            f"workdir {work} is about that one's files",
+            "mount it over the lowers it was used over, or with an empty workdir, or with index=off",
+        )
+
+
+def _check_abilities(work: bytes, opaque: str) -> None:
+    """Try in the work directory all that the upper's filesystem must be able to do."""
+    probe = None
+    doing = "make a directory"
+    try:
+        probe = tempfile.mkdtemp(prefix=b"#probe-", dir=work)
+        fd = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            doing = f"set the attribute {opaque}"
+            os.setxattr(fd, opaque, b"y")
+            doing = "make a whiteout (character device 0/0)"
+            make_whiteout(fd, b"whiteout")
+            doing = "make a hard link"
+            os.link(b"whiteout", b"link", src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
+            doing = "rename without replacing"
+            syscalls.rename(fd, b"link", fd, b"moved", syscalls.RENAME_NOREPLACE)
+            doing = "exchange two names"
+            syscalls.rename(fd, b"whiteout", fd, b"moved", syscalls.RENAME_EXCHANGE)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise MountError(
+            f"workdir {os.fsdecode(work)}: cannot {doing} there: {error.strerror}", _remedy(error, opaque)
+        ) from error
+    finally:
+        if probe is not None:
+            shutil.rmtree(probe)
+
+
+def _remedy(error: OSError, opaque: str) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES) and opaque.startswith("trusted."):
+        return "mount as root, or with -o userxattr"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+        return "upper and work must be writable"
+    return "put upper and work on a filesystem such as ext4, xfs, btrfs or tmpfs (not a folder shared with a host)"

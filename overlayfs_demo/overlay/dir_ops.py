@@ -1,0 +1,256 @@
+"""How are names made and removed?
+
+The upper's directories are brought up first; then one primitive of the upper makes the change; then
+the nodes in memory follow. Everything here runs with the tree's lock held.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay import acl, inode_flags, listing
+from overlayfs_demo.overlay.budget import Budget
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.impure import is_impure, mark_impure
+from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.redirect import Redirects
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Attrs, Caller
+from overlayfs_demo.overlay.upper import NewObject
+
+_log = logging.getLogger(__name__)
+
+
+def failure(code: int, name: bytes | None = None) -> OSError:
+    """The OSError for an errno, as a system call would raise it."""
+    return OSError(code, os.strerror(code), name)
+
+
+class Names:
+    """Makes and removes names in one tree."""
+
+    __slots__ = ("_budget", "_copy_up", "_redirects", "_tree")
+
+    def __init__(self, tree: Tree, copy_up: CopyUp, redirects: Redirects, budget: Budget) -> None:
+        self._tree = tree
+        self._copy_up = copy_up
+        self._redirects = redirects
+        self._budget = budget
+
+    # --- making ------------------------------------------------------------------------------------
+
+    def create(
+        self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[FileNode, Attrs, int]:
+        """A new regular file, open with `flags`: its node, attributes and descriptor (the caller's). ENFILE."""
+        above, over_whiteout = self._room(parent, name, caller)
+        new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        fd = self._tree.writable().create_open(above, name, new, over_whiteout, flags, self._budget.check, caller)
+        node, attrs = self._settle_new(parent, name, above, os.fstat(fd))
+        assert isinstance(node, FileNode)
+        return node, attrs, fd
+
+    def make(
+        self, parent: DirNode, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes = b""
+    ) -> tuple[Node, Attrs]:
+        """A new directory, symbolic link (to `target`), device, fifo, socket or file, by `mode`'s S_IFMT part."""
+        above, over_whiteout = self._room(parent, name, caller)
+        # Opaque where something below could show through, now or under another stack of lowers.
+        opaque = stat.S_ISDIR(mode) and (over_whiteout or bool(parent.lowers))
+        new = self._describe(above, mode, caller, rdev, target, opaque)
+        status = self._tree.writable().create(above, name, new, over_whiteout, caller)
+        return self._settle_new(parent, name, above, status)
+
+    def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:
+        """A new regular file without a name, open with `flags`: its node, attributes and descriptor (the caller's).
+
+        It counts as removed until `link` gives it a name.
+        """
+        if parent.gone:
+            raise failure(errno.ENOENT, parent.name)
+        inode_flags.refuse(parent, self._tree.xattrs, appends=True)
+        above = self._copy_up.directory(parent, caller)
+        new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        fd = self._budget.admitted(self._tree.writable().tmpfile(above, new, flags, caller))
+        try:
+            status = os.fstat(fd)
+            # The kernel, too, shows such a file by its number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
+            node = FileNode(parent, b"#%d" % status.st_ino, above, b"", status, self._tree.identity(status))
+            node.anchor = Descriptor(os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
+        except BaseException:
+            os.close(fd)
+            raise
+        node.gone = True
+        return node, node.attrs_from(status), fd
+
+    def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
+        """A further name, or the first one, for a file that is in the upper. ENOENT if it has lost its last.
+
+        A metacopy says from now on where its data is, for its names stand in several places.
+        """
+        above, over_whiteout = self._room(parent, name, caller)
+        file = node.pin()
+        status = file.stat()
+        # A file of O_TMPFILE has no name either, but it never lost one. (The kernel knows if O_EXCL forbids it.)
+        if not status.st_nlink and node.place_name:
+            raise failure(errno.ENOENT, name)
+        assert node.parent is not None
+        self._redirects.write(node, node.parent, node.name, False, caller)
+        if is_impure(node, self._tree):
+            mark_impure(above, self._tree)
+        self.before_link_count(node)
+        self._tree.writable().link(file, above, name, over_whiteout, caller)
+        if node.links is not None:
+            node.links = node.links.changed(1)
+        self._tree.share(node, node.key)
+        self._tree.settle(node, parent, name)
+        parent.children.put(name, node)
+        return node.attrs_from(file.stat())
+
+    def _room(self, parent: DirNode, name: bytes, caller: Caller) -> tuple[UpperDir, bool]:
+        """The upper's directory for a new name, and whether a whiteout stands there. Raises EEXIST."""
+        if parent.gone:
+            raise failure(errno.ENOENT, name)
+        status = parent.upper.stat(name) if parent.upper else None
+        if status is not None:
+            if not parent.sources[0].layer.hides(name, status, parent.sources[0]):
+                raise failure(errno.EEXIST, name)
+        elif parent.lowers and self._tree.lookup.find(parent.lowers, name):
+            raise failure(errno.EEXIST, name)
+        inode_flags.refuse(parent, self._tree.xattrs, appends=True)
+        return self._copy_up.directory(parent, caller), status is not None
+
+    def _describe(
+        self, above: UpperDir, mode: int, caller: Caller, rdev: int = 0, target: bytes = b"", opaque: bool = False
+    ) -> NewObject:
+        """What a new object gets from its directory: group, set-group-ID bit, ACL or umask (inode(7), acl(5))."""
+        fd = above.open().fd
+        directory = os.fstat(fd)
+        inherits = bool(directory.st_mode & stat.S_ISGID)
+        xattrs: tuple[tuple[str, bytes], ...] = ()
+        if not stat.S_ISLNK(mode):
+            default = syscalls.get_xattr(fd, acl.DEFAULT) if acl.DEFAULT in syscalls.list_xattrs(fd) else None
+            if default:
+                mode, xattrs = acl.inherit(default, mode)
+            else:
+                mode &= ~caller.umask
+        if stat.S_ISDIR(mode) and inherits:
+            mode |= stat.S_ISGID
+        if opaque:
+            xattrs += ((self._tree.xattrs.opaque, b"y"),)
+        gid = directory.st_gid if inherits else caller.gid
+        return NewObject(mode, caller.uid, gid, rdev, target, inherits, xattrs)
+
+    def _settle_new(
+        self, parent: DirNode, name: bytes, above: UpperDir, status: os.stat_result
+    ) -> tuple[Node, Attrs]:
+        ino = self._tree.identity(status)
+        node: Node
+        if stat.S_ISDIR(status.st_mode):
+            node = DirNode(parent, name, (above.child(name, key_of(status)),), status, ino)
+        else:
+            node = FileNode(parent, name, above, name, status, ino)
+            self._tree.share(node, node.key)
+        node.protection = b""  # Flags that it inherited from its directory are the real file's.
+        parent.children.put(name, node)
+        return node, node.attrs_from(status)
+
+    # --- removing ----------------------------------------------------------------------------------
+
+    def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> FileNode | None:
+        """Remove the name of anything but a directory (EISDIR).
+
+        A file that is returned must be brought into the index first; then try again.
+        """
+        self._tree.writable()
+        node, _ = self._tree.find(parent, name)
+        if not isinstance(node, FileNode):
+            raise failure(errno.EISDIR, name)
+        self.refuse_removal(parent, node)
+        if self._tree.loses_a_name(node):
+            return node
+        self.anchor(node, parent, name)
+        self._remove(parent, name, node, caller)
+        return None
+
+    def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """Remove a directory that is empty in the view (ENOTEMPTY otherwise)."""
+        self._tree.writable()
+        node, _ = self._tree.find(parent, name)
+        if not isinstance(node, DirNode):
+            raise failure(errno.ENOTDIR, name)
+        self.refuse_removal(parent, node)
+        if not listing.is_empty(node.sources):
+            raise failure(errno.ENOTEMPTY, name)
+        self.anchor(node, parent, name)
+        self._remove(parent, name, node, caller)
+
+    def refuse_removal(self, parent: DirNode, node: Node) -> None:
+        """EPERM if inode flags keep the node where it is (fs/namei.c, may_delete)."""
+        inode_flags.refuse(parent, self._tree.xattrs)
+        inode_flags.refuse(node, self._tree.xattrs)
+
+    def _remove(self, parent: DirNode, name: bytes, node: Node, caller: Caller) -> None:
+        upper = self._tree.writable()
+        covered = self._tree.covered(parent, name)
+        above = self._copy_up.directory(parent, caller)
+        in_upper = node.in_upper
+        if isinstance(node, FileNode) and node.links is not None:
+            in_upper = above.stat(name) is not None
+            self.before_link_count(node)
+        if covered:
+            upper.whiteout(above, name, node.key if in_upper else None, covered, caller)
+        elif isinstance(node, DirNode):
+            upper.rmdir(above, name, node.key, caller)
+        else:
+            upper.unlink(above, name, caller)
+        self.forget(node, parent, name, in_upper)
+
+    def anchor(self, node: Node, parent: DirNode, name: bytes) -> None:
+        """Before its name goes: keep what is behind the node reachable for whoever still holds it."""
+        if node.parent is not parent or node.name != name:
+            return
+        held = None
+        if isinstance(node, DirNode):
+            held = node.front()
+        elif isinstance(node, FileNode) and node.in_upper:
+            held = node.hold()
+        if held is not None and self._budget.has_room(held.fd):
+            node.anchor = held
+
+    def forget(self, node: Node, parent: DirNode, name: bytes, was_in_upper: bool) -> None:
+        """After its name is gone, which the upper held if `was_in_upper`: the node no longer stands for it."""
+        parent.children.drop(name, node)
+        if node.parent is parent and node.name == name:
+            node.gone = True
+        if isinstance(node, FileNode) and node.links is not None:
+            node.links = node.links.changed(-1)
+            self._after_link_count(node, was_in_upper)
+
+    def before_link_count(self, node: FileNode) -> None:
+        """Before the upper gains or loses a name of a file in the index: what is noted stays true over it."""
+        if node.links is not None:
+            assert self._tree.index is not None
+            self._tree.index.note_links(node.place, node.place_name, node.links)
+
+    def _after_link_count(self, node: FileNode, was_in_upper: bool) -> None:
+        """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along.
+
+        The name is gone by then, whatever fails here: a copy too many, or one that seems to have a name too many, only
+        takes room (ovl_cleanup_index).
+        """
+        assert self._tree.index is not None and node.links is not None
+        try:
+            if node.links.view <= 0:
+                left = self._tree.index.remove(node.place, node.place_name)
+                node.links = node.links.changed(left)
+                was_in_upper = not left
+            if not was_in_upper:
+                self._tree.index.note_links(node.place, node.place_name, node.links)
+        except OSError as error:
+            _log.warning("the index does not know of a name that was removed: %s", error)

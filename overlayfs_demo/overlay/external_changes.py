@@ -1,0 +1,243 @@
+"""What was changed in the layers behind the view's back, and which names and files of the view does it touch?
+
+The real directories that somebody looked into are watched with fanotify(7): those of the lowers, and those
+of the upper, where what this process does itself is left out. What follows from an event for the nodes in
+memory is done here; what the kernel must forget is the front's affair, which is told by `Changes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from weakref import ref
+
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay.layer import LayerDir
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX
+
+_log = logging.getLogger(__name__)
+
+# Each watch keeps about a kilobyte of the kernel's memory.
+_MOST_WATCHES = 50_000
+_BUFFER = 1 << 16
+
+
+@dataclass(slots=True)
+class Changes:
+    """What may be remembered wrongly: the meaning of `names`, the attributes and data of `nodes`; or anything."""
+
+    names: dict[tuple[DirNode, bytes], None] = field(default_factory=dict)
+    nodes: dict[Node, None] = field(default_factory=dict)
+    everything: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.nodes or self.everything)
+
+
+class Behind:
+    """Watches the layers of one tree. Owns `fd`, which is readable when something happened, until `close`."""
+
+    __slots__ = ("_complained", "_nodes", "_tree", "fd")
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._nodes: dict[syscalls.WatchKey, list[ref[DirNode]]] = {}
+        self._complained: set[str] = set()
+        self.fd = -1
+
+    @property
+    def started(self) -> bool:
+        """Are changes noticed, at least in some directories?"""
+        return self.fd >= 0
+
+    def start(self) -> bool:
+        """Begin, in the process that serves the view. False if this machine does not allow it."""
+        try:
+            self.fd = syscalls.new_watch_group()
+        except OSError as error:
+            self._complain(f"changes behind the view are not noticed at once: fanotify_init: {error.strerror}")
+        return self.started
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self.started:
+            os.close(self.fd)
+            self.fd = -1
+
+    def watch(self, node: DirNode) -> bool:
+        """See that changes in the directory are noticed from now on. Call before anything in it is asked."""
+        watched = node.watched
+        if watched is None:
+            with self._tree.lock:
+                watched = self.started and all([self._watch(source, node) for source in node.sources])
+                node.watched = watched
+        return watched
+
+    def _watch(self, source: LayerDir, node: DirNode) -> bool:
+        if len(self._nodes) >= _MOST_WATCHES:
+            self._forget_dead()
+            if len(self._nodes) >= _MOST_WATCHES:
+                self._complain(f"more than {_MOST_WATCHES} directories: changes behind others are not noticed at once")
+                return False
+        try:
+            key = syscalls.watch_directory(self.fd, source.open().fd)
+        except OSError as error:
+            hint = "; see fs.fanotify.max_user_marks" if error.errno == errno.ENOSPC else ""
+            self._complain(
+                f"changes behind {source.layer.label} are not all noticed at once: fanotify_mark: "
+                f"{error.strerror}{hint}"
+            )
+            return False
+        holders = self._nodes.setdefault(key, [])
+        holders[:] = [holder for holder in holders if (kept := holder()) is not None and kept is not node]
+        holders.append(ref(node))
+        return True
+
+    def _forget_dead(self) -> None:
+        self._nodes = {key: held for key, held in self._nodes.items() if any(one() is not None for one in held)}
+
+    def _complain(self, message: str) -> None:
+        if message not in self._complained:
+            self._complained.add(message)
+            _log.warning("%s", message)
+
+    # --- what happened -----------------------------------------------------------------------------
+
+    def read(self) -> Changes:
+        """What happened since the last call; it never waits."""
+        changes = Changes()
+        ours = os.getpid()
+        events: dict[tuple[syscalls.WatchKey, bytes], int] = {}
+        while data := self._read_some():
+            for mask, pid, key, name in syscalls.watch_events(data):
+                if mask & syscalls.FAN_Q_OVERFLOW:
+                    changes.everything = True
+                elif pid != ours:
+                    events[key, name] = events.get((key, name), 0) | mask
+        if changes.everything or events:
+            with self._tree.lock:
+                if changes.everything:
+                    self._reconsider_below(self._tree.root, changes)
+                for (key, name), mask in events.items():
+                    self._note(key, name, mask, changes)
+        return changes
+
+    def _read_some(self) -> bytes:
+        try:
+            return os.read(self.fd, _BUFFER)
+        except BlockingIOError:
+            return b""
+
+    def _note(self, key: syscalls.WatchKey, name: bytes, mask: int, changes: Changes) -> None:
+        if name == b".":
+            for node in self._known(key) or self._search(key):
+                self._note_itself(node, changes)
+            return
+        for node in self._known(key):
+            if name.startswith(IMAGE_WHITEOUT_PREFIX):
+                if name == IMAGE_OPAQUE:
+                    self._note_itself(node, changes)
+                else:
+                    self._note_name(node, name[len(IMAGE_WHITEOUT_PREFIX) :], changes)
+            child = node.children.get(name)
+            # The attributes of an object may also make it a whiteout, or no longer one.
+            if mask & syscalls.FAN_NAMES or (child is None and mask & syscalls.FAN_ATTRIB):
+                self._note_name(node, name, changes)
+            if child is not None and mask & (syscalls.FAN_MODIFY | syscalls.FAN_ATTRIB):
+                self._note_content(child, changes)
+
+    def _known(self, key: syscalls.WatchKey) -> list[DirNode]:
+        held = [holder() for holder in self._nodes.get(key, ())]
+        return [node for node in held if node is not None and not node.gone]
+
+    def _search(self, key: syscalls.WatchKey) -> list[DirNode]:
+        """A directory in a watched one that is not watched itself, because nobody looked into it."""
+        found = []
+        for node in _below(self._tree.root):
+            if isinstance(node, DirNode) and not node.watched:
+                with contextlib.suppress(OSError):
+                    if any(syscalls.watch_key(source.open().fd) == key for source in node.sources):
+                        found.append(node)
+        return found
+
+    def _note_name(self, parent: DirNode, name: bytes, changes: Changes) -> None:
+        changes.names[parent, name] = None
+        changes.nodes[parent] = None
+        # Another tuple of the same: what was listed before is known to be old, see `Snapshot.is_current`.
+        parent.sources = (*parent.sources,)
+        known = parent.children.get(name)
+        if known is not None:
+            changes.nodes[known] = None
+            self._reconsider(known, changes)
+
+    def _note_content(self, node: Node, changes: Changes) -> None:
+        changes.nodes[node] = None
+        node.protection = None
+        if isinstance(node, FileNode):
+            self._reconsider(node, changes)
+            with contextlib.suppress(OSError):
+                if node.stat().st_nlink > 1:
+                    same = (one for one in _below(self._tree.root) if one.key == node.key)
+                    changes.nodes.update(dict.fromkeys(same))
+
+    def _note_itself(self, node: DirNode, changes: Changes) -> None:
+        """A directory's own attributes were changed, perhaps those that hide what is below it."""
+        changes.nodes[node] = None
+        node.protection = None
+        for source in node.sources:
+            source.forget_marks()
+        if node.parent is not None:
+            before = node.sources
+            self._reconsider(node, changes)
+            if node.gone or node.sources is not before:
+                changes.names[node.parent, node.name] = None
+
+    # --- what follows for the nodes ----------------------------------------------------------------
+
+    def _reconsider(self, node: Node, changes: Changes) -> None:
+        """Let the node, and what is known below it, follow what stands in the layers now."""
+        waiting = [node]
+        while waiting:
+            one = waiting.pop()
+            if self._follow(one, changes) and isinstance(one, DirNode):
+                children = one.children.known()
+                changes.nodes.update(dict.fromkeys(children))
+                waiting += children
+
+    def _follow(self, node: Node, changes: Changes) -> bool:
+        """The same for one node. Did it become another directory, or none?"""
+        parent, name = node.parent, node.name
+        if parent is None or parent.children.get(name) is not node:
+            return False
+        before = node.sources if isinstance(node, DirNode) else None
+        watched = isinstance(node, DirNode) and node.watched
+        with contextlib.suppress(OSError):
+            self._tree.find(parent, name)
+        if node.gone:
+            changes.names[parent, name] = None
+        if not isinstance(node, DirNode) or (not node.gone and node.sources is before):
+            return False
+        if watched and not node.gone:
+            self.watch(node)
+        return True
+
+    def _reconsider_below(self, node: DirNode, changes: Changes) -> None:
+        for child in node.children.known():
+            changes.nodes[child] = None
+            self._reconsider(child, changes)
+
+
+def _below(directory: DirNode) -> Iterator[Node]:
+    """All that is known below a directory."""
+    waiting = [directory]
+    while waiting:
+        for child in waiting.pop().children.known():
+            yield child
+            if isinstance(child, DirNode):
+                waiting.append(child)

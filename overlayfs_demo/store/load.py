@@ -1,0 +1,260 @@
+"""How does an archive get into the store: each layer once, and the whole image or nothing?
+
+Every layer is unpacked under a name in `tmp/` and proved by its digests. Layers get their places when the
+last one of their image has held, and the image is there when its config is: whoever is interrupted leaves
+leftovers in `tmp/` at most, which the next writer sweeps. An image that is bad does not keep the others of its
+archive out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.archive import Archive, open_archive
+from overlayfs_demo.images.extract import extract_layer
+from overlayfs_demo.images.formats import Candidate, NotAnImage, contents
+from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
+from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.images.select import by_name, nameless_but, of_platform
+from overlayfs_demo.store.store import RECIPE, Store, StoredImage, StoredLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One image that is now in the store.
+
+    `names` are those that it has by this archive, each once; it may have others. `skipped` are the layers that were
+    there before; `displaced` the images that lost a name to this one; `left_out` says what an ordinary user could not
+    keep, and in how many members.
+    """
+
+    image: StoredImage
+    names: tuple[ImageName, ...]
+    skipped: tuple[StoredLayer, ...]
+    displaced: Mapping[ImageName, Digest]
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One image that is not in the store, and why."""
+
+    title: str
+    error: ImageError | OSError
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of an archive, each in its order; one iterates over the images that are now in the store."""
+
+    images: list[Loaded] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+    others: tuple[NotAnImage, ...] = ()
+
+    def __iter__(self) -> Iterator[Loaded]:
+        return iter(self.images)
+
+    def add(self, loaded: Loaded) -> None:
+        """One more image; an archive may list the same one several times, under several names."""
+        for place, before in enumerate(self.images):
+            if before.image.id == loaded.image.id:
+                names = tuple(dict.fromkeys([*before.names, *loaded.names]))
+                self.images[place] = replace(before, names=names, displaced={**before.displaced, **loaded.displaced})
+                return
+        self.images.append(loaded)
+
+
+def load(
+    store: Store, source: Path | BinaryIO, platform: Platform | None = None, progress: Progress = SILENT, *,
+    every_platform: bool = False,
+) -> Outcome:
+    """Load every image of an archive, an unpacked one, or a stream (which is kept in an unnamed file).
+
+    Of each image what `choose.of_platform` says, or with `every_platform` all: the running machine's then has the name,
+    or the last, if it has none. Of images with one name the last has it. Raises ImageError or OSError if the archive
+    cannot be used, or its only image; of one image of several that is a part of the outcome. Nothing of a bad image
+    stays.
+    """
+    outcome = Outcome()
+    with store.writing(), _opened(store, source, progress) as archive:
+        found = contents(archive)
+        outcome.others = found.others
+        for group in by_name(found.candidates):
+            try:
+                chosen = _all_platforms(archive, group) if every_platform else of_platform(archive, group, platform)
+            except ImageError as error:
+                outcome.failed.append(Failed(group[0].title, error))
+                continue
+            for one in chosen:
+                _load_candidate(store, archive, one, progress, outcome)
+        if not outcome.images and len(outcome.failed) == 1:
+            raise outcome.failed[0].error
+        outcome.images = [_as_it_is_now(store, one) for one in outcome.images]
+    return outcome
+
+
+def _as_it_is_now(store: Store, loaded: Loaded) -> Loaded:
+    """The same, without the names that a later image of the archive has taken."""
+    image = store.image(loaded.image.id)
+    names = tuple(name for name in loaded.names if name in image.names)
+    return replace(loaded, image=replace(image, name=names[0] if names else None), names=names)
+
+
+def _all_platforms(archive: Archive, group: list[Candidate]) -> list[Candidate]:
+    try:
+        named = of_platform(archive, group, None)
+    except ImageError:
+        named = group[-1:]
+    return nameless_but(group, named)
+
+
+def _load_candidate(
+    store: Store, archive: Archive, candidate: Candidate, progress: Progress, outcome: Outcome
+) -> None:
+    try:
+        image = candidate.read()
+        if not image.config:
+            raise ImageError(
+                f"{archive.label} is the tree of a container, not an image",
+                "'overlayfs-demo import' makes an image of it",
+            )
+        outcome.add(_Load(store, archive, image, progress).run())
+    except (ImageError, OSError) as error:
+        outcome.failed.append(Failed(candidate.title, error))
+
+
+def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -> Loaded:
+    """Load one image, whose new layers are in the archive. Call while `writing`."""
+    return _Load(store, archive, image, progress).run()
+
+
+def import_tree(
+    store: Store, source: Path | BinaryIO, name: ImageName, created: datetime | None = None,
+    progress: Progress = SILENT,
+) -> Loaded:
+    """Make an image of one layer from the tar of a tree, as `docker import` does. Raises ImageError."""
+    with store.writing(), _opened(store, source, progress) as archive:
+        diff_id = archive.whole_digest(progress)
+        system = running_platform()
+        when = (created or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+        config = {
+            "architecture": system.architecture, "config": {}, "created": when,
+            "history": [{"created": when, "created_by": "", "comment": f"Imported from {archive.label}"}],
+            "os": system.os, "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
+        }
+        image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), (), (str(name),))
+        return _Load(store, archive, image, progress).run()
+
+
+@contextmanager
+def _opened(store: Store, source: Path | BinaryIO, progress: Progress) -> Iterator[Archive]:
+    if isinstance(source, Path):
+        with open_archive(source, scratch=store.tmp, progress=progress) as archive:
+            yield archive
+        return
+    # What an image consists of may stand at the end of its archive, so a stream has to be kept.
+    with tempfile.NamedTemporaryFile(dir=store.tmp) as spool:
+        progress.step("reading standard input")
+        while piece := source.read(1 << 20):
+            spool.write(piece)
+            progress.advance(len(piece))
+        spool.flush()
+        with open_archive(Path(spool.name), store.tmp, "standard input", progress) as archive:
+            yield archive
+
+
+class _Load:
+    """One image on its way into the store."""
+
+    def __init__(self, store: Store, archive: Archive, image: Image, progress: Progress) -> None:
+        self._store = store
+        self._archive = archive
+        self._image = image
+        self._progress = progress
+        self._names = tuple(dict.fromkeys(map(ImageName.parse, image.tags)))
+        self._left_out: Counter[str] = Counter()
+        # What is unpacked; it goes with this load, for the next image may have the same layers.
+        self._place = store.tmp / "unpacked"
+
+    def run(self) -> Loaded:
+        """Load it. Raises ImageError or OSError, and leaves nothing behind then."""
+        self._place.mkdir(0o700)
+        try:
+            return self._run()
+        finally:
+            tmp = os.open(self._store.tmp, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                remove_tree(tmp, os.fsencode(self._place.name), tmp)
+            finally:
+                os.close(tmp)
+
+    def _run(self) -> Loaded:
+        skipped = []
+        # Directories that are whole but not published yet, with what they will be.
+        staged: list[tuple[Path, StoredLayer]] = []
+        below: list[Path] = []
+        total = len(self._image.layers)
+        for number, (layer, chain_id) in enumerate(zip(self._image.layers, self._image.chain_ids, strict=True), 1):
+            stored = self._store.layer(chain_id)
+            what = f"layer {number} of {total} ({layer.diff_id.short})"
+            if stored is not None:
+                self._progress.step(f"{what} is here already", 0)
+                self._require_usable(stored)
+                skipped.append(stored)
+                below.append(stored.directory)
+                continue
+            self._progress.step(what, self._archive.layer_size(layer))
+            directory, made = self._unpack(number, layer, chain_id, below)
+            staged.append((directory, made))
+            below.append(directory)
+        for directory, made in staged:
+            self._store.publish_layer(directory, made)
+        identity = self._store.add_image(self._image.config)
+        displaced = {}
+        for name in self._names:
+            before = self._store.name_image(name, identity)
+            if before is not None:
+                displaced[name] = before
+        image = replace(self._store.image(identity), name=self._names[0] if self._names else None)
+        return Loaded(image, self._names, tuple(skipped), displaced, self._left_out)
+
+    def _require_usable(self, stored: StoredLayer) -> None:
+        if stored.marks != self._store.marks.prefix:
+            raise ImageError(
+                f"layer {stored.diff_id.short} was stored by {'root' if stored.owners else 'an ordinary user'}",
+                "use a store of your own: --store, or OVERLAYFS_DEMO_STORE",
+            )
+
+    def _unpack(
+        self, number: int, layer: Layer, chain_id: Digest, below: list[Path]
+    ) -> tuple[Path, StoredLayer]:
+        store, owners = self._store, os.geteuid() == 0
+        staged = self._place / chain_id.encoded
+        staged.mkdir(0o700)
+        root_fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
+        spare_fd = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            done = extract_layer(
+                self._archive, layer, str(number), root_fd, spare_fd, below, store.marks, owners,
+                staged.with_suffix(RECIPE), self._progress,
+            )
+        finally:
+            os.close(root_fd)
+            os.close(spare_fd)
+        self._left_out.update(done.left_out)
+        made = StoredLayer(
+            chain_id, layer.diff_id, store.place(chain_id), done.size, store.marks.prefix, owners
+        )
+        return staged, made

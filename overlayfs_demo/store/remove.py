@@ -1,0 +1,94 @@
+"""What may be removed from the store, and what is still in use?
+
+An image goes when its last name goes, as with `docker rmi`; a layer goes when no image has it. `used_by` says
+which containers are made of an image: such an image stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import Digest
+from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What went: names, images, chain IDs of layers (from the top to the bottom of their image).
+
+    `size` is the bytes of the layers' files.
+    """
+
+    names: tuple[ImageName, ...] = ()
+    images: tuple[Digest, ...] = ()
+    layers: tuple[Digest, ...] = ()
+    size: int = 0
+
+
+def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]], *, force: bool = False) -> Removed:
+    """`docker rmi`: a name goes; with its last name, or by its ID, the image does. Raises ImageError, nothing done.
+
+    `force`: an ID goes although it has several names. What containers use is not removed in any case.
+    """
+    with store.writing():
+        # It may be damaged: then it has to go all the more.
+        found = store.identify(word)
+        names = store.names_of(found.id)
+        if found.name is not None and len(names) > 1:
+            store.remove_name(found.name)
+            return Removed(names=(found.name,))
+        if found.name is None and len(names) > 1 and not force:
+            raise ImageError(
+                f"image {found.id.short} has {len(names)} names: {', '.join(map(str, names))}",
+                "remove them one by one, or use --force",
+            )
+        if users := used_by.get(found.id):
+            raise ImageError(
+                f"image {found.name or found.id.short} is used by {', '.join(f'container {one}' for one in users)}",
+                "remove what uses it first, with 'rm'",
+            )
+        return _remove(store, [found.id])
+
+
+def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool = False) -> Removed:
+    """Remove images without a name that no container uses (`every`: also those with names), and unused layers.
+
+    What is damaged stays, and so do all layers while it is not known which of them a damaged image has.
+    """
+    with store.writing():
+        return _remove(store, [
+            image.id for image in store.images() if image.id not in used_by and (every or not image.names)
+        ])
+
+
+def tag(store: Store, word: str, name: ImageName) -> Digest | None:
+    """Give an image a further name; the image that had the name before, if any. Raises ImageError."""
+    with store.writing():
+        return store.name_image(name, store.find(word).id)
+
+
+def _remove(store: Store, images: Sequence[Digest]) -> Removed:
+    """The images first: a layer without an image is no harm, an image without a layer is."""
+    names: list[ImageName] = []
+    order: dict[Digest, int] = {}
+    for identity in images:
+        names += store.names_of(identity)
+        order |= {chain_id: number for number, chain_id in enumerate(reversed(_layers_of(store, identity)))}
+        store.remove_image(identity)
+    left = store.inventory()
+    unused = [] if left.needed is None else [one for one in store.layer_ids() if one not in left.needed]
+    unused.sort(key=lambda chain_id: order.get(chain_id, len(order)))
+    for chain_id in unused:
+        store.remove_layer(chain_id)
+    size = sum(layer.size for layer in left.layers if layer.chain_id in set(unused))
+    return Removed(tuple(names), tuple(images), tuple(unused), size)
+
+
+def _layers_of(store: Store, identity: Digest) -> tuple[Digest, ...]:
+    try:
+        return store.chain_ids_of(identity)
+    except ImageError:
+        return ()

@@ -1,0 +1,280 @@
+"""In which words and columns does docker print what it knows of an image?
+
+Docker 20.10's: docker/cli cli/command/formatter and cli/command/image/formatter_history.go, docker/go-units
+for sizes and ages, Go's text/tabwriter for the columns, Go's encoding/json for the rest. Every text ends
+with a newline, or is empty. Only what a terminal would act on differs: docker prints it, here it is escaped.
+
+`now` is in seconds since 1970. `zone` is the zone that times are shown in, None the machine's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, tzinfo
+from itertools import groupby
+from operator import itemgetter
+
+from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow
+from overlayfs_demo.images.docker_archive import go_json
+from overlayfs_demo.images.model import shown
+from overlayfs_demo.ui.wording import human_size
+
+_ID_DIGITS = 12
+_CREATED_BY_WIDTH = 45
+# formatter.Context writes tables with tabwriter.NewWriter(output, 10, 1, 3, ' ', 0).
+_MIN_WIDTH = 10
+_PADDING = 3
+
+# Go's time.Duration holds no more; time.Sub stops there.
+_LONGEST = (2**63 - 1) / 10**9
+# The second of Go's zero time, 0001-01-01T00:00:00Z.
+_NEVER = -62_135_596_800
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def human_duration(seconds: float) -> str:
+    """A length of time as go-units' HumanDuration says it; less than a second is all that is below."""
+    minutes, hours = int(seconds / 60), int(seconds / 3600 + 0.5)
+    whole = int(seconds)
+    steps = (
+        (whole < 1, "Less than a second"), (whole == 1, "1 second"), (whole < 60, f"{whole} seconds"),
+        (minutes == 1, "About a minute"), (minutes < 60, f"{minutes} minutes"),
+        (hours == 1, "About an hour"), (hours < 48, f"{hours} hours"),
+        (hours < 24 * 7 * 2, f"{hours // 24} days"), (hours < 24 * 30 * 2, f"{hours // 24 // 7} weeks"),
+        (hours < 24 * 365 * 2, f"{hours // 24 // 30} months"),
+    )
+    return next((words for holds, words in steps if holds), f"{int(seconds / 3600) // 24 // 365} years")
+
+
+def ago(created: int, now: float) -> str:
+    """The age of what was made at `created`, in seconds since 1970: `54 seconds ago`."""
+    return human_duration(min(now - created, _LONGEST)) + " ago"
+
+
+def virtual_size(size: int) -> str:
+    """A size in bytes with four digits (go-units' HumanSize), as docker prints its deprecated VirtualSize."""
+    return human_size(size, digits=4)
+
+
+def short_id(text: str) -> str:
+    """An ID without its algorithm, the first 12 characters (moby pkg/stringid, TruncateID)."""
+    return text[text.find(":") + 1 :][:_ID_DIGITS]
+
+
+def ellipsis(text: str, width: int) -> str:
+    """`text`, or its beginning and an ellipsis, in at most `width` columns, which is 2 or more.
+
+    An East Asian wide character takes two columns (formatter/displayutils.go).
+    """
+    at, columns = 0, 0
+    for index, char in enumerate(text):
+        columns += 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if columns <= width - 1:
+            at = index + 1
+    return text if columns <= width else text[:at] + "…"
+
+
+def rfc3339(created: int, zone: tzinfo | None = None) -> str:
+    """A time as `2006-01-02T15:04:05Z` (Go's time.RFC3339)."""
+    moment = _moment(created, zone)
+    offset = moment.strftime("%z")[:5]
+    return moment.strftime(f"{moment.year:04}-%m-%dT%H:%M:%S") + (
+        "Z" if offset == "+0000" else f"{offset[:3]}:{offset[3:]}"
+    )
+
+
+def _moment(created: int, zone: tzinfo | None) -> datetime:
+    moment = datetime.fromtimestamp(created, UTC)
+    try:
+        return moment.astimezone(zone)
+    except (OverflowError, ValueError):
+        return moment  # Go's zero time, west of Greenwich: before Python's first day.
+
+
+# --- columns ---------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lines of columns, each as wide as its widest cell; the last cell of a line is not padded.
+
+    As Go's text/tabwriter has it, a newline inside a cell ends the line, a tab the cell, and a column's
+    width is that of adjacent lines which have such a cell: a line without it begins the column anew.
+    """
+    text = "".join("\t".join(cells) + "\n" for cells in (header, *rows))
+    lines = [[shown(cell) for cell in line.split("\t")] for line in text.split("\n")]
+    for column in range(max(map(len, lines)) - 1):
+        marked = [(column < len(line) - 1, line) for line in lines]
+        for has_cell, block in groupby(marked, itemgetter(0)):
+            if has_cell:
+                _pad([line for _, line in block], column)
+    return "\n".join(map("".join, lines))
+
+
+def _pad(block: list[list[str]], column: int) -> None:
+    width = max(_MIN_WIDTH, *(len(line[column]) + _PADDING for line in block))
+    for line in block:
+        line[column] = line[column].ljust(width)
+
+
+# --- history ---------------------------------------------------------------------------------------
+
+
+class _Words:
+    """The cells of a history row, by the options of the command."""
+
+    def __init__(self, now: float, human: bool, trunc: bool, zone: tzinfo | None) -> None:
+        self._now = now
+        self._zone = zone
+        self._human = human
+        self._trunc = trunc
+
+    def id(self, text: str) -> str:
+        return short_id(text) if self._trunc else text
+
+    def at(self, created: int | None) -> str:
+        return "" if created is None else rfc3339(created, self._zone)
+
+    def since(self, created: int | None) -> str:
+        return ago(created, self._now) if self._human and created is not None else self.at(created)
+
+    def created_by(self, row: HistoryRow) -> str:
+        text = row.created_by.replace("\t", " ")
+        return ellipsis(text, _CREATED_BY_WIDTH) if self._trunc else text
+
+    def size(self, size: int) -> str:
+        return human_size(size) if self._human else str(size)
+
+    def cells(self, row: HistoryRow) -> list[str]:
+        return [self.id(row.id), self.since(row.created), self.created_by(row), self.size(row.size)]
+
+
+def _created_header(human: bool) -> str:
+    return "CREATED" if human else "CREATED AT"
+
+
+def history_table(
+    rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+) -> str:
+    """`docker history`; `human` False is `--human=false`, `trunc` False is `--no-trunc`."""
+    return table(history_header(human), (history_cells(row, now, human, trunc, zone) for row in rows))
+
+
+def history_header(human: bool = True) -> tuple[str, ...]:
+    """The names of the columns of `docker history`."""
+    return ("IMAGE", _created_header(human), "CREATED BY", "SIZE", "COMMENT")
+
+
+def history_cells(
+    row: HistoryRow, now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+) -> list[str]:
+    """One row of `docker history`, as `history_table` has it."""
+    return [*_Words(now, human, trunc, zone).cells(row), row.comment]
+
+
+def history_json(
+    rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+) -> str:
+    """`docker history --format '{{json .}}'`: an object a line, every value a string."""
+    words = _Words(now, human, trunc, zone)
+    return "".join(
+        _json_line({
+            "Comment": row.comment, "CreatedAt": words.at(row.created), "CreatedBy": words.created_by(row),
+            "CreatedSince": words.since(row.created), "ID": words.id(row.id), "Size": words.size(row.size),
+        })
+        for row in rows
+    )
+
+
+def extended_history_table(
+    rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+) -> str:
+    """`docker history`, and what it leaves out: the layer that each step made, and what that changed.
+
+    A step without a layer is "metadata only"; what was not counted is "-".
+    """
+    words = _Words(now, human, trunc, zone)
+    header = (
+        "IMAGE", _created_header(human), "CREATED BY", "SIZE", "DIFF ID", "CHAIN ID", "ADDED", "CHANGED", "DELETED",
+        "WHITEOUTS", "COMMENT",
+    )
+    return table(header, ([*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows))
+
+
+def _layer_cells(row: HistoryRow, id_words: Callable[[str], str]) -> list[str]:
+    if row.layer is None:
+        return ["metadata only", "", "", "", "", ""]
+    counts = ["-"] * 4 if row.layer.changes is None else _counts(row.layer.changes)
+    return [id_words(str(row.layer.diff_id)), id_words(str(row.layer.chain_id)), *counts]
+
+
+def _counts(changes: Changes) -> list[str]:
+    return [str(one) for one in (changes.added, changes.changed, changes.deleted, changes.whiteouts)]
+
+
+# --- images ----------------------------------------------------------------------------------------
+
+
+def images_table(rows: Iterable[ImageRow], now: float, digests: bool = False, trunc: bool = True) -> str:
+    """`docker images`; `digests` is `--digests`, for which the rows were made, `trunc` False `--no-trunc`."""
+    header = ("REPOSITORY", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "CREATED", "SIZE")
+    return table(header, (
+        [
+            row.repository, row.tag, *([row.digest] if digests else []), short_id(row.id) if trunc else row.id,
+            _image_age(row, now) or "N/A", human_size(row.size),
+        ]
+        for row in rows
+    ))
+
+
+def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: tzinfo | None = None) -> str:
+    """`docker images --format '{{json .}}'`: an object a line, every value a string.
+
+    What Docker counts for `docker system df` only is "N/A", as it is there.
+    """
+    unknown = "N/A"
+    return "".join(
+        _json_line({
+            "Containers": unknown, "CreatedAt": _go_time(row.created, zone), "CreatedSince": _image_age(row, now),
+            "Digest": row.digest, "ID": short_id(row.id) if trunc else row.id, "Repository": row.repository,
+            "SharedSize": unknown, "Size": human_size(row.size), "Tag": row.tag, "UniqueSize": unknown,
+            "VirtualSize": virtual_size(row.size),
+        })
+        for row in rows
+    )
+
+
+def _image_age(row: ImageRow, now: float) -> str:
+    """The age; "" where the config says no time (`docker history` says 292 years then, the longest it knows)."""
+    return "" if row.created == _NEVER else ago(row.created, now)
+
+
+def _go_time(created: int, zone: tzinfo | None) -> str:
+    """A time as Go's time.Time.String has it: `2006-01-02 15:04:05 -0700 MST`."""
+    moment = _moment(created, zone)
+    return moment.strftime(f"{moment.year:04}-%m-%d %H:%M:%S ") + moment.strftime("%z")[:5] + moment.strftime(" %Z")
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+
+
+def inspect_text(objects: Sequence[object]) -> str:
+    """`docker inspect`: a list of objects, each level four spaces further in."""
+    return _go_spelling(json.dumps(list(objects), indent=4, ensure_ascii=False)) + "\n"
+
+
+def _json_line(value: object) -> str:
+    return _go_spelling(go_json(value).decode("utf-8", "surrogatepass")) + "\n"
+
+
+def _go_spelling(text: str) -> str:
+    """JSON text as the Go that built Docker 20.10 writes it."""
+    text = text.replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
+    # Half a surrogate pair is no character to Go.
+    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    # Backslashes are matched in pairs, so that the b of \\b is not taken for a part of \b.
+    return re.sub(r"\\[\\bf]", lambda match: {r"\b": r"\u0008", r"\f": r"\u000c"}.get(match[0], match[0]), text)

@@ -1,0 +1,112 @@
+"""What does a person at a terminal see that a pipe does not: colours, and how far long work is?
+
+Everything that is styled goes through here. A pipe gets the plain text; a terminal gets the same characters, with
+rich's styles around them, so lines run on there as docker's do. rich is imported only for a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.ui.console import put
+
+if TYPE_CHECKING:
+    from rich import progress as rich_progress
+
+# Cells of a table stand three spaces apart, or more.
+_CELL = re.compile(r"\S+(?: {1,2}\S+)*")
+# What cells say, in whatever column.
+_WORDS = {
+    **dict.fromkeys(("<missing>", "<none>", "metadata only", "nothing", "Stopped", "-", "0", "0B"), "dim"),
+    "is seen": "green",
+}
+_KINDS = {"A": "green", "C": "yellow", "D": "red"}
+
+
+def put_table(text: str, styles: Mapping[str, str] | None = None) -> None:
+    """Print what `docker_format.table` made; `styles` are rich's, by the header of the column."""
+    put_styled(list(_table_pieces(text, styles or {})))
+
+
+def put_changes(rows: Sequence[tuple[str, str]]) -> None:
+    """Print lines of `diff`: each A, C or D, and what was added, changed or deleted."""
+    put_styled([piece for kind, rest in rows for piece in ((kind, _KINDS[kind]), (f" {rest}\n", ""))])
+
+
+def _table_pieces(text: str, styles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The text in pieces, each with its style."""
+    header, _, body = text.partition("\n")
+    columns = {cell.start(): styles.get(cell[0], "") for cell in _CELL.finditer(header)}
+    yield header, "bold"
+    for line in body.split("\n"):
+        yield "\n", ""
+        at = 0
+        for cell in _CELL.finditer(line):
+            yield line[at : cell.start()], ""
+            yield cell[0], _WORDS.get(cell[0]) or columns.get(cell.start(), "")
+            at = cell.end()
+        yield line[at:], ""
+
+
+def put_styled(pieces: Sequence[tuple[str, str]]) -> None:
+    """Print text, each piece with a style of rich's ("": none)."""
+    if not sys.stdout.isatty():
+        put("".join(text for text, _ in pieces))
+        return
+    from rich.console import Console
+    from rich.segment import Segment, Segments
+    from rich.style import Style
+
+    console = Console(file=sys.stdout)
+    # Segments are taken as they are: no markup, no wrapping, no tab stops. `put` writes them in any locale.
+    with console.capture() as capture:
+        console.print(Segments([Segment(text, Style.parse(style)) for text, style in pieces]), end="", crop=False)
+    put(capture.get())
+
+
+class _Bar(Progress):
+    """One line, which is about the present step."""
+
+    def __init__(self, bars: rich_progress.Progress) -> None:
+        self._bars = bars
+        self._task: rich_progress.TaskID | None = None
+
+    def step(self, what: str, size: int | None = None) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(what, total=size)
+
+    def advance(self, count: int) -> None:
+        if self._task is not None:
+            self._bars.advance(self._task, count)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Show on stderr, while inside, how far the work is, and then take that away; nothing if it is no terminal."""
+    if not sys.stderr.isatty():
+        yield SILENT
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    console = Console(stderr=True)
+    if not console.is_interactive:
+        yield SILENT
+        return
+
+    # A narrow terminal cuts cells: were they wrapped, the line would become two.
+    columns = (
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)), BarColumn(),
+        DownloadColumn(table_column=Column(no_wrap=True)), TransferSpeedColumn(table_column=Column(no_wrap=True)),
+    )
+    # An archive may go to stdout meanwhile: its bytes must not pass through rich.
+    with Bars(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
+        yield _Bar(bars)

@@ -1,0 +1,152 @@
+"""How is what a watcher knows drawn on a terminal of any size?
+
+Rich draws; only who has a terminal imports this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.panel import Panel
+from rich.segment import Segment, Segments
+from rich.table import Table
+from rich.text import Text
+
+from overlayfs_demo.events import Action
+from overlayfs_demo.mounts.layer_facts import UPPER, Count, LayerFacts
+from overlayfs_demo.ui.wording import cut, human_size, plural, printable
+from overlayfs_demo.watch.state import Line, Scene
+
+# From how many columns on the stack stands beside the sentences, and not above them.
+_WIDE = 70
+# Rows of a box that tells all, and of one without a row of its own for what made the layer.
+_TALL, _LOW = 4, 3
+# Rows above and below, and at most for one sentence.
+_FRAME = 3
+_LONGEST_SENTENCE = 4
+
+_COLOURS = {Action.COPY_UP: "cyan", Action.WHITEOUT: "red", Action.OPAQUE: "red", Action.REDIRECT: "magenta"}
+
+
+def drawing(scene: Scene) -> RenderableType:
+    """The picture of a scene; it takes the whole of the terminal it is printed on."""
+    return _Drawing(scene)
+
+
+class _Drawing:
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, height = options.max_width, options.height or console.height
+        rows = max(height - _FRAME, 0)
+        yield self._head(width)
+        if width >= _WIDE:
+            left = min(max(34, width * 2 // 5), 64)
+            grid = Table.grid(padding=0)
+            grid.add_column(width=left)
+            grid.add_column(width=width - left)
+            sentences = self._sentences(console, width - left - 1, rows)
+            grid.add_row(Group(*self._stack(rows, left)), Text("\n").join(Text(" ") + one for one in sentences))
+            yield _filled(console, options, grid, rows)
+        else:
+            above = rows // 2
+            sentences = self._sentences(console, width, rows - above)
+            yield _filled(console, options, Group(*self._stack(above, width)), above)
+            yield _filled(console, options, Text("\n").join(sentences), rows - above)
+        yield _row(f"answered: {self._scene.asked}" if self._scene.asked else "", "dim")
+        yield self._foot()
+
+    def _head(self, width: int) -> RenderableType:
+        words = f" {self._scene.totals.words()}"
+        where = cut(printable(self._scene.mountpoint), max(width - len(words), 1))
+        return _row(where + " " * (width - len(where) - len(words)) + words, "bold reverse")
+
+    def _foot(self) -> RenderableType:
+        scene = self._scene
+        if not scene.has_keys:
+            return _row("Ctrl-C ends", "dim")
+        keys = f"   f shows: {scene.choice.value}   c clears   q quits"
+        if scene.unseen is None:
+            return _row("p pauses" + keys)
+        return _row("").append(f"paused, {scene.unseen} more", "bold yellow").append("   p goes on" + keys)
+
+    # --- the sentences ---
+
+    def _sentences(self, console: Console, width: int, rows: int) -> list[Text]:
+        """The rows of the newest sentences, the newest last."""
+        shown: list[Text] = []
+        for line in reversed(self._scene.lines):
+            if len(shown) >= rows:
+                break
+            shown[:0] = _sentence(line, width).wrap(console, max(width, 1))[:_LONGEST_SENTENCE]
+        return shown[max(len(shown) - rows, 0) :]
+
+    # --- the stack ---
+
+    def _stack(self, rows: int, width: int) -> list[RenderableType]:
+        """The boxes that fit, and how many are left out where."""
+        boxes, lit = self._scene.boxes, self._scene.lit
+        height = _TALL if len(boxes) * _TALL <= rows else _LOW
+        shown = visible(len(boxes), [at for at, one in enumerate(boxes) if one.label in lit], rows, height)
+        drawn: list[RenderableType] = []
+        after = 0
+        for at in [*shown, len(boxes)]:
+            if at > after:
+                drawn.append(_row(f"  … {at - after} more", "dim"))
+            if at < len(boxes):
+                drawn.append(_box(boxes[at], height, width, boxes[at].label in lit))
+            after = at + 1
+        return drawn
+
+
+def visible(count: int, lit: Sequence[int], rows: int, height: int) -> list[int]:
+    """Which of `count` boxes of that height are drawn in so many rows, with a row for each gap: the first, those
+    that are lit, and then the topmost."""
+    chosen: list[int] = []
+    for at in dict.fromkeys([*range(min(count, 1)), *lit, *range(count)]):
+        more = sorted([*chosen, at])
+        gaps = sum(after - before > 1 for before, after in zip([-1, *more], [*more, count], strict=True))
+        if len(more) * height + gaps <= rows:
+            chosen = more
+        elif at not in lit:
+            break
+    return chosen
+
+
+def _box(layer: LayerFacts, height: int, width: int, lit: bool) -> RenderableType:
+    made = printable(layer.path if layer.label == UPPER else layer.title or os.path.basename(layer.path))
+    made = cut(made, max(width - 4, 1)) if layer.label == UPPER else made
+    words = _row("?" if layer.count is None else _facts(layer.count))
+    title = layer.name if height == _TALL else f"{layer.name}: {made}"
+    style = ("bold yellow" if layer.label == UPPER else "bold cyan") if lit else "dim"
+    return Panel(
+        Group(_row(made), words) if height == _TALL else words, box.HEAVY if lit else box.ROUNDED,
+        title=_row(printable(title), "bold" if lit else ""), title_align="left", border_style=style,
+        width=max(width, 4), height=height,
+    )
+
+
+def _facts(count: Count) -> str:
+    words = f"{human_size(count.size)} in {plural(count.entries, 'entry', 'entries')}"
+    return f"{words}, {plural(count.whiteouts, 'whiteout')}" if count.whiteouts else words
+
+
+def _sentence(line: Line, width: int) -> Text:
+    style = "dim" if line.event is None else _COLOURS.get(line.event.action, "")
+    return Text(line.words(longest=max(width - 2, 8)), style)
+
+
+def _row(words: str, style: str = "") -> Text:
+    """One row, however narrow the terminal is."""
+    return Text(words, style, no_wrap=True, overflow="ellipsis")
+
+
+def _filled(console: Console, options: ConsoleOptions, what: RenderableType, rows: int) -> RenderableType:
+    """Exactly so many rows of it."""
+    lines = console.render_lines(what, options.update(height=None), pad=True)
+    shaped = Segment.set_shape(lines, options.max_width, rows)
+    return Segments([segment for line in shaped for segment in (*line, Segment.line())])

@@ -1,0 +1,181 @@
+"""What has a watcher been told, and what of it is shown?"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from overlayfs_demo.events import Action, Event
+from overlayfs_demo.mounts.control.client import event_of
+from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts
+from overlayfs_demo.ui.wording import human_size, plural, sentence
+
+# How many sentences are kept, and for how long a layer is lit up that was touched, in seconds.
+_KEPT = 1000
+LIT = 1.5
+
+# Questions that change nothing, and by which requests of the fronts they are asked.
+_QUESTIONS = {
+    "lookup": ("lookup",), "stat": ("getattr",), "directory read": ("readdir", "readdirplus"), "open": ("open",),
+    "read": ("read",), "link read": ("readlink",), "attribute read": ("getxattr", "listxattr"),
+}
+
+
+def counted(asked: Mapping[str, int]) -> str:
+    """How many questions of which kind were answered: `120 lookups, 14 stats`; "" if none was."""
+    numbers = {word: sum(asked.get(name, 0) for name in names) for word, names in _QUESTIONS.items()}
+    return ", ".join(plural(number, word) for word, number in numbers.items() if number)
+
+
+class Choice(enum.Enum):
+    """Which sentences are shown; the values are the words for it."""
+
+    ALL = "all"
+    COPY_ON_WRITE = "copy-ups and whiteouts"
+    NO_WRITES = "all but writes"
+
+    def takes(self, line: Line) -> bool:
+        """Whether a line is shown."""
+        if line.event is None or self is Choice.ALL:
+            return True
+        wanted = line.event.action in (Action.COPY_UP, Action.WHITEOUT)
+        return wanted if self is Choice.COPY_ON_WRITE else not line.is_write
+
+    def following(self) -> Choice:
+        """The choice after this one, in a circle."""
+        choices = list(Choice)
+        return choices[(choices.index(self) + 1) % len(choices)]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One sentence: an event and its process's name, or (`event` is None) how many events are `missing`."""
+
+    event: Event | None
+    who: str = ""
+    missing: int = 0
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> Line:
+        """What a daemon told, but no counters."""
+        if "dropped" in answer:
+            return cls(None, missing=answer["dropped"])
+        return cls(event_of(answer), answer["who"])
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it is about data that was written."""
+        return self.event is not None and self.event.action is Action.WRITE
+
+    def words(self, longest: int | None = None) -> str:
+        """The sentence, whose paths are cut in the middle if they are longer than so many characters."""
+        if self.event is None:
+            return f"{plural(self.missing, 'more event')} came faster than they could be told"
+        return sentence(self.event, self.who, longest)
+
+    def joined(self, later: Line) -> Line | None:
+        """One line for both if each is about a write of one process to one file, else None."""
+        one, other = self.event, later.event
+        if one is None or other is None or not one.action is other.action is Action.WRITE:
+            return None
+        if (one.path, one.pid) != (other.path, other.pid):
+            return None
+        return replace(later, event=replace(other, size=one.size + other.size))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What copy-on-write has cost so far; `size` is the bytes copied up."""
+
+    copy_ups: int = 0
+    size: int = 0
+    whiteouts: int = 0
+
+    def plus(self, event: Event) -> Totals:
+        """With one more event."""
+        copied, hidden = event.action is Action.COPY_UP, event.action is Action.WHITEOUT
+        return Totals(self.copy_ups + copied, self.size + event.size * copied, self.whiteouts + hidden)
+
+    def words(self) -> str:
+        """For the line of counters."""
+        copies = plural(self.copy_ups, "copy-up")
+        return f"{copies} ({human_size(self.size)}), {plural(self.whiteouts, 'whiteout')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that one picture shows. `boxes` are the layers from the top down, and `lit` the labels of those just
+    touched; `lines` end with the newest. `unseen` is how many came since the pause, None without one."""
+
+    mountpoint: str
+    boxes: Sequence[LayerFacts]
+    lit: frozenset[str] = frozenset()
+    lines: Sequence[Line] = ()
+    asked: str = ""
+    totals: Totals = Totals()
+    choice: Choice = Choice.ALL
+    unseen: int | None = None
+    has_keys: bool = True
+
+
+class State:
+    """What a watcher knows, as it grows. For one thread."""
+
+    def __init__(self, mountpoint: str, *, has_keys: bool) -> None:
+        self._mountpoint = mountpoint
+        self._has_keys = has_keys
+        self._lines: deque[Line] = deque(maxlen=_KEPT)
+        self._paused: tuple[Line, ...] | None = None
+        self._unseen = 0
+        self._touched: dict[str, float] = {}
+        self._totals = Totals()
+        self._choice = Choice.ALL
+        self.asked: Mapping[str, int] = {}
+
+    def take(self, answer: Mapping[str, Any], *, told: bool) -> None:
+        """Note what a daemon told; `told`: it is also to be told as a sentence."""
+        if "counters" in answer:
+            self.asked = answer["counters"]
+            return
+        line = Line.of(answer)
+        if line.event is not None:
+            self._totals = self._totals.plus(line.event)
+            # Every event is a change of the upper.
+            self._touched.update(dict.fromkeys((UPPER, line.event.layer), time.monotonic()))
+        if told:
+            self._tell(line)
+
+    def _tell(self, line: Line) -> None:
+        joined = self._lines[-1].joined(line) if self._lines else None
+        if joined is not None:
+            self._lines[-1] = joined
+            return
+        self._lines.append(line)
+        self._unseen += self._choice.takes(line)
+
+    def press(self, key: str) -> None:
+        """A key of those that `watch_view` names."""
+        if key in ("p", " "):
+            self._paused = tuple(self._lines) if self._paused is None else None
+            self._unseen = 0
+        elif key == "f":
+            self._choice = self._choice.following()
+        elif key == "c":
+            self._lines.clear()
+            self._totals = Totals()
+            if self._paused is not None:
+                self._paused, self._unseen = (), 0
+
+    def scene(self, boxes: Sequence[LayerFacts]) -> Scene:
+        """What is to be shown now."""
+        now = time.monotonic()
+        lines = self._lines if self._paused is None else self._paused
+        return Scene(
+            self._mountpoint, boxes, frozenset(label for label, when in self._touched.items() if now < when + LIT),
+            tuple(filter(self._choice.takes, lines)), counted(self.asked), self._totals, self._choice,
+            None if self._paused is None else self._unseen, self._has_keys,
+        )
