@@ -1,14 +1,17 @@
-"""What can be typed to learn about the commands: completion and the manual page?"""
+"""What can be typed to learn about the commands: completion, the manual page and the documents."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
+from overlayfs_demo.cli import documents
 from overlayfs_demo.cli.command import Verbs, new_verb
 from overlayfs_demo.cli.completion import SHELLS, script
 from overlayfs_demo.cli.manpage import manual
 from overlayfs_demo.ui.console import PROGRAM, put
+from overlayfs_demo.ui.terminal import put_markdown
 
 
 def add_shell_verbs(
@@ -21,10 +24,29 @@ def add_shell_verbs(
         lambda arguments: _print(script(arguments.shell)),
     )
     verb.add_argument("shell", choices=SHELLS, help="which shell reads it")
-    new_verb(
-        verbs, "manual", "print the manual page", f"{PROGRAM} manual | man -l -",
-        lambda _arguments: _print(manual(whole_parser())), "Print the manual page, in man(7)'s language.",
+    verb = new_verb(
+        verbs, "manual", "print the manual page, or a document",
+        f"{PROGRAM} manual | man -l -\n{PROGRAM} manual --list\n{PROGRAM} manual differences\n"
+        f"{PROGRAM} manual architecture | less",
+        partial(_manual, whole_parser),
+        "Print the manual page, in man(7)'s language, or a document: formatted on a terminal, and in a pipe as the "
+        "Markdown that it is.",
     )
+    topics = documents.topics()
+    verb.add_argument(
+        "topic", nargs="?", choices=topics, metavar="TOPIC", help=f"a document instead: {', '.join(topics)}"
+    )
+    verb.add_argument("--list", action="store_true", help="list the documents")
+
+
+def _manual(whole_parser: Callable[[], argparse.ArgumentParser], arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        width = max(map(len, documents.topics()))
+        return _print("".join(f"{topic:<{width}}  {documents.title(topic)}\n" for topic in documents.topics()))
+    if arguments.topic is None:
+        return _print(manual(whole_parser()))
+    put_markdown(documents.read(arguments.topic))
+    return 0
 
 
 def _print(text: str) -> int:

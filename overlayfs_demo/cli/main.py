@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from overlayfs_demo import __version__
 from overlayfs_demo.cli.command import Verbs, guarded, new_verb
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.events import Event
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for these arguments: of the verb that they begin with and its kin, or of all verbs."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="An overlay filesystem you can watch.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     wanted = _VERBS.get(arguments[0]) if arguments else None
     for add in (wanted,) if wanted else dict.fromkeys(_VERBS.values()):

@@ -17,7 +17,7 @@ from overlayfs_demo.errors import ImageError, MountError, OverlayError
 from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.store import StoredImage
-from overlayfs_demo.ui.console import note
+from overlayfs_demo.ui.console import PROGRAM, note
 from overlayfs_demo.ui.terminal import progress
 from overlayfs_demo.ui.wording import printable
 
@@ -57,12 +57,14 @@ def _port(word: str) -> int:
 
 @contextmanager
 def _libraries() -> Iterator[None]:
-    """For the import of what needs the page's libraries. Raises OverlayError for one that is missing."""
+    """Wrap the imports of what needs the page's libraries, the extra `web`. Raises OverlayError if one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
+        if str(error.name).startswith("overlayfs_demo"):
+            raise
         raise OverlayError(
-            f"the page needs the Python package {error.name}", "run scripts/provision, or pip install overlayfs-demo"
+            f"the page needs the Python package {error.name}", f"pip install '{PROGRAM}[web]'"
         ) from None
 
 

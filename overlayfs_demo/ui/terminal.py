@@ -69,6 +69,20 @@ def put_styled(pieces: Sequence[tuple[str, str]]) -> None:
     put(capture.get())
 
 
+def put_markdown(text: str) -> None:
+    """Print a document: formatted for a terminal's width, and as it is to a pipe."""
+    if not sys.stdout.isatty():
+        put(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console(file=sys.stdout)
+    with console.capture() as capture:
+        console.print(Markdown(text, hyperlinks=False))
+    put(capture.get())
+
+
 class _Bar(Progress):
     """One line, which is about the present step."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -23,6 +25,8 @@ from tests.images.builders import WHITEOUT
 from tests.places import Place, fails, run
 from tests.web.conftest import MakeImage
 from tests.web.serving import Server, serving
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -318,11 +322,35 @@ def test_a_port_is_a_number(place: Place) -> None:
     assert done.returncode == 2 and "0 to 65535" in done.stderr
 
 
-def test_a_library_that_is_missing_is_named(store: Store, image: MakeImage, tmp_path: Path) -> None:
+def without(*libraries: str) -> str:
+    """A script that is the command line where these libraries are not installed."""
+    return (
+        f"import sys; sys.modules.update(dict.fromkeys({libraries}))\n"
+        "from overlayfs_demo.cli.main import main; sys.exit(main())"
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "library"),
+    [("report", "jinja2"), ("report", "squarify"), ("serve", "starlette"), ("serve", "uvicorn")],
+)
+def test_a_verb_whose_library_is_missing_says_how_to_install_it(
+    verb: str, library: str, store: Store, image: MakeImage, tmp_path: Path
+) -> None:
     image({"a": "1"})
-    script = "import sys; sys.modules['jinja2'] = None; from overlayfs_demo.cli.main import main; sys.exit(main())"
-    words = ("report", "--store", store.root, "test:1", "-o", tmp_path / "page.html")
-    fails(run(sys.executable, "-c", script, *words), "the Python package jinja2", "run scripts/provision")
+    options = ["-o", tmp_path / "page.html"] if verb == "report" else ["--port", "0"]
+    done = run(sys.executable, "-c", without(library), verb, "--store", store.root, "test:1", *options)
+    fails(done, f"the page needs the Python package {library}: pip install 'overlayfs-demo[web]'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_core_needs_no_library_of_the_page(store: Store, image: MakeImage) -> None:
+    image({"a": "1"})
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["web"]
+    script = without(*(re.split("[><=]", needed)[0] for needed in extra))
+    for words in (("--help",), ("analyze", "--store", store.root, "test:1"), ("manual",)):
+        done = run(sys.executable, "-c", script, *words)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- report ----------------------------------------------------------------------------------------
