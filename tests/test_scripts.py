@@ -94,6 +94,7 @@ class Project:
         self.calls.touch()
         (self.root / "scripts").mkdir(parents=True)
         shutil.copytree(ROOT / ".ci", self.root / ".ci")
+        shutil.copytree(ROOT / "overlayfs_demo" / "docs", self.root / "overlayfs_demo" / "docs")
         shutil.copy(ROOT / "pyproject.toml", self.root)
         shutil.copy(ROOT / "scripts" / "provision", self.root / "scripts")
         write_script(self.venv / "bin" / "overlayfs-demo", 'echo "$*"')

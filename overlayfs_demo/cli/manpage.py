@@ -69,6 +69,7 @@ def manual(parser: argparse.ArgumentParser) -> str:
 
 
 def _verb(verb: argparse.ArgumentParser) -> str:
+    verb.color = False  # type: ignore[attr-defined]  # Python 3.14 would colour the usage on a terminal.
     usage = " ".join(_USAGE.sub("", verb.format_usage()).split())
     summary, _, rest = (verb.description or "").partition("\n")
     name = verb.prog.split()[-1]
