@@ -61,11 +61,10 @@ def _libraries() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if str(error.name).startswith("overlayfs_demo"):
+        package = str(error.name).partition(".")[0]
+        if package == "overlayfs_demo":
             raise
-        raise OverlayError(
-            f"the page needs the Python package {error.name}", f"pip install '{PROGRAM}[web]'"
-        ) from None
+        raise OverlayError(f"the page needs the Python package {package}", f"pip install '{PROGRAM}[web]'") from None
 
 
 # --- serve -----------------------------------------------------------------------------------------
