@@ -98,7 +98,7 @@ class Archive:
         """A small member, whole. Raises ImageError: missing, twice, not small, or not what `digest` names."""
         place, member = self._find(name)
         if member.size > _MAX_DOCUMENT:
-            raise self.bad(name, f"is no manifest or config: it has {member.size} bytes")
+            raise self.bad(name, f"is not a manifest or config: it has {member.size} bytes")
         data = os.pread(self._descriptor(place), member.size, member.offset)
         if digest is not None:
             found = Digest.of(data, digest.algorithm).encoded
@@ -137,7 +137,7 @@ class Archive:
         """The sha256 of the archive's tar: the diff ID of a tree that is one layer. Raises ImageError: no tar."""
         fd = self._whole()
         if fd is None:
-            raise ImageError(f"{self.label} is no tar", "give the tar of a tree, as docker export writes it")
+            raise ImageError(f"{self.label} is not a tar archive", "give the tar of a tree, as docker export writes it")
         progress.step(f"hashing {self.label}", self._whole_size())
         hasher = Digest("sha256", "").hasher()
         position = 0
@@ -252,7 +252,7 @@ def open_archive(
 def _unpacked(path: Path, label: str) -> UnpackedArchive:
     if not any((path / one).is_file() for one in ("oci-layout", "manifest.json")):
         raise ImageError(
-            f"{label} is a directory, and no unpacked image (it has neither 'oci-layout' nor 'manifest.json')",
+            f"{label} is a directory, but not an unpacked image (it has neither 'oci-layout' nor 'manifest.json')",
             "name an image archive; the tar of a tree, for 'import', is made by tar -C DIRECTORY -cf TREE.tar .",
         )
     return UnpackedArchive(path, label)

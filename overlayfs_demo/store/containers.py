@@ -38,6 +38,7 @@ from overlayfs_demo.store.store import Store, StoredImage
 
 # As Docker has them.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_NAME_RULE = "write at least two letters, digits, '_', '.' or '-', a letter or digit first"
 _RECORD = "container.json"
 _MERGED = "merged"
 
@@ -157,7 +158,7 @@ class Containers:
         """
         name = name or secrets.token_hex(6)
         if not _NAME.fullmatch(name):
-            raise UsageError(f"'{shown(name)}' is no name for a container", "write letters, digits, '_', '.', '-'")
+            raise UsageError(f"'{shown(name)}' is not a valid container name", _NAME_RULE)
         directory = self._root / name
         mountpoint = (at or directory / _MERGED).absolute()
         with self._store.writing():
@@ -226,7 +227,7 @@ class Containers:
         """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
-            raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is no number of seconds", "see date +%s")
+            raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is not a number of seconds", "see date +%s")
         return commit(
             self._store, self._store.image(container.image), self._snapshot(container), name,
             created_by=f"overlayfs-demo commit {container.name}", comment=comment, author=author,

@@ -203,7 +203,7 @@ def test_file_that_is_no_tar_is_refused(refused: Refused, data: bytes) -> None:
 
 
 def test_tar_that_is_no_image_is_refused(refused: Refused) -> None:
-    assert "is no image" in refused(layer({"thesis.tex": "x", "figures/one.png": "y"}))
+    assert "is not an image" in refused(layer({"thesis.tex": "x", "figures/one.png": "y"}))
 
 
 def test_directory_is_refused(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def _loop(depth: int) -> Callable[[Blobs, dict[str, object]], list[dict[str, obj
 
 @pytest.mark.parametrize(("data", "words"), [
     (_oci(lambda blobs, entry: []), "lists no image"),
-    (_oci(lambda blobs, entry: [dict(entry, digest="sha256:12")]), "no digest"),
+    (_oci(lambda blobs, entry: [dict(entry, digest="sha256:12")]), "not a digest"),
     (_oci(lambda blobs, entry: [dict(entry, digest=digest(b"x"))]), "is missing"),
     (_oci(lambda blobs, entry: [dict(entry, mediaType=5)]), "'mediaType' must be a string"),
     (_oci(lambda blobs, entry: [dict(entry, platform="linux")]), "'platform'"),

@@ -45,7 +45,7 @@ def test_name_is_shown_short_and_means_the_full_one(text: str, familiar: str, fu
     "\udcff", f"a:{'t' * 129}", "0" * 64,
 ])
 def test_what_is_not_a_name_is_refused(text: str) -> None:
-    with pytest.raises(ImageError, match=r"is not a valid image name|is no digest"):
+    with pytest.raises(ImageError, match=r"is not a valid image name|is not a digest"):
         Reference.parse(text)
 
 

@@ -161,7 +161,7 @@ def test_a_layout_directory_is_loaded(store: Store, tmp_path: Path) -> None:
 
 def test_a_directory_without_a_layout_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
-    with pytest.raises(ImageError, match="no unpacked image"):
+    with pytest.raises(ImageError, match="not an unpacked image"):
         load(store, tmp_path / "dir")
 
 
