@@ -219,7 +219,7 @@ def _names(archive: Archive, member: str, text: str) -> tuple[ImageName, ...]:
     try:
         reference = Reference.parse(text)
     except ImageError as error:
-        raise archive.bad(member, error.problem) from None
+        raise archive.bad(member, f"has a bad name: {error.problem}") from None
     return () if reference.tag is None and reference.digest is not None else (reference.name,)
 
 

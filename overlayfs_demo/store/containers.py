@@ -127,7 +127,7 @@ class Containers:
                 raise FileNotFoundError
             data = (directory / _RECORD).read_bytes()
         except FileNotFoundError:
-            raise MountError(f"no container '{shown(name)}'", "'overlayfs-demo ps' lists what there is") from None
+            raise MountError(f"no container '{shown(name)}'", self._instead_of(name)) from None
         try:
             row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
             return Container(
@@ -140,6 +140,14 @@ class Containers:
                 f"the record of container '{name}' is damaged ({error.problem})",
                 f"save what it changed, in 'upper' of {shown(str(directory))}, then remove that directory",
             ) from None
+
+    def _instead_of(self, name: str) -> str:
+        """What to do about a name that no container has."""
+        try:
+            self._store.identify(name)
+        except ImageError:
+            return "'overlayfs-demo ps' lists what there is"
+        return "that is an image: 'create' makes a container of it, and 'diff IMAGE IMAGE' compares two"
 
     def users(self) -> Mapping[Digest, list[str]]:
         """Which containers are made of which image."""
@@ -254,7 +262,7 @@ class Containers:
 
     def _titles(self, container: Container) -> tuple[str, ...]:
         """What made each layer, topmost first, as its image's history says."""
-        return self._store.image(container.image).value.titles[::-1]
+        return self._store.image(container.image).layer_titles[::-1]
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
         """The directories of its layers, topmost first; an empty one if it has none. Raises MountError: one is gone."""

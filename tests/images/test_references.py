@@ -100,7 +100,7 @@ IMAGES = (named(A, "app:1", "app:2", "localhost/tool:1"), named(B, "other:latest
 @pytest.mark.parametrize(("word", "identity", "name"), [
     ("app:1", A, "app:1"), ("library/app:2", A, "app:2"), ("docker.io/library/app:1", A, "app:1"),
     ("other", B, "other:latest"), (f"app@{A}", A, "app:1"), (f"app:2@{A}", A, "app:2"),
-    (str(A), A, None), (A.encoded, A, None), (A.short, A, None), (A.encoded[:4], A, None),
+    (str(A), A, None), (A.encoded, A, None), (A.short, A, None), (A.encoded[:4], A, None), (A.encoded[:1], A, None),
     (f"sha256:{A.short}", A, None),
 ])
 def test_image_is_found(word: str, identity: Digest, name: str | None) -> None:
