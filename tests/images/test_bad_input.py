@@ -164,7 +164,7 @@ def test_layer_that_is_cut_short_is_refused(refused: Refused, cut: int) -> None:
 def test_damaged_header_does_not_end_a_layer(refused: Refused) -> None:
     tar = bytearray(layer({"a": "1", "b": "2", "c": "3"}))
     tar[1024 + 150] ^= 0xFF
-    assert "after member 'a', invalid header" in refused(docker_save([bytes(tar)]))
+    assert "after member 'a': invalid header" in refused(docker_save([bytes(tar)]))
 
 
 def test_chain_of_extended_headers_is_refused(refused: Refused) -> None:
