@@ -328,7 +328,7 @@ def test_create_that_cannot_mount_leaves_no_container(demo: Run, tmp_path: Path)
 def test_wrong_uses_of_containers_are_one_line(demo: Run) -> None:
     view(demo)
     fails(demo("create", "a:1", "--name", "c1"), "already")
-    fails(demo("create", "a:1", "--name", "../c"), "no name for a container", status=2)
+    fails(demo("create", "a:1", "--name", "../c"), "not a valid container name", status=2)
     fails(demo("start", "c1"), "mounted already")
     fails(demo("rm", "c1"), "is mounted", "--force")
     fails(demo("rmi", "a:1"), "used by container c1")

@@ -255,7 +255,7 @@ def test_a_daemon_without_a_socket_is_named(mounted: Place) -> None:
 
 def test_an_unknown_action_is_wrong_usage(place: Place) -> None:
     done = run("overlayfs-demo", "watch", "--only", "write,sing", place.view)
-    assert done.returncode == 2 and "'sing' is no action" in done.stderr
+    assert done.returncode == 2 and "'sing' is not an action" in done.stderr
 
 
 # --- the socket itself ----------------------------------------------------------------------------

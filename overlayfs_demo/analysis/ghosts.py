@@ -53,7 +53,7 @@ def _make_target(target: Path) -> bool:
     except FileExistsError:
         if target.is_dir() and not target.is_symlink() and not os.listdir(target):
             return False
-        raise ImageError(f"{shown(str(target))} is in the way: it is no empty directory", "choose another") from None
+        raise ImageError(f"{shown(str(target))} is not an empty directory", "choose another") from None
     except OSError as error:
         raise ImageError(f"{shown(str(target))} cannot be made: {error.strerror}", "choose another place") from None
 

@@ -107,16 +107,18 @@ def _layers_table(analysis: Analysis) -> str:
 
 
 def _summary(image: StoredImage, analysis: Analysis) -> str:
-    copies = sum(one.size * (len(one.copies) - 1) for one in analysis.duplicates)
+    # A copy that is hidden is waste, and counted as that.
+    seen = [(one.size, sum(copy.live for copy in one.copies)) for one in analysis.duplicates]
+    repeated = [(size, number - 1) for size, number in seen if number > 1]
     lines = [
         f"{shown(image.title)} ships {human_size(analysis.shipped)} of files: {human_size(analysis.live)} are seen, "
         f"{human_size(analysis.wasted)}{_share(analysis)} are hidden by later layers.",
         f"dive's efficiency score: {percentage(analysis.dive_score, 1, digits=2)}",
     ]
-    if copies:
-        files = plural(len(analysis.duplicates), "file")
+    if repeated:
+        copies, files = sum(size * number for size, number in repeated), plural(len(repeated), "file")
         lines.append(
-            f"Not counted as waste: {human_size(copies)} in {files} whose data stands in the image more than once."
+            f"Not counted as waste: {human_size(copies)} in {files} whose data is seen in the image more than once."
         )
     return "".join(line + "\n" for line in lines)
 

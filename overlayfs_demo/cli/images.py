@@ -14,10 +14,11 @@ from overlayfs_demo.analysis.waste import analyse
 from overlayfs_demo.cli.command import Verbs, one_line
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
+from overlayfs_demo.errors import ImageError, UsageError
 from overlayfs_demo.images import describe
 from overlayfs_demo.images.describe import LayerFacts
 from overlayfs_demo.images.model import Digest, Platform, shown
-from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.images.reference import ImageName, Reference
 from overlayfs_demo.store import remove
 from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import Loaded, import_tree, load
@@ -32,9 +33,10 @@ from overlayfs_demo.ui.wording import human_size, plural
 def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
-    verb.add_argument("archive", nargs="?", default="-", metavar="FILE",
+    verb.add_argument("archive", nargs="?", metavar="FILE",
                       help="of docker save, podman save or skopeo, a directory that has one unpacked (an OCI layout, "
                            "skopeo's dir:), or - (the default): stdin")
+    verb.add_argument("--input", "-i", metavar="FILE", help="the same, as docker has it")
     verb.add_argument("--platform", metavar="OS/ARCH|all",
                       help="which platform, if not this machine's; with 'all' every one, and the name stays with this "
                            "machine's, or else the last")
@@ -42,9 +44,10 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_json(verb)
     verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
     verb.add_argument("archive", metavar="FILE", help="as docker export writes it; - is stdin")
-    verb.add_argument("name", metavar="NAME[:TAG]")
+    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     add_json(verb)
-    verb = add_verb(verbs, "images", "list images", "images --digests", _images)
+    verb = add_verb(verbs, "images", "list images", "images app", _images)
+    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only the images of this name")
     _add_format(verb)
     verb.add_argument("--quiet", "-q", action="store_true", help="IDs alone")
     verb.add_argument("--digests", action="store_true", help="the digests that a registry gave them, too")
@@ -53,7 +56,7 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     _add_format(verb)
     verb.add_argument("--human", type=_truth, default=True, metavar="true|false", help="sizes and times for people")
     verb.add_argument("--layers", action="store_true", help="show what docker leaves out: the layer of each step")
-    verb = add_verb(verbs, "inspect", "show all about images, as docker does", "inspect app:1.0", _inspect)
+    verb = add_verb(verbs, "inspect", "show everything about images, as docker does", "inspect app:1.0", _inspect)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb = add_verb(verbs, "layers", "list every stored layer, and who uses it", "layers", _layers)
     _add_format(verb)
@@ -62,7 +65,7 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "save", "write images as an archive", "save app:1.0 -o app.tar", _save)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     add_output(verb)
-    verb = add_verb(verbs, "tag", "give an image a further name", "tag app:1.0 app:stable", _tag)
+    verb = add_verb(verbs, "tag", "give an image another name", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")
     verb = add_verb(verbs, "rmi", "remove names, and images without one", "rmi app:1.0", _rmi)
@@ -89,14 +92,26 @@ def _truth(word: str) -> bool:
 
 
 def _source(word: str) -> Path | BinaryIO:
-    return sys.stdin.buffer if word == "-" else Path(word)
+    """Where an archive is read from. Raises UsageError."""
+    if not word:
+        raise UsageError("the archive has an empty name", "name a file, or - for standard input")
+    if word != "-":
+        return Path(word)
+    if sys.stdin.isatty():
+        raise UsageError("refusing to read an archive from a terminal", "name a file, or pipe an archive in")
+    return sys.stdin.buffer
 
 
 def _load(arguments: argparse.Namespace) -> int:
+    if None not in (arguments.archive, arguments.input):
+        raise UsageError("two archives are given", "name one")
+    archive = arguments.input if arguments.archive is None else arguments.archive
     every = arguments.platform == "all"
     platform = Platform.parse(arguments.platform) if arguments.platform and not every else None
     with progress() as told:
-        outcome = load(store_of(arguments), _source(arguments.archive), platform, told, every_platform=every)
+        outcome = load(
+            store_of(arguments), _source("-" if archive is None else archive), platform, told, every_platform=every
+        )
     if arguments.json:
         put_json([_loaded_json(one) for one in outcome])
         put_json([{"Image": one.title, "Error": one_line(one.error)} for one in outcome.failed])
@@ -112,13 +127,15 @@ def _load(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    name = ImageName.parse(arguments.name)
+    name = ImageName.parse(arguments.name) if arguments.name is not None else None
     with progress() as told:
         loaded = import_tree(store_of(arguments), _source(arguments.archive), name, progress=told)
     if arguments.json:
         put_json([_loaded_json(loaded)])
         return 0
-    _report(loaded, quiet=True)
+    for taken in _taken(loaded):
+        note(taken)
+    _note_left_out(loaded)
     put(f"{loaded.image.id}\n")
     return 0
 
@@ -137,8 +154,8 @@ def _loaded_json(loaded: Loaded) -> dict[str, object]:
 def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
     image = loaded.image
     suffix = f" ({shown(str(image.parsed.platform))})" if platform else ""
-    for name, before in loaded.displaced.items():
-        put(f"The name {name} stood for {before.short} before, which is now without it\n")
+    for taken in _taken(loaded):
+        put(f"{taken}\n")
     if not quiet and loaded.skipped:
         saved = human_size(sum(layer.size for layer in loaded.skipped))
         layers = f"{len(loaded.skipped)} of {plural(len(image.layers), 'layer')}"
@@ -147,6 +164,18 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
         put(f"Loaded image: {name}{suffix}\n")
     if not loaded.names:
         put(f"Loaded image ID: {image.id}{suffix}\n")
+    _note_left_out(loaded)
+
+
+def _taken(loaded: Loaded) -> list[str]:
+    """A sentence for each name that another image lost to this one."""
+    return [
+        f"The name {name} stood for {before.short} before, which is now without it"
+        for name, before in loaded.displaced.items()
+    ]
+
+
+def _note_left_out(loaded: Loaded) -> None:
     for what, count in sorted(loaded.left_out.items()):
         note(f"note: left out in {plural(count, 'member')}: {what}")
 
@@ -180,6 +209,11 @@ def _facts(image: StoredImage) -> list[LayerFacts]:
 def _images(arguments: argparse.Namespace) -> int:
     found = _inventory(store_of(arguments)).images
     rows = describe.image_rows((describe.summarize(image.value, _facts(image)) for image in found), arguments.digests)
+    if arguments.name is not None:
+        wanted = Reference.parse(arguments.name)
+        rows = tuple(
+            row for row in rows if row.repository == str(wanted.repository) and row.tag in (wanted.tag or row.tag,)
+        )
     trunc, now = not arguments.no_trunc, time.time()
     if arguments.quiet:
         put("".join(f"{docker_tables.short_id(row.id) if trunc else row.id}\n" for row in rows))
@@ -217,9 +251,14 @@ def _history(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
-    found = []
+    found, status = [], 0
     for word in arguments.images:
-        image = store.find(word)
+        try:
+            image = store.find(word)
+        except ImageError as error:
+            note(one_line(error))
+            status = 1
+            continue
         place = None
         if image.layers:
             top, *below = (str(layer.directory) for layer in reversed(image.layers))
@@ -227,15 +266,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
         stored = describe.Stored(graph_driver=(PROGRAM, place))
         found.append(describe.inspect(image.value, _facts(image), stored))
     put(docker_tables.inspect_text(found))
-    return 0
+    return status
 
 
-def _users(images: Sequence[StoredImage]) -> Mapping[Digest, list[StoredImage]]:
-    """The images that have a layer, by its chain ID."""
-    users: dict[Digest, list[StoredImage]] = {}
+def _users(images: Sequence[StoredImage]) -> Mapping[Digest, list[str]]:
+    """What the images that have a layer are called, by its chain ID."""
+    users: dict[Digest, list[str]] = {}
     for image in images:
-        for layer in image.layers:
-            users.setdefault(layer.chain_id, []).append(image)
+        for layer in dict.fromkeys(image.layers):
+            users.setdefault(layer.chain_id, []).append(image.title)
     return users
 
 
@@ -247,7 +286,7 @@ def _layers(arguments: argparse.Namespace) -> int:
         put_json([
             {
                 "ChainID": str(layer.chain_id), "DiffID": str(layer.diff_id), "Size": layer.size,
-                "Images": [image.title for image in users.get(layer.chain_id, [])], "Directory": str(layer.directory),
+                "Images": users.get(layer.chain_id, []), "Directory": str(layer.directory),
             }
             for layer in layers
         ])
@@ -259,7 +298,7 @@ def _layers(arguments: argparse.Namespace) -> int:
     put_table(docker_tables.table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), [
         (
             words(layer.chain_id), words(layer.diff_id), human_size(layer.size),
-            ", ".join(image.title for image in users.get(layer.chain_id, [])) or "nothing",
+            ", ".join(users.get(layer.chain_id, [])) or ("a damaged image" if found.may_need(layer) else "nothing"),
         )
         for layer in layers
     ]))
@@ -277,7 +316,7 @@ def _df(arguments: argparse.Namespace) -> int:
 
     stored = sum(layer.size for layer in layers)
     listed = sum(image.size for image in images)
-    unused = sum(layer.size for layer in layers if not uses[layer.chain_id])
+    unused = sum(layer.size for layer in layers if not uses[layer.chain_id] and not found.may_need(layer))
     if arguments.json:
         put_json([
             {"Image": image.title, "ID": str(image.id), "Size": image.size, "SharedSize": split(image)[0],
@@ -291,11 +330,11 @@ def _df(arguments: argparse.Namespace) -> int:
     told, used = [], stored - unused
     if listed > used:
         told.append(
-            f"The sizes add up to {human_size(listed)}, but {human_size(used)} are stored: a layer that several images "
-            "have is stored once."
+            f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer that several "
+            "images have is stored once."
         )
     if unused:
-        told.append(f"{human_size(unused)} are stored in layers that no image uses: 'prune' removes them.")
+        told.append(f"{human_size(unused)} is stored in layers that no image uses: 'prune' removes them.")
     if told:
         put("\n" + "".join(line + "\n" for line in told))
     return 0

@@ -55,7 +55,7 @@ def output(path: Path | None) -> Iterator[BinaryIO]:
 
 def _refuse_terminal(stream: BinaryIO) -> None:
     if stream.isatty():
-        raise UsageError("what this writes is nothing for a terminal", "name a file with --output, or redirect it")
+        raise UsageError("an archive is not written to a terminal", "name a file with --output, or redirect it")
 
 
 @contextmanager

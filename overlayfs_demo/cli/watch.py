@@ -45,7 +45,7 @@ def _actions(words: str) -> frozenset[str]:
     known = {one.value for one in Action}
     actions = frozenset(words.split(","))
     if unknown := sorted(actions - known):
-        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is no action: there are {', '.join(sorted(known))}")
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not an action: choose from {', '.join(sorted(known))}")
     return actions
 
 

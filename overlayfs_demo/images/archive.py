@@ -8,6 +8,7 @@ such places: it is decompressed into an unnamed temporary file first, which is g
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import posixpath
 import stat
@@ -98,7 +99,7 @@ class Archive:
         """A small member, whole. Raises ImageError: missing, twice, not small, or not what `digest` names."""
         place, member = self._find(name)
         if member.size > _MAX_DOCUMENT:
-            raise self.bad(name, f"is no manifest or config: it has {member.size} bytes")
+            raise self.bad(name, f"is not a manifest or config: it has {member.size} bytes")
         data = os.pread(self._descriptor(place), member.size, member.offset)
         if digest is not None:
             found = Digest.of(data, digest.algorithm).encoded
@@ -137,7 +138,7 @@ class Archive:
         """The sha256 of the archive's tar: the diff ID of a tree that is one layer. Raises ImageError: no tar."""
         fd = self._whole()
         if fd is None:
-            raise ImageError(f"{self.label} is no tar", "give the tar of a tree, as docker export writes it")
+            raise ImageError(f"{self.label} is not a tar archive", "give the tar of a tree, as docker export writes it")
         progress.step(f"hashing {self.label}", self._whole_size())
         hasher = Digest("sha256", "").hasher()
         position = 0
@@ -235,24 +236,50 @@ def open_archive(
             with contextlib.closing(_unpacked(path, label)) as layout:
                 yield layout
             return
-        with path.open("rb") as file:
-            if not compression(file.fileno(), 0, os.fstat(file.fileno()).st_size, label):
-                yield TarArchive(file, label)
-                return
-            with tempfile.TemporaryFile(dir=scratch) as plain:
-                _decompress(file, plain.fileno(), label, progress)
-                with os.fdopen(os.dup(plain.fileno()), "rb") as whole:
-                    yield TarArchive(whole, label)
+        with path.open("rb") as file, open_stream(file, scratch, label, progress) as archive:
+            yield archive
     except OSError as error:
         if error.filename != str(path):
             raise
         raise ImageError(f"{label}: {error.strerror}", "name a readable image archive") from None
 
 
+@contextmanager
+def open_stream(
+    stream: BinaryIO, scratch: Path | None, label: str, progress: Progress = SILENT
+) -> Iterator[Archive]:
+    """Open and index an image archive that is read from an open file, a pipe or a FIFO; see `open_archive`.
+
+    What an image consists of may stand at the end of its archive. So what cannot be read twice is kept, in an unnamed
+    temporary file in `scratch`. The stream stays the caller's.
+    """
+    with contextlib.ExitStack() as files:
+        if not _is_file(stream):
+            kept = files.enter_context(tempfile.TemporaryFile(dir=scratch))
+            progress.step(f"reading {label}")
+            while piece := stream.read(CHUNK):
+                progress.advance(len(piece))
+                write_sparse(kept.fileno(), piece)
+            stream = files.enter_context(os.fdopen(os.dup(kept.fileno()), "rb"))
+        if compression(stream.fileno(), 0, os.fstat(stream.fileno()).st_size, label):
+            plain = files.enter_context(tempfile.TemporaryFile(dir=scratch))
+            _decompress(stream, plain.fileno(), label, progress)
+            stream = files.enter_context(os.fdopen(os.dup(plain.fileno()), "rb"))
+        yield TarArchive(stream, label)
+
+
+def _is_file(stream: BinaryIO) -> bool:
+    """True for a file that is read from its start, and can be read from there again."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.tell() == 0
+    except io.UnsupportedOperation:
+        return False  # It has no descriptor.
+
+
 def _unpacked(path: Path, label: str) -> UnpackedArchive:
     if not any((path / one).is_file() for one in ("oci-layout", "manifest.json")):
         raise ImageError(
-            f"{label} is a directory, and no unpacked image (it has neither 'oci-layout' nor 'manifest.json')",
+            f"{label} is a directory, but not an unpacked image (it has neither 'oci-layout' nor 'manifest.json')",
             "name an image archive; the tar of a tree, for 'import', is made by tar -C DIRECTORY -cf TREE.tar .",
         )
     return UnpackedArchive(path, label)

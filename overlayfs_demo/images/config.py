@@ -41,7 +41,7 @@ def check_config(data: bytes, member: str) -> Config:
     made = sum(not step.empty_layer for step in config.history)
     if made > len(config.diff_ids):
         raise ImageError(
-            f"{where}: 'history' has {made} steps that made a layer, but 'rootfs' {len(config.diff_ids)} layers",
+            f"{where}: 'history' has {made} steps that made a layer, but 'rootfs' has only {len(config.diff_ids)}",
             _ADVICE,
         )
     return config
@@ -67,7 +67,7 @@ def read_time(text: str, where: str) -> tuple[int, str]:
         return int((moment - _EPOCH).total_seconds()), clock + fraction + zone
     except (ValueError, OverflowError):
         raise ImageError(
-            f"{where}: 'created' is no RFC 3339 time: '{shown(text)}'", "write it as 2006-01-02T15:04:05Z"
+            f"{where}: 'created' is not an RFC 3339 time: '{shown(text)}'", "write it as 2006-01-02T15:04:05Z"
         ) from None
 
 

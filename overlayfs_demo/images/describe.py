@@ -112,7 +112,7 @@ _NOTHING_STORED = Stored()
 def image_id(image: Image) -> Digest:
     """The image ID: the digest of the config. Raises ImageError for a flat tree, which has none."""
     if not image.config:
-        raise ImageError("a flat tree is no image: it has no config", "make it one with docker import")
+        raise ImageError("a flat tree is not an image: it has no config", "make it one with docker import")
     return Digest.of(image.config)
 
 

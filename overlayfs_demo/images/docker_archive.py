@@ -137,7 +137,7 @@ def _seconds(created: str) -> int:
     try:
         return int(datetime.fromisoformat(created).astimezone(UTC).timestamp())
     except ValueError:
-        raise ImageError(f"config: 'created' is no RFC 3339 time: '{shown(created)}'") from None
+        raise ImageError(f"config: 'created' is not an RFC 3339 time: '{shown(created)}'") from None
 
 
 class _Writer:

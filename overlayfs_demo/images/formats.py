@@ -119,7 +119,7 @@ def contents(archive: Archive) -> Contents:
             "load it into a later Docker, and save it there",
         )
     raise ImageError(
-        f"{archive.label} is no image: it has neither manifest.json (docker save), nor oci-layout and "
+        f"{archive.label} is not an image: it has neither manifest.json (docker save), nor oci-layout and "
         "index.json (OCI), nor the directories of a root filesystem (docker export)",
         "export one with docker save, podman save or skopeo copy",
     )
@@ -186,7 +186,7 @@ def _of_manifest(archive: Archive) -> Contents:
     if isinstance(rows, dict):
         return _of_directory(archive)
     if not isinstance(rows, list) or not rows:
-        raise archive.bad("manifest.json", "is no list of images")
+        raise archive.bad("manifest.json", "is not a list of images")
     return Contents(tuple(
         _docker_candidate(archive, row, f"{archive.label}: member manifest.json[{index}]")
         for index, row in enumerate(rows)
@@ -219,7 +219,7 @@ def _names(archive: Archive, member: str, text: str) -> tuple[ImageName, ...]:
     try:
         reference = Reference.parse(text)
     except ImageError as error:
-        raise archive.bad(member, error.problem) from None
+        raise archive.bad(member, f"has a bad name: {error.problem}") from None
     return () if reference.tag is None and reference.digest is not None else (reference.name,)
 
 
@@ -280,7 +280,9 @@ def _of_directory(archive: Archive) -> Contents:
         found = _oci_index(blobs, data, member, Names(), 0)
         return blobs.contents(member, [replace(one, index=Digest.of(data)) for one in found])
     if not document.has("config"):
-        raise _schema_1(archive, member) if document.has("fsLayers") else archive.bad(member, "is no image manifest")
+        if document.has("fsLayers"):
+            raise _schema_1(archive, member)
+        raise archive.bad(member, "is not an image manifest")
     return blobs.contents(member, _manifest(blobs, document, Digest.of(data), Names(), None))
 
 

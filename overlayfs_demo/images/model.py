@@ -50,7 +50,7 @@ class Digest:
         match = _DIGEST.fullmatch(text)
         if match is None or _HEX_DIGITS.get(match[1]) != len(match[2]):
             raise ImageError(
-                f"{where}: '{shown(text)}' is no digest",
+                f"{where}: '{shown(text)}' is not a digest",
                 "write sha256, sha384 or sha512, a colon, and the hash in lower-case hexadecimal",
             )
         return cls(match[1], match[2])
@@ -129,7 +129,7 @@ class Platform:
         words = text.split("/")
         if not 2 <= len(words) <= 3 or not all(words):
             raise UsageError(
-                f"'{shown(text)}' is no platform", "write os/architecture[/variant], as in linux/arm64"
+                f"'{shown(text)}' is not a platform", "write os/architecture[/variant], as in linux/arm64"
             )
         return cls(*words)
 
@@ -228,7 +228,7 @@ def parse_json(data: bytes, member: str) -> object:
 
 def _no_number(word: str) -> None:
     """NaN and Infinity are Python's, not JSON's."""
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")
 
 
 class Document:
@@ -243,7 +243,7 @@ class Document:
     def __init__(self, value: object, where: str) -> None:
         self._where = where
         if not isinstance(value, dict):
-            raise ImageError(f"{where}: must be a JSON object, not {_kind(value)}", "export the image again")
+            raise ImageError(f"{where} must be a JSON object, not {_kind(value)}", "export the image again")
         self._fields: dict[str, object] = value
 
     def _wrong(self, key: str, wanted: str) -> ImageError:

@@ -19,9 +19,9 @@ _HUB, _OFFICIAL = "docker.io", "library"
 _OLD_HUB = "index.docker.io"
 _LATEST = "latest"
 _MOST_CHARACTERS = 255
-# Fewer digits of an ID are more likely to be a name.
-_LEAST_DIGITS = 4
 _MOST_SUGGESTIONS = 5
+# Fewer hexadecimal digits were probably meant as a name.
+_LIKELY_ID = 4
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
@@ -29,7 +29,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _ID = re.compile("[0-9a-f]{64}")
-_SHORT_ID = re.compile(rf"[0-9a-f]{{{_LEAST_DIGITS},64}}")
+_SHORT_ID = re.compile("[0-9a-f]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -160,7 +160,7 @@ class Found:
 
 
 def find_image(word: str, images: Iterable[Named], place: str, remedy: str) -> Found:
-    """The image that a person means by a name, an ID, or the first digits of an ID (at least 4).
+    """The image that a person means by a name, an ID, or the first digits of an ID.
 
     A name wins over an ID that begins so, as with docker. `NAME@DIGEST` is an image of this repository that has
     this ID. `place` says in errors where the images are ("" for a store), `remedy` what to do if none is like it.
@@ -186,7 +186,7 @@ def find_image(word: str, images: Iterable[Named], place: str, remedy: str) -> F
         return Found(matches.pop(), None)
     if reference is None:
         raise ImageError(f"no image ID begins with {digits}{place}", remedy)
-    raise _missing(reference, digits if is_id else "", images, place, remedy)
+    raise _missing(reference, digits if is_id and len(digits) >= _LIKELY_ID else "", images, place, remedy)
 
 
 def _by_name(reference: Reference, images: Iterable[Named]) -> Found | None:

@@ -37,7 +37,7 @@ def of_platform(archive: Archive, group: Sequence[Candidate], wanted: Platform |
     if wanted is None and len({one.platform for one in group}) == 1:
         return list(group)
     raise ImageError(
-        f"{archive.label} has nothing for {wanted or running_platform()}",
+        f"{archive.label} has no image for {wanted or running_platform()}",
         f"choose with --platform: {', '.join(sorted({str(one.platform) for one in group}))}",
     )
 
@@ -62,8 +62,8 @@ def _without_name(candidate: Candidate) -> Candidate:
 def select_image(archive: Archive, name: str | None = None, platform: Platform | None = None) -> Image:
     """The one image of the archive that is meant.
 
-    An archive with several needs a `name`; of several platforms the running machine's is preferred, or
-    `platform` is required. Raises ImageError: no image, none that fits, or more than one.
+    An archive with several needs a `name`, which the last one of that name has; of several platforms the running
+    machine's is preferred, or `platform` is required. Raises ImageError: no image, none that fits, or more than one.
     """
     candidates: Sequence[Candidate] = contents(archive).candidates
     listed = ", ".join(dict.fromkeys(one.title for one in candidates))
@@ -73,9 +73,9 @@ def select_image(archive: Archive, name: str | None = None, platform: Platform |
     if len({one.names for one in candidates}) > 1 and len({one.identity for one in candidates}) > 1:
         raise several
     chosen = of_platform(archive, candidates, platform)
-    if len({one.identity for one in chosen}) > 1:
+    if len({one.identity for one in chosen}) > 1 and not chosen[0].names:
         raise several
-    return chosen[0].read()
+    return chosen[-1].read()
 
 
 def _meant(archive: Archive, candidates: Sequence[Candidate], word: str, remedy: str) -> list[Candidate]:

@@ -129,8 +129,11 @@ class TarStream:
             raise self._broken("the end-of-archive mark is missing")
 
     def _broken(self, what: str) -> ImageError:
-        place = f"at its start, {what}" if not self._last else f"after member '{shown(self._last)}', {what}"
-        return ImageError(f"{self._label} is damaged or cut short: {place}", "fetch or export it again")
+        where = (
+            f"damaged or cut short: after member '{shown(self._last)}'" if self._last
+            else "not a tar archive, or damaged at its start"
+        )
+        return ImageError(f"{self._label} is {where}: {what}", "fetch or export it again")
 
     @property
     def stored(self) -> int:

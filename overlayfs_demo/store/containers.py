@@ -38,6 +38,7 @@ from overlayfs_demo.store.store import Store, StoredImage
 
 # As Docker has them.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_NAME_RULE = "write at least two letters, digits, '_', '.' or '-', a letter or digit first"
 _RECORD = "container.json"
 _MERGED = "merged"
 
@@ -126,7 +127,7 @@ class Containers:
                 raise FileNotFoundError
             data = (directory / _RECORD).read_bytes()
         except FileNotFoundError:
-            raise MountError(f"no container '{shown(name)}'", "'overlayfs-demo ps' lists what there is") from None
+            raise MountError(f"no container '{shown(name)}'", self._instead_of(name)) from None
         try:
             row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
             return Container(
@@ -139,6 +140,14 @@ class Containers:
                 f"the record of container '{name}' is damaged ({error.problem})",
                 f"save what it changed, in 'upper' of {shown(str(directory))}, then remove that directory",
             ) from None
+
+    def _instead_of(self, name: str) -> str:
+        """What to do about a name that no container has."""
+        try:
+            self._store.identify(name)
+        except ImageError:
+            return "'overlayfs-demo ps' lists what there is"
+        return "that is an image: 'create' makes a container of it, and 'diff IMAGE IMAGE' compares two"
 
     def users(self) -> Mapping[Digest, list[str]]:
         """Which containers are made of which image."""
@@ -157,7 +166,7 @@ class Containers:
         """
         name = name or secrets.token_hex(6)
         if not _NAME.fullmatch(name):
-            raise UsageError(f"'{shown(name)}' is no name for a container", "write letters, digits, '_', '.', '-'")
+            raise UsageError(f"'{shown(name)}' is not a valid container name", _NAME_RULE)
         directory = self._root / name
         mountpoint = (at or directory / _MERGED).absolute()
         with self._store.writing():
@@ -226,7 +235,7 @@ class Containers:
         """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
-            raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is no number of seconds", "see date +%s")
+            raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is not a number of seconds", "see date +%s")
         return commit(
             self._store, self._store.image(container.image), self._snapshot(container), name,
             created_by=f"overlayfs-demo commit {container.name}", comment=comment, author=author,
@@ -253,7 +262,7 @@ class Containers:
 
     def _titles(self, container: Container) -> tuple[str, ...]:
         """What made each layer, topmost first, as its image's history says."""
-        return self._store.image(container.image).value.titles[::-1]
+        return self._store.image(container.image).layer_titles[::-1]
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
         """The directories of its layers, topmost first; an empty one if it has none. Raises MountError: one is gone."""

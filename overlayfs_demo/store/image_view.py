@@ -20,7 +20,7 @@ def image_stack(store: Store, image: StoredImage) -> Stack:
     directories = [layer.directory for layer in image.layers[::-1]] or [store.empty_directory()]
     return Stack(
         tuple(map(os.fsencode, directories)), user_xattrs=store.marks is USER,
-        image_whiteouts=False, titles=image.value.titles[::-1],
+        image_whiteouts=False, titles=image.layer_titles[::-1],
     )
 
 

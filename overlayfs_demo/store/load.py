@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.archive import Archive, open_archive
+from overlayfs_demo.images.archive import Archive, open_archive, open_stream
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.formats import Candidate, NotAnImage, contents
 from overlayfs_demo.images.layer_writer import remove_tree
@@ -141,7 +140,7 @@ def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -
 
 
 def import_tree(
-    store: Store, source: Path | BinaryIO, name: ImageName, created: datetime | None = None,
+    store: Store, source: Path | BinaryIO, name: ImageName | None = None, created: datetime | None = None,
     progress: Progress = SILENT,
 ) -> Loaded:
     """Make an image of one layer from the tar of a tree, as `docker import` does. Raises ImageError."""
@@ -154,25 +153,15 @@ def import_tree(
             "history": [{"created": when, "created_by": "", "comment": f"Imported from {archive.label}"}],
             "os": system.os, "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
         }
-        image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), (), (str(name),))
+        tags = () if name is None else (str(name),)
+        image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), tags=tags)
         return _Load(store, archive, image, progress).run()
 
 
-@contextmanager
-def _opened(store: Store, source: Path | BinaryIO, progress: Progress) -> Iterator[Archive]:
+def _opened(store: Store, source: Path | BinaryIO, progress: Progress) -> AbstractContextManager[Archive]:
     if isinstance(source, Path):
-        with open_archive(source, scratch=store.tmp, progress=progress) as archive:
-            yield archive
-        return
-    # What an image consists of may stand at the end of its archive, so a stream has to be kept.
-    with tempfile.NamedTemporaryFile(dir=store.tmp) as spool:
-        progress.step("reading standard input")
-        while piece := source.read(1 << 20):
-            spool.write(piece)
-            progress.advance(len(piece))
-        spool.flush()
-        with open_archive(Path(spool.name), store.tmp, "standard input", progress) as archive:
-            yield archive
+        return open_archive(source, scratch=store.tmp, progress=progress)
+    return open_stream(source, store.tmp, "standard input", progress)
 
 
 class _Load:

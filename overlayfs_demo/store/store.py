@@ -99,6 +99,13 @@ class StoredImage:
         return str(self.name) if self.name is not None else self.id.short
 
     @property
+    def layer_titles(self) -> tuple[str, ...]:
+        """What to call each layer: the step that made it, or the beginning of its diff ID."""
+        return tuple(
+            title or layer.diff_id.short for title, layer in zip(self.value.titles, self.layers, strict=True)
+        )
+
+    @property
     def value(self) -> Image:
         """The image as a value, apart from where it is kept."""
         return Image(
@@ -118,6 +125,10 @@ class Inventory:
     layers: tuple[StoredLayer, ...]
     problems: tuple[ImageError, ...]
     needed: frozenset[Digest] | None
+
+    def may_need(self, layer: StoredLayer) -> bool:
+        """True unless it is sure that no image has this layer, not even a damaged one."""
+        return self.needed is None or layer.chain_id in self.needed
 
 
 def _named_by_hash(directory: Path) -> list[Digest]:

@@ -164,7 +164,7 @@ def test_layer_that_is_cut_short_is_refused(refused: Refused, cut: int) -> None:
 def test_damaged_header_does_not_end_a_layer(refused: Refused) -> None:
     tar = bytearray(layer({"a": "1", "b": "2", "c": "3"}))
     tar[1024 + 150] ^= 0xFF
-    assert "after member 'a', invalid header" in refused(docker_save([bytes(tar)]))
+    assert "after member 'a': invalid header" in refused(docker_save([bytes(tar)]))
 
 
 def test_chain_of_extended_headers_is_refused(refused: Refused) -> None:
@@ -203,7 +203,7 @@ def test_file_that_is_no_tar_is_refused(refused: Refused, data: bytes) -> None:
 
 
 def test_tar_that_is_no_image_is_refused(refused: Refused) -> None:
-    assert "is no image" in refused(layer({"thesis.tex": "x", "figures/one.png": "y"}))
+    assert "is not an image" in refused(layer({"thesis.tex": "x", "figures/one.png": "y"}))
 
 
 def test_directory_is_refused(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def _loop(depth: int) -> Callable[[Blobs, dict[str, object]], list[dict[str, obj
 
 @pytest.mark.parametrize(("data", "words"), [
     (_oci(lambda blobs, entry: []), "lists no image"),
-    (_oci(lambda blobs, entry: [dict(entry, digest="sha256:12")]), "no digest"),
+    (_oci(lambda blobs, entry: [dict(entry, digest="sha256:12")]), "not a digest"),
     (_oci(lambda blobs, entry: [dict(entry, digest=digest(b"x"))]), "is missing"),
     (_oci(lambda blobs, entry: [dict(entry, mediaType=5)]), "'mediaType' must be a string"),
     (_oci(lambda blobs, entry: [dict(entry, platform="linux")]), "'platform'"),

@@ -146,7 +146,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     program = (
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # Ignored by background jobs of a shell.
-        "from overlayfs_demo import build_command\n"
+        "from overlayfs_demo.cli import build_layers\n"
         "from overlayfs_demo.images import extract\n"
         "real = extract.unpack_layer\n"
         "def slow(*args):\n"
@@ -155,7 +155,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
         "    sys.stdin.read()\n"
         "    return done\n"
         "extract.unpack_layer = slow\n"
-        "sys.exit(build_command.main(sys.argv[1:]))\n"
+        "sys.exit(build_layers.main(sys.argv[1:]))\n"
     )
     (tmp_path / "image.tar").write_bytes(docker_save(LAYERS))
     run = subprocess.Popen(

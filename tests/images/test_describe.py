@@ -142,7 +142,7 @@ def test_time_is_read_and_written_as_go_does(text: str, seconds: int, as_go_writ
     "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00Z", "2020-09-13T12:26:40+99:00",
 ])
 def test_what_is_no_time_is_refused_and_shown_without_control_characters(text: str) -> None:
-    with pytest.raises(ImageError, match="here: 'created' is no RFC 3339 time") as error:
+    with pytest.raises(ImageError, match="here: 'created' is not an RFC 3339 time") as error:
         read_time(text, "here")
     assert str(error.value).isprintable()
 

@@ -59,7 +59,7 @@ def test_an_empty_target_is_used(tmp_path: Path) -> None:
 def test_a_target_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(ImageError, match="out is in the way: it is no empty directory"):
+    with pytest.raises(ImageError, match="out is not an empty directory"):
         extracted(tmp_path, tmp_path / "out", {"a": "1"}, {"a": WHITEOUT})
     assert os.listdir(tmp_path / "out") == ["mine"]
 
@@ -67,7 +67,7 @@ def test_a_target_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
 def test_a_target_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real")
-    with pytest.raises(ImageError, match="in the way"):
+    with pytest.raises(ImageError, match="out is not an empty directory"):
         extracted(tmp_path, tmp_path / "out", {"a": "1"}, {"a": WHITEOUT})
     assert os.listdir(tmp_path / "real") == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,11 +21,12 @@ def command(*words: str | Path) -> list[str | Path]:
 
 
 def await_spooled(tmp: Path, run: subprocess.Popen[bytes]) -> None:
-    """Wait until the first of the stream is in the store's scratch file."""
+    """Wait until the first of the stream is in the scratch file, which has no name in the store's `tmp`."""
 
     def spooled() -> bool:
         assert run.poll() is None, "it never began"
-        return tmp.is_dir() and any(one.stat().st_size for one in tmp.iterdir())
+        opened = Path(f"/proc/{run.pid}/fd").iterdir()
+        return any(os.readlink(fd).startswith(f"{tmp}/") and fd.stat().st_size for fd in opened)
 
     wait_until(spooled, "the first of the stream in the scratch file")
 

@@ -129,14 +129,14 @@ def test_a_variant_that_goes_without_saying_is_the_same_platform(store: Store, w
 
 def test_a_platform_that_is_not_there_lists_those_that_are(store: Store) -> None:
     data = index(one="linux/arm64", two="linux/s390x")
-    with pytest.raises(ImageError, match=r"nothing for linux/amd64: .*--platform: linux/arm64, linux/s390x$"):
+    with pytest.raises(ImageError, match=r"no image for linux/amd64: .*--platform: linux/arm64, linux/s390x$"):
         load(store, write(store, data))
-    with pytest.raises(ImageError, match=r"nothing for linux/riscv64: .*--platform: linux/arm64, linux/s390x$"):
+    with pytest.raises(ImageError, match=r"no image for linux/riscv64: .*--platform: linux/arm64, linux/s390x$"):
         load(store, write(store, data), Platform.parse("linux/riscv64"))
 
 
 def test_a_wish_for_another_platform_than_the_only_one_is_refused(store: Store) -> None:
-    with pytest.raises(ImageError, match="nothing for linux/arm64: choose with --platform: linux/amd64"):
+    with pytest.raises(ImageError, match="no image for linux/arm64: choose with --platform: linux/amd64"):
         load(store, write(store, docker_save(ONE)), Platform.parse("linux/arm64"))
 
 

@@ -161,7 +161,7 @@ def test_a_layout_directory_is_loaded(store: Store, tmp_path: Path) -> None:
 
 def test_a_directory_without_a_layout_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
-    with pytest.raises(ImageError, match="no unpacked image"):
+    with pytest.raises(ImageError, match="not an unpacked image"):
         load(store, tmp_path / "dir")
 
 
@@ -202,9 +202,9 @@ def test_a_name_moves_to_the_image_loaded_last(store: Store) -> None:
 
 def test_an_image_is_found_by_name_and_by_the_start_of_its_id(store: Store) -> None:
     [one] = loaded(store, docker_save([BASE], tag="app:latest"))
-    for word in ("app", "app:latest", str(one.image.id), one.image.id.short, one.image.id.encoded[:4]):
+    for word in ("app", "app:latest", str(one.image.id), one.image.id.short, one.image.id.encoded[:1]):
         assert store.find(word).id == one.image.id
-    for word in ("nothing", one.image.id.encoded[:3], "0000"):
+    for word in ("nothing", "0000"):
         with pytest.raises(ImageError, match="no image"):
             store.find(word)
     with pytest.raises(ImageError, match="not a valid image name"):
