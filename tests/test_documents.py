@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import itertools
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ import pytest
 import overlayfs_demo
 from overlayfs_demo.cli import documents, main
 from overlayfs_demo.tour import experiments
-from tests.places import run
+from tests.conftest import wait_until, why_no_mounts
+from tests.places import BIN, MINUTE, run
 from tests.test_terminal import on_terminal
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +108,8 @@ def test_scripts_and_modules_exist(document: Path) -> None:
     text = document.read_text()
     for script in re.findall(r"scripts/([a-z-]+)\b(?![./])", text):
         assert (ROOT / "scripts" / script).is_file(), script
+    for test in re.findall(r"\btests/[\w/]+\.py", text):
+        assert (ROOT / test).is_file(), test
     for module in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
         assert (ROOT / module).is_file() or (ROOT / "overlayfs_demo" / module).is_file(), module
 
@@ -130,6 +136,36 @@ def test_the_architecture_names_only_modules_that_exist() -> None:
         for name in re.findall(r"`([a-z_]+)`", room[folder.end() :]):
             found = [*base.rglob(f"{name}.py"), *(path for path in base.rglob(name) if path.is_dir())]
             assert found or name in ("ctypes", "report", "stat"), f"{folder[1]}: {name}"
+
+
+@pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
+def test_the_first_look_in_the_readme_is_what_the_program_prints(tmp_path: Path) -> None:
+    """But for numbers of processes, and for what ls(1) says of times and sizes of directories."""
+    look = (ROOT / "README.md").read_text().partition("## First look")[2].partition("\n## ")[0]
+    typed, told = (block.strip() for block in re.findall(r"```\n(.*?)```", look, re.DOTALL))
+    run(sys.executable, "-m", "overlayfs_demo.images.sample_image", tmp_path / "image.tar")
+    built = run("build-layers", "image.tar", "layers", cwd=tmp_path).stdout
+    for line in built.splitlines()[:-1]:
+        assert line in typed
+    for name in ("upper", "work", "view"):
+        (tmp_path / name).mkdir()
+    options = f"{built.splitlines()[-1]},upperdir=upper,workdir=work"
+    words = ["overlayfs-demo", "mount", "--foreground", "--trace", "-o", options, "view"]
+    with (tmp_path / "told").open("wb") as out, subprocess.Popen(
+        words, cwd=tmp_path, stdout=out, env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    ) as daemon:
+        try:
+            wait_until((tmp_path / "view/etc").exists, "the view")
+            for command in re.findall(r"^\$ (echo .*|rm .*|mv .*)$", typed, re.MULTILINE):
+                assert run("bash", "-c", command, cwd=tmp_path).returncode == 0, command
+        finally:
+            run("overlayfs-demo", "umount", tmp_path / "view")
+            daemon.wait(MINUTE)
+    assert _without_pids((tmp_path / "told").read_text().strip()) == _without_pids(told)
+
+
+def _without_pids(text: str) -> str:
+    return re.sub(r"^(\w+)\[\d+\]", r"\1", text, flags=re.MULTILINE)
 
 
 # --- what an installation brings -------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tests.contract.conftest import Mount
 from tests.contract.marks import only
 from tests.contract.subjects import USER, Fronted, Subject, in_child
 
-# Seconds after which a change must be seen: the bound that the README states.
+# Seconds after which a change must be seen: the bound that docs/views.md states.
 BOUND = 0.2
 
 followed = only(["engine", "kernel-front"], "the others do not follow what is changed behind them")
