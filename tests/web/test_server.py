@@ -307,7 +307,7 @@ def test_what_is_neither_view_nor_image_is_named(place: Place) -> None:
     for path in (place / "top", "top"):
         done = run("overlayfs-demo", "serve", "--store", place / "store", path, cwd=place.base)
         fails(done, "does not lie in a view")
-    fails(run("overlayfs-demo", "serve", "--store", place / "store", "nothing"), "no image 'nothing'", "no view")
+    fails(run("overlayfs-demo", "serve", "--store", place / "store", "nothing"), "no image nothing:latest", "no view")
 
 
 def test_an_image_may_have_the_name_of_a_directory(store: Store, image: MakeImage, tmp_path: Path) -> None:
