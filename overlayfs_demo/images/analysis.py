@@ -21,7 +21,7 @@ from pathlib import Path
 from overlayfs_demo.images.divescore import dive_score
 from overlayfs_demo.images.layerview import Laid, View, Why
 from overlayfs_demo.images.progress import SILENT, Progress
-from overlayfs_demo.images.survey import Difference, SurveyedLayer, Thing, difference, surveyed
+from overlayfs_demo.images.survey import Difference, SurveyedLayer, Thing, difference, pieces, surveyed
 from overlayfs_demo.overlay.merge import Says
 
 
@@ -296,5 +296,8 @@ def _duplicates(
 
 
 def _hash(layer: SurveyedLayer, path: bytes) -> bytes:
+    hasher = hashlib.blake2b()
     with os.fdopen(layer.open(path, os.O_RDONLY), "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "blake2b").digest()
+        for offset, data in pieces(file.fileno()):
+            hasher.update(offset.to_bytes(8, "big") + data)
+    return hasher.digest()

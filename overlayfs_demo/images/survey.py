@@ -8,11 +8,13 @@ directories"), with either namespace of attributes; metacopies and redirects are
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,12 +200,29 @@ def _same_data(path: bytes, old: SurveyedLayer, new: SurveyedLayer) -> bool:
         one, other = (
             stack.enter_context(os.fdopen(layer.open(path, os.O_RDONLY), "rb", buffering=0)) for layer in (old, new)
         )
-        while True:
-            data = one.read(_CHUNK)
-            if data != other.read(_CHUNK):
-                return False
-            if not data:
-                return True
+        return all(
+            mine == theirs for mine, theirs in zip_longest(pieces(one.fileno()), pieces(other.fileno()))
+        )
+
+
+def pieces(fd: int) -> Iterator[tuple[int, bytes]]:
+    """The data of a file in pieces of one size, with their offsets, but for those that are zeros alone.
+
+    Two files of one size hold the same if their pieces are the same, wherever they have holes. Holes are not read: a
+    file of a few bytes may have terabytes of them. Raises OSError.
+    """
+    end, offset = os.fstat(fd).st_size, 0
+    while offset < end:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA) // _CHUNK * _CHUNK
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # A hole up to the end.
+        data = os.pread(fd, _CHUNK, offset)
+        if data.strip(b"\0"):
+            yield offset, data
+        offset += _CHUNK
 
 
 def _link(path: bytes, layer: SurveyedLayer) -> bytes:
