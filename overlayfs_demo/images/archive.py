@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from overlayfs_demo import syscalls
 from overlayfs_demo.errors import ImageError
@@ -226,8 +226,8 @@ def open_archive(
 ) -> Iterator[Archive]:
     """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz, bzip2).
 
-    `scratch` is the directory of the unnamed temporary file that a compressed archive needs; `label` names the
-    archive in errors, in place of its path. Raises ImageError: cannot be read, is no tar, is cut short.
+    `scratch` is the directory of the unnamed temporary file that a compressed archive, or a pipe, needs; `label` names
+    the archive in errors, in place of its path. Raises ImageError: cannot be read, is no tar, is cut short.
     """
     label = label or shown(str(path))
     try:
@@ -235,7 +235,7 @@ def open_archive(
             with contextlib.closing(_unpacked(path, label)) as layout:
                 yield layout
             return
-        with path.open("rb") as file:
+        with _seekable(path, scratch) as file:
             if not compression(file.fileno(), 0, os.fstat(file.fileno()).st_size, label):
                 yield TarArchive(file, label)
                 return
@@ -247,6 +247,19 @@ def open_archive(
         if error.filename != str(path):
             raise
         raise ImageError(f"{label}: {error.strerror}", "name a readable image archive") from None
+
+
+@contextmanager
+def _seekable(path: Path, scratch: Path | None) -> Iterator[BinaryIO]:
+    """The open archive; what comes out of a pipe (a FIFO, /dev/stdin, `<(…)` of a shell) is first copied to a file."""
+    with path.open("rb") as file:
+        if not stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            yield file
+            return
+        with tempfile.TemporaryFile(dir=scratch) as copy:
+            while data := file.read(CHUNK):
+                write_sparse(copy.fileno(), data)
+            yield cast(BinaryIO, copy)
 
 
 def _unpacked(path: Path, label: str) -> UnpackedArchive:
