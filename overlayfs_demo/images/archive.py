@@ -227,8 +227,8 @@ def open_archive(
 ) -> Iterator[Archive]:
     """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz, bzip2).
 
-    `scratch` is the directory of the unnamed temporary file that a compressed archive needs; `label` names the
-    archive in errors, in place of its path. Raises ImageError: cannot be read, is no tar, is cut short.
+    `scratch` is the directory of the unnamed temporary file that a compressed archive, or a pipe, needs; `label` names
+    the archive in errors, in place of its path. Raises ImageError: cannot be read, is no tar, is cut short.
     """
     label = label or shown(str(path))
     try:

@@ -48,6 +48,8 @@ _BLOB = re.compile(r"blobs/([a-z0-9]+)/([0-9a-f]+)")
 _CONFIG_NAME = re.compile(r"(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
 
 _MAX_NESTING = 8
+# In all indexes of an archive together. Indexes that list each other several times would multiply without end.
+_MAX_ENTRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,31 +189,38 @@ def _of_manifest(archive: Archive) -> Contents:
         return _of_directory(archive)
     if not isinstance(rows, list) or not rows:
         raise archive.bad("manifest.json", "is not a list of images")
+    known: dict[str, tuple[Digest, Platform | None]] = {}
     return Contents(tuple(
-        _docker_candidate(archive, row, f"{archive.label}: member manifest.json[{index}]")
+        _docker_candidate(archive, row, f"{archive.label}: member manifest.json[{index}]", known)
         for index, row in enumerate(rows)
     ))
 
 
-def _docker_candidate(archive: Archive, value: object, where: str) -> Candidate:
-    """The image of one row."""
+def _docker_candidate(
+    archive: Archive, value: object, where: str, known: dict[str, tuple[Digest, Platform | None]]
+) -> Candidate:
+    """The image of one row. `known` are the ID and the platform of each config that was read."""
     names = Names()
+    # The config is read again when the image is: an archive may list one large config many times.
     try:
         row = Document(value, where)
         names = Names(tuple(name for text in row.texts("RepoTags") for name in _names(archive, "manifest.json", text)))
         member = row.text("Config").removeprefix("./")
         identity = _name_digest(member)
         paths = [path.removeprefix("./") for path in row.texts("Layers")]
-        config = archive.document(member, identity)
+        if member not in known:
+            config = archive.document(member, identity)
+            known[member] = identity or Digest.of(config), _platform(config, member)
     except ImageError as error:
         return _bad_image(names, error)
 
     def read() -> Image:
         for path in paths:
             archive.stored_size(path)
+        config = archive.document(member, identity)
         return _image(archive, config, member, [(path, _blob_digest(path), "") for path in paths], names)
 
-    return Candidate(names, identity or Digest.of(config), _platform(config, member), read)
+    return Candidate(names, *known[member], read)
 
 
 def _names(archive: Archive, member: str, text: str) -> tuple[ImageName, ...]:
@@ -237,6 +246,10 @@ def _name_digest(path: str) -> Digest | None:
 # --- OCI layout, and dir: ---------------------------------------------------------------------------
 
 
+class _TooManyError(ImageError):
+    """The archive as a whole is no good; other errors are of one image."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Blobs:
     """Where blobs are by digest; and what was found that is no image."""
@@ -245,6 +258,18 @@ class _Blobs:
     place: Callable[[Digest], str]
     manifest_place: Callable[[Digest], str]
     others: list[NotAnImage] = field(default_factory=list)
+    # What was looked at, under which names: listed again, it is the same again.
+    seen: set[tuple[Digest, Names]] = field(default_factory=set)
+
+    def is_new(self, member: str, digest: Digest, names: Names) -> bool:
+        """Whether this is to be looked at. Raises _TooManyError."""
+        if (digest, names) in self.seen:
+            return False
+        if len(self.seen) >= _MAX_ENTRIES:
+            bad = self.archive.bad(member, f"and the other indexes list more than {_MAX_ENTRIES} manifests")
+            raise _TooManyError(bad.problem, bad.remedy)
+        self.seen.add((digest, names))
+        return True
 
     def contents(self, member: str, found: list[Candidate]) -> Contents:
         if not found and self.others:
@@ -305,6 +330,8 @@ def _oci_index(blobs: _Blobs, data: bytes, member: str, names: Names, depth: int
             own = _annotated_names(archive, member, annotations) or names
             digest = entry.digest("digest")
             kind = entry.text("mediaType")
+            if not blobs.is_new(member, digest, own):
+                continue
             if kind in _INDEXES:
                 if depth >= _MAX_NESTING:
                     raise archive.bad(member, "nests indexes too deeply")
@@ -317,6 +344,8 @@ def _oci_index(blobs: _Blobs, data: bytes, member: str, names: Names, depth: int
                 blobs.others.append(NotAnImage(digest, kind))
             else:
                 found += _oci_candidate(blobs, entry, digest, own)
+        except _TooManyError:
+            raise
         except ImageError as error:
             found.append(_bad_image(own, error))
     return found

@@ -274,7 +274,7 @@ class Document:
     def size(self, key: str) -> int:
         """A count of bytes: a whole number, not negative."""
         value = self._fields.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
             raise self._wrong(key, "a size in bytes")
         return value
 

@@ -58,6 +58,9 @@ def _repository(text: str, whole: str) -> Repository:
     domain, path = _split_domain(text)
     if _ID.fullmatch(text):
         raise _invalid(whole, "64 hexadecimal digits are an image ID")
+    if (domain, path) == (_HUB, f"{_OFFICIAL}/sha256"):
+        # As Docker's store of references: such a name would be taken for the ID of another image.
+        raise _invalid(whole, "'sha256:' begins an image ID")
     if path != path.lower():
         raise _invalid(whole, "a repository name must be lowercase")
     if not _DOMAIN.fullmatch(domain) or not _PATH.fullmatch(path):

@@ -138,13 +138,15 @@ class Metadata:
             self.left_out["owners, which only root may set where the filesystem has no user attributes"] += 1
 
     def _set_xattrs(self, info: tarfile.TarInfo, target: int | bytes) -> None:
-        """The attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte."""
+        """The attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte. Raises MemberError."""
         for key, value in info.pax_headers.items():
             if not key.startswith(_XATTR):
                 continue
             name = key.removeprefix(_XATTR).encode("utf-8", "surrogateescape")
             if name.startswith(_FORGED_XATTRS):
                 continue
+            if b"\0" in name:
+                raise MemberError(f"has an attribute with a name that none can have: '{shown(name)}'")
             data = value.encode("utf-8", "surrogateescape")
             try:
                 if isinstance(target, int):

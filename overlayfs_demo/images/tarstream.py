@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError
@@ -18,7 +18,7 @@ from overlayfs_demo.images.sparse import write_sparse
 
 CHUNK = 1 << 20
 
-# The largest extended header (long names, xattrs, sparse maps) that is taken into memory, in bytes.
+# The most that all headers of one member (long names, xattrs, sparse maps) may have in bytes: they are kept in memory.
 _MAX_HEADER = 16 << 20
 
 # What tarfile lets through when a header holds nonsense; a chain of extended headers recurses.
@@ -28,17 +28,20 @@ _DAMAGE = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError, Re
 class _Forward:
     """The little of a file object that tarfile needs: exact reads, a position, and forward seeks."""
 
-    __slots__ = ("_seekable", "last", "position", "source")
+    __slots__ = ("_seekable", "header_left", "last", "position", "source")
 
     def __init__(self, source: BinaryIO) -> None:
         self.source = source
         self.position = 0
         self.last = b""
+        # What the headers of the current member may still take.
+        self.header_left = _MAX_HEADER
         self._seekable = source.seekable()
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+        if not 0 <= size <= self.header_left:
+            raise tarfile.ReadError(f"a header of more than {_MAX_HEADER} bytes")
+        self.header_left -= size
         data = self.source.read(size)
         self.position += len(data)
         self.last = data
@@ -71,6 +74,19 @@ class _StrictTar(tarfile.TarFile):
     ended = False
     at_end_of_data = False
 
+    @property
+    def pax_headers(self) -> Mapping[str, str]:
+        """The records of global headers, which tarfile gives to all members that follow: none.
+
+        Docker, podman and umoci leave global headers out (moby, pkg/archive: TypeXGlobalHeader), and so a layer
+        would be another tree here than there.
+        """
+        return {}
+
+    @pax_headers.setter
+    def pax_headers(self, _records: Mapping[str, str]) -> None:
+        pass
+
     def next(self) -> tarfile.TarInfo | None:
         # The constructor has read the first member already; members are not collected, unlike in TarFile.
         first, self.firstmember = self.firstmember, None
@@ -79,6 +95,7 @@ class _StrictTar(tarfile.TarFile):
         stream = self.fileobj
         if stream.position != self.offset:
             stream.seek(self.offset)
+        stream.header_left = _MAX_HEADER
         try:
             return tarfile.TarInfo.fromtarfile(self)
         except tarfile.HeaderError:

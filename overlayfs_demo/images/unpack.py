@@ -34,6 +34,7 @@ from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX,
 _AUFS_PRIVATE = b".wh..wh."
 _AUFS_LINKS = b".wh..wh.plnk"
 
+_LARGEST_FILE = (1 << 63) - 1  # off_t
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
@@ -220,6 +221,8 @@ class _Unpacking:
         ends = [0, *(offset + size for offset, size in stretches)]
         # One after the other, as Go's archive/tar wants them too.
         sound = all(end <= offset and size >= 0 for end, (offset, size) in zip(ends, stretches, strict=False))
+        if info.size > _LARGEST_FILE:
+            raise MemberError(f"has a size that no file can have: {info.size}")
         if not sound or ends[-1] > info.size or sum(size for _, size in stretches) > stored:
             raise MemberError("has a map of holes that does not fit it")
         for offset, size in stretches:

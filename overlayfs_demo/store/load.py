@@ -211,11 +211,7 @@ class _Load:
         for directory, made in staged:
             self._store.publish_layer(directory, made)
         identity = self._store.add_image(self._image.config)
-        displaced = {}
-        for name in self._names:
-            before = self._store.name_image(name, identity)
-            if before is not None:
-                displaced[name] = before
+        displaced = self._store.give_names(self._names, identity) if self._names else {}
         image = replace(self._store.image(identity), name=self._names[0] if self._names else None)
         return Loaded(image, self._names, tuple(skipped), displaced, self._left_out)
 

@@ -21,11 +21,12 @@ not keep the others from being used.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,13 +186,28 @@ class Store:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
             if _version(self.root) != _VERSION:
                 _create(self.root)
+            self._require_own()
             for directory in (self._layers, self._images, self.tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
+                if directory.is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, f"its {directory.name} is a symbolic link")
         except OSError as error:
             raise ImageError(
                 f"the store {shown(str(self.root))}: {error.strerror}",
                 "name a directory of yours with --store or OVERLAYFS_DEMO_STORE",
             ) from None
+
+    def _require_own(self) -> None:
+        """Raises ImageError for a store of another user.
+
+        They could lead us out of it by links, also later; and `tmp` is swept.
+        """
+        owner = self.root.stat().st_uid
+        if owner != os.geteuid():
+            raise ImageError(
+                f"the store {shown(str(self.root))} belongs to another user (uid {owner})",
+                "use a store of your own: --store, or OVERLAYFS_DEMO_STORE",
+            )
 
     @property
     def _layers(self) -> Path:
@@ -247,7 +263,7 @@ class Store:
     def layer(self, chain_id: Digest) -> StoredLayer | None:
         """The layer, if it is here. Raises ImageError if what is known of it is damaged."""
         directory = self._layers / chain_id.encoded
-        if not directory.is_dir():
+        if directory.is_symlink() or not directory.is_dir():
             return None
         record = directory.with_suffix(_RECORD)
         try:
@@ -421,10 +437,13 @@ class Store:
 
     def name_image(self, name: ImageName, identity: Digest) -> Digest | None:
         """Let a name stand for an image; the one that it stood for before, if another. Call while `writing`."""
-        names = read_names(self._names_file)
-        self._write_names({**names, name: identity})
-        before = names.get(name)
-        return before if before != identity else None
+        return self.give_names([name], identity).get(name)
+
+    def give_names(self, names: Sequence[ImageName], identity: Digest) -> Mapping[ImageName, Digest]:
+        """Let names stand for an image; those that stood for another before, and for which. Call while `writing`."""
+        before = read_names(self._names_file)
+        self._write_names({**before, **dict.fromkeys(names, identity)})
+        return {name: before[name] for name in names if before.get(name, identity) != identity}
 
     def remove_name(self, name: ImageName) -> None:
         """Let a name stand for nothing. Call while `writing`."""

@@ -271,10 +271,16 @@ def _json_line(value: object) -> str:
     return _go_spelling(go_json(value).decode("utf-8", "surrogatepass")) + "\n"
 
 
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1] if ord(character) > 0x7F else f"\\u{ord(character):04x}"
+
+
 def _go_spelling(text: str) -> str:
     """JSON text as the Go that built Docker 20.10 writes it."""
     text = text.replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
     # Half a surrogate pair is no character to Go.
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    # Go leaves these as they are. Escaped, the value is the same, and no terminal acts on it.
+    text = "".join(_escaped(one) if unicodedata.category(one) in ("Cc", "Cf") and one != "\n" else one for one in text)
     # Backslashes are matched in pairs, so that the b of \\b is not taken for a part of \b.
     return re.sub(r"\\[\\bf]", lambda match: {r"\b": r"\u0008", r"\f": r"\u000c"}.get(match[0], match[0]), text)

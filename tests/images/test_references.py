@@ -115,7 +115,7 @@ def test_image_is_found(word: str, identity: Digest, name: str | None) -> None:
     ("nothing", "no image nothing:latest: look again"),
     ("0000", "no image 0000:latest, and no image ID begins with 0000: look again"),
     (f"app@{B}", f"no image app@{B}: there is app:1, app:2"),
-    ("sha256:0000", "no image sha256:0000, and no image ID begins with 0000: look again"),
+    ("sha256:0000", "no image ID begins with 0000: look again"),
     ("0" * 64, f"no image ID begins with {'0' * 64}: look again"),
 ])
 def test_missing_image_is_named_with_what_is_like_it(word: str, message: str) -> None:
