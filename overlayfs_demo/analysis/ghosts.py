@@ -74,7 +74,7 @@ def _fill(ghosts: Sequence[Hidden], directories: Sequence[Path], target: Path, t
             return copies
     except BaseException:
         for path in [path for path in tree.made if path and b"/" not in path]:
-            tree.remove(path)
+            tree.remove(path, tree.inside(path))
         raise
     finally:
         tree.close()

@@ -29,7 +29,7 @@ from overlayfs_demo.images.tarstream import CHUNK, TarStream
 from overlayfs_demo.linux import syscalls
 
 # A manifest or config is text that people write; the registries' own limit is 4 MiB.
-_MAX_DOCUMENT = 16 << 20
+_MAX_DOCUMENT = 4 << 20
 _MAX_LINKS = 40
 
 

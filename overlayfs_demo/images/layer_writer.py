@@ -15,7 +15,7 @@ import secrets
 import stat
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from overlayfs_demo.linux import syscalls
 
@@ -100,17 +100,29 @@ class LayerTree:
         os.mkdir(name, 0o700, dir_fd=self.directory(parent, create=False))
         self.made[path] = None
 
-    def remove(self, path: bytes) -> None:
-        """Remove what is at `path`: a later member takes its place."""
+    def inside(self, path: bytes) -> list[bytes]:
+        """`path`, and if it is a directory everything below it."""
+        found = [path]
+        pending = [path] if path in self.made else []
+        while pending:
+            at = pending.pop()
+            for name in os.listdir(self.directory(at, create=False)):
+                child = _join(at, os.fsencode(name))
+                found.append(child)
+                if child in self.made:
+                    pending.append(child)
+        return found
+
+    def remove(self, path: bytes, gone: Iterable[bytes]) -> None:
+        """Remove what is at `path`: a later member takes its place. `gone` is what is `inside` it."""
         parent, _, name = path.rpartition(b"/")
-        parent_fd = self.directory(parent)
         if path not in self.made:
-            os.unlink(name, dir_fd=parent_fd)
+            os.unlink(name, dir_fd=self.directory(parent))
             return
-        below = path + b"/"
-        self.made = {one: info for one, info in self.made.items() if one != path and not one.startswith(below)}
-        for one in [one for one in self._open if one == path or one.startswith(below)]:
-            os.close(self._open.pop(one))
+        for one in gone:
+            self.made.pop(one, None)
+            if one in self._open:
+                os.close(self._open.pop(one))
         remove_tree(self.directory(parent), name, self._spare)
 
     def status(self, path: bytes) -> os.stat_result | None:

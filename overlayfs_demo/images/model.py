@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 from collections.abc import Iterable, Iterator
@@ -216,7 +217,7 @@ def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:
 def parse_json(data: bytes, member: str) -> object:
     """The value of a JSON member. What is no Unicode in its texts becomes U+FFFD, as in Go. Raises ImageError."""
     try:
-        value: object = json.loads(data.decode("utf-8", "replace"), parse_constant=_no_number)
+        value: object = json.loads(data.decode("utf-8", "replace"), parse_constant=_no_number, parse_float=_number)
         if b"\\u" in data:
             # An escape may be one half of a surrogate pair.
             text = json.dumps(value, ensure_ascii=False)
@@ -224,6 +225,13 @@ def parse_json(data: bytes, member: str) -> object:
         return value
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{shown(member)}: not JSON ({error})", "export the image again") from None
+
+
+def _number(word: str) -> float:
+    value = float(word)
+    if math.isinf(value):
+        raise ValueError(f"{word} is too large a number")
+    return value
 
 
 def _no_number(word: str) -> None:

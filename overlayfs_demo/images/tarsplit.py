@@ -25,7 +25,7 @@ import stat
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -105,18 +105,15 @@ class Recorder:
         """The next `size` bytes of the tar are, and stay, the whole data of the new file `path`."""
         self._path, self._file_size, self._left, self._crc = path, size, size, 0
 
-    def keep(self, path: bytes, tree: bool) -> None:
-        """`path`, or if `tree` all that is below it, will go or be out of reach: take the data into the recipe.
+    def keep(self, paths: Iterable[bytes]) -> None:
+        """These files will go or be out of reach, if they are the layer's: take the data into the recipe.
 
         Raises OSError, or ImageError if a file is not what was unpacked.
         """
-        if tree:
-            below = path + b"/" if path else b""
-            names = [one for one in self._live if one.startswith(below)]
-        else:
-            names = [path] if path in self._live else []
-        for name in names:
-            number, reference = self._live.pop(name)
+        for path in paths:
+            if path not in self._live:
+                continue
+            number, reference = self._live.pop(path)
             self._kept[number] = os.lseek(self._kept_fd, 0, os.SEEK_CUR)
             _copy_file(self._root, reference, partial(write_sparse, self._kept_fd), self._label)
 

@@ -187,11 +187,12 @@ class _Unpacking:
 
     def _remove(self, path: bytes) -> None:
         """Remove what is at `path`, of which the recorder keeps what this tar has put there."""
+        gone = self._tree.inside(path)
         if self._recorder is not None:
-            self._recorder.keep(path, tree=path in self._tree.made)
-        self._tree.remove(path)
+            self._recorder.keep(gone)
+        self._tree.remove(path, gone)
         # What stands there next is this layer's own.
-        self._borrowed -= {one for one in self._borrowed if one == path or one.startswith(path + b"/")}
+        self._borrowed.difference_update(gone)
 
     def _file(self, info: tarfile.TarInfo, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
@@ -382,7 +383,7 @@ class _Unpacking:
     def _before_mode(self, path: bytes, mode: int) -> None:
         """A mode may shut a directory to its owner: what is in it, the recorder must keep now."""
         if self._recorder is not None and not mode & stat.S_IXUSR:
-            self._recorder.keep(path, tree=True)
+            self._recorder.keep(self._tree.inside(path))
 
 
 def _words(error: OSError) -> str:

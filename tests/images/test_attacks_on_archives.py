@@ -20,16 +20,20 @@ from overlayfs_demo.images.formats import contents
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.tarstream import TarStream
 from overlayfs_demo.store.load import load
+from overlayfs_demo.store.save import save
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui import docker_tables
 from tests.images.builders import (
     Blobs,
     Build,
+    Content,
     Entry,
     annotated,
     archive,
     config,
+    directory,
     docker_save,
+    hexdigest,
     layer,
     needs_root,
     snapshot,
@@ -231,3 +235,23 @@ def test_archive_is_read_from_a_pipe(tmp_path: Path) -> None:
     (loaded,) = load(Store(tmp_path / "store"), tmp_path / "pipe")
     writer.join(60)
     assert loaded.names == (ImageName.parse("t:1"),)
+
+
+def test_replaced_directories_take_no_more_time_each_than_a_few(tmp_path: Path) -> None:
+    """Each costs what is in it, however many others there are: with 3000 it once took seconds."""
+    members: list[tuple[str, Content]] = []
+    for number in range(3000):
+        members += [(f"d{number}/", directory()), (f"d{number}/f", "x"), (f"d{number}", "now a file")]
+    [one] = load(Store(tmp_path / "store"), io.BytesIO(docker_save([layer(members)])))
+    assert len(os.listdir(one.image.layers[0].directory)) == 3000
+    out = io.BytesIO()
+    save([one.image], out)
+    assert layer(members) in out.getvalue()
+
+
+def test_number_that_no_program_can_keep_is_refused(tmp_path: Path) -> None:
+    data = config([BASE]).replace(b'"os"', b'"unknown": 1e999, "os"')
+    name = f"{hexdigest(data)}.json"
+    manifest = json.dumps([{"Config": name, "Layers": ["l"], "RepoTags": []}]).encode()
+    with pytest.raises(ImageError, match="1e999 is too large a number"):
+        load(Store(tmp_path / "store"), io.BytesIO(archive([(name, data), ("l", BASE), ("manifest.json", manifest)])))

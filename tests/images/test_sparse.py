@@ -79,7 +79,7 @@ def test_replaced_zeros_take_no_room_while_they_are_kept(tmp_path: Path) -> None
             pass
         with (tmp_path / "zeros").open("wb") as file:
             file.truncate(BIG)
-        recorder.keep(b"zeros", tree=False)
+        recorder.keep([b"zeros"])
         assert kept.tell() == BIG
     os.close(root_fd)
     assert taken(tmp_path / "kept") <= 8 * BLOCK
