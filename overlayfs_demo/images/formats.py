@@ -48,6 +48,8 @@ _BLOB = re.compile(r"blobs/([a-z0-9]+)/([0-9a-f]+)")
 _CONFIG_NAME = re.compile(r"(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
 
 _MAX_NESTING = 8
+# Docker stops at about 125, and the kernel's overlayfs at 500.
+_MAX_LAYERS = 1000
 # In all indexes of an archive together. Indexes that list each other several times would multiply without end.
 _MAX_ENTRIES = 10_000
 
@@ -161,6 +163,8 @@ def _platform(config: bytes, member: str) -> Platform | None:
 def _image(archive: Archive, config: bytes, member: str, layers: list[tuple[str, Digest | None, str]],
            names: Names) -> Image:
     """Put together a config and the (member, digest, media type) of each of its layers."""
+    if len(layers) > _MAX_LAYERS:
+        raise archive.bad(member, f"is of an image with {len(layers)} layers; this program takes {_MAX_LAYERS}")
     parsed = check_config(config, f"{archive.label}: member {member}")
     if len(parsed.diff_ids) != len(layers):
         raise archive.bad(

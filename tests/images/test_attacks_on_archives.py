@@ -255,3 +255,11 @@ def test_number_that_no_program_can_keep_is_refused(tmp_path: Path) -> None:
     manifest = json.dumps([{"Config": name, "Layers": ["l"], "RepoTags": []}]).encode()
     with pytest.raises(ImageError, match="1e999 is too large a number"):
         load(Store(tmp_path / "store"), io.BytesIO(archive([(name, data), ("l", BASE), ("manifest.json", manifest)])))
+
+
+def test_image_with_layers_without_end_is_refused(tmp_path: Path) -> None:
+    data = config([BASE] * 1001)
+    name = f"{hexdigest(data)}.json"
+    manifest = json.dumps([{"Config": name, "Layers": ["l"] * 1001, "RepoTags": []}]).encode()
+    with pytest.raises(ImageError, match="1001 layers; this program takes 1000"):
+        load(Store(tmp_path / "store"), io.BytesIO(archive([(name, data), ("l", BASE), ("manifest.json", manifest)])))
