@@ -36,8 +36,9 @@ class Meta:
     def dress(self, path: bytes) -> None:
         """Owner, mode, attributes and times, in the order that lets each stay."""
         if self.uid is not None or self.gid is not None:
-            os.chown(path, -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid,
-                     follow_symlinks=False)
+            os.chown(
+                path, -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid, follow_symlinks=False
+            )
         if self.mode is not None:
             os.chmod(path, self.mode)
         for name, value in self.xattrs.items():
@@ -277,8 +278,13 @@ class Seen(NamedTuple):
 
 
 _KINDS = {
-    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo",
-    stat.S_IFCHR: "character device", stat.S_IFBLK: "block device", stat.S_IFSOCK: "socket",
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFSOCK: "socket",
 }
 
 

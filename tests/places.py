@@ -40,7 +40,10 @@ def at_terminal(typed: str, *words: str) -> str:
     """What a command shows to somebody who types this."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        ["overlayfs-demo", *words], stdin=theirs, stdout=theirs, stderr=theirs,
+        ["overlayfs-demo", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "TERM": "xterm-256color", "SHELL": "/bin/sh"},
     ) as process:
         os.close(theirs)

@@ -108,7 +108,8 @@ def test_inspect_prints_a_list(demo: Run) -> None:
 def test_layers_says_who_uses_each(demo: Run) -> None:
     rows = [json.loads(line) for line in succeeds(demo("layers", "--json")).splitlines()]
     assert [(row["Size"], row["Images"]) for row in rows] in (
-        [(17, ["a:1", "b:1"]), (5, ["a:1"])], [(17, ["b:1", "a:1"]), (5, ["a:1"])],
+        [(17, ["a:1", "b:1"]), (5, ["a:1"])],
+        [(17, ["b:1", "a:1"]), (5, ["a:1"])],
     )
     assert succeeds(demo("layers")).splitlines()[0].split() == ["CHAIN", "ID", "DIFF", "ID", "SIZE", "USED", "BY"]
 
@@ -116,7 +117,8 @@ def test_layers_says_who_uses_each(demo: Run) -> None:
 def test_df_explains_why_sizes_do_not_add_up(demo: Run) -> None:
     *rows, total = [json.loads(line) for line in succeeds(demo("df", "--json")).splitlines()]
     assert {(row["Image"], row["Size"], row["SharedSize"], row["UniqueSize"]) for row in rows} == {
-        ("a:1", 22, 17, 5), ("b:1", 17, 17, 0),
+        ("a:1", 22, 17, 5),
+        ("b:1", 17, 17, 0),
     }
     assert total == {"Listed": 39, "Stored": 22, "Unused": 0}
     assert "add up to 39B, but 22B are stored" in succeeds(demo("df"))
@@ -162,8 +164,16 @@ def test_diff_prints_dockers_letters(demo: Run) -> None:
     (c1 / "d").mkdir()
     (c1 / "app").rename(c1 / "app2")
     assert succeeds(demo("diff", "c1")).splitlines() == [
-        "A /app2", "A /app2/link", "A /app2/more", "A /app2/run", "A /d", "C /etc", "C /etc/motd", "A /etc/new",
-        "C /etc/passwd", "D /app",
+        "A /app2",
+        "A /app2/link",
+        "A /app2/more",
+        "A /app2/run",
+        "A /d",
+        "C /etc",
+        "C /etc/motd",
+        "A /etc/new",
+        "C /etc/passwd",
+        "D /app",
     ]
     assert json.loads(succeeds(demo("diff", "--json", "c1")).splitlines()[0]) == {"Kind": "A", "Path": "/app2"}
 
@@ -184,8 +194,18 @@ def test_diff_of_a_directory_that_was_renamed_over_another(demo: Run) -> None:
     (c1 / "etc").rename(c1 / "app")
     (c1 / "x").rename(c1 / "etc")
     assert succeeds(demo("diff", "c1")).splitlines() == [
-        "C /app", "A /app/motd", "A /app/passwd", "D /app/link", "D /app/more", "D /app/run",
-        "C /etc", "A /etc/link", "A /etc/more", "A /etc/run", "D /etc/motd", "D /etc/passwd",
+        "C /app",
+        "A /app/motd",
+        "A /app/passwd",
+        "D /app/link",
+        "D /app/more",
+        "D /app/run",
+        "C /etc",
+        "A /etc/link",
+        "A /etc/more",
+        "A /etc/run",
+        "D /etc/motd",
+        "D /etc/passwd",
     ]
 
 

@@ -116,17 +116,30 @@ def test_df_tells_of_layers_that_no_image_uses_apart_from_sharing(demo: Demo, tm
 # --- words -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "words"), [
-    (0, "0 files, 0 entries"), (1, "1 file, 1 entry"), (2, "2 files, 2 entries"), (11, "11 files, 11 entries"),
-])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "0 files, 0 entries"), (1, "1 file, 1 entry"), (2, "2 files, 2 entries"), (11, "11 files, 11 entries")],
+)
 def test_one_thing_is_named_in_the_singular(number: int, words: str) -> None:
     assert f"{plural(number, 'file')}, {plural(number, 'entry', 'entries')}" == words
 
 
-@pytest.mark.parametrize(("part", "whole", "words"), [
-    (0, 0, "0%"), (0, 5, "0.0%"), (5, 5, "100.0%"), (1, 8, "12.5%"), (1, 10**6, "<0.1%"), (10**6 - 1, 10**6, ">99.9%"),
-    (999, 1000, "99.9%"), (1, 1000, "0.1%"), (9994, 10000, "99.9%"), (9996, 10000, ">99.9%"), (4, 10000, "<0.1%"),
-])
+@pytest.mark.parametrize(
+    ("part", "whole", "words"),
+    [
+        (0, 0, "0%"),
+        (0, 5, "0.0%"),
+        (5, 5, "100.0%"),
+        (1, 8, "12.5%"),
+        (1, 10**6, "<0.1%"),
+        (10**6 - 1, 10**6, ">99.9%"),
+        (999, 1000, "99.9%"),
+        (1, 1000, "0.1%"),
+        (9994, 10000, "99.9%"),
+        (9996, 10000, ">99.9%"),
+        (4, 10000, "<0.1%"),
+    ],
+)
 def test_a_percentage_says_all_only_of_all_and_nothing_only_of_nothing(part: int, whole: int, words: str) -> None:
     assert percentage(part, whole) == words
 

@@ -118,8 +118,10 @@ def is_mounted_and_unmounted(place: Place) -> None:
 
 
 FAULTS: dict[str, tuple[object, str]] = {
-    "opening the layers": (Overlay, "__init__"), "the note in the upper": (Overlay, "note_stack"),
-    "the socket": (Server, "start"), "the record": (registry.Registration, "__init__"),
+    "opening the layers": (Overlay, "__init__"),
+    "the note in the upper": (Overlay, "note_stack"),
+    "the socket": (Server, "start"),
+    "the record": (registry.Registration, "__init__"),
     "the first answer": (session, "_agree"),
 }
 ERRORS = [OSError(errno.EIO, os.strerror(errno.EIO)), MemoryError()]
@@ -173,7 +175,14 @@ def test_a_mount_keeps_nothing_of_the_view_in_the_process_that_called_it(place: 
 @pytest.mark.parametrize("megabytes", [60, 130, 200, 300, 600])
 def test_with_too_little_memory_a_view_is_served_or_not_there(place: Place, megabytes: int, front: str) -> None:
     done = run(
-        "prlimit", f"--as={megabytes << 20}", BIN / "overlayfs-demo", "mount", "--front", front, "-o", place.options,
+        "prlimit",
+        f"--as={megabytes << 20}",
+        BIN / "overlayfs-demo",
+        "mount",
+        "--front",
+        front,
+        "-o",
+        place.options,
         place.view,
     )
     if done.returncode:
@@ -307,9 +316,7 @@ def test_a_container_whose_daemon_was_killed_is_stopped(container: tuple[Contain
 
 
 @pytest.mark.parametrize("verb", ["stop", "remove"])
-def test_a_container_whose_daemon_was_killed_is_taken_away(
-    container: tuple[Containers, Container], verb: str
-) -> None:
+def test_a_container_whose_daemon_was_killed_is_taken_away(container: tuple[Containers, Container], verb: str) -> None:
     containers, made = container
     getattr(containers, verb)(made)
     assert mounts_at(made.mountpoint) == 0

@@ -45,15 +45,35 @@ def row(created_by: str = "RUN make", **more: object) -> HistoryRow:
 # --- words -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seconds", "words"), [
-    (-5, "Less than a second"), (0, "Less than a second"), (0.99, "Less than a second"), (1, "1 second"),
-    (1.99, "1 second"), (2, "2 seconds"), (59.9, "59 seconds"), (MINUTE, "About a minute"),
-    (119, "About a minute"), (2 * MINUTE, "2 minutes"), (59 * MINUTE + 59, "59 minutes"),
-    (HOUR, "About an hour"), (89 * MINUTE + 59, "About an hour"), (90 * MINUTE, "2 hours"),
-    (47 * HOUR + 29 * MINUTE, "47 hours"), (47 * HOUR + 30 * MINUTE, "2 days"), (13 * DAY, "13 days"),
-    (14 * DAY - HOUR, "13 days"), (14 * DAY, "2 weeks"), (59 * DAY, "8 weeks"), (60 * DAY, "2 months"),
-    (729 * DAY, "24 months"), (730 * DAY, "2 years"), (10 * 365 * DAY, "10 years"),
-])
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-5, "Less than a second"),
+        (0, "Less than a second"),
+        (0.99, "Less than a second"),
+        (1, "1 second"),
+        (1.99, "1 second"),
+        (2, "2 seconds"),
+        (59.9, "59 seconds"),
+        (MINUTE, "About a minute"),
+        (119, "About a minute"),
+        (2 * MINUTE, "2 minutes"),
+        (59 * MINUTE + 59, "59 minutes"),
+        (HOUR, "About an hour"),
+        (89 * MINUTE + 59, "About an hour"),
+        (90 * MINUTE, "2 hours"),
+        (47 * HOUR + 29 * MINUTE, "47 hours"),
+        (47 * HOUR + 30 * MINUTE, "2 days"),
+        (13 * DAY, "13 days"),
+        (14 * DAY - HOUR, "13 days"),
+        (14 * DAY, "2 weeks"),
+        (59 * DAY, "8 weeks"),
+        (60 * DAY, "2 months"),
+        (729 * DAY, "24 months"),
+        (730 * DAY, "2 years"),
+        (10 * 365 * DAY, "10 years"),
+    ],
+)
 def test_length_of_time_is_said_as_go_units_says_it(seconds: float, words: str) -> None:
     assert human_duration(seconds) == words
 
@@ -63,10 +83,18 @@ def test_age_is_no_longer_than_go_can_say() -> None:
     assert ago(NEVER, CREATED) == "292 years ago"
 
 
-@pytest.mark.parametrize(("size", "words"), [
-    (0, "0B"), (999, "999B"), (1000, "1kB"), (1_982_395, "1.982MB"), (123_456_789, "123.5MB"), (999_999, "1000kB"),
-    (9 * 10**18, "9EB"),
-])
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1kB"),
+        (1_982_395, "1.982MB"),
+        (123_456_789, "123.5MB"),
+        (999_999, "1000kB"),
+        (9 * 10**18, "9EB"),
+    ],
+)
 def test_virtual_size_has_four_digits(size: int, words: str) -> None:
     assert virtual_size(size) == words
 
@@ -76,22 +104,34 @@ def test_id_is_cut_to_twelve_digits_without_its_algorithm(text: str, short: str)
     assert short_id(text) == short
 
 
-@pytest.mark.parametrize(("text", "shortened"), [
-    ("", ""), ("x" * 5, "xxxxx"), ("x" * 6, "xxxx…"), ("é" * 5, "ééééé"), ("é" * 6, "éééé…"),
-    ("宽宽", "宽宽"), ("宽宽宽", "宽宽…"), ("a宽宽宽", "a宽…"),
-])
+@pytest.mark.parametrize(
+    ("text", "shortened"),
+    [
+        ("", ""),
+        ("x" * 5, "xxxxx"),
+        ("x" * 6, "xxxx…"),
+        ("é" * 5, "ééééé"),
+        ("é" * 6, "éééé…"),
+        ("宽宽", "宽宽"),
+        ("宽宽宽", "宽宽…"),
+        ("a宽宽宽", "a宽…"),
+    ],
+)
 def test_long_text_ends_in_an_ellipsis_within_the_width(text: str, shortened: str) -> None:
     assert ellipsis(text, 5) == shortened
 
 
-@pytest.mark.parametrize(("created", "zone", "text"), [
-    (CREATED, UTC, "2020-09-13T12:26:40Z"),
-    (CREATED, EAST, "2020-09-13T14:26:40+02:00"),
-    (CREATED, timezone(-timedelta(hours=3, minutes=30)), "2020-09-13T08:56:40-03:30"),
-    (-1, UTC, "1969-12-31T23:59:59Z"),
-    (NEVER, UTC, "0001-01-01T00:00:00Z"),
-    (NEVER, timezone(-timedelta(hours=1)), "0001-01-01T00:00:00Z"),
-])
+@pytest.mark.parametrize(
+    ("created", "zone", "text"),
+    [
+        (CREATED, UTC, "2020-09-13T12:26:40Z"),
+        (CREATED, EAST, "2020-09-13T14:26:40+02:00"),
+        (CREATED, timezone(-timedelta(hours=3, minutes=30)), "2020-09-13T08:56:40-03:30"),
+        (-1, UTC, "1969-12-31T23:59:59Z"),
+        (NEVER, UTC, "0001-01-01T00:00:00Z"),
+        (NEVER, timezone(-timedelta(hours=1)), "0001-01-01T00:00:00Z"),
+    ],
+)
 def test_time_is_shown_in_its_zone(created: int, zone: timezone, text: str) -> None:
     assert rfc3339(created, zone) == text
 
@@ -114,11 +154,7 @@ def test_table_without_rows_is_its_header() -> None:
 def test_newline_in_a_cell_ends_the_line_and_the_columns_begin_anew() -> None:
     rows = [("wider than ten", "x\nalone\ny", "z"), ("a", "b", "c")]
     assert table(("A", "B", "C"), rows) == (
-        "A                B         C\n"
-        "wider than ten   x\n"
-        "alone\n"
-        "y         z\n"
-        "a         b         c\n"
+        "A                B         C\nwider than ten   x\nalone\ny         z\na         b         c\n"
     )
 
 
@@ -244,10 +280,17 @@ def test_inspect_does_not_escape_for_html_and_keeps_letters() -> None:
     assert inspect_text(["a && b > <é>"]) == '[\n    "a && b > <é>"\n]\n'
 
 
-@pytest.mark.parametrize(("text", "written"), [
-    ("\b\f\n\r\t\x00", r"\u0008\u000c\n\r\t\u0000"), (r"\b", r"\\b"), ("\\\b", r"\\\u0008"), ("\u2028", r"\u2028"),
-    ("\ud800", "\ufffd"), ('"', r"\""),
-])
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("\b\f\n\r\t\x00", r"\u0008\u000c\n\r\t\u0000"),
+        (r"\b", r"\\b"),
+        ("\\\b", r"\\\u0008"),
+        ("\u2028", r"\u2028"),
+        ("\ud800", "\ufffd"),
+        ('"', r"\""),
+    ],
+)
 def test_json_text_is_spelled_as_go_spells_it(text: str, written: str) -> None:
     assert inspect_text([text]) == f'[\n    "{written}"\n]\n'
     assert f'"Comment":"{written}"' in history_json([row(comment=text)], NOW)

@@ -151,9 +151,12 @@ def test_the_first_look_in_the_readme_is_what_the_program_prints(tmp_path: Path)
         (tmp_path / name).mkdir()
     options = f"{built.splitlines()[-1]},upperdir=upper,workdir=work"
     words = ["overlayfs-demo", "mount", "--foreground", "--trace", "-o", options, "view"]
-    with (tmp_path / "told").open("wb") as out, subprocess.Popen(
-        words, cwd=tmp_path, stdout=out, env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    ) as daemon:
+    with (
+        (tmp_path / "told").open("wb") as out,
+        subprocess.Popen(
+            words, cwd=tmp_path, stdout=out, env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        ) as daemon,
+    ):
         try:
             wait_until((tmp_path / "view/etc").exists, "the view")
             for command in re.findall(r"^\$ (echo .*|rm .*|mv .*)$", typed, re.MULTILINE):
@@ -181,7 +184,8 @@ def test_the_page_that_is_installed_is_what_the_verbs_say() -> None:
 @pytest.mark.parametrize(
     ("shell", "file"),
     [
-        ("bash", "bash-completion/completions/overlayfs-demo"), ("zsh", "zsh/site-functions/_overlayfs-demo"),
+        ("bash", "bash-completion/completions/overlayfs-demo"),
+        ("zsh", "zsh/site-functions/_overlayfs-demo"),
         ("fish", "fish/vendor_completions.d/overlayfs-demo.fish"),
     ],
 )
@@ -225,10 +229,7 @@ def test_the_version_is_said_once() -> None:
 def test_every_python_that_is_promised_is_tested() -> None:
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     [tested] = re.findall(r"^ +python: \[(.*)\]$", workflow, re.MULTILINE)
-    promised = [
-        name.rpartition(" ")[2] for name in PROJECT["project"]["classifiers"]
-        if re.search(r":: 3\.\d+$", name)
-    ]
+    promised = [name.rpartition(" ")[2] for name in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", name)]
     assert re.findall(r'"([^"]+)"', tested) == promised
     assert PROJECT["project"]["requires-python"] == f">={promised[0]}"
 

@@ -27,8 +27,15 @@ from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, fails, run
 
 BOTTOM = {
-    "etc/motd": "the bottom's\n", "etc/passwd": "root\n", "opt/big": "x" * 20_000, "opt/d/one": "1", "opt/d/two": "22",
-    "pair/a": "linked", "pair/b": hardlink("a"), "gone/x": "deleted before", "opt/both": "below",
+    "etc/motd": "the bottom's\n",
+    "etc/passwd": "root\n",
+    "opt/big": "x" * 20_000,
+    "opt/d/one": "1",
+    "opt/d/two": "22",
+    "pair/a": "linked",
+    "pair/b": hardlink("a"),
+    "gone/x": "deleted before",
+    "opt/both": "below",
 }
 TOP = {"opt/top": "from the top", "opt/both": "above\n"}
 
@@ -173,7 +180,8 @@ class Real:
 
 def _whiteouts(upper: Path) -> set[str]:
     return {
-        f"/{path.relative_to(upper)}" for path in upper.rglob("*")
+        f"/{path.relative_to(upper)}"
+        for path in upper.rglob("*")
         if stat.S_ISCHR(path.lstat().st_mode) and not path.lstat().st_rdev
     }
 
@@ -223,8 +231,11 @@ def test_it_is_true_with_metacopy_too(stacked: Place, name: str) -> None:
 def test_chmod_of_a_tree_counts_every_lower_file_once(one_view: Place) -> None:
     told = explain(one_view, "chmod", "-R", "g+w", "opt")
     assert effects(told, "copy up") == {
-        ("copy up", "/opt/big", 20_000), ("copy up", "/opt/d", 0), ("copy up", "/opt/d/one", 1),
-        ("copy up", "/opt/d/two", 2), ("copy up", "/opt/both", 6),
+        ("copy up", "/opt/big", 20_000),
+        ("copy up", "/opt/d", 0),
+        ("copy up", "/opt/d/one", 1),
+        ("copy up", "/opt/d/two", 2),
+        ("copy up", "/opt/both", 6),
     }
     assert effects(told, "change") == {("change", one, 0) for one in ("/opt", "/opt/new", "/opt/top")}
     assert told["totals"]["copy up"] == {"count": 5, "directories": 1, "size": 20_009, "files": 0}
@@ -291,7 +302,9 @@ def test_in_words(one_view: Place) -> None:
     script = "echo said; rm etc/motd; echo x >> etc/passwd"
     done = run("overlayfs-demo", "explain", "sh", "-c", script, cwd=one_view.view)
     assert (done.returncode, done.stderr) == (0, "said\n")
-    assert done.stdout == """\
+    assert (
+        done.stdout
+        == """\
 would copy up 1 file, 5B of data, and 1 directory without its content, from layer 1 (bottom)
 would leave 1 whiteout
 would hide 1 file of 13B in layer 1 (bottom); it stays there: an image does not shrink
@@ -304,6 +317,7 @@ write      2B        upper              /etc/passwd
 copy up    0B        layer 1 (bottom)   /etc/
 whiteout   0B        layer 1 (bottom)   /etc/motd
 """
+    )
 
 
 def test_ten_paths_are_shown_or_all(one_view: Place) -> None:
@@ -329,10 +343,15 @@ def test_a_command_that_fails_is_explained_and_its_status_told(one_view: Place) 
 # --- which view --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [
-    ("rm", "view/etc/motd"), ("sh", "-c", "rm view/etc/motd"), ("--on", "view", "sh", "-c", "cd view; rm etc/motd"),
-    ("dd", "if=/dev/null", "of=view/etc/motd", "status=none"),
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rm", "view/etc/motd"),
+        ("sh", "-c", "rm view/etc/motd"),
+        ("--on", "view", "sh", "-c", "cd view; rm etc/motd"),
+        ("dd", "if=/dev/null", "of=view/etc/motd", "status=none"),
+    ],
+)
 def test_the_view_is_the_one_that_the_command_names(one_view: Place, words: tuple[str, ...]) -> None:
     told = explain(one_view, *words, cwd=one_view.base)
     assert told["mountpoint"] == str(one_view.view)

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
 ALICE, MALLORY = 12345, 12346
 # What a daemon says of a layer that has nothing.
 SAYING = {
-    "layer": "upper", "says": "nothing", "wins": False, "size": 0,
+    "layer": "upper",
+    "says": "nothing",
+    "wins": False,
+    "size": 0,
     **dict.fromkeys(("mode", "target", "hidden_by", "hidden_at", "deleted_at", "stored_at")),
 }
 
@@ -208,7 +211,13 @@ def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
 
 def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
     answer = {
-        "action": "mkdir", "path": "/\x1b[1m", "pid": 1, "uid": 0, "call": "\x1b[2m", "layer": "\x1b[3m", "size": 0,
+        "action": "mkdir",
+        "path": "/\x1b[1m",
+        "pid": 1,
+        "uid": 0,
+        "call": "\x1b[2m",
+        "layer": "\x1b[3m",
+        "size": 0,
         "detail": "\x1b[4m",
     }
     assert "\x1b" not in sentence(event_of(answer), "\x1b[5m")
@@ -218,10 +227,19 @@ def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
         assert "\x1b" not in said(one, b"/x") + outcome(one, b"/x")
 
 
-@pytest.mark.parametrize("forged", [
-    {"says": "\x1b[6m"}, {"says": "a file"}, {"mode": "\x1b[6m"}, {"mode": -1}, {"size": 1 << 2000, "mode": 0o100644},
-    {"target": 7}, {"hidden_by": ["upper"]}, {"deleted_at": "\ud800"},
-])
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"says": "\x1b[6m"},
+        {"says": "a file"},
+        {"mode": "\x1b[6m"},
+        {"mode": -1},
+        {"size": 1 << 2000, "mode": 0o100644},
+        {"target": 7},
+        {"hidden_by": ["upper"]},
+        {"deleted_at": "\ud800"},
+    ],
+)
 def test_what_no_daemon_of_ours_says_is_no_explanation(forged: dict[str, Any]) -> None:
     explanation.from_json({"layers": [SAYING]})
     with pytest.raises((TypeError, ValueError)):

@@ -50,8 +50,12 @@ def test_help_has_an_example_that_the_parser_takes(name: str) -> None:
 def test_the_manual_names_every_verb_and_every_option() -> None:
     needs("man")
     shown = subprocess.run(
-        ["man", "-l", "-"], input=run("overlayfs-demo", "manual").stdout, env={**os.environ, "MANWIDTH": "500"},
-        capture_output=True, text=True, check=True,
+        ["man", "-l", "-"],
+        input=run("overlayfs-demo", "manual").stdout,
+        env={**os.environ, "MANWIDTH": "500"},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for name, verb in verbs().items():
         assert f"\n   {name}\n" in shown
@@ -63,8 +67,12 @@ def test_the_manual_names_every_verb_and_every_option() -> None:
 def test_man_has_nothing_to_complain_of() -> None:
     needs("man")
     done = subprocess.run(
-        ["man", "--warnings", "-l", "-"], input=run("overlayfs-demo", "manual").stdout, capture_output=True, text=True,
-        env={**os.environ, "MANWIDTH": "120"}, check=True,
+        ["man", "--warnings", "-l", "-"],
+        input=run("overlayfs-demo", "manual").stdout,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MANWIDTH": "120"},
+        check=True,
     )
     assert done.stderr == ""
 
@@ -124,8 +132,11 @@ def test_asking_makes_no_store(tmp_path: Path) -> None:
 
 def test_zsh_takes_the_script() -> None:
     needs("zsh")
-    done = run("zsh", "-fc", "autoload -U compinit; compinit -u; source <(overlayfs-demo completion zsh); "
-                             "print $_comps[overlayfs-demo]")
+    done = run(
+        "zsh",
+        "-fc",
+        "autoload -U compinit; compinit -u; source <(overlayfs-demo completion zsh); print $_comps[overlayfs-demo]",
+    )
     assert done.stdout.strip() == "_python_argcomplete", done.stderr
 
 

@@ -96,9 +96,7 @@ def test_archive_is_named_as_docker_names_it(demo: Callable[..., Said], archive:
 
 def test_empty_name_is_not_the_present_directory(demo: Callable[..., Said]) -> None:
     status, _, err = demo("load", "")
-    assert (status, err) == (
-        2, "overlayfs-demo: the archive has an empty name: name a file, or - for standard input\n"
-    )
+    assert (status, err) == (2, "overlayfs-demo: the archive has an empty name: name a file, or - for standard input\n")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello\n", b"x" * 600])
@@ -161,10 +159,17 @@ def test_last_image_of_a_name_is_the_one_that_is_built(tmp_path: Path) -> None:
         {"Config": f"{hexdigest(one)}.json", "RepoTags": ["twice:1"], "Layers": [path]}
         for one, path in ((first, "a.tar"), (second, "b.tar"))
     ]
-    (tmp_path / "twice.tar").write_bytes(tar([
-        (f"{hexdigest(first)}.json", first), (f"{hexdigest(second)}.json", second), ("a.tar", BASE), ("b.tar", APP),
-        ("manifest.json", json.dumps(rows).encode()),
-    ]))
+    (tmp_path / "twice.tar").write_bytes(
+        tar(
+            [
+                (f"{hexdigest(first)}.json", first),
+                (f"{hexdigest(second)}.json", second),
+                ("a.tar", BASE),
+                ("b.tar", APP),
+                ("manifest.json", json.dumps(rows).encode()),
+            ]
+        )
+    )
     with open_archive(tmp_path / "twice.tar") as opened:
         for name in (None, "twice:1"):
             assert select_image(opened, name).layers[0].diff_id == Digest.of(APP)

@@ -44,10 +44,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 
 # Libraries that only one module may know.
-ONLY_IN = {
-    "ctypes": f"{PACKAGE}.linux.syscalls",
-    "fuse": f"{PACKAGE}.fronts.fusepy.callbacks",
-}
+ONLY_IN = {"ctypes": f"{PACKAGE}.linux.syscalls", "fuse": f"{PACKAGE}.fronts.fusepy.callbacks"}
 
 # The engine may know fuse-overlayfs, whose marks it reads from disk, and may say that it knows no FUSE.
 FUSE = re.compile(r"(?<!no )(?<![a-z])fuse(?![-_]?overlayfs)", re.IGNORECASE)
@@ -123,7 +120,9 @@ def unused(sources: Mapping[str, str]) -> list[str]:
     """What MAY_IMPORT allows, and nothing needs."""
     used = {(part_of(one.importer), part_of(one.imported)) for one in inner(imports(sources))}
     return [
-        f"{folder} need not import {other}" for folder, others in MAY_IMPORT.items() for other in sorted(others)
+        f"{folder} need not import {other}"
+        for folder, others in MAY_IMPORT.items()
+        for other in sorted(others)
         if (folder, other) not in used
     ]
 

@@ -10,8 +10,10 @@ from tests.contract.raw import kernel_overlay
 from tests.places import Place, fails, run
 
 INSIDE = {
-    "the upper": ("upper", "upperdir"), "below the upper": ("upper/in/deep", "upperdir"),
-    "the workdir": ("work", "workdir"), "below the workdir": ("work/work", "workdir"),
+    "the upper": ("upper", "upperdir"),
+    "below the upper": ("upper/in/deep", "upperdir"),
+    "the workdir": ("work", "workdir"),
+    "below the workdir": ("work/work", "workdir"),
 }
 inside = pytest.mark.parametrize("where", INSIDE)
 

@@ -16,14 +16,31 @@ from tests.places import run
 
 IMAGE = "overlayfs-demo/teaching:1.0"
 TABLES = (
-    ("images",), ("history", IMAGE), ("history", "--layers", IMAGE), ("layers",), ("df",), ("analyze", IMAGE),
-    ("ghosts", IMAGE), ("diff", f"{IMAGE}@1", f"{IMAGE}@3"), ("which", "--image", IMAGE, "/etc/motd"),
+    ("images",),
+    ("history", IMAGE),
+    ("history", "--layers", IMAGE),
+    ("layers",),
+    ("df",),
+    ("analyze", IMAGE),
+    ("ghosts", IMAGE),
+    ("diff", f"{IMAGE}@1", f"{IMAGE}@3"),
+    ("which", "--image", IMAGE, "/etc/motd"),
 )
 # With a container c1, which is mounted and has changed /etc/motd, and c2, which is stopped.
 RESULTS = (
-    ("load", "{base}/image.tar"), ("import", "{base}/image.tar", "flat"), ("rmi", "other:1"), ("prune", "--all"),
-    ("create", IMAGE, "--name", "c3"), ("ps",), ("diff", "c1"), ("commit", "c1", "made:1"), ("stop", "c1"),
-    ("start", "c2"), ("rm", "c2"), ("which", "{base}/view/etc/motd"), ("which", "-l", "{base}/view/etc"),
+    ("load", "{base}/image.tar"),
+    ("import", "{base}/image.tar", "flat"),
+    ("rmi", "other:1"),
+    ("prune", "--all"),
+    ("create", IMAGE, "--name", "c3"),
+    ("ps",),
+    ("diff", "c1"),
+    ("commit", "c1", "made:1"),
+    ("stop", "c1"),
+    ("start", "c2"),
+    ("rm", "c2"),
+    ("which", "{base}/view/etc/motd"),
+    ("which", "-l", "{base}/view/etc"),
 )
 # Those print nothing, write an archive or a page, or print what a command says; inspect is JSON in any case.
 WITHOUT = {"mount", "umount", "tag", "save", "export", "shell", "inspect", "serve", "report", "completion", "manual"}
@@ -65,8 +82,11 @@ def base(tmp_path: Path) -> Iterator[Path]:
     made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", tmp_path / "image.tar")
     assert made.returncode == 0, made.stderr
     for words in (
-        ("load", tmp_path / "image.tar"), ("tag", IMAGE, "other:1"),
-        ("create", IMAGE, "--name", "c1", "--at", tmp_path / "view"), ("create", IMAGE, "--name", "c2"), ("stop", "c2"),
+        ("load", tmp_path / "image.tar"),
+        ("tag", IMAGE, "other:1"),
+        ("create", IMAGE, "--name", "c1", "--at", tmp_path / "view"),
+        ("create", IMAGE, "--name", "c2"),
+        ("stop", "c2"),
     ):
         if "--at" in words:
             (tmp_path / "view").mkdir()
@@ -87,9 +107,9 @@ def test_each_line_of_a_result_is_an_object(base: Path, words: tuple[str, ...]) 
 
 
 def test_load_says_what_it_knows(base: Path) -> None:
-    [row] = json.loads("[" + run(
-        "overlayfs-demo", "load", "--store", base / "store", "--json", base / "image.tar"
-    ).stdout + "]")
+    [row] = json.loads(
+        "[" + run("overlayfs-demo", "load", "--store", base / "store", "--json", base / "image.tar").stdout + "]"
+    )
     assert (sorted(row["Names"]), row["Layers"], row["LayersHereBefore"]) == ([IMAGE], 4, 4)
     assert (row["NamesTaken"], row["LeftOut"]) == ({}, {})
 

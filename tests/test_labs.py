@@ -73,7 +73,11 @@ MISTAKES = [
 
 def lab(name: str, typed: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["overlayfs-demo", "lab", name, *words], input=typed, capture_output=True, text=True, timeout=MINUTE,
+        ["overlayfs-demo", "lab", name, *words],
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=MINUTE,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
     )
 
@@ -128,8 +132,11 @@ def test_what_the_learner_mounted_is_not_emptied(temporary: Path) -> None:
 
 
 def test_who_made_a_mistake_may_try_again(temporary: Path) -> None:
-    shown = at_terminal("rm -r lower/docs\nexit\ny\nrm -r merged/docs; mkdir merged/docs; "
-                        "echo 3 > merged/docs/three\nexit\n", "lab", "opaque")
+    shown = at_terminal(
+        "rm -r lower/docs\nexit\ny\nrm -r merged/docs; mkdir merged/docs; echo 3 > merged/docs/three\nexit\n",
+        "lab",
+        "opaque",
+    )
     assert "lower/docs was changed" in in_one_line(shown) and "try again? [Y/n]" in shown
     assert "Solved." in shown and shown.endswith("status 0")
 

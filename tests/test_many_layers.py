@@ -14,8 +14,19 @@ from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, run
 
 ODD_NAMES = [
-    b"colon:comma,back\\slash", b" blank ", b"new\nline", "ünïcödé ☃".encode(), b"byte\xff", b"quote'\"",
-    b"a=b", b"\\", b"trailing\\", b"tab\t", b"-o", b"%20", b"#1",
+    b"colon:comma,back\\slash",
+    b" blank ",
+    b"new\nline",
+    "ünïcödé ☃".encode(),
+    b"byte\xff",
+    b"quote'\"",
+    b"a=b",
+    b"\\",
+    b"trailing\\",
+    b"tab\t",
+    b"-o",
+    b"%20",
+    b"#1",
 ]
 fronts = pytest.mark.parametrize("front", ["kernel", "fusepy"])
 

@@ -64,9 +64,10 @@ def test_lowerdir_plus_adds_one_layer_below() -> None:
     assert parse(["lowerdir+=/a,lowerdir+=/b", "datadir+=/c"]).stack.data_only == (b"/c",)
 
 
-@pytest.mark.parametrize(("value", "path"), [
-    ("/a:b", b"/a:b"), (r"/a\:b", rb"/a\:b"), (r"/a\\b", rb"/a\\b"), (r"/a\,b", b"/a,b"), ("/a\\", b"/a\\"),
-])
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [("/a:b", b"/a:b"), (r"/a\:b", rb"/a\:b"), (r"/a\\b", rb"/a\\b"), (r"/a\,b", b"/a,b"), ("/a\\", b"/a\\")],
+)
 def test_lowerdir_plus_takes_all_but_an_escaped_comma_as_it_is(value: str, path: bytes) -> None:
     assert parse([f"lowerdir+={value}"]).stack.lowers == (path,)
     assert parse([f"lowerdir+=/a,datadir+={value}"]).stack.data_only == (path,)
@@ -211,8 +212,21 @@ def test_no_word_sets_no_flag() -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group",
-        "default_permissions", "x-systemd.automount", "x-mount.mkdir=0755", "X-mine", "comment=for later",
+        "defaults",
+        "auto",
+        "noauto",
+        "nofail",
+        "_netdev",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "default_permissions",
+        "x-systemd.automount",
+        "x-mount.mkdir=0755",
+        "X-mine",
+        "comment=for later",
     ],
 )
 def test_words_for_other_programs_change_nothing(word: str) -> None:
@@ -225,8 +239,17 @@ def test_words_for_other_programs_change_nothing(word: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        "redirect_dir=on", "redirect_dir=follow", "nfs_export=off", "xino=on",
-        "xino=off", "xino=auto", "uuid=on", "uuid=off", "uuid=auto", "uuid=null", "verity=off",
+        "redirect_dir=on",
+        "redirect_dir=follow",
+        "nfs_export=off",
+        "xino=on",
+        "xino=off",
+        "xino=auto",
+        "uuid=on",
+        "uuid=off",
+        "uuid=auto",
+        "uuid=null",
+        "verity=off",
     ],
 )
 def test_kernel_word_that_says_what_is_so_anyway_is_accepted(word: str) -> None:
@@ -236,9 +259,12 @@ def test_kernel_word_that_says_what_is_so_anyway_is_accepted(word: str) -> None:
 @pytest.mark.parametrize(
     ("word", "instead"),
     [
-        ("redirect_dir=off", "redirect_dir=follow, redirect_dir=on"), ("redirect_dir=nofollow", "redirect_dir=on"),
+        ("redirect_dir=off", "redirect_dir=follow, redirect_dir=on"),
+        ("redirect_dir=nofollow", "redirect_dir=on"),
         ("nfs_export=on", "nfs_export=off"),
-        ("xino=maybe", "xino=auto"), ("uuid=1", "uuid=null"), ("verity=require", "verity=off"),
+        ("xino=maybe", "xino=auto"),
+        ("uuid=1", "uuid=null"),
+        ("verity=require", "verity=off"),
     ],
 )
 def test_other_kernel_setting_is_refused_with_what_to_use_instead(word: str, instead: str) -> None:
@@ -379,11 +405,24 @@ def test_mappings_are_ranges_from_the_disk_to_the_view() -> None:
     assert ids.groups.shown(5) == 6
 
 
-@pytest.mark.parametrize("option", [
-    "uidmapping=", "uidmapping=1:2", "gidmapping=a:b:c", "uidmapping=0:0:0", "gidmapping=0:1:4294967295",
-    "uidmapping=0:0:10:5:20:1", "uidmapping=0:5:1:1:5:1", "squash_to_uid=x", "squash_to_gid=", "squash_to_uid=-1",
-    "squash_to_root=1", "squash_to_uid=4294967295", "squash_to_uid",
-])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "uidmapping=",
+        "uidmapping=1:2",
+        "gidmapping=a:b:c",
+        "uidmapping=0:0:0",
+        "gidmapping=0:1:4294967295",
+        "uidmapping=0:0:10:5:20:1",
+        "uidmapping=0:5:1:1:5:1",
+        "squash_to_uid=x",
+        "squash_to_gid=",
+        "squash_to_uid=-1",
+        "squash_to_root=1",
+        "squash_to_uid=4294967295",
+        "squash_to_uid",
+    ],
+)
 def test_bad_ids_are_refused_by_name(option: str) -> None:
     assert f"'{option}'" in str(refused("lowerdir=/a", option))
 
@@ -391,10 +430,22 @@ def test_bad_ids_are_refused_by_name(option: str) -> None:
 # --- limits for copy-ups ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("word", "size"), [
-    ("0", 0), ("4096", 4096), ("10k", 10240), ("10K", 10240), ("10M", 10 << 20), ("10MB", 10 << 20),
-    ("10MiB", 10 << 20), ("1.5G", 3 << 29), ("2t", 2 << 40), ("1p", 1 << 50), ("7b", 7),
-])
+@pytest.mark.parametrize(
+    ("word", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("10k", 10240),
+        ("10K", 10240),
+        ("10M", 10 << 20),
+        ("10MB", 10 << 20),
+        ("10MiB", 10 << 20),
+        ("1.5G", 3 << 29),
+        ("2t", 2 << 40),
+        ("1p", 1 << 50),
+        ("7b", 7),
+    ],
+)
 def test_a_limit_is_a_size_in_powers_of_1024(word: str, size: int) -> None:
     assert given(f"copyup_max={word}").stack.copyup_max == size
     assert given(f"copyup_warn={word}").stack.copyup_warn == size
@@ -412,14 +463,23 @@ def test_there_is_no_limit_unless_it_is_given() -> None:
 # --- and back again --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", [
-    "lowerdir=/a", r"lowerdir=/a\:b:/c\,d:/e\\f::/data", "lowerdir=/l,upperdir=/u\\,v,workdir=/w",
-    "lowerdir=/l,upperdir=/u,workdir=/w,userxattr,volatile,whiteouts=kernel,index=off,metacopy=on",
-    "lowerdir=/l,copyup_max=10M,copyup_warn=1.5k", "lowerdir=/l,ro,nosuid,nodev,noatime,sync",
-    "lowerdir=/l,uidmapping=0:1000:1:5:6:7,gidmapping=1:2:3", "lowerdir=/l,squash_to_root",
-    "lowerdir=/l,squash_to_uid=5,squash_to_gid=6", r"lowerdir=/l,fsname=a\,b\\c,front=fusepy,timeout=1.5,allow_other",
-    "lowerdir=/l,noallow_other,timeout=0.0000001", "lowerdir=/caf\udce9",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lowerdir=/a",
+        r"lowerdir=/a\:b:/c\,d:/e\\f::/data",
+        "lowerdir=/l,upperdir=/u\\,v,workdir=/w",
+        "lowerdir=/l,upperdir=/u,workdir=/w,userxattr,volatile,whiteouts=kernel,index=off,metacopy=on",
+        "lowerdir=/l,copyup_max=10M,copyup_warn=1.5k",
+        "lowerdir=/l,ro,nosuid,nodev,noatime,sync",
+        "lowerdir=/l,uidmapping=0:1000:1:5:6:7,gidmapping=1:2:3",
+        "lowerdir=/l,squash_to_root",
+        "lowerdir=/l,squash_to_uid=5,squash_to_gid=6",
+        r"lowerdir=/l,fsname=a\,b\\c,front=fusepy,timeout=1.5,allow_other",
+        "lowerdir=/l,noallow_other,timeout=0.0000001",
+        "lowerdir=/caf\udce9",
+    ],
+)
 def test_a_line_made_of_options_means_the_same(line: str) -> None:
     options = parse([line])
     assert parse([option_line(options)]) == options

@@ -139,8 +139,11 @@ def test_a_record_of_a_version_that_notes_more_is_read(place: Place) -> None:
     assert place.mount().returncode == 0
     record = registry.find_record(str(place.view))
     assert record is not None
-    [path] = [one for one in registry.socket_path(record.mountpoint).parent.glob("*.json")
-              if str(place.view) in one.read_text()]
+    [path] = [
+        one
+        for one in registry.socket_path(record.mountpoint).parent.glob("*.json")
+        if str(place.view) in one.read_text()
+    ]
     path.write_text(json.dumps({**json.loads(path.read_text()), "made_up": 1}))
     assert registry.find_record(str(place.view)) == record
 

@@ -236,7 +236,8 @@ def test_ordinary_user_sees_the_page_of_a_view(home: Path, front: str) -> None:
         subject = mount_subject(record, place.socket)
         upper = mount_page(record, subject).upper
         assert upper is not None and [(one.key, one.mark) for one in upper.entries] == [
-            ("/d", "copied"), ("/d/x", "deleted"),
+            ("/d", "copied"),
+            ("/d/x", "deleted"),
         ]
         with subject.asking() as ask:
             assert story(subject, ask, b"/motd").versions[0].text == "hello\n"
@@ -330,7 +331,9 @@ def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
         assert os.listdir(container.mountpoint) == ["d"]
         (container.mountpoint / "d").rename(container.mountpoint / "e")
         assert [(one.kind.value, one.path) for one in containers.diff(container)] == [
-            ("A", b"/e"), ("A", b"/e/a"), ("D", b"/d"),
+            ("A", b"/e"),
+            ("A", b"/e/a"),
+            ("D", b"/d"),
         ]
         image = containers.commit(container, "new").image
         containers.remove(container, force=True)
@@ -342,11 +345,18 @@ def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
     as_user(home, session)
 
 
-OWNED = layer({
-    "./": directory(), "secret": Entry(data=b"s", mode=0o640, owner=(0, 42)), "sudo": Entry(mode=0o4755),
-    "spool/": directory(owner=(7, 8), mode=0o2750), "spool/job": Entry(data=b"j", mode=0, owner=(7, 8)),
-    "tmp/": directory(mode=0o1777), "link": symlink("secret"), "implied/f": Entry(owner=(3, 4)),
-})
+OWNED = layer(
+    {
+        "./": directory(),
+        "secret": Entry(data=b"s", mode=0o640, owner=(0, 42)),
+        "sudo": Entry(mode=0o4755),
+        "spool/": directory(owner=(7, 8), mode=0o2750),
+        "spool/job": Entry(data=b"j", mode=0, owner=(7, 8)),
+        "tmp/": directory(mode=0o1777),
+        "link": symlink("secret"),
+        "implied/f": Entry(owner=(3, 4)),
+    }
+)
 
 
 def shows(path: Path) -> tuple[int, int, str]:
@@ -355,8 +365,14 @@ def shows(path: Path) -> tuple[int, int, str]:
 
 
 SHOWN = {
-    "secret": (0, 42, "0640"), "sudo": (0, 0, "4755"), "spool": (7, 8, "2750"), "spool/job": (7, 8, "0000"),
-    "tmp": (0, 0, "1777"), "link": (0, 0, "0777"), "implied": (0, 0, "0755"), "implied/f": (3, 4, "0644"),
+    "secret": (0, 42, "0640"),
+    "sudo": (0, 0, "4755"),
+    "spool": (7, 8, "2750"),
+    "spool/job": (7, 8, "0000"),
+    "tmp": (0, 0, "1777"),
+    "link": (0, 0, "0777"),
+    "implied": (0, 0, "0755"),
+    "implied/f": (3, 4, "0644"),
     "": (0, 0, "0755"),
 }
 

@@ -41,10 +41,18 @@ from tests.images.builders import (
 )
 from tests.places import MINUTE, run
 
-BASE = layer({
-    "etc/": directory(), "etc/motd": "hello\n", "d/": directory(), "d/a": "1", "d/b": "2", "one": "linked",
-    "two": hard_link("one"), "gone": "x",
-})
+BASE = layer(
+    {
+        "etc/": directory(),
+        "etc/motd": "hello\n",
+        "d/": directory(),
+        "d/a": "1",
+        "d/b": "2",
+        "one": "linked",
+        "two": hard_link("one"),
+        "gone": "x",
+    }
+)
 NAME = "demo-roundtrip:2"
 PUT_BY_DOCKER = ("/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf")
 
@@ -146,8 +154,10 @@ def test_names_in_what_podman_and_buildah_write_are_the_familiar_ones(image: Ima
             archive = f"{target}:{where / f'buildah-{target}.tar'}"
             succeeds(buildah, *place, "push", NAME, f"{archive}:docker.io/library/{NAME}")
     for written, names in (
-        ("podman-docker.tar", [NAME, "localhost/mine:3"]), ("podman-oci.tar", [NAME]),
-        ("buildah-docker-archive.tar", [NAME]), ("buildah-oci-archive.tar", [NAME]),
+        ("podman-docker.tar", [NAME, "localhost/mine:3"]),
+        ("podman-oci.tar", [NAME]),
+        ("buildah-docker-archive.tar", [NAME]),
+        ("buildah-oci-archive.tar", [NAME]),
     ):
         [loaded] = [json.loads(line) for line in image.ours("load", "--json", where / written).splitlines()]
         assert sorted(loaded["Names"]) == sorted(names), written
@@ -163,10 +173,22 @@ def docker(tmp_path: Path) -> Iterator[list[str | Path]]:
     log = (tmp_path / "dockerd.log").open("wb")
     daemon = subprocess.Popen(
         [
-            dockerd, "--bridge=none", "--iptables=false", "--host", f"unix://{socket}", "--storage-driver", "overlay2",
-            "--data-root", tmp_path / "docker", "--exec-root", tmp_path / "exec", "--pidfile", tmp_path / "pid",
+            dockerd,
+            "--bridge=none",
+            "--iptables=false",
+            "--host",
+            f"unix://{socket}",
+            "--storage-driver",
+            "overlay2",
+            "--data-root",
+            tmp_path / "docker",
+            "--exec-root",
+            tmp_path / "exec",
+            "--pidfile",
+            tmp_path / "pid",
         ],
-        stdout=log, stderr=log,
+        stdout=log,
+        stderr=log,
     )
     try:
         deadline = time.monotonic() + MINUTE
@@ -193,11 +215,23 @@ def test_docker_loads_it_and_tells_the_same(image: Image, docker: list[str | Pat
     succeeds(*docker, "create", "--name", "cc", NAME, "/none")
     (image.where / "tree").mkdir()
     succeeds("sh", "-c", f"{docker[0]} --host {docker[2]} export cc | tar -C {image.where / 'tree'} --xattrs -xpf -")
-    made_by_docker = {b".dockerenv", b"dev", b"proc", b"sys", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf",
-                      b"etc/mtab", b"dev/console", b"dev/pts", b"dev/shm"}
+    made_by_docker = {
+        b".dockerenv",
+        b"dev",
+        b"proc",
+        b"sys",
+        b"etc/hostname",
+        b"etc/hosts",
+        b"etc/resolv.conf",
+        b"etc/mtab",
+        b"dev/console",
+        b"dev/pts",
+        b"dev/shm",
+    }
     exported = {
         path: one._replace(xattrs=())  # type: ignore[attr-defined]  # docker export leaves them out
-        for path, one in seen(image.where / "tree").items() if path not in made_by_docker
+        for path, one in seen(image.where / "tree").items()
+        if path not in made_by_docker
     }
     shown = {path: one._replace(xattrs=()) for path, one in seen(image.view).items()}  # type: ignore[attr-defined]
     assert exported == shown
@@ -261,8 +295,11 @@ def foreign(tmp_path: Path) -> Iterator[Foreign]:
 def test_every_form_that_buildah_writes_is_the_same_layer(foreign: Foreign) -> None:
     foreign.build("one:1")
     forms = {
-        "archive.tar": ("docker-archive:{}:one:1",), "oci.tar": ("oci-archive:{}:one:1",), "layout": ("oci:{}:one:1",),
-        "zstd.tar": ("oci-archive:{}:one:1", "--compression-format", "zstd"), "dir": ("dir:{}",),
+        "archive.tar": ("docker-archive:{}:one:1",),
+        "oci.tar": ("oci-archive:{}:one:1",),
+        "layout": ("oci:{}:one:1",),
+        "zstd.tar": ("oci-archive:{}:one:1", "--compression-format", "zstd"),
+        "dir": ("dir:{}",),
     }
     found = {}
     for name, (target, *words) in forms.items():
@@ -303,10 +340,14 @@ def test_podman_saves_several_images_and_both_load(foreign: Foreign) -> None:
 
 def test_an_image_without_layers_goes_to_podman_and_back(foreign: Foreign) -> None:
     where = foreign.where
-    settings = json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Labels": {"a": "b"}},
-        "rootfs": {"type": "layers", "diff_ids": []},
-    }).encode()
+    settings = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Labels": {"a": "b"}},
+            "rootfs": {"type": "layers", "diff_ids": []},
+        }
+    ).encode()
     rows = json.dumps([{"Config": "c.json", "RepoTags": ["localhost/label:1"], "Layers": []}]).encode()
     (where / "ours.tar").write_bytes(archive([("c.json", settings), ("manifest.json", rows)]))
     [first] = foreign.load("ours.tar")
@@ -321,10 +362,15 @@ def test_an_image_without_layers_goes_to_podman_and_back(foreign: Foreign) -> No
 def test_docker_loads_an_image_without_layers_of_ours_and_says_the_same(
     tmp_path: Path, docker: list[str | Path]
 ) -> None:
-    settings = json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Labels": {"a": "b"}}, "rootfs": {"type": "layers"},
-        "history": [{"created_by": "LABEL a=b", "empty_layer": True}],
-    }).encode()
+    settings = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Labels": {"a": "b"}},
+            "rootfs": {"type": "layers"},
+            "history": [{"created_by": "LABEL a=b", "empty_layer": True}],
+        }
+    ).encode()
     rows = json.dumps([{"Config": "c.json", "RepoTags": ["label:1"], "Layers": None}]).encode()
     (tmp_path / "ours.tar").write_bytes(archive([("c.json", settings), ("manifest.json", rows)]))
     succeeds("overlayfs-demo", "load", "--store", tmp_path / "store", tmp_path / "ours.tar")
@@ -379,11 +425,26 @@ def test_diff_says_what_docker_says_of_the_same_changes(image: Image, docker: li
 
 BELOW: Members = [("u/x", "1"), ("u/y", "2"), ("v/z", "3"), ("gone", "4"), ("lower", symlink("u"))]
 WANDERING: Members = [
-    ("/", directory(0o755)), ("/usr/bin/", directory()), ("./../g", "1"), ("b/../h", "2"), ("bin", symlink("usr/bin")),
-    ("n/l", hard_link("../../g")), ("bin/sh", "3"), ("sbin", symlink("/bin")), ("sbin/d/", directory(0o700)),
-    ("../sbin/d/f", "4"), ("climb", symlink("../../../usr")), ("climb/m", hard_link("/bin/sh")), ("u", directory()),
-    ("v", directory()), ("to-u", symlink("/u")), ("to-u/x", WHITEOUT), ("to-v", symlink("v")), ("to-v", OPAQUE),
-    ("to-u/s", symlink("../../x")), ("b/../gone", WHITEOUT),
+    ("/", directory(0o755)),
+    ("/usr/bin/", directory()),
+    ("./../g", "1"),
+    ("b/../h", "2"),
+    ("bin", symlink("usr/bin")),
+    ("n/l", hard_link("../../g")),
+    ("bin/sh", "3"),
+    ("sbin", symlink("/bin")),
+    ("sbin/d/", directory(0o700)),
+    ("../sbin/d/f", "4"),
+    ("climb", symlink("../../../usr")),
+    ("climb/m", hard_link("/bin/sh")),
+    ("u", directory()),
+    ("v", directory()),
+    ("to-u", symlink("/u")),
+    ("to-u/x", WHITEOUT),
+    ("to-v", symlink("v")),
+    ("to-v", OPAQUE),
+    ("to-u/s", symlink("../../x")),
+    ("b/../gone", WHITEOUT),
 ]
 
 

@@ -21,15 +21,27 @@ SIZE = 1_234_567
 SIZED = {Action.WARN, Action.REFUSE, Action.COPY_UP, Action.WRITE, Action.FALLOCATE, Action.TRUNCATE}
 LAYERED = {Action.COPY_UP, Action.WHITEOUT, Action.WARN, Action.REFUSE}
 DETAILED = {
-    Action.SYMLINK, Action.RENAME, Action.EXCHANGE, Action.REDIRECT, Action.CHMOD, Action.CHOWN, Action.SETXATTR,
-    Action.REMOVEXATTR, Action.WARN, Action.REFUSE,
+    Action.SYMLINK,
+    Action.RENAME,
+    Action.EXCHANGE,
+    Action.REDIRECT,
+    Action.CHMOD,
+    Action.CHOWN,
+    Action.SETXATTR,
+    Action.REMOVEXATTR,
+    Action.WARN,
+    Action.REFUSE,
 }
 
 
 def event(action: Action, path: bytes = b"/etc/motd", *, pid: int = 0, call: str = "verb", detail: str = "") -> Event:
     """An event that holds what the engine tells of this action, and no more."""
     return Event(
-        action, path, pid, 0, call,
+        action,
+        path,
+        pid,
+        0,
+        call,
         layer=LAYER if action in LAYERED else "",
         size=SIZE if action in SIZED else 0,
         detail=detail or (DETAIL if action in DETAILED else ""),
@@ -42,8 +54,18 @@ def event(action: Action, path: bytes = b"/etc/motd", *, pid: int = 0, call: str
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        (0, "0B"), (1, "1B"), (999, "999B"), (1000, "1kB"), (1234, "1.23kB"), (12_345, "12.3kB"),
-        (123_456, "123kB"), (10**6, "1MB"), (10**9, "1GB"), (10**12, "1TB"), (10**15, "1PB"), (10**18, "1EB"),
+        (0, "0B"),
+        (1, "1B"),
+        (999, "999B"),
+        (1000, "1kB"),
+        (1234, "1.23kB"),
+        (12_345, "12.3kB"),
+        (123_456, "123kB"),
+        (10**6, "1MB"),
+        (10**9, "1GB"),
+        (10**12, "1TB"),
+        (10**15, "1PB"),
+        (10**18, "1EB"),
         (999_999, "1e+03kB"),  # Docker writes it so, too.
     ],
 )
@@ -57,15 +79,20 @@ def test_size_has_three_digits_and_a_decimal_unit(size: int, words: str) -> None
 @pytest.mark.parametrize(
     ("path", "shown"),
     [
-        (b"/a\nb", r"/a\nb"), (b"/a\tb", r"/a\tb"), (b"/\x1b[31m", r"/\x1b[31m"), (b"/\x7f\x00", r"/\x7f\x00"),
-        (b"/\xff", r"/\udcff"), ("/\u202e".encode(), r"/\u202e"), ("/\u2028".encode(), r"/\u2028"),
+        (b"/a\nb", r"/a\nb"),
+        (b"/a\tb", r"/a\tb"),
+        (b"/\x1b[31m", r"/\x1b[31m"),
+        (b"/\x7f\x00", r"/\x7f\x00"),
+        (b"/\xff", r"/\udcff"),
+        ("/\u202e".encode(), r"/\u202e"),
+        ("/\u2028".encode(), r"/\u2028"),
     ],
 )
 def test_control_characters_and_undecodable_bytes_are_escaped(path: bytes, shown: str) -> None:
     assert printable(path) == shown
 
 
-@pytest.mark.parametrize("path", ["/ünï", "/日本", "/with blank", "/it's \"quoted\"", ""])
+@pytest.mark.parametrize("path", ["/ünï", "/日本", "/with blank", '/it\'s "quoted"', ""])
 def test_ordinary_characters_are_left_alone(path: str) -> None:
     assert printable(path.encode()) == path
 

@@ -49,7 +49,10 @@ def canary(inside: Place) -> Iterator[Path]:
 def explained(place: Place, *words: str, **streams: int) -> str:
     """What the command says, which ran."""
     done = subprocess.run(
-        [BIN / "overlayfs-demo", "explain", *words], cwd=place.view, text=True, timeout=MINUTE,
+        [BIN / "overlayfs-demo", "explain", *words],
+        cwd=place.view,
+        text=True,
+        timeout=MINUTE,
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
     )
     assert done.returncode == 0, done.stderr
@@ -81,9 +84,17 @@ def test_what_the_standard_streams_lead_to_is_not_changed(inside: Place, canary:
     number = {"stdin": 0, "stderr": 2}[stream]
     with canary.open("rb") as file:
         said = subprocess.run(
-            [BIN / "overlayfs-demo", "explain", sys.executable, "-c",
-             f"import os, sys; os.fchmod({number}, 0o666); open('/proc/self/fd/{number}', 'w').close()"],
-            cwd=inside.view, timeout=MINUTE, stdout=subprocess.DEVNULL, **{stream: file},
+            [
+                BIN / "overlayfs-demo",
+                "explain",
+                sys.executable,
+                "-c",
+                f"import os, sys; os.fchmod({number}, 0o666); open('/proc/self/fd/{number}', 'w').close()",
+            ],
+            cwd=inside.view,
+            timeout=MINUTE,
+            stdout=subprocess.DEVNULL,
+            **{stream: file},
         )
     assert said.returncode in (0, 1)
 
@@ -125,8 +136,10 @@ def test_no_terminal_takes_typed_text(inside: Place, name: str, number: int) -> 
 def test_root_cannot_change_device_nodes_but_use_them(inside: Place) -> None:
     """In a mount namespace of its own, with nodes of its own: the machine's are not put at risk."""
     nodes = "null 1 3|zero 1 5|full 1 7|random 1 8|urandom 1 9|tty 5 0|fuse 10 229"
-    make = "; ".join(f"mknod -m 666 /dev/{name} c {major} {minor}" for name, major, minor in
-                     (node.split() for node in nodes.split("|")))
+    make = "; ".join(
+        f"mknod -m 666 /dev/{name} c {major} {minor}"
+        for name, major, minor in (node.split() for node in nodes.split("|"))
+    )
     attack = (
         "for node in null zero full random urandom tty; do chmod 600 /dev/$node; chown 1 /dev/$node; "
         "touch -d 2001-01-01 /dev/$node; done; echo x >/dev/null && head -c1 /dev/zero | wc -c"
@@ -172,16 +185,26 @@ def test_sockets_outside_cannot_be_reached(inside: Place, monkeypatch: pytest.Mo
         datagrams.bind("datagrams")
         for server in (stream, datagrams):
             server.setblocking(False)
-        said = python(inside, "os.chdir('..')\n" + "".join(attempt(one) for one in (
-            "socket.socket(socket.AF_UNIX).connect('stream')",
-            "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'x', 'datagrams')",
-            "socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)[0].sendto(b'x', 'datagrams')",
-            "socket.socketpair()[0].connect('stream')",
-            "(lambda one, other: one.sendall(b'x'))(*socket.socketpair())",
-        )))
+        said = python(
+            inside,
+            "os.chdir('..')\n"
+            + "".join(
+                attempt(one)
+                for one in (
+                    "socket.socket(socket.AF_UNIX).connect('stream')",
+                    "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'x', 'datagrams')",
+                    "socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)[0].sendto(b'x', 'datagrams')",
+                    "socket.socketpair()[0].connect('stream')",
+                    "(lambda one, other: one.sendall(b'x'))(*socket.socketpair())",
+                )
+            ),
+        )
         assert said.splitlines() == [
-            os.strerror(errno.EAFNOSUPPORT), os.strerror(errno.EPERM), os.strerror(errno.EPERM),
-            os.strerror(errno.EISCONN), "done",
+            os.strerror(errno.EAFNOSUPPORT),
+            os.strerror(errno.EPERM),
+            os.strerror(errno.EPERM),
+            os.strerror(errno.EISCONN),
+            "done",
         ]
         with pytest.raises(BlockingIOError):
             stream.accept()
@@ -190,22 +213,47 @@ def test_sockets_outside_cannot_be_reached(inside: Place, monkeypatch: pytest.Mo
 
 
 def test_only_the_sandbox_s_own_network_has_sockets(inside: Place) -> None:
-    said = python(inside, (
-        "for family in range(46):\n"
-        "    for kind in 1, 2, 3, 5:\n"
-        "        try: socket.socket(family, kind).close()\n"
-        "        except OSError as error: continue\n"
-        "        print(family)\n"
-    ))
+    said = python(
+        inside,
+        (
+            "for family in range(46):\n"
+            "    for kind in 1, 2, 3, 5:\n"
+            "        try: socket.socket(family, kind).close()\n"
+            "        except OSError as error: continue\n"
+            "        print(family)\n"
+        ),
+    )
     assert set(said.splitlines()) <= {str(int(one)) for one in (socket.AF_INET, socket.AF_INET6)} != set()
 
 
 # --- by system calls ---------------------------------------------------------------------------------
 
 REFUSED = (
-    "add_key", "bpf", "fanotify_init", "finit_module", "fsopen", "io_uring_setup", "kcmp", "kexec_load", "keyctl",
-    "mount", "mount_setattr", "move_mount", "open_by_handle_at", "open_tree", "perf_event_open", "pivot_root",
-    "quotactl", "reboot", "request_key", "setns", "settimeofday", "swapon", "syslog", "umount2", "unshare",
+    "add_key",
+    "bpf",
+    "fanotify_init",
+    "finit_module",
+    "fsopen",
+    "io_uring_setup",
+    "kcmp",
+    "kexec_load",
+    "keyctl",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "quotactl",
+    "reboot",
+    "request_key",
+    "setns",
+    "settimeofday",
+    "swapon",
+    "syslog",
+    "umount2",
+    "unshare",
     "userfaultfd",
 )
 
@@ -213,13 +261,16 @@ REFUSED = (
 def test_calls_that_reach_what_is_in_no_namespace_are_refused(inside: Place) -> None:
     column = list(syscall_filter.MACHINES).index(os.uname().machine)
     numbers = {name: syscall_filter.REFUSED[name][column] for name in REFUSED}
-    said = python(inside, (
-        "call = ctypes.CDLL(None, use_errno=True).syscall\n"
-        f"for name, number in {numbers}.items():\n"
-        "    ctypes.set_errno(0)\n"
-        "    call(number, -1, -1, -1, -1, -1, -1)\n"
-        "    print(name, ctypes.get_errno())\n"
-    ))
+    said = python(
+        inside,
+        (
+            "call = ctypes.CDLL(None, use_errno=True).syscall\n"
+            f"for name, number in {numbers}.items():\n"
+            "    ctypes.set_errno(0)\n"
+            "    call(number, -1, -1, -1, -1, -1, -1)\n"
+            "    print(name, ctypes.get_errno())\n"
+        ),
+    )
     assert said.splitlines() == [f"{name} {errno.EPERM}" for name in REFUSED]
 
 
@@ -227,10 +278,13 @@ def test_the_user_s_keys_are_out_of_reach(inside: Place) -> None:
     """Refused with EPERM, with arguments that would add a key to the session's."""
     column = list(syscall_filter.MACHINES).index(os.uname().machine)
     number = syscall_filter.REFUSED["add_key"][column]
-    said = python(inside, (
-        "call = ctypes.CDLL(None, use_errno=True).syscall\n"
-        f"print(call({number}, b'user', b'overlayfs-demo-test', b'x', 1, -2), ctypes.get_errno())\n"
-    ))
+    said = python(
+        inside,
+        (
+            "call = ctypes.CDLL(None, use_errno=True).syscall\n"
+            f"print(call({number}, b'user', b'overlayfs-demo-test', b'x', 1, -2), ctypes.get_errno())\n"
+        ),
+    )
     assert said == f"-1 {errno.EPERM}\n"
 
 
@@ -357,8 +411,12 @@ def test_without_bubblewrap_it_says_what_to_install(inside: Place, tmp_path: Pat
     for name in ("sh", "rm"):
         (tmp_path / "bin" / name).symlink_to(f"/bin/{name}")
     done = subprocess.run(
-        [BIN / "overlayfs-demo", "explain", "rm", "motd"], cwd=inside.view, capture_output=True, text=True,
-        env={**os.environ, "PATH": str(tmp_path / "bin")}, timeout=MINUTE,
+        [BIN / "overlayfs-demo", "explain", "rm", "motd"],
+        cwd=inside.view,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": str(tmp_path / "bin")},
+        timeout=MINUTE,
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert "install the package bubblewrap" in done.stderr

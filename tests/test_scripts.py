@@ -103,9 +103,7 @@ class Project:
     def provision(self, *options: str) -> list[str]:
         """Run it; the result is how pip was called."""
         self.calls.write_text("")
-        done = run(
-            self.root / "scripts" / "provision", "--python-only", *options, OVERLAYFS_DEMO_VENV=self.venv
-        )
+        done = run(self.root / "scripts" / "provision", "--python-only", *options, OVERLAYFS_DEMO_VENV=self.venv)
         assert done.returncode == 0, done.stdout
         return self.calls.read_text().splitlines()
 
@@ -146,9 +144,7 @@ def test_a_directory_of_something_else_is_not_made_the_environment(tmp_path: Pat
 
 def test_a_python_that_is_too_old_is_refused_with_the_version_needed(tmp_path: Path) -> None:
     old = write_script(tmp_path / "python3.10", "exit 1")
-    done = run(
-        ROOT / "scripts" / "provision", "--python-only", OVERLAYFS_DEMO_VENV=tmp_path / "venv", PYTHON=old
-    )
+    done = run(ROOT / "scripts" / "provision", "--python-only", OVERLAYFS_DEMO_VENV=tmp_path / "venv", PYTHON=old)
     assert done.returncode == 1
     assert "no Python here is 3.11 or newer" in done.stdout
 
@@ -161,9 +157,7 @@ def test_another_distribution_is_told_what_to_install(project: Project, tmp_path
         (tmp_path / "bin" / tool).symlink_to(found)
     shell = shutil.which("sh")
     assert shell
-    done = run(
-        shell, project.root / "scripts" / "provision", OVERLAYFS_DEMO_VENV=project.venv, PATH=tmp_path / "bin"
-    )
+    done = run(shell, project.root / "scripts" / "provision", OVERLAYFS_DEMO_VENV=project.venv, PATH=tmp_path / "bin")
     assert done.returncode == 1
     assert "install by hand what they call fuse3" in done.stdout
 
@@ -213,9 +207,7 @@ def test_what_the_message_of_the_day_tells_to_type_exists(words: list[str]) -> N
 
 
 def test_a_message_of_the_day_that_would_name_nothing_installed_is_refused(project: Project) -> None:
-    done = run(
-        project.root / "scripts" / "provision", "--python-only", "--motd", OVERLAYFS_DEMO_VENV=project.venv
-    )
+    done = run(project.root / "scripts" / "provision", "--python-only", "--motd", OVERLAYFS_DEMO_VENV=project.venv)
     assert done.returncode == 1
     assert "--motd goes with --system" in done.stdout
     assert project.calls.read_text() == ""
@@ -229,8 +221,17 @@ def test_the_message_of_the_day_is_shown_where_it_was_asked_for(
     (tmp_path / "scratch").mkdir()
     install = f"{project.root}/scripts/provision --system --python-only {' '.join(asked)}"
     done = run(
-        "unshare", "--mount", "sh", "-c", SCRATCH_ROOT, "sh", tmp_path / "scratch", tmp_path,
-        "sh", "-c", f"{install} && echo installed && cat /etc/motd.d/overlayfs-demo",
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        SCRATCH_ROOT,
+        "sh",
+        tmp_path / "scratch",
+        tmp_path,
+        "sh",
+        "-c",
+        f"{install} && echo installed && cat /etc/motd.d/overlayfs-demo",
         OVERLAYFS_DEMO_VENV=project.venv,
     )
     shown = done.stdout.partition("installed\n")[2]
@@ -299,8 +300,10 @@ def test_an_interrupted_demonstration_takes_its_mount_away(tmp_path: Path) -> No
 def test_a_reader_who_has_seen_enough_leaves_no_mount_behind(tmp_path: Path) -> None:
     """As in `scripts/demo | head`."""
     with subprocess.Popen(
-        [ROOT / "scripts" / "demo"], env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [ROOT / "scripts" / "demo"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as demo:
         assert demo.stdout
         while b"=== The view" not in demo.stdout.readline():

@@ -192,9 +192,10 @@ def test_lower_named_twice_is_refused(place: Path, refused: Refused, again: str)
     assert error.remedy == "name each layer once in lowerdir="
 
 
-@pytest.mark.parametrize(("lowers", "inner", "outer"), [
-    (("top", "top/in"), 2, 1), (("bottom/in", "top", "bottom"), 1, 3), (("top", "link/in/deep"), 2, 1),
-])
+@pytest.mark.parametrize(
+    ("lowers", "inner", "outer"),
+    [(("top", "top/in"), 2, 1), (("bottom/in", "top", "bottom"), 1, 3), (("top", "link/in/deep"), 2, 1)],
+)
 def test_lower_inside_another_is_refused(
     place: Path, refused: Refused, lowers: tuple[str, ...], inner: int, outer: int
 ) -> None:

@@ -60,25 +60,40 @@ def test_unknown_calls_and_clone3_do_not_exist(machine: str) -> None:
         assert answer(machine, number) == errno.ENOSYS
 
 
-@pytest.mark.parametrize("flags, expected", [
-    (17, ALLOWED), (0x3D0F00, ALLOWED), (0x10000000, errno.EPERM), (0x00020011, errno.EPERM), (0x02000000, errno.EPERM),
-])
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (17, ALLOWED),
+        (0x3D0F00, ALLOWED),
+        (0x10000000, errno.EPERM),
+        (0x00020011, errno.EPERM),
+        (0x02000000, errno.EPERM),
+    ],
+)
 def test_clone_makes_processes_and_threads_but_no_namespaces(machine: str, flags: int, expected: int) -> None:
     assert answer(machine, {"x86_64": 56, "aarch64": 220}[machine], flags) == expected
 
 
-@pytest.mark.parametrize("request_number, expected", [
-    (0x5412, errno.EPERM), (0x541C, errno.EPERM), (0x1_0000_5412, errno.EPERM), (0x5413, ALLOWED),
-])
+@pytest.mark.parametrize(
+    "request_number, expected",
+    [(0x5412, errno.EPERM), (0x541C, errno.EPERM), (0x1_0000_5412, errno.EPERM), (0x5413, ALLOWED)],
+)
 def test_ioctls_type_into_no_terminal(machine: str, request_number: int, expected: int) -> None:
     """Of the request the kernel takes the lower half."""
     assert answer(machine, {"x86_64": 16, "aarch64": 29}[machine], 0, request_number) == expected
 
 
-@pytest.mark.parametrize("command, expected", [
-    (1024, errno.EPERM), (1026, errno.EPERM), (0x1_0000_0400, errno.EPERM), (1025, ALLOWED), (6, ALLOWED),
-    (1030, ALLOWED),
-])
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        (1024, errno.EPERM),
+        (1026, errno.EPERM),
+        (0x1_0000_0400, errno.EPERM),
+        (1025, ALLOWED),
+        (6, ALLOWED),
+        (1030, ALLOWED),
+    ],
+)
 def test_fcntl_takes_no_lease_and_watches_no_directory(machine: str, command: int, expected: int) -> None:
     """Locks (6, F_SETLK) and descriptors (1030, F_DUPFD_CLOEXEC) it may have."""
     assert answer(machine, {"x86_64": 72, "aarch64": 25}[machine], 0, command) == expected

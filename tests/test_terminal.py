@@ -26,9 +26,18 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 BAR = re.compile(r"\x1b\[\?25l.*(layer|writing) .*\x1b\[\?25h", re.DOTALL)
 NARROW = struct.pack("HHHH", 24, 40, 0, 0)  # rows, columns, and pixels, which nobody asks for
 TABLES = (
-    ("images",), ("images", "--no-trunc"), ("history", IMAGE), ("history", "--layers", IMAGE), ("layers",), ("df",),
-    ("analyze", IMAGE), ("ghosts", IMAGE), ("ps",), ("diff", f"{IMAGE}@1", f"{IMAGE}@3"),
-    ("diff", "--content", f"{IMAGE}@1", f"{IMAGE}@3"), ("which", "--image", IMAGE, "/etc/motd"),
+    ("images",),
+    ("images", "--no-trunc"),
+    ("history", IMAGE),
+    ("history", "--layers", IMAGE),
+    ("layers",),
+    ("df",),
+    ("analyze", IMAGE),
+    ("ghosts", IMAGE),
+    ("ps",),
+    ("diff", f"{IMAGE}@1", f"{IMAGE}@3"),
+    ("diff", "--content", f"{IMAGE}@1", f"{IMAGE}@3"),
+    ("which", "--image", IMAGE, "/etc/motd"),
 )
 
 
@@ -41,7 +50,10 @@ def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> st
     termios.tcsetattr(theirs, termios.TCSANOW, mode)
     environment: Mapping[str, str] = {
         **{name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")},
-        "PATH": f"{BIN}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8", "TERM": "xterm-256color", **settings,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "LC_ALL": "C.UTF-8",
+        "TERM": "xterm-256color",
+        **settings,
     }
     streams = {"stdout": subprocess.DEVNULL, "stderr": theirs} if stderr else {"stdout": theirs}
     with subprocess.Popen([str(word) for word in words], env=environment, **streams) as process:  # type: ignore[call-overload]
@@ -63,9 +75,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("terminal")
     made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", where / "image.tar")
     assert made.returncode == 0, made.stderr
-    (where / "odd.tar").write_bytes(docker_save([
-        layer([("[red]x[/]", "1"), ("caf\udce9", "1"), ("\x1b[31m", "1"), (":smile:", "1")]), layer({"宽宽": "1"}),
-    ], "odd:1"))
+    (where / "odd.tar").write_bytes(
+        docker_save(
+            [
+                layer([("[red]x[/]", "1"), ("caf\udce9", "1"), ("\x1b[31m", "1"), (":smile:", "1")]),
+                layer({"宽宽": "1"}),
+            ],
+            "odd:1",
+        )
+    )
     for name in ("image.tar", "odd.tar"):
         loaded = run("overlayfs-demo", "load", "--store", where / "store", where / name)
         assert loaded.returncode == 0, loaded.stderr

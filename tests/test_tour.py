@@ -29,8 +29,12 @@ NAMES = [one.name for one in ALL]
 HEADING = re.compile(r"^--- \d+ of \d+: (\S+) -+\n", re.MULTILINE)
 # Without privilege but one: this project may lie where only root may look.
 AS_USER = (
-    "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups",
-    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+    "setpriv",
+    f"--reuid={USER}",
+    f"--regid={USER}",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
 )
 
 
@@ -40,7 +44,11 @@ def told() -> str:
     if problem := why_no_mounts():
         pytest.skip(problem)
     done = subprocess.run(
-        ["overlayfs-demo", "tour"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5 * MINUTE,
+        ["overlayfs-demo", "tour"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=5 * MINUTE,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2000:] + done.stderr
@@ -89,9 +97,17 @@ def test_ordinary_user_is_told_the_same_byte_for_byte(told: str) -> None:
     try:
         os.chown(home, USER, USER)
         done = subprocess.run(
-            [*AS_USER, "overlayfs-demo", "tour"], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/",
-            timeout=5 * MINUTE, env={
-                **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "TMPDIR": str(home), "XDG_RUNTIME_DIR": str(home),
+            [*AS_USER, "overlayfs-demo", "tour"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=5 * MINUTE,
+            env={
+                **os.environ,
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "TMPDIR": str(home),
+                "XDG_RUNTIME_DIR": str(home),
             },
         )
         assert (done.returncode, done.stderr) == (0, "")
@@ -165,8 +181,12 @@ def test_what_a_machine_cannot_do_is_left_out_with_the_reason(
 
 def test_ctrl_c_leaves_nothing_behind(temporary: Path) -> None:
     with subprocess.Popen(
-        ["overlayfs-demo", "tour", "--yes"], env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        ["overlayfs-demo", "tour", "--yes"],
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
@@ -223,11 +243,14 @@ def test_wrong_words_are_one_line() -> None:
 
 def test_picture_shows_each_kind_as_what_it_is() -> None:
     lower = {
-        "docs": Entry(Kind.DIRECTORY, 0o755), "docs/a": Entry(Kind.FILE, 0o755, 1500, 2),
-        "link": Entry(Kind.SYMLINK, 0o777, target="docs/a"), "pipe": Entry(Kind.OTHER, 0o644),
+        "docs": Entry(Kind.DIRECTORY, 0o755),
+        "docs/a": Entry(Kind.FILE, 0o755, 1500, 2),
+        "link": Entry(Kind.SYMLINK, 0o777, target="docs/a"),
+        "pipe": Entry(Kind.OTHER, 0o644),
     }
     upper = {
-        "docs": Entry(Kind.DIRECTORY, 0o755, opaque=True), "link": Entry(Kind.WHITEOUT, 0),
+        "docs": Entry(Kind.DIRECTORY, 0o755, opaque=True),
+        "link": Entry(Kind.WHITEOUT, 0),
         "moved": Entry(Kind.DIRECTORY, 0o755, redirect="/old"),
     }
     assert picture({"lower": lower, "upper": upper}) == [

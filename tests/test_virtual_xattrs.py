@@ -38,7 +38,8 @@ def stored(directory: Path) -> set[str]:
 
 def test_getfattr_dumps_layer_why_and_what_is_shadowed(view: Path) -> None:
     assert shown(view / "motd", "-m", "user.overlayfs_demo") == {
-        "layer": TOP, "shadowed": BOTTOM,
+        "layer": TOP,
+        "shadowed": BOTTOM,
         "why": f"Seen from {TOP}, the topmost layer that has it; what {BOTTOM} has is hidden.",
     }
 

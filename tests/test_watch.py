@@ -91,8 +91,15 @@ def test_json_has_the_same_in_fields(mounted: Place) -> None:
         first, second = objects(watcher.ends())
     assert first.pop("time") <= second.pop("time")
     assert first == {
-        "action": "copy-up", "path": "/motd", "pid": pid, "who": "sh", "uid": 0, "call": "open",
-        "layer": "layer 2 (top)", "size": 6, "detail": "",
+        "action": "copy-up",
+        "path": "/motd",
+        "pid": pid,
+        "who": "sh",
+        "uid": 0,
+        "call": "open",
+        "layer": "layer 2 (top)",
+        "size": 6,
+        "detail": "",
     }
     assert (second["action"], second["size"], second["who"]) == ("write", 2, "sh")
 
@@ -102,9 +109,7 @@ def test_rm_tells_of_a_whiteout_and_names_a_process_that_has_gone(mounted: Place
         shell(mounted, "rm motd")
         assert mounted.umount().returncode == 0
         told = watcher.ends()
-    assert re.fullmatch(
-        r"rm\[\d+\] removed /motd: left a whiteout, hiding the one in layer 2 \(top\)\n", told
-    )
+    assert re.fullmatch(r"rm\[\d+\] removed /motd: left a whiteout, hiding the one in layer 2 \(top\)\n", told)
 
 
 def test_a_big_copy_is_few_lines(mounted: Place) -> None:
@@ -126,13 +131,16 @@ def test_a_write_is_told_though_nothing_follows(mounted: Place) -> None:
 
 def test_only_and_path_choose(mounted: Place) -> None:
     script = "mkdir d/made; echo x > d/one; echo x > two; mv d/one d/three; rm motd"
-    with watching(mounted, "--json", "--only", "create,mkdir") as some, watching(
-        mounted, "--json", "--path", "/d/three"
-    ) as third:
+    with (
+        watching(mounted, "--json", "--only", "create,mkdir") as some,
+        watching(mounted, "--json", "--path", "/d/three") as third,
+    ):
         shell(mounted, script)
         assert mounted.umount().returncode == 0
         assert [(one["action"], one["path"]) for one in objects(some.ends())] == [
-            ("mkdir", "/d/made"), ("create", "/d/one"), ("create", "/two"),
+            ("mkdir", "/d/made"),
+            ("create", "/d/one"),
+            ("create", "/two"),
         ]
         assert [(one["action"], one["path"]) for one in objects(third.ends())] == [("rename", "/d/one")]
 
@@ -324,8 +332,13 @@ def test_nobody_but_its_user_and_root_is_answered(served: tuple[Overlay, Path]) 
 @pytest.mark.parametrize(
     "line",
     [
-        b"x\n", b"[]\n", b'{"verb": "sing"}\n', b'{"verb": "explain"}\n', b'{"verb": "explain", "path": 1}\n',
-        b'{"verb": "explain", "path": "/\\ud800"}\n', b'{"verb": "explain", "path": "/\\u0000"}\n',
+        b"x\n",
+        b"[]\n",
+        b'{"verb": "sing"}\n',
+        b'{"verb": "explain"}\n',
+        b'{"verb": "explain", "path": 1}\n',
+        b'{"verb": "explain", "path": "/\\ud800"}\n',
+        b'{"verb": "explain", "path": "/\\u0000"}\n',
     ],
 )
 def test_what_is_no_request_is_answered_so(served: tuple[Overlay, Path], line: bytes) -> None:

@@ -56,8 +56,15 @@ def told(*events: Event) -> tuple[Line, ...]:
 def answer(event: Event) -> dict[str, object]:
     """As a daemon tells it."""
     return {
-        "action": event.action.value, "path": os.fsdecode(event.path), "pid": event.pid, "uid": 0, "who": "vim",
-        "call": event.call, "layer": event.layer, "size": event.size, "detail": event.detail,
+        "action": event.action.value,
+        "path": os.fsdecode(event.path),
+        "pid": event.pid,
+        "uid": 0,
+        "who": "vim",
+        "call": event.call,
+        "layer": event.layer,
+        "size": event.size,
+        "detail": event.detail,
     }
 
 
@@ -212,8 +219,12 @@ class Terminal:
         self.written = ""
         environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
         self.process = subprocess.Popen(
-            [BIN / "overlayfs-demo", "watch", view, *words], stdin=theirs, stdout=theirs, stderr=theirs,
-            env={**environment, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"}, start_new_session=True,
+            [BIN / "overlayfs-demo", "watch", view, *words],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**environment, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
+            start_new_session=True,
         )
 
     def shows(self, pattern: str, since: int = 0) -> None:

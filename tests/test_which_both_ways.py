@@ -18,25 +18,68 @@ from tests.places import run
 
 IMAGE = "stack:1"
 BOTTOM = {
-    "usr/bin/sh": "1", "bin": symlink("usr/bin"), "etc/motd": "one", "etc/passwd": "root", "etc": directory(),
-    "d/a": "", "d/b": "", "opaque/a": "", "gone/x": "", "old": "1", "hard": "12345", "hard2": hard_link("hard"),
-    "absolute": symlink("/etc"), "up": symlink("../../etc"), "loop": symlink("loop"), "turns/x": "",
-    "metacopy": "12345", "bad/x": "",
+    "usr/bin/sh": "1",
+    "bin": symlink("usr/bin"),
+    "etc/motd": "one",
+    "etc/passwd": "root",
+    "etc": directory(),
+    "d/a": "",
+    "d/b": "",
+    "opaque/a": "",
+    "gone/x": "",
+    "old": "1",
+    "hard": "12345",
+    "hard2": hard_link("hard"),
+    "absolute": symlink("/etc"),
+    "up": symlink("../../etc"),
+    "loop": symlink("loop"),
+    "turns/x": "",
+    "metacopy": "12345",
+    "bad/x": "",
 }
 MIDDLE = {
-    "etc/motd": "two!", "d/c": "", "opaque": OPAQUE, "opaque/b": "", "gone": WHITEOUT,
-    "old": WHITEOUT, "turns": "a file now", "moved": directory(), "bad": directory(),
+    "etc/motd": "two!",
+    "d/c": "",
+    "opaque": OPAQUE,
+    "opaque/b": "",
+    "gone": WHITEOUT,
+    "old": WHITEOUT,
+    "turns": "a file now",
+    "moved": directory(),
+    "bad": directory(),
 }
 TOP = {"d": directory(mode=0o700), "old": "3", "turns/y": "", "fifo": Entry(b"6"), "metacopy": "", "bad": directory()}
 SEEN = (
-    "/", "/etc/passwd", "/etc/motd", "/d", "/d/a", "/opaque", "/opaque/b", "/old", "/hard", "/hard2", "/bin", "/fifo",
-    "/turns", "/turns/y", "/moved", "/moved/a", "/metacopy", "/usr/bin/sh",
+    "/",
+    "/etc/passwd",
+    "/etc/motd",
+    "/d",
+    "/d/a",
+    "/opaque",
+    "/opaque/b",
+    "/old",
+    "/hard",
+    "/hard2",
+    "/bin",
+    "/fifo",
+    "/turns",
+    "/turns/y",
+    "/moved",
+    "/moved/a",
+    "/metacopy",
+    "/usr/bin/sh",
 )
 NOT_SEEN = ("/gone", "/gone/x", "/opaque/a", "/turns/x", "/none", "/none/such", "/etc/motd/x")
 # As they are typed, and the path that is meant. (In a view an absolute link leads out of it.)
 DETOURS = {
-    "bin/sh": "/usr/bin/sh", "bin": "/bin", "bin/": "/usr/bin", "bin/.": "/usr/bin", "./d/../etc//motd": "/etc/motd",
-    "up/motd": "/etc/motd", "loop/x": "/loop/x", "none/../d": "/d",
+    "bin/sh": "/usr/bin/sh",
+    "bin": "/bin",
+    "bin/": "/usr/bin",
+    "bin/.": "/usr/bin",
+    "./d/../etc//motd": "/etc/motd",
+    "up/motd": "/etc/motd",
+    "loop/x": "/loop/x",
+    "none/../d": "/d",
 }
 
 
@@ -153,8 +196,10 @@ def test_nothing_leads_out_of_an_image(ways: Ways, given: str) -> None:
 
 
 ASKED: dict[str, Callable[[Ways], Said]] = {
-    "image": lambda ways: ways.image("/bad"), "mount": lambda ways: ways.mount("/bad"),
-    "image -l": lambda ways: ways.image("/bad", "-l"), "mount -l": lambda ways: ways.mount("/bad", "-l"),
+    "image": lambda ways: ways.image("/bad"),
+    "mount": lambda ways: ways.mount("/bad"),
+    "image -l": lambda ways: ways.image("/bad", "-l"),
+    "mount -l": lambda ways: ways.mount("/bad", "-l"),
 }
 
 

@@ -114,8 +114,12 @@ class _Sheet:
 
     def report(self, number: int, title: str) -> LayerReport:
         return LayerReport(
-            number, title, **{kind: Tally(*counts) for kind, counts in self.counts.items()},
-            whiteouts=self.whiteouts, shipped=self.shipped, live=self.live,
+            number,
+            title,
+            **{kind: Tally(*counts) for kind, counts in self.counts.items()},
+            whiteouts=self.whiteouts,
+            shipped=self.shipped,
+            live=self.live,
         )
 
 

@@ -81,10 +81,10 @@ class _Stack:
         """The number in the walk of the layer that shows this place, None if none does."""
         del self._hiding[place.depth :]
         # Numbered anew: an upper layer of this stack may be a lower one of the other.
-        laid = lay({
-            position: place.things[number]
-            for position, number in enumerate(self._numbers) if number in place.things
-        }, self._hiding[-1])
+        laid = lay(
+            {position: place.things[number] for position, number in enumerate(self._numbers) if number in place.things},
+            self._hiding[-1],
+        )
         self._hiding.append(laid.hiding)
         return None if laid.shown is None else self._numbers[laid.shown]
 

@@ -90,7 +90,14 @@ def as_thing(status: os.stat_result) -> Thing:
     elif is_whiteout(status):
         says = Says.WHITEOUT
     return Thing(
-        says, mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, status.st_rdev, status.st_ino,
+        says,
+        mode,
+        status.st_uid,
+        status.st_gid,
+        size,
+        status.st_mtime_ns,
+        status.st_rdev,
+        status.st_ino,
         status.st_nlink,
     )
 

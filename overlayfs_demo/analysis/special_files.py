@@ -27,7 +27,8 @@ def powers(directories: Sequence[Path]) -> list[Path]:
                     found[number - 1].append(place.path)
     return [
         directory / os.fsdecode(path)
-        for directory, paths in zip(directories, found, strict=True) for path in sorted(paths)
+        for directory, paths in zip(directories, found, strict=True)
+        for path in sorted(paths)
     ]
 
 

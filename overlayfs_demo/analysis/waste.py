@@ -58,7 +58,11 @@ class Analysis:
 
 
 def analyse(
-    directories: Sequence[Path], titles: Sequence[str], *, duplicates: bool = True, recipes: Sequence[Path] = (),
+    directories: Sequence[Path],
+    titles: Sequence[str],
+    *,
+    duplicates: bool = True,
+    recipes: Sequence[Path] = (),
     progress: Progress = SILENT,
 ) -> Analysis:
     """Analyse an image's layer directories, from the bottom to the top, each with its title (its instruction).
@@ -85,8 +89,11 @@ def analyse(
                 score.visit(place)
         accounts.finish()
         return Analysis(
-            accounts.reports(), tuple(accounts.hidden), tuple(accounts.ghosts),
-            same.duplicates(roots, progress) if same is not None else (), _full_score(roots, score),
+            accounts.reports(),
+            tuple(accounts.hidden),
+            tuple(accounts.ghosts),
+            same.duplicates(roots, progress) if same is not None else (),
+            _full_score(roots, score),
         )
 
 

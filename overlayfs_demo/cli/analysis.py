@@ -58,8 +58,11 @@ def _limit(word: str) -> tuple[float, bool]:
 def _analysed(image: StoredImage, *, duplicates: bool = True) -> Analysis:
     with progress() as told:
         return analyse(
-            [layer.directory for layer in image.layers], image.value.titles,
-            duplicates=duplicates, recipes=[layer.recipe for layer in image.layers], progress=told,
+            [layer.directory for layer in image.layers],
+            image.value.titles,
+            duplicates=duplicates,
+            recipes=[layer.recipe for layer in image.layers],
+            progress=told,
         )
 
 
@@ -97,13 +100,20 @@ def _title(report: LayerReport) -> str:
 
 def _layers_table(analysis: Analysis) -> str:
     header = ("LAYER", "ADDED", "CHANGED", "DELETED", "SHIPPED", "LIVE", "WASTED", "MADE BY")
-    return docker_tables.table(header, [
-        (
-            str(one.number), str(one.added.paths), str(one.changed.paths), str(one.deleted.paths),
-            *(human_size(size) for size in (one.shipped, one.live, one.wasted)), _title(one),
-        )
-        for one in analysis.layers
-    ])
+    return docker_tables.table(
+        header,
+        [
+            (
+                str(one.number),
+                str(one.added.paths),
+                str(one.changed.paths),
+                str(one.deleted.paths),
+                *(human_size(size) for size in (one.shipped, one.live, one.wasted)),
+                _title(one),
+            )
+            for one in analysis.layers
+        ],
+    )
 
 
 def _summary(image: StoredImage, analysis: Analysis) -> str:
@@ -139,13 +149,24 @@ def _put_hidden(analysis: Analysis, most: int | None) -> None:
 
 def _analysis_json(image: StoredImage, analysis: Analysis) -> dict[str, object]:
     return {
-        "Image": image.title, "ID": str(image.id), "Shipped": analysis.shipped, "Live": analysis.live,
-        "Wasted": analysis.wasted, "DiveScore": analysis.dive_score,
+        "Image": image.title,
+        "ID": str(image.id),
+        "Shipped": analysis.shipped,
+        "Live": analysis.live,
+        "Wasted": analysis.wasted,
+        "DiveScore": analysis.dive_score,
         "Layers": [
             {
-                "Number": one.number, "ChainID": str(layer.chain_id), "MadeBy": one.title, "Added": one.added.paths,
-                "Changed": one.changed.paths, "Deleted": one.deleted.paths, "Whiteouts": one.whiteouts,
-                "Shipped": one.shipped, "Live": one.live, "Wasted": one.wasted,
+                "Number": one.number,
+                "ChainID": str(layer.chain_id),
+                "MadeBy": one.title,
+                "Added": one.added.paths,
+                "Changed": one.changed.paths,
+                "Deleted": one.deleted.paths,
+                "Whiteouts": one.whiteouts,
+                "Shipped": one.shipped,
+                "Live": one.live,
+                "Wasted": one.wasted,
             }
             for one, layer in zip(analysis.layers, image.layers, strict=True)
         ],
@@ -159,8 +180,12 @@ def _analysis_json(image: StoredImage, analysis: Analysis) -> dict[str, object]:
 
 def _hidden_json(one: Hidden) -> dict[str, object]:
     return {
-        "Path": os.fsdecode(b"/" + one.path), "ShippedBy": one.shipped_by, "HiddenBy": one.hidden_by,
-        "Why": one.why.value, "Size": one.size, "Wasted": one.wasted,
+        "Path": os.fsdecode(b"/" + one.path),
+        "ShippedBy": one.shipped_by,
+        "HiddenBy": one.hidden_by,
+        "Why": one.why.value,
+        "Size": one.size,
+        "Wasted": one.wasted,
     }
 
 
@@ -176,10 +201,16 @@ def _ghosts(arguments: argparse.Namespace) -> int:
     if arguments.json:
         put_json([_hidden_json(one) for one in ghosts])
     else:
-        put_table(docker_tables.table(("SIZE", "SHIPPED BY", "DELETED BY", "FILE"), [
-            (human_size(one.size), str(one.shipped_by), str(one.hidden_by), printable(b"/" + one.path))
-            for one in ghosts
-        ]), {"SIZE": "red"})
+        put_table(
+            docker_tables.table(
+                ("SIZE", "SHIPPED BY", "DELETED BY", "FILE"),
+                [
+                    (human_size(one.size), str(one.shipped_by), str(one.hidden_by), printable(b"/" + one.path))
+                    for one in ghosts
+                ],
+            ),
+            {"SIZE": "red"},
+        )
     return 0
 
 
@@ -192,15 +223,23 @@ def diff_images(store: Store, first: str, second: str, *, content: bool, as_json
     found = diff_trees(before, after)
     rows = [
         (letter, one)
-        for letter, ones in (("A", found.added), ("C", found.changed), ("D", found.deleted)) for one in ones
+        for letter, ones in (("A", found.added), ("C", found.changed), ("D", found.deleted))
+        for one in ones
     ]
     rows.sort(key=lambda row: row[1].path)
     if as_json:
-        put_json([
-            {"Kind": letter, "Path": os.fsdecode(b"/" + one.path), "What": one.change.value,
-             "SizeBefore": one.size_before, "SizeAfter": one.size_after}
-            for letter, one in rows
-        ])
+        put_json(
+            [
+                {
+                    "Kind": letter,
+                    "Path": os.fsdecode(b"/" + one.path),
+                    "What": one.change.value,
+                    "SizeBefore": one.size_before,
+                    "SizeAfter": one.size_after,
+                }
+                for letter, one in rows
+            ]
+        )
         return 0
     with Lowers(before, store.marks) as old, Lowers(after, store.marks) as new:
         for letter, one in rows:

@@ -39,15 +39,27 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog=_PROGRAM,
         description="Build one directory a layer from an image archive, and print the lowerdir= line to mount them.",
     )
-    parser.add_argument("archive", type=Path, metavar="IMAGE.tar",
-                        help="from docker save, podman save, skopeo (OCI) or docker export; may be compressed")
+    parser.add_argument(
+        "archive",
+        type=Path,
+        metavar="IMAGE.tar",
+        help="from docker save, podman save, skopeo (OCI) or docker export; may be compressed",
+    )
     parser.add_argument("outdir", type=Path, metavar="OUTDIR", help="where the layer directories go")
     parser.add_argument("--image", metavar="NAME", help="which image, if the archive holds several")
     parser.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
-    parser.add_argument("--userxattr", action="store_true", default=None,
-                        help="mark opaque directories for mounts with userxattr (the default if not root)")
-    parser.add_argument("--mode", type=_mode, metavar="MODE",
-                        help="OUTDIR's permissions, such as 0755 (default: 0700 if it is made, else as they are)")
+    parser.add_argument(
+        "--userxattr",
+        action="store_true",
+        default=None,
+        help="mark opaque directories for mounts with userxattr (the default if not root)",
+    )
+    parser.add_argument(
+        "--mode",
+        type=_mode,
+        metavar="MODE",
+        help="OUTDIR's permissions, such as 0755 (default: 0700 if it is made, else as they are)",
+    )
     return parser.parse_args(argv)
 
 
@@ -72,7 +84,11 @@ def _build(arguments: argparse.Namespace) -> int:
     platform = Platform.parse(arguments.platform) if arguments.platform else None
     new = not arguments.outdir.exists()
     layers = build_layers(
-        arguments.archive, arguments.outdir, name=arguments.image, platform=platform, userxattr=arguments.userxattr,
+        arguments.archive,
+        arguments.outdir,
+        name=arguments.image,
+        platform=platform,
+        userxattr=arguments.userxattr,
         mode=arguments.mode,
     )
     _report(layers, arguments.userxattr or os.geteuid() != 0)
@@ -114,8 +130,10 @@ def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -
         return
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        _say(f"warning: other users may enter {name} (mode {mode:04o}) and use the image's set-id programs or devices: "
-             f"{shown(str(found[0]))}{more}; 'chmod 0700 {name}' keeps them out")
+        _say(
+            f"warning: other users may enter {name} (mode {mode:04o}) and use the image's set-id programs or devices: "
+            f"{shown(str(found[0]))}{more}; 'chmod 0700 {name}' keeps them out"
+        )
 
 
 def _say(text: str) -> None:

@@ -17,13 +17,19 @@ Verbs = argparse._SubParsersAction
 
 
 def new_verb(
-    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
-    run: Callable[[argparse.Namespace], int], description: str = "",
+    verbs: Verbs[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    examples: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str = "",
 ) -> argparse.ArgumentParser:
     """A verb with examples (one a line, each the whole of what is typed) in its help; without a description of its own
     the summary is that."""
     verb = verbs.add_parser(
-        name, help=summary, description=description or summary[0].upper() + summary[1:] + ".",
+        name,
+        help=summary,
+        description=description or summary[0].upper() + summary[1:] + ".",
         epilog="example:" + "".join(f"\n  {line}" for line in examples.splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -83,7 +83,13 @@ def _quietly(candidates: Callable[..., list[str]]) -> Callable[..., list[str]]:
 
 # By what the help calls the word.
 _COMPLETERS = {
-    "IMAGE": _quietly(_images), "IMAGE[@N]": _quietly(_images), "C": _quietly(_containers),
-    "C|IMAGE[@N]": _quietly(_both), "MOUNTPOINT|IMAGE": _quietly(_images), "MOUNTPOINT": _quietly(_views),
-    "DIR": FilesCompleter(), "FILE": FilesCompleter(), "PATH": FilesCompleter(),
+    "IMAGE": _quietly(_images),
+    "IMAGE[@N]": _quietly(_images),
+    "C": _quietly(_containers),
+    "C|IMAGE[@N]": _quietly(_both),
+    "MOUNTPOINT|IMAGE": _quietly(_images),
+    "MOUNTPOINT": _quietly(_views),
+    "DIR": FilesCompleter(),
+    "FILE": FilesCompleter(),
+    "PATH": FilesCompleter(),
 }

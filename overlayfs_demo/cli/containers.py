@@ -35,17 +35,24 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
     verb.add_argument(
-        "-o", dest="options", action="append", default=[], metavar="OPTIONS",
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
         help="words of mount(8), for 'start', too. With --at, where others may enter, nosuid and nodev hold unless you "
-             "say suid or dev",
+        "say suid or dev",
     )
     verb.add_argument("--timemachine", action="store_true", help="with a hidden directory .layers, see 'mount --help'")
     add_json(verb)
     verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
     add_json(verb)
     verb = add_verb(
-        verbs, "diff", "show what a container changed, or in what two images differ",
-        "diff c1\ndiff --content app:1.0@3 app:1.0@5", _diff,
+        verbs,
+        "diff",
+        "show what a container changed, or in what two images differ",
+        "diff c1\ndiff --content app:1.0@3 app:1.0@5",
+        _diff,
     )
     verb.add_argument("first", metavar="C|IMAGE[@N]", help="a container; or an image, of which only N layers count")
     verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare the first with")
@@ -83,14 +90,23 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _create(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     container = Containers(store).create(
-        store.find(arguments.image), arguments.name, arguments.at, time_machine=arguments.timemachine,
+        store.find(arguments.image),
+        arguments.name,
+        arguments.at,
+        time_machine=arguments.timemachine,
         options=",".join(arguments.options),
     )
     if arguments.json:
-        put_json([{
-            "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
-            "Mountpoint": str(container.mountpoint),
-        }])
+        put_json(
+            [
+                {
+                    "Name": container.name,
+                    "Image": container.image_name,
+                    "ImageID": str(container.image),
+                    "Mountpoint": str(container.mountpoint),
+                }
+            ]
+        )
     else:
         put(f"{container.name} {shown(str(container.mountpoint))}\n")
     return 0
@@ -102,16 +118,27 @@ def _ps(arguments: argparse.Namespace) -> int:
         put_json(rows)
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
-    put_table(docker_tables.table(header, [
-        (
-            str(row["Name"]), str(row["Image"]),
-            docker_tables.human_duration(float(str(row["Uptime"]))).join(("Up ", "")) if row["PID"] else "Stopped",
-            str(row["PID"] or "-"), human_size(int(str(row["Memory"]))) if row["PID"] else "-",
-            f"{row['CPU']}%" if row["PID"] else "-",
-            "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))), shown(str(row["Mountpoint"])),
-        )
-        for row in rows
-    ]), {"STATUS": "green"})
+    put_table(
+        docker_tables.table(
+            header,
+            [
+                (
+                    str(row["Name"]),
+                    str(row["Image"]),
+                    docker_tables.human_duration(float(str(row["Uptime"]))).join(("Up ", ""))
+                    if row["PID"]
+                    else "Stopped",
+                    str(row["PID"] or "-"),
+                    human_size(int(str(row["Memory"]))) if row["PID"] else "-",
+                    f"{row['CPU']}%" if row["PID"] else "-",
+                    "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))),
+                    shown(str(row["Mountpoint"])),
+                )
+                for row in rows
+            ],
+        ),
+        {"STATUS": "green"},
+    )
     return 0
 
 
@@ -121,16 +148,25 @@ def _row(container: Container) -> dict[str, object]:
     PID is None for one that is not mounted, Upper for one that cannot be read.
     """
     row: dict[str, object] = {
-        "Name": container.name, "Image": container.image_name, "ImageID": str(container.image),
-        "Created": container.created, "PID": None, "Memory": 0, "CPU": 0.0, "Uptime": 0.0,
-        "Upper": container.upper_size(), "Mountpoint": str(container.mountpoint),
+        "Name": container.name,
+        "Image": container.image_name,
+        "ImageID": str(container.image),
+        "Created": container.created,
+        "PID": None,
+        "Memory": 0,
+        "CPU": 0.0,
+        "Uptime": 0.0,
+        "Upper": container.upper_size(),
+        "Mountpoint": str(container.mountpoint),
     }
     record = container.record
     if record is not None:
         try:
             daemon = psutil.Process(record.pid)
             row.update(
-                PID=record.pid, Memory=daemon.memory_info().rss, CPU=daemon.cpu_percent(_SAMPLE),
+                PID=record.pid,
+                Memory=daemon.memory_info().rss,
+                CPU=daemon.cpu_percent(_SAMPLE),
                 Uptime=max(time.time() - daemon.create_time(), 0.0),
             )
         except psutil.NoSuchProcess:

@@ -49,10 +49,12 @@ which is told.
 def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verb of this module."""
     verb = new_verb(
-        verbs, "explain", "tell what a command would change in a view, without doing it",
-        f"{PROGRAM} explain chmod -R g+w view/opt\n"
-        f"{PROGRAM} explain --on view sh -c 'cd view/etc && sed -i s/a/b/ *'",
-        _explain, _HELP,
+        verbs,
+        "explain",
+        "tell what a command would change in a view, without doing it",
+        f"{PROGRAM} explain chmod -R g+w view/opt\n{PROGRAM} explain --on view sh -c 'cd view/etc && sed -i s/a/b/ *'",
+        _explain,
+        _HELP,
     )
     verb.add_argument("--on", metavar="MOUNTPOINT", help="the view, or any path in it")
     verb.add_argument("--json", action="store_true", help="one object: totals, and every path")
@@ -177,8 +179,13 @@ def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
     if not ordered:
         return
     rows = [
-        (one.what, human_size(one.size), printable(one.layer), printable(one.path)
-         + (f" <- {printable(one.detail)}" if one.what == "rename" else "/" if one.detail == "directory" else ""))
+        (
+            one.what,
+            human_size(one.size),
+            printable(one.layer),
+            printable(one.path)
+            + (f" <- {printable(one.detail)}" if one.what == "rename" else "/" if one.detail == "directory" else ""),
+        )
         for one in ordered[:at_most]
     ]
     put("\n")
@@ -199,6 +206,9 @@ def _json(mountpoint: str, command: Sequence[str], outcome: Outcome) -> dict[str
         total["size"] += one.size
         total["files"] += one.files
     return {
-        "mountpoint": mountpoint, "command": list(command), "status": outcome.status, "totals": totals,
+        "mountpoint": mountpoint,
+        "command": list(command),
+        "status": outcome.status,
+        "totals": totals,
         "paths": [one._asdict() for one in outcome.effects],
     }

@@ -14,18 +14,20 @@ from overlayfs_demo.ui.console import PROGRAM, put
 from overlayfs_demo.ui.terminal import put_markdown
 
 
-def add_shell_verbs(
-    verbs: Verbs[argparse.ArgumentParser], whole_parser: Callable[[], argparse.ArgumentParser]
-) -> None:
+def add_shell_verbs(verbs: Verbs[argparse.ArgumentParser], whole_parser: Callable[[], argparse.ArgumentParser]) -> None:
     """The verbs of this module; `whole_parser` makes the parser of all verbs."""
     verb = new_verb(
-        verbs, "completion", "print what a shell needs to complete our words",
+        verbs,
+        "completion",
+        "print what a shell needs to complete our words",
         f"source <({PROGRAM} completion bash)\n{PROGRAM} completion fish | source",
         lambda arguments: _print(script(arguments.shell)),
     )
     verb.add_argument("shell", choices=SHELLS, help="which shell reads it")
     verb = new_verb(
-        verbs, "manual", "print the manual page, or a document",
+        verbs,
+        "manual",
+        "print the manual page, or a document",
         f"{PROGRAM} manual | man -l -\n{PROGRAM} manual --list\n{PROGRAM} manual differences\n"
         f"{PROGRAM} manual architecture | less",
         partial(_manual, whole_parser),

@@ -33,13 +33,20 @@ from overlayfs_demo.ui.wording import human_size, plural
 def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
-    verb.add_argument("archive", nargs="?", metavar="FILE",
-                      help="of docker save, podman save or skopeo, a directory that has one unpacked (an OCI layout, "
-                           "skopeo's dir:), or - (the default): stdin")
+    verb.add_argument(
+        "archive",
+        nargs="?",
+        metavar="FILE",
+        help="of docker save, podman save or skopeo, a directory that has one unpacked (an OCI layout, "
+        "skopeo's dir:), or - (the default): stdin",
+    )
     verb.add_argument("--input", "-i", metavar="FILE", help="the same, as docker has it")
-    verb.add_argument("--platform", metavar="OS/ARCH|all",
-                      help="which platform, if not this machine's; with 'all' every one, and the name stays with this "
-                           "machine's, or else the last")
+    verb.add_argument(
+        "--platform",
+        metavar="OS/ARCH|all",
+        help="which platform, if not this machine's; with 'all' every one, and the name stays with this "
+        "machine's, or else the last",
+    )
     verb.add_argument("--quiet", "-q", action="store_true", help="print the names alone")
     add_json(verb)
     verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
@@ -144,9 +151,13 @@ def _loaded_json(loaded: Loaded) -> dict[str, object]:
     """What `load` and `import` say of an image. Sizes in bytes; LeftOut counts members."""
     image = loaded.image
     return {
-        "ID": str(image.id), "Names": list(map(str, loaded.names)), "Platform": str(image.parsed.platform),
-        "Size": image.size, "Layers": len(image.layers),
-        "LayersHereBefore": len(loaded.skipped), "LeftOut": dict(loaded.left_out),
+        "ID": str(image.id),
+        "Names": list(map(str, loaded.names)),
+        "Platform": str(image.parsed.platform),
+        "Size": image.size,
+        "Layers": len(image.layers),
+        "LayersHereBefore": len(loaded.skipped),
+        "LeftOut": dict(loaded.left_out),
         "NamesTaken": {str(name): str(before) for name, before in loaded.displaced.items()},
     }
 
@@ -228,9 +239,10 @@ def _counted(image: StoredImage) -> list[LayerFacts]:
     """The same, and what each layer changes, for which all of them are read."""
     reports = analyse([layer.directory for layer in image.layers], [""] * len(image.layers), duplicates=False).layers
     return [
-        LayerFacts(layer.size, describe.Changes(
-            report.added.paths, report.changed.paths, report.deleted.paths, report.whiteouts
-        ))
+        LayerFacts(
+            layer.size,
+            describe.Changes(report.added.paths, report.changed.paths, report.deleted.paths, report.whiteouts),
+        )
         for layer, report in zip(image.layers, reports, strict=True)
     ]
 
@@ -283,25 +295,38 @@ def _layers(arguments: argparse.Namespace) -> int:
     users = _users(found.images)
     layers = sorted(found.layers, key=lambda layer: (-layer.size, str(layer.chain_id)))
     if arguments.json:
-        put_json([
-            {
-                "ChainID": str(layer.chain_id), "DiffID": str(layer.diff_id), "Size": layer.size,
-                "Images": users.get(layer.chain_id, []), "Directory": str(layer.directory),
-            }
-            for layer in layers
-        ])
+        put_json(
+            [
+                {
+                    "ChainID": str(layer.chain_id),
+                    "DiffID": str(layer.diff_id),
+                    "Size": layer.size,
+                    "Images": users.get(layer.chain_id, []),
+                    "Directory": str(layer.directory),
+                }
+                for layer in layers
+            ]
+        )
         return 0
 
     def words(digest: Digest) -> str:
         return str(digest) if arguments.no_trunc else digest.short
 
-    put_table(docker_tables.table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), [
-        (
-            words(layer.chain_id), words(layer.diff_id), human_size(layer.size),
-            ", ".join(users.get(layer.chain_id, [])) or ("a damaged image" if found.may_need(layer) else "nothing"),
+    put_table(
+        docker_tables.table(
+            ("CHAIN ID", "DIFF ID", "SIZE", "USED BY"),
+            [
+                (
+                    words(layer.chain_id),
+                    words(layer.diff_id),
+                    human_size(layer.size),
+                    ", ".join(users.get(layer.chain_id, []))
+                    or ("a damaged image" if found.may_need(layer) else "nothing"),
+                )
+                for layer in layers
+            ],
         )
-        for layer in layers
-    ]))
+    )
     return 0
 
 
@@ -318,15 +343,29 @@ def _df(arguments: argparse.Namespace) -> int:
     listed = sum(image.size for image in images)
     unused = sum(layer.size for layer in layers if not uses[layer.chain_id] and not found.may_need(layer))
     if arguments.json:
-        put_json([
-            {"Image": image.title, "ID": str(image.id), "Size": image.size, "SharedSize": split(image)[0],
-             "UniqueSize": split(image)[1]}
-            for image in images
-        ] + [{"Listed": listed, "Stored": stored, "Unused": unused}])
+        put_json(
+            [
+                {
+                    "Image": image.title,
+                    "ID": str(image.id),
+                    "Size": image.size,
+                    "SharedSize": split(image)[0],
+                    "UniqueSize": split(image)[1],
+                }
+                for image in images
+            ]
+            + [{"Listed": listed, "Stored": stored, "Unused": unused}]
+        )
         return 0
-    put_table(docker_tables.table(("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"), [
-        (image.title, image.id.short, *(human_size(size) for size in (image.size, *split(image)))) for image in images
-    ]))
+    put_table(
+        docker_tables.table(
+            ("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"),
+            [
+                (image.title, image.id.short, *(human_size(size) for size in (image.size, *split(image))))
+                for image in images
+            ],
+        )
+    )
     told, used = [], stored - unused
     if listed > used:
         told.append(
@@ -368,14 +407,18 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 def _tell_removed(gone: remove.Removed, *, as_json: bool) -> None:
     if as_json:
-        put_json([{
-            "Untagged": list(map(str, gone.names)), "DeletedImages": [str(image) for image in gone.images],
-            "DeletedLayers": [str(chain_id) for chain_id in gone.layers], "ReclaimedSize": gone.size,
-        }])
+        put_json(
+            [
+                {
+                    "Untagged": list(map(str, gone.names)),
+                    "DeletedImages": [str(image) for image in gone.images],
+                    "DeletedLayers": [str(chain_id) for chain_id in gone.layers],
+                    "ReclaimedSize": gone.size,
+                }
+            ]
+        )
         return
     lines = [f"Untagged: {name}" for name in gone.names]
     lines += [f"Deleted: {image}" for image in gone.images]
     lines += [f"Deleted: {chain_id}" for chain_id in gone.layers]
     put("".join(line + "\n" for line in lines))
-
-

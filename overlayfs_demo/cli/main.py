@@ -95,7 +95,9 @@ def _complete(words: Sequence[str]) -> None:
 
 def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     mount = verbs.add_parser(
-        "mount", help="mount a stack of layers as one tree", description=_MOUNT_HELP,
+        "mount",
+        help="mount a stack of layers as one tree",
+        description=_MOUNT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
@@ -105,7 +107,11 @@ def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     mount.add_argument("mountpoint", metavar="MOUNTPOINT")
     mount.set_defaults(run=_mount)
     umount = new_verb(
-        verbs, "umount", "unmount a view", f"{PROGRAM} umount merged", _umount,
+        verbs,
+        "umount",
+        "unmount a view",
+        f"{PROGRAM} umount merged",
+        _umount,
         "Unmount a view; if it is busy, say who uses it.",
     )
     umount.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
@@ -178,9 +184,7 @@ _VERBS: Mapping[str, Callable[[Verbs[argparse.ArgumentParser]], None]] = {
     **dict.fromkeys(("analyze", "ghosts"), _add_analysis_verbs),
     "which": _add_which_verb,
     **dict.fromkeys(("serve", "report"), _add_web_verbs),
-    **dict.fromkeys(
-        ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"), _add_container_verbs
-    ),
+    **dict.fromkeys(("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"), _add_container_verbs),
     **dict.fromkeys(("tour", "lab"), _add_tour_verbs),
     **dict.fromkeys(("completion", "manual"), _add_shell_verbs),
 }
@@ -195,7 +199,9 @@ def _mount(arguments: argparse.Namespace) -> int:
     if arguments.trace and not arguments.foreground:
         raise UsageError("--trace prints to this terminal", "add --foreground")
     mount.mount(
-        os.fsencode(arguments.mountpoint), options, foreground=arguments.foreground,
+        os.fsencode(arguments.mountpoint),
+        options,
+        foreground=arguments.foreground,
         trace=_print_event if arguments.trace else None,
     )
     return 0

@@ -63,8 +63,12 @@ _USAGE = re.compile(r"^usage:\s*")
 
 def manual(parser: argparse.ArgumentParser) -> str:
     """The page, of the parser of all verbs."""
-    pages = [_verb(verb) for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-             for verb in action.choices.values()]
+    pages = [
+        _verb(verb)
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for verb in action.choices.values()
+    ]
     return _HEAD + "".join(pages) + _TAIL
 
 

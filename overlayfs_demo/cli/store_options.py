@@ -12,14 +12,15 @@ from overlayfs_demo.ui.console import PROGRAM
 
 
 def add_verb(
-    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
+    verbs: Verbs[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    examples: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     """A verb that works on the store, with examples (one a line, without our name) in its help."""
     verb = new_verb(verbs, name, summary, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
-    verb.add_argument(
-        "--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})"
-    )
+    verb.add_argument("--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})")
     return verb
 
 

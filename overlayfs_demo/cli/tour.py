@@ -40,16 +40,22 @@ _Any = TypeVar("_Any", bound=_Listed)
 def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     tour = _verb(
-        verbs, "tour", "walk through the classic experiments with an overlay",
-        f"{PROGRAM} tour\n{PROGRAM} tour delete re-create\n{PROGRAM} tour --yes > slides.txt", _tour,
+        verbs,
+        "tour",
+        "walk through the classic experiments with an overlay",
+        f"{PROGRAM} tour\n{PROGRAM} tour delete re-create\n{PROGRAM} tour --yes > slides.txt",
+        _tour,
         "Walk through the classic experiments with an overlay: each asks what will happen, does it on a real mount,\n"
         "shows lower, upper and merged, and checks on the disk whatever it says.",
     )
     tour.add_argument("names", nargs="*", metavar="NAME", help="only these experiments, by name or number")
     tour.add_argument("--yes", "-y", action="store_true", help="do not wait for Enter")
     lab = _verb(
-        verbs, "lab", "do a task in a shell, and have the result checked",
-        f"{PROGRAM} lab whiteout\necho 'rm merged/motd' | {PROGRAM} lab whiteout", _lab,
+        verbs,
+        "lab",
+        "do a task in a shell, and have the result checked",
+        f"{PROGRAM} lab whiteout\necho 'rm merged/motd' | {PROGRAM} lab whiteout",
+        _lab,
         "Do a task in a shell. When it ends, the layers on the disk are checked, and mistakes are explained.\n"
         "Without a terminal the shell reads its commands from stdin.",
     )
@@ -59,8 +65,12 @@ def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _verb(
-    verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, examples: str,
-    run: Callable[[argparse.Namespace], int], description: str,
+    verbs: Verbs[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    examples: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str,
 ) -> argparse.ArgumentParser:
     verb = new_verb(verbs, name, summary, examples, run, description)
     verb.add_argument("--list", action="store_true", help="say what there is")

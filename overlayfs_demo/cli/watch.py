@@ -28,8 +28,11 @@ _FOLD = 0.5
 def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verb of this module."""
     verb = new_verb(
-        verbs, "watch", "tell of each change in a view, as it happens",
-        f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'", _watch,
+        verbs,
+        "watch",
+        "tell of each change in a view, as it happens",
+        f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
+        _watch,
         "Tell of each change in a view, as it happens, until it is unmounted. A terminal shows the stack"
         " of layers, too; a pipe gets a sentence a line.",
     )
@@ -90,7 +93,10 @@ def _show(
     from overlayfs_demo.watch.loop import show
 
     asked, ended = show(
-        connection, place.mountpoint, layers, lambda answer: _is_wanted(answer, arguments.only, arguments.path),
+        connection,
+        place.mountpoint,
+        layers,
+        lambda answer: _is_wanted(answer, arguments.only, arguments.path),
         walk=place.owner == os.geteuid(),
     )
     if ended:

@@ -27,23 +27,28 @@ _PORT = 8080
 def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
     verb = add_verb(
-        verbs, "serve", "show a mounted view, live, or an image as a page in a browser",
+        verbs,
+        "serve",
+        "show a mounted view, live, or an image as a page in a browser",
         "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine with a forwarded port",
         _serve,
     )
     verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")
     verb.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS",
-        help="where to listen (default: 127.0.0.1, this machine)",
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine)"
     )
     verb.add_argument("--port", type=_port, default=_PORT, metavar="N", help=f"default: {_PORT}; 0 is any free one")
     verb.add_argument(
-        "--no-token", action="store_true",
+        "--no-token",
+        action="store_true",
         help="for a classroom: an address without a secret; whoever reaches the port can then read the layers' files",
     )
     verb = add_verb(
-        verbs, "report", "write the page of an image as one file, which opens anywhere",
-        "report app:1.0 -o app.html", _report,
+        verbs,
+        "report",
+        "write the page of an image as one file, which opens anywhere",
+        "report app:1.0 -o app.html",
+        _report,
     )
     verb.add_argument("image", metavar="IMAGE")
     add_output(verb, required=True)
@@ -85,8 +90,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     record, socket = view
     shown = subject.mount_subject(record, socket)
     serve.serve(
-        shown, lambda: model.mount_page(record, shown), app.View(record.mountpoint, socket), arguments.host,
-        arguments.port, lambda address: _tell(arguments, address, "until it is unmounted"),
+        shown,
+        lambda: model.mount_page(record, shown),
+        app.View(record.mountpoint, socket),
+        arguments.host,
+        arguments.port,
+        lambda address: _tell(arguments, address, "until it is unmounted"),
         secret=not arguments.no_token,
     )
     return 0
@@ -101,8 +110,13 @@ def _serve_image(arguments: argparse.Namespace) -> int:
         analysis = _analysis(image, told)
     with subject.image_subject(store, image) as shown:
         serve.serve(
-            shown, lambda: model.image_page(image, analysis, time.time()), None, arguments.host, arguments.port,
-            lambda address: _tell(arguments, address, "until interrupted (Ctrl-C)"), secret=not arguments.no_token,
+            shown,
+            lambda: model.image_page(image, analysis, time.time()),
+            None,
+            arguments.host,
+            arguments.port,
+            lambda address: _tell(arguments, address, "until interrupted (Ctrl-C)"),
+            secret=not arguments.no_token,
         )
     return 0
 

@@ -26,7 +26,9 @@ _BILLION = 10**9
 def add_which_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verb of this module."""
     verb = add_verb(
-        verbs, "which", "show what each layer says about a path in a mounted view or an image",
+        verbs,
+        "which",
+        "show what each layer says about a path in a mounted view or an image",
         "which view/etc/passwd\nwhich -l view/etc\nwhich --image app:1.0 /etc/passwd\nwhich --image app:1.0 -l /etc",
         _which,
     )
@@ -50,10 +52,16 @@ def _explain(question: Question, *, as_json: bool) -> int:
     subject, path, _ = question
     explained = subject.explain(path)
     if as_json:
-        put_json([{
-            "path": os.fsdecode(path), "mountpoint": subject.mountpoint, "image": subject.image,
-            **explanation.to_json(explained),
-        }])
+        put_json(
+            [
+                {
+                    "path": os.fsdecode(path),
+                    "mountpoint": subject.mountpoint,
+                    "image": subject.image,
+                    **explanation.to_json(explained),
+                }
+            ]
+        )
     else:
         put(f"{printable(path)}\n")
         rows = [(printable(one.layer), said(one, path), outcome(one, path)) for one in explained.statements]
@@ -87,9 +95,11 @@ def _list(question: Question, *, as_json: bool) -> int:
     if as_json:
         put_json(rows)
     else:
-        put_table(docker_tables.table(
-            ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
-        ))
+        put_table(
+            docker_tables.table(
+                ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
+            )
+        )
     return status
 
 
@@ -116,9 +126,16 @@ def _row(subject: Subject, path: bytes) -> dict[str, Any]:
     seconds, rest = divmod(attrs.mtime_ns, _BILLION)
     target = os.fsdecode(subject.readlink(path)) if stat.S_ISLNK(attrs.mode) else None
     return {
-        "name": os.fsdecode(os.path.basename(path)), "mode": attrs.mode, "links": attrs.nlink, "uid": attrs.uid,
-        "gid": attrs.gid, "size": attrs.size, "modified": seconds + 1e-9 * rest, "target": target,
-        "path": os.fsdecode(path), "layers": subject.explain(path).seen_from,
+        "name": os.fsdecode(os.path.basename(path)),
+        "mode": attrs.mode,
+        "links": attrs.nlink,
+        "uid": attrs.uid,
+        "gid": attrs.gid,
+        "size": attrs.size,
+        "modified": seconds + 1e-9 * rest,
+        "target": target,
+        "path": os.fsdecode(path),
+        "layers": subject.explain(path).seen_from,
     }
 
 
@@ -126,7 +143,11 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     layers = ", ".join(map(printable, row["layers"]))
     arrow = f" -> {printable(row['target'])}" if row["target"] is not None else ""
     return (
-        stat.filemode(row["mode"]), str(row["links"]), _user(row["uid"]), _group(row["gid"]), str(row["size"]),
+        stat.filemode(row["mode"]),
+        str(row["links"]),
+        _user(row["uid"]),
+        _group(row["gid"]),
+        str(row["size"]),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(row["modified"])),
         f"merged: {layers}" if len(row["layers"]) > 1 and stat.S_ISDIR(row["mode"]) else layers,
         printable(row["name"]) + arrow,

@@ -157,8 +157,7 @@ class _Server:
             os.mkdir(path, 0o700)
         _dress(upper, stack)
         return replace(
-            stack, lowers=(stack.upper, *stack.lowers), upper=upper, work=work, rehearsal=True,
-            titles=("", *titles),
+            stack, lowers=(stack.upper, *stack.lowers), upper=upper, work=work, rehearsal=True, titles=("", *titles)
         )
 
 

@@ -38,8 +38,17 @@ from overlayfs_demo.linux import syscalls
 
 # moby oci/caps/defaults.go, but for what concerns networks.
 _CAPABILITIES = (
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_SETGID", "CAP_SETUID",
-    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_SYS_CHROOT", "CAP_KILL",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
 )
 # The nodes that `bwrap --dev` binds.
 _DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty")
@@ -73,7 +82,10 @@ class Sandbox:
             writes_rules.close()
             process = subprocess.Popen(
                 [*self._bubblewrap(rules.fileno()), *self._entry(says_ready.fileno()), *command],
-                stdin=given, stdout=shows, stderr=shows, pass_fds=(rules.fileno(), says_ready.fileno()),
+                stdin=given,
+                stdout=shows,
+                stderr=shows,
+                pass_fds=(rules.fileno(), says_ready.fileno()),
                 preexec_fn=_protect_devices if os.geteuid() == 0 else None,
             )
             stack.enter_context(_ended(process))

@@ -34,20 +34,57 @@ MACHINES = tuple(_MACHINES)
 
 # By name: the numbers on x86_64 (asm/unistd_64.h) and aarch64 (asm-generic/unistd.h); None where there is no such call.
 REFUSED: Mapping[str, tuple[int | None, int | None]] = {
-    "_sysctl": (156, None), "acct": (163, 89), "add_key": (248, 217), "bpf": (321, 280),
-    "clock_adjtime": (305, 266), "clock_settime": (227, 112), "create_module": (174, None),
-    "delete_module": (176, 106), "fanotify_init": (300, 262), "finit_module": (313, 273), "fsconfig": (431, 431),
-    "fsmount": (432, 432), "fsopen": (430, 430), "fspick": (433, 433), "get_kernel_syms": (177, None),
-    "init_module": (175, 105), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "io_uring_setup": (425, 425), "ioperm": (173, None), "iopl": (172, None), "kcmp": (312, 272),
-    "kexec_file_load": (320, 294), "kexec_load": (246, 104), "keyctl": (250, 219), "lookup_dcookie": (212, 18),
-    "mount": (165, 40), "mount_setattr": (442, 442), "move_mount": (429, 429), "nfsservctl": (180, 42),
-    "open_by_handle_at": (304, 265), "open_tree": (428, 428), "open_tree_attr": (467, 467),
-    "perf_event_open": (298, 241), "pivot_root": (155, 41), "query_module": (178, None), "quotactl": (179, 60),
-    "quotactl_fd": (443, 443), "reboot": (169, 142), "request_key": (249, 218), "setns": (308, 268),
-    "settimeofday": (164, 170), "swapoff": (168, 225), "swapon": (167, 224), "sysfs": (139, None),
-    "syslog": (103, 116), "umount2": (166, 39), "unshare": (272, 97), "uselib": (134, None),
-    "userfaultfd": (323, 282), "vhangup": (153, 58),
+    "_sysctl": (156, None),
+    "acct": (163, 89),
+    "add_key": (248, 217),
+    "bpf": (321, 280),
+    "clock_adjtime": (305, 266),
+    "clock_settime": (227, 112),
+    "create_module": (174, None),
+    "delete_module": (176, 106),
+    "fanotify_init": (300, 262),
+    "finit_module": (313, 273),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fsopen": (430, 430),
+    "fspick": (433, 433),
+    "get_kernel_syms": (177, None),
+    "init_module": (175, 105),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "io_uring_setup": (425, 425),
+    "ioperm": (173, None),
+    "iopl": (172, None),
+    "kcmp": (312, 272),
+    "kexec_file_load": (320, 294),
+    "kexec_load": (246, 104),
+    "keyctl": (250, 219),
+    "lookup_dcookie": (212, 18),
+    "mount": (165, 40),
+    "mount_setattr": (442, 442),
+    "move_mount": (429, 429),
+    "nfsservctl": (180, 42),
+    "open_by_handle_at": (304, 265),
+    "open_tree": (428, 428),
+    "open_tree_attr": (467, 467),
+    "perf_event_open": (298, 241),
+    "pivot_root": (155, 41),
+    "query_module": (178, None),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "reboot": (169, 142),
+    "request_key": (249, 218),
+    "setns": (308, 268),
+    "settimeofday": (164, 170),
+    "swapoff": (168, 225),
+    "swapon": (167, 224),
+    "sysfs": (139, None),
+    "syslog": (103, 116),
+    "umount2": (166, 39),
+    "unshare": (272, 97),
+    "uselib": (134, None),
+    "userfaultfd": (323, 282),
+    "vhangup": (153, 58),
 }
 # The last call that was looked at, file_setattr of Linux 6.17. A program that tries a later one is told that there is
 # none, and does without. So are the calls of x86_64's other ABI, x32, whose numbers are larger.
@@ -75,19 +112,24 @@ def program(machine: str) -> bytes:
     """The filter for a machine, as `uname -m` calls it. Raises KeyError for one that is not in MACHINES."""
     audit, column = _MACHINES[machine]
     refused = [numbers[column] for numbers in REFUSED.values()]
-    return b"".join([
-        _do(_LOAD, _ARCHITECTURE), _do(_IF_EQUAL, audit, then=1), _do(_RETURN, _KILL_PROCESS),
-        _do(_LOAD, _NUMBER), _when(_IF_GREATER, _LAST, _fail(errno.ENOSYS)),
-        *(_when(_IF_EQUAL, number, _fail(errno.EPERM)) for number in refused if number is not None),
-        # Its flags lie in memory, which no filter sees; without it the C library takes clone(2).
-        _when(_IF_EQUAL, _CLONE3[column], _fail(errno.ENOSYS)),
-        _when(_IF_EQUAL, _CLONE[column], _namespaces()),
-        _when(_IF_EQUAL, _IOCTL[column], _commands(_TIOCSTI, _TIOCLINUX)),
-        _when(_IF_EQUAL, _FCNTL[column], _commands(_F_SETLEASE, _F_NOTIFY)),
-        _when(_IF_EQUAL, _SOCKET[column], _families()),
-        _when(_IF_EQUAL, _SOCKETPAIR[column], _pairs()),
-        _do(_RETURN, _ALLOW),
-    ])
+    return b"".join(
+        [
+            _do(_LOAD, _ARCHITECTURE),
+            _do(_IF_EQUAL, audit, then=1),
+            _do(_RETURN, _KILL_PROCESS),
+            _do(_LOAD, _NUMBER),
+            _when(_IF_GREATER, _LAST, _fail(errno.ENOSYS)),
+            *(_when(_IF_EQUAL, number, _fail(errno.EPERM)) for number in refused if number is not None),
+            # Its flags lie in memory, which no filter sees; without it the C library takes clone(2).
+            _when(_IF_EQUAL, _CLONE3[column], _fail(errno.ENOSYS)),
+            _when(_IF_EQUAL, _CLONE[column], _namespaces()),
+            _when(_IF_EQUAL, _IOCTL[column], _commands(_TIOCSTI, _TIOCLINUX)),
+            _when(_IF_EQUAL, _FCNTL[column], _commands(_F_SETLEASE, _F_NOTIFY)),
+            _when(_IF_EQUAL, _SOCKET[column], _families()),
+            _when(_IF_EQUAL, _SOCKETPAIR[column], _pairs()),
+            _do(_RETURN, _ALLOW),
+        ]
+    )
 
 
 def _do(code: int, operand: int, then: int = 0, otherwise: int = 0) -> bytes:
@@ -105,9 +147,7 @@ def _fail(code: int) -> bytes:
 
 
 def _namespaces() -> bytes:
-    return (
-        _do(_LOAD, _FIRST_ARGUMENT) + _when(_IF_ANY_BIT, _CLONE_NEW, _fail(errno.EPERM)) + _do(_RETURN, _ALLOW)
-    )
+    return _do(_LOAD, _FIRST_ARGUMENT) + _when(_IF_ANY_BIT, _CLONE_NEW, _fail(errno.EPERM)) + _do(_RETURN, _ALLOW)
 
 
 def _commands(*refused: int) -> bytes:

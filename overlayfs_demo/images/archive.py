@@ -245,9 +245,7 @@ def open_archive(
 
 
 @contextmanager
-def open_stream(
-    stream: BinaryIO, scratch: Path | None, label: str, progress: Progress = SILENT
-) -> Iterator[Archive]:
+def open_stream(stream: BinaryIO, scratch: Path | None, label: str, progress: Progress = SILENT) -> Iterator[Archive]:
     """Open and index an image archive that is read from an open file, a pipe or a FIFO; see `open_archive`.
 
     What an image consists of may stand at the end of its archive. So what cannot be read twice is kept, in an unnamed

@@ -78,8 +78,7 @@ class _Build:
     """One run of `build_layers`, in the output directory that it has locked."""
 
     def __init__(
-        self, archive: Archive, image: Image, outdir: Path, out_fd: int, userxattr: bool, owners: bool,
-        mode: int | None,
+        self, archive: Archive, image: Image, outdir: Path, out_fd: int, userxattr: bool, owners: bool, mode: int | None
     ) -> None:
         self._archive = archive
         self._image = image
@@ -107,9 +106,7 @@ class _Build:
                 self._staged[name] = known = replace(entry, size=size)
             below.append(self._outdir / (_building(name) if name in self._staged else name))
             built.append(
-                BuiltLayer(
-                    self._outdir / name, layer.diff_id, known.size, made_by, name in self._staged, left_out
-                )
+                BuiltLayer(self._outdir / name, layer.diff_id, known.size, made_by, name in self._staged, left_out)
             )
         self._publish()
         return built

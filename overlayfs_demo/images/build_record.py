@@ -44,7 +44,11 @@ def read_record(outdir: Path) -> dict[str, Entry]:
     record = Document(parse_json(data, str(path)), shown(str(path)))
     return {
         row.text("directory"): Entry(
-            row.text("diff_id"), row.text("chain_id"), row.text("marks"), row.flag("owners"), row.text("made_by", ""),
+            row.text("diff_id"),
+            row.text("chain_id"),
+            row.text("marks"),
+            row.flag("owners"),
+            row.text("made_by", ""),
             row.size("size"),
         )
         for row in record.documents("layers")
@@ -55,8 +59,13 @@ def write_record(out_fd: int, record: Mapping[str, Entry]) -> None:
     """Write the record into the directory `out_fd`, at once for whoever reads it. Raises OSError."""
     rows = [
         {
-            "directory": name, "diff_id": entry.diff_id, "chain_id": entry.chain_id,
-            "marks": entry.marks, "owners": entry.owners, "made_by": entry.made_by, "size": entry.size,
+            "directory": name,
+            "diff_id": entry.diff_id,
+            "chain_id": entry.chain_id,
+            "marks": entry.marks,
+            "owners": entry.owners,
+            "made_by": entry.made_by,
+            "size": entry.size,
         }
         for name, entry in sorted(record.items())
     ]

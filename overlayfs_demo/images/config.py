@@ -137,13 +137,30 @@ _Read = Callable[[Fields, str], object]
 # moby api/types/container/config.go, in its order. A Go struct has no place for an unknown key: the config
 # keeps it, and `inspect` does not show it.
 _SETTINGS: tuple[tuple[str, _Read], ...] = (
-    ("Hostname", Fields.text), ("Domainname", Fields.text), ("User", Fields.text), ("AttachStdin", Fields.flag),
-    ("AttachStdout", Fields.flag), ("AttachStderr", Fields.flag), ("ExposedPorts", Fields.names),
-    ("Tty", Fields.flag), ("OpenStdin", Fields.flag), ("StdinOnce", Fields.flag), ("Env", Fields.texts),
-    ("Cmd", Fields.words), ("Healthcheck", Fields.health), ("ArgsEscaped", Fields.flag), ("Image", Fields.text),
-    ("Volumes", Fields.names), ("WorkingDir", Fields.text), ("Entrypoint", Fields.words),
-    ("NetworkDisabled", Fields.flag), ("MacAddress", Fields.text), ("OnBuild", Fields.texts),
-    ("Labels", Fields.labels), ("StopSignal", Fields.text), ("StopTimeout", Fields.number),
+    ("Hostname", Fields.text),
+    ("Domainname", Fields.text),
+    ("User", Fields.text),
+    ("AttachStdin", Fields.flag),
+    ("AttachStdout", Fields.flag),
+    ("AttachStderr", Fields.flag),
+    ("ExposedPorts", Fields.names),
+    ("Tty", Fields.flag),
+    ("OpenStdin", Fields.flag),
+    ("StdinOnce", Fields.flag),
+    ("Env", Fields.texts),
+    ("Cmd", Fields.words),
+    ("Healthcheck", Fields.health),
+    ("ArgsEscaped", Fields.flag),
+    ("Image", Fields.text),
+    ("Volumes", Fields.names),
+    ("WorkingDir", Fields.text),
+    ("Entrypoint", Fields.words),
+    ("NetworkDisabled", Fields.flag),
+    ("MacAddress", Fields.text),
+    ("OnBuild", Fields.texts),
+    ("Labels", Fields.labels),
+    ("StopSignal", Fields.text),
+    ("StopTimeout", Fields.number),
     ("Shell", Fields.words),
 )
 # Left out where empty ("omitempty"); the two that Go has behind a pointer only where they are not there at all.
@@ -155,6 +172,7 @@ def settings(fields: Fields) -> dict[str, object]:
     """What a container is to be run with, keys in Docker's order. Raises ImageError."""
     read = {key: reader(fields, key) for key, reader in _SETTINGS}
     return {
-        key: value for key, value in read.items()
+        key: value
+        for key, value in read.items()
         if value or not (key in _OMIT_EMPTY or (key in _OMIT_ABSENT and value is None))
     }

@@ -167,9 +167,7 @@ def summarize(image: Image, layers: Sequence[LayerFacts], digests: Iterable[str]
     Raises ImageError: no config, or its time is none; ValueError unless there are facts for every layer.
     """
     created, _ = creation_time(_fields(image))
-    return Summary(
-        str(image_id(image)), created, _size(image, layers), _sorted(image.tags), _sorted(digests)
-    )
+    return Summary(str(image_id(image)), created, _size(image, layers), _sorted(image.tags), _sorted(digests))
 
 
 def image_rows(summaries: Iterable[Summary], digests: bool = False) -> tuple[ImageRow, ...]:
@@ -192,9 +190,7 @@ def _name_rows(summary: Summary, with_digests: bool) -> list[tuple[str, str, str
         name, _, digest = one.partition("@")
         digests.setdefault(name, []).append(digest)
     rows = [
-        (name, tag, digest)
-        for name, tag in tags
-        for digest in (digests.get(name) if with_digests else None) or [NONE]
+        (name, tag, digest) for name, tag in tags for digest in (digests.get(name) if with_digests else None) or [NONE]
     ]
     tagged = {name for name, _ in tags}
     for name, found in digests.items():

@@ -21,14 +21,36 @@ from overlayfs_demo.images.model import Digest, Document, Image, parse_json, sho
 
 # A legacy layer that is not the image's last has no config of its own; Go writes out the empty one.
 _NO_CONFIG: Mapping[str, object] = {
-    "Hostname": "", "Domainname": "", "User": "", "AttachStdin": False, "AttachStdout": False,
-    "AttachStderr": False, "Tty": False, "OpenStdin": False, "StdinOnce": False, "Env": None, "Cmd": None,
-    "Image": "", "Volumes": None, "WorkingDir": "", "Entrypoint": None, "OnBuild": None, "Labels": None,
+    "Hostname": "",
+    "Domainname": "",
+    "User": "",
+    "AttachStdin": False,
+    "AttachStdout": False,
+    "AttachStderr": False,
+    "Tty": False,
+    "OpenStdin": False,
+    "StdinOnce": False,
+    "Env": None,
+    "Cmd": None,
+    "Image": "",
+    "Volumes": None,
+    "WorkingDir": "",
+    "Entrypoint": None,
+    "OnBuild": None,
+    "Labels": None,
 }
 # What the last legacy layer takes from the image's config, in Docker's order.
 _LEGACY_KEYS = (
-    "comment", "created", "container", "container_config", "docker_version", "author", "config", "architecture",
-    "variant", "os",
+    "comment",
+    "created",
+    "container",
+    "container_config",
+    "docker_version",
+    "author",
+    "config",
+    "architecture",
+    "variant",
+    "os",
 )
 _EPOCH = "1970-01-01T00:00:00Z"
 
@@ -97,10 +119,13 @@ def write_archive(out: BinaryIO, image: Image, layers: Sequence[LayerSource]) ->
         writer = _Writer(tar)
         for name in sorted(parts):
             parts[name](writer)
-        rows = [{
-            "Config": f"{image_id}.json", "RepoTags": list(image.tags) or None,
-            "Layers": [f"{one}/layer.tar" for one in ids],
-        }]
+        rows = [
+            {
+                "Config": f"{image_id}.json",
+                "RepoTags": list(image.tags) or None,
+                "Layers": [f"{one}/layer.tar" for one in ids],
+            }
+        ]
         writer.file("manifest.json", go_json(rows) + b"\n", 0)
         if image.tags and ids:
             writer.file("repositories", go_json(_repositories(image.tags, ids[-1])) + b"\n", 0)

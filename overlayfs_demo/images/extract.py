@@ -20,8 +20,16 @@ from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
 
 def extract_layer(
-    archive: Archive, layer: Layer, title: str, root_fd: int, spare_fd: int, below: Sequence[Path],
-    marks: PrivateXattrs, owners: bool, recipe: Path | None = None, progress: Progress = SILENT,
+    archive: Archive,
+    layer: Layer,
+    title: str,
+    root_fd: int,
+    spare_fd: int,
+    below: Sequence[Path],
+    marks: PrivateXattrs,
+    owners: bool,
+    recipe: Path | None = None,
+    progress: Progress = SILENT,
 ) -> Unpacked:
     """Unpack a layer into the empty directory `root_fd`; `below` are the layers under it, bottom to top.
 

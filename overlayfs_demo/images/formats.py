@@ -19,18 +19,9 @@ from overlayfs_demo.images.config import check_config
 from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, Platform, parse_json, shown
 from overlayfs_demo.images.reference import ImageName, Reference
 
-_INDEXES = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
-_MANIFESTS = (
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-)
-_CONFIGS = (
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-)
+_INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+_MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 _SCHEMA_1 = (
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
@@ -160,8 +151,9 @@ def _platform(config: bytes, member: str) -> Platform | None:
     return found if found.os and found.architecture else None
 
 
-def _image(archive: Archive, config: bytes, member: str, layers: list[tuple[str, Digest | None, str]],
-           names: Names) -> Image:
+def _image(
+    archive: Archive, config: bytes, member: str, layers: list[tuple[str, Digest | None, str]], names: Names
+) -> Image:
     """Put together a config and the (member, digest, media type) of each of its layers."""
     if len(layers) > _MAX_LAYERS:
         raise archive.bad(member, f"is of an image with {len(layers)} layers; this program takes {_MAX_LAYERS}")
@@ -194,10 +186,12 @@ def _of_manifest(archive: Archive) -> Contents:
     if not isinstance(rows, list) or not rows:
         raise archive.bad("manifest.json", "is not a list of images")
     known: dict[str, tuple[Digest, Platform | None]] = {}
-    return Contents(tuple(
-        _docker_candidate(archive, row, f"{archive.label}: member manifest.json[{index}]", known)
-        for index, row in enumerate(rows)
-    ))
+    return Contents(
+        tuple(
+            _docker_candidate(archive, row, f"{archive.label}: member manifest.json[{index}]", known)
+            for index, row in enumerate(rows)
+        )
+    )
 
 
 def _docker_candidate(
@@ -289,9 +283,7 @@ class _Blobs:
 
 
 def _of_layout(archive: Archive) -> Contents:
-    layout = Document(
-        parse_json(archive.document("oci-layout"), "oci-layout"), f"{archive.label}: member oci-layout"
-    )
+    layout = Document(parse_json(archive.document("oci-layout"), "oci-layout"), f"{archive.label}: member oci-layout")
     version = layout.text("imageLayoutVersion")
     if not version.startswith("1."):
         raise archive.bad("oci-layout", f"is of version {shown(version)}; this program reads 1.x")

@@ -83,8 +83,9 @@ def compression(fd: int, offset: int, size: int, label: str) -> str:
     magic = os.pread(fd, min(size, _MAGIC), offset)
     for start, name, undo in _OTHERS:
         if start.match(magic):
-            raise ImageError(f"{label} is compressed with {name}, which this program does not read",
-                             f"decompress it first: {undo}")
+            raise ImageError(
+                f"{label} is compressed with {name}, which this program does not read", f"decompress it first: {undo}"
+            )
     return next((name for start, name, _ in _FORMATS if start.match(magic)), "")
 
 
@@ -139,8 +140,7 @@ class _Plain(io.RawIOBase):
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # The file cannot be read. bz2 reports damage as an OSError without a number.
             raise ImageError(
-                f"{self._label}: its {self._kind} data is damaged or cut short ({error})",
-                "fetch or export it again",
+                f"{self._label}: its {self._kind} data is damaged or cut short ({error})", "fetch or export it again"
             ) from None
         if self._hasher is not None:
             self._hasher.update(view[:count])
@@ -161,7 +161,13 @@ class LayerReader:
     """
 
     def __init__(
-        self, fd: int, offset: int, size: int, label: str, diff_id: Digest, digest: Digest | None,
+        self,
+        fd: int,
+        offset: int,
+        size: int,
+        label: str,
+        diff_id: Digest,
+        digest: Digest | None,
         progress: Progress = SILENT,
     ) -> None:
         kind = compression(fd, offset, size, label)

@@ -31,8 +31,10 @@ def shown(name: str | bytes) -> str:
     """A name or text from an archive as one printable line: what a terminal would act on is escaped."""
     text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
     return "".join(
-        one if one.isprintable()
-        else f"\\x{ord(one) - 0xDC00:02x}" if 0xDC80 <= ord(one) <= 0xDCFF
+        one
+        if one.isprintable()
+        else f"\\x{ord(one) - 0xDC00:02x}"
+        if 0xDC80 <= ord(one) <= 0xDCFF
         else one.encode("unicode_escape", "surrogatepass").decode("ascii")
         for one in text
     )
@@ -129,9 +131,7 @@ class Platform:
         """Read `os/architecture` or `os/architecture/variant`, as a person writes it. Raises UsageError."""
         words = text.split("/")
         if not 2 <= len(words) <= 3 or not all(words):
-            raise UsageError(
-                f"'{shown(text)}' is not a platform", "write os/architecture[/variant], as in linux/arm64"
-            )
+            raise UsageError(f"'{shown(text)}' is not a platform", "write os/architecture[/variant], as in linux/arm64")
         return cls(*words)
 
     @property
@@ -157,8 +157,13 @@ class Platform:
 
 
 _MACHINES = {
-    "x86_64": ("amd64", ""), "aarch64": ("arm64", ""), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"),
-    "i386": ("386", ""), "i686": ("386", ""), "loongarch64": ("loong64", ""),
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i386": ("386", ""),
+    "i686": ("386", ""),
+    "loongarch64": ("loong64", ""),
 }
 
 
@@ -205,9 +210,7 @@ def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:
     """
     chain: list[Digest] = []
     for diff_id in diff_ids:
-        chain.append(
-            Digest.of(f"{chain[-1]} {diff_id}".encode(), diff_id.algorithm) if chain else diff_id
-        )
+        chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode(), diff_id.algorithm) if chain else diff_id)
     return tuple(chain)
 
 
@@ -259,9 +262,7 @@ class Document:
         found = _kind(value)
         if isinstance(value, list) and wanted.startswith("a list"):
             found = f"one with {', '.join(dict.fromkeys(map(_kind, value)))}"
-        return ImageError(
-            f"{self._where}: {key!r} must be {wanted}, not {found}", "export the image again"
-        )
+        return ImageError(f"{self._where}: {key!r} must be {wanted}, not {found}", "export the image again")
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string; an absent one is the default, or an ImageError where there is none."""
@@ -352,8 +353,11 @@ class Config:
             tuple(Digest.parse(text, where) for text in rootfs.texts("diff_ids")),
             tuple(
                 History(
-                    row.text("created", ""), row.text("created_by", ""), row.flag("empty_layer"),
-                    row.text("comment", ""), row.text("author", ""),
+                    row.text("created", ""),
+                    row.text("created_by", ""),
+                    row.flag("empty_layer"),
+                    row.text("comment", ""),
+                    row.text("author", ""),
                 )
                 for row in document.documents("history")
             ),

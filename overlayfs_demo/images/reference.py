@@ -199,7 +199,8 @@ def _by_name(reference: Reference, images: Iterable[Named]) -> Found | None:
                 meant = name == reference.name
             else:
                 meant = (
-                    image.id == reference.digest and name.repository == reference.repository
+                    image.id == reference.digest
+                    and name.repository == reference.repository
                     and reference.tag in (None, name.tag)
                 )
             if meant:
@@ -211,10 +212,9 @@ def _missing(reference: Reference, digits: str, images: Iterable[Named], place: 
     """No such name; what there is in the same repository, or in one that ends like it, is the likely mistake."""
     names = sorted(name for image in images for name in image.names)
     last = reference.repository.path.rpartition("/")[2]
-    alike = (
-        [one for one in names if one.repository == reference.repository]
-        or [one for one in names if one.repository.path.rpartition("/")[2] == last]
-    )
+    alike = [one for one in names if one.repository == reference.repository] or [
+        one for one in names if one.repository.path.rpartition("/")[2] == last
+    ]
     problem = f"no image {reference}{f', and no image ID begins with {digits}' if digits else ''}{place}"
     if not alike:
         return ImageError(problem, remedy)

@@ -141,11 +141,17 @@ def _config(steps: Sequence[Step], settings: Mapping[str, object]) -> bytes:
         row: dict[str, object] = {"created": _created(second), "created_by": step.created_by}
         history.append(row if step.tar is not None else row | {"empty_layer": True})
     diff_ids = [str(Digest.of(step.tar)) for step in steps if step.tar is not None]
-    return go_json({
-        "architecture": "amd64", "config": settings, "created": _created(len(steps) - 1),
-        "docker_version": "20.10.24", "history": history, "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    })
+    return go_json(
+        {
+            "architecture": "amd64",
+            "config": settings,
+            "created": _created(len(steps) - 1),
+            "docker_version": "20.10.24",
+            "history": history,
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
+    )
 
 
 def _created(second: int) -> str:
@@ -165,10 +171,17 @@ def write_image(out: BinaryIO, tag: str, steps: Sequence[Step], settings: Mappin
 
 def write_teaching_image(out: BinaryIO) -> Image:
     """Write the archive to `out`, which stays the caller's, and say what is in it."""
-    return write_image(out, TAG, _steps(), {
-        "Env": ["HOME=/root"], "Cmd": _COMMAND, "WorkingDir": "/",
-        "Labels": {"org.opencontainers.image.title": _TITLE},
-    })
+    return write_image(
+        out,
+        TAG,
+        _steps(),
+        {
+            "Env": ["HOME=/root"],
+            "Cmd": _COMMAND,
+            "WorkingDir": "/",
+            "Labels": {"org.opencontainers.image.title": _TITLE},
+        },
+    )
 
 
 def main(argv: Sequence[str]) -> int:

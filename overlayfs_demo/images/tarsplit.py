@@ -272,9 +272,7 @@ class _Writer:
 
     def reference(self, reference: _Reference) -> None:
         self._flush()
-        self._frame.write(
-            _FILE + _FILE_HEAD.pack(len(reference.path), reference.size, reference.crc) + reference.path
-        )
+        self._frame.write(_FILE + _FILE_HEAD.pack(len(reference.path), reference.size, reference.crc) + reference.path)
 
     def end(self) -> None:
         self._flush()

@@ -131,7 +131,8 @@ class TarStream:
                 if self._tar is None:
                     self._tar = _StrictTar(
                         fileobj=self._forward,  # type: ignore[arg-type]
-                        encoding="utf-8", errors="surrogateescape",
+                        encoding="utf-8",
+                        errors="surrogateescape",
                     )
                 info = self._tar.next()
             except _DAMAGE as error:
@@ -147,7 +148,8 @@ class TarStream:
 
     def _broken(self, what: str) -> ImageError:
         where = (
-            f"damaged or cut short: after member '{shown(self._last)}'" if self._last
+            f"damaged or cut short: after member '{shown(self._last)}'"
+            if self._last
             else "not a tar archive, or damaged at its start"
         )
         return ImageError(f"{self._label} is {where}: {what}", "fetch or export it again")

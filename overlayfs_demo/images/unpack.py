@@ -51,7 +51,13 @@ class Unpacked:
 
 
 def unpack_layer(
-    tar: TarStream, label: str, root_fd: int, spare_fd: int, lowers: Lowers, marks: PrivateXattrs, owners: bool,
+    tar: TarStream,
+    label: str,
+    root_fd: int,
+    spare_fd: int,
+    lowers: Lowers,
+    marks: PrivateXattrs,
+    owners: bool,
     recorder: Recorder | None = None,
 ) -> Unpacked:
     """Unpack one layer into the empty directory `root_fd`.
@@ -75,7 +81,13 @@ class _Unpacking:
     """One run of `unpack_layer`: a method for each kind of member, and what they collect for the end."""
 
     def __init__(
-        self, tar: TarStream, label: str, tree: LayerTree, lowers: Lowers, marks: PrivateXattrs, owners: bool,
+        self,
+        tar: TarStream,
+        label: str,
+        tree: LayerTree,
+        lowers: Lowers,
+        marks: PrivateXattrs,
+        owners: bool,
         recorder: Recorder | None,
     ) -> None:
         self._tar = tar
@@ -93,10 +105,16 @@ class _Unpacking:
         # Files copied from below because a hard link names them: in this layer only if it keeps them.
         self._borrowed: set[bytes] = set()
         self._kinds: dict[bytes, Callable[[tarfile.TarInfo, bytes], None]] = {
-            tarfile.REGTYPE: self._file, tarfile.AREGTYPE: self._file, tarfile.CONTTYPE: self._file,
-            tarfile.GNUTYPE_SPARSE: self._file, tarfile.DIRTYPE: self._directory,
-            tarfile.SYMTYPE: self._symlink, tarfile.LNKTYPE: self._hard_link,
-            tarfile.FIFOTYPE: self._node, tarfile.CHRTYPE: self._node, tarfile.BLKTYPE: self._node,
+            tarfile.REGTYPE: self._file,
+            tarfile.AREGTYPE: self._file,
+            tarfile.CONTTYPE: self._file,
+            tarfile.GNUTYPE_SPARSE: self._file,
+            tarfile.DIRTYPE: self._directory,
+            tarfile.SYMTYPE: self._symlink,
+            tarfile.LNKTYPE: self._hard_link,
+            tarfile.FIFOTYPE: self._node,
+            tarfile.CHRTYPE: self._node,
+            tarfile.BLKTYPE: self._node,
         }
 
     def run(self) -> None:
@@ -309,8 +327,7 @@ class _Unpacking:
                 os.setxattr(self._tree.directory(path), self._marks.opaque, b"y")
             except OSError as error:
                 raise ImageError(
-                    f"{self._label}: '{shown(path)}' cannot be marked opaque "
-                    f"({self._marks.opaque}: {error.strerror})",
+                    f"{self._label}: '{shown(path)}' cannot be marked opaque ({self._marks.opaque}: {error.strerror})",
                     "unpack on a filesystem with extended attributes, or with --userxattr if you are not root",
                 ) from None
 

@@ -29,9 +29,7 @@ class Place(NamedTuple):
 
     def is_within(self, other: Place) -> bool:
         """Is it the other directory, or somewhere below it?"""
-        return self == other or (
-            self.device == other.device and self.path.startswith(other.path.rstrip(b"/") + b"/")
-        )
+        return self == other or (self.device == other.device and self.path.startswith(other.path.rstrip(b"/") + b"/"))
 
 
 def mounts(process: int | str = "self") -> list[Mounted]:

@@ -46,8 +46,13 @@ _POLL = 0.02
 _RARE_COLLECTIONS = (500_000, 20, 50)
 
 _REMOUNTABLE = (
-    syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC | syscalls.MS_SYNCHRONOUS
-    | syscalls.MS_NOATIME | syscalls.MS_NODIRATIME
+    syscalls.MS_RDONLY
+    | syscalls.MS_NOSUID
+    | syscalls.MS_NODEV
+    | syscalls.MS_NOEXEC
+    | syscalls.MS_SYNCHRONOUS
+    | syscalls.MS_NOATIME
+    | syscalls.MS_NODIRATIME
 )
 
 # What ends a daemon.
@@ -92,7 +97,11 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
 def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
     """How the overlay is shown, by these options."""
     return View(
-        overlay, mountpoint, options.source or SUBTYPE, options.flags, options.timeout,
+        overlay,
+        mountpoint,
+        options.source or SUBTYPE,
+        options.flags,
+        options.timeout,
         os.geteuid() == 0 if options.allow_other is None else options.allow_other,
     )
 
@@ -283,9 +292,15 @@ def _serve(
 def _record(mountpoint: bytes, options: MountOptions) -> Record:
     stack = options.stack
     return Record(
-        os.fsdecode(mountpoint), os.getpid(), options.front, [os.fsdecode(path) for path in stack.lowers],
-        os.fsdecode(stack.upper) if stack.upper is not None else None, list(stack.titles),
-        [os.fsdecode(path) for path in stack.data_only], stack.labels(), option_line(options),
+        os.fsdecode(mountpoint),
+        os.getpid(),
+        options.front,
+        [os.fsdecode(path) for path in stack.lowers],
+        os.fsdecode(stack.upper) if stack.upper is not None else None,
+        list(stack.titles),
+        [os.fsdecode(path) for path in stack.data_only],
+        stack.labels(),
+        option_line(options),
     )
 
 
@@ -294,7 +309,10 @@ def _warn_of_other_lowers(overlay: Overlay, stack: Stack) -> None:
     if before:
         _log.warning(
             "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
-            "changed there may look odd here", os.fsdecode(stack.upper or b""), before, now,
+            "changed there may look odd here",
+            os.fsdecode(stack.upper or b""),
+            before,
+            now,
         )
 
 
@@ -381,7 +399,10 @@ def _await_end(process: _Process, mountpoint: str, number: str) -> None:
         if holder := _mounted_elsewhere(number):
             _log.warning(
                 "%s is unmounted here, but a mount namespace of its own keeps it for %s: until that ends, its daemon "
-                "(process %s) serves on, and its upper is in use", mountpoint, holder, process.pid,
+                "(process %s) serves on, and its upper is in use",
+                mountpoint,
+                holder,
+                process.pid,
             )
             return
         if time.monotonic() > deadline:

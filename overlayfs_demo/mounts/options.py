@@ -22,26 +22,51 @@ FRONTS = ("auto", "kernel", "fusepy")
 
 # mount(8)'s words: which flag each sets, or clears.
 _SET = {
-    "ro": syscalls.MS_RDONLY, "nosuid": syscalls.MS_NOSUID, "nodev": syscalls.MS_NODEV,
-    "noexec": syscalls.MS_NOEXEC, "sync": syscalls.MS_SYNCHRONOUS, "dirsync": syscalls.MS_DIRSYNC,
-    "noatime": syscalls.MS_NOATIME, "nodiratime": syscalls.MS_NODIRATIME, "relatime": syscalls.MS_RELATIME,
-    "strictatime": syscalls.MS_STRICTATIME, "lazytime": syscalls.MS_LAZYTIME,
+    "ro": syscalls.MS_RDONLY,
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
+    "noexec": syscalls.MS_NOEXEC,
+    "sync": syscalls.MS_SYNCHRONOUS,
+    "dirsync": syscalls.MS_DIRSYNC,
+    "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "relatime": syscalls.MS_RELATIME,
+    "strictatime": syscalls.MS_STRICTATIME,
+    "lazytime": syscalls.MS_LAZYTIME,
 }
 _CLEAR = {
-    "rw": syscalls.MS_RDONLY, "suid": syscalls.MS_NOSUID, "dev": syscalls.MS_NODEV,
-    "exec": syscalls.MS_NOEXEC, "async": syscalls.MS_SYNCHRONOUS, "atime": syscalls.MS_NOATIME,
-    "diratime": syscalls.MS_NODIRATIME, "norelatime": syscalls.MS_RELATIME,
-    "nostrictatime": syscalls.MS_STRICTATIME, "nolazytime": syscalls.MS_LAZYTIME,
+    "rw": syscalls.MS_RDONLY,
+    "suid": syscalls.MS_NOSUID,
+    "dev": syscalls.MS_NODEV,
+    "exec": syscalls.MS_NOEXEC,
+    "async": syscalls.MS_SYNCHRONOUS,
+    "atime": syscalls.MS_NOATIME,
+    "diratime": syscalls.MS_NODIRATIME,
+    "norelatime": syscalls.MS_RELATIME,
+    "nostrictatime": syscalls.MS_STRICTATIME,
+    "nolazytime": syscalls.MS_LAZYTIME,
 }
 # Words of fstab(5) that concern other programs.
 _BOOKKEEPING = {
-    "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
     "default_permissions",
 }
 # Settings of the kernel's overlayfs that say what is done here anyway.
 _ALREADY_SO = {
-    "redirect_dir": {"on", "follow"}, "nfs_export": {"off"},
-    "xino": {"on", "off", "auto"}, "uuid": {"on", "off", "auto", "null"}, "verity": {"off"},
+    "redirect_dir": {"on", "follow"},
+    "nfs_export": {"off"},
+    "xino": {"on", "off", "auto"},
+    "uuid": {"on", "off", "auto", "null"},
+    "verity": {"off"},
 }
 _ID_SETTINGS = ("uidmapping", "gidmapping", "squash_to_uid", "squash_to_gid", "squash_to_root")
 # Settings with two choices: the field of Stack, and what each word makes of it.

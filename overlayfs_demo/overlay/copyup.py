@@ -210,9 +210,7 @@ class CopyUp:
                 del self._running[node]
             done.set()
 
-    def _copy_file(
-        self, node: FileNode, caller: Caller, with_name: bool, data: bool, cut: Cut | None
-    ) -> int | None:
+    def _copy_file(self, node: FileNode, caller: Caller, with_name: bool, data: bool, cut: Cut | None) -> int | None:
         upper = self._tree.writable()
         # Without an index, a file with several names in its layer is a new file of its own once it is copied.
         origin = None
@@ -257,7 +255,12 @@ class CopyUp:
         return fd
 
     def _appear(
-        self, node: FileNode, temporary: bytes, origin: bytes | None, links: Links | None, below: Data | None,
+        self,
+        node: FileNode,
+        temporary: bytes,
+        origin: bytes | None,
+        links: Links | None,
+        below: Data | None,
         caller: Caller,
     ) -> None:
         """Publish a finished copy, and turn the node and its open handles to it. `links`: in the index, with so many
@@ -353,9 +356,7 @@ class CopyUp:
             os.setxattr(copy.place, "security.capability", capability)
         os.utime(copy.place, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    def _uncover(
-        self, node: FileNode, copy: Pinned, status: os.stat_result, cut: Cut | None, fd: int | None
-    ) -> None:
+    def _uncover(self, node: FileNode, copy: Pinned, status: os.stat_result, cut: Cut | None, fd: int | None) -> None:
         """Let the data that a metacopy was filled with count, from now on."""
         with self._tree.lock:
             opened = Descriptor(copy.open(os.O_RDONLY)) if node.handles else None
@@ -372,8 +373,14 @@ class CopyUp:
             self._hooks.changed(node)
 
     def _make(
-        self, node: FileNode, source: Pinned, temporary: bytes, status: os.stat_result, cut: Cut | None,
-        *, with_data: bool,
+        self,
+        node: FileNode,
+        source: Pinned,
+        temporary: bytes,
+        status: os.stat_result,
+        cut: Cut | None,
+        *,
+        with_data: bool,
     ) -> None:
         """Make the bare copy in the work directory."""
         upper = self._tree.writable()
@@ -383,9 +390,7 @@ class CopyUp:
         if node.kind != stat.S_IFREG:
             os.mknod(temporary, node.kind | 0o600, status.st_rdev, dir_fd=upper.work_fd)
             return
-        target = os.open(
-            temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=upper.work_fd
-        )
+        target = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=upper.work_fd)
         try:
             size = _size(node, status, cut)
             if with_data and size:

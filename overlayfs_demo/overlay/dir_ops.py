@@ -146,9 +146,7 @@ class Names:
         gid = directory.st_gid if inherits else caller.gid
         return NewObject(mode, caller.uid, gid, rdev, target, inherits, xattrs)
 
-    def _settle_new(
-        self, parent: DirNode, name: bytes, above: UpperDir, status: os.stat_result
-    ) -> tuple[Node, Attrs]:
+    def _settle_new(self, parent: DirNode, name: bytes, above: UpperDir, status: os.stat_result) -> tuple[Node, Attrs]:
         ino = self._tree.identity(status)
         node: Node
         if stat.S_ISDIR(status.st_mode):

@@ -65,9 +65,17 @@ class Overlay:
         self._work: Descriptor | None = None
         self._layers = [
             # In an upper `.wh.` begins ordinary names.
-            Layer(path, private_mount.open_root(path, private_mount.LOWER), number, label, xattrs, self._cache,
-                  image_dialect=stack.image_whiteouts and not (stack.rehearsal and number == 1),
-                  last=number == len(stack.lowers) + len(stack.data_only), metacopies=metacopies)
+            Layer(
+                path,
+                private_mount.open_root(path, private_mount.LOWER),
+                number,
+                label,
+                xattrs,
+                self._cache,
+                image_dialect=stack.image_whiteouts and not (stack.rehearsal and number == 1),
+                last=number == len(stack.lowers) + len(stack.data_only),
+                metacopies=metacopies,
+            )
             for number, (path, label) in enumerate(zip(stack.lowers + stack.data_only, stack.labels(), strict=True), 1)
         ]
         lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
@@ -75,8 +83,17 @@ class Overlay:
         if stack.upper is not None and stack.work is not None:
             attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
             root, work_fd = private_mount.open_upper(stack.upper, stack.work, attributes)
-            layer = Layer(stack.upper, root, 0, "upper", xattrs, self._cache, image_dialect=False, last=False,
-                          metacopies=metacopies)
+            layer = Layer(
+                stack.upper,
+                root,
+                0,
+                "upper",
+                xattrs,
+                self._cache,
+                image_dialect=False,
+                last=False,
+                metacopies=metacopies,
+            )
             self._work = Descriptor(work_fd)  # For as long as this path leads through it.
             work = syscalls.fd_path(work_fd)
             if pairing is not None:
@@ -516,8 +533,14 @@ class Overlay:
         handle.close()
 
     def write(
-        self, node: FileNode, handle: Handle, data: bytes | memoryview, offset: int, caller: Caller,
-        *, kill_privileges: bool = False,
+        self,
+        node: FileNode,
+        handle: Handle,
+        data: bytes | memoryview,
+        offset: int,
+        caller: Caller,
+        *,
+        kill_privileges: bool = False,
     ) -> int:
         """pwrite(2) through a handle; with `kill_privileges` set-id bits are dropped first."""
         handle.check_write(offset)
@@ -528,9 +551,7 @@ class Overlay:
             self._tree.writable().emit(Action.WRITE, node.path(), caller, size=written)
         return written
 
-    def allocate(
-        self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller
-    ) -> None:
+    def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) through a handle. Like a write, it drops the set-id bits if the caller is not privileged."""
         self._refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
         if caller.uid:
@@ -540,7 +561,13 @@ class Overlay:
         self._tree.writable().emit(Action.FALLOCATE, self._event_path(node), caller, size=length)
 
     def copy_range(
-        self, source: Handle, source_offset: int, node: FileNode, handle: Handle, offset: int, length: int,
+        self,
+        source: Handle,
+        source_offset: int,
+        node: FileNode,
+        handle: Handle,
+        offset: int,
+        length: int,
         caller: Caller,
     ) -> int:
         """copy_file_range(2) between handles; `node` and `handle` are written to, as `allocate` writes."""

@@ -54,7 +54,10 @@ def _check_follows(place: LayerDir, name: bytes, mark: str) -> None:
     xattrs = place.layer.xattrs
     if not xattrs.follows:
         raise _told(
-            errno.EPERM, place, name, mark,
+            errno.EPERM,
+            place,
+            name,
+            mark,
             f"cannot be looked up, for root's mount does not follow its attribute {xattrs.prefix}{mark}, which any "
             "owner may set; look at it in a mount of the upper's owner, or without userxattr",
         )

@@ -38,9 +38,7 @@ class MappedOverlay(Overlay):
     def _owner(self, caller: Caller) -> Caller:
         """The caller, to whom a new object will belong. EOVERFLOW if it has no id on disk: mkdir(2) and others."""
         with _or_fail(errno.EOVERFLOW):
-            return caller._replace(
-                uid=self._ids.users.stored(caller.uid), gid=self._ids.groups.stored(caller.gid)
-            )
+            return caller._replace(uid=self._ids.users.stored(caller.uid), gid=self._ids.groups.stored(caller.gid))
 
     # --- on the way out ----------------------------------------------------------------------------
 

@@ -114,14 +114,32 @@ class Layer:
     """
 
     __slots__ = (
-        "cache", "device", "image_dialect", "label", "last", "metacopies", "number", "path", "reads_quietly", "root_fd",
+        "cache",
+        "device",
+        "image_dialect",
+        "label",
+        "last",
+        "metacopies",
+        "number",
+        "path",
+        "reads_quietly",
+        "root_fd",
         "told",
         "xattrs",
     )
 
     def __init__(
-        self, path: bytes, root: Root, number: int, label: str, xattrs: PrivateXattrs, cache: DescriptorCache,
-        *, image_dialect: bool, last: bool, metacopies: bool = False,
+        self,
+        path: bytes,
+        root: Root,
+        number: int,
+        label: str,
+        xattrs: PrivateXattrs,
+        cache: DescriptorCache,
+        *,
+        image_dialect: bool,
+        last: bool,
+        metacopies: bool = False,
     ) -> None:
         self.path = path
         self.number = number

@@ -130,7 +130,11 @@ class _Past(Tree):
     """A tree without an upper on layers of the live one."""
 
     def __init__(
-        self, live: Tree, number: int, layers: Sequence[Layer], data_layers: Sequence[Layer] = (),
+        self,
+        live: Tree,
+        number: int,
+        layers: Sequence[Layer],
+        data_layers: Sequence[Layer] = (),
         xattrs: PrivateXattrs | None = None,
     ) -> None:
         self._salt = number << _TREE_SHIFT

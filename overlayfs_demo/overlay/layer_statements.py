@@ -143,8 +143,16 @@ def _statement(answer: Answer, wins: bool, hidden: tuple[Layer, bytes] | None, d
     by, at = hidden if hidden and says is not Says.ABSENT and not wins else (None, b"")
     mode, size = (part.status.st_mode, part.status.st_size) if part else (None, None)
     return Statement(
-        answer.layer.label, says, wins, mode, size, target, by.label if by else "", at,
-        deleted_at if says is Says.WHITEOUT else b"", _stored_at(part) if part else b"",
+        answer.layer.label,
+        says,
+        wins,
+        mode,
+        size,
+        target,
+        by.label if by else "",
+        at,
+        deleted_at if says is Says.WHITEOUT else b"",
+        _stored_at(part) if part else b"",
     )
 
 

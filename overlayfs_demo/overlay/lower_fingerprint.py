@@ -57,7 +57,8 @@ def _description(lowers: Sequence[Layer]) -> dict[str, str]:
     origins = Origins(lowers)
     files = [origins.encode(layer, layer.root_fd, b"") or os.urandom(16) for layer in lowers]
     return {
-        "files": _digest(files), "paths": _digest([os.path.realpath(layer.path) for layer in lowers]),
+        "files": _digest(files),
+        "paths": _digest([os.path.realpath(layer.path) for layer in lowers]),
         "names": names(lowers),
     }
 

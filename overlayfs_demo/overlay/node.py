@@ -221,8 +221,13 @@ class DirNode(Node):
     __slots__ = ("children", "keys", "lowers", "redirect", "sources", "upper", "watched")
 
     def __init__(
-        self, parent: DirNode | None, name: bytes, sources: tuple[LayerDir, ...],
-        status: os.stat_result, ino: int, redirect: bytes | None = None,
+        self,
+        parent: DirNode | None,
+        name: bytes,
+        sources: tuple[LayerDir, ...],
+        status: os.stat_result,
+        ino: int,
+        redirect: bytes | None = None,
         keys: tuple[Key, ...] | None = None,
     ) -> None:
         super().__init__(parent, name, stat.S_IFDIR, ino, key_of(status))

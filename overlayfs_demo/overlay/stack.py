@@ -55,7 +55,8 @@ class Stack:
         paths = self.lowers + self.data_only
         titles = (*self.titles, *[""] * len(paths))
         return [
-            "upper" if self.rehearsal and not place
+            "upper"
+            if self.rehearsal and not place
             else f"layer {len(paths) - place} ({_short(title) or os.fsdecode(os.path.basename(path))})"
             for place, (path, title) in enumerate(zip(paths, titles, strict=False))
         ]

@@ -42,13 +42,28 @@ class Tree:
     """
 
     __slots__ = (
-        "_claims", "_devices", "_linked", "beside", "index", "lock", "lookup", "lowers", "origins", "root", "upper",
+        "_claims",
+        "_devices",
+        "_linked",
+        "beside",
+        "index",
+        "lock",
+        "lookup",
+        "lowers",
+        "origins",
+        "root",
+        "upper",
         "xattrs",
     )
 
     def __init__(
-        self, lowers: Sequence[Layer], data_layers: Sequence[Layer], upper: Upper | None, xattrs: PrivateXattrs,
-        origins: Origins, index: Index | None,
+        self,
+        lowers: Sequence[Layer],
+        data_layers: Sequence[Layer],
+        upper: Upper | None,
+        xattrs: PrivateXattrs,
+        origins: Origins,
+        index: Index | None,
     ) -> None:
         self.lowers = tuple(lowers)
         self.upper = upper

@@ -41,8 +41,18 @@ class Attrs(NamedTuple):
     def of(cls, status: os.stat_result, ino: int, nlink: int) -> Attrs:
         """The attributes of a real file, with the identity it has in the view."""
         return cls(
-            ino, status.st_mode, nlink, status.st_uid, status.st_gid, status.st_rdev, status.st_size,
-            status.st_blocks, status.st_blksize, status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns,
+            ino,
+            status.st_mode,
+            nlink,
+            status.st_uid,
+            status.st_gid,
+            status.st_rdev,
+            status.st_size,
+            status.st_blocks,
+            status.st_blksize,
+            status.st_atime_ns,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
         )
 
 

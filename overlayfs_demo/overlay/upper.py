@@ -31,11 +31,7 @@ from overlayfs_demo.overlay.workdir import open_work, remove_emptied
 
 _log = logging.getLogger(__name__)
 
-_ACTIONS = {
-    stat.S_IFREG: Action.CREATE,
-    stat.S_IFDIR: Action.MKDIR,
-    stat.S_IFLNK: Action.SYMLINK,
-}
+_ACTIONS = {stat.S_IFREG: Action.CREATE, stat.S_IFDIR: Action.MKDIR, stat.S_IFLNK: Action.SYMLINK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +69,16 @@ class Upper:
     """
 
     __slots__ = (
-        "_discarded", "_ids", "_mark", "_serial", "_whiteouts", "events", "layer", "root", "volatile", "work_fd",
+        "_discarded",
+        "_ids",
+        "_mark",
+        "_serial",
+        "_whiteouts",
+        "events",
+        "layer",
+        "root",
+        "volatile",
+        "work_fd",
         "xattrs",
     )
 
@@ -188,8 +193,14 @@ class Upper:
         return status
 
     def create_open(
-        self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, flags: int,
-        check: Callable[[int], None], caller: Caller,
+        self,
+        directory: UpperDir,
+        name: bytes,
+        new: NewObject,
+        over_whiteout: bool,
+        flags: int,
+        check: Callable[[int], None],
+        caller: Caller,
     ) -> int:
         """Make a new regular file and open it with `flags`; the caller owns the descriptor. If `check` refuses that by
         raising OSError, there is no such file."""
@@ -338,9 +349,7 @@ class Upper:
 
     # --- names that move ---------------------------------------------------------------------------
 
-    def rename(
-        self, old_dir: UpperDir, old: bytes, new_dir: UpperDir, new: bytes, flags: int, caller: Caller
-    ) -> None:
+    def rename(self, old_dir: UpperDir, old: bytes, new_dir: UpperDir, new: bytes, flags: int, caller: Caller) -> None:
         """renameat2(2) inside the upper, with RENAME_EXCHANGE or RENAME_WHITEOUT in `flags`."""
         old_fd, new_fd = old_dir.open(), new_dir.open()
         try:

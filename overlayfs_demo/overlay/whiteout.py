@@ -34,8 +34,19 @@ class PrivateXattrs:
     """
 
     __slots__ = (
-        "escape", "impure", "lower_nlink", "lowers", "metacopy", "nlink", "opaque", "origin", "prefix", "protattr",
-        "redirect", "upper", "whiteout",
+        "escape",
+        "impure",
+        "lower_nlink",
+        "lowers",
+        "metacopy",
+        "nlink",
+        "opaque",
+        "origin",
+        "prefix",
+        "protattr",
+        "redirect",
+        "upper",
+        "whiteout",
     )
 
     def __init__(self, namespace: str) -> None:

@@ -97,7 +97,10 @@ def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:
     with os.scandir(syscalls.fd_path(fd)) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
-            marked = not status.st_size and stat.S_ISREG(status.st_mode) and syscalls.get_xattr(
-                syscalls.path_of(fd, entry.name), xattrs.whiteout) is not None
+            marked = (
+                not status.st_size
+                and stat.S_ISREG(status.st_mode)
+                and syscalls.get_xattr(syscalls.path_of(fd, entry.name), xattrs.whiteout) is not None
+            )
             if is_whiteout(status) or marked:
                 os.unlink(entry.name, dir_fd=fd)

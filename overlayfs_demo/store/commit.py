@@ -16,8 +16,16 @@ from overlayfs_demo.store.store import Store, StoredImage
 
 
 def commit(
-    store: Store, base: StoredImage, stack: Stack, name: ImageName | None, *, created_by: str, comment: str = "",
-    author: str = "", epoch: int | None = None, progress: Progress = SILENT,
+    store: Store,
+    base: StoredImage,
+    stack: Stack,
+    name: ImageName | None,
+    *,
+    created_by: str,
+    comment: str = "",
+    author: str = "",
+    epoch: int | None = None,
+    progress: Progress = SILENT,
 ) -> Loaded:
     """Make an image of `base` and one more layer: what the upper of `stack`, on the layers of `base`, changes.
 

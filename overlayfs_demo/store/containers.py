@@ -1,8 +1,8 @@
 """What is a container here? An image's layers, one new upper on top of them, and a name.
 
-    STORE/containers/NAME/container.json   of which image, which layers, since when, where it is mounted
-    STORE/containers/NAME/upper, work      what it changed
-    STORE/containers/NAME/merged           where it is mounted, if not told otherwise
+STORE/containers/NAME/container.json   of which image, which layers, since when, where it is mounted
+STORE/containers/NAME/upper, work      what it changed
+STORE/containers/NAME/merged           where it is mounted, if not told otherwise
 """
 
 from __future__ import annotations
@@ -131,9 +131,15 @@ class Containers:
         try:
             row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
             return Container(
-                name, directory, row.digest("image"), row.text("image_name"),
-                tuple(Digest.parse(one, name) for one in row.texts("layers")), row.text("created"),
-                Path(row.text("mountpoint")), row.flag("time_machine"), row.text("options", ""),
+                name,
+                directory,
+                row.digest("image"),
+                row.text("image_name"),
+                tuple(Digest.parse(one, name) for one in row.texts("layers")),
+                row.text("created"),
+                Path(row.text("mountpoint")),
+                row.flag("time_machine"),
+                row.text("options", ""),
             )
         except ImageError as error:
             raise MountError(
@@ -157,7 +163,12 @@ class Containers:
         return found
 
     def create(
-        self, image: StoredImage, name: str | None = None, at: Path | None = None, *, time_machine: bool = False,
+        self,
+        image: StoredImage,
+        name: str | None = None,
+        at: Path | None = None,
+        *,
+        time_machine: bool = False,
         options: str = "",
     ) -> Container:
         """Make a container and mount it. Raises OverlayError, and leaves nothing behind then.
@@ -177,12 +188,19 @@ class Containers:
             for one in ("", "upper", "work", _MERGED):
                 (staged / one).mkdir(mode=0o755)
             _dress(staged / "upper", image.layers[-1].directory if image.layers else self._store.empty_directory())
-            (staged / _RECORD).write_text(json.dumps({
-                "image": str(image.id), "image_name": image.title,
-                "layers": [str(layer.chain_id) for layer in image.layers],
-                "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"), "mountpoint": str(mountpoint),
-                "time_machine": time_machine, "options": options,
-            }))
+            (staged / _RECORD).write_text(
+                json.dumps(
+                    {
+                        "image": str(image.id),
+                        "image_name": image.title,
+                        "layers": [str(layer.chain_id) for layer in image.layers],
+                        "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+                        "mountpoint": str(mountpoint),
+                        "time_machine": time_machine,
+                        "options": options,
+                    }
+                )
+            )
             staged.rename(directory)
         container = self.find(name)
         try:
@@ -229,7 +247,11 @@ class Containers:
         return changes(self._snapshot(container))
 
     def commit(
-        self, container: Container, name: ImageName | None, comment: str = "", author: str = "",
+        self,
+        container: Container,
+        name: ImageName | None,
+        comment: str = "",
+        author: str = "",
         progress: Progress = SILENT,
     ) -> Loaded:
         """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
@@ -237,9 +259,15 @@ class Containers:
         if epoch is not None and not epoch.isdigit():
             raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is not a number of seconds", "see date +%s")
         return commit(
-            self._store, self._store.image(container.image), self._snapshot(container), name,
-            created_by=f"overlayfs-demo commit {container.name}", comment=comment, author=author,
-            epoch=None if epoch is None else int(epoch), progress=progress,
+            self._store,
+            self._store.image(container.image),
+            self._snapshot(container),
+            name,
+            created_by=f"overlayfs-demo commit {container.name}",
+            comment=comment,
+            author=author,
+            epoch=None if epoch is None else int(epoch),
+            progress=progress,
         )
 
     def export(self, container: Container, out: BinaryIO) -> None:
@@ -255,9 +283,13 @@ class Containers:
         """Its layers, its upper, and its work directory. Raises MountError if a layer is gone."""
         # In an upper `.wh.` begins ordinary names, and stored layers have none.
         return Stack(
-            tuple(self._lowers(container)), os.fsencode(container.upper), os.fsencode(container.work),
-            user_xattrs=self._store.marks.prefix.startswith("user."), image_whiteouts=False,
-            titles=self._titles(container), time_machine=container.time_machine,
+            tuple(self._lowers(container)),
+            os.fsencode(container.upper),
+            os.fsencode(container.work),
+            user_xattrs=self._store.marks.prefix.startswith("user."),
+            image_whiteouts=False,
+            titles=self._titles(container),
+            time_machine=container.time_machine,
         )
 
     def _titles(self, container: Container) -> tuple[str, ...]:

@@ -19,8 +19,10 @@ def image_stack(store: Store, image: StoredImage) -> Stack:
     """An image's layers, each with what made it, to be looked at as one tree; an empty directory if it has none."""
     directories = [layer.directory for layer in image.layers[::-1]] or [store.empty_directory()]
     return Stack(
-        tuple(map(os.fsencode, directories)), user_xattrs=store.marks is USER,
-        image_whiteouts=False, titles=image.layer_titles[::-1],
+        tuple(map(os.fsencode, directories)),
+        user_xattrs=store.marks is USER,
+        image_whiteouts=False,
+        titles=image.layer_titles[::-1],
     )
 
 

@@ -76,7 +76,11 @@ class Outcome:
 
 
 def load(
-    store: Store, source: Path | BinaryIO, platform: Platform | None = None, progress: Progress = SILENT, *,
+    store: Store,
+    source: Path | BinaryIO,
+    platform: Platform | None = None,
+    progress: Progress = SILENT,
+    *,
     every_platform: bool = False,
 ) -> Outcome:
     """Load every image of an archive, an unpacked one, or a stream (which is kept in an unnamed file).
@@ -119,9 +123,7 @@ def _all_platforms(archive: Archive, group: list[Candidate]) -> list[Candidate]:
     return nameless_but(group, named)
 
 
-def _load_candidate(
-    store: Store, archive: Archive, candidate: Candidate, progress: Progress, outcome: Outcome
-) -> None:
+def _load_candidate(store: Store, archive: Archive, candidate: Candidate, progress: Progress, outcome: Outcome) -> None:
     try:
         image = candidate.read()
         if not image.config:
@@ -140,7 +142,10 @@ def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -
 
 
 def import_tree(
-    store: Store, source: Path | BinaryIO, name: ImageName | None = None, created: datetime | None = None,
+    store: Store,
+    source: Path | BinaryIO,
+    name: ImageName | None = None,
+    created: datetime | None = None,
     progress: Progress = SILENT,
 ) -> Loaded:
     """Make an image of one layer from the tar of a tree, as `docker import` does. Raises ImageError."""
@@ -149,9 +154,12 @@ def import_tree(
         system = running_platform()
         when = (created or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
         config = {
-            "architecture": system.architecture, "config": {}, "created": when,
+            "architecture": system.architecture,
+            "config": {},
+            "created": when,
             "history": [{"created": when, "created_by": "", "comment": f"Imported from {archive.label}"}],
-            "os": system.os, "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
+            "os": system.os,
+            "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
         }
         tags = () if name is None else (str(name),)
         image = Image(json.dumps(config, sort_keys=True).encode(), (Layer(diff_id, ""),), tags=tags)
@@ -222,9 +230,7 @@ class _Load:
                 "use a store of your own: --store, or OVERLAYFS_DEMO_STORE",
             )
 
-    def _unpack(
-        self, number: int, layer: Layer, chain_id: Digest, below: list[Path]
-    ) -> tuple[Path, StoredLayer]:
+    def _unpack(self, number: int, layer: Layer, chain_id: Digest, below: list[Path]) -> tuple[Path, StoredLayer]:
         store, owners = self._store, os.geteuid() == 0
         staged = self._place / chain_id.encoded
         staged.mkdir(0o700)
@@ -232,14 +238,20 @@ class _Load:
         spare_fd = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY)
         try:
             done = extract_layer(
-                self._archive, layer, str(number), root_fd, spare_fd, below, store.marks, owners,
-                staged.with_suffix(RECIPE), self._progress,
+                self._archive,
+                layer,
+                str(number),
+                root_fd,
+                spare_fd,
+                below,
+                store.marks,
+                owners,
+                staged.with_suffix(RECIPE),
+                self._progress,
             )
         finally:
             os.close(root_fd)
             os.close(spare_fd)
         self._left_out.update(done.left_out)
-        made = StoredLayer(
-            chain_id, layer.diff_id, store.place(chain_id), done.size, store.marks.prefix, owners
-        )
+        made = StoredLayer(chain_id, layer.diff_id, store.place(chain_id), done.size, store.marks.prefix, owners)
         return staged, made

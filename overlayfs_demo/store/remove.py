@@ -59,9 +59,9 @@ def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool 
     What is damaged stays, and so do all layers while it is not known which of them a damaged image has.
     """
     with store.writing():
-        return _remove(store, [
-            image.id for image in store.images() if image.id not in used_by and (every or not image.names)
-        ])
+        return _remove(
+            store, [image.id for image in store.images() if image.id not in used_by and (every or not image.names)]
+        )
 
 
 def tag(store: Store, word: str, name: ImageName) -> Digest | None:

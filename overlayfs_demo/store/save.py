@@ -44,10 +44,13 @@ def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILE
         platform = {"architecture": image.parsed.platform.architecture, "os": image.parsed.platform.os}
         descriptor = {**manifest, "platform": platform}
         descriptors += [{**descriptor, "annotations": _annotations(name)} for name in names] or [descriptor]
-        rows.append({
-            "Config": _path(image.id), "RepoTags": list(map(str, names)),
-            "Layers": [_path(layer.diff_id) for layer in image.layers],
-        })
+        rows.append(
+            {
+                "Config": _path(image.id),
+                "RepoTags": list(map(str, names)),
+                "Layers": [_path(layer.diff_id) for layer in image.layers],
+            }
+        )
     archive.file("index.json", _json({"schemaVersion": 2, "manifests": descriptors}))
     archive.file("manifest.json", _json(rows))
     archive.file("oci-layout", _json({"imageLayoutVersion": "1.0.0"}))

@@ -102,15 +102,15 @@ class StoredImage:
     @property
     def layer_titles(self) -> tuple[str, ...]:
         """What to call each layer: the step that made it, or the beginning of its diff ID."""
-        return tuple(
-            title or layer.diff_id.short for title, layer in zip(self.value.titles, self.layers, strict=True)
-        )
+        return tuple(title or layer.diff_id.short for title, layer in zip(self.value.titles, self.layers, strict=True))
 
     @property
     def value(self) -> Image:
         """The image as a value, apart from where it is kept."""
         return Image(
-            self.config, tuple(Layer(layer.diff_id, "") for layer in self.layers), self.parsed.history,
+            self.config,
+            tuple(Layer(layer.diff_id, "") for layer in self.layers),
+            self.parsed.history,
             tuple(map(str, self.names)),
         )
 
@@ -269,7 +269,11 @@ class Store:
         try:
             row = Document(parse_json(record.read_bytes(), str(record)), shown(str(record)))
             return StoredLayer(
-                row.digest("chain_id"), row.digest("diff_id"), directory, row.size("size"), row.text("marks"),
+                row.digest("chain_id"),
+                row.digest("diff_id"),
+                directory,
+                row.size("size"),
+                row.text("marks"),
                 row.flag("owners"),
             )
         except (ImageError, OSError) as error:
@@ -289,7 +293,10 @@ class Store:
     def publish_layer(self, staged: Path, layer: StoredLayer) -> None:
         """Give a finished directory, and the recipe beside it, their places. Call while `writing`."""
         record = {
-            "chain_id": str(layer.chain_id), "diff_id": str(layer.diff_id), "size": layer.size, "marks": layer.marks,
+            "chain_id": str(layer.chain_id),
+            "diff_id": str(layer.diff_id),
+            "size": layer.size,
+            "marks": layer.marks,
             "owners": layer.owners,
         }
         self._write(layer.directory.with_suffix(_RECORD), json.dumps(record).encode())
@@ -391,7 +398,9 @@ class Store:
             ImageError(
                 f"the name {name} stands for {one}, which is not here", f"remove it with 'overlayfs-demo rmi {name}'"
             )
-            for one, given in names.items() if one not in identities for name in given
+            for one, given in names.items()
+            if one not in identities
+            for name in given
         ]
         return Inventory(tuple(images), tuple(layers), tuple(problems), frozenset(needed) if all_known else None)
 

@@ -73,8 +73,7 @@ def text(path: str, content: str) -> Check:
     """It is a file with this in it."""
     shown = content.strip().replace("\n", " / ")
     return Check(
-        f"{path} says: {shown}",
-        lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content,
+        f"{path} says: {shown}", lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content
     )
 
 
@@ -101,6 +100,7 @@ def symlink(path: str, target: str) -> Check:
 
 def same(one: str, other: str) -> Check:
     """Two files have the same data."""
+
     def holds(stage: Stage) -> bool:
         first, second = entry(stage, one), entry(stage, other)
         return first is not None and second is not None and first.digest == second.digest != ""
@@ -112,8 +112,9 @@ def one_file(one: str, other: str) -> Check:
     """Two names stand for the same file."""
     return Check(
         f"{one} and {other} are one file",
-        lambda stage: all(stage.path(path).is_file() for path in (one, other))
-        and stage.path(one).samefile(stage.path(other)),
+        lambda stage: (
+            all(stage.path(path).is_file() for path in (one, other)) and stage.path(one).samefile(stage.path(other))
+        ),
     )
 
 
@@ -125,5 +126,7 @@ def unchanged(where: str) -> Check:
 def printed(*words: str, by: int = -1) -> Check:
     """A command (the last one, if not told) printed all of this."""
     says = " and ".join(f'"{word}"' for word in words)
-    return Check(f"that printed {says}" if by == -1 else f"command {by + 1} printed {says}",
-                 lambda stage: all(word in stage.done[by].output for word in words))
+    return Check(
+        f"that printed {says}" if by == -1 else f"command {by + 1} printed {says}",
+        lambda stage: all(word in stage.done[by].output for word in words),
+    )

@@ -1,10 +1,10 @@
 """What is an experiment, and how is one told?
 
-    heading, question      predict
-    $ command              do: really, on a real mount
-    lower  upper  merged   look
-    [ok] sentence          each checked on the disk
-    two sentences          explained
+heading, question      predict
+$ command              do: really, on a real mount
+lower  upper  merged   look
+[ok] sentence          each checked on the disk
+two sentences          explained
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _do(command: str | Refused, stage: Stage, put: Put) -> None:
 def _folded(line: str) -> list[str]:
     """A line as it fits: what a command prints is not changed otherwise."""
     return textwrap.wrap(
-        line, WIDTH, drop_whitespace=True, replace_whitespace=False, expand_tabs=True, break_on_hyphens=False,
+        line, WIDTH, drop_whitespace=True, replace_whitespace=False, expand_tabs=True, break_on_hyphens=False
     ) or [""]
 
 

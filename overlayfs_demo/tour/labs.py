@@ -25,6 +25,7 @@ def nothing_at(path: str, rule: str) -> Mistake:
 
 def also_holds(*expected: str, rule: str) -> Mistake:
     """The upper holds more than these."""
+
     def mistake(stage: Stage) -> str:
         upper = stage.tree("upper")
         others = sorted(set(upper) - set(expected))
@@ -38,6 +39,7 @@ def also_holds(*expected: str, rule: str) -> Mistake:
 
 def is_a(kind: Kind, path: str, rule: str) -> Mistake:
     """Something of this kind stands there."""
+
     def mistake(stage: Stage) -> str:
         found = entry(stage, path)
         return f"{path} is a {kind.value}. {rule}" if found is not None and found.kind is kind else ""
@@ -55,8 +57,9 @@ def same_data(one: str, other: str, rule: str) -> Mistake:
 
 
 def _whiteouts_inside(stage: Stage) -> str:
-    inside = [path for path, one in stage.tree("upper").items()
-              if path.startswith("docs/") and one.kind is Kind.WHITEOUT]
+    inside = [
+        path for path, one in stage.tree("upper").items() if path.startswith("docs/") and one.kind is Kind.WHITEOUT
+    ]
     if not inside:
         return ""
     return (
@@ -165,11 +168,18 @@ LABS: tuple[Lab, ...] = (
         layers={"lower": {"motd": "hello\n", "notes": "leave me alone\n", "big": big(1_000_000)}},
         mistakes=(
             nothing_at("upper/motd", "Only what is written through merged is copied up; reading copies nothing."),
-            also_holds("motd", rule="""Whatever is written is copied up, and whatever is made stays in the upper.
-                Remove what is too much from the upper itself: rm upper/..."""),
+            also_holds(
+                "motd",
+                rule="""Whatever is written is copied up, and whatever is made stays in the upper.
+                Remove what is too much from the upper itself: rm upper/...""",
+            ),
             is_a(Kind.WHITEOUT, "upper/motd", "You deleted motd: remove the whiteout from the upper, and write motd."),
-            same_data("lower/motd", "upper/motd", """A new mode or time copies a file up as well, but its text is
-                still the old one: echo ... > merged/motd"""),
+            same_data(
+                "lower/motd",
+                "upper/motd",
+                """A new mode or time copies a file up as well, but its text is
+                still the old one: echo ... > merged/motd""",
+            ),
         ),
         goals=(checks.exactly("upper", "motd"), checks.file("upper/motd")),
         solved="The first write copied motd up. The lower still has the old text.",
@@ -184,8 +194,11 @@ LABS: tuple[Lab, ...] = (
             _image_whiteout,
             nothing_at("upper/notes", "So notes of the lower is still seen. Delete it in merged: rm merged/notes"),
             is_a(Kind.FILE, "upper/notes", "An empty file is a file all the same, and is seen: rm merged/notes"),
-            also_holds("notes", rule="""A whiteout alone was asked for. If you renamed notes: a rename is a copy under
-                the new name, and a whiteout for the old one."""),
+            also_holds(
+                "notes",
+                rule="""A whiteout alone was asked for. If you renamed notes: a rename is a copy under
+                the new name, and a whiteout for the old one.""",
+            ),
         ),
         goals=(checks.exactly("upper", "notes"), checks.whiteout("upper/notes")),
         solved="The whiteout, a character device 0/0, hides notes; the lower still has it. 'ls -l upper' shows it.",
@@ -214,10 +227,18 @@ LABS: tuple[Lab, ...] = (
         layers={"lower": {"report": big(200_000), "motd": "hello\n"}},
         before=("rm merged/report",),
         mistakes=(
-            is_a(Kind.WHITEOUT, "upper/report", """It still hides the report of the lower. merged does not show a
-                whiteout, so it must be removed from the upper itself: rm upper/report"""),
-            is_a(Kind.FILE, "upper/report", """That is a new file, with its bytes stored a second time. The lower still
-                has the report: take the new one out of the upper, rm upper/report, and nothing hides it."""),
+            is_a(
+                Kind.WHITEOUT,
+                "upper/report",
+                """It still hides the report of the lower. merged does not show a
+                whiteout, so it must be removed from the upper itself: rm upper/report""",
+            ),
+            is_a(
+                Kind.FILE,
+                "upper/report",
+                """That is a new file, with its bytes stored a second time. The lower still
+                has the report: take the new one out of the upper, rm upper/report, and nothing hides it.""",
+            ),
         ),
         goals=(checks.exactly("upper"),),
         solved="The report was never gone: it was hidden. Without the whiteout it is seen again.",
@@ -226,19 +247,30 @@ LABS: tuple[Lab, ...] = (
         name="smallest-upper",
         summary="make a script executable, for as few bytes as can be",
         task="""Make tools/run.sh executable in merged, with as few bytes in the upper as possible.""",
-        layers={"lower": {
-            "tools/run.sh": "#!/bin/sh\necho run\n", "tools/data": big(1_000_000), "tools/library": big(1_000_000),
-        }},
+        layers={
+            "lower": {
+                "tools/run.sh": "#!/bin/sh\necho run\n",
+                "tools/data": big(1_000_000),
+                "tools/library": big(1_000_000),
+            }
+        },
         mistakes=(
             nothing_at("upper/tools/run.sh", "A new mode is kept with the file, so run.sh must be copied up: chmod +x"),
-            also_holds("tools", "tools/run.sh", rule="""chmod copies up every file whose mode it sets, with all its
+            also_holds(
+                "tools",
+                "tools/run.sh",
+                rule="""chmod copies up every file whose mode it sets, with all its
                 data, so chmod -R on a big directory is expensive. Remove the others from the upper itself, and those
-                of the lower are seen again."""),
+                of the lower are seen again.""",
+            ),
         ),
         goals=(
-            checks.exactly("upper", "tools", "tools/run.sh"), checks.same("lower/tools/run.sh", "upper/tools/run.sh"),
-            Check("upper/tools/run.sh is executable",
-                  lambda stage: bool(getattr(entry(stage, "upper/tools/run.sh"), "mode", 0) & 0o100)),
+            checks.exactly("upper", "tools", "tools/run.sh"),
+            checks.same("lower/tools/run.sh", "upper/tools/run.sh"),
+            Check(
+                "upper/tools/run.sh is executable",
+                lambda stage: bool(getattr(entry(stage, "upper/tools/run.sh"), "mode", 0) & 0o100),
+            ),
         ),
         solved="Only the script was copied up, with its directory: 19 bytes instead of two million.",
     ),
@@ -251,10 +283,12 @@ LABS: tuple[Lab, ...] = (
         redirects=True,
         mistakes=(
             nothing_at("upper/papers", "Rename the directory: mv merged/docs merged/papers"),
-            _copied_directory, _answer,
+            _copied_directory,
+            _answer,
         ),
         goals=(
-            checks.redirect("upper/papers", "docs"), checks.whiteout("upper/docs"),
+            checks.redirect("upper/papers", "docs"),
+            checks.whiteout("upper/docs"),
             checks.exactly("upper", "docs", "papers"),
         ),
         solved="A directory is renamed for the price of a mark: whoever looks into papers is led to docs below.",
@@ -267,10 +301,18 @@ LABS: tuple[Lab, ...] = (
         layers={"lower": {"motd": "hello\n"}},
         before=("echo 'written by mistake' >> merged/motd",),
         mistakes=(
-            is_a(Kind.WHITEOUT, "upper/motd", """rm in merged hides the file of the lower as well. The copy must be
-                removed from the upper itself, and so must the whiteout now: rm upper/motd"""),
-            same_data("lower/motd", "upper/motd", """The text is right again, but the copy stays in the upper, and
-                would hide the motd of a newer lower, too. Nothing in merged takes a copy back: rm upper/motd"""),
+            is_a(
+                Kind.WHITEOUT,
+                "upper/motd",
+                """rm in merged hides the file of the lower as well. The copy must be
+                removed from the upper itself, and so must the whiteout now: rm upper/motd""",
+            ),
+            same_data(
+                "lower/motd",
+                "upper/motd",
+                """The text is right again, but the copy stays in the upper, and
+                would hide the motd of a newer lower, too. Nothing in merged takes a copy back: rm upper/motd""",
+            ),
             is_a(Kind.FILE, "upper/motd", "The copy is still there, and hides the motd of the lower."),
         ),
         goals=(checks.exactly("upper"),),

@@ -27,7 +27,9 @@ def picture(trees: Mapping[str, Tree]) -> list[str]:
         rows.append(("", *("(empty)" for _ in trees)))
     return _lines(rows) + [
         _cut(f'{name}/{printable(path)} has the mark redirect="{entry.redirect}"', WIDTH)
-        for name, tree in trees.items() for path, entry in sorted(tree.items()) if entry.redirect
+        for name, tree in trees.items()
+        for path, entry in sorted(tree.items())
+        if entry.redirect
     ]
 
 

@@ -67,8 +67,11 @@ def _entry(path: Path) -> Entry:
         return Entry(Kind.WHITEOUT, mode, mtime_ns=mtime)
     if stat.S_ISDIR(status.st_mode):
         return Entry(
-            Kind.DIRECTORY, mode, opaque=any(_mark(path, one.opaque) == "y" for one in (TRUSTED, USER)),
-            redirect=_mark(path, TRUSTED.redirect) or _mark(path, USER.redirect), mtime_ns=mtime,
+            Kind.DIRECTORY,
+            mode,
+            opaque=any(_mark(path, one.opaque) == "y" for one in (TRUSTED, USER)),
+            redirect=_mark(path, TRUSTED.redirect) or _mark(path, USER.redirect),
+            mtime_ns=mtime,
         )
     if stat.S_ISLNK(status.st_mode):
         return Entry(Kind.SYMLINK, mode, target=os.readlink(path), mtime_ns=mtime)

@@ -92,8 +92,14 @@ class Stage:
         kept = {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "TMPDIR") if name in os.environ}
         environment = kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": str(self.root), "SOURCE_DATE_EPOCH": "1704067200"}
         with subprocess.Popen(
-            ["sh", "-c", command], cwd=self.root, env=environment | self.environment(), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, umask=0o022, process_group=0,
+            ["sh", "-c", command],
+            cwd=self.root,
+            env=environment | self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            umask=0o022,
+            process_group=0,
         ) as process:
             output = _output(process).decode("utf-8", "replace")
         done = Done(command, output.replace(f"{self.root}/", "").replace(str(self.root), "."), process.returncode)

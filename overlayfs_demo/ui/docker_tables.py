@@ -42,10 +42,15 @@ def human_duration(seconds: float) -> str:
     minutes, hours = int(seconds / 60), int(seconds / 3600 + 0.5)
     whole = int(seconds)
     steps = (
-        (whole < 1, "Less than a second"), (whole == 1, "1 second"), (whole < 60, f"{whole} seconds"),
-        (minutes == 1, "About a minute"), (minutes < 60, f"{minutes} minutes"),
-        (hours == 1, "About an hour"), (hours < 48, f"{hours} hours"),
-        (hours < 24 * 7 * 2, f"{hours // 24} days"), (hours < 24 * 30 * 2, f"{hours // 24 // 7} weeks"),
+        (whole < 1, "Less than a second"),
+        (whole == 1, "1 second"),
+        (whole < 60, f"{whole} seconds"),
+        (minutes == 1, "About a minute"),
+        (minutes < 60, f"{minutes} minutes"),
+        (hours == 1, "About an hour"),
+        (hours < 48, f"{hours} hours"),
+        (hours < 24 * 7 * 2, f"{hours // 24} days"),
+        (hours < 24 * 30 * 2, f"{hours // 24 // 7} weeks"),
         (hours < 24 * 365 * 2, f"{hours // 24 // 30} months"),
     )
     return next((words for holds, words in steps if holds), f"{int(seconds / 3600) // 24 // 365} years")
@@ -182,10 +187,16 @@ def history_json(
     """`docker history --format '{{json .}}'`: an object a line, every value a string."""
     words = _Words(now, human, trunc, zone)
     return "".join(
-        _json_line({
-            "Comment": row.comment, "CreatedAt": words.at(row.created), "CreatedBy": words.created_by(row),
-            "CreatedSince": words.since(row.created), "ID": words.id(row.id), "Size": words.size(row.size),
-        })
+        _json_line(
+            {
+                "Comment": row.comment,
+                "CreatedAt": words.at(row.created),
+                "CreatedBy": words.created_by(row),
+                "CreatedSince": words.since(row.created),
+                "ID": words.id(row.id),
+                "Size": words.size(row.size),
+            }
+        )
         for row in rows
     )
 
@@ -199,8 +210,17 @@ def extended_history_table(
     """
     words = _Words(now, human, trunc, zone)
     header = (
-        "IMAGE", _created_header(human), "CREATED BY", "SIZE", "DIFF ID", "CHAIN ID", "ADDED", "CHANGED", "DELETED",
-        "WHITEOUTS", "COMMENT",
+        "IMAGE",
+        _created_header(human),
+        "CREATED BY",
+        "SIZE",
+        "DIFF ID",
+        "CHAIN ID",
+        "ADDED",
+        "CHANGED",
+        "DELETED",
+        "WHITEOUTS",
+        "COMMENT",
     )
     return table(header, ([*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows))
 
@@ -222,13 +242,20 @@ def _counts(changes: Changes) -> list[str]:
 def images_table(rows: Iterable[ImageRow], now: float, digests: bool = False, trunc: bool = True) -> str:
     """`docker images`; `digests` is `--digests`, for which the rows were made, `trunc` False `--no-trunc`."""
     header = ("REPOSITORY", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "CREATED", "SIZE")
-    return table(header, (
-        [
-            row.repository, row.tag, *([row.digest] if digests else []), short_id(row.id) if trunc else row.id,
-            _image_age(row, now) or "N/A", human_size(row.size),
-        ]
-        for row in rows
-    ))
+    return table(
+        header,
+        (
+            [
+                row.repository,
+                row.tag,
+                *([row.digest] if digests else []),
+                short_id(row.id) if trunc else row.id,
+                _image_age(row, now) or "N/A",
+                human_size(row.size),
+            ]
+            for row in rows
+        ),
+    )
 
 
 def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: tzinfo | None = None) -> str:
@@ -238,12 +265,21 @@ def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: 
     """
     unknown = "N/A"
     return "".join(
-        _json_line({
-            "Containers": unknown, "CreatedAt": _go_time(row.created, zone), "CreatedSince": _image_age(row, now),
-            "Digest": row.digest, "ID": short_id(row.id) if trunc else row.id, "Repository": row.repository,
-            "SharedSize": unknown, "Size": human_size(row.size), "Tag": row.tag, "UniqueSize": unknown,
-            "VirtualSize": virtual_size(row.size),
-        })
+        _json_line(
+            {
+                "Containers": unknown,
+                "CreatedAt": _go_time(row.created, zone),
+                "CreatedSince": _image_age(row, now),
+                "Digest": row.digest,
+                "ID": short_id(row.id) if trunc else row.id,
+                "Repository": row.repository,
+                "SharedSize": unknown,
+                "Size": human_size(row.size),
+                "Tag": row.tag,
+                "UniqueSize": unknown,
+                "VirtualSize": virtual_size(row.size),
+            }
+        )
         for row in rows
     )
 

@@ -118,8 +118,10 @@ def progress() -> Iterator[Progress]:
 
     # A narrow terminal cuts cells: were they wrapped, the line would become two.
     columns = (
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)), BarColumn(),
-        DownloadColumn(table_column=Column(no_wrap=True)), TransferSpeedColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(),
+        DownloadColumn(table_column=Column(no_wrap=True)),
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
     )
     # An archive may go to stdout meanwhile: its bytes must not pass through rich.
     with Bars(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:

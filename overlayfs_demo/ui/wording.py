@@ -15,9 +15,15 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 # Why a file was copied up or hidden, by the call that did it. A directory may be copied up for what is in it.
 _COPY_CAUSES = {
-    "open": "opened {} for writing", "truncate": "cut {}", "chmod": "changed the mode of {}",
-    "chown": "changed the owner of {}", "utimensat": "set the times of {}", "setxattr": "set an attribute of {}",
-    "removexattr": "removed an attribute of {}", "link": "gave {} another name", "rename": "renamed {}",
+    "open": "opened {} for writing",
+    "truncate": "cut {}",
+    "chmod": "changed the mode of {}",
+    "chown": "changed the owner of {}",
+    "utimensat": "set the times of {}",
+    "setxattr": "set an attribute of {}",
+    "removexattr": "removed an attribute of {}",
+    "link": "gave {} another name",
+    "rename": "renamed {}",
     "unlink": "removed a name of {}",
 }
 _WHITEOUT_CAUSES = {"unlink": "removed {}", "rmdir": "removed directory {}", "rename": "renamed {} away"}

@@ -26,8 +26,12 @@ _SHARE = 0.2
 
 
 def show(
-    connection: Connection, mountpoint: str, layers: Sequence[LayerFacts],
-    is_wanted: Callable[[Mapping[str, Any]], bool], *, walk: bool,
+    connection: Connection,
+    mountpoint: str,
+    layers: Sequence[LayerFacts],
+    is_wanted: Callable[[Mapping[str, Any]], bool],
+    *,
+    walk: bool,
 ) -> tuple[Mapping[str, int], bool]:
     """Show what an attached connection tells, until `q` is pressed or the mount ends.
 
@@ -39,9 +43,10 @@ def show(
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     walker = _Walker(layers, walk=walk)
     console = Console(file=sys.stdout)
-    with keys() as fd, Live(
-        console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-    ) as live:
+    with (
+        keys() as fd,
+        Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live,
+    ):
         state = State(mountpoint, has_keys=fd is not None)
         before: tuple[object, ...] = ()
         while True:

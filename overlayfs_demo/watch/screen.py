@@ -124,9 +124,13 @@ def _box(layer: LayerFacts, height: int, width: int, lit: bool) -> RenderableTyp
     title = layer.name if height == _TALL else f"{layer.name}: {made}"
     style = ("bold yellow" if layer.label == UPPER else "bold cyan") if lit else "dim"
     return Panel(
-        Group(_row(made), words) if height == _TALL else words, box.HEAVY if lit else box.ROUNDED,
-        title=_row(printable(title), "bold" if lit else ""), title_align="left", border_style=style,
-        width=max(width, 4), height=height,
+        Group(_row(made), words) if height == _TALL else words,
+        box.HEAVY if lit else box.ROUNDED,
+        title=_row(printable(title), "bold" if lit else ""),
+        title_align="left",
+        border_style=style,
+        width=max(width, 4),
+        height=height,
     )
 
 

@@ -20,8 +20,13 @@ LIT = 1.5
 
 # Questions that change nothing, and by which requests of the fronts they are asked.
 _QUESTIONS = {
-    "lookup": ("lookup",), "stat": ("getattr",), "directory read": ("readdir", "readdirplus"), "open": ("open",),
-    "read": ("read",), "link read": ("readlink",), "attribute read": ("getxattr", "listxattr"),
+    "lookup": ("lookup",),
+    "stat": ("getattr",),
+    "directory read": ("readdir", "readdirplus"),
+    "open": ("open",),
+    "read": ("read",),
+    "link read": ("readlink",),
+    "attribute read": ("getxattr", "listxattr"),
 }
 
 
@@ -175,7 +180,13 @@ class State:
         now = time.monotonic()
         lines = self._lines if self._paused is None else self._paused
         return Scene(
-            self._mountpoint, boxes, frozenset(label for label, when in self._touched.items() if now < when + LIT),
-            tuple(filter(self._choice.takes, lines)), counted(self.asked), self._totals, self._choice,
-            None if self._paused is None else self._unseen, self._has_keys,
+            self._mountpoint,
+            boxes,
+            frozenset(label for label, when in self._touched.items() if now < when + LIT),
+            tuple(filter(self._choice.takes, lines)),
+            counted(self.asked),
+            self._totals,
+            self._choice,
+            None if self._paused is None else self._unseen,
+            self._has_keys,
         )

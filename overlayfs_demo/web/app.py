@@ -48,14 +48,22 @@ class Served:
 def application(served: Served, host: str, token: str | None) -> ASGIApp:
     """The server's application, for requests that name `host` or this machine and show the token, if there is one."""
     routes = _Routes(served)
-    return Guard(Starlette(
-        routes=[
-            Route("/", routes.page), Route("/tree", routes.tree), Route("/search", routes.search),
-            Route("/file", routes.file), Route("/upper", routes.upper), Route("/events", routes.events),
-            *(Route(f"/{name}", routes.static) for name in STATIC),
-        ],
-        exception_handlers={OverlayError: _refused, OSError: _refused},
-    ), host, token)
+    return Guard(
+        Starlette(
+            routes=[
+                Route("/", routes.page),
+                Route("/tree", routes.tree),
+                Route("/search", routes.search),
+                Route("/file", routes.file),
+                Route("/upper", routes.upper),
+                Route("/events", routes.events),
+                *(Route(f"/{name}", routes.static) for name in STATIC),
+            ],
+            exception_handlers={OverlayError: _refused, OSError: _refused},
+        ),
+        host,
+        token,
+    )
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -82,9 +90,9 @@ class _Routes:
         self._threads = CapacityLimiter(live.MOST_PAGES)
 
     def page(self, _request: Request) -> Response:
-        return HTMLResponse(html(
-            "page.html", page=self._served.page(), policy=None, style=None, script=None, embedded=None
-        ))
+        return HTMLResponse(
+            html("page.html", page=self._served.page(), policy=None, style=None, script=None, embedded=None)
+        )
 
     def static(self, request: Request) -> Response:
         name = request.url.path[1:]
@@ -117,9 +125,7 @@ class _Routes:
             return PlainTextResponse("nothing happens in an image", 404)
         if self._threads.available_tokens < 1:
             return PlainTextResponse(f"{live.MOST_PAGES} pages are open: close one", 503)
-        stream = live.Stream(
-            self._served.subject, view.mountpoint, view.socket, self._threads, self._served.stopping
-        )
+        stream = live.Stream(self._served.subject, view.mountpoint, view.socket, self._threads, self._served.stopping)
         return StreamingResponse(stream.messages(), media_type="text/event-stream")
 
 

@@ -77,9 +77,13 @@ def row(subject: Subject, ask: Ask, path: bytes) -> Row | None:
     winner = next((has for has in having if has[1].wins), None)
     place, one, mode = winner or having[0]
     return Row(
-        printable(os.path.basename(path)), key_of(path), _kind(mode),
-        one.size or 0 if stat.S_ISREG(mode) else 0, _key(subject, place),
-        None if winner else _hider(subject, one), len(having) + sum(bool(one.deleted_at) for one in statements),
+        printable(os.path.basename(path)),
+        key_of(path),
+        _kind(mode),
+        one.size or 0 if stat.S_ISREG(mode) else 0,
+        _key(subject, place),
+        None if winner else _hider(subject, one),
+        len(having) + sum(bool(one.deleted_at) for one in statements),
     )
 
 

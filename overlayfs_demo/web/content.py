@@ -75,12 +75,14 @@ def story(subject: Subject, ask: Ask, path: bytes) -> Story:
     if path != b"/" and all(one.mode is None and not one.deleted_at for one in explanation.statements):
         raise FileNotFoundError(f"no layer has {printable(path)}")
     known = list(zip(subject.layers, explanation.statements, strict=False))
-    versions = tuple(
-        _version(layer, one) for layer, one in known if one.mode is not None and stat.S_ISREG(one.mode)
-    )
+    versions = tuple(_version(layer, one) for layer, one in known if one.mode is not None and stat.S_ISREG(one.mode))
     words = tuple(_say(layer, one, path) for layer, one in known)
     return Story(
-        printable(path), key_of(path), explanation.why, words, versions,
+        printable(path),
+        key_of(path),
+        explanation.why,
+        words,
+        versions,
         tuple(_compared(old, new) for new, old in pairwise(versions)),
     )
 
@@ -88,7 +90,11 @@ def story(subject: Subject, ask: Ask, path: bytes) -> Story:
 def _say(layer: LayerRoot, one: Statement, path: bytes) -> Say:
     states = ((one.wins, "seen"), (bool(one.deleted_at), "deleted"), (bool(one.hidden_by), "hidden"))
     return Say(
-        layer.key, layer.name, printable(layer.title), said(one, path), outcome(one, path),
+        layer.key,
+        layer.name,
+        printable(layer.title),
+        said(one, path),
+        outcome(one, path),
         next((state for holds, state in states if holds), ""),
     )
 
@@ -149,7 +155,5 @@ def _compared(old: Version, new: Version) -> Comparison:
         same = old.text == new.text and old.size == new.size
         note = "They cannot be compared line by line." if not same else "What is shown of them is the same."
         return Comparison(old.name, new.name, (), note)
-    lines = [
-        (_DIFF_CLASSES.get(line[0], ""), line) for line in unified(old.lines, new.lines, old.name, new.name)[2:]
-    ]
+    lines = [(_DIFF_CLASSES.get(line[0], ""), line) for line in unified(old.lines, new.lines, old.name, new.name)[2:]]
     return Comparison(old.name, new.name, tuple(lines), "" if lines else "The same text: only metadata differs.")

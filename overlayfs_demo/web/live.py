@@ -78,15 +78,21 @@ class Stream:
             if line.event is None:
                 sentences.append({"time": "", "text": line.words()})
                 continue
-            sentences.append({
-                "time": time.strftime("%H:%M:%S", time.localtime(seconds)), "text": line.words(),
-                "action": line.event.action.value, "path": printable(line.event.path),
-            })
+            sentences.append(
+                {
+                    "time": time.strftime("%H:%M:%S", time.localtime(seconds)),
+                    "text": line.words(),
+                    "action": line.event.action.value,
+                    "path": printable(line.event.path),
+                }
+            )
             layer = self._subject.layer_of(line.event.layer)
             layers |= {layer.key} if layer else set()
             paths |= {path for path in line.event.paths if path.startswith(b"/")}
         return {
-            "sentences": sentences, "layers": sorted(layers), "paths": sorted(map(key_of, paths)),
+            "sentences": sentences,
+            "layers": sorted(layers),
+            "paths": sorted(map(key_of, paths)),
             "directories": sorted({key_of(os.path.dirname(path)) for path in paths}),
         }
 

@@ -90,16 +90,24 @@ class Page:
 def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
     """The page of an image; `now` in seconds since 1970."""
     facts = (
-        ("image ID", image.id.short), ("size", human_size(image.size)), ("layers", str(len(image.layers))),
-        ("platform", str(image.parsed.platform)), ("wasted", f"{human_size(analysis.wasted)}{_share(analysis)}"),
+        ("image ID", image.id.short),
+        ("size", human_size(image.size)),
+        ("layers", str(len(image.layers))),
+        ("platform", str(image.parsed.platform)),
+        ("wasted", f"{human_size(analysis.wasted)}{_share(analysis)}"),
     )
     boxes = tuple(
         Box(
-            str(one.number), f"Layer {one.number}", printable(one.title),
+            str(one.number),
+            f"Layer {one.number}",
+            printable(one.title),
             (
-                ("size", human_size(one.shipped)), ("entries", str(_entries(analysis, one.number))),
-                ("added", str(one.added.paths)), ("changed", str(one.changed.paths)),
-                ("deleted", str(one.deleted.paths)), ("whiteouts", str(one.whiteouts)),
+                ("size", human_size(one.shipped)),
+                ("entries", str(_entries(analysis, one.number))),
+                ("added", str(one.added.paths)),
+                ("changed", str(one.changed.paths)),
+                ("deleted", str(one.deleted.paths)),
+                ("whiteouts", str(one.whiteouts)),
                 ("wasted", human_size(one.wasted)),
             ),
             one.live / one.shipped if one.shipped else None,
@@ -107,8 +115,13 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
         for one in reversed(analysis.layers)
     )
     return Page(
-        "image", printable(image.title), facts, boxes, waste=_waste(analysis),
-        history_header=(*docker_tables.history_header(), "LAYER"), history=_history(image, now),
+        "image",
+        printable(image.title),
+        facts,
+        boxes,
+        waste=_waste(analysis),
+        history_header=(*docker_tables.history_header(), "LAYER"),
+        history=_history(image, now),
     )
 
 
@@ -124,10 +137,14 @@ def _share(analysis: Analysis) -> str:
 def _waste(analysis: Analysis) -> Waste:
     hidden = sorted((one for one in analysis.hidden if one.wasted), key=lambda one: (-one.wasted, one.path))
     return Waste(
-        human_size(analysis.shipped), human_size(analysis.live), human_size(analysis.wasted),
-        percentage(analysis.wasted, analysis.shipped), percentage(analysis.dive_score, 1, digits=2),
+        human_size(analysis.shipped),
+        human_size(analysis.live),
+        human_size(analysis.wasted),
+        percentage(analysis.wasted, analysis.shipped),
+        percentage(analysis.dive_score, 1, digits=2),
         tiles(analysis.hidden),
-        tuple(map(_wasted_file, hidden[:_MOST_ROWS])), len(hidden[_MOST_ROWS:]),
+        tuple(map(_wasted_file, hidden[:_MOST_ROWS])),
+        len(hidden[_MOST_ROWS:]),
     )
 
 
@@ -147,9 +164,9 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
         cells = (printable(cell) for cell in docker_tables.history_cells(one, now, trunc=False))
         identity, *others = cells
         created = "" if one.created is None else docker_tables.rfc3339(one.created)
-        found.append(HistoryRow(
-            (docker_tables.short_id(identity), *others), created, number if one.layer is not None else None
-        ))
+        found.append(
+            HistoryRow((docker_tables.short_id(identity), *others), created, number if one.layer is not None else None)
+        )
         number -= one.layer is not None
     return tuple(found)
 
@@ -161,7 +178,8 @@ def mount_page(record: Record, subject: Subject) -> Page:
     """The page of a mounted view. Raises OSError for a layer that cannot be read."""
     upper = upper_content(subject.layers[0].directory) if _has_upper(subject.layers) else None
     facts = (
-        ("front", record.front), ("lower layers", str(len(record.lowers))),
+        ("front", record.front),
+        ("lower layers", str(len(record.lowers))),
         ("upper", printable(record.upper) if record.upper is not None else "none: read-only"),
         ("daemon", f"process {record.pid}"),
     )
@@ -177,7 +195,13 @@ def _box(layer: LayerRoot, upper: UpperContent | None) -> Box:
     unwalked = LayerFacts(layer.label, layer.title, str(layer.directory))
     counted = upper.count if upper is not None and layer.key == UPPER else walked(unwalked).count
     size, entries, whiteouts = counted or ("?", "?", "?")
-    return Box(layer.key, layer.name, printable(layer.title), (
-        ("size", size if isinstance(size, str) else human_size(size)), ("entries", str(entries)),
-        ("whiteouts", str(whiteouts)),
-    ))
+    return Box(
+        layer.key,
+        layer.name,
+        printable(layer.title),
+        (
+            ("size", size if isinstance(size, str) else human_size(size)),
+            ("entries", str(entries)),
+            ("whiteouts", str(whiteouts)),
+        ),
+    )

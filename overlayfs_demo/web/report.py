@@ -91,7 +91,11 @@ def report(page: Page, held: Embedded) -> str:
         "form-action 'none'"
     )
     return html(
-        "page.html", page=page, policy=policy, style=Markup(style), script=Markup(script),
+        "page.html",
+        page=page,
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
         embedded={"trees": held.trees, "stories": held.stories, "note": held.note},
     )
 

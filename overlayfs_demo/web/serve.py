@@ -22,8 +22,14 @@ _PATIENCE = 2
 
 
 def serve(
-    subject: Subject, page: Callable[[], Page], view: View | None, host: str, port: int,
-    ready: Callable[[str], None], *, secret: bool,
+    subject: Subject,
+    page: Callable[[], Page],
+    view: View | None,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    *,
+    secret: bool,
 ) -> None:
     """Serve until a signal comes, or the view is unmounted; `ready` is told the address. Raises OverlayError.
 
@@ -37,8 +43,14 @@ def serve(
         return server is not None and server.should_exit
 
     config = uvicorn.Config(
-        application(Served(subject, page, view, stopping), host, token), log_level=logging.ERROR, access_log=False,
-        server_header=False, lifespan="off", ws="none", timeout_graceful_shutdown=_PATIENCE, proxy_headers=False,
+        application(Served(subject, page, view, stopping), host, token),
+        log_level=logging.ERROR,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=_PATIENCE,
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     with listening:

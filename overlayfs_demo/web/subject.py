@@ -99,10 +99,13 @@ def mount_subject(record: Record, socket: Path) -> Subject:
         (_number(label), title or Path(path).name, path)
         for label, title, path in zip(labels[len(upper) :], titles, record.lowers, strict=False)
     ]
-    return Subject(tuple(
-        LayerRoot(key, label, title, Path(path))
-        for label, (key, title, path) in zip(labels, [*upper, *below], strict=False)
-    ), asking)
+    return Subject(
+        tuple(
+            LayerRoot(key, label, title, Path(path))
+            for label, (key, title, path) in zip(labels, [*upper, *below], strict=False)
+        ),
+        asking,
+    )
 
 
 def _number(label: str) -> str:

@@ -93,9 +93,15 @@ def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     started: list[Subject] = []
 
     def mount(
-        *contents: builders.Content, upper: builders.Content | None = None, writable: bool = True,
-        data_only: builders.Content | None = None, metacopy: bool = False, index: bool = True, flags: int = 0,
-        user_xattrs: bool = False, **limits: int,
+        *contents: builders.Content,
+        upper: builders.Content | None = None,
+        writable: bool = True,
+        data_only: builders.Content | None = None,
+        metacopy: bool = False,
+        index: bool = True,
+        flags: int = 0,
+        user_xattrs: bool = False,
+        **limits: int,
     ) -> Subject:
         builders.directories(tmp_path, "upper", "work", "merged")
         builders.fill(os.fsencode(tmp_path / "upper"), upper or {})
@@ -104,8 +110,17 @@ def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
         lowers = builders.layers(tmp_path, *contents)
         above = (tmp_path / "upper", tmp_path / "work") if writable else (None, None)
         data = builders.layers(tmp_path / "data", data_only) if data_only else []
-        stack = Layers(lowers, *above, tmp_path / "merged", tuple(data), metacopy, index, flags=flags,
-                       user_xattrs=user_xattrs, **limits)
+        stack = Layers(
+            lowers,
+            *above,
+            tmp_path / "merged",
+            tuple(data),
+            metacopy,
+            index,
+            flags=flags,
+            user_xattrs=user_xattrs,
+            **limits,
+        )
         subject = make_subject(kind, stack)
         marks = {mark.args[0] for mark in request.node.iter_markers("differs")}
         subject.differs = kind in marks

@@ -46,9 +46,14 @@ class Layers:
         """The same, as the engine wants it."""
         above = [None if path is None else os.fsencode(path) for path in (self.upper, self.work)]
         return Stack(
-            tuple(os.fsencode(path) for path in reversed(self.lowers)), *above,
-            data_only=tuple(map(os.fsencode, self.data_only)), metacopy=self.metacopy, index=self.index,
-            copyup_max=self.copyup_max, copyup_warn=self.copyup_warn, flags=self.flags,
+            tuple(os.fsencode(path) for path in reversed(self.lowers)),
+            *above,
+            data_only=tuple(map(os.fsencode, self.data_only)),
+            metacopy=self.metacopy,
+            index=self.index,
+            copyup_max=self.copyup_max,
+            copyup_warn=self.copyup_warn,
+            flags=self.flags,
             user_xattrs=self.user_xattrs,
         )
 
@@ -87,29 +92,74 @@ class Subject:
 
     # What each subject does in its own way:
 
-    def start(self) -> None: raise NotImplementedError
-    def stop(self) -> None: raise NotImplementedError
-    def stat(self, path: Name) -> Attrs: raise NotImplementedError
-    def listing(self, path: Name = "") -> list[tuple[bytes, int]]: raise NotImplementedError
-    def open(self, path: Name, flags: int = os.O_RDONLY, mode: int = 0o644) -> File: raise NotImplementedError
-    def hold(self, path: Name) -> Directory: raise NotImplementedError
-    def mkdir(self, path: Name, mode: int = 0o755) -> None: raise NotImplementedError
-    def mknod(self, path: Name, mode: int, device: int = 0) -> None: raise NotImplementedError
-    def symlink(self, target: Name, path: Name) -> None: raise NotImplementedError
-    def readlink(self, path: Name) -> bytes: raise NotImplementedError
-    def link(self, old: Name, new: Name) -> None: raise NotImplementedError
-    def unlink(self, path: Name) -> None: raise NotImplementedError
-    def rmdir(self, path: Name) -> None: raise NotImplementedError
-    def rename(self, old: Name, new: Name, flags: int = 0) -> None: raise NotImplementedError
-    def truncate(self, path: Name, size: int) -> None: raise NotImplementedError
-    def chmod(self, path: Name, mode: int) -> None: raise NotImplementedError
-    def chown(self, path: Name, uid: int, gid: int) -> None: raise NotImplementedError
-    def utime(self, path: Name, atime_ns: int, mtime_ns: int) -> None: raise NotImplementedError
-    def set_xattr(self, path: Name, name: str, value: bytes, flags: int = 0) -> None: raise NotImplementedError
-    def xattr(self, path: Name, name: str) -> bytes: raise NotImplementedError
-    def xattrs(self, path: Name) -> list[str]: raise NotImplementedError
-    def remove_xattr(self, path: Name, name: str) -> None: raise NotImplementedError
-    def statvfs(self) -> os.statvfs_result: raise NotImplementedError
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def stat(self, path: Name) -> Attrs:
+        raise NotImplementedError
+
+    def listing(self, path: Name = "") -> list[tuple[bytes, int]]:
+        raise NotImplementedError
+
+    def open(self, path: Name, flags: int = os.O_RDONLY, mode: int = 0o644) -> File:
+        raise NotImplementedError
+
+    def hold(self, path: Name) -> Directory:
+        raise NotImplementedError
+
+    def mkdir(self, path: Name, mode: int = 0o755) -> None:
+        raise NotImplementedError
+
+    def mknod(self, path: Name, mode: int, device: int = 0) -> None:
+        raise NotImplementedError
+
+    def symlink(self, target: Name, path: Name) -> None:
+        raise NotImplementedError
+
+    def readlink(self, path: Name) -> bytes:
+        raise NotImplementedError
+
+    def link(self, old: Name, new: Name) -> None:
+        raise NotImplementedError
+
+    def unlink(self, path: Name) -> None:
+        raise NotImplementedError
+
+    def rmdir(self, path: Name) -> None:
+        raise NotImplementedError
+
+    def rename(self, old: Name, new: Name, flags: int = 0) -> None:
+        raise NotImplementedError
+
+    def truncate(self, path: Name, size: int) -> None:
+        raise NotImplementedError
+
+    def chmod(self, path: Name, mode: int) -> None:
+        raise NotImplementedError
+
+    def chown(self, path: Name, uid: int, gid: int) -> None:
+        raise NotImplementedError
+
+    def utime(self, path: Name, atime_ns: int, mtime_ns: int) -> None:
+        raise NotImplementedError
+
+    def set_xattr(self, path: Name, name: str, value: bytes, flags: int = 0) -> None:
+        raise NotImplementedError
+
+    def xattr(self, path: Name, name: str) -> bytes:
+        raise NotImplementedError
+
+    def xattrs(self, path: Name) -> list[str]:
+        raise NotImplementedError
+
+    def remove_xattr(self, path: Name, name: str) -> None:
+        raise NotImplementedError
+
+    def statvfs(self) -> os.statvfs_result:
+        raise NotImplementedError
 
     def run_as(self, uid: int, umask: int, action: Callable[[], Any]) -> None:
         """Run `action` as user and group `uid`, with a umask of its own."""

@@ -16,8 +16,11 @@ from tests.contract.marks import differs
 from tests.contract.subjects import Subject
 
 FLAGS = {
-    "relatime": 0, "noatime": syscalls.MS_NOATIME, "strictatime": syscalls.MS_STRICTATIME,
-    "nodiratime": syscalls.MS_NODIRATIME, "ro": syscalls.MS_RDONLY,
+    "relatime": 0,
+    "noatime": syscalls.MS_NOATIME,
+    "strictatime": syscalls.MS_STRICTATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "ro": syscalls.MS_RDONLY,
 }
 LOWER = {"dir/low": "1", "merged/low": "1", "file": "data", "link": symlink("file")}
 UPPER = {"updir/up": "2", "merged/up": "2", "upfile": "data", "uplink": symlink("upfile")}

@@ -110,8 +110,11 @@ def test_change_of_attributes_keeps_the_data(mounted: Mount, change: str) -> Non
 
 
 def test_copy_keeps_owner_mode_times_and_attributes(mounted: Mount) -> None:
-    xattrs = {"user.one": b"1", "trusted.two": b"\0\xff", "security.capability": bytes.fromhex(
-        "0100000200040000000000000000000000000000")}
+    xattrs = {
+        "user.one": b"1",
+        "trusted.two": b"\0\xff",
+        "security.capability": bytes.fromhex("0100000200040000000000000000000000000000"),
+    }
     view = mounted({"a": file("data", mode=0o640, uid=11, gid=22, mtime_ns=PAST, xattrs=xattrs)})
     view.link("a", "b")
     status = view.stat("a")
@@ -148,7 +151,12 @@ def test_special_files_are_copied_up_as_they_are(mounted: Mount, kind: str) -> N
     assert after._replace(ctime_ns=0, atime_ns=0) == before._replace(ctime_ns=0, atime_ns=0)
     real = on_disk(view, "y")
     assert (real.st_mode, real.st_uid, real.st_gid, real.st_rdev, real.st_mtime_ns) == (
-        before.mode, 11, 22, before.rdev, MTIME)
+        before.mode,
+        11,
+        22,
+        before.rdev,
+        MTIME,
+    )
     if kind == "symlink":
         assert view.readlink("y") == b"some/target"
 

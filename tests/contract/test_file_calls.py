@@ -82,10 +82,10 @@ def test_allocation_changes_what_readers_see_at_once(mounted: Mount, where: str,
 
 @differs("kernel-front", "the kernel refuses these modes for every FUSE filesystem: EOPNOTSUPP")
 @differs("fusepy-front", "as above")
-@pytest.mark.parametrize(("mode", "expected"), [
-    (COLLAPSE_RANGE, PAGES[:PAGE] + PAGES[2 * PAGE :]),
-    (INSERT_RANGE, PAGES[:PAGE] + bytes(PAGE) + PAGES[PAGE:]),
-])
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [(COLLAPSE_RANGE, PAGES[:PAGE] + PAGES[2 * PAGE :]), (INSERT_RANGE, PAGES[:PAGE] + bytes(PAGE) + PAGES[PAGE:])],
+)
 def test_ranges_are_collapsed_and_inserted(mounted: Mount, mode: int, expected: bytes) -> None:
     view = mounted({"a": PAGES})
     need_mode(view, mode)
@@ -198,7 +198,10 @@ def test_copying_from_or_to_an_impossible_offset_is_refused(mounted: Mount) -> N
     biggest = (1 << 63) - 1
     for source, target in ((-1, 0), (0, -1), (-(1 << 63), 0), (0, biggest)):
         assert error_of(lambda source=source, target=target: reader.copy_to(writer, 5, source, target)) in (
-            errno.EINVAL, errno.EOVERFLOW, errno.EFBIG), (source, target)
+            errno.EINVAL,
+            errno.EOVERFLOW,
+            errno.EFBIG,
+        ), (source, target)
     for file in (reader, writer):
         file.close()
     assert view.read("b") == b""
@@ -301,7 +304,14 @@ def test_statx_tells_what_stat_tells(mounted: Mount, sync: int) -> None:
         found = statx(view.path(path), AT_SYMLINK_NOFOLLOW | sync, STATX_ALL_THERE_IS)
         assert found.mask & STATX_BASIC_STATS == STATX_BASIC_STATS, path
         assert (found.ino, found.mode, found.nlink, found.size, found.blocks, found.uid, found.gid) == (
-            status.ino, status.mode, status.nlink, status.size, status.blocks, status.uid, status.gid), path
+            status.ino,
+            status.mode,
+            status.nlink,
+            status.size,
+            status.blocks,
+            status.uid,
+            status.gid,
+        ), path
         assert not found.attributes & ~found.attributes_mask, path
         is_root = bool(found.attributes & STATX_ATTR_MOUNT_ROOT)
         assert is_root == (path == "") or not found.attributes_mask & STATX_ATTR_MOUNT_ROOT

@@ -53,10 +53,15 @@ def on_disk(view: Subject, path: str) -> tuple[int, int]:
 
 
 @fronts
-@pytest.mark.parametrize(("options", "shown"), [
-    ("squash_to_root", (0, 0)), ("squash_to_uid=33,squash_to_gid=34", (33, 34)),
-    ("squash_to_gid=34,squash_to_root", (0, 34)), ("squash_to_root,squash_to_uid=33", (33, 0)),
-])
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ("squash_to_root", (0, 0)),
+        ("squash_to_uid=33,squash_to_gid=34", (33, 34)),
+        ("squash_to_gid=34,squash_to_root", (0, 34)),
+        ("squash_to_root,squash_to_uid=33", (33, 0)),
+    ],
+)
 def test_squashed_ids_are_for_show(owned: Owners, options: str, shown: tuple[int, int]) -> None:
     view = owned(options)
     view.chmod("", 0o777)

@@ -188,12 +188,21 @@ def test_bad_origin_is_none(mounted: Mount, fault: str) -> None:
     view.stop()
     origin = os.getxattr(view.upper("f"), ORIGIN)
     tail = bytes([0xFF]) * 8
-    os.setxattr(view.upper("f"), ORIGIN, {
-        "empty": b"", "garbage": b"nonsense", "cut": origin[:-1], "long": origin + tail,
-        # Its length says so as well: more than any handle has, and as much as fits in the byte that tells it.
-        "longest": origin[:2] + b"\xff" + origin[3:] + bytes(0xFF - len(origin)),
-        "magic": b"\0\0" + origin[2:], "inode": origin[:-8] + tail, "directory": os.getxattr(view.upper("d"), ORIGIN),
-    }[fault])
+    os.setxattr(
+        view.upper("f"),
+        ORIGIN,
+        {
+            "empty": b"",
+            "garbage": b"nonsense",
+            "cut": origin[:-1],
+            "long": origin + tail,
+            # Its length says so as well: more than any handle has, and as much as fits in the byte that tells it.
+            "longest": origin[:2] + b"\xff" + origin[3:] + bytes(0xFF - len(origin)),
+            "magic": b"\0\0" + origin[2:],
+            "inode": origin[:-8] + tail,
+            "directory": os.getxattr(view.upper("d"), ORIGIN),
+        }[fault],
+    )
     view.start()
     assert view.names() == [b"d", b"e", b"f"]
     assert view.read("f") == b"new"

@@ -114,9 +114,18 @@ def test_flags_of_lower_and_upper_are_shown(flagged: Mount) -> None:
     for _ in range(2):
         shown = {path: lsattr(view, path) & (IMMUTABLE | APPEND) for path in (*LOWER, *UPPER)}
         assert shown == {path: 0 for path in shown} | {
-            "imm": IMMUTABLE, "app": APPEND, "upimm": IMMUTABLE, "upapp": APPEND}
+            "imm": IMMUTABLE,
+            "app": APPEND,
+            "upimm": IMMUTABLE,
+            "upapp": APPEND,
+        }
         assert [lsattr(view, path) & 0x30 for path in ("immdir", "appdir", "upimmdir", "upappdir", "dir")] == [
-            IMMUTABLE, APPEND, IMMUTABLE, APPEND, 0]
+            IMMUTABLE,
+            APPEND,
+            IMMUTABLE,
+            APPEND,
+            0,
+        ]
         view.remount()
 
 
@@ -287,8 +296,11 @@ def test_flags_are_the_owners_and_protection_is_roots(flagged: Mount) -> None:
         assert error_of(lambda: set_value(view, "plain", PLAIN, value)) == expected
 
     for uid, change, expected in (
-        (12345, NODUMP, None), (12345, IMMUTABLE, errno.EPERM), (12345, APPEND, errno.EPERM),
-        (54321, NODUMP, errno.EPERM), (0, IMMUTABLE, None),
+        (12345, NODUMP, None),
+        (12345, IMMUTABLE, errno.EPERM),
+        (12345, APPEND, errno.EPERM),
+        (54321, NODUMP, errno.EPERM),
+        (0, IMMUTABLE, None),
     ):
         view.run_as(uid, 0o022, lambda change=change, expected=expected: check(change, expected))
 
@@ -332,4 +344,9 @@ def test_time_of_birth_is_the_real_files(mounted: Mount) -> None:
         found = statx(view.path(path), AT_SYMLINK_NOFOLLOW, STATX_ALL)
         assert bool(found.mask & STATX_BTIME) != view.differs
         assert (found.ino, found.mode, found.nlink, found.size, found.uid) == (
-            status.ino, status.mode, status.nlink, status.size, status.uid)
+            status.ino,
+            status.mode,
+            status.nlink,
+            status.size,
+            status.uid,
+        )

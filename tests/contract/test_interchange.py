@@ -31,11 +31,20 @@ def stack(tmp_path: Path) -> Iterator[Layers]:
             "etc": {"passwd": file("root", mode=0o644), "shadow": file("secret", mode=0o600, gid=42)},
             "usr/bin": {"su": file("elf", mode=0o4755), "sh": symlink("dash"), "dash": "elf2"},
             "var": {"log": {"a": "1", "b": "2"}, "cache": {"x": "1", "y/z": "2"}, "old/deep/file": "3"},
-            "linked": "1", "link": hardlink("linked"), "only-low": "1",
-            "l1": "1", "l2": hardlink("l1"), "l3": hardlink("l1"), "l4": hardlink("l1"),
+            "linked": "1",
+            "link": hardlink("linked"),
+            "only-low": "1",
+            "l1": "1",
+            "l2": hardlink("l1"),
+            "l3": hardlink("l1"),
+            "l4": hardlink("l1"),
         },
-        {"etc": {"passwd": "root2", "new": "2"}, "var": {"log": {"c": "3"}, "cache": OPAQUE({"w": "4"})},
-         "only-low": WHITEOUT, "tmp": directory(mode=0o1777)},
+        {
+            "etc": {"passwd": "root2", "new": "2"},
+            "var": {"log": {"c": "3"}, "cache": OPAQUE({"w": "4"})},
+            "only-low": WHITEOUT,
+            "tmp": directory(mode=0o1777),
+        },
     )
     for name in ("upper", "work", "merged"):
         (tmp_path / name).mkdir()
@@ -202,6 +211,4 @@ def change_more(view: Mounted) -> None:
 def comparable(view: Mounted) -> dict[bytes, builders.Seen]:
     """The tree without what depends on when it was made."""
     found = without_directory_times(tree(view.prefix))
-    return {
-        path: one._replace(mtime_ns=0) if one.mtime_ns != builders.MTIME else one for path, one in found.items()
-    }
+    return {path: one._replace(mtime_ns=0) if one.mtime_ns != builders.MTIME else one for path, one in found.items()}

@@ -109,8 +109,9 @@ def test_a_copy_of_metadata_is_under_any_limit_but_not_the_data_after_it(mounted
 
 
 def test_a_file_that_leaves_its_data_below_moves_under_any_limit(mounted: Mount) -> None:
-    view = mounted({"big": BIG, "other": BIG, "one": BIG, "two": hardlink("one"), "d/": None}, metacopy=True,
-                   copyup_max=LIMIT)
+    view = mounted(
+        {"big": BIG, "other": BIG, "one": BIG, "two": hardlink("one"), "d/": None}, metacopy=True, copyup_max=LIMIT
+    )
     view.rename("big", "d/big")
     view.link("other", "d/other")
     view.unlink("one")

@@ -197,10 +197,15 @@ def test_lower_relative_redirect_leads_to_the_sibling(mounted: Mount) -> None:
 
 
 def test_every_kind_of_file_shows_what_it_is(mounted: Mount) -> None:
-    view = mounted({
-        "link": symlink("some/target"), "pipe": fifo(mode=0o640), "dev": builders.device(1, 5),
-        "f": file("x", mode=0o4755, uid=7, gid=8), "g": hardlink("f"),
-    })
+    view = mounted(
+        {
+            "link": symlink("some/target"),
+            "pipe": fifo(mode=0o640),
+            "dev": builders.device(1, 5),
+            "f": file("x", mode=0o4755, uid=7, gid=8),
+            "g": hardlink("f"),
+        }
+    )
     assert view.readlink("link") == b"some/target"
     assert stat.S_ISFIFO(view.stat("pipe").mode)
     assert view.stat("dev").rdev == os.makedev(1, 5)

@@ -77,17 +77,13 @@ def test_attributes_are_the_upper_ones(changed: Subject) -> None:
 
 
 def test_metacopy_of_several_layers_is_followed_to_the_data(mounted: Mount) -> None:
-    view = mounted(
-        {"a": DATA}, {"a": metacopy(len(DATA))}, upper={"a": metacopy(len(DATA), mode=0o640)}, metacopy=True
-    )
+    view = mounted({"a": DATA}, {"a": metacopy(len(DATA))}, upper={"a": metacopy(len(DATA), mode=0o640)}, metacopy=True)
     assert view.read("a") == DATA.encode()
     assert view.stat("a").mode & 0o777 == 0o640
 
 
 def test_redirect_leads_to_the_data(mounted: Mount) -> None:
-    view = mounted(
-        {"d/old": DATA}, upper={"new": metacopy(len(DATA), "/d/old"), "d/old": WHITEOUT}, metacopy=True
-    )
+    view = mounted({"d/old": DATA}, upper={"new": metacopy(len(DATA), "/d/old"), "d/old": WHITEOUT}, metacopy=True)
     assert view.read("new") == DATA.encode()
     assert not view.exists("d/old")
 
@@ -95,8 +91,7 @@ def test_redirect_leads_to_the_data(mounted: Mount) -> None:
 @kernel_since(6, 5, "data-only layers")
 def test_data_only_layer_gives_data_and_no_names(mounted: Mount) -> None:
     view = mounted(
-        {"other": "1"}, {"a": metacopy(len(DATA), "/blobs/xy", mode=0o755)}, data_only={"blobs/xy": DATA},
-        metacopy=True,
+        {"other": "1"}, {"a": metacopy(len(DATA), "/blobs/xy", mode=0o755)}, data_only={"blobs/xy": DATA}, metacopy=True
     )
     assert view.names() == [b"a", b"other"]
     assert view.read("a") == DATA.encode()
@@ -254,8 +249,13 @@ def test_metacopy_whose_data_layer_lacks_the_data_can_be_looked_up_but_not_read(
         {"other": "1"}, {"a": metacopy(5, "/blobs/xy"), "b": metacopy(5)}, data_only={"blobs/z": DATA}, metacopy=True
     )
     assert (view.stat("a").size, view.stat("a").blocks) == (5, 8)
-    for verb in (view.read, lambda path: view.chmod(path, 0o600), lambda path: view.rename(path, "c"),
-                 lambda path: view.link(path, "c"), lambda path: view.truncate(path, 0)):
+    for verb in (
+        view.read,
+        lambda path: view.chmod(path, 0o600),
+        lambda path: view.rename(path, "c"),
+        lambda path: view.link(path, "c"),
+        lambda path: view.truncate(path, 0),
+    ):
         with pytest.raises(OSError) as caught:
             verb("a")
         assert caught.value.errno == errno.ENOENT

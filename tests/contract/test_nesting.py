@@ -33,9 +33,9 @@ class Nest:
         for kind in (inner, outer):
             if problem := why_unavailable(kind):
                 pytest.skip(problem)
-        lowers = builders.layers(where, {
-            "d": {"f": "low", "e": {}}, "a": "a", "gone": "g", "link": builders.symlink("a"),
-        })
+        lowers = builders.layers(
+            where, {"d": {"f": "low", "e": {}}, "a": "a", "gone": "g", "link": builders.symlink("a")}
+        )
         builders.directories(where, *(name + number for name in ("upper", "work", "view") for number in "12"))
         views = where / "view1", where / "view2"
         first = make_subject(inner, Layers(lowers, where / "upper1", where / "work1", views[0]))
@@ -94,8 +94,11 @@ def comparable(root: Path | bytes) -> dict[bytes, builders.Seen]:
     notes = ("overlay.uuid", "overlay.demo-lowers")
     found = {}
     for path, one in tree(root, times=False).items():
-        xattrs = tuple((name, b"" if name.endswith(".origin") else value) for name, value in one.xattrs
-                       if not name.endswith(notes if path else (*notes, "overlay.origin")))
+        xattrs = tuple(
+            (name, b"" if name.endswith(".origin") else value)
+            for name, value in one.xattrs
+            if not name.endswith(notes if path else (*notes, "overlay.origin"))
+        )
         found[path] = one._replace(xattrs=xattrs)
     return found
 

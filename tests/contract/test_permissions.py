@@ -181,8 +181,11 @@ def test_chown_drops_set_id_bits(mounted: Mount) -> None:
 @mount_points
 def test_access_acl_admits_the_user_it_names(mounted: Mount) -> None:
     view = mounted({"a": file("1", mode=0o600)})
-    view.set_xattr("a", "system.posix_acl_access", acl(
-        (USER_OBJ, 6), (NAMED_USER, READ, USER), (GROUP_OBJ, 0), (MASK, READ), (OTHER, 0)))
+    view.set_xattr(
+        "a",
+        "system.posix_acl_access",
+        acl((USER_OBJ, 6), (NAMED_USER, READ, USER), (GROUP_OBJ, 0), (MASK, READ), (OTHER, 0)),
+    )
     assert stat.S_IMODE(view.stat("a").mode) == 0o640
 
     def check() -> None:

@@ -53,15 +53,17 @@ def test_relative_redirect_below_an_opaque_directory_does_not(mounted: Mount) ->
 def test_opaque_directory_on_the_way_is_not_redirected(mounted: Mount) -> None:
     marks = {"trusted.overlay.opaque": b"y", "trusted.overlay.redirect": b"/elsewhere"}
     view = mounted(
-        {"elsewhere/d/f": "1", "way/d/g": "2"}, {"way": directory({"d/own": ""}, xattrs=marks)},
+        {"elsewhere/d/f": "1", "way/d/g": "2"},
+        {"way": directory({"d/own": ""}, xattrs=marks)},
         {"moved": renamed(b"/way/d")},
     )
     assert view.names("moved") == [b"own"]
 
 
 def test_metacopy_below_an_opaque_directory_has_its_data_further_down(mounted: Mount) -> None:
-    view = mounted({"pure/f": "data"}, {"pure": OPAQUE({"f": metacopy(4)})}, {"moved": metacopy(4, "/pure/f")},
-                   metacopy=True)
+    view = mounted(
+        {"pure/f": "data"}, {"pure": OPAQUE({"f": metacopy(4)})}, {"moved": metacopy(4, "/pure/f")}, metacopy=True
+    )
     assert view.read("moved") == b"data"
 
 
@@ -71,7 +73,10 @@ def test_directory_is_not_merged_with_one_of_a_data_layer(mounted: Mount) -> Non
 
 
 NOWHERE = {
-    "sibling": b"nowhere", "path": b"/no/where", "very deep": b"/" + b"d/" * 1800 + b"x", "long name": b"n" * 300,
+    "sibling": b"nowhere",
+    "path": b"/no/where",
+    "very deep": b"/" + b"d/" * 1800 + b"x",
+    "long name": b"n" * 300,
     "long name on a path": b"/" + b"n" * 300,
 }
 
@@ -96,9 +101,17 @@ def test_redirect_ends_at_a_nul(mounted: Mount) -> None:
 
 
 BAD = {
-    "upwards": b"..", "two upwards": b"../..", "itself": b".", "upwards on a path": b"/../etc",
-    "itself on a path": b"/./d", "relative path": b"a/b", "nothing": b"", "only a NUL": b"\0", "root": b"/",
-    "trailing slash": b"/d/", "double slash": b"/d//f",
+    "upwards": b"..",
+    "two upwards": b"../..",
+    "itself": b".",
+    "upwards on a path": b"/../etc",
+    "itself on a path": b"/./d",
+    "relative path": b"a/b",
+    "nothing": b"",
+    "only a NUL": b"\0",
+    "root": b"/",
+    "trailing slash": b"/d/",
+    "double slash": b"/d//f",
 }
 
 

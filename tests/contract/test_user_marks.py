@@ -48,8 +48,9 @@ def test_mark_leads_to_no_other_file(mounted: Mount, forged: builders.Content, l
 
 
 def test_relative_redirect_leads_nowhere_either(mounted: Mount) -> None:
-    view = mounted({"home/private": directory({"s": "SECRET"}, mode=0o700)}, upper=a_redirect(b"private"),
-                   user_xattrs=True)
+    view = mounted(
+        {"home/private": directory({"s": "SECRET"}, mode=0o700)}, upper=a_redirect(b"private"), user_xattrs=True
+    )
     with pytest.raises(PermissionError):
         view.names("home/mark")
 

@@ -61,6 +61,7 @@ def test_name_is_deleted_where_the_whiteout_takes_no_more_names(
     view = mounted({"a": "1", "b": "2", "c": "3", "d": "4"})
     view.unlink("a")
     with monkeypatch.context() as patch:
+
         def fail(*_: object, **__: object) -> None:
             raise OSError(code, os.strerror(code))
 

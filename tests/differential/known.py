@@ -39,8 +39,12 @@ class Known(NamedTuple):
 
 DIFFERENT_ERRORS: tuple[Known, ...] = (
     Known(frozenset({"rename"}), "EXDEV", "ENOTEMPTY", "too long to redirect, and the target is not empty"),
-    Known(frozenset({"link"}), "EACCES", "EPERM", "FUSE checks protected_hardlinks(5) with the mode before a write "
-          "dropped its set-id bits"),
+    Known(
+        frozenset({"link"}),
+        "EACCES",
+        "EPERM",
+        "FUSE checks protected_hardlinks(5) with the mode before a write dropped its set-id bits",
+    ),
 )
 
 _NO_FUSEPY = frozenset({"allocate", "seek_data", "copy_range", "hold", "held_names"})
@@ -96,4 +100,3 @@ def is_known(operation: Operation, kernel: Outcome, ours: Outcome) -> bool:
         operation.verb in one.verbs and one.kernel in ("*", kernel[1]) and one.ours in ("*", ours[1])
         for one in DIFFERENT_ERRORS
     )
-

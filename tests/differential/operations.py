@@ -127,8 +127,15 @@ class Dice:
     def open_flags(self) -> int:
         flags = int(self.pick((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR)))
         for flag, chance in (
-            (os.O_CREAT, 0.4), (os.O_EXCL, 0.1), (os.O_TRUNC, 0.2), (os.O_APPEND, 0.2), (os.O_NOFOLLOW, 0.15),
-            (os.O_DIRECTORY, 0.06), (os.O_SYNC, 0.03), (os.O_NOATIME, 0.02), (os.O_PATH, 0.01),
+            (os.O_CREAT, 0.4),
+            (os.O_EXCL, 0.1),
+            (os.O_TRUNC, 0.2),
+            (os.O_APPEND, 0.2),
+            (os.O_NOFOLLOW, 0.15),
+            (os.O_DIRECTORY, 0.06),
+            (os.O_SYNC, 0.03),
+            (os.O_NOATIME, 0.02),
+            (os.O_PATH, 0.01),
         ):
             if self.chance(chance):
                 flags |= flag
@@ -183,9 +190,19 @@ def _swap(path: bytes, old: bytes, new: bytes) -> bytes:
 
 
 _XATTR_NAMES = (
-    "user.one", "user.two", "user.new", "trusted.x", "trusted.overlay.x", "trusted.overlay.opaque",
-    "trusted.overlay.overlay.x", "security.x", "user.overlay.opaque", "security.capability", "user." + "n" * 251,
-    "nonsense.x", "system.x",
+    "user.one",
+    "user.two",
+    "user.new",
+    "trusted.x",
+    "trusted.overlay.x",
+    "trusted.overlay.opaque",
+    "trusted.overlay.overlay.x",
+    "security.x",
+    "user.overlay.opaque",
+    "security.capability",
+    "user." + "n" * 251,
+    "nonsense.x",
+    "system.x",
 )
 
 

@@ -27,8 +27,14 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="overlayfs-demo-fuzz-", dir=arguments.dir) as place:
         os.chmod(place, 0o755)
-        setting = Setting(Path(place), arguments.front, arguments.index, arguments.metacopy,
-                          arguments.operations, tuple(arguments.ignore))
+        setting = Setting(
+            Path(place),
+            arguments.front,
+            arguments.index,
+            arguments.metacopy,
+            arguments.operations,
+            tuple(arguments.ignore),
+        )
         return _fuzz(arguments, setting)
 
 

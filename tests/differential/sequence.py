@@ -109,13 +109,16 @@ class Run:
 
     def _ours(self, lowers: list[Path], upper: Path) -> Side:
         setting = self.setting
-        return Side(Ours(self._layers(lowers, upper), setting.front, setting.index, setting.metacopy),
-                    file_times=not setting.metacopy)
+        return Side(
+            Ours(self._layers(lowers, upper), setting.front, setting.index, setting.metacopy),
+            file_times=not setting.metacopy,
+        )
 
     def _kernel(self, lowers: list[Path], upper: Path) -> Side:
         setting = self.setting
-        return Side(Oracle(self._layers(lowers, upper), setting.index, setting.metacopy),
-                    file_times=not setting.metacopy)
+        return Side(
+            Oracle(self._layers(lowers, upper), setting.index, setting.metacopy), file_times=not setting.metacopy
+        )
 
     def _operate(self, ours: Side, kernel: Side) -> None:
         self._compare(shown(kernel), shown(ours), "before the first operation: ")
@@ -213,5 +216,3 @@ def remove(base: Path) -> None:
     if any(stat.S_ISDIR(one.lstat().st_mode) and os.path.ismount(one) for one in base.iterdir()):
         raise AssertionError(f"still mounted below {base}")
     shutil.rmtree(os.fsencode(base))
-
-

@@ -36,8 +36,11 @@ class Ours(Fronted):
         assert self.layers.upper is not None and self.layers.work is not None
         stack = Stack(
             tuple(os.fsencode(path) for path in reversed(self.layers.lowers)),
-            os.fsencode(self.layers.upper), os.fsencode(self.layers.work),
-            image_whiteouts=False, index=self._index, metacopy=self._metacopy,
+            os.fsencode(self.layers.upper),
+            os.fsencode(self.layers.work),
+            image_whiteouts=False,
+            index=self._index,
+            metacopy=self._metacopy,
         )
         in_child(lambda: mount.mount(self.prefix, MountOptions(stack, self.front)))
 
@@ -125,8 +128,13 @@ class Side:
         if stat.S_ISREG(mode) and not self.file_times:
             mtime = "not compared"
         return (
-            f"{stat.filemode(mode)} {stat.S_IMODE(mode):04o}", status.st_uid, status.st_gid, status.st_rdev,
-            None if is_directory else status.st_size, None if is_directory or not links else status.st_nlink, mtime,
+            f"{stat.filemode(mode)} {stat.S_IMODE(mode):04o}",
+            status.st_uid,
+            status.st_gid,
+            status.st_rdev,
+            None if is_directory else status.st_size,
+            None if is_directory or not links else status.st_nlink,
+            mtime,
         )
 
     # --- verbs whose answer needs trimming; the subject has the others ------------------------------

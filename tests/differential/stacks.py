@@ -18,7 +18,15 @@ from tests.contract.subjects import USER
 
 NAMES: tuple[bytes, ...] = (b"a", b"b", b"c", b"d", b"e", b"f")
 ODD_NAMES: tuple[bytes, ...] = (
-    b"\xff\xfe", "ü".encode(), b"new\nline", b"sp ace", b".wh.a", b".wh.z", b".wh..wh..opq", b"n" * 255, b"back\\s:,",
+    b"\xff\xfe",
+    "ü".encode(),
+    b"new\nline",
+    b"sp ace",
+    b".wh.a",
+    b".wh.z",
+    b".wh..wh..opq",
+    b"n" * 255,
+    b"back\\s:,",
 )
 DIRECTORY_MODES = (0o755, 0o755, 0o777, 0o777, 0o1777, 0o700, 0o2775, 0o2777, 0o555)
 FILE_MODES = (0o644, 0o644, 0o666, 0o600, 0o755, 0o4755, 0o2755, 0o6777, 0o2644, 0o000)
@@ -28,8 +36,12 @@ DEVICES = ((1, 3), (42, 7))
 TARGETS: tuple[bytes, ...] = (b"a", b"b/a", b"../a", b"/a", b"/b/c", b"nowhere", b"", b"x" * 300)
 CAPABILITY = bytes.fromhex("0000000201000000000000000000000000000000")  # v2, CAP_CHOWN
 XATTRS: tuple[tuple[str, bytes], ...] = (
-    ("user.one", b"1"), ("user.two", b"\0binary\xff"), ("trusted.x", b"t"), ("security.x", b"s"),
-    ("trusted.overlay.overlay.x", b"escaped"), ("user.overlay.opaque", b"y"),
+    ("user.one", b"1"),
+    ("user.two", b"\0binary\xff"),
+    ("trusted.x", b"t"),
+    ("security.x", b"s"),
+    ("trusted.overlay.overlay.x", b"escaped"),
+    ("user.overlay.opaque", b"y"),
 )
 
 
@@ -81,8 +93,9 @@ def random_stack(dice: random.Random) -> StackSpec:
     if dice.random() < 0.3:
         number = dice.randrange(1, len(layers))
         layers[number] = _with_redirect(dice, layers[number], skeleton)
-    layers = [tuple(one for one in layer if not _is_stray(one, layers[: number + 1]))
-              for number, layer in enumerate(layers)]
+    layers = [
+        tuple(one for one in layer if not _is_stray(one, layers[: number + 1])) for number, layer in enumerate(layers)
+    ]
     return StackSpec(tuple(layers[:-1]), (_root(dice), *layers[-1]))
 
 
@@ -124,8 +137,12 @@ def _with_redirect(dice: random.Random, layer: tuple[Entry, ...], skeleton: list
     """
     moved = [one for one in layer if isinstance(one.thing, builders.Dir)]
     taken = {one.path for one in layer}
-    targets = [path for path in skeleton if not any(path == one or one.startswith(path + b"/") for one in taken)
-               and not _ends_at(path, layer, opaque=False)]
+    targets = [
+        path
+        for path in skeleton
+        if not any(path == one or one.startswith(path + b"/") for one in taken)
+        and not _ends_at(path, layer, opaque=False)
+    ]
     if not moved or not targets:
         return layer
     chosen, target = dice.choice(moved), dice.choice(targets)

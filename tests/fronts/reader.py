@@ -43,9 +43,7 @@ class Asked:
             meanwhile()
         return self._names(node, at_most, quietly=quietly)
 
-    def _note_lookups(
-        self, parent: DirNode, snapshot: Snapshot, names: Iterable[Listed]
-    ) -> list[Completed]:
+    def _note_lookups(self, parent: DirNode, snapshot: Snapshot, names: Iterable[Listed]) -> list[Completed]:
         wanted = list(names)
         if wanted:
             self.lookups.append(len(wanted))
@@ -85,7 +83,8 @@ class Mount:
         """What a listing says of each name; the times of access are left out, for reading changes them."""
         return {
             entry.name: entry.attrs._replace(atime_ns=0) if entry.attrs else None
-            for entry in self.read(path) if entry.name not in DOTS
+            for entry in self.read(path)
+            if entry.name not in DOTS
         }
 
 

@@ -59,8 +59,19 @@ def _open_all(names: list[str], remove: bool) -> tuple[int, int | None]:
 
 def mount_with_few_descriptors(place: Place) -> None:
     subprocess.run(
-        ["prlimit", f"--nofile={LIMIT}:{LIMIT}", BIN / "overlayfs-demo", "mount", "--front", "kernel",
-         "-o", place.options, place.view], check=True, timeout=60,
+        [
+            "prlimit",
+            f"--nofile={LIMIT}:{LIMIT}",
+            BIN / "overlayfs-demo",
+            "mount",
+            "--front",
+            "kernel",
+            "-o",
+            place.options,
+            place.view,
+        ],
+        check=True,
+        timeout=60,
     )
 
 

@@ -23,8 +23,12 @@ MANY: Content = {name: name.decode() for name in NAMES}
 # A tree in which every level has something to walk on to.
 TREE: Content = {"a/x/1": "1", "a/y/2": "2", "b/3": "3", "c/z/4": "4", "top": "0"}
 OF_ALL_KINDS: Content = {
-    "file": file("12", mode=0o4755, uid=7, gid=8), "link": symlink("file"), "pipe": fifo(),
-    "device": device(8, 300), "sub/x": "1", "long" * 60: "3",
+    "file": file("12", mode=0o4755, uid=7, gid=8),
+    "link": symlink("file"),
+    "pipe": fifo(),
+    "device": device(8, 300),
+    "sub/x": "1",
+    "long" * 60: "3",
 }
 # Where the names of a directory `d`, and a file beside it, may stand: the lowers, and the upper.
 PLACES: dict[str, tuple[tuple[Content, ...], Content]] = {
@@ -337,9 +341,7 @@ def test_change_between_the_portions_of_what_was_read_ahead_is_shown(overlaid: M
 
 
 @pytest.mark.parametrize(("number", "ready"), [(1000, True), (1001, False)])
-def test_directory_with_more_than_a_thousand_names_is_not_read_ahead(
-    overlaid: Make, number: int, ready: bool
-) -> None:
+def test_directory_with_more_than_a_thousand_names_is_not_read_ahead(overlaid: Make, number: int, ready: bool) -> None:
     names = [f"{count:04}" for count in range(number)]
     view = overlaid({"d": dict.fromkeys(names, "")})
     mount, asked = Mount(view), Asked(view)

@@ -128,14 +128,21 @@ def test_parked_request_keeps_what_it_asks_for(view: Engine, kernel: FakeKernel,
 
 
 VERBS: dict[str, tuple[str, Callable[[FakeKernel, int, int], int]]] = {
-    "fsync": ("sync_file", lambda kernel, node, handle: kernel.send(
-        Opcode.FSYNC, node, wire.FSYNC_IN.pack(handle, 0))),
-    "fallocate": ("allocate", lambda kernel, node, handle: kernel.send(
-        Opcode.FALLOCATE, node, wire.FALLOCATE_IN.pack(handle, 0, 1, 0))),
-    "copy_file_range": ("copy_range", lambda kernel, node, handle: kernel.send(
-        Opcode.COPY_FILE_RANGE, node, wire.COPY_FILE_RANGE_IN.pack(handle, 0, node, handle, 9, 1, 0))),
-    "fsyncdir": ("sync_directory", lambda kernel, _node, _handle: kernel.send(
-        Opcode.FSYNCDIR, wire.ROOT_ID, wire.FSYNC_IN.pack(0, 0))),
+    "fsync": ("sync_file", lambda kernel, node, handle: kernel.send(Opcode.FSYNC, node, wire.FSYNC_IN.pack(handle, 0))),
+    "fallocate": (
+        "allocate",
+        lambda kernel, node, handle: kernel.send(Opcode.FALLOCATE, node, wire.FALLOCATE_IN.pack(handle, 0, 1, 0)),
+    ),
+    "copy_file_range": (
+        "copy_range",
+        lambda kernel, node, handle: kernel.send(
+            Opcode.COPY_FILE_RANGE, node, wire.COPY_FILE_RANGE_IN.pack(handle, 0, node, handle, 9, 1, 0)
+        ),
+    ),
+    "fsyncdir": (
+        "sync_directory",
+        lambda kernel, _node, _handle: kernel.send(Opcode.FSYNCDIR, wire.ROOT_ID, wire.FSYNC_IN.pack(0, 0)),
+    ),
     "syncfs": ("sync", lambda kernel, _node, _handle: kernel.send(Opcode.SYNCFS, wire.ROOT_ID, bytes(8))),
 }
 
@@ -162,9 +169,7 @@ def test_slow_disk_leaves_threads_to_others(
     assert gate.reached == MANY
 
 
-def test_request_is_counted_once_though_it_was_parked(
-    view: Engine, kernel: FakeKernel, copies: Gate
-) -> None:
+def test_request_is_counted_once_though_it_was_parked(view: Engine, kernel: FakeKernel, copies: Gate) -> None:
     waiting = [kernel.send_open(kernel.lookup(f"f{number}"), os.O_WRONLY) for number in range(MANY)]
     copies.open()
     all_succeed(kernel, waiting)

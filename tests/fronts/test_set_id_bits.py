@@ -60,8 +60,11 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "copy_file_range": _by_descriptor(_copy_range),
 }
 # After these the file is a program still.
-RUNS = {name for name in CHANGES if name not in ("open with O_TRUNC", "open read-only with O_TRUNC",
-                                                 "truncate", "ftruncate")}
+RUNS = {
+    name
+    for name in CHANGES
+    if name not in ("open with O_TRUNC", "open read-only with O_TRUNC", "truncate", "ftruncate")
+}
 
 TIMEOUTS = ("", ",timeout=0", ",timeout=1", ",timeout=10000")
 
@@ -112,9 +115,7 @@ def test_program_that_another_user_changes_runs_without_rights(
 
 @pytest.mark.parametrize("layer", ["bottom", "upper"])
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_program_that_another_user_changes_loses_its_rights(
-    front: str, place: Place, timeout: str, layer: str
-) -> None:
+def test_program_that_another_user_changes_loses_its_rights(front: str, place: Place, timeout: str, layer: str) -> None:
     names = {f"{mode:o}{what}": (mode, what) for mode in (0o4777, 0o6757, 0o2777) for what in CHANGES}
     builders.fill(os.fsencode(place / layer), {name: program(mode) for name, (mode, _) in names.items()})
     builders.fill(os.fsencode(place / layer), {"own": builders.file("own data", mode=0o644)})

@@ -14,8 +14,18 @@ from tests.fronts.replies import DIRENT_START, ENTRY, ENTRY_START, attrs_at, enc
 
 VALID = wire.Valid(3.25)
 FILE = Attrs(
-    ino=(1 << 63) + 7, mode=stat.S_IFREG | 0o4751, nlink=2, uid=1001, gid=1002, rdev=0, size=1 << 40, blocks=11,
-    blksize=4096, atime_ns=1_000_000_001, mtime_ns=2_000_000_002, ctime_ns=3_999_999_999,
+    ino=(1 << 63) + 7,
+    mode=stat.S_IFREG | 0o4751,
+    nlink=2,
+    uid=1001,
+    gid=1002,
+    rdev=0,
+    size=1 << 40,
+    blocks=11,
+    blksize=4096,
+    atime_ns=1_000_000_001,
+    mtime_ns=2_000_000_002,
+    ctime_ns=3_999_999_999,
 )
 DEVICE = FILE._replace(mode=stat.S_IFBLK | 0o600, rdev=os.makedev(4095, 0xFFFFF))
 
@@ -97,10 +107,17 @@ def test_time_before_1970_in_setattr_is_negative() -> None:
     assert wire.SETATTR_IN.unpack(body)[4:6] == (-5, -6)
 
 
-@pytest.mark.parametrize(("layout", "size", "offsets"), [
-    (wire.READ_IN, 24, [8]), (wire.WRITE_IN, 40, [8]), (wire.LSEEK_IN, 24, [8]), (wire.FALLOCATE_IN, 32, [8, 16]),
-    (wire.COPY_FILE_RANGE_IN, 56, [8, 32]), (wire.SETATTR_IN, 88, [16, 32, 40]),
-])
+@pytest.mark.parametrize(
+    ("layout", "size", "offsets"),
+    [
+        (wire.READ_IN, 24, [8]),
+        (wire.WRITE_IN, 40, [8]),
+        (wire.LSEEK_IN, 24, [8]),
+        (wire.FALLOCATE_IN, 32, [8, 16]),
+        (wire.COPY_FILE_RANGE_IN, 56, [8, 32]),
+        (wire.SETATTR_IN, 88, [16, 32, 40]),
+    ],
+)
 def test_offsets_sizes_and_times_are_signed(layout: struct.Struct, size: int, offsets: list[int]) -> None:
     for value in (-1, -(1 << 63), (1 << 63) - 1):
         body = bytearray(size)
@@ -113,12 +130,30 @@ def test_statx_reply_holds_what_stat_said_and_the_time_of_birth() -> None:
     reply = wire.statx_reply(DEVICE, 1_500_000_007, VALID)
     # mask, blksize, attributes, nlink, uid, gid, mode; ino, size, blocks.
     assert struct.unpack_from("=IIQIIIH2xQQQ", reply, 32) == (
-        0xFFF, 4096, 0, 2, 1001, 1002, DEVICE.mode, FILE.ino, FILE.size, 11,
+        0xFFF,
+        4096,
+        0,
+        2,
+        1001,
+        1002,
+        DEVICE.mode,
+        FILE.ino,
+        FILE.size,
+        11,
     )
     assert struct.unpack_from("=QI", reply) == (3, 250_000_000)
     # Access, birth, change, modification; then the device.
     assert struct.unpack_from("=qI4xqI4xqI4xqI4xII", reply, 32 + 64) == (
-        1, 1, 1, 500_000_007, 3, 999_999_999, 2, 2, 4095, 0xFFFFF,
+        1,
+        1,
+        1,
+        500_000_007,
+        3,
+        999_999_999,
+        2,
+        2,
+        4095,
+        0xFFFFF,
     )
     assert struct.unpack_from("=I", wire.statx_reply(FILE, None, VALID), 32) == (0x7FF,)
 
@@ -225,8 +260,17 @@ def test_timeout_is_split_into_seconds_and_nanoseconds(timeout: float, seconds: 
 
 
 def test_numbers_of_requests_are_the_kernels() -> None:
-    expected = {"LOOKUP": 1, "INIT": 26, "READDIR": 28, "BATCH_FORGET": 42, "READDIRPLUS": 44, "RENAME2": 45,
-                "LSEEK": 46, "COPY_FILE_RANGE": 47, "SYNCFS": 50}
+    expected = {
+        "LOOKUP": 1,
+        "INIT": 26,
+        "READDIR": 28,
+        "BATCH_FORGET": 42,
+        "READDIRPLUS": 44,
+        "RENAME2": 45,
+        "LSEEK": 46,
+        "COPY_FILE_RANGE": 47,
+        "SYNCFS": 50,
+    }
     assert {name: wire.Opcode[name].value for name in expected} == expected
 
 

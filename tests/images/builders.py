@@ -106,10 +106,15 @@ def hexdigest(data: bytes) -> str:
 
 def config(layers: Sequence[bytes], **more: object) -> bytes:
     history = [{"created_by": f"/bin/sh -c make layer {number}"} for number in range(1, len(layers) + 1)]
-    return json.dumps({
-        "architecture": "amd64", "os": "linux", "history": history,
-        "rootfs": {"type": "layers", "diff_ids": [digest(one) for one in layers]}, **more,
-    }).encode()
+    return json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "history": history,
+            "rootfs": {"type": "layers", "diff_ids": [digest(one) for one in layers]},
+            **more,
+        }
+    ).encode()
 
 
 def _docker_manifest(rows: Sequence[tuple[str, Sequence[str], str]]) -> tuple[str, bytes]:
@@ -228,8 +233,14 @@ def snapshot(top: Path) -> dict[str, tuple[str, int, str]]:
     found = {}
     for path in sorted(top.rglob("*")):
         status = path.lstat()
-        kind = {stat.S_IFDIR: "directory", stat.S_IFREG: "file", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
-                stat.S_IFCHR: "character device", stat.S_IFBLK: "block device"}[stat.S_IFMT(status.st_mode)]
+        kind = {
+            stat.S_IFDIR: "directory",
+            stat.S_IFREG: "file",
+            stat.S_IFLNK: "symlink",
+            stat.S_IFIFO: "fifo",
+            stat.S_IFCHR: "character device",
+            stat.S_IFBLK: "block device",
+        }[stat.S_IFMT(status.st_mode)]
         text = ""
         if kind == "file":
             text = path.read_text(errors="surrogateescape")

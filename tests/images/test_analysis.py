@@ -76,9 +76,7 @@ def test_what_is_live_of_a_real_image_is_what_docker_shows(tmp_path: Path) -> No
 
 
 def test_removing_a_directory_deletes_all_that_was_in_it(tmp_path: Path) -> None:
-    found = analysed(
-        tmp_path, {"d": {"a": "12", "e": {"b": "345", "link": symlink("b")}}, "f": "6"}, {"d": WHITEOUT}
-    )
+    found = analysed(tmp_path, {"d": {"a": "12", "e": {"b": "345", "link": symlink("b")}}, "f": "6"}, {"d": WHITEOUT})
     assert found.layers[1].deleted == Tally(files=3, directories=2, size=5)
     assert found.layers[1].deleted.paths == 5
     assert told(found.ghosts) == [("d/a", 1, 2, Why.DELETED, 2), ("d/e/b", 1, 2, Why.DELETED, 3)]
@@ -90,7 +88,9 @@ def test_an_opaque_directory_hides_what_it_does_not_hold_again(tmp_path: Path) -
         tmp_path, {"d": {"same": "11", "other": "22", "gone": "33"}}, {"d": OPAQUE({"same": "11", "other": "2"})}
     )
     assert told(found.hidden) == [
-        ("d/gone", 1, 2, Why.OPAQUE, 2), ("d/other", 1, 2, Why.OVERWRITTEN, 2), ("d/same", 1, 2, Why.METADATA_ONLY, 2),
+        ("d/gone", 1, 2, Why.OPAQUE, 2),
+        ("d/other", 1, 2, Why.OVERWRITTEN, 2),
+        ("d/same", 1, 2, Why.METADATA_ONLY, 2),
     ]
     assert told(found.ghosts) == [("d/gone", 1, 2, Why.OPAQUE, 2)]
     report = found.layers[1]
@@ -103,9 +103,10 @@ def test_an_opaque_mark_of_an_ordinary_users_layer_counts_too(tmp_path: Path) ->
     assert told(analysed(tmp_path, {"d": {"a": "1"}}, {"d": marked}).ghosts) == [("d/a", 1, 2, Why.OPAQUE, 1)]
 
 
-@pytest.mark.parametrize("copy", [
-    file("data", mode=0o600), file("data", uid=7), file("data", mtime_ns=1), file("data", xattrs={"user.x": b"y"}),
-])
+@pytest.mark.parametrize(
+    "copy",
+    [file("data", mode=0o600), file("data", uid=7), file("data", mtime_ns=1), file("data", xattrs={"user.x": b"y"})],
+)
 def test_a_copy_for_its_metadata_wastes_the_data(tmp_path: Path, copy: Any) -> None:
     found = analysed(tmp_path, {"a": file("data", mode=0o644)}, {"a": copy})
     assert told(found.hidden) == [("a", 1, 2, Why.METADATA_ONLY, 4)]
@@ -126,7 +127,9 @@ def test_a_hard_linked_file_counts_once_and_lives_as_long_as_one_name(tmp_path: 
     assert found.layers[0].added == Tally(files=3, size=5)
     assert [(report.shipped, report.live) for report in found.layers] == [(5, 0), (1, 1), (0, 0)]
     assert told(found.hidden) == [
-        ("a", 1, 2, Why.DELETED, 0), ("b", 1, 2, Why.OVERWRITTEN, 0), ("c", 1, 3, Why.DELETED, 5),
+        ("a", 1, 2, Why.DELETED, 0),
+        ("b", 1, 2, Why.OVERWRITTEN, 0),
+        ("c", 1, 3, Why.DELETED, 5),
     ]
     assert [report.deleted.size for report in found.layers] == [0, 0, 5]
 
@@ -141,7 +144,9 @@ def test_live_duplicates_are_told_and_are_no_waste(tmp_path: Path) -> None:
     found = analysed(tmp_path, {"a": "data", "b": "data", "c": hardlink("a"), "x": "atad"}, {"d/e": "data"})
     [duplicate] = found.duplicates
     assert [(one.path, one.layer, one.live) for one in duplicate.copies] == [
-        (b"a", 1, True), (b"b", 1, True), (b"d/e", 2, True),
+        (b"a", 1, True),
+        (b"b", 1, True),
+        (b"d/e", 2, True),
     ]
     assert (duplicate.size, found.wasted, found.hidden) == (4, 0, ())
 
@@ -166,14 +171,18 @@ def test_a_file_deleted_and_made_again_is_no_ghost_and_ships_twice(tmp_path: Pat
 def test_ghosts_of_one_path_come_newest_first(tmp_path: Path) -> None:
     found = analysed(tmp_path, {"k": "1"}, {"k": "22"}, {"k": "333"}, {"k": WHITEOUT})
     assert told(found.ghosts) == [
-        ("k", 3, 4, Why.DELETED, 3), ("k", 2, 3, Why.OVERWRITTEN, 2), ("k", 1, 2, Why.OVERWRITTEN, 1),
+        ("k", 3, 4, Why.DELETED, 3),
+        ("k", 2, 3, Why.OVERWRITTEN, 2),
+        ("k", 1, 2, Why.OVERWRITTEN, 1),
     ]
 
 
 def test_a_file_in_the_place_of_a_directory_hides_all_below(tmp_path: Path) -> None:
     found = analysed(tmp_path, {"d": {"a": "1", "b": "2"}}, {"d": "now a file"}, {"d": {"b": "3"}})
     assert told(found.hidden) == [
-        ("d", 2, 3, Why.OVERWRITTEN, 10), ("d/a", 1, 2, Why.OVERWRITTEN, 1), ("d/b", 1, 2, Why.OVERWRITTEN, 1),
+        ("d", 2, 3, Why.OVERWRITTEN, 10),
+        ("d/a", 1, 2, Why.OVERWRITTEN, 1),
+        ("d/b", 1, 2, Why.OVERWRITTEN, 1),
     ]
     assert [one.path for one in found.ghosts] == [b"d/a"]
     assert (found.layers[1].deleted.files, found.layers[1].changed.files) == (2, 1)
@@ -215,7 +224,9 @@ def test_dives_score_follows_its_own_example_with_the_directories_listed(tmp_pat
     """dive's TestEfficency says 0.75, since no layer of it lists /etc/nginx; a real tar does, and then 8000 count."""
     nginx = {"nginx.conf": "1" * 2000, "public": "2" * 3000}
     found = analysed(
-        tmp_path, {"etc/nginx": nginx}, {"etc": {"nginx/nginx.conf": "1" * 5000, "athing": "3" * 10000}},
+        tmp_path,
+        {"etc/nginx": nginx},
+        {"etc": {"nginx/nginx.conf": "1" * 5000, "athing": "3" * 10000}},
         {"etc/nginx": WHITEOUT},
     )
     assert found.dive_score == (15000 + 8000) / (20000 + 8000)

@@ -58,10 +58,16 @@ def record(key: str, value: str) -> bytes:
 
 def sparse(size: int, where: int = 0) -> Entry:
     """A file of `size` bytes, all of them zeros but the one at `where`."""
-    return Entry(data=b"x", pax={
-        "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": f"{where},1", "GNU.sparse.size": str(size),
-        "GNU.sparse.numblocks": "1",
-    })
+    return Entry(
+        data=b"x",
+        pax={
+            "GNU.sparse.major": "0",
+            "GNU.sparse.minor": "1",
+            "GNU.sparse.map": f"{where},1",
+            "GNU.sparse.size": str(size),
+            "GNU.sparse.numblocks": "1",
+        },
+    )
 
 
 # --- layers ----------------------------------------------------------------------------------------
@@ -77,11 +83,14 @@ def test_global_pax_headers_say_nothing_about_members(build: Build) -> None:
     assert os.listxattr(top / "a") == ([] if os.geteuid() == 0 else ["user.overlayfs_demo.stat"])
 
 
-@pytest.mark.parametrize("entry, problem", [
-    (Entry(pax={"SCHILY.xattr.user.a\0b": "1"}), "attribute with a name that none can have"),
-    (sparse(10**30), "a size that no file can have"),
-    (sparse(10**30, 10**29), "a size that no file can have"),
-])
+@pytest.mark.parametrize(
+    "entry, problem",
+    [
+        (Entry(pax={"SCHILY.xattr.user.a\0b": "1"}), "attribute with a name that none can have"),
+        (sparse(10**30), "a size that no file can have"),
+        (sparse(10**30, 10**29), "a size that no file can have"),
+    ],
+)
 def test_member_that_no_file_can_be_is_one_error(build: Build, entry: Entry, problem: str) -> None:
     with pytest.raises(ImageError, match=f"layer member 'f' has an? {problem}|layer member 'f' has {problem}"):
         build({"f": entry})

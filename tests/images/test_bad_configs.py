@@ -19,16 +19,41 @@ BASE = layer({"etc/motd": "hello\n"})
 WHEN = "2020-01-01T00:00:00Z"
 # Every field that something here reads.
 WHOLE: dict[str, object] = {
-    "created": WHEN, "author": "me", "architecture": "amd64", "os": "linux", "variant": "v2", "os.version": "1",
-    "comment": "why", "container": "abc", "docker_version": "20.10",
+    "created": WHEN,
+    "author": "me",
+    "architecture": "amd64",
+    "os": "linux",
+    "variant": "v2",
+    "os.version": "1",
+    "comment": "why",
+    "container": "abc",
+    "docker_version": "20.10",
     "config": {
-        "Hostname": "h", "Domainname": "d", "User": "u", "AttachStdin": True, "AttachStdout": True,
-        "AttachStderr": True, "ExposedPorts": {"80/tcp": {}}, "Tty": True, "OpenStdin": True, "StdinOnce": True,
-        "Env": ["A=b"], "Cmd": ["sh"],
+        "Hostname": "h",
+        "Domainname": "d",
+        "User": "u",
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "ExposedPorts": {"80/tcp": {}},
+        "Tty": True,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "Env": ["A=b"],
+        "Cmd": ["sh"],
         "Healthcheck": {"Test": ["CMD", "true"], "Interval": 1, "Timeout": 2, "StartPeriod": 3, "Retries": 4},
-        "ArgsEscaped": True, "Image": "i", "Volumes": {"/data": {}}, "WorkingDir": "/", "Entrypoint": ["e"],
-        "NetworkDisabled": True, "MacAddress": "m", "OnBuild": ["RUN x"], "Labels": {"a": "b"}, "StopSignal": "9",
-        "StopTimeout": 5, "Shell": ["sh"],
+        "ArgsEscaped": True,
+        "Image": "i",
+        "Volumes": {"/data": {}},
+        "WorkingDir": "/",
+        "Entrypoint": ["e"],
+        "NetworkDisabled": True,
+        "MacAddress": "m",
+        "OnBuild": ["RUN x"],
+        "Labels": {"a": "b"},
+        "StopSignal": "9",
+        "StopTimeout": 5,
+        "Shell": ["sh"],
     },
     "container_config": {"Env": ["A=b"]},
     "rootfs": {"type": "layers", "diff_ids": [digest(BASE)]},
@@ -126,8 +151,14 @@ def shows_everything(store: Store) -> None:
     place = ["--store", str(store.root)]
     out = str(store.root.parent / "saved.tar")
     for words in (
-        ["images"], ["images", "--json"], ["history", "test:1"], ["history", "--json", "--human=false", "test:1"],
-        ["inspect", "test:1"], ["df"], ["layers"], ["save", "-o", out, "test:1"],
+        ["images"],
+        ["images", "--json"],
+        ["history", "test:1"],
+        ["history", "--json", "--human=false", "test:1"],
+        ["inspect", "test:1"],
+        ["df"],
+        ["layers"],
+        ["save", "-o", out, "test:1"],
     ):
         assert main.main([words[0], *place, *words[1:]]) == 0, words
 
@@ -146,15 +177,34 @@ def test_what_is_no_unicode_is_shown_as_go_shows_it(store: Store, capsys: pytest
     main.main(["inspect", "--store", str(store.root), "test:1"])
     [image] = json.loads(capsys.readouterr().out)
     assert (image["Author"], image["Config"]["Labels"], image["Config"]["Env"]) == (
-        "\ufffd", {"\ufffd": "\ufffd"}, ["\U0001f600"],
+        "\ufffd",
+        {"\ufffd": "\ufffd"},
+        ["\U0001f600"],
     )
 
 
 # --- every field, of every wrong kind ---------------------------------------------------------------
 
 WRONG: tuple[object, ...] = (
-    None, True, 7, -1, 1.5, 10**30, "", "x", "\ud800\x1b", [], ["x"], [1], [None], {}, {"x": 1}, {"x": "y"},
-    {"x": None}, [[]], [{}],
+    None,
+    True,
+    7,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "x",
+    "\ud800\x1b",
+    [],
+    ["x"],
+    [1],
+    [None],
+    {},
+    {"x": 1},
+    {"x": "y"},
+    {"x": None},
+    [[]],
+    [{}],
 )
 Place = tuple[str | int, ...]
 

@@ -155,9 +155,9 @@ def test_compressed_layer_that_is_cut_short_is_refused(refused: Refused, compres
 def test_layer_that_is_cut_short_is_refused(refused: Refused, cut: int) -> None:
     settings = config([GOOD])
     rows = [{"Config": "config.json", "RepoTags": None, "Layers": ["l/layer.tar"]}]
-    message = refused(archive([
-        ("config.json", settings), ("l/layer.tar", GOOD[:cut]), ("manifest.json", json.dumps(rows).encode()),
-    ]))
+    message = refused(
+        archive([("config.json", settings), ("l/layer.tar", GOOD[:cut]), ("manifest.json", json.dumps(rows).encode())])
+    )
     assert "'l/layer.tar'" in message
 
 
@@ -221,7 +221,9 @@ def test_member_that_is_there_twice_is_refused(refused: Refused) -> None:
     settings = config([GOOD])
     rows = json.dumps([{"Config": "config.json", "Layers": ["l/layer.tar"]}]).encode()
     members: list[tuple[str, bytes | Entry]] = [
-        ("config.json", settings), ("l/layer.tar", GOOD), ("l/layer.tar", layer({"evil": "x"})),
+        ("config.json", settings),
+        ("l/layer.tar", GOOD),
+        ("l/layer.tar", layer({"evil": "x"})),
         ("manifest.json", rows),
     ]
     assert "'l/layer.tar' is there twice" in refused(archive(members))
@@ -234,23 +236,26 @@ def _docker(rows: object, **members: bytes | Entry) -> bytes:
     return archive([*given, ("manifest.json", json.dumps(rows).encode())])
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (_docker({}), "manifest.json"),
-    (_docker([]), "manifest.json"),
-    (_docker([1]), "manifest.json"),
-    (_docker([{"Config": 1}]), "'Config' must be a string"),
-    (_docker([{"Config": "c", "Layers": "l"}], c=b"{}"), "'Layers' must be a list"),
-    (_docker([{"Config": "nowhere", "Layers": []}]), "'nowhere' is missing"),
-    (_docker([{"Config": "c", "Layers": []}], c=b"["), "c: not JSON"),
-    (_docker([{"Config": "c", "Layers": []}], c=b"{}"), "'rootfs' is missing"),
-    (_docker([{"Config": "c", "Layers": ["l"]}], c=b'{"rootfs": {}}', l=GOOD), "0 (rootfs.diff_ids), not 1"),
-    (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD])), "'l' is missing"),
-    (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=directory()), "'l' is a directory"),
-    (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=symlink("l")), "leads to itself"),
-    (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=symlink("/etc/passwd")), "/etc/passwd"),
-    (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=symlink("../../x")), "../../x"),
-    (_docker([{"Config": f"{'0' * 64}.json", "Layers": []}], **{f"{'0' * 64}.json": b"{}"}), "its digest"),
-])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (_docker({}), "manifest.json"),
+        (_docker([]), "manifest.json"),
+        (_docker([1]), "manifest.json"),
+        (_docker([{"Config": 1}]), "'Config' must be a string"),
+        (_docker([{"Config": "c", "Layers": "l"}], c=b"{}"), "'Layers' must be a list"),
+        (_docker([{"Config": "nowhere", "Layers": []}]), "'nowhere' is missing"),
+        (_docker([{"Config": "c", "Layers": []}], c=b"["), "c: not JSON"),
+        (_docker([{"Config": "c", "Layers": []}], c=b"{}"), "'rootfs' is missing"),
+        (_docker([{"Config": "c", "Layers": ["l"]}], c=b'{"rootfs": {}}', l=GOOD), "0 (rootfs.diff_ids), not 1"),
+        (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD])), "'l' is missing"),
+        (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=directory()), "'l' is a directory"),
+        (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=symlink("l")), "leads to itself"),
+        (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=symlink("/etc/passwd")), "/etc/passwd"),
+        (_docker([{"Config": "c", "Layers": ["l"]}], c=config([GOOD]), l=symlink("../../x")), "../../x"),
+        (_docker([{"Config": f"{'0' * 64}.json", "Layers": []}], **{f"{'0' * 64}.json": b"{}"}), "its digest"),
+    ],
+)
 def test_docker_archive_that_contradicts_itself_is_refused(refused: Refused, data: bytes, words: str) -> None:
     assert words in refused(data)
 
@@ -269,14 +274,17 @@ def _loop(depth: int) -> Callable[[Blobs, dict[str, object]], list[dict[str, obj
     return change
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (_oci(lambda blobs, entry: []), "lists no image"),
-    (_oci(lambda blobs, entry: [dict(entry, digest="sha256:12")]), "not a digest"),
-    (_oci(lambda blobs, entry: [dict(entry, digest=digest(b"x"))]), "is missing"),
-    (_oci(lambda blobs, entry: [dict(entry, mediaType=5)]), "'mediaType' must be a string"),
-    (_oci(lambda blobs, entry: [dict(entry, platform="linux")]), "'platform'"),
-    (_oci(_loop(20)), "nests indexes too deeply"),
-])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (_oci(lambda blobs, entry: []), "lists no image"),
+        (_oci(lambda blobs, entry: [dict(entry, digest="sha256:12")]), "not a digest"),
+        (_oci(lambda blobs, entry: [dict(entry, digest=digest(b"x"))]), "is missing"),
+        (_oci(lambda blobs, entry: [dict(entry, mediaType=5)]), "'mediaType' must be a string"),
+        (_oci(lambda blobs, entry: [dict(entry, platform="linux")]), "'platform'"),
+        (_oci(_loop(20)), "nests indexes too deeply"),
+    ],
+)
 def test_oci_archive_that_contradicts_itself_is_refused(refused: Refused, data: bytes, words: str) -> None:
     assert words in refused(data)
 
@@ -301,7 +309,10 @@ def test_layer_of_another_size_than_promised_is_refused(refused: Refused) -> Non
 @pytest.mark.parametrize("make", [docker_save, podman_save, oci_archive])
 def test_damage_anywhere_is_an_image_error_or_none(tmp_path: Path, make: Callable[[list[bytes]], bytes]) -> None:
     content: dict[str, Content] = {
-        "etc/motd": "hello", "l": symlink("x"), "etc/h": hard_link("etc/motd"), "x": WHITEOUT,
+        "etc/motd": "hello",
+        "l": symlink("x"),
+        "etc/h": hard_link("etc/motd"),
+        "x": WHITEOUT,
     }
     whole = make([GOOD, layer(content)])
     path = tmp_path / "image.tar"

@@ -160,7 +160,11 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     (tmp_path / "image.tar").write_bytes(docker_save(LAYERS))
     run = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path / "image.tar", tmp_path / "out"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     assert run.stdout is not None
     assert run.stdout.readline() == "busy\n"
@@ -220,7 +224,9 @@ def test_wrong_usage_is_status_2(argv: list[str]) -> None:
 # --- who may reach what is built -------------------------------------------------------------------
 
 POWERFUL = {
-    "bin/su": Entry(mode=0o4755), "bin/wall": Entry(mode=0o2755), "null": Entry(b"3", mode=0o666, device=(1, 3)),
+    "bin/su": Entry(mode=0o4755),
+    "bin/wall": Entry(mode=0o2755),
+    "null": Entry(b"3", mode=0o666, device=(1, 3)),
     "bin/ping": Entry(mode=0o755, pax={"SCHILY.xattr.security.capability": "\x01\0\0\x02" + "\0" * 16}),
 }
 HARMLESS = {"bin/ls": Entry(mode=0o755), "locked": Entry(mode=0o2644), "d": directory(0o2775), "old": WHITEOUT}
@@ -238,9 +244,7 @@ def permissions(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_output_directory_that_is_made_is_private_and_says_why(
-    image: Path, tmp_path: Path, capsys: Captured
-) -> None:
+def test_output_directory_that_is_made_is_private_and_says_why(image: Path, tmp_path: Path, capsys: Captured) -> None:
     assert main([str(image), str(tmp_path / "new" / "out")]) == 0
     assert permissions(tmp_path / "new" / "out") == 0o700
     assert permissions(tmp_path / "new") == 0o777 & ~current_umask()
@@ -355,7 +359,9 @@ def test_ordinary_user_builds_too_and_is_told_what_is_left_out() -> None:
 def _build_as_nobody(place: Path) -> tuple[str, dict[str, list[dict[str, object]]]]:
     """Build an image with what only root can unpack, in a child; what it printed, and its record."""
     members = {
-        "d": directory(0o555, owner=(7, 7)), "d/x": "1", "null": Entry(b"3", device=(1, 3)),
+        "d": directory(0o555, owner=(7, 7)),
+        "d/x": "1",
+        "null": Entry(b"3", device=(1, 3)),
         "cap": Entry(pax={"SCHILY.xattr.security.capability": "\x01\0\0\x02" + "\0" * 16}),
     }
     (place / "image.tar").write_bytes(docker_save([layer(members), layer({"d": OPAQUE, "cap": WHITEOUT})]))

@@ -64,7 +64,9 @@ GOOD = {
     "zstd:chunked": zstd(BASE[:700]) + zstd(BASE[700:]) + SKIPPED,
     "pzstd": SKIPPED + zstd(BASE),
     "estargz": COMPRESSIONS["gzip"](BASE[:700]) + COMPRESSIONS["gzip"](BASE[700:]),
-    "gzip": COMPRESSIONS["gzip"](BASE), "xz": COMPRESSIONS["xz"](BASE), "plain": BASE,
+    "gzip": COMPRESSIONS["gzip"](BASE),
+    "xz": COMPRESSIONS["xz"](BASE),
+    "plain": BASE,
 }
 
 
@@ -95,9 +97,12 @@ def test_a_tar_whose_first_name_looks_like_a_mark_is_a_tar(store: Store, name: s
 
 
 UNKNOWN = {
-    "lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7", "lz4 -d"), "zip": (b"PK\x03\x04\x14\x00", "unzip"),
-    "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "7z x"), "rar": (b"Rar!\x1a\x07\x01\x00", "unrar x"),
-    "lzip": (b"LZIP\x01\x0c", "lzip -d"), "lzma": (b"\x5d\x00\x00\x80\x00\xff\xff", "xz -d --format=lzma"),
+    "lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7", "lz4 -d"),
+    "zip": (b"PK\x03\x04\x14\x00", "unzip"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "7z x"),
+    "rar": (b"Rar!\x1a\x07\x01\x00", "unrar x"),
+    "lzip": (b"LZIP\x01\x0c", "lzip -d"),
+    "lzma": (b"\x5d\x00\x00\x80\x00\xff\xff", "xz -d --format=lzma"),
     "compress": (b"\x1f\x9d\x90", "uncompress"),
 }
 
@@ -122,12 +127,14 @@ def dir_layout(layers: list[bytes], tag_of_manifest: str = "manifest.json") -> d
         for one in (COMPRESSIONS["gzip"](one) for one in layers)
     ]
     described = {
-        "mediaType": "application/vnd.docker.container.image.v1+json", "digest": digest(settings),
+        "mediaType": "application/vnd.docker.container.image.v1+json",
+        "digest": digest(settings),
         "size": len(settings),
     }
     manifest = {"schemaVersion": 2, "config": described, "layers": rows}
     return {
-        "version": b"Directory Transport Version: 1.1\n", tag_of_manifest: json.dumps(manifest).encode(),
+        "version": b"Directory Transport Version: 1.1\n",
+        tag_of_manifest: json.dumps(manifest).encode(),
         hexdigest(settings): settings,
     } | {hexdigest(one): one for one in (COMPRESSIONS["gzip"](one) for one in layers)}
 
@@ -145,7 +152,8 @@ def test_a_directory_of_skopeo_loads_and_so_does_its_tar(store: Store, tmp_path:
     assert [layer.diff_id for layer in one.image.layers] == [Digest.of(BASE), Digest.of(APP)]
     assert one.image.id.encoded in files
     assert loaded(store, archive([("./", directory()), *((f"./{name}", data) for name, data in files.items())])) == [
-        Digest.of(BASE), Digest.of(APP),
+        Digest.of(BASE),
+        Digest.of(APP),
     ]
 
 
@@ -156,10 +164,14 @@ def test_a_directory_of_skopeo_may_hold_several_platforms(store: Store, tmp_path
         one = dir_layout(layers)
         manifest = one.pop("manifest.json")
         files |= one | {f"{hexdigest(manifest)}.manifest.json": manifest}
-        entries.append({
-            "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "digest": digest(manifest),
-            "size": len(manifest), "platform": {"os": "linux", "architecture": architecture},
-        })
+        entries.append(
+            {
+                "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+                "digest": digest(manifest),
+                "size": len(manifest),
+                "platform": {"os": "linux", "architecture": architecture},
+            }
+        )
     files["manifest.json"] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
     outcome = load(store, put(tmp_path / "dir", files), every_platform=True)
     assert [one.image.layers[0].diff_id for one in outcome] == [Digest.of(BASE), Digest.of(APP)]

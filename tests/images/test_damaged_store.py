@@ -67,7 +67,10 @@ def lose_record(store: Store) -> str:
 
 
 DAMAGE: dict[str, Callable[[Store], str]] = {
-    "config-cut": cut_config, "config-of-another": other_config, "layer-lost": lose_layer, "record-cut": cut_record,
+    "config-cut": cut_config,
+    "config-of-another": other_config,
+    "layer-lost": lose_layer,
+    "record-cut": cut_record,
     "record-lost": lose_record,
 }
 

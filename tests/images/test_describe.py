@@ -123,24 +123,37 @@ def test_facts_of_too_few_layers_are_refused() -> None:
             read(image(*STEPS), FACTS[:1])
 
 
-@pytest.mark.parametrize(("text", "seconds", "as_go_writes"), [
-    (CREATED, SECOND, CREATED),
-    ("2020-09-13T12:26:40.120000000Z", SECOND, "2020-09-13T12:26:40.12Z"),
-    ("2020-09-13T12:26:40.000Z", SECOND, CREATED),
-    ("2020-09-13T12:26:40.1234567899Z", SECOND, "2020-09-13T12:26:40.123456789Z"),
-    ("2020-09-13T14:26:40+02:00", SECOND, "2020-09-13T14:26:40+02:00"),
-    ("2020-09-13T12:26:40+00:00", SECOND, CREATED),
-    ("1969-12-31T23:59:59.9Z", -1, "1969-12-31T23:59:59.9Z"),
-    ("", -62_135_596_800, "0001-01-01T00:00:00Z"),
-])
+@pytest.mark.parametrize(
+    ("text", "seconds", "as_go_writes"),
+    [
+        (CREATED, SECOND, CREATED),
+        ("2020-09-13T12:26:40.120000000Z", SECOND, "2020-09-13T12:26:40.12Z"),
+        ("2020-09-13T12:26:40.000Z", SECOND, CREATED),
+        ("2020-09-13T12:26:40.1234567899Z", SECOND, "2020-09-13T12:26:40.123456789Z"),
+        ("2020-09-13T14:26:40+02:00", SECOND, "2020-09-13T14:26:40+02:00"),
+        ("2020-09-13T12:26:40+00:00", SECOND, CREATED),
+        ("1969-12-31T23:59:59.9Z", -1, "1969-12-31T23:59:59.9Z"),
+        ("", -62_135_596_800, "0001-01-01T00:00:00Z"),
+    ],
+)
 def test_time_is_read_and_written_as_go_does(text: str, seconds: int, as_go_writes: str) -> None:
     assert read_time(text, "here") == (seconds, as_go_writes)
 
 
-@pytest.mark.parametrize("text", [
-    "now", "2020-09-13", "2020-09-13 12:26:40Z", "2020-13-13T12:26:40Z", "2020\x1b[31m",
-    "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00Z", "2020-09-13T12:26:40+99:00",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "now",
+        "2020-09-13",
+        "2020-09-13 12:26:40Z",
+        "2020-13-13T12:26:40Z",
+        "2020\x1b[31m",
+        "0001-01-01T00:00:00+01:00",
+        "9999-12-31T23:59:59-01:00",
+        "0000-01-01T00:00:00Z",
+        "2020-09-13T12:26:40+99:00",
+    ],
+)
 def test_what_is_no_time_is_refused_and_shown_without_control_characters(text: str) -> None:
     with pytest.raises(ImageError, match="here: 'created' is not an RFC 3339 time") as error:
         read_time(text, "here")
@@ -159,17 +172,20 @@ def test_size_of_an_image_is_that_of_its_layers() -> None:
     assert (summary.size, summary.created) == (210, SECOND)
 
 
-@pytest.mark.parametrize(("tag", "row"), [
-    ("app:1.0", ("app", "1.0")),
-    ("docker.io/library/app:1.0", ("app", "1.0")),
-    ("index.docker.io/library/app:1.0", ("app", "1.0")),
-    ("docker.io/me/app:1.0", ("me/app", "1.0")),
-    ("docker.io/library/me/app:1.0", ("library/me/app", "1.0")),
-    ("localhost/app:1.0", ("localhost/app", "1.0")),
-    ("registry:5000/app:1.0", ("registry:5000/app", "1.0")),
-    ("quay.io/me/app", ("quay.io/me/app", "latest")),
-    ("app", ("app", "latest")),
-])
+@pytest.mark.parametrize(
+    ("tag", "row"),
+    [
+        ("app:1.0", ("app", "1.0")),
+        ("docker.io/library/app:1.0", ("app", "1.0")),
+        ("index.docker.io/library/app:1.0", ("app", "1.0")),
+        ("docker.io/me/app:1.0", ("me/app", "1.0")),
+        ("docker.io/library/me/app:1.0", ("library/me/app", "1.0")),
+        ("localhost/app:1.0", ("localhost/app", "1.0")),
+        ("registry:5000/app:1.0", ("registry:5000/app", "1.0")),
+        ("quay.io/me/app", ("quay.io/me/app", "latest")),
+        ("app", ("app", "latest")),
+    ],
+)
 def test_name_is_shown_as_docker_shortens_it(tag: str, row: tuple[str, str]) -> None:
     assert names(summarize(image(tags=(tag,)), FACTS)) == [(*row, "<none>")]
 
@@ -206,9 +222,23 @@ def test_newest_image_is_first_and_equals_keep_their_order() -> None:
 # --- inspect ---------------------------------------------------------------------------------------
 
 EMPTY_SETTINGS = {
-    "Hostname": "", "Domainname": "", "User": "", "AttachStdin": False, "AttachStdout": False, "AttachStderr": False,
-    "Tty": False, "OpenStdin": False, "StdinOnce": False, "Env": None, "Cmd": None, "Image": "", "Volumes": None,
-    "WorkingDir": "", "Entrypoint": None, "OnBuild": None, "Labels": None,
+    "Hostname": "",
+    "Domainname": "",
+    "User": "",
+    "AttachStdin": False,
+    "AttachStdout": False,
+    "AttachStderr": False,
+    "Tty": False,
+    "OpenStdin": False,
+    "StdinOnce": False,
+    "Env": None,
+    "Cmd": None,
+    "Image": "",
+    "Volumes": None,
+    "WorkingDir": "",
+    "Entrypoint": None,
+    "OnBuild": None,
+    "Labels": None,
 }
 
 
@@ -218,12 +248,26 @@ def settings(**config: object) -> object:
 
 def test_inspect_of_the_barest_config_has_every_key_in_docker_s_order() -> None:
     made = image()
-    assert list(inspect(made, FACTS).items()) == list({
-        "Id": str(Digest.of(made.config)), "RepoTags": [], "RepoDigests": [], "Parent": "", "Comment": "",
-        "Created": CREATED, "Container": "", "ContainerConfig": EMPTY_SETTINGS, "DockerVersion": "", "Author": "",
-        "Config": None, "Architecture": "", "Os": "linux", "Size": 210, "VirtualSize": 210,
-        "RootFS": {"Type": "layers", "Layers": [str(A), str(B)]},
-    }.items())
+    assert list(inspect(made, FACTS).items()) == list(
+        {
+            "Id": str(Digest.of(made.config)),
+            "RepoTags": [],
+            "RepoDigests": [],
+            "Parent": "",
+            "Comment": "",
+            "Created": CREATED,
+            "Container": "",
+            "ContainerConfig": EMPTY_SETTINGS,
+            "DockerVersion": "",
+            "Author": "",
+            "Config": None,
+            "Architecture": "",
+            "Os": "linux",
+            "Size": 210,
+            "VirtualSize": 210,
+            "RootFS": {"Type": "layers", "Layers": [str(A), str(B)]},
+        }.items()
+    )
 
 
 def test_inspect_has_what_docker_stored_where_it_is_given() -> None:
@@ -272,10 +316,18 @@ def test_command_may_be_one_string() -> None:
     assert settings(Entrypoint="/run") == EMPTY_SETTINGS | {"Entrypoint": ["/run"]}
 
 
-@pytest.mark.parametrize("wrong", [
-    {"Env": "A=1"}, {"Labels": {"a": 1}}, {"Volumes": []}, {"StopTimeout": "10"}, {"StopTimeout": True}, {"Tty": "no"},
-    {"Healthcheck": {"Retries": 1.5}},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"Env": "A=1"},
+        {"Labels": {"a": 1}},
+        {"Volumes": []},
+        {"StopTimeout": "10"},
+        {"StopTimeout": True},
+        {"Tty": "no"},
+        {"Healthcheck": {"Retries": 1.5}},
+    ],
+)
 def test_setting_of_a_wrong_type_is_an_error_that_names_it(wrong: dict[str, object]) -> None:
     with pytest.raises(ImageError, match=rf"config: 'config'.*{next(iter(wrong))}"):
         settings(**wrong)

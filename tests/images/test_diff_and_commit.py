@@ -19,10 +19,20 @@ from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import directory, docker_save, hard_link, layer, symlink
 from tests.images.test_layertar import Home
 
-IMAGE = layer({
-    "d/": directory(), "d/a": "1", "d/sub/": directory(), "d/sub/b": "2", "e/": directory(), "e/c": "3",
-    "f": "text", "link": symlink("f"), "one": "linked", "two": hard_link("one"),
-})
+IMAGE = layer(
+    {
+        "d/": directory(),
+        "d/a": "1",
+        "d/sub/": directory(),
+        "d/sub/b": "2",
+        "e/": directory(),
+        "e/c": "3",
+        "f": "text",
+        "link": symlink("f"),
+        "one": "linked",
+        "two": hard_link("one"),
+    }
+)
 
 
 @pytest.fixture
@@ -137,13 +147,16 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a directory deleted": (lambda view: shutil.rmtree(view / "d"), ["D /d"]),
     "a directory made anew": (made_anew, ["C /d", "C /d/sub", "C /d/sub/b", "D /d/a"]),
     "a directory renamed": (
-        lambda view: (view / "d").rename(view / "n"), ["A /n", "A /n/a", "A /n/sub", "A /n/sub/b", "D /d"],
+        lambda view: (view / "d").rename(view / "n"),
+        ["A /n", "A /n/a", "A /n/sub", "A /n/sub/b", "D /d"],
     ),
     "directories exchanged": (
-        exchanged, ["C /d", "A /d/c", "D /d/a", "D /d/sub", "C /e", "A /e/a", "A /e/sub", "A /e/sub/b", "D /e/c"],
+        exchanged,
+        ["C /d", "A /d/c", "D /d/a", "D /d/sub", "C /e", "A /e/a", "A /e/sub", "A /e/sub/b", "D /e/c"],
     ),
     "a file becomes a directory": (
-        lambda view: ((view / "f").unlink(), (view / "f/g").mkdir(parents=True)), ["C /f", "A /f/g"],
+        lambda view: ((view / "f").unlink(), (view / "f/g").mkdir(parents=True)),
+        ["C /f", "A /f/g"],
     ),
     "a new socket": (new_socket("s"), []),
     "a file becomes a socket": (new_socket("f"), ["D /f"]),

@@ -165,10 +165,14 @@ def two_platforms() -> bytes:
     large = blobs.image(LAYERS, architecture="amd64")
     attestation = blobs.image(LAYERS[:2])
     missing = dict(small, digest=digest(b"elsewhere"))
-    index = blobs.index([
-        for_platform(small, "linux", "arm64"), for_platform(large, "linux", "amd64"),
-        for_platform(attestation, "unknown", "unknown"), for_platform(missing, "linux", "s390x"),
-    ])
+    index = blobs.index(
+        [
+            for_platform(small, "linux", "arm64"),
+            for_platform(large, "linux", "amd64"),
+            for_platform(attestation, "unknown", "unknown"),
+            for_platform(missing, "linux", "s390x"),
+        ]
+    )
     return blobs.layout([named(index, "x:1")])
 
 

@@ -28,7 +28,8 @@ def extracted(where: Path, target: Path, *contents: Content) -> list[str]:
 def test_every_version_comes_out_under_its_layers_number_and_name(tmp_path: Path) -> None:
     target = tmp_path / "out"
     assert extracted(tmp_path, target, {"root/key": "old"}, {"root/key": "new"}, {"root": WHITEOUT}) == [
-        "02-layer1/root/key", "01-layer0/root/key",
+        "02-layer1/root/key",
+        "01-layer0/root/key",
     ]
     assert (target / "01-layer0/root/key").read_text() == "old"
     assert (target / "02-layer1/root/key").read_text() == "new"
@@ -44,8 +45,9 @@ def test_a_number_that_the_directory_has_already_is_not_written_twice(tmp_path: 
 
 def test_a_copy_has_the_mode_but_no_set_id_bits_and_its_place_is_private(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    extracted(tmp_path, target, {"d": {"su": file("1", mode=0o4755, uid=5), "k": file("1", mode=0o640)}},
-              {"d": WHITEOUT})
+    extracted(
+        tmp_path, target, {"d": {"su": file("1", mode=0o4755, uid=5), "k": file("1", mode=0o640)}}, {"d": WHITEOUT}
+    )
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [target, *target.rglob("*")]}
     assert modes == {"out": 0o700, "01-layer0": 0o700, "d": 0o700, "su": 0o755, "k": 0o640}
     assert (target / "01-layer0/d/su").stat().st_uid == os.geteuid()

@@ -52,16 +52,22 @@ def test_spellings_of_one_name_are_told_once(store: Store) -> None:
     assert names(store, data) == [["alp:1"]]
 
 
-@pytest.mark.parametrize(("annotations", "expected"), [
-    ({FULL: "docker.io/library/app:1.0", REF: "1.0"}, ["app:1.0"]),  # buildx, nerdctl, ctr
-    ({FULL: f"docker.io/library/app:1.0@sha256:{'0' * 64}", REF: "1.0"}, ["app:1.0"]),
-    ({FULL: f"docker.io/library/app@sha256:{'0' * 64}"}, []),
-    ({REF: "app:1.0"}, ["app:1.0"]),  # skopeo, buildah
-    ({REF: "localhost/app:1.0"}, ["localhost/app:1.0"]),  # podman
-    ({REF: "localhost/app"}, ["localhost/app:latest"]),
-    ({REF: "1.0"}, []), ({REF: "latest"}, []), ({REF: ""}, []), ({}, []),  # umoci: the tag, of what is not said
-    ({REF: "Some/thing:that+is=no.name"}, []),
-])
+@pytest.mark.parametrize(
+    ("annotations", "expected"),
+    [
+        ({FULL: "docker.io/library/app:1.0", REF: "1.0"}, ["app:1.0"]),  # buildx, nerdctl, ctr
+        ({FULL: f"docker.io/library/app:1.0@sha256:{'0' * 64}", REF: "1.0"}, ["app:1.0"]),
+        ({FULL: f"docker.io/library/app@sha256:{'0' * 64}"}, []),
+        ({REF: "app:1.0"}, ["app:1.0"]),  # skopeo, buildah
+        ({REF: "localhost/app:1.0"}, ["localhost/app:1.0"]),  # podman
+        ({REF: "localhost/app"}, ["localhost/app:latest"]),
+        ({REF: "1.0"}, []),
+        ({REF: "latest"}, []),
+        ({REF: ""}, []),
+        ({}, []),  # umoci: the tag, of what is not said
+        ({REF: "Some/thing:that+is=no.name"}, []),
+    ],
+)
 def test_oci_annotations_give_a_name_or_only_a_tag(
     store: Store, annotations: dict[str, str], expected: list[str]
 ) -> None:
@@ -106,6 +112,7 @@ def saved(store: Store, *words: str) -> list[list[str]]:
     save([store.find(word) for word in words], out)
     out.seek(0)
     with tarfile.open(fileobj=out) as tar:
+
         def read(name: str) -> object:
             member = tar.extractfile(name)
             assert member is not None
@@ -180,8 +187,16 @@ def test_missing_image_is_one_message_for_every_verb(
     told: Callable[..., str], store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for words in (
-        ["history"], ["inspect"], ["analyze"], ["ghosts"], ["rmi"], ["create"], ["diff", "b:1"],
-        ["save", "-o", "x"], ["report", "-o", "x"], ["which", "--image", "b", "f"],
+        ["history"],
+        ["inspect"],
+        ["analyze"],
+        ["ghosts"],
+        ["rmi"],
+        ["create"],
+        ["diff", "b:1"],
+        ["save", "-o", "x"],
+        ["report", "-o", "x"],
+        ["which", "--image", "b", "f"],
     ):
         capfd.readouterr()
         verb, *more = words

@@ -19,7 +19,9 @@ from tests.images.builders import Blobs, archive
 from tests.places import run
 
 CONFIG: dict[str, object] = {
-    "architecture": "amd64", "os": "linux", "config": {"Labels": {"a": "b"}},
+    "architecture": "amd64",
+    "os": "linux",
+    "config": {"Labels": {"a": "b"}},
     "history": [{"created": "2020-01-01T00:00:00Z", "created_by": "LABEL a=b", "empty_layer": True}],
 }
 Captured = pytest.CaptureFixture[str]
@@ -43,7 +45,10 @@ def oci(layers: object) -> bytes:
 
 
 FLAVOURS = {
-    "docker": docker([], []), "docker-null": docker(None, None), "docker-mixed": docker(None, []), "oci": oci([]),
+    "docker": docker([], []),
+    "docker-null": docker(None, None),
+    "docker-mixed": docker(None, []),
+    "oci": oci([]),
     "oci-null": oci(None),
 }
 
@@ -63,12 +68,25 @@ def test_it_loads_from_every_flavour(tmp_path: Path, flavour: str) -> None:
     assert (one.image.value.tags, one.image.layers, one.image.size) == (("label:1",), (), 0)
 
 
-@pytest.mark.parametrize("words", [
-    ["images"], ["history", "label:1"], ["history", "--layers", "label:1"], ["layers"], ["df"],
-    ["analyze", "label:1"], ["analyze", "--json", "label:1"], ["analyze", "--max-wasted", "0%", "label:1"],
-    ["ghosts", "label:1"], ["which", "--image", "label:1", "/"], ["diff", "label:1", "label:1"], ["prune"],
-    ["tag", "label:1", "label:2"], ["rmi", "label:1"],
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["images"],
+        ["history", "label:1"],
+        ["history", "--layers", "label:1"],
+        ["layers"],
+        ["df"],
+        ["analyze", "label:1"],
+        ["analyze", "--json", "label:1"],
+        ["analyze", "--max-wasted", "0%", "label:1"],
+        ["ghosts", "label:1"],
+        ["which", "--image", "label:1", "/"],
+        ["diff", "label:1", "label:1"],
+        ["prune"],
+        ["tag", "label:1", "label:2"],
+        ["rmi", "label:1"],
+    ],
+)
 def test_every_verb_about_images_takes_it(place: Path, words: list[str], capsys: Captured) -> None:
     assert main.main([words[0], "--store", str(place), *words[1:]]) == 0
     assert capsys.readouterr().err == ""

@@ -70,7 +70,7 @@ def test_a_signal_leaves_nothing_visible_and_the_next_load_succeeds(
 ) -> None:
     store, image = tmp_path / "store", docker_save([layer([("big", bytes(4 << 20))])])
     with subprocess.Popen(
-        command("load", "--store", store, "-"), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+        command("load", "--store", store, "-"), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:
         assert run.stdin
         run.stdin.write(image[: 3 << 20])

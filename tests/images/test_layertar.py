@@ -22,10 +22,19 @@ from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import directory, docker_save, hard_link, layer
 
-BASE = layer({
-    "d/": directory(), "d/a": "1", "d/b": "2", "d/sub/": directory(), "d/sub/c": "3", "one": "linked",
-    "two": hard_link("one"), "gone": "x", "link": "text",
-})
+BASE = layer(
+    {
+        "d/": directory(),
+        "d/a": "1",
+        "d/b": "2",
+        "d/sub/": directory(),
+        "d/sub/c": "3",
+        "one": "linked",
+        "two": hard_link("one"),
+        "gone": "x",
+        "link": "text",
+    }
+)
 
 
 CAPABILITY = bytes.fromhex("0000000201000000000000000000000000000000")  # v2, CAP_CHOWN
@@ -91,7 +100,10 @@ def test_whiteouts_of_one_inode_are_no_hard_links(home: Home) -> None:
         (home.view / name).unlink()
     found = {member.name: member.type for member in home.members()}
     assert found == {
-        "d": tarfile.DIRTYPE, "d/.wh.a": tarfile.REGTYPE, "d/.wh.b": tarfile.REGTYPE, ".wh.gone": tarfile.REGTYPE,
+        "d": tarfile.DIRTYPE,
+        "d/.wh.a": tarfile.REGTYPE,
+        "d/.wh.b": tarfile.REGTYPE,
+        ".wh.gone": tarfile.REGTYPE,
     }
 
 

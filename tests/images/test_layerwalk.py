@@ -258,7 +258,9 @@ def test_the_bytes_of_a_file_of_several_names_are_wasted_once_with_the_first_hid
     linked = {"a": "12345", "b": hardlink("a"), "c": hardlink("a")}
     found = analyse(layers(tmp_path, {"d": linked}, {"d": {"b": WHITEOUT}}, {"d": WHITEOUT}), [""] * 3)
     assert [(one.path, one.hidden_by, one.wasted) for one in found.hidden] == [
-        (b"d/a", 3, 5), (b"d/b", 2, 0), (b"d/c", 3, 0),
+        (b"d/a", 3, 5),
+        (b"d/b", 2, 0),
+        (b"d/c", 3, 0),
     ]
 
 

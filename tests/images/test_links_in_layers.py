@@ -43,7 +43,10 @@ def test_file_goes_to_where_the_link_leads(build: Build, target: str, listed: bo
     members: list[tuple[str, Content]] = [("u", symlink("usr")), ("bin", symlink(target)), ("bin/sh", "data")]
     (top,) = build([("usr/bin", directory()), *members] if listed else members)
     assert snapshot(top) == {
-        "bin": ("symlink", 0o777, target), "u": ("symlink", 0o777, "usr"), "usr": MADE, "usr/bin": MADE,
+        "bin": ("symlink", 0o777, target),
+        "u": ("symlink", 0o777, "usr"),
+        "usr": MADE,
+        "usr/bin": MADE,
         "usr/bin/sh": FILE,
     }
 
@@ -84,10 +87,17 @@ def test_link_to_the_root_leads_to_the_root(build: Build) -> None:
 
 
 def test_link_that_replaced_a_directory_is_followed_and_one_that_gave_way_is_not(build: Build) -> None:
-    (top,) = build([
-        ("u", directory()), ("a", directory()), ("a/old", "1"), ("a", symlink("u")), ("a/one", "data"),
-        ("a", directory()), ("a/two", "data"),
-    ])
+    (top,) = build(
+        [
+            ("u", directory()),
+            ("a", directory()),
+            ("a/old", "1"),
+            ("a", symlink("u")),
+            ("a/one", "data"),
+            ("a", directory()),
+            ("a/two", "data"),
+        ]
+    )
     assert snapshot(top) == {"a": MADE, "a/two": FILE, "u": MADE, "u/one": FILE}
 
 
@@ -101,13 +111,25 @@ def test_link_of_a_layer_below_is_not_followed(build: Build) -> None:
 
 
 def test_directories_and_links_go_where_the_link_leads(build: Build) -> None:
-    (top,) = build([
-        ("u", directory()), ("a", symlink("u")), ("a/d", directory(0o700)), ("a/d/f", "data"), ("a/s", symlink("/x")),
-        ("a/h", hard_link("a/d/f")), ("a/p", Entry(tarfile.FIFOTYPE, mode=0o600)),
-    ])
+    (top,) = build(
+        [
+            ("u", directory()),
+            ("a", symlink("u")),
+            ("a/d", directory(0o700)),
+            ("a/d/f", "data"),
+            ("a/s", symlink("/x")),
+            ("a/h", hard_link("a/d/f")),
+            ("a/p", Entry(tarfile.FIFOTYPE, mode=0o600)),
+        ]
+    )
     assert snapshot(top) == {
-        "a": ("symlink", 0o777, "u"), "u": MADE, "u/d": ("directory", 0o700, ""), "u/d/f": FILE, "u/h": FILE,
-        "u/p": ("fifo", 0o600, ""), "u/s": ("symlink", 0o777, "/x"),
+        "a": ("symlink", 0o777, "u"),
+        "u": MADE,
+        "u/d": ("directory", 0o700, ""),
+        "u/d/f": FILE,
+        "u/h": FILE,
+        "u/p": ("fifo", 0o600, ""),
+        "u/s": ("symlink", 0o777, "/x"),
     }
     assert (top / "u/h").samefile(top / "u/d/f")
 
@@ -124,10 +146,16 @@ def test_missing_directory_behind_a_link_looks_as_in_the_layers_below(build: Bui
 
 
 def test_hard_links_target_is_found_through_links(build: Build) -> None:
-    _, top = build({"below/x": "data"}, [
-        ("u/x", "data"), ("a", symlink("/u")), ("one", hard_link("a/x")), ("b", symlink("below")),
-        ("two", hard_link("b/x")),
-    ])
+    _, top = build(
+        {"below/x": "data"},
+        [
+            ("u/x", "data"),
+            ("a", symlink("/u")),
+            ("one", hard_link("a/x")),
+            ("b", symlink("below")),
+            ("two", hard_link("b/x")),
+        ],
+    )
     assert (top / "one").samefile(top / "u/x")
     assert (top / "two").samefile(top / "below/x")
 
@@ -157,10 +185,14 @@ def test_whiteout_before_the_link_is_about_the_name_below_which_the_link_hides(b
     assert snapshot(top) == {"a": ("symlink", 0o777, "u")}
 
 
-@pytest.mark.parametrize("members", [
-    [("u/x", "data"), ("a", symlink("u")), ("a/x", WHITEOUT)],
-    [("a", symlink("u")), ("a/x", WHITEOUT), ("a/x", "data")],
-], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("u/x", "data"), ("a", symlink("u")), ("a/x", WHITEOUT)],
+        [("a", symlink("u")), ("a/x", WHITEOUT), ("a/x", "data")],
+    ],
+    ids=["before", "after"],
+)
 def test_whiteout_behind_a_link_leaves_what_this_layer_has(build: Build, members: Members) -> None:
     (top,) = build(members)
     assert snapshot(top) == {"a": ("symlink", 0o777, "u"), "u": MADE, "u/x": FILE}
@@ -194,8 +226,11 @@ def test_whiteout_in_a_file_that_gives_way_to_a_directory_counts(build: Build) -
 @pytest.mark.parametrize("target", [".wh..wh.plnk/1.2", "/.wh..wh.plnk/1.2", "./.wh..wh.plnk/../.wh..wh.plnk/1.2"])
 def test_hard_links_to_the_books_of_aufs_are_one_file(split: SplitTar, target: str) -> None:
     members: list[tuple[str, Content]] = [
-        (".wh..wh.plnk", directory(0o700)), (".wh..wh.plnk/1.2", Entry(data=b"data", mode=0o640)),
-        (".wh..wh.plnk/3.4", "nobody's"), ("f", hard_link(target)), ("d/g", hard_link(target)),
+        (".wh..wh.plnk", directory(0o700)),
+        (".wh..wh.plnk/1.2", Entry(data=b"data", mode=0o640)),
+        (".wh..wh.plnk/3.4", "nobody's"),
+        ("f", hard_link(target)),
+        ("d/g", hard_link(target)),
     ]
     done = split(members)
     assert snapshot(done.top) == {"d": MADE, "d/g": ("file", 0o640, "data"), "f": ("file", 0o640, "data")}
@@ -209,12 +244,16 @@ def test_hard_link_to_a_missing_book_of_aufs_is_named(build: Build) -> None:
         build({"f": hard_link(".wh..wh.plnk/1.2")})
 
 
-@pytest.mark.parametrize("members", [
-    [(".wh..wh.plnk", symlink("d")), (".wh..wh.plnk/x", "1")],
-    [("a", symlink(".wh..wh.plnk")), ("a/x", "1"), ("a/d", directory()), ("a/d/y", "2")],
-    [(".wh..wh.plnk/.wh..wh..opq", ""), (".wh..wh.plnk/.wh.x", "")],
-    [(".wh..wh.aufs", "1"), (".wh..wh.orph/x", "1"), ("d/.wh..wh.plnk/x", "1")],
-], ids=["link", "behind a link", "marks", "others"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        [(".wh..wh.plnk", symlink("d")), (".wh..wh.plnk/x", "1")],
+        [("a", symlink(".wh..wh.plnk")), ("a/x", "1"), ("a/d", directory()), ("a/d/y", "2")],
+        [(".wh..wh.plnk/.wh..wh..opq", ""), (".wh..wh.plnk/.wh.x", "")],
+        [(".wh..wh.aufs", "1"), (".wh..wh.orph/x", "1"), ("d/.wh..wh.plnk/x", "1")],
+    ],
+    ids=["link", "behind a link", "marks", "others"],
+)
 def test_no_book_of_aufs_stays_in_the_layer(build: Build, members: Members) -> None:
     _, top = build({"d/x": "1"}, members)
     assert [name for name in snapshot(top) if ".wh." in name or name.startswith("d")] == []
@@ -255,7 +294,9 @@ ATTACKS: dict[str, list[tuple[str, Content]]] = {
     "directory over a link": [("l/canary", "x"), ("l", directory()), ("l/canary", "y")],
     "climbing name": [("l/../../../../../../../../../../evil", "x"), ("../" * 30 + "l/canary", "x")],
     "books of AUFS": [
-        (".wh..wh.plnk", symlink("l")), (".wh..wh.plnk/x", "1"), ("l/canary", hard_link(".wh..wh.plnk/x")),
+        (".wh..wh.plnk", symlink("l")),
+        (".wh..wh.plnk/x", "1"),
+        ("l/canary", hard_link(".wh..wh.plnk/x")),
     ],
 }
 

@@ -26,17 +26,20 @@ from tests.images.splitting import SplitTar
 from tests.places import run
 
 
-@pytest.mark.parametrize(("name", "place"), [
-    ("/usr/bin/x", "usr/bin/x"),
-    ("//usr///x", "usr/x"),
-    ("./../g", "g"),
-    ("../../../../etc/passwd", "etc/passwd"),
-    ("a/../x", "x"),
-    ("a/b/../../../../c/./x", "c/x"),
-    ("/../x", "x"),
-    ("...", "..."),
-    ("..x/.y", "..x/.y"),
-])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("/usr/bin/x", "usr/bin/x"),
+        ("//usr///x", "usr/x"),
+        ("./../g", "g"),
+        ("../../../../etc/passwd", "etc/passwd"),
+        ("a/../x", "x"),
+        ("a/b/../../../../c/./x", "c/x"),
+        ("/../x", "x"),
+        ("...", "..."),
+        ("..x/.y", "..x/.y"),
+    ],
+)
 def test_name_is_folded_and_stays_in_the_layer(build: Build, name: str, place: str) -> None:
     (top,) = build({name: "data"})
     found = {path: text for path, (kind, _, text) in snapshot(top).items() if kind == "file"}
@@ -71,9 +74,10 @@ def test_directory_whose_name_folds_to_nothing_is_the_root(build: Build, name: s
 
 def test_whiteouts_and_opaque_marks_are_folded(build: Build) -> None:
     below = {"x": "1", "b": "2", "d/old": "3", "e/old": "4"}
-    _, top = build(below, [
-        ("./../.wh.x", ""), ("a/../.wh.b", ""), ("/d/.wh.old", ""), ("../e/n/../.wh..wh..opq", ""), ("e/new", "5"),
-    ])
+    _, top = build(
+        below,
+        [("./../.wh.x", ""), ("a/../.wh.b", ""), ("/d/.wh.old", ""), ("../e/n/../.wh..wh..opq", ""), ("e/new", "5")],
+    )
     assert all(is_whiteout(top / name) for name in ("x", "b", "d/old"))
     assert is_opaque(top / "e")
     assert sorted(os.listdir(top)) == ["b", "d", "e", "x"]
@@ -87,8 +91,14 @@ def test_names_of_one_file_replace_each_other(build: Build) -> None:
 def test_the_tar_is_put_together_again_with_its_own_names(split: SplitTar) -> None:
     split({"x": "below", "d/x": "below"})
     members = [
-        ("/", directory()), ("/usr/bin/x", "1" * 5000), ("./../g", "2" * 600), ("a/../g", "3" * 700),
-        ("../l", hard_link("/g")), ("b/../.wh.x", ""), ("/d", OPAQUE), ("/x", WHITEOUT),
+        ("/", directory()),
+        ("/usr/bin/x", "1" * 5000),
+        ("./../g", "2" * 600),
+        ("a/../g", "3" * 700),
+        ("../l", hard_link("/g")),
+        ("b/../.wh.x", ""),
+        ("/d", OPAQUE),
+        ("/x", WHITEOUT),
     ]
     done = split(members)
     assert done.assembled() == layer(members)

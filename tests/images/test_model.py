@@ -50,26 +50,32 @@ def test_history_that_misses_a_layer_tells_nothing() -> None:
     assert image.steps == (None, None)
 
 
-@pytest.mark.parametrize(("created_by", "instruction"), [
-    ('/bin/sh -c #(nop)  CMD ["sh"]', 'CMD ["sh"]'),
-    ("/bin/sh -c #(nop) COPY dir:0 in /app ", "COPY dir:0 in /app"),
-    ("/bin/sh -c make\t&& \\\n  make install", "RUN make && \\ make install"),
-    ("RUN /bin/sh -c make # buildkit", "RUN /bin/sh -c make"),
-    ("", ""),
-])
+@pytest.mark.parametrize(
+    ("created_by", "instruction"),
+    [
+        ('/bin/sh -c #(nop)  CMD ["sh"]', 'CMD ["sh"]'),
+        ("/bin/sh -c #(nop) COPY dir:0 in /app ", "COPY dir:0 in /app"),
+        ("/bin/sh -c make\t&& \\\n  make install", "RUN make && \\ make install"),
+        ("RUN /bin/sh -c make # buildkit", "RUN /bin/sh -c make"),
+        ("", ""),
+    ],
+)
 def test_instruction_is_the_line_of_the_dockerfile(created_by: str, instruction: str) -> None:
     assert History("", created_by).instruction == instruction
 
 
-@pytest.mark.parametrize(("value", "key"), [
-    ({"rootfs": []}, "rootfs"),
-    ({"rootfs": {"diff_ids": "sha256"}}, "diff_ids"),
-    ({"rootfs": {"diff_ids": [1]}}, "diff_ids"),
-    ({"history": {}}, "history"),
-    ({"history": ["x"]}, "history"),
-    ({"history": [{"empty_layer": "yes"}]}, "empty_layer"),
-    ({"os": 7}, "os"),
-])
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ({"rootfs": []}, "rootfs"),
+        ({"rootfs": {"diff_ids": "sha256"}}, "diff_ids"),
+        ({"rootfs": {"diff_ids": [1]}}, "diff_ids"),
+        ({"history": {}}, "history"),
+        ({"history": ["x"]}, "history"),
+        ({"history": [{"empty_layer": "yes"}]}, "empty_layer"),
+        ({"os": 7}, "os"),
+    ],
+)
 def test_config_of_a_wrong_type_names_member_and_key(value: object, key: str) -> None:
     with pytest.raises(ImageError, match=rf"config\.json: .*{key}"):
         Config.parse(json.dumps(value).encode(), "config.json")

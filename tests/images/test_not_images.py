@@ -60,7 +60,8 @@ OTHERS: dict[str, tuple[Callable[[Blobs], dict[str, object]], str]] = {
         "application/x.y",
     ),
     "helm-chart": (
-        lambda blobs: artifact(blobs, config_type="application/vnd.cncf.helm.config.v1+json"), "vnd.cncf.helm",
+        lambda blobs: artifact(blobs, config_type="application/vnd.cncf.helm.config.v1+json"),
+        "vnd.cncf.helm",
     ),
     "subject-without-layers": (subject_only, "refers to another manifest"),
     "buildkit-platform": (lambda blobs: for_platform(artifact(blobs), "unknown", "unknown"), "unknown/unknown"),
@@ -92,7 +93,9 @@ def test_an_image_that_refers_to_another_manifest_is_an_image(store: Store) -> N
     blobs = Blobs()
     rows = [blobs.add(BASE, "application/vnd.oci.image.layer.v1.tar")]
     manifest = {
-        "schemaVersion": 2, "config": blobs.add(config([BASE]), IMAGE_CONFIG), "layers": rows,
+        "schemaVersion": 2,
+        "config": blobs.add(config([BASE]), IMAGE_CONFIG),
+        "layers": rows,
         "subject": blobs.add(b"{}", MANIFEST),
     }
     data = blobs.layout([named(blobs.add(json.dumps(manifest).encode(), MANIFEST), "app:1")])
@@ -164,10 +167,16 @@ def test_json_has_the_bad_image_too(store: Store, capsys: Captured) -> None:
     assert "is not what" in bad["Error"]
 
 
-@pytest.mark.parametrize("row", [
-    1, {}, {"Config": 5, "RepoTags": ["bad:1"]}, {"Config": "nowhere", "RepoTags": ["bad:1"], "Layers": []},
-    {"Config": "c", "RepoTags": ["bad:1"], "Layers": []},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        1,
+        {},
+        {"Config": 5, "RepoTags": ["bad:1"]},
+        {"Config": "nowhere", "RepoTags": ["bad:1"], "Layers": []},
+        {"Config": "c", "RepoTags": ["bad:1"], "Layers": []},
+    ],
+)
 def test_a_bad_row_of_the_manifest_keeps_no_other_out(store: Store, row: object) -> None:
     settings = config([BASE])
     good = {"Config": "good", "RepoTags": ["app:1"], "Layers": ["l"]}

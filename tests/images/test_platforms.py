@@ -56,7 +56,8 @@ def two_descriptors(**more: object) -> bytes:
 
 
 SAME_NAME = {
-    "docker": two_rows(), "oci": two_descriptors(),
+    "docker": two_rows(),
+    "oci": two_descriptors(),
     "oci-platform": two_descriptors(platform={"os": "linux", "architecture": "amd64"}),
 }
 
@@ -102,9 +103,10 @@ def index(name: str = "app:1", **platforms: str) -> bytes:
 ARM = {"one": "linux/arm/v5", "two": "linux/arm", "three": "linux/arm/v7", "four": "linux/arm/v6"}
 
 
-@pytest.mark.parametrize(("wanted", "word"), [
-    ("linux/arm/v7", "three"), ("linux/arm/v6", "four"), ("linux/arm/v5", "one"), ("linux/arm/v8", "two"),
-])
+@pytest.mark.parametrize(
+    ("wanted", "word"),
+    [("linux/arm/v7", "three"), ("linux/arm/v6", "four"), ("linux/arm/v5", "one"), ("linux/arm/v8", "two")],
+)
 def test_the_exact_platform_is_taken_before_one_without_a_variant(store: Store, wanted: str, word: str) -> None:
     platforms = {key: ARM[key] for key in ("one", "two", "four", "three")}
     if wanted == "linux/arm/v7":
@@ -117,10 +119,15 @@ def test_the_exact_platform_of_the_machine_is_taken(store: Store, monkeypatch: p
     assert what(load(store, write(store, index(**ARM)))) == [("four", ("app:1",))]
 
 
-@pytest.mark.parametrize(("wanted", "there"), [
-    ("linux/arm64", "linux/arm64/v8"), ("linux/arm64/v8", "linux/arm64"), ("linux/arm", "linux/arm/v7"),
-    ("linux/amd64", "linux/amd64/v1"),
-])
+@pytest.mark.parametrize(
+    ("wanted", "there"),
+    [
+        ("linux/arm64", "linux/arm64/v8"),
+        ("linux/arm64/v8", "linux/arm64"),
+        ("linux/arm", "linux/arm/v7"),
+        ("linux/amd64", "linux/amd64/v1"),
+    ],
+)
 def test_a_variant_that_goes_without_saying_is_the_same_platform(store: Store, wanted: str, there: str) -> None:
     family = there.rpartition("/")[0] if there.count("/") == 2 else there
     data = index(one=f"{family}/v9", two=there)
@@ -161,7 +168,9 @@ def test_all_platforms_load_and_the_machines_has_the_name(store: Store) -> None:
 def test_of_all_platforms_the_last_has_the_name_if_none_is_the_machines(store: Store) -> None:
     data = index(one="linux/arm64", two="linux/riscv64", three="linux/s390x")
     assert what(load(store, write(store, data), every_platform=True)) == [
-        ("one", ()), ("two", ()), ("three", ("app:1",)),
+        ("one", ()),
+        ("two", ()),
+        ("three", ("app:1",)),
     ]
 
 

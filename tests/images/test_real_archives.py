@@ -28,8 +28,17 @@ ARCHIVES = [
 EXPORTED = "layer-demo.c1.docker-export.tar"
 # Docker's own mount points and what it puts there, which only an exported container has.
 DOCKERS_OWN = {
-    "/.dockerenv", "/dev", "/dev/console", "/dev/pts", "/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/mtab",
-    "/etc/resolv.conf", "/proc", "/sys",
+    "/.dockerenv",
+    "/dev",
+    "/dev/console",
+    "/dev/pts",
+    "/dev/shm",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/mtab",
+    "/etc/resolv.conf",
+    "/proc",
+    "/sys",
 }
 
 

@@ -50,13 +50,17 @@ def test_neighbours_of_a_replaced_directory_stay_references(split: SplitTar) -> 
     assert len(done.recipe) < 1000
 
 
-@pytest.mark.parametrize("members", [
-    {"d/f": Entry(data=b"secret", mode=0)},
-    {"d/f": Entry(data=b"secret", mode=0o077)},
-    {"d/f": "1", "d": directory(0)},
-    {"d": directory(0o600), "d/f": "1", "d/e": directory(), "d/e/f": "2"},
-    {"d": directory(), "d/e": directory(0), "d/e/f": "2"},
-], ids=["mode 0", "unreadable", "closed later", "no search", "deeper"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"d/f": Entry(data=b"secret", mode=0)},
+        {"d/f": Entry(data=b"secret", mode=0o077)},
+        {"d/f": "1", "d": directory(0)},
+        {"d": directory(0o600), "d/f": "1", "d/e": directory(), "d/e/f": "2"},
+        {"d": directory(), "d/e": directory(0), "d/e/f": "2"},
+    ],
+    ids=["mode 0", "unreadable", "closed later", "no search", "deeper"],
+)
 def test_what_its_owner_may_not_reach_is_in_the_recipe(split: SplitTar, members: Members) -> None:
     done = split(members)
     assert done.assembled() == layer(members)
@@ -77,8 +81,15 @@ def test_what_a_closed_root_holds_is_in_the_recipe(split: SplitTar) -> None:
 @needs_root
 def test_ordinary_user_assembles_what_modes_close_to_him() -> None:
     members = {
-        "d": directory(0), "d/f": "1", "e": directory(0o600), "e/e": directory(), "e/e/f": "2", "r": directory(0o500),
-        "r/f": "3", "none": Entry(data=b"4", mode=0), "twice": "5",
+        "d": directory(0),
+        "d/f": "1",
+        "e": directory(0o600),
+        "e/e": directory(),
+        "e/e/f": "2",
+        "r": directory(0o500),
+        "r/f": "3",
+        "none": Entry(data=b"4", mode=0),
+        "twice": "5",
     }
     data = layer([*members.items(), ("twice", Entry(data=b"6", mode=0o400)), ("twice", "7")])
     with tempfile.TemporaryDirectory() as name:
@@ -188,19 +199,22 @@ def test_damaged_recipe_is_refused_or_makes_no_difference(split: SplitTar) -> No
 CHECKED = zlib.crc32(b"text").to_bytes(4, "big")
 
 
-@pytest.mark.parametrize(("records", "what"), [
-    (b"I\0\0\0\4textE", None),
-    (b"F\0\1" + b"\4".rjust(8, b"\0") + CHECKED + b"aE", None),
-    (b"F\0\4" + b"\4".rjust(8, b"\0") + CHECKED + b"../aE", "'../a', which is a part of its tar, cannot be opened"),
-    (b"F\0\2" + b"\4".rjust(8, b"\0") + CHECKED + b"/aE", "'/a', which is a part of its tar, cannot be opened"),
-    (b"F\0\0" + b"\4".rjust(8, b"\0") + CHECKED + b"E", "'', which is a part of its tar, cannot be opened"),
-    (b"I\0\0\0\3texE", "it makes a tar of 3 bytes, not 4"),
-    (b"I\0\0\0\4text", "it ends too early"),
-    (b"I\xff\xff\xff\xfftextE", "it ends too early"),
-    (b"", "it ends too early"),
-    (b"I\0\0\0\4text\x1bE", r"a record of the unknown kind '\x1b'"),
-    (b"I\0\0\0\4textEE", "it goes on after its end"),
-])
+@pytest.mark.parametrize(
+    ("records", "what"),
+    [
+        (b"I\0\0\0\4textE", None),
+        (b"F\0\1" + b"\4".rjust(8, b"\0") + CHECKED + b"aE", None),
+        (b"F\0\4" + b"\4".rjust(8, b"\0") + CHECKED + b"../aE", "'../a', which is a part of its tar, cannot be opened"),
+        (b"F\0\2" + b"\4".rjust(8, b"\0") + CHECKED + b"/aE", "'/a', which is a part of its tar, cannot be opened"),
+        (b"F\0\0" + b"\4".rjust(8, b"\0") + CHECKED + b"E", "'', which is a part of its tar, cannot be opened"),
+        (b"I\0\0\0\3texE", "it makes a tar of 3 bytes, not 4"),
+        (b"I\0\0\0\4text", "it ends too early"),
+        (b"I\xff\xff\xff\xfftextE", "it ends too early"),
+        (b"", "it ends too early"),
+        (b"I\0\0\0\4text\x1bE", r"a record of the unknown kind '\x1b'"),
+        (b"I\0\0\0\4textEE", "it goes on after its end"),
+    ],
+)
 def test_recipe_is_of_the_documented_format(split: SplitTar, records: bytes, what: str | None) -> None:
     head = b"overlayfs-demo tar recipe\n\1" + b"\4".rjust(8, b"\0")
     done = Split(split({"a": "text"}).top, head + zstandard.ZstdCompressor().compress(records))

@@ -15,35 +15,69 @@ HASH = f"sha256:{'0' * 64}"
 
 
 # As `docker tag` takes them: what people see, and what the registry is asked for.
-@pytest.mark.parametrize(("text", "familiar", "full"), [
-    ("alp", "alp:latest", "docker.io/library/alp:latest"),
-    ("alp:1", "alp:1", "docker.io/library/alp:1"),
-    ("library/alp:1", "alp:1", "docker.io/library/alp:1"),
-    ("docker.io/alp:1", "alp:1", "docker.io/library/alp:1"),
-    ("docker.io/library/alp:1", "alp:1", "docker.io/library/alp:1"),
-    ("index.docker.io/library/alp:1", "alp:1", "docker.io/library/alp:1"),
-    ("me/alp", "me/alp:latest", "docker.io/me/alp:latest"),
-    ("library/a/b", "library/a/b:latest", "docker.io/library/a/b:latest"),
-    ("localhost/alp:1", "localhost/alp:1", "localhost/alp:1"),
-    ("localhost:5000/alp", "localhost:5000/alp:latest", "localhost:5000/alp:latest"),
-    ("example.org/a/b/c:V1.0-rc_1", "example.org/a/b/c:V1.0-rc_1", "example.org/a/b/c:V1.0-rc_1"),
-    ("[::1]:5000/alp", "[::1]:5000/alp:latest", "[::1]:5000/alp:latest"),
-    ("Example.org/alp", "Example.org/alp:latest", "Example.org/alp:latest"),
-    ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
-    ("docker.io/localhost/c", "docker.io/localhost/c:latest", "docker.io/localhost/c:latest"),
-    ("a__b-c--d.e", "a__b-c--d.e:latest", "docker.io/library/a__b-c--d.e:latest"),
-])
+@pytest.mark.parametrize(
+    ("text", "familiar", "full"),
+    [
+        ("alp", "alp:latest", "docker.io/library/alp:latest"),
+        ("alp:1", "alp:1", "docker.io/library/alp:1"),
+        ("library/alp:1", "alp:1", "docker.io/library/alp:1"),
+        ("docker.io/alp:1", "alp:1", "docker.io/library/alp:1"),
+        ("docker.io/library/alp:1", "alp:1", "docker.io/library/alp:1"),
+        ("index.docker.io/library/alp:1", "alp:1", "docker.io/library/alp:1"),
+        ("me/alp", "me/alp:latest", "docker.io/me/alp:latest"),
+        ("library/a/b", "library/a/b:latest", "docker.io/library/a/b:latest"),
+        ("localhost/alp:1", "localhost/alp:1", "localhost/alp:1"),
+        ("localhost:5000/alp", "localhost:5000/alp:latest", "localhost:5000/alp:latest"),
+        ("example.org/a/b/c:V1.0-rc_1", "example.org/a/b/c:V1.0-rc_1", "example.org/a/b/c:V1.0-rc_1"),
+        ("[::1]:5000/alp", "[::1]:5000/alp:latest", "[::1]:5000/alp:latest"),
+        ("Example.org/alp", "Example.org/alp:latest", "Example.org/alp:latest"),
+        ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
+        ("docker.io/localhost/c", "docker.io/localhost/c:latest", "docker.io/localhost/c:latest"),
+        ("a__b-c--d.e", "a__b-c--d.e:latest", "docker.io/library/a__b-c--d.e:latest"),
+    ],
+)
 def test_name_is_shown_short_and_means_the_full_one(text: str, familiar: str, full: str) -> None:
     name = ImageName.parse(text)
     assert (str(name), name.full) == (familiar, full)
     assert ImageName.parse(familiar) == ImageName.parse(full) == name
 
 
-@pytest.mark.parametrize("text", [
-    "", ":1", "a:", "a:b:c", "a:-b", "a:.b", "a: b", "a b", "a\n", "a:1\n", "/a", "a/", "a//b", "a:x/b", "-a", "a-",
-    "a..b", "a___b", "a_.b", "é", "a:é", "../a", "a@", "a@b", "a@sha256:0", "a\x1b[31m", "localhost:x/a", "h.:5/a",
-    "\udcff", f"a:{'t' * 129}", "0" * 64,
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":1",
+        "a:",
+        "a:b:c",
+        "a:-b",
+        "a:.b",
+        "a: b",
+        "a b",
+        "a\n",
+        "a:1\n",
+        "/a",
+        "a/",
+        "a//b",
+        "a:x/b",
+        "-a",
+        "a-",
+        "a..b",
+        "a___b",
+        "a_.b",
+        "é",
+        "a:é",
+        "../a",
+        "a@",
+        "a@b",
+        "a@sha256:0",
+        "a\x1b[31m",
+        "localhost:x/a",
+        "h.:5/a",
+        "\udcff",
+        f"a:{'t' * 129}",
+        "0" * 64,
+    ],
+)
 def test_what_is_not_a_name_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match=r"is not a valid image name|is not a digest"):
         Reference.parse(text)
@@ -97,27 +131,41 @@ def named(identity: Digest, *names: str) -> Named:
 IMAGES = (named(A, "app:1", "app:2", "localhost/tool:1"), named(B, "other:latest"))
 
 
-@pytest.mark.parametrize(("word", "identity", "name"), [
-    ("app:1", A, "app:1"), ("library/app:2", A, "app:2"), ("docker.io/library/app:1", A, "app:1"),
-    ("other", B, "other:latest"), (f"app@{A}", A, "app:1"), (f"app:2@{A}", A, "app:2"),
-    (str(A), A, None), (A.encoded, A, None), (A.short, A, None), (A.encoded[:4], A, None), (A.encoded[:1], A, None),
-    (f"sha256:{A.short}", A, None),
-])
+@pytest.mark.parametrize(
+    ("word", "identity", "name"),
+    [
+        ("app:1", A, "app:1"),
+        ("library/app:2", A, "app:2"),
+        ("docker.io/library/app:1", A, "app:1"),
+        ("other", B, "other:latest"),
+        (f"app@{A}", A, "app:1"),
+        (f"app:2@{A}", A, "app:2"),
+        (str(A), A, None),
+        (A.encoded, A, None),
+        (A.short, A, None),
+        (A.encoded[:4], A, None),
+        (A.encoded[:1], A, None),
+        (f"sha256:{A.short}", A, None),
+    ],
+)
 def test_image_is_found(word: str, identity: Digest, name: str | None) -> None:
     found = find_image(word, IMAGES, "", "")
     assert (found.id, None if found.name is None else str(found.name)) == (identity, name)
 
 
-@pytest.mark.parametrize(("word", "message"), [
-    ("app", "no image app:latest: there is app:1, app:2"),
-    ("tool", "no image tool:latest: there is localhost/tool:1"),
-    ("x/other:3", "no image x/other:3: there is other:latest"),
-    ("nothing", "no image nothing:latest: look again"),
-    ("0000", "no image 0000:latest, and no image ID begins with 0000: look again"),
-    (f"app@{B}", f"no image app@{B}: there is app:1, app:2"),
-    ("sha256:0000", "no image ID begins with 0000: look again"),
-    ("0" * 64, f"no image ID begins with {'0' * 64}: look again"),
-])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("app", "no image app:latest: there is app:1, app:2"),
+        ("tool", "no image tool:latest: there is localhost/tool:1"),
+        ("x/other:3", "no image x/other:3: there is other:latest"),
+        ("nothing", "no image nothing:latest: look again"),
+        ("0000", "no image 0000:latest, and no image ID begins with 0000: look again"),
+        (f"app@{B}", f"no image app@{B}: there is app:1, app:2"),
+        ("sha256:0000", "no image ID begins with 0000: look again"),
+        ("0" * 64, f"no image ID begins with {'0' * 64}: look again"),
+    ],
+)
 def test_missing_image_is_named_with_what_is_like_it(word: str, message: str) -> None:
     with pytest.raises(ImageError) as caught:
         find_image(word, IMAGES, "", "look again")

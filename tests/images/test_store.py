@@ -78,8 +78,11 @@ def leftovers(store: Store) -> list[str]:
 
 
 FLAVOURS = {
-    "docker": docker_save([BASE, APP]), "podman": podman_save([BASE, APP]), "oci": oci_archive([BASE, APP]),
-    "oci-zstd": oci_archive([BASE, APP], "zstd"), "docker-25": docker_25_save([BASE, APP]),
+    "docker": docker_save([BASE, APP]),
+    "podman": podman_save([BASE, APP]),
+    "oci": oci_archive([BASE, APP]),
+    "oci-zstd": oci_archive([BASE, APP], "zstd"),
+    "docker-25": docker_25_save([BASE, APP]),
 }
 
 
@@ -127,7 +130,8 @@ def test_progress_tells_of_each_layer(store: Store) -> None:
     [one] = load(store, write(store.root, docker_save([BASE, APP])), progress=told)
     here, new = (layer.diff_id.short for layer in one.image.layers)
     assert told.steps == [
-        (f"layer 1 of 2 ({here}) is here already", 0, 0), (f"layer 2 of 2 ({new})", len(APP), len(APP)),
+        (f"layer 1 of 2 ({here}) is here already", 0, 0),
+        (f"layer 2 of 2 ({new})", len(APP), len(APP)),
     ]
 
 

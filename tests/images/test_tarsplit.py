@@ -33,7 +33,11 @@ from tests.images.test_real_archives import ARCHIVES, EXPORTED, real_archive
 
 ORDINARY: dict[str, Members] = {
     "kinds": {
-        "d": directory(0o750), "d/f": "text", "l": symlink("d/f"), "p": Entry(tarfile.FIFOTYPE), "empty": "",
+        "d": directory(0o750),
+        "d/f": "text",
+        "l": symlink("d/f"),
+        "p": Entry(tarfile.FIFOTYPE),
+        "empty": "",
         "set-id": Entry(mode=0o6755, data=b"#!"),
     },
     "names": {"n" * 99: "1", "n" * 100: "2", "long/" * 60 + "name": "3", "caf\xe9 \udcff\n": "4", "./dot//s": "5"},
@@ -74,10 +78,17 @@ def test_every_format_of_tar_is_kept(split: SplitTar, kind: int) -> None:
     assert split(out.getvalue()).assembled() == out.getvalue()
 
 
-@pytest.mark.parametrize("how", [
-    ["--format=gnu"], ["--format=v7"], ["--format=posix", "--sparse-version=0.0"],
-    ["--format=posix", "--sparse-version=0.1"], ["--format=posix", "--sparse-version=1.0"],
-], ids=lambda how: how[-1].partition("=")[2])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--format=gnu"],
+        ["--format=v7"],
+        ["--format=posix", "--sparse-version=0.0"],
+        ["--format=posix", "--sparse-version=0.1"],
+        ["--format=posix", "--sparse-version=1.0"],
+    ],
+    ids=lambda how: how[-1].partition("=")[2],
+)
 def test_what_gnu_tar_writes_is_kept(split: SplitTar, tmp_path: Path, how: list[str]) -> None:
     source = tmp_path / "source"
     (source / "d").mkdir(parents=True)
@@ -106,7 +117,8 @@ BARE = layer({"a": "1", "b": "2" * 512}).rstrip(b"\0")
 
 
 @pytest.mark.parametrize(
-    "end", [b"", b"\0" * 512, b"\0" * 1024, b"\0" * 3_000_000, b"\0" * 1024 + unlike(2_000_000)],
+    "end",
+    [b"", b"\0" * 512, b"\0" * 1024, b"\0" * 3_000_000, b"\0" * 1024 + unlike(2_000_000)],
     ids=["no end mark", "one block", "two blocks", "many blocks", "garbage after the end"],
 )
 def test_whatever_follows_the_last_member_is_kept(split: SplitTar, end: bytes) -> None:

@@ -39,7 +39,13 @@ def test_history_follows_the_teaching_dockerfile(saved: Path) -> None:
         image = select_image(archive)
     assert image.tags == (sample_image.TAG,)
     assert [(step.instruction.split()[0], step.empty_layer) for step in image.history] == [
-        ("ADD", False), ("LABEL", True), ("ENV", True), ("COPY", False), ("RUN", False), ("RUN", False), ("CMD", True),
+        ("ADD", False),
+        ("LABEL", True),
+        ("ENV", True),
+        ("COPY", False),
+        ("RUN", False),
+        ("RUN", False),
+        ("CMD", True),
     ]
     assert str(Config.parse(image.config, "config").platform) == "linux/amd64"
 

@@ -38,16 +38,17 @@ def test_equal_trees_in_other_layers_do_not_differ(tmp_path: Path) -> None:
     assert (found.added, found.changed, found.deleted) == ((), (), ())
 
 
-@pytest.mark.parametrize("after", [
-    file("12", mode=0o600), file("12", gid=5), file("12", mtime_ns=9), file("12", xattrs={"user.x": b""}),
-])
+@pytest.mark.parametrize(
+    "after", [file("12", mode=0o600), file("12", gid=5), file("12", mtime_ns=9), file("12", xattrs={"user.x": b""})]
+)
 def test_other_metadata_is_told_from_other_content(tmp_path: Path, after: object) -> None:
     assert changed(tmp_path, {"a": "12"}, {"a": after}) == [("a", Change.METADATA)]
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ("12", "13"), ("1", {}), (symlink("a"), symlink("b")), (device(1, 3), device(1, 5)), (symlink("1"), "1"),
-])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("12", "13"), ("1", {}), (symlink("a"), symlink("b")), (device(1, 3), device(1, 5)), (symlink("1"), "1")],
+)
 def test_other_content_is_seen_in_every_kind_of_file(tmp_path: Path, before: object, after: object) -> None:
     assert changed(tmp_path, {"x": before}, {"x": after}) == [("x", Change.CONTENT)]
 

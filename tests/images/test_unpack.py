@@ -39,11 +39,13 @@ def test_members_become_files_with_mode_and_time(build: Build) -> None:
 
 def test_set_id_and_sticky_bits_survive_the_change_of_owner(build: Build) -> None:
     owner = (12, 34) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
-    (top,) = build({
-        "su": Entry(mode=0o6755, owner=owner),
-        "tmp": directory(0o1777, owner=owner),
-        "sg": directory(0o2775, owner=owner),
-    })
+    (top,) = build(
+        {
+            "su": Entry(mode=0o6755, owner=owner),
+            "tmp": directory(0o1777, owner=owner),
+            "sg": directory(0o2775, owner=owner),
+        }
+    )
     assert {name: mode for name, (_, mode, _) in snapshot(top).items()} == {"su": 0o6755, "tmp": 0o1777, "sg": 0o2775}
 
 
@@ -54,14 +56,17 @@ def test_owners_are_the_numbers_of_the_tar(build: Build) -> None:
     assert {path.name: (path.stat().st_uid, path.stat().st_gid) for path in top.iterdir()} == owners
 
 
-@pytest.mark.parametrize(("text", "nanoseconds"), [
-    ("1795477077.123456789", 1795477077_123456789),
-    ("1795477077.000000001", 1795477077_000000001),
-    ("1.5", 1_500000000),
-    ("-1.5", -1_500000000),
-    ("12", 12_000000000),
-    ("1.1234567899", 1_123456789),
-])
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("1795477077.123456789", 1795477077_123456789),
+        ("1795477077.000000001", 1795477077_000000001),
+        ("1.5", 1_500000000),
+        ("-1.5", -1_500000000),
+        ("12", 12_000000000),
+        ("1.1234567899", 1_123456789),
+    ],
+)
 def test_times_are_exact_to_the_nanosecond(build: Build, text: str, nanoseconds: int) -> None:
     (top,) = build({"f": Entry(pax={"mtime": text}), "d": directory(pax={"mtime": text}), "d/x": "1"})
     assert (top / "f").stat().st_mtime_ns == nanoseconds
@@ -79,10 +84,12 @@ def test_capabilities_survive_the_change_of_owner(build: Build) -> None:
 def test_attributes_are_kept_byte_for_byte(build: Build) -> None:
     value = bytes(range(256))
     text = value.decode("utf-8", "surrogateescape")
-    (top,) = build({
-        "f": Entry(mode=0o444, pax={"SCHILY.xattr.user.x": text}),
-        "d": directory(0o555, pax={"SCHILY.xattr.user.x": "1"}),
-    })
+    (top,) = build(
+        {
+            "f": Entry(mode=0o444, pax={"SCHILY.xattr.user.x": text}),
+            "d": directory(0o555, pax={"SCHILY.xattr.user.x": "1"}),
+        }
+    )
     assert os.getxattr(top / "f", "user.x") == value
     assert os.getxattr(top / "d", "user.x") == b"1"
 
@@ -90,7 +97,10 @@ def test_attributes_are_kept_byte_for_byte(build: Build) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "trusted.overlay.opaque", "trusted.overlay.redirect", "user.overlay.opaque", "user.fuseoverlayfs.opaque",
+        "trusted.overlay.opaque",
+        "trusted.overlay.redirect",
+        "user.overlay.opaque",
+        "user.fuseoverlayfs.opaque",
         "user.containers.override_stat",
     ],
 )
@@ -258,11 +268,14 @@ def test_opaque_mark_alone_makes_its_directory(build: Build) -> None:
     assert (top / "d").stat().st_mode & 0o7777 == 0o700
 
 
-@pytest.mark.parametrize("members", [
-    [("d", OPAQUE), ("d/x", WHITEOUT)],
-    [("d/e/x", WHITEOUT), ("d/e/y", "1"), ("d", OPAQUE)],
-    [("d", WHITEOUT), ("d", directory()), ("d/x", WHITEOUT)],
-])
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("d", OPAQUE), ("d/x", WHITEOUT)],
+        [("d/e/x", WHITEOUT), ("d/e/y", "1"), ("d", OPAQUE)],
+        [("d", WHITEOUT), ("d", directory()), ("d/x", WHITEOUT)],
+    ],
+)
 def test_no_whiteout_is_left_inside_an_opaque_directory(build: Build, members: Members) -> None:
     _, top = build({"d/x": "1", "d/e/x": "2"}, members)
     assert is_opaque(top / "d")

@@ -24,16 +24,20 @@ def overlaid(tmp_path: Path) -> Iterator[Make]:
     made: list[Engine] = []
 
     def make(
-        *contents: builders.Content, upper: builders.Content | None = None, metacopy: bool = False,
+        *contents: builders.Content,
+        upper: builders.Content | None = None,
+        metacopy: bool = False,
         user_xattrs: bool = False,
     ) -> Engine:
         above = tmp_path / f"stack{len(made)}"
         builders.directories(above, "upper", "work", "merged")
         builders.fill(os.fsencode(above / "upper"), upper or {})
         lowers = builders.layers(above, *contents)
-        subject = Engine(Layers(
-            lowers, above / "upper", above / "work", above / "merged", metacopy=metacopy, user_xattrs=user_xattrs
-        ))
+        subject = Engine(
+            Layers(
+                lowers, above / "upper", above / "work", above / "merged", metacopy=metacopy, user_xattrs=user_xattrs
+            )
+        )
         subject.start()
         made.append(subject)
         return subject

@@ -58,9 +58,7 @@ def test_mark_that_is_not_followed_is_logged_once(overlaid: Make, caplog: pytest
 
 
 @pytest.mark.parametrize("mark", ["redirect", "metacopy"])
-def test_ordinary_user_s_mount_follows_user_marks(
-    overlaid: Make, monkeypatch: pytest.MonkeyPatch, mark: str
-) -> None:
+def test_ordinary_user_s_mount_follows_user_marks(overlaid: Make, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
     """It reads no more than that user may."""
     there: builders.Content = {"own": directory(xattrs={"user.overlay.redirect": b"/d"})}
     if mark == "metacopy":

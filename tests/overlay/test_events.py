@@ -57,15 +57,15 @@ CALLS: dict[str, tuple[Callable[[Engine], object], list[tuple[Action, str]]]] = 
     "rename of upper": (lambda v: v.rename("up", "new"), [(A.RENAME, "/up")]),
     "rename of lower": (lambda v: v.rename("a", "new"), [(A.COPY_UP, "/a"), (A.RENAME, "/a")]),
     "rename of lower directory": (
-        lambda v: v.rename("d", "new"), [(A.COPY_UP, "/d"), (A.REDIRECT, "/d"), (A.RENAME, "/d")],
+        lambda v: v.rename("d", "new"),
+        [(A.COPY_UP, "/d"), (A.REDIRECT, "/d"), (A.RENAME, "/d")],
     ),
-    "exchange": (
-        lambda v: v.rename("a", "up", RENAME_EXCHANGE), [(A.COPY_UP, "/a"), (A.EXCHANGE, "/a")],
-    ),
+    "exchange": (lambda v: v.rename("a", "up", RENAME_EXCHANGE), [(A.COPY_UP, "/a"), (A.EXCHANGE, "/a")]),
     "append to lower": (lambda v: v.append("a", b"more"), [(A.COPY_UP, "/a"), (A.WRITE, "/a")]),
     "append to upper": (lambda v: v.append("up", b"more"), [(A.WRITE, "/up")]),
     "truncating open": (
-        lambda v: v.open("a", os.O_WRONLY | os.O_TRUNC).close(), [(A.COPY_UP, "/a"), (A.TRUNCATE, "/a")],
+        lambda v: v.open("a", os.O_WRONLY | os.O_TRUNC).close(),
+        [(A.COPY_UP, "/a"), (A.TRUNCATE, "/a")],
     ),
     "truncate": (lambda v: v.truncate("a", 2), [(A.COPY_UP, "/a"), (A.TRUNCATE, "/a")]),
     "chmod": (lambda v: v.chmod("a", 0o600), [(A.COPY_UP, "/a"), (A.CHMOD, "/a")]),

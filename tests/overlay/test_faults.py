@@ -30,14 +30,29 @@ Calls = Mapping[Any, tuple[str, ...]]
 
 WRITING: Calls = {
     os: (
-        "mkdir", "mknod", "symlink", "unlink", "rmdir", "chmod", "chown", "utime", "setxattr", "removexattr",
-        "ftruncate", "copy_file_range", "fsync", "link", "fchown", "fchmod",
+        "mkdir",
+        "mknod",
+        "symlink",
+        "unlink",
+        "rmdir",
+        "chmod",
+        "chown",
+        "utime",
+        "setxattr",
+        "removexattr",
+        "ftruncate",
+        "copy_file_range",
+        "fsync",
+        "link",
+        "fchown",
+        "fchmod",
     ),
     syscalls: ("rename", "link_path", "clone_file"),
 }
 OPENING: Calls = {os: ("open", "dup"), syscalls: ("open_beneath", "open_file_handle")}
 READING: Calls = {
-    os: ("stat", "fstat", "listxattr", "getxattr", "readlink", "scandir", "lseek", "pread"), syscalls: ("file_handle",),
+    os: ("stat", "fstat", "listxattr", "getxattr", "readlink", "scandir", "lseek", "pread"),
+    syscalls: ("file_handle",),
 }
 
 
@@ -153,8 +168,16 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
 
 # Where it matters whether a copy-up brings the data.
 ABOUT_DATA = (
-    "link", "rename", "exchange", "copy-up", "truncate", "chmod", "copy-up of a linked file", "unlink of a linked file",
-    "rename of a linked file", "link of a linked file",
+    "link",
+    "rename",
+    "exchange",
+    "copy-up",
+    "truncate",
+    "chmod",
+    "copy-up of a linked file",
+    "unlink of a linked file",
+    "rename of a linked file",
+    "link of a linked file",
 )
 
 # What may fail while something is taken away that was replaced: the next mount does it.
@@ -173,8 +196,18 @@ def view_of_everything(view: Engine, path: str = "") -> Shown:
     else:
         content = status.rdev
     mtime = 0 if stat.S_ISDIR(status.mode) else status.mtime_ns
-    shown: Shown = {path: (status.ino, status.mode, status.uid, status.gid, status.size * (not mtime), mtime, content,
-                           tuple((name, view.xattr(path, name)) for name in view.xattrs(path)))}
+    shown: Shown = {
+        path: (
+            status.ino,
+            status.mode,
+            status.uid,
+            status.gid,
+            status.size * (not mtime),
+            mtime,
+            content,
+            tuple((name, view.xattr(path, name)) for name in view.xattrs(path)),
+        )
+    }
     if stat.S_ISDIR(status.mode):
         for name in view.names(path):
             shown |= view_of_everything(view, f"{path}/{os.fsdecode(name)}".lstrip("/"))
@@ -184,9 +217,15 @@ def view_of_everything(view: Engine, path: str = "") -> Shown:
 def make(overlaid: Make, metacopy: bool = False) -> Engine:
     return overlaid(
         {
-            "a": file("data", mode=0o4755, uid=3, gid=4, xattrs={"user.own": b"1"}), "b": "2", "gone": "1",
-            "d": directory({"x": "1", "e": {"f": "deep"}}, mode=0o2755, gid=9), "both": "1", "empty/": None,
-            "emptied/x": "1", "l1": "L", "l2": hardlink("l1"),
+            "a": file("data", mode=0o4755, uid=3, gid=4, xattrs={"user.own": b"1"}),
+            "b": "2",
+            "gone": "1",
+            "d": directory({"x": "1", "e": {"f": "deep"}}, mode=0o2755, gid=9),
+            "both": "1",
+            "empty/": None,
+            "emptied/x": "1",
+            "l1": "L",
+            "l2": hardlink("l1"),
         },
         upper={"gone": WHITEOUT, "up": "1", "updir/own": "2", "both": "2", "emptied": {"x": WHITEOUT}},
         metacopy=metacopy,
@@ -202,8 +241,7 @@ def settled(shown: Shown) -> Shown:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("change", "metacopy"),
-    [(change, False) for change in CHANGES] + [(change, True) for change in ABOUT_DATA],
+    ("change", "metacopy"), [(change, False) for change in CHANGES] + [(change, True) for change in ABOUT_DATA]
 )
 def test_failed_change_leaves_old_or_new(
     overlaid: Make, monkeypatch: pytest.MonkeyPatch, change: str, metacopy: bool, kind: str
@@ -263,7 +301,8 @@ HELD: dict[str, Callable[[Engine], Callable[[], object]]] = {
     "mkdir in a directory": lambda v: _held_create(v, b"new"),
     **{
         f"chmod of {path}": lambda v, path=path: partial(  # type: ignore[misc]
-            v.overlay.set_attrs, v.node(path), Change(mode=0o700), v.caller)
+            v.overlay.set_attrs, v.node(path), Change(mode=0o700), v.caller
+        )
         for path in ("a", "d", "d/e", "d/e/f", "l1", "both")
     },
 }

@@ -25,8 +25,11 @@ def open_for_writing(base: Path, **limits: int) -> tuple[int, list[Event]]:
     told: list[Event] = []
     events.attach(told.append)
     stack = Stack(
-        (os.fsencode(lower),), os.fsencode(base / "upper"), os.fsencode(base / "work"),
-        user_xattrs=os.geteuid() != 0, **limits,  # type: ignore[arg-type]  # limits are fields of Stack
+        (os.fsencode(lower),),
+        os.fsencode(base / "upper"),
+        os.fsencode(base / "work"),
+        user_xattrs=os.geteuid() != 0,
+        **limits,  # type: ignore[arg-type]  # limits are fields of Stack
     )
     overlay = Overlay(stack, events)
     caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0o022, "test")

@@ -9,7 +9,11 @@ import pytest
 from overlayfs_demo.overlay.merge import Says, decide
 
 _WORDS = {
-    "-": Says.ABSENT, "w": Says.WHITEOUT, "f": Says.FILE, "d": Says.DIRECTORY, "o": Says.OPAQUE_DIRECTORY,
+    "-": Says.ABSENT,
+    "w": Says.WHITEOUT,
+    "f": Says.FILE,
+    "d": Says.DIRECTORY,
+    "o": Says.OPAQUE_DIRECTORY,
     "m": Says.METACOPY,
 }
 

@@ -93,9 +93,9 @@ def test_origin_that_leads_nowhere_is_none(tmp_path: Path, damage: str) -> None:
 
 
 def test_what_can_hold_no_user_attribute_is_copied_up_without_origin(tmp_path: Path) -> None:
-    lowers = builders.layers(tmp_path, {
-        "link": symlink("x"), "pipe": fifo(), "links": symlink("x"), "more": hardlink("links"),
-    })
+    lowers = builders.layers(
+        tmp_path, {"link": symlink("x"), "pipe": fifo(), "links": symlink("x"), "more": hardlink("links")}
+    )
     builders.directories(tmp_path, "upper", "work")
     above = [os.fsencode(tmp_path / name) for name in ("upper", "work")]
     for _ in range(2):

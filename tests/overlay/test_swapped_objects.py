@@ -102,8 +102,15 @@ def canary_at(path: Path) -> Path:
 
 def state(path: Path) -> tuple[object, ...]:
     status = path.lstat()
-    return (status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns, path.read_bytes(),
-            {name: os.getxattr(path, name) for name in os.listxattr(path)})
+    return (
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        status.st_size,
+        status.st_mtime_ns,
+        path.read_bytes(),
+        {name: os.getxattr(path, name) for name in os.listxattr(path)},
+    )
 
 
 def replace(path: Path, impostor: Impostor, canary: Path) -> None:
@@ -247,10 +254,20 @@ def test_canaries_outlive_an_attacker_who_exchanges_names(overlaid: Make, tmp_pa
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     dice = random.Random(seed)
-    view = overlaid({}, upper={"home": directory({
-        "f": file("alice's", uid=ALICE, gid=ALICE), "d": directory(uid=ALICE, gid=ALICE),
-        "rootsdir": directory(mode=0o700),
-    }, uid=ALICE, gid=ALICE)})
+    view = overlaid(
+        {},
+        upper={
+            "home": directory(
+                {
+                    "f": file("alice's", uid=ALICE, gid=ALICE),
+                    "d": directory(uid=ALICE, gid=ALICE),
+                    "rootsdir": directory(mode=0o700),
+                },
+                uid=ALICE,
+                gid=ALICE,
+            )
+        },
+    )
     home = view.upper("home")
     outside, inside = canary_at(tmp_path / "outside"), canary_at(home / "inside")
     (home / "link").symlink_to(outside)
@@ -265,8 +282,11 @@ def test_canaries_outlive_an_attacker_who_exchanges_names(overlaid: Make, tmp_pa
                 found = allowed(view, "home/d")
                 if found and isinstance(found[0], DirNode):
                     dice.choice(found[0].sources).release()
-                    made += _tried(lambda found=found, number=number: view.overlay.symlink(  # type: ignore[misc]
-                        found[0], b"%d" % number, b"x", CALLER))
+                    made += _tried(
+                        lambda found=found, number=number: view.overlay.symlink(  # type: ignore[misc]
+                            found[0], b"%d" % number, b"x", CALLER
+                        )
+                    )
             elif (found := allowed(view, "home/f")) and found[0].kind == stat.S_IFREG:
                 made += _tried(lambda name=name, found=found: VERBS[name](view, found[0]))  # type: ignore[misc]
     assert (state(outside), state(inside)) == before
@@ -308,10 +328,20 @@ def test_directory_that_was_put_in_the_place_of_an_empty_one_is_not_removed(
     overlaid: Make, monkeypatch: pytest.MonkeyPatch, removal: str
 ) -> None:
     emptied = directory({"x": WHITEOUT}, uid=ALICE)
-    view = overlaid({"home": {"both": {"x": "1"}}}, upper={"home": directory({
-        "d": emptied, "both": emptied, "other": directory(uid=ALICE),
-        "roots": directory({"canary": file(SECRET)}, mode=0o700),
-    }, uid=ALICE)})
+    view = overlaid(
+        {"home": {"both": {"x": "1"}}},
+        upper={
+            "home": directory(
+                {
+                    "d": emptied,
+                    "both": emptied,
+                    "other": directory(uid=ALICE),
+                    "roots": directory({"canary": file(SECRET)}, mode=0o700),
+                },
+                uid=ALICE,
+            )
+        },
+    )
     real = view.upper("home")
     name = "both" if "merged" in removal else "d"
 

@@ -83,7 +83,9 @@ class Browser:
         value = self.driver.execute_script(
             "const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});"
             "c.fillStyle = getComputedStyle(document.querySelector(arguments[0]))[arguments[1]];"
-            "c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data].slice(0, 3)", selector, name,
+            "c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data].slice(0, 3)",
+            selector,
+            name,
         )
         return tuple(value)
 
@@ -93,7 +95,8 @@ class Browser:
         roles = {"button", "link", "treeitem", "tree", "searchbox", "textbox", "log"}
         return [
             (one["role"]["value"], one.get("name", {}).get("value", ""))
-            for one in nodes if not one["ignored"] and one["role"]["value"] in roles
+            for one in nodes
+            if not one["ignored"] and one["role"]["value"] in roles
         ]
 
 
@@ -282,12 +285,20 @@ def test_text_is_readable(browser: Browser, written: str, scheme: str) -> None:
     browser.sees('#tree [data-key="/etc/motd"] .name').click()
     browser.sees("#detail .diff .added")
     pairs = [(selector, selector) for selector in (".badge", ".diff .added", ".diff .deleted")]
-    pairs += [(".box h3", ".box"), (".note", "main > section"), ("dt", "main > section"), (".gone .name", ".files"),
-              (".link", ".waste"), (".says-seen td", ".detail"), (".says-hidden td", ".detail"), (".size", ".files")]
+    pairs += [
+        (".box h3", ".box"),
+        (".note", "main > section"),
+        ("dt", "main > section"),
+        (".gone .name", ".files"),
+        (".link", ".waste"),
+        (".says-seen td", ".detail"),
+        (".says-hidden td", ".detail"),
+        (".size", ".files"),
+    ]
     for text, ground in pairs:
-        dark, bright = sorted((
-            luminance(browser.colour(text, "color")), luminance(browser.colour(ground, "backgroundColor")),
-        ))
+        dark, bright = sorted(
+            (luminance(browser.colour(text, "color")), luminance(browser.colour(ground, "backgroundColor")))
+        )
         assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
 
 

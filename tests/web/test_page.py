@@ -73,15 +73,20 @@ class _Elements(HTMLParser):
 def test_a_story_has_each_layers_say_the_versions_and_what_changed(store: Store, image: MakeImage) -> None:
     found = told(store, image({"a": "one\nsame\n"}, {"b": "x"}, {"a": "two\nsame\n"}), b"/a")
     assert [(one.name, one.state) for one in found.says] == [
-        ("Layer 3", "seen"), ("Layer 2", ""), ("Layer 1", "hidden"),
+        ("Layer 3", "seen"),
+        ("Layer 2", ""),
+        ("Layer 1", "hidden"),
     ]
     assert [(one.name, one.text, one.seen) for one in found.versions] == [
-        ("Layer 3", "two\nsame\n", True), ("Layer 1", "one\nsame\n", False),
+        ("Layer 3", "two\nsame\n", True),
+        ("Layer 1", "one\nsame\n", False),
     ]
     [change] = found.comparisons
     assert (change.before, change.after) == ("Layer 1", "Layer 3")
     assert [line for line in change.lines if line[0] != "place"] == [
-        ("deleted", "-one\n"), ("added", "+two\n"), ("", " same\n"),
+        ("deleted", "-one\n"),
+        ("added", "+two\n"),
+        ("", " same\n"),
     ]
 
 
@@ -165,7 +170,13 @@ def test_boxes_are_from_the_top_and_numbered_from_the_bottom(image: MakeImage) -
     page = page_of(image({"a": "1234"}, {"a": WHITEOUT, "b": "1"}))
     assert [(one.key, one.name, one.live) for one in page.boxes] == [("2", "Layer 2", 1.0), ("1", "Layer 1", 0.0)]
     assert dict(page.boxes[0].facts) == {
-        "size": "1B", "entries": "1", "added": "1", "changed": "0", "deleted": "1", "whiteouts": "1", "wasted": "0B",
+        "size": "1B",
+        "entries": "1",
+        "added": "1",
+        "changed": "0",
+        "deleted": "1",
+        "whiteouts": "1",
+        "wasted": "0B",
     }
 
 
@@ -181,7 +192,8 @@ def test_history_has_the_columns_of_the_verb_and_each_steps_layer(image: MakeIma
     page = page_of(image({"a": "1"}, {"b": "1"}))
     assert page.history_header == ("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT", "LAYER")
     assert [(one.cells[2], one.layer) for one in page.history] == [
-        ("/bin/sh -c make layer 2", 2), ("/bin/sh -c make layer 1", 1),
+        ("/bin/sh -c make layer 2", 2),
+        ("/bin/sh -c make layer 1", 1),
     ]
 
 
@@ -260,13 +272,25 @@ def test_names_contents_and_steps_cannot_become_markup(store: Store, image: Make
 # --- who may ask, and what is installed ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("header", "listening", "known"), [
-    ("localhost:8080", "127.0.0.1", True), ("127.0.0.1", "127.0.0.1", True), ("[::1]:8080", "::1", True),
-    ("LOCALHOST", "127.0.0.1", True), ("my.host:80", "my.host", True), ("192.168.1.2:8080", "0.0.0.0", True),
-    ("evil.example", "127.0.0.1", False), ("evil.example:8080", "0.0.0.0", False), ("", "127.0.0.1", False),
-    ("localhost.evil.example", "127.0.0.1", False), ("192.168.1.2", "127.0.0.1", False), ("[::1", "x", True),
-    ("127.0.0.1.evil.example", "127.0.0.1", False), ("a:b:c", "127.0.0.1", False),
-])
+@pytest.mark.parametrize(
+    ("header", "listening", "known"),
+    [
+        ("localhost:8080", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("[::1]:8080", "::1", True),
+        ("LOCALHOST", "127.0.0.1", True),
+        ("my.host:80", "my.host", True),
+        ("192.168.1.2:8080", "0.0.0.0", True),
+        ("evil.example", "127.0.0.1", False),
+        ("evil.example:8080", "0.0.0.0", False),
+        ("", "127.0.0.1", False),
+        ("localhost.evil.example", "127.0.0.1", False),
+        ("192.168.1.2", "127.0.0.1", False),
+        ("[::1", "x", True),
+        ("127.0.0.1.evil.example", "127.0.0.1", False),
+        ("a:b:c", "127.0.0.1", False),
+    ],
+)
 def test_requests_must_name_this_machine(header: str, listening: str, known: bool) -> None:
     assert is_known(header, listening) is known
 

@@ -132,19 +132,42 @@ def test_no_path_leads_out(still: Server, path: str) -> None:
         assert answer.status == 400 and "root:" not in answer.text
 
 
-@pytest.mark.parametrize(("address", "status"), [
-    ("/file?path=/nothing", 404), ("/tree?path=/a", 404), ("/file", 400), ("/../../etc/passwd", 404),
-    ("/static/page.js", 404), ("/page.html", 404),
-])
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("/file?path=/nothing", 404),
+        ("/tree?path=/a", 404),
+        ("/file", 400),
+        ("/../../etc/passwd", 404),
+        ("/static/page.js", 404),
+        ("/page.html", 404),
+    ],
+)
 def test_what_is_not_there_is_not_found(still: Server, address: str, status: int) -> None:
     assert still.get(address).status == status
 
 
 def test_nothing_is_told_to_whoever_does_not_show_the_token(server: Server) -> None:
-    for address in ("/", "/page.js", "/page.css", "/tree?path=/", "/file?path=/motd", "/search?words=m", "/upper",
-                    "/events", "/nothing"):
-        for cookie in ("", "overlayfs-demo-1=x", f"overlayfs-demo-{server.port}=", f"{server.cookie()[:-1]}",
-                       f"{server.cookie()}x", f"other={server.token}", "\xff;=;"):
+    for address in (
+        "/",
+        "/page.js",
+        "/page.css",
+        "/tree?path=/",
+        "/file?path=/motd",
+        "/search?words=m",
+        "/upper",
+        "/events",
+        "/nothing",
+    ):
+        for cookie in (
+            "",
+            "overlayfs-demo-1=x",
+            f"overlayfs-demo-{server.port}=",
+            f"{server.cookie()[:-1]}",
+            f"{server.cookie()}x",
+            f"other={server.token}",
+            "\xff;=;",
+        ):
             answer = server.get(address, Cookie=cookie)
             assert answer.status == 403 and "hello" not in answer.text
             assert "'overlayfs-demo serve' printed" in answer.text
@@ -331,8 +354,7 @@ def without(*libraries: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("verb", "library"),
-    [("report", "jinja2"), ("report", "squarify"), ("serve", "starlette"), ("serve", "uvicorn")],
+    ("verb", "library"), [("report", "jinja2"), ("report", "squarify"), ("serve", "starlette"), ("serve", "uvicorn")]
 )
 def test_a_verb_whose_library_is_missing_says_how_to_install_it(
     verb: str, library: str, store: Store, image: MakeImage, tmp_path: Path

@@ -79,8 +79,12 @@ class FusepyFront:
                 # Mounts, answers requests on several threads, and returns when it is unmounted. `raw_fi`
                 # hands the callbacks libfuse's record of an open file (fuse_file_info) as it is.
                 fuse.FUSE(
-                    callbacks, view.mountpoint.decode(ENCODING), raw_fi=True, encoding=ENCODING,
-                    foreground=True, **mount_options(view),
+                    callbacks,
+                    view.mountpoint.decode(ENCODING),
+                    raw_fi=True,
+                    encoding=ENCODING,
+                    foreground=True,
+                    **mount_options(view),
                 )
         except RuntimeError as error:
             if not callbacks.answered:
@@ -384,9 +388,17 @@ class Callbacks:
 def _stat(attrs: Attrs) -> dict[str, int]:
     """The engine's attributes by the names of stat(2), as fusepy wants them."""
     return {
-        "st_ino": attrs.ino, "st_mode": attrs.mode, "st_nlink": attrs.nlink, "st_uid": attrs.uid,
-        "st_gid": attrs.gid, "st_rdev": attrs.rdev, "st_size": attrs.size, "st_blocks": attrs.blocks,
-        "st_blksize": attrs.blksize, "st_atime": attrs.atime_ns, "st_mtime": attrs.mtime_ns,
+        "st_ino": attrs.ino,
+        "st_mode": attrs.mode,
+        "st_nlink": attrs.nlink,
+        "st_uid": attrs.uid,
+        "st_gid": attrs.gid,
+        "st_rdev": attrs.rdev,
+        "st_size": attrs.size,
+        "st_blocks": attrs.blocks,
+        "st_blksize": attrs.blksize,
+        "st_atime": attrs.atime_ns,
+        "st_mtime": attrs.mtime_ns,
         "st_ctime": attrs.ctime_ns,
     }
 

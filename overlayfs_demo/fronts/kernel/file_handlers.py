@@ -38,7 +38,11 @@ class Files:
     """The open files of one mount. Safe to use from several threads."""
 
     def __init__(
-        self, view: View, nodes: NodeTable, trust: Trust, pass_on: Callable[[], None],
+        self,
+        view: View,
+        nodes: NodeTable,
+        trust: Trust,
+        pass_on: Callable[[], None],
         store: Callable[[int, memoryview], None],
     ) -> None:
         """`pass_on` and `store` are those of `Requests`."""
@@ -150,7 +154,11 @@ class Files:
         start = wire.WRITE_IN.size
         opened = self._open[number]
         written = self._overlay.write(
-            opened.node, opened.handle, request.body[start : start + size], offset, request.caller("write"),
+            opened.node,
+            opened.handle,
+            request.body[start : start + size],
+            offset,
+            request.caller("write"),
             kill_privileges=bool(flags & wire.WRITE_KILL_SUIDGID),
         )
         return wire.WRITE_OUT.pack(written)
@@ -191,7 +199,12 @@ class Files:
         target = self._open[number]
         self._pass_on()
         return self._overlay.copy_range(
-            self._open[from_number].handle, from_offset, target.node, target.handle, offset, length,
+            self._open[from_number].handle,
+            from_offset,
+            target.node,
+            target.handle,
+            offset,
+            length,
             request.caller("copy_file_range"),
         )
 

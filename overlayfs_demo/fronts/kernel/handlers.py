@@ -36,7 +36,10 @@ class Requests:
     """Answers the requests of one mount. Safe to use from several threads."""
 
     def __init__(
-        self, view: View, pass_on: Callable[[], None], store: Callable[[int, memoryview], None],
+        self,
+        view: View,
+        pass_on: Callable[[], None],
+        store: Callable[[int, memoryview], None],
         distrust: Callable[[int], None],
     ) -> None:
         """`pass_on` is called before a request that may take long, see `turns.Turns.pass_on`; `store` puts the
@@ -125,9 +128,9 @@ class Requests:
         mode, rdev, umask = wire.MKNOD_IN.unpack_from(request.body)
         name = request.name(wire.MKNOD_IN.size)
         parent = self.nodes.directory(request.nodeid)
-        return self._entry(parent, *self._overlay.mknod(
-            parent, name, mode, wire.decode_device(rdev), request.caller("mknod", umask)
-        ))
+        return self._entry(
+            parent, *self._overlay.mknod(parent, name, mode, wire.decode_device(rdev), request.caller("mknod", umask))
+        )
 
     def mkdir(self, request: Request) -> bytes:
         mode, umask = wire.MKDIR_IN.unpack_from(request.body)

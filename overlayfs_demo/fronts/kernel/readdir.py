@@ -93,14 +93,14 @@ class Directories:
             shown = [answer[0] for answer in found if answer and not isinstance(answer, Dirent)]
             ids = iter(self._nodes.remember(shown))
             return [
-                wire.bare_direntplus(answer.ino, number, answer.name, answer.kind) if isinstance(answer, Dirent)
+                wire.bare_direntplus(answer.ino, number, answer.name, answer.kind)
+                if isinstance(answer, Dirent)
                 else wire.direntplus(next(ids), answer[1], trust.entry(inside, answer[0]), number, listed.name)
-                for (number, listed), answer in zip(names, found, strict=True) if answer
+                for (number, listed), answer in zip(names, found, strict=True)
+                if answer
             ]
 
-        dots = [
-            wire.bare_direntplus(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)
-        ]
+        dots = [wire.bare_direntplus(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)]
         return _filled(numbering, offset, size, dots, wire.direntplus_size, pack)
 
     def _numbering(self, directory: DirNode, nodeid: int, offset: int) -> tuple[Numbering, _Answers]:
@@ -176,7 +176,11 @@ def _dots(directory: DirNode, offset: int) -> list[tuple[int, int, bytes]]:
 
 
 def _filled(
-    numbering: Numbering, offset: int, size: int, dots: list[bytes], size_of: Callable[[bytes], int],
+    numbering: Numbering,
+    offset: int,
+    size: int,
+    dots: list[bytes],
+    size_of: Callable[[bytes], int],
     pack: Callable[[Sequence[Numbered]], list[bytes]],
 ) -> Portion:
     """The dots, and as many of the names behind `offset` as fit. Empty only at the end of the directory:

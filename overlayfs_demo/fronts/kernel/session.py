@@ -42,9 +42,19 @@ _PAUSE = 0.1
 _PATIENCE = 2.0
 
 _WANTED = (
-    wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.DONT_MASK | wire.DO_READDIRPLUS
-    | wire.READDIRPLUS_AUTO | wire.PARALLEL_DIROPS | wire.POSIX_ACL | wire.MAX_PAGES | wire.CACHE_SYMLINKS
-    | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT | wire.INIT_EXT
+    wire.ASYNC_READ
+    | wire.ATOMIC_O_TRUNC
+    | wire.BIG_WRITES
+    | wire.DONT_MASK
+    | wire.DO_READDIRPLUS
+    | wire.READDIRPLUS_AUTO
+    | wire.PARALLEL_DIROPS
+    | wire.POSIX_ACL
+    | wire.MAX_PAGES
+    | wire.CACHE_SYMLINKS
+    | wire.HANDLE_KILLPRIV_V2
+    | wire.SETXATTR_EXT
+    | wire.INIT_EXT
 )
 # Without these the engine's answers would be wrong, not just slow.
 _NEEDED = wire.ATOMIC_O_TRUNC | wire.DONT_MASK | wire.POSIX_ACL | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT

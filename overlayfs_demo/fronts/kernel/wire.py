@@ -175,8 +175,18 @@ def init_reply(minor: int, readahead: int, flags: int, background: int, max_writ
     """INIT's reply; times have nanoseconds, and one message holds `max_write` bytes of data."""
     pages = max_write // 4096
     return _INIT_OUT.pack(
-        MAJOR, minor, readahead, flags & 0xFFFFFFFF, background, background * 3 // 4, max_write, 1, pages, 0,
-        flags >> 32, 0,
+        MAJOR,
+        minor,
+        readahead,
+        flags & 0xFFFFFFFF,
+        background,
+        background * 3 // 4,
+        max_write,
+        1,
+        pages,
+        0,
+        flags >> 32,
+        0,
     )
 
 
@@ -186,8 +196,22 @@ def _fields(attrs: Attrs) -> tuple[int, ...]:
     msec, mnsec = divmod(mtime, _SECOND)
     csec, cnsec = divmod(ctime, _SECOND)
     return (
-        ino, size, blocks, asec, msec, csec, ansec, mnsec, cnsec,
-        mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
+        ino,
+        size,
+        blocks,
+        asec,
+        msec,
+        csec,
+        ansec,
+        mnsec,
+        cnsec,
+        mode,
+        nlink,
+        uid,
+        gid,
+        encode_device(rdev) if rdev else 0,
+        blksize,
+        0,
     )
 
 
@@ -245,9 +269,21 @@ def statx_reply(attrs: Attrs, birth_ns: int | None, valid: Valid) -> bytes:
     mask = _STATX_BASIC_STATS | (0 if birth_ns is None else _STATX_BTIME)
     times = (attrs.atime_ns, birth_ns or 0, attrs.ctime_ns, attrs.mtime_ns)
     return _STATX_OUT.pack(
-        valid.attr_seconds, valid.attr_nanoseconds, mask, attrs.blksize, 0, attrs.nlink, attrs.uid, attrs.gid,
-        attrs.mode, attrs.ino, attrs.size, attrs.blocks, *(part for time in times for part in divmod(time, _SECOND)),
-        os.major(attrs.rdev), os.minor(attrs.rdev),
+        valid.attr_seconds,
+        valid.attr_nanoseconds,
+        mask,
+        attrs.blksize,
+        0,
+        attrs.nlink,
+        attrs.uid,
+        attrs.gid,
+        attrs.mode,
+        attrs.ino,
+        attrs.size,
+        attrs.blocks,
+        *(part for time in times for part in divmod(time, _SECOND)),
+        os.major(attrs.rdev),
+        os.minor(attrs.rdev),
     )
 
 
@@ -266,8 +302,18 @@ def direntplus(nodeid: int, attrs: Attrs, valid: Valid, offset: int, name: bytes
     """One entry of a READDIRPLUS reply: `entry_reply` and `dirent` in one."""
     size = len(name)
     return _direntplus_struct(size + 7 & ~7).pack(
-        nodeid, 0, valid.seconds, valid.attr_seconds, valid.nanoseconds, valid.attr_nanoseconds, *_fields(attrs),
-        attrs.ino, offset, size, attrs.mode >> 12, name,
+        nodeid,
+        0,
+        valid.seconds,
+        valid.attr_seconds,
+        valid.nanoseconds,
+        valid.attr_nanoseconds,
+        *_fields(attrs),
+        attrs.ino,
+        offset,
+        size,
+        attrs.mode >> 12,
+        name,
     )
 
 
@@ -294,6 +340,13 @@ def direntplus_size(name: bytes) -> int:
 def statfs_reply(status: os.statvfs_result) -> bytes:
     """STATFS's reply."""
     return _STATFS.pack(
-        status.f_blocks, status.f_bfree, status.f_bavail, status.f_files, status.f_ffree,
-        status.f_bsize, status.f_namemax, status.f_frsize, 0,
+        status.f_blocks,
+        status.f_bfree,
+        status.f_bavail,
+        status.f_files,
+        status.f_ffree,
+        status.f_bsize,
+        status.f_namemax,
+        status.f_frsize,
+        0,
     )

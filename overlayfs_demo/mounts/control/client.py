@@ -223,8 +223,14 @@ class _Client:
 def event_of(answer: Mapping[str, Any]) -> Event:
     """The event that a daemon told of."""
     return Event(
-        Action(answer["action"]), os.fsencode(answer["path"]), answer["pid"], answer["uid"], answer["call"],
-        answer["layer"], answer["size"], answer["detail"],
+        Action(answer["action"]),
+        os.fsencode(answer["path"]),
+        answer["pid"],
+        answer["uid"],
+        answer["call"],
+        answer["layer"],
+        answer["size"],
+        answer["detail"],
     )
 
 

@@ -92,7 +92,14 @@ class _Counts:
 
 def _event_json(event: Event, name: str, seconds: float) -> dict[str, Any]:
     return {
-        "time": seconds, "action": event.action.value, "path": os.fsdecode(event.path), "pid": event.pid,
-        "who": name, "uid": event.uid, "call": event.call, "layer": event.layer, "size": event.size,
+        "time": seconds,
+        "action": event.action.value,
+        "path": os.fsdecode(event.path),
+        "pid": event.pid,
+        "who": name,
+        "uid": event.uid,
+        "call": event.call,
+        "layer": event.layer,
+        "size": event.size,
         "detail": event.detail,
     }

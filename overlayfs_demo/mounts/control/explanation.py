@@ -20,9 +20,14 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
 
 def _fields(one: Statement) -> dict[str, Any]:
     return {
-        "layer": one.layer, "says": one.says.value, "wins": one.wins, "mode": one.mode, "size": one.size,
+        "layer": one.layer,
+        "says": one.says.value,
+        "wins": one.wins,
+        "mode": one.mode,
+        "size": one.size,
         "target": None if one.target is None else os.fsdecode(one.target),
-        "hidden_by": one.hidden_by or None, "hidden_at": os.fsdecode(one.hidden_at) or None,
+        "hidden_by": one.hidden_by or None,
+        "hidden_at": os.fsdecode(one.hidden_at) or None,
         "deleted_at": os.fsdecode(one.deleted_at) or None,
         "stored_at": None if one.mode is None else os.fsdecode(one.stored_at),
     }
@@ -39,10 +44,16 @@ def _statement(fields: Mapping[str, Any]) -> Statement:
     if mode is None and says in (Says.FILE, Says.METACOPY):
         raise ValueError("a file without a mode")
     return Statement(
-        str(fields["layer"]), says, bool(fields["wins"]), mode,
+        str(fields["layer"]),
+        says,
+        bool(fields["wins"]),
+        mode,
         None if mode is None else _number(fields, "size", _MOST),
-        None if fields["target"] is None else _bytes(fields, "target"), os.fsdecode(_bytes(fields, "hidden_by")),
-        _bytes(fields, "hidden_at"), _bytes(fields, "deleted_at"), _bytes(fields, "stored_at"),
+        None if fields["target"] is None else _bytes(fields, "target"),
+        os.fsdecode(_bytes(fields, "hidden_by")),
+        _bytes(fields, "hidden_at"),
+        _bytes(fields, "deleted_at"),
+        _bytes(fields, "stored_at"),
     )
 
 

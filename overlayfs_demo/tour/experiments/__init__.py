@@ -6,5 +6,9 @@ from overlayfs_demo.tour.experiment import Experiment
 from overlayfs_demo.tour.experiments import data, images, kernel, names, stacks
 
 ALL: tuple[Experiment, ...] = (
-    *data.EXPERIMENTS, *names.EXPERIMENTS, *stacks.EXPERIMENTS, *images.EXPERIMENTS, *kernel.EXPERIMENTS,
+    *data.EXPERIMENTS,
+    *names.EXPERIMENTS,
+    *stacks.EXPERIMENTS,
+    *images.EXPERIMENTS,
+    *kernel.EXPERIMENTS,
 )

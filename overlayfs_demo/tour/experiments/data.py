@@ -33,7 +33,8 @@ EXPERIMENTS = (
         layers={"lower": {"motd": "hello\n", "notes": "do not touch me\n"}},
         do=("echo 'good morning' > merged/motd", "cat merged/motd", "cat lower/motd"),
         checks=(
-            checks.text("upper/motd", "good morning\n"), checks.text("lower/motd", "hello\n"),
+            checks.text("upper/motd", "good morning\n"),
+            checks.text("lower/motd", "hello\n"),
             checks.exactly("upper", "motd"),
         ),
         explained="""Before the first write a file of the lower is copied into the upper: this is copy-up, and from
@@ -47,7 +48,9 @@ EXPERIMENTS = (
         layers={"lower": {"big": big(_MB), "small": "little\n"}},
         do=("printf x >> merged/big", "wc -c upper/big"),
         checks=(
-            checks.size("upper/big", _MB + 1), checks.size("lower/big", _MB), checks.absent("upper/small"),
+            checks.size("upper/big", _MB + 1),
+            checks.size("lower/big", _MB),
+            checks.absent("upper/small"),
             checks.printed("1000001"),
         ),
         explained="""Copy-up works on whole files, not on blocks: a single byte costs a million. This is why databases
@@ -61,7 +64,8 @@ EXPERIMENTS = (
         layers={"lower": {"tool": big(_MB)}},
         do=("chmod 755 merged/tool", "stat -c '%a %s %n' lower/tool upper/tool"),
         checks=(
-            checks.mode("upper/tool", 0o755), checks.mode("lower/tool", 0o644),
+            checks.mode("upper/tool", 0o755),
+            checks.mode("lower/tool", 0o644),
             checks.same("lower/tool", "upper/tool"),
         ),
         explained="""The mode is kept with the file, so the file must be in the upper, with all its data. The option
@@ -75,7 +79,8 @@ EXPERIMENTS = (
         layers={"lower": {"log": "first line\n"}},
         do=("(read line; echo 'second line' >> merged/log; cat) < merged/log",),
         checks=(
-            checks.printed("second line"), checks.text("upper/log", "first line\nsecond line\n"),
+            checks.printed("second line"),
+            checks.text("upper/log", "first line\nsecond line\n"),
             checks.text("lower/log", "first line\n"),
         ),
         explained="""Here it does: who has the file open is led to the copy, for to them it is one file. The kernel's

@@ -33,6 +33,7 @@ def base() -> Step:
 
 def images(**archives: Sequence[Step]) -> Callable[[Stage], None]:
     """What writes `NAME.tar`, an archive of the image NAME:1.0, for each of these."""
+
     def prepare(stage: Stage) -> None:
         for name, steps in archives.items():
             with stage.path(f"{name}.tar").open("wb") as out:
@@ -73,12 +74,17 @@ EXPERIMENTS = (
             read?""",
         prepare=images(app=(Step(_BASE, tar().file("motd", "hello\n").finished()),)),
         do=(
-            "overlayfs-demo load app.tar", "mkdir one two", "overlayfs-demo create app:1.0 --name one --at one",
-            "overlayfs-demo create app:1.0 --name two --at two", "echo 'changed in one' > one/motd", "cat two/motd",
+            "overlayfs-demo load app.tar",
+            "mkdir one two",
+            "overlayfs-demo create app:1.0 --name one --at one",
+            "overlayfs-demo create app:1.0 --name two --at two",
+            "echo 'changed in one' > one/motd",
+            "cat two/motd",
         ),
         look={"one": "one", "upper of one": _upper("one"), "two": "two", "upper of two": _upper("two")},
         checks=(
-            checks.text("one/motd", "changed in one\n"), checks.text("two/motd", "hello\n"),
+            checks.text("one/motd", "changed in one\n"),
+            checks.text("two/motd", "hello\n"),
             Check("the upper of one holds motd", lambda stage: set(stage.tree(_upper("one"))) == {"motd"}),
             Check("the upper of two is empty", lambda stage: not stage.tree(_upper("two"))),
         ),
@@ -90,11 +96,14 @@ EXPERIMENTS = (
         summary="history's sizes are those of the layers on disk",
         question="""docker history prints a SIZE for every step of an image. Some steps have 0: have they no layer, or
             an empty one? And do the others say what lies on the disk?""",
-        prepare=images(app=(
-            base(), Step("/bin/sh -c #(nop)  ENV COLOUR=blue"),
-            Step("/bin/sh -c #(nop) COPY file:data in / ", tar().file("data", big(250_000)).finished()),
-            Step("/bin/sh -c rm /motd", tar().file(".wh.motd", "").finished()),
-        )),
+        prepare=images(
+            app=(
+                base(),
+                Step("/bin/sh -c #(nop)  ENV COLOUR=blue"),
+                Step("/bin/sh -c #(nop) COPY file:data in / ", tar().file("data", big(250_000)).finished()),
+                Step("/bin/sh -c rm /motd", tar().file(".wh.motd", "").finished()),
+            )
+        ),
         do=("overlayfs-demo load app.tar", _HISTORY.format("app:1.0"), _BUILD, _SIZES),
         look=_layers(layer_1="01", layer_2="02", layer_3="03"),
         checks=(
@@ -110,19 +119,25 @@ EXPERIMENTS = (
         summary="deleting in a later layer does not shrink an image",
         question="""A Dockerfile has RUN make-cache, which leaves 2 MB, and in the next line RUN rm cache. How big is
             the image?""",
-        prepare=images(app=(
-            Step(_BASE, tar().file("motd", "hello\n").finished()),
-            Step("/bin/sh -c make-cache", tar().file("cache", big(2_000_000)).finished()),
-            Step("/bin/sh -c rm /cache", tar().file(".wh.cache", "").finished()),
-        )),
+        prepare=images(
+            app=(
+                Step(_BASE, tar().file("motd", "hello\n").finished()),
+                Step("/bin/sh -c make-cache", tar().file("cache", big(2_000_000)).finished()),
+                Step("/bin/sh -c rm /cache", tar().file(".wh.cache", "").finished()),
+            )
+        ),
         do=(
-            "overlayfs-demo load app.tar", _HISTORY.format("app:1.0"), "overlayfs-demo ghosts app:1.0",
-            _BUILD, "mkdir merged && overlayfs-demo mount \\\n"
+            "overlayfs-demo load app.tar",
+            _HISTORY.format("app:1.0"),
+            "overlayfs-demo ghosts app:1.0",
+            _BUILD,
+            "mkdir merged && overlayfs-demo mount \\\n"
             "    -o userxattr,lowerdir=$(ls -dr layers/* | paste -sd :) merged",
         ),
         look={**_layers(layer_1="01", layer_2="02", layer_3="03"), "merged": "merged"},
         checks=(
-            checks.exactly("merged", "motd"), checks.printed("2MB", "/cache", by=2),
+            checks.exactly("merged", "motd"),
+            checks.printed("2MB", "/cache", by=2),
             Check("the layers ship 2,000,006 bytes", lambda stage: _shipped(stage) == 2_000_006),
         ),
         explained="""The third layer can only hide the file of the second, which is shipped to everybody all the same:
@@ -133,17 +148,20 @@ EXPERIMENTS = (
         summary="RUN chmod doubles a file",
         question="""An image has a tool of 1 MB. The next line of its Dockerfile is RUN chmod 755 /tool. How big is the
             image now?""",
-        prepare=images(app=(
-            base(), Step("/bin/sh -c chmod 755 /tool", tar().file("tool", big(1_000_000), 0o755).finished()),
-        )),
+        prepare=images(
+            app=(base(), Step("/bin/sh -c chmod 755 /tool", tar().file("tool", big(1_000_000), 0o755).finished()))
+        ),
         do=("overlayfs-demo load app.tar", _HISTORY.format("app:1.0"), _BUILD, _SIZES),
         look=_layers(layer_1="01", layer_2="02"),
         checks=(
             checks.printed("1000000", "1000006", by=1),
             Check("the layers ship 2,000,006 bytes", lambda stage: _shipped(stage) == 2_000_006),
-            Check("tool is the same data in both layers", lambda stage: len({
-                one.digest for path, one in stage.tree("layers").items() if path.endswith("/tool")
-            }) == 1),
+            Check(
+                "tool is the same data in both layers",
+                lambda stage: (
+                    len({one.digest for path, one in stage.tree("layers").items() if path.endswith("/tool")}) == 1
+                ),
+            ),
         ),
         explained="""The builder saw a file copied up, and put the whole file into the new layer. COPY --chmod=755 sets
             the mode where the file is added, and costs nothing.""",
@@ -158,8 +176,11 @@ EXPERIMENTS = (
             web=(base(), Step("/bin/sh -c make-web", tar().file("web", big(300_000)).finished())),
         ),
         do=(
-            "overlayfs-demo load app.tar", "overlayfs-demo load web.tar", "overlayfs-demo layers",
-            "find .store/layers -name tool | wc -l", "overlayfs-demo df",
+            "overlayfs-demo load app.tar",
+            "overlayfs-demo load web.tar",
+            "overlayfs-demo layers",
+            "find .store/layers -name tool | wc -l",
+            "overlayfs-demo df",
         ),
         look={},
         checks=(
@@ -175,25 +196,31 @@ EXPERIMENTS = (
         summary="diff reads the upper, commit makes it a layer",
         question="""In a container you change one file, delete one and add one. What will diff say, and how many layers
             has the image that commit makes?""",
-        prepare=images(app=(
-            Step(_BASE, tar().file("motd", "hello\n").file("notes", "some notes\n").finished()),
-        )),
+        prepare=images(app=(Step(_BASE, tar().file("motd", "hello\n").file("notes", "some notes\n").finished()),)),
         do=(
-            "overlayfs-demo load app.tar", "mkdir c1", "overlayfs-demo create app:1.0 --name c1 --at c1",
-            "echo changed > c1/motd; rm c1/notes; echo new > c1/new", "overlayfs-demo diff c1",
-            "overlayfs-demo commit c1 app:1.1 > id", _HISTORY.format("app:1.1"),
+            "overlayfs-demo load app.tar",
+            "mkdir c1",
+            "overlayfs-demo create app:1.0 --name c1 --at c1",
+            "echo changed > c1/motd; rm c1/notes; echo new > c1/new",
+            "overlayfs-demo diff c1",
+            "overlayfs-demo commit c1 app:1.1 > id",
+            _HISTORY.format("app:1.1"),
             "overlayfs-demo diff app:1.0 app:1.1",
         ),
         look={"upper of c1": _upper("c1"), "c1": "c1"},
         checks=(
-            Check("diff said: C /motd, D /notes, A /new", lambda stage: sorted(stage.done[4].output.splitlines()) == [
-                "A /new", "C /motd", "D /notes",
-            ]),
-            Check("the images differ by just that", lambda stage: sorted(stage.done[7].output.splitlines()) == [
-                "A /new", "C /motd (6B -> 8B)", "D /notes",
-            ]),
-            Check("the layer that commit made has 12 bytes",
-                  lambda stage: stage.done[6].output.splitlines()[1].split()[-2:] == ["c1", "12"]),
+            Check(
+                "diff said: C /motd, D /notes, A /new",
+                lambda stage: sorted(stage.done[4].output.splitlines()) == ["A /new", "C /motd", "D /notes"],
+            ),
+            Check(
+                "the images differ by just that",
+                lambda stage: sorted(stage.done[7].output.splitlines()) == ["A /new", "C /motd (6B -> 8B)", "D /notes"],
+            ),
+            Check(
+                "the layer that commit made has 12 bytes",
+                lambda stage: stage.done[6].output.splitlines()[1].split()[-2:] == ["c1", "12"],
+            ),
         ),
         explained="""Whatever the upper holds is a change: Added, Changed or Deleted. commit packs it into one more
             layer on top of the old ones, which are not copied.""",

@@ -39,13 +39,16 @@ EXPERIMENTS = (
         do=(
             "echo 'good morning' > merged/motd && rm merged/notes",
             "rm -r merged/docs && mkdir merged/docs && echo 3 > merged/docs/three",
-            _SHOW, "overlayfs-demo umount merged",
+            _SHOW,
+            "overlayfs-demo umount merged",
             _KERNEL_MOUNT.format(lower="lower", upper="upper", work="work", merged="merged", then=_SHOW),
         ),
         look={"lower": "lower", "upper": "upper"},
         checks=(
             Check("both printed the same", lambda stage: stage.done[2].output == stage.done[4].output != ""),
-            checks.whiteout("upper/notes"), checks.opaque("upper/docs"), checks.exactly("merged"),
+            checks.whiteout("upper/notes"),
+            checks.opaque("upper/docs"),
+            checks.exactly("merged"),
         ),
         explained="""Whiteouts and opaque marks are written here as the kernel writes them, so an upper can go from one
             to the other. It works the other way round, too.""",

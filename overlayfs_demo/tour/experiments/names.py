@@ -14,7 +14,9 @@ EXPERIMENTS = (
         layers={"lower": {"motd": "hello\n", "notes": "still here\n"}},
         do=("rm merged/motd", Refused("cat merged/motd")),
         checks=(
-            checks.whiteout("upper/motd"), checks.text("lower/motd", "hello\n"), checks.absent("merged/motd"),
+            checks.whiteout("upper/motd"),
+            checks.text("lower/motd", "hello\n"),
+            checks.absent("merged/motd"),
             checks.printed("No such file"),
         ),
         explained="""The upper now has a whiteout, a character device with the number 0/0, which hides the name in all
@@ -28,7 +30,8 @@ EXPERIMENTS = (
         layers={"lower": {"motd": "the old text\n"}},
         do=("rm merged/motd", "echo 'the new text' > merged/motd", "cat merged/motd"),
         checks=(
-            checks.text("upper/motd", "the new text\n"), checks.exactly("upper", "motd"),
+            checks.text("upper/motd", "the new text\n"),
+            checks.exactly("upper", "motd"),
             checks.printed("the new text"),
         ),
         explained="""The new file replaces the whiteout in one step. A file hides what is below it all by itself, so
@@ -42,7 +45,8 @@ EXPERIMENTS = (
         layers={"lower": {"docs/one": "1\n", "docs/two": "2\n"}},
         do=("rm -r merged/docs", "mkdir merged/docs", "echo 3 > merged/docs/three", "ls merged/docs"),
         checks=(
-            checks.opaque("upper/docs"), checks.exactly("merged", "docs", "docs/three"),
+            checks.opaque("upper/docs"),
+            checks.exactly("merged", "docs", "docs/three"),
             checks.absent("upper/docs/one"),
         ),
         explained="""Directories of the same name are merged, so the new one is marked opaque: nothing below it shows
@@ -55,9 +59,7 @@ EXPERIMENTS = (
             here?""",
         layers={"lower": {"old": big(100_000)}},
         do=("mv merged/old merged/new",),
-        checks=(
-            checks.same("lower/old", "upper/new"), checks.whiteout("upper/old"), checks.exactly("merged", "new"),
-        ),
+        checks=(checks.same("lower/old", "upper/new"), checks.whiteout("upper/old"), checks.exactly("merged", "new")),
         explained="""The whole file is copied up, gets its new name there, and a whiteout hides the old one. Moving a
             big file of an image therefore costs its size again.""",
     ),
@@ -69,8 +71,10 @@ EXPERIMENTS = (
         redirects=True,
         do=("mv merged/docs merged/papers", "ls merged/papers"),
         checks=(
-            checks.redirect("upper/papers", "docs"), checks.whiteout("upper/docs"),
-            checks.exactly("upper", "docs", "papers"), checks.same("lower/docs/big", "merged/papers/big"),
+            checks.redirect("upper/papers", "docs"),
+            checks.whiteout("upper/docs"),
+            checks.exactly("upper", "docs", "papers"),
+            checks.same("lower/docs/big", "merged/papers/big"),
         ),
         explained="""Only the directory itself is made in the upper, with the mark redirect, which says what it is
             called below. With the option userxattr whoever owns a directory can set such marks, so where root mounts
@@ -85,8 +89,10 @@ EXPERIMENTS = (
         layers={"lower": {"one": "before\n", "far/off/two": HardLink("one")}},
         do=("echo after >> merged/one", "cat merged/far/off/two"),
         checks=(
-            checks.printed("before\nafter"), checks.one_file("merged/one", "merged/far/off/two"),
-            checks.exactly("upper", "one"), checks.text("lower/far/off/two", "before\n"),
+            checks.printed("before\nafter"),
+            checks.one_file("merged/one", "merged/far/off/two"),
+            checks.exactly("upper", "one"),
+            checks.text("lower/far/off/two", "before\n"),
         ),
         explained="""The copy is also noted in an index in the work directory, so the other name leads to it, too, and
             both stay one file. With index=off, which is what the kernel's overlayfs does unless told otherwise, they
@@ -100,7 +106,8 @@ EXPERIMENTS = (
         layers={"lower": {"current": Symlink("version-1"), "version-1": "one\n"}},
         do=("echo 'one and a half' > merged/current",),
         checks=(
-            checks.text("upper/version-1", "one and a half\n"), checks.exactly("upper", "version-1"),
+            checks.text("upper/version-1", "one and a half\n"),
+            checks.exactly("upper", "version-1"),
             checks.symlink("merged/current", "version-1"),
         ),
         explained="""The link only says where to go on, and is not written itself. The file it leads to in merged is

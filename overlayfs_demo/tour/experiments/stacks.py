@@ -26,8 +26,10 @@ EXPERIMENTS = (
         do=("cat merged/name", "cat merged/conf/a merged/conf/b", "overlayfs-demo which merged/name"),
         look=side_by_side("top", "middle", "bottom"),
         checks=(
-            checks.text("merged/name", "top\n"), checks.text("merged/conf/a", "a of the bottom\n"),
-            checks.text("merged/conf/b", "b of the middle\n"), checks.exactly("upper"),
+            checks.text("merged/name", "top\n"),
+            checks.text("merged/conf/a", "a of the bottom\n"),
+            checks.text("merged/conf/b", "b of the middle\n"),
+            checks.exactly("upper"),
         ),
         explained="""Of a file only the topmost is seen, and it hides those below. Directories are merged: each name in
             them is looked for from the top down.""",
@@ -45,7 +47,8 @@ EXPERIMENTS = (
         do=("ls merged", "cat merged/b", "overlayfs-demo which merged/a || true"),
         look=side_by_side("top", "middle", "bottom"),
         checks=(
-            checks.exactly("merged", "b", "c"), checks.text("merged/b", "b again\n"),
+            checks.exactly("merged", "b", "c"),
+            checks.text("merged/b", "b again\n"),
             checks.printed("deleted in layer 2"),
         ),
         explained="""A whiteout hides a name in the layers below it, and says nothing about those above. So a later
@@ -84,11 +87,14 @@ EXPERIMENTS = (
         mounted=False,
         do=(
             "overlayfs-demo mount -o userxattr,lowerdir=top:bottom merged",
-            Refused("touch merged/new"), Refused("rm -f merged/notes"), "cat merged/motd",
+            Refused("touch merged/new"),
+            Refused("rm -f merged/notes"),
+            "cat merged/motd",
         ),
         look={name: name for name in ("bottom", "top", "merged")},
         checks=(
-            checks.printed("Read-only file system", by=1), checks.printed("Read-only file system", by=2),
+            checks.printed("Read-only file system", by=1),
+            checks.printed("Read-only file system", by=2),
             checks.exactly("merged", "motd", "notes"),
         ),
         explained="""With no place for changes the whole mount is read-only, and every change fails with EROFS. An
@@ -101,12 +107,18 @@ EXPERIMENTS = (
             once?""",
         layers={"lower": {"motd": "hello\n", "notes": "notes\n"}},
         do=(
-            "rm merged/motd", "echo mess > merged/notes", "echo mess > merged/new",
-            "overlayfs-demo umount merged", "rm -r upper work && mkdir upper work",
-            mount_command("lower"), "cat merged/motd merged/notes",
+            "rm merged/motd",
+            "echo mess > merged/notes",
+            "echo mess > merged/new",
+            "overlayfs-demo umount merged",
+            "rm -r upper work && mkdir upper work",
+            mount_command("lower"),
+            "cat merged/motd merged/notes",
         ),
         checks=(
-            checks.exactly("upper"), checks.exactly("merged", "motd", "notes"), checks.text("merged/notes", "notes\n"),
+            checks.exactly("upper"),
+            checks.exactly("merged", "motd", "notes"),
+            checks.text("merged/notes", "notes\n"),
         ),
         explained="""All changes are in the upper, so throwing it away undoes them. That is what happens to a
             container's changes when it is removed: docker rm.""",
@@ -121,8 +133,10 @@ EXPERIMENTS = (
         do=("rm merged/notes", "overlayfs-demo umount merged", mount_command("other"), "ls merged"),
         look={name: name for name in ("lower", "other", "upper", "merged")},
         checks=(
-            checks.printed("was last mounted over", by=2), checks.whiteout("upper/notes"),
-            checks.absent("merged/notes"), checks.text("other/notes", "of another image\n"),
+            checks.printed("was last mounted over", by=2),
+            checks.whiteout("upper/notes"),
+            checks.absent("merged/notes"),
+            checks.text("other/notes", "of another image\n"),
         ),
         explained="""Whiteouts and opaque marks speak about names, whatever lies below, so they now hide what they were
             never meant for. The upper remembers its layers, which is why there was a warning.""",
@@ -137,13 +151,16 @@ EXPERIMENTS = (
         },
         mounted=False,
         do=(
-            "overlayfs-demo mount -o userxattr,lowerdir=app:base merged", "ls merged && cat merged/config",
+            "overlayfs-demo mount -o userxattr,lowerdir=app:base merged",
+            "ls merged && cat merged/config",
             "overlayfs-demo umount merged",
-            "overlayfs-demo mount -o userxattr,lowerdir=base:app merged", "ls merged && cat merged/config",
+            "overlayfs-demo mount -o userxattr,lowerdir=base:app merged",
+            "ls merged && cat merged/config",
         ),
         look={"app": "app", "base": "base", "merged (base:app)": "merged"},
         checks=(
-            checks.printed("colour = blue", by=1), checks.printed("colour = grey", "sound", by=4),
+            checks.printed("colour = blue", by=1),
+            checks.printed("colour = grey", "sound", by=4),
             checks.exactly("merged", "config", "sound"),
         ),
         explained="""lowerdir= names the topmost layer first, and that one wins. Reversed, the old file comes back, and
