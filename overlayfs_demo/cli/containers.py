@@ -30,9 +30,11 @@ _SAMPLE = 0.1
 
 def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """The verbs of this module."""
-    verb = add_verb(verbs, "create", "make a container of an image, and mount it", "create app:1.0 --name c1", _create)
+    verb = add_verb(
+        verbs, "create", "create a container from an image, and mount it", "create app:1.0 --name c1", _create
+    )
     verb.add_argument("image", metavar="IMAGE")
-    verb.add_argument("--name", metavar="C", help="what to call it (default: made up)")
+    verb.add_argument("--name", metavar="C", help="its name (default: a random one)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
     verb.add_argument(
         "-o",
@@ -40,45 +42,49 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="words of mount(8), for 'start', too. With --at, where others may enter, nosuid and nodev hold unless you "
-        "say suid or dev",
+        help="mount options of mount(8), also used by 'start'. With --at, where others may enter, nosuid and nodev "
+        "apply unless you say suid or dev",
     )
-    verb.add_argument("--timemachine", action="store_true", help="with a hidden directory .layers, see 'mount --help'")
+    verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
     verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
     add_json(verb)
     verb = add_verb(
         verbs,
         "diff",
-        "show what a container changed, or in what two images differ",
+        "show what a container changed, or how two images differ",
         "diff c1\ndiff --content app:1.0@3 app:1.0@5",
         _diff,
     )
-    verb.add_argument("first", metavar="C|IMAGE[@N]", help="a container; or an image, of which only N layers count")
-    verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare the first with")
-    verb.add_argument("--content", action="store_true", help="of images: show the lines of texts that differ, too")
+    verb.add_argument(
+        "first", metavar="C|IMAGE[@N]", help="a container; or an image, of which @N takes only the N lowest layers"
+    )
+    verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare it with")
+    verb.add_argument(
+        "--content", action="store_true", help="for images: also show the lines that differ in text files"
+    )
     add_json(verb)
-    verb = add_verb(verbs, "commit", "make an image of a container", "commit c1 app:1.1", _commit)
+    verb = add_verb(verbs, "commit", "create an image from a container", "commit c1 app:1.1", _commit)
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
-    verb.add_argument("--author", "-a", default="", metavar="WHO", help="who made it, as inspect shows it")
+    verb.add_argument("--author", "-a", default="", metavar="WHO", help="the author that inspect shows")
     add_json(verb)
-    verb = add_verb(verbs, "export", "write a container's tree as one tar", "export c1 -o rootfs.tar", _export)
+    verb = add_verb(verbs, "export", "write a container's tree to a tar", "export c1 -o rootfs.tar", _export)
     verb.add_argument("container", metavar="C")
     add_output(verb)
     _add_running_verbs(verbs)
 
 
 def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    verb = add_verb(verbs, "stop", "unmount containers; what they changed stays", "stop c1", _stop)
+    verb = add_verb(verbs, "stop", "unmount containers, keeping what they changed", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
-    verb.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
+    verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
     add_json(verb)
     verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
     add_json(verb)
-    verb = add_verb(verbs, "rm", "remove containers, with what they changed", "rm c1", _rm)
+    verb = add_verb(verbs, "rm", "remove containers and what they changed", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
     add_json(verb)

@@ -37,56 +37,62 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "archive",
         nargs="?",
         metavar="FILE",
-        help="of docker save, podman save or skopeo, a directory that has one unpacked (an OCI layout, "
-        "skopeo's dir:), or - (the default): stdin",
+        help="an archive written by docker save, podman save or skopeo; a directory with one unpacked (an OCI layout, "
+        "skopeo's dir:); or - for standard input (the default)",
     )
-    verb.add_argument("--input", "-i", metavar="FILE", help="the same, as docker has it")
+    verb.add_argument("--input", "-i", metavar="FILE", help="the same FILE, as docker takes it")
     verb.add_argument(
         "--platform",
         metavar="OS/ARCH|all",
-        help="which platform, if not this machine's; with 'all' every one, and the name stays with this "
-        "machine's, or else the last",
+        help="load this platform instead of the machine's; 'all' loads every one, and the name goes to this "
+        "machine's, or else to the last",
     )
-    verb.add_argument("--quiet", "-q", action="store_true", help="print the names alone")
+    verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     add_json(verb)
-    verb = add_verb(verbs, "import", "make an image of a tree's tar", "import rootfs.tar app:flat", _import)
-    verb.add_argument("archive", metavar="FILE", help="as docker export writes it; - is stdin")
+    verb = add_verb(verbs, "import", "create an image from the tar of a tree", "import rootfs.tar app:flat", _import)
+    verb.add_argument("archive", metavar="FILE", help="a tar as docker export writes it, or - for standard input")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     add_json(verb)
     verb = add_verb(verbs, "images", "list images", "images app", _images)
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only the images of this name")
     _add_format(verb)
-    verb.add_argument("--quiet", "-q", action="store_true", help="IDs alone")
-    verb.add_argument("--digests", action="store_true", help="the digests that a registry gave them, too")
+    verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
+    verb.add_argument("--digests", action="store_true", help="also show the digests that a registry gave them")
     verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
     verb.add_argument("image", metavar="IMAGE")
     _add_format(verb)
-    verb.add_argument("--human", type=_truth, default=True, metavar="true|false", help="sizes and times for people")
-    verb.add_argument("--layers", action="store_true", help="show what docker leaves out: the layer of each step")
-    verb = add_verb(verbs, "inspect", "show everything about images, as docker does", "inspect app:1.0", _inspect)
+    verb.add_argument(
+        "--human",
+        type=_truth,
+        default=True,
+        metavar="true|false",
+        help="sizes and times in human-readable form (the default)",
+    )
+    verb.add_argument("--layers", action="store_true", help="also show the layer of each step, which docker does not")
+    verb = add_verb(verbs, "inspect", "show all details of images, as docker does", "inspect app:1.0", _inspect)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
-    verb = add_verb(verbs, "layers", "list every stored layer, and who uses it", "layers", _layers)
+    verb = add_verb(verbs, "layers", "list every stored layer and the images that use it", "layers", _layers)
     _add_format(verb)
-    verb = add_verb(verbs, "df", "show what images share, and what they take", "df", _df)
+    verb = add_verb(verbs, "df", "show how much space images take and share", "df", _df)
     add_json(verb)
-    verb = add_verb(verbs, "save", "write images as an archive", "save app:1.0 -o app.tar", _save)
+    verb = add_verb(verbs, "save", "write images to an archive", "save app:1.0 -o app.tar", _save)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     add_output(verb)
     verb = add_verb(verbs, "tag", "give an image another name", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")
-    verb = add_verb(verbs, "rmi", "remove names, and images without one", "rmi app:1.0", _rmi)
+    verb = add_verb(verbs, "rmi", "remove names of images, and images without a name", "rmi app:1.0", _rmi)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
-    verb.add_argument("--force", "-f", action="store_true", help="by ID, although it has several names")
+    verb.add_argument("--force", "-f", action="store_true", help="remove an image by ID even if it has several names")
     add_json(verb)
     verb = add_verb(verbs, "prune", "remove what nothing uses", "prune --all", _prune)
-    verb.add_argument("--all", "-a", action="store_true", help="also images with a name that no container uses")
+    verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
     add_json(verb)
 
 
 def _add_format(verb: argparse.ArgumentParser) -> None:
     add_json(verb)
-    verb.add_argument("--no-trunc", action="store_true", help="whole IDs and commands")
+    verb.add_argument("--no-trunc", action="store_true", help="do not shorten IDs and commands")
 
 
 def _truth(word: str) -> bool:

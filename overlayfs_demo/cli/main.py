@@ -103,7 +103,7 @@ def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
     mount.add_argument("--front", choices=FRONTS, help="how to speak to the kernel (default: auto)")
     mount.add_argument("--foreground", "-f", action="store_true", help="serve in this process until unmounted")
-    mount.add_argument("--trace", action="store_true", help="with --foreground: tell of each change in a sentence")
+    mount.add_argument("--trace", action="store_true", help="with --foreground: report each change in a sentence")
     mount.add_argument("mountpoint", metavar="MOUNTPOINT")
     mount.set_defaults(run=_mount)
     umount = new_verb(
@@ -114,7 +114,7 @@ def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         _umount,
         "Unmount a view; if it is busy, say who uses it.",
     )
-    umount.add_argument("--lazy", "-l", action="store_true", help="take the name now, the rest when nobody uses it")
+    umount.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
 
 

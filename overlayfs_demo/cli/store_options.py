@@ -20,13 +20,13 @@ def add_verb(
 ) -> argparse.ArgumentParser:
     """A verb that works on the store, with examples (one a line, without our name) in its help."""
     verb = new_verb(verbs, name, summary, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
-    verb.add_argument("--store", type=Path, metavar="DIR", help=f"where images are kept (default: {default_root()})")
+    verb.add_argument("--store", type=Path, metavar="DIR", help=f"where images are stored (default: {default_root()})")
     return verb
 
 
 def add_json(verb: argparse.ArgumentParser) -> None:
     """Let the verb print its result for machines."""
-    verb.add_argument("--json", action="store_true", help="an object a line")
+    verb.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
 def store_of(arguments: argparse.Namespace) -> Store:

@@ -74,7 +74,7 @@ def _verb(
 ) -> argparse.ArgumentParser:
     verb = new_verb(verbs, name, summary, examples, run, description)
     verb.add_argument("--list", action="store_true", help="say what there is")
-    verb.add_argument("--json", action="store_true", help="with --list: an object a line")
+    verb.add_argument("--json", action="store_true", help="with --list: one JSON object per line")
     verb.add_argument("--front", choices=FRONTS, help="which front serves the mounts (default: auto)")
     return verb
 

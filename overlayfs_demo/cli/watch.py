@@ -30,18 +30,18 @@ def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs,
         "watch",
-        "tell of each change in a view, as it happens",
+        "report every change in a view as it happens",
         f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
         _watch,
         "Tell of each change in a view, as it happens, until it is unmounted. A terminal shows the stack"
         " of layers, too; a pipe gets a sentence a line.",
     )
     verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="or any path in it")
-    verb.add_argument("--json", action="store_true", help="an object a line, and none for several writes")
-    verb.add_argument("--plain", action="store_true", help="a sentence a line on a terminal, too")
+    verb.add_argument("--json", action="store_true", help="one JSON object per line; repeated writes are not joined")
+    verb.add_argument("--plain", action="store_true", help="print plain sentences on a terminal too")
     actions = ", ".join(one.value for one in Action)
     verb.add_argument("--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"of these: {actions}")
-    verb.add_argument("--path", metavar="GLOB", help="only where the path in the view is like that; * takes in /")
+    verb.add_argument("--path", metavar="GLOB", help="only paths in the view that match; * also matches /")
 
 
 def _actions(words: str) -> frozenset[str]:

@@ -29,7 +29,7 @@ def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(
         verbs,
         "serve",
-        "show a mounted view, live, or an image as a page in a browser",
+        "show a mounted view (live) or an image in a browser",
         "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine with a forwarded port",
         _serve,
     )
@@ -37,11 +37,13 @@ def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine)"
     )
-    verb.add_argument("--port", type=_port, default=_PORT, metavar="N", help=f"default: {_PORT}; 0 is any free one")
+    verb.add_argument(
+        "--port", type=_port, default=_PORT, metavar="N", help=f"which port (default: {_PORT}; 0 takes any free one)"
+    )
     verb.add_argument(
         "--no-token",
         action="store_true",
-        help="for a classroom: an address without a secret; whoever reaches the port can then read the layers' files",
+        help="for a classroom: an address without a secret; anyone who reaches the port can read the layers' files",
     )
     verb = add_verb(
         verbs,

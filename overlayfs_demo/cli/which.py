@@ -33,8 +33,10 @@ def add_which_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
         _which,
     )
     verb.add_argument("paths", nargs="+", metavar="PATH")
-    verb.add_argument("--image", metavar="IMAGE", help="paths in this image, not in a mounted view")
-    verb.add_argument("-l", dest="long", action="store_true", help="list as ls -l does, with the layers of each name")
+    verb.add_argument("--image", metavar="IMAGE", help="look in this image instead of a mounted view")
+    verb.add_argument(
+        "-l", dest="long", action="store_true", help="list a directory as ls -l does, with the layers of each name"
+    )
     add_json(verb)
 
 

@@ -1,4 +1,4 @@
-"""Who is told how far long work is?"""
+"""Progress reporting for long operations."""
 
 from __future__ import annotations
 
