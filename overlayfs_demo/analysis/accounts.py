@@ -1,6 +1,6 @@
-"""What does each layer of an image add, change and hide?
+"""Per-layer accounts of what an image's layers add, change and hide.
 
-These are the books of an analysis, kept path by path; `analysis` says what is counted.
+They are kept path by path; `waste` says what is counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from overlayfs_demo.overlay.merge import Says
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """A number of names, and bytes. `files` is everything that is no directory."""
+    """A count of names, and their bytes. `files` counts everything except directories."""
 
     files: int = 0
     directories: int = 0
@@ -26,20 +26,20 @@ class Tally:
 
     @property
     def paths(self) -> int:
-        """All names, directories too."""
+        """The number of names, including directories."""
         return self.files + self.directories
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What one layer does to the view of those below it, and what became of its bytes.
+    """What one layer does to the view of the layers below it, and what became of its bytes.
 
-    `added`: names that were not seen before. `changed`: names with other data, of another kind, or with other
-    metadata (of directories the times do not count). `unchanged`: names that were there just so. The sizes
-    of these three together are `shipped`: a file of several names counts at the first. `deleted`: names that
-    were seen and are not any more, all below a removed directory among them, and the bytes of the files that
-    so lost their last name. `whiteouts`: the layer's own words for that, whiteouts and opaque marks. `live`: of
-    the bytes shipped, those that are seen through all layers.
+    `added`: names that were not visible before. `changed`: names with different data, of a different kind, or with
+    different metadata (the times of directories do not count). `unchanged`: names that were already there, identical.
+    The sizes of these three add up to `shipped`: a file with several names counts at its first name. `deleted`: names
+    that were visible and no longer are, including everything below a removed directory, and the bytes of the files
+    that lost their last name this way. `whiteouts`: the layer's own marks for this, whiteouts and opaque marks.
+    `live`: the shipped bytes that are visible through all layers.
     """
 
     number: int
@@ -54,17 +54,17 @@ class LayerReport:
 
     @property
     def wasted(self) -> int:
-        """The bytes that are shipped for nothing."""
+        """The bytes that the layer ships for nothing."""
         return self.shipped - self.live
 
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A name of a regular file that an upper layer hid: shipped by one layer, hidden by another.
+    """A name of a regular file that one layer ships and an upper layer hides.
 
-    `size` is the file's; `wasted` the same if this was the last of the file's names to be seen, else 0, so
-    that the sum over all of an image is what the image wastes. If one layer hid several of the last names, the first
-    of them in order counts.
+    `size` is the size of the file. `wasted` is the same if this was the file's last visible name, otherwise 0, so
+    the sum over an image is what the image wastes. If one layer hid several last names at once, the first of them in
+    sort order counts.
     """
 
     path: bytes
@@ -77,7 +77,7 @@ class Hidden:
 
 @dataclass(slots=True)
 class _Loss:
-    """A name of a file that was hidden; `deleted`: the hiding layer has nothing in its place."""
+    """A hidden name of a file; `deleted` says that the hiding layer has nothing in its place."""
 
     path: bytes
     hidden_by: int
@@ -88,7 +88,7 @@ class _Loss:
 
 @dataclass(slots=True)
 class _Linked:
-    """A file of several names in one layer: which they are, how many of them are seen in the end, which were hidden."""
+    """A file with several names in one layer: its names, how many are visible in the end, and which were hidden."""
 
     size: int
     names: list[bytes] = field(default_factory=list)
@@ -97,7 +97,7 @@ class _Linked:
 
 
 class _Sheet:
-    """The tallies of one layer in the making: for each kind the files, the directories and the bytes."""
+    """The running tallies of one layer: the files, directories and bytes of each kind."""
 
     __slots__ = ("counts", "live", "shipped", "whiteouts")
 
@@ -124,27 +124,29 @@ class _Sheet:
 
 
 class Accounts:
-    """The books of one analysis: visits every place of a walk, and is finished.
+    """The books of one analysis: call `visit` for every place of a walk, then `finish`.
 
-    `hidden` and `ghosts` are then those of `Analysis`. What is in the layers more than once is told to `same`.
+    `hidden` and `ghosts` then hold what `Analysis` has under these names. Every file's data is reported to `same`,
+    which finds what the layers hold more than once.
     """
 
     def __init__(self, titles: Sequence[str], same: SameData | None) -> None:
         self._titles = titles
         self._same = same
         self._sheets = {number: _Sheet() for number in range(1, len(titles) + 1)}
-        # What is hidden in the directories on the way to the present place, the root first.
+        # What is hidden in each directory on the path to the current place, starting with the root.
         self._hiding: list[Hiding] = [{}]
-        # By layer and inode.
+        # Keyed by layer and inode.
         self._linked: dict[tuple[int, int], _Linked] = {}
         self.hidden: list[Hidden] = []
         self.ghosts: list[Hidden] = []
 
     def visit(self, place: Place) -> None:
-        """Enter what each layer does to this place."""
+        """Enter what each layer does at this place."""
         del self._hiding[place.depth :]
         laid = lay(place.things, self._hiding[-1])
         self._hiding.append(laid.hiding)
+        # Ship first: `_enter` looks up the linked files that `_ship` records.
         for number, thing in place.things.items():
             if thing.regular:
                 self._ship(place, number, thing, laid.shown == number)
@@ -152,19 +154,19 @@ class Accounts:
             self._enter(place, step, laid.shown is None)
 
     def finish(self) -> None:
-        """Settle what only the end of the walk tells, and put everything in order."""
+        """Settle what is known only at the end of the walk, and sort the results."""
         for (layer, _), body in self._linked.items():
             self._settle(layer, body.size, body.seen > 0, body.names)
-            # The bytes are wasted with the first of the names that were hidden last.
-            order = sorted(body.losses, key=lambda one: (-one.hidden_by, one.path))
+            # The bytes count as wasted at the first of the names that the highest layer hid.
+            order = sorted(body.losses, key=lambda loss: (-loss.hidden_by, loss.path))
             for loss in order:
                 self._hide(layer, body.size, loss, body.size if loss is order[0] and not body.seen else 0)
         self._linked.clear()
         for found in (self.hidden, self.ghosts):
-            found.sort(key=lambda one: (one.path, -one.shipped_by))
+            found.sort(key=lambda hidden: (hidden.path, -hidden.shipped_by))
 
     def reports(self) -> tuple[LayerReport, ...]:
-        """A report for each layer."""
+        """Return a report for each layer."""
         return tuple(sheet.report(number, self._titles[number - 1]) for number, sheet in self._sheets.items())
 
     def _enter(self, place: Place, step: Step, ghost: bool) -> None:
@@ -173,20 +175,20 @@ class Accounts:
         thing = place.things.get(number)
         if thing is not None and thing.says in (Says.WHITEOUT, Says.OPAQUE_DIRECTORY):
             sheet.whiteouts += 1
-        what = None
+        change = None
         if thing is None or thing.says is Says.WHITEOUT:
             thing = None
         elif before is None:
             sheet.count("added", thing, self._first_size(place, number, thing))
         else:
-            what = difference(place, before, number)
-            kind = "unchanged" if what is Difference.NONE else "changed"
+            change = difference(place, before, number)
+            kind = "unchanged" if change is Difference.NONE else "changed"
             sheet.count(kind, thing, self._first_size(place, number, thing))
         if before is not None and why is not None:
-            self._lose(place, before, _Loss(place.path, number, _why(why, what), ghost, thing is None))
+            self._lose(place, before, _Loss(place.path, number, _why(why, change), ghost, thing is None))
 
     def _ship(self, place: Place, number: int, thing: Thing, seen: bool) -> None:
-        """Enter a name of a regular file, and its bytes if it has no other."""
+        """Enter a name of a regular file, and the file's bytes if it has no other name."""
         if thing.links > 1:
             body = self._linked.setdefault((number, thing.inode), _Linked(thing.size))
             body.names.append(place.path)
@@ -195,13 +197,13 @@ class Accounts:
             self._settle(number, thing.size, seen, (place.path,))
 
     def _first_size(self, place: Place, number: int, thing: Thing) -> int:
-        """The size of a file at its first name."""
+        """Return the size of a file at its first name, and 0 at its other names."""
         if thing.regular and thing.links > 1 and self._linked[number, thing.inode].names[0] != place.path:
             return 0
         return thing.size
 
     def _lose(self, place: Place, layer: int, loss: _Loss) -> None:
-        """Enter that something is not seen any more."""
+        """Enter that a name is no longer visible."""
         thing = place.things[layer]
         if not thing.regular:
             if loss.deleted:
@@ -212,7 +214,7 @@ class Accounts:
             self._hide(layer, thing.size, loss, thing.size)
 
     def _settle(self, layer: int, size: int, live: bool, names: Sequence[bytes]) -> None:
-        """Enter a file's bytes, once for all of its names."""
+        """Enter a file's bytes, once for all its names."""
         sheet = self._sheets[layer]
         sheet.shipped += size
         sheet.live += size if live else 0
@@ -230,8 +232,11 @@ class Accounts:
             counts[2] += wasted
 
 
-def _why(otherwise: Why, what: Difference | None) -> Why:
-    """Why a file went; `what` is how the thing that the same layer has in its place differs, None if nothing has."""
-    if what is None:
+def _why(otherwise: Why, change: Difference | None) -> Why:
+    """Return why a file is hidden.
+
+    `change` says how the layer's replacement differs; None if the layer has nothing in the file's place.
+    """
+    if change is None:
         return otherwise
-    return Why.OVERWRITTEN if what is Difference.CONTENT else Why.METADATA_ONLY
+    return Why.OVERWRITTEN if change is Difference.CONTENT else Why.METADATA_ONLY

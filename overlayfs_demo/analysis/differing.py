@@ -1,4 +1,4 @@
-"""How do two layers differ at one path, and what data does a file hold?"""
+"""The difference between two layers at one path, and the data blocks of a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ZEROS = bytes(_BLOCK)
 
 
 class Difference(enum.Enum):
-    """How two objects of one path differ."""
+    """How two objects at one path differ."""
 
     NONE = "the same"
     METADATA = "the same data, other metadata"
@@ -28,10 +28,10 @@ class Difference(enum.Enum):
 
 
 def difference(place: Place, old: int, new: int) -> Difference:
-    """How the objects of two layers, given by their numbers, differ at a path. Raises ImageError.
+    """Return how the objects that two layers, given by number, have at a path differ. Raises ImageError.
 
-    Metadata is the owner, the mode, the extended attributes that are not the overlay's own, and, but for
-    directories, the time of the last change: a directory's is another as soon as a name in it is.
+    Metadata is the owner, the mode, the extended attributes that are not the overlay's own, and the modification
+    time, except for directories: a directory's time changes with every name that is added or removed in it.
     """
     if old == new:
         return Difference.NONE
@@ -53,10 +53,10 @@ def difference(place: Place, old: int, new: int) -> Difference:
 
 
 def blocks(fd: int) -> Iterator[tuple[int, bytes]]:
-    """The data of an open file in blocks, each with its offset, all but those of zeros. Raises OSError.
+    """Yield the blocks of an open file that are not all zeros, each with its offset. Raises OSError.
 
-    Files of one size have the same data exactly if these are the same, wherever their holes are. Holes are skipped,
-    not read: lseek(2), SEEK_DATA.
+    Two files of the same size have the same data if and only if these blocks are the same, wherever their holes are.
+    Holes are skipped and not read: lseek(2), SEEK_DATA.
     """
     offset = 0
     while True:
@@ -78,7 +78,7 @@ def _same_data(place: Place, old: int, new: int) -> bool:
         for number in (old, new):
             opened.append(place.open(number, os.O_RDONLY))
             stack.callback(os.close, opened[-1])
-        return all(one == other for one, other in zip_longest(*map(blocks, opened)))
+        return all(old_block == new_block for old_block, new_block in zip_longest(*map(blocks, opened)))
 
 
 def _link(place: Place, number: int) -> bytes:
@@ -90,7 +90,7 @@ def _link(place: Place, number: int) -> bytes:
 
 
 def _attributes(place: Place, number: int) -> dict[str, bytes]:
-    """The extended attributes that are a part of the image; of symbolic links, none is (see `copy_metadata`)."""
+    """Return the extended attributes that belong to the image; symbolic links have none (see `copy_metadata`)."""
     if stat.S_ISLNK(place.things[number].mode):
         return {}
     fd = place.open(number, os.O_PATH)

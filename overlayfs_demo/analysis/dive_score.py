@@ -1,23 +1,23 @@
-"""How efficient would dive call this image?
+"""The efficiency that dive would give an image.
 
-dive (github.com/wagoodman/dive, dive/filetree/efficiency.go) is what people measure images with, so its
-number stands beside ours, computed by its own rule. Over all layers, each path that is a leaf of a layer
-(a file, a link, a directory with nothing in it, a whiteout) has a least size and a sum of sizes; the score
-is the sum of all least sizes over the sum of all sums. A whiteout of a directory has the size of all that is
-below it just then; a whiteout of anything else has size 0.
+People measure images with dive (github.com/wagoodman/dive, dive/filetree/efficiency.go), so its number stands beside
+ours, computed by its own rule. Over all layers, each path that is a leaf of a layer (a file, a link, an empty
+directory, a whiteout) has a minimum size and a sum of sizes. The score is the total of the minimum sizes divided by the
+total of the sums. A whiteout of a directory has the size of everything below the directory at that moment; a whiteout
+of anything else has size 0.
 
-Where that is not what the image wastes:
+The score differs from what the image wastes in these cases:
 - `rm -rf DIR` in a later layer costs nothing: the files in DIR never meet a whiteout of their own, and the
-  whiteout of DIR has the same least size and sum, which even brings the score nearer to 1.
-- Opaque marks are not read at all: what they hide counts as live, also for later whiteouts.
-- A live copy counts as waste when it is larger than the one it replaces: a file of 1 byte overwritten by one
-  of 1 MB gives a score near 0, though 1 byte is wasted.
-- A whiteout of something that no layer below shows ends the count of its layer: the rest is not seen.
-- A directory that a file replaces keeps what was below it, and has it again when it is a directory again.
+  whiteout of DIR has the same minimum size and sum, which even brings the score nearer to 1.
+- Opaque marks are not read at all: what they hide counts as live, even for later whiteouts.
+- A live copy counts as waste when it is larger than the one it replaces: a 1-byte file overwritten by a
+  1 MB file gives a score near 0, although only 1 byte is wasted.
+- A whiteout of something that no layer below shows ends the count of its layer: the rest is not counted.
+- A directory that a file replaces keeps what was below it, and has it back when it becomes a directory again.
 
-dive reads tars, we read what was unpacked from them. So a hard link is taken for size 0 and the first name
-of its file, in order, for the file, as archivers write them; a directory is taken for listed; and a
-whiteout that hid nothing, which `unpack` leaves out, does not end the count.
+dive reads tars; we read what was unpacked from them. So we count the first name of a file, in sort order, as the file
+and its other names as hard links of size 0, as archivers write them. We assume that the tar lists every directory. A
+whiteout that hid nothing does not end the count, because `unpack` leaves it out.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from overlayfs_demo.analysis.layer_walk import Place
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
-# Where in a layer the count ends: the names of a path, in dive's order.
+# The path at which the count of a layer ends, as the list of names that dive sorts by.
 End = list[bytes]
 
 
 @dataclass(slots=True)
 class _Directory:
-    """A directory on the way to the present place.
+    """A directory on the path to the current place.
 
-    `sizes` are the place's own, by layer; `deleted` the layers with a whiteout of it, or of a directory above it;
-    `growth` by how much each layer makes all below it larger in dive's stacked tree, in bytes.
+    `sizes` holds the place's own sizes, by layer; `deleted` the layers with a whiteout of it or of a directory above
+    it; `growth` the bytes that each layer adds below it in dive's stacked tree.
     """
 
     place: Place
@@ -50,10 +50,10 @@ class _Directory:
 
 
 class DiveScore:
-    """Counts as dive does. It visits every place of a walk, and keeps only what concerns the directories on the way.
+    """dive's count. Call `visit` for every place of a walk; it keeps only the directories on the current path.
 
-    `ends` says where the count of a layer ends, as the `found_ends` of an earlier walk: a walk is in another order
-    than dive's, and so finds an end after some of what comes behind it.
+    `ends` says where the count of a layer ends; it is the `found_ends` of an earlier walk. The second walk is needed
+    because a walk does not have dive's order: when it finds an end, it has already counted places that come after it.
     """
 
     def __init__(self, ends: Mapping[int, End] | None = None) -> None:
@@ -64,7 +64,7 @@ class DiveScore:
         self._total = 0
         self._way: list[_Directory] = []
         self._growth: Counter[int] = Counter()
-        # Files of several names, of which the first has been seen: by layer and inode.
+        # Files with several names whose first name has been visited, keyed by layer and inode.
         self._linked: set[tuple[int, int]] = set()
 
     def visit(self, place: Place) -> None:
@@ -74,7 +74,7 @@ class DiveScore:
         if len(place.things) == 1 and not above and not self._ends:
             [(number, thing)] = place.things.items()
             if thing.says is Says.FILE:
-                # So it is almost everywhere, and there is nothing to compare.
+                # The usual case is handled first and quickly: one layer, nothing to compare.
                 size = self._size(number, thing)
                 self._least += size
                 self._total += size
@@ -88,12 +88,12 @@ class DiveScore:
             self._count(place, sizes, above, growth)
 
     def score(self) -> float:
-        """The score of all that was visited, from 0 to 1."""
+        """Return the score of all visited places, from 0 to 1."""
         self._leave(1)
         return self._least / self._total if self._total else 1.0
 
     def _leave(self, depth: int) -> None:
-        """Count the directories that a place of this depth is not in."""
+        """Count and drop the directories that do not contain a place of this depth."""
         while len(self._way) >= depth:
             left = self._way.pop()
             above = self._way[-1] if self._way else None
@@ -101,7 +101,7 @@ class DiveScore:
             (above.growth if above else self._growth).update(left.growth)
 
     def _size(self, number: int, thing: Thing) -> int:
-        """The size of a regular file at its first name; a tar has the others as links, without size."""
+        """Return a file's size at its first name, and 0 at its other names: a tar has those as links without data."""
         if thing.links > 1 and thing.regular:
             key = (number, thing.inode)
             if key in self._linked:
@@ -110,7 +110,7 @@ class DiveScore:
         return thing.size
 
     def _count(self, place: Place, sizes: Mapping[int, int], above: frozenset[int], growth: Counter[int]) -> None:
-        """Count one path, and enter its own size in `growth`, which has that of all below it."""
+        """Count one path, and add its own size to `growth`, which already has everything below it."""
         there, directory, size = False, False, 0
         counted = []
         for number in sorted(place.things.keys() | above) if above else place.things:
@@ -140,12 +140,12 @@ class DiveScore:
 
 
 def _until(number: int, growth: Mapping[int, int]) -> int:
-    """The bytes that the layers below this one have."""
+    """Return the bytes that the layers below this one have."""
     return sum(change for layer, change in growth.items() if layer < number)
 
 
 def _names(number: int, place: Place) -> End:
-    """What dive sorts by: a whiteout's name has the prefix of the tar's."""
+    """Return the names that dive sorts by: a whiteout's name has the prefix that it has in a tar."""
     names = place.path.split(b"/")
     if place.things[number].says is Says.WHITEOUT:
         names[-1] = IMAGE_WHITEOUT_PREFIX + names[-1]

@@ -1,7 +1,7 @@
-"""How is a file taken out of an image that does not show it any more?
+"""Extraction of files that an image still ships but no longer shows.
 
-What a later layer deletes is still in the layer that shipped it: a password, a key, a cache. Here such
-files are copied out of the layer directories, to show it.
+What a later layer deletes is still in the layer that shipped it: a password, a key, a cache. To show this, such files
+are copied out of the layer directories.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from overlayfs_demo.images.model import shown
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.copy_data import copy_data
 
-_SHORT = 12  # as many digits as people know layers by
+_SHORT = 12  # the usual number of digits in a layer's short name
 
 
 def extract_ghosts(ghosts: Sequence[Hidden], directories: Sequence[Path], target: Path) -> list[Path]:
-    """Copy hidden files out of the layers (given from the bottom to the top); the copies, in the ghosts' order.
+    """Copy hidden files out of the layers (given from the bottom up), and return the copies in the ghosts' order.
 
-    A file of layer 3 lands at TARGET/03-SHORTNAME/PATH, the short name being the layer directory's. `target`
-    must be empty or not there; it and all directories in it are private (mode 0700), since what was deleted
-    was perhaps a secret. A copy has the data and the permissions, but no set-id bits: it is ours, not its
-    owner's. Raises ImageError; `target` is then empty again, or gone if it was not there; so it is without ghosts.
+    A file of layer 3 lands at TARGET/03-SHORTNAME/PATH, where the short name is that of the layer's directory.
+    `target` must be empty or must not exist. It and all directories in it are private (mode 0700), because a deleted
+    file may be a secret. A copy has the data and the permissions but no set-id bits, because it belongs to us and not
+    to its first owner. Raises ImageError. After an error, and if there are no ghosts, `target` is empty, or gone if it
+    did not exist before.
     """
     made = _make_target(target)
     try:
@@ -46,7 +47,7 @@ def extract_ghosts(ghosts: Sequence[Hidden], directories: Sequence[Path], target
 
 
 def _make_target(target: Path) -> bool:
-    """See to an empty directory; True if it had to be made. Raises ImageError."""
+    """Make sure that `target` is an empty directory; return True if it had to be made. Raises ImageError."""
     try:
         target.mkdir(mode=0o700)
         return True
@@ -81,7 +82,7 @@ def _fill(ghosts: Sequence[Hidden], directories: Sequence[Path], target: Path, t
 
 
 def _short_name(number: int, directories: Sequence[Path]) -> str:
-    """The layer's number, as wide as `build_layers` writes it, and its directory's name without one of its own."""
+    """Return the layer's number, as wide as `build_layers` writes it, and its directory's name without its number."""
     width = max(2, len(str(len(directories))))
     return f"{number:0{width}}-{re.sub('^[0-9]+-', '', directories[number - 1].name)[:_SHORT]}"
 

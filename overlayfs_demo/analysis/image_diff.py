@@ -1,7 +1,6 @@
-"""In what do two stacks of layers differ, as they are seen?
+"""The difference between the views of two stacks of layers: two images, or one image at two depths.
 
-Two images, or one image at two depths. Layers that both have are walked once, and what both show from the
-same layer is not compared again.
+Layers that both stacks have are walked once, and what both show from the same layer is not compared.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Change(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class PathChange:
-    """One path that is not the same in both. Sizes are bytes of regular files; None where the path is not seen."""
+    """One path that differs. Sizes are the bytes of regular files; None where the path is not visible."""
 
     path: bytes
     change: Change
@@ -39,7 +38,7 @@ class PathChange:
 
 @dataclass(frozen=True, slots=True)
 class TreeDiff:
-    """The paths that differ, each kind sorted. A directory counts as changed for its owner, mode and attributes."""
+    """The paths that differ, each kind sorted. A directory counts as changed by its owner, mode and attributes only."""
 
     added: tuple[PathChange, ...]
     changed: tuple[PathChange, ...]
@@ -47,40 +46,40 @@ class TreeDiff:
 
 
 def diff_trees(before: Sequence[Path], after: Sequence[Path]) -> TreeDiff:
-    """What leads from one stack of layer directories to another, each given from the bottom to the top.
+    """Return the changes from one stack of layer directories to another, each given from the bottom up.
 
-    Data is read where both have a file of one size, from different layers. Raises ImageError naming the
+    Data is read only where both have a file of the same size from different layers. Raises ImageError naming the
     layer and the file that cannot be read.
     """
     every = list(dict.fromkeys([*before, *after]))
-    stacks = [_Stack([every.index(one) + 1 for one in stack]) for stack in (before, after)]
+    stacks = [_Stack([every.index(directory) + 1 for directory in stack]) for stack in (before, after)]
     changes = []
     with opened(every) as roots, closing(walk(roots)) as places:
         for place in places:
             old, new = (stack.shown(place) for stack in stacks)
-            if (change := _change(place, old, new)) is not None:
-                was, now = (place.things[one].size if one is not None else None for one in (old, new))
-                changes.append(PathChange(place.path, change, was, now))
-    changes.sort(key=lambda one: one.path)
+            if (kind := _change(place, old, new)) is not None:
+                was, now = (place.things[number].size if number is not None else None for number in (old, new))
+                changes.append(PathChange(place.path, kind, was, now))
+    changes.sort(key=lambda change: change.path)
     return TreeDiff(
-        tuple(one for one in changes if one.change is Change.ADDED),
-        tuple(one for one in changes if one.change in (Change.CONTENT, Change.METADATA)),
-        tuple(one for one in changes if one.change is Change.DELETED),
+        tuple(change for change in changes if change.change is Change.ADDED),
+        tuple(change for change in changes if change.change in (Change.CONTENT, Change.METADATA)),
+        tuple(change for change in changes if change.change is Change.DELETED),
     )
 
 
 class _Stack:
-    """One of the stacks, as the walk goes on: the numbers of its layers in the walk, from the bottom to the top."""
+    """The state of one stack during the walk. `numbers` are its layers' numbers in the walk, from the bottom up."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._numbers = numbers
-        # What is hidden in the directories on the way to the present place, the root first.
+        # What is hidden in each directory on the path to the current place, starting with the root.
         self._hiding: list[Hiding] = [{}]
 
     def shown(self, place: Place) -> int | None:
-        """The number in the walk of the layer that shows this place, None if none does."""
+        """Return the number, in the walk, of the layer that shows this place; None if no layer does."""
         del self._hiding[place.depth :]
-        # Numbered anew: an upper layer of this stack may be a lower one of the other.
+        # The layers are renumbered, because an upper layer of this stack may be a lower one of the other.
         laid = lay(
             {position: place.things[number] for position, number in enumerate(self._numbers) if number in place.things},
             self._hiding[-1],

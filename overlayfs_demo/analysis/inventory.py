@@ -1,8 +1,8 @@
-"""What does one layer say about one path?
+"""What one layer has at one path: its part in the merge, and its metadata.
 
 A layer is in the kernel's format, as `unpack` makes it (Linux Documentation/filesystems/overlayfs.rst, "whiteouts
-and opaque directories"), with either namespace of attributes. No image holds metacopies or redirects, so they are
-not read.
+and opaque directories"), with attributes in either namespace. Metacopies and redirects are not read, because no image
+holds any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
-# No O_NOFOLLOW: see `tree`.
+# No O_NOFOLLOW: the caller may give a layer as a symbolic link to its directory.
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 Root = tuple[str, int]
@@ -28,10 +28,10 @@ Root = tuple[str, int]
 
 
 class Thing(NamedTuple):
-    """What one layer has at one path: its word in the merge, and its inode's numbers.
+    """What one layer has at one path: its part in the merge, and its inode's metadata.
 
-    `size` is in bytes, and 0 for anything but a regular file: only those have data that an image ships. `links`:
-    the inode's names, in this layer or elsewhere.
+    `size` is in bytes, and 0 for anything but a regular file, because only regular files have data that an image
+    ships. `links` is the number of the inode's names, in this layer or elsewhere.
     """
 
     says: Says
@@ -56,7 +56,7 @@ class Thing(NamedTuple):
 
 
 def unreadable(label: str, path: bytes, error: OSError) -> ImageError:
-    """What to tell of a layer that cannot be read."""
+    """Return the error for a path of a layer that cannot be read."""
     return ImageError(
         f"{label}: '/{shown(path)}' cannot be read: {error.strerror}",
         "read the layers as root, or as the user who built them",
@@ -65,7 +65,7 @@ def unreadable(label: str, path: bytes, error: OSError) -> ImageError:
 
 @contextmanager
 def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
-    """Each layer's label and its root's descriptor, which is closed in the end. Raises ImageError."""
+    """Open the layers: yield each one's label and the descriptor of its root, closed at the end. Raises ImageError."""
     with ExitStack() as stack:
         found = []
         for directory in directories:
@@ -80,7 +80,7 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
 
 
 def as_thing(status: os.stat_result) -> Thing:
-    """What a status says; whether a directory is opaque it does not say."""
+    """Return what a status says about an object; it does not say whether a directory is opaque."""
     mode = status.st_mode
     kind, size, says = stat.S_IFMT(mode), 0, Says.FILE
     if kind == stat.S_IFREG:
@@ -103,5 +103,5 @@ def as_thing(status: os.stat_result) -> Thing:
 
 
 def is_opaque(directory: int | bytes) -> bool:
-    """True if a directory (a descriptor, or a path to follow) is marked opaque. Raises OSError."""
+    """Return True if a directory (a descriptor, or a path to follow) is marked opaque. Raises OSError."""
     return any(syscalls.get_xattr(directory, marks.opaque, follow=True) == b"y" for marks in (TRUSTED, USER))

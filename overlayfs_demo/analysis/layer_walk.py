@@ -1,7 +1,7 @@
-"""What do several layers have, path by path?
+"""A walk through several layers side by side, path by path.
 
-The layers are walked side by side, so that what they have at one path comes together, and none of it is kept: memory
-grows with the longest directories on the way, not with the number of files.
+What the layers have at one path comes together, and nothing is kept: memory grows with the longest directories on the
+current path, not with the number of files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.merge import Says
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-# Should a fifo stand where a file was, opening it does not wait for a writer.
+# O_NONBLOCK: if a fifo has replaced a file, opening it must not wait for a writer.
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _OPEN_DIRECTORIES = 128
 
@@ -26,8 +26,8 @@ _OPEN_DIRECTORIES = 128
 class Place:
     """One path that some layer has, and what each layer has there.
 
-    `path` is relative, clean and bytes. `depth` is the number of names in it. `things` holds what each layer has,
-    by the layer's number, in ascending order; `filled` the numbers of those with a directory that is not empty.
+    `path` is relative and normalised. `depth` is the number of names in it. `things` holds what each layer has, keyed
+    by the layer's number in ascending order; `filled` holds the numbers of the layers with a non-empty directory.
     """
 
     __slots__ = ("_descriptors", "_parent", "depth", "filled", "path", "things")
@@ -41,9 +41,9 @@ class Place:
         self.filled: list[int] = []
 
     def open(self, number: int, flags: int) -> int:
-        """Open what a layer has here, following no link; the caller owns the descriptor. Raises ImageError.
+        """Open what a layer has here without following links; the caller owns the descriptor. Raises ImageError.
 
-        Call it before the walk goes on.
+        Call it before the walk continues.
         """
         name = self.path.rpartition(b"/")[2]
         try:
@@ -52,20 +52,20 @@ class Place:
             raise unreadable(self.label(number), self.path, error) from None
 
     def label(self, number: int) -> str:
-        """What messages call this layer."""
+        """Return the layer's name in messages."""
         return self._descriptors.label(number)
 
 
 def walk(roots: Sequence[Root]) -> Generator[Place, None, None]:
-    """Every path that a layer has, but for the root: in order, a directory before what is in it.
+    """Yield every path that any layer has, except the root, in order: a directory before its contents.
 
-    The order is that of the paths' lists of names. Layers are numbered from 1 as they are given; their descriptors
-    stay the caller's. Raises ImageError.
+    Paths are ordered by their lists of names. Layers are numbered from 1 in the given order; the caller keeps
+    ownership of their descriptors. Raises ImageError.
     """
     descriptors = Descriptors(roots)
     try:
         listings = [(number, _names(label, fd)) for number, (label, fd) in enumerate(roots, start=1)]
-        # What is still to come, directory by directory, from the root down.
+        # The names still to visit, directory by directory, from the root down.
         pending = [(b"", _merged(listings))]
         while pending:
             parent, names = pending[-1]
@@ -88,7 +88,7 @@ _Listing = tuple[int, list[bytes]]
 
 
 def _look(place: Place, descriptors: Descriptors, number: int, parent: bytes, name: bytes) -> _Listing | None:
-    """Enter what one layer has here; if that is a directory, list what is in it."""
+    """Enter what one layer has here; return its number and names if it is a directory that is not empty."""
     try:
         parent_fd = descriptors.directory(number, parent)
         thing = as_thing(os.stat(name, dir_fd=parent_fd, follow_symlinks=False))
@@ -119,7 +119,7 @@ def _listed(fd: int) -> list[bytes]:
 
 
 def _merged(listings: Sequence[_Listing]) -> Iterator[tuple[bytes, Sequence[int]]]:
-    """The names of all listings in order, each with the layers that have it."""
+    """Return the names of all listings in order, each with the layers that have it."""
     if len(listings) == 1:
         [(number, names)] = listings
         return zip(names, itertools.repeat((number,)))
@@ -128,9 +128,9 @@ def _merged(listings: Sequence[_Listing]) -> Iterator[tuple[bytes, Sequence[int]
 
 
 class Descriptors:
-    """Descriptors of the layers' directories: the last used stay open, any other is opened again when asked for.
+    """Cache of descriptors of the layers' directories: the last used stay open, others are reopened on request.
 
-    Layers are numbered from 1; the descriptors of their roots stay the caller's.
+    Layers are numbered from 1; the caller keeps ownership of the descriptors of their roots.
     """
 
     def __init__(self, roots: Sequence[Root]) -> None:
@@ -138,11 +138,14 @@ class Descriptors:
         self._open: OrderedDict[tuple[int, bytes], int] = OrderedDict()
 
     def label(self, number: int) -> str:
-        """What messages call this layer."""
+        """Return the layer's name in messages."""
         return self._roots[number - 1][0]
 
     def directory(self, number: int, path: bytes) -> int:
-        """A directory of a layer. It stays ours, and open until some dozens of others have been. Raises OSError."""
+        """Return the descriptor of a layer's directory. Raises OSError.
+
+        This object owns it, and may close it once `_OPEN_DIRECTORIES` others have been used.
+        """
         root_fd = self._roots[number - 1][1]
         if not path:
             return root_fd
@@ -156,12 +159,12 @@ class Descriptors:
         return fd
 
     def keep(self, number: int, path: bytes, fd: int) -> None:
-        """Take over an open directory."""
+        """Take ownership of the descriptor of an open directory."""
         self._open[number, path] = fd
         if len(self._open) > _OPEN_DIRECTORIES:
             os.close(self._open.popitem(last=False)[1])
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all cached descriptors."""
         while self._open:
             os.close(self._open.popitem()[1])

@@ -1,8 +1,8 @@
-"""Which files of an image have the same data?
+"""Search for files of an image that have the same data.
 
-Sizes are compared first, then the checksums that the recipes of the layers' tars hold (see `tarsplit`); only files
-that agree in both are read. A temporary database on disk holds what is known of each file, so memory does not grow
-with their number.
+Sizes are compared first, then the checksums in the recipes of the layers' tars (see `tarsplit`); only files that agree
+in both are read. A temporary database on disk holds what is known of each file, so memory does not grow with the number
+of files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ENTER = """
     INSERT INTO file VALUES (?1, ?2, ?3, ?4, (SELECT crc FROM known WHERE layer = ?1 AND path = ?5 AND size = ?3))
 """
 _KNOWS = "SELECT 1 FROM known WHERE layer = ? AND path = ? AND size = ?"
-# Files of one size; where all of that size have checksums, of one checksum too.
+# Files of the same size. Where all files of that size have checksums, only those with the same checksum.
 _CANDIDATES = """
     CREATE TABLE candidate AS SELECT layer, path, size, live FROM (
         SELECT *, count(*) OVER same_size AS alike, count(crc) OVER same_size AS summed,
@@ -53,7 +53,7 @@ _FOUND = """
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One of the files that have the same data: one of its names, its layer, and whether it is live."""
+    """One of several files with the same data: one of its names, its layer, and whether it is live."""
 
     path: bytes
     layer: int
@@ -62,9 +62,9 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Data that an image ships more than once, in files of `size` bytes, in the order of layers and names.
+    """Data that an image ships more than once, in files of `size` bytes; the copies are sorted by layer and name.
 
-    Live copies are no waste in the sense of `Analysis.wasted`: nothing hides them.
+    Live copies do not count in `Analysis.wasted`, because nothing hides them.
     """
 
     size: int
@@ -72,18 +72,18 @@ class Duplicate:
 
 
 Checksum = tuple[bytes, int, int]
-"""Of a file of a layer: its path, its size in bytes, the CRC-32 of its data."""
+"""The path of a file in a layer, its size in bytes, and the CRC-32 of its data."""
 
 
 class SameData:
-    """Collects the files of layers, which are numbered from 1, and finds those that have the same data."""
+    """A collection of the files of layers, numbered from 1, which finds those with the same data."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._rows: list[tuple[int, bytes, int, bool, bytes]] = []
 
     def know(self, layer: int, checksums: Iterable[Checksum]) -> None:
-        """Take note of a layer's checksums, or of none if the iterator raises. Call before `add`."""
+        """Record a layer's checksums, or none if the iterator raises. Call it before `add`."""
         try:
             self._database.executemany(f"INSERT OR REPLACE INTO known VALUES ({layer}, ?, ?, ?)", checksums)
         except BaseException:
@@ -91,12 +91,12 @@ class SameData:
             raise
 
     def add(self, layer: int, names: Sequence[bytes], size: int, live: bool) -> None:
-        """Add a file that has these names in a layer; the first is the one to tell. Empty files do not count."""
+        """Add a file with these names in a layer; the first name is the one reported. Empty files do not count."""
         if not size:
             return
         known = names[0]
         if len(names) > 1:
-            # The checksum goes by the name that was the first in the tar.
+            # The recipe has the checksum under the name that came first in the tar.
             tried = (name for name in names if self._knows(layer, name, size))
             known = next(tried, known)
         self._rows.append((layer, names[0], size, live, known))
@@ -104,7 +104,10 @@ class SameData:
             self._flush()
 
     def duplicates(self, roots: Sequence[Root], progress: Progress) -> tuple[Duplicate, ...]:
-        """The costliest first. What may be the same is read, which `progress` is told of. Raises ImageError."""
+        """Return the duplicates, the costliest first. Raises ImageError.
+
+        Files that may be the same are read, and `progress` gets their sizes in bytes.
+        """
         self._flush()
         self._database.execute(_CANDIDATES)
         [total] = self._database.execute("SELECT total(size) FROM candidate").fetchone()
@@ -117,7 +120,7 @@ class SameData:
             Duplicate(size, tuple(Copy(path, layer, bool(live)) for _, _, layer, path, live in rows))
             for (size, _), rows in itertools.groupby(self._database.execute(_FOUND), itemgetter(0, 1))
         ]
-        return tuple(sorted(found, key=lambda one: (-one.size * (len(one.copies) - 1), one.copies[0].path)))
+        return tuple(sorted(found, key=lambda same: (-same.size * (len(same.copies) - 1), same.copies[0].path)))
 
     def _knows(self, layer: int, name: bytes, size: int) -> bool:
         return self._database.execute(_KNOWS, (layer, name, size)).fetchone() is not None
@@ -129,7 +132,7 @@ class SameData:
 
 @contextmanager
 def same_data() -> Iterator[SameData]:
-    """A new collection, in a file that is gone in the end. Raises ImageError where there is no room for it."""
+    """Make a new collection, in a temporary file that is gone at the end. Raises ImageError if there is no room."""
     database = sqlite3.connect("")
     try:
         database.executescript(_TABLES)

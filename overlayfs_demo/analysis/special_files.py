@@ -1,4 +1,4 @@
-"""What in layers gives rights to whoever may reach it: set-id programs, file capabilities, devices."""
+"""Search for files in layers that give rights to anyone who can reach them: set-id programs, capabilities, devices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CAPABILITIES = "security.capability"
 
 
 def powers(directories: Sequence[Path]) -> list[Path]:
-    """The files of these layers that give rights to any user who reaches them. Raises ImageError."""
+    """Return the files of these layers that give rights to any user who can reach them. Raises ImageError."""
     found: list[list[bytes]] = [[] for _ in directories]
     with opened(directories) as roots, closing(walk(roots)) as places:
         for place in places:
@@ -38,7 +38,7 @@ def _gives_rights(place: Place, number: int) -> bool:
         return (stat.S_ISCHR(thing.mode) or stat.S_ISBLK(thing.mode)) and thing.says is not Says.WHITEOUT
     if not thing.mode & 0o111:
         return False
-    # Without the group's execute bit set-group-ID does not make a program a privileged one: inode(7).
+    # Without the group's execute bit, set-group-ID does not give a program any rights: inode(7).
     set_id = thing.mode & stat.S_ISUID or (thing.mode & stat.S_ISGID and thing.mode & stat.S_IXGRP)
     return bool(set_id) or _has_capabilities(place, number)
 

@@ -1,7 +1,7 @@
-"""What is seen at one path as layer is laid on layer?
+"""The view of one path as each layer is laid on the layers below it.
 
-The layers are laid one on another, from the bottom up, and each time the merge rule (`decide`) is asked about the
-new layer and what was seen before. Nothing is read here.
+The layers are stacked from the bottom up. At each step the merge rule (`decide`) is applied to the new layer and to
+what was visible before. Nothing is read here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from overlayfs_demo.overlay.merge import Says, decide
 
 
 class Why(enum.Enum):
-    """Why a file is not seen any more."""
+    """Why a file is no longer visible."""
 
     OVERWRITTEN = "overwritten"
     METADATA_ONLY = "metadata only: overwritten by a copy with the same data"
@@ -23,14 +23,15 @@ class Why(enum.Enum):
     OPAQUE = "hidden by an opaque directory"
 
 
-# For the layers that hide all that was in a directory before them: why.
+# The layers that hide everything that the layers below them have in a directory, each with its reason.
 Hiding = Mapping[int, Why]
 
 
 class Step(NamedTuple):
-    """What one layer does to a path. `before` is the number of the layer that showed it until then, None if none did.
+    """What one layer does to a path. `before` is the number of the layer that showed it until now; None if none did.
 
-    `why` that is hidden now; None if nothing was there, or it is a directory that merges with this layer's.
+    `why` is the reason that it is hidden now; None if nothing was there, or if it is a directory that merges with this
+    layer's.
     """
 
     number: int
@@ -41,8 +42,8 @@ class Step(NamedTuple):
 class Laid(NamedTuple):
     """What became of one path: a step for each layer that did something, in order.
 
-    `shown` is the number of the layer that shows it in the end, None if none does. `hiding` holds for what is in
-    the directory that this path is.
+    `shown` is the number of the layer that shows it in the end; None if none does. If the path is a directory, `hiding`
+    applies to its contents.
     """
 
     steps: Sequence[Step]
@@ -51,9 +52,12 @@ class Laid(NamedTuple):
 
 
 def lay(things: Mapping[int, Thing], above: Hiding) -> Laid:
-    """Lay what layers have at a path one on another, the lowest number first; `above` holds for its directory."""
+    """Stack what the layers have at a path, the lowest number first.
+
+    `above` is the `hiding` of the directory that contains the path.
+    """
     if len(things) == 1 and not above:
-        # So it is almost everywhere, and there is nothing to decide.
+        # The usual case is handled first and quickly: one layer, nothing to decide.
         [(number, thing)] = things.items()
         return Laid((Step(number, None, None),), None if thing.says is Says.WHITEOUT else number, _NOTHING)
     steps = []

@@ -1,12 +1,11 @@
-"""Where did the bytes of an image go?
+"""Analysis of where the bytes of an image went.
 
-Every layer ships bytes, and what a later layer overwrites or deletes is shipped all the same. `analyse`
-says for each layer what it added, changed and deleted, and for each file that is not seen any more which
-layer hid it, and why. Layers are numbered from 1, the bottom, as `build_layers` names their directories.
+Every layer ships bytes, and an image still ships what a later layer overwrites or deletes. `analyse` says for each
+layer what it added, changed and deleted, and for each file that is no longer visible which layer hid it, and why.
+Layers are numbered from 1, the bottom, as `build_layers` names their directories.
 
-What is counted: the size (st_size) of each regular file, once for each inode of a layer however many names
-it has there. A file is live while any of its names is seen in the view of all layers, so that shipped is
-live and wasted, exactly.
+The size (st_size) of each regular file counts once for each inode of a layer, however many names the inode has there.
+A file is live while any of its names is visible in the view of all layers, so shipped is exactly live plus wasted.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from overlayfs_demo.images.tarsplit import file_checksums
 class Analysis:
     """What became of an image's bytes.
 
-    `layers` from the bottom to the top; `hidden` by path, the newest version first; `ghosts` are those of
-    them whose path is not seen at all in the end, and which can be taken out of the image all the same;
-    `duplicates` the costliest first. `dive_score` is dive's efficiency, from 0 to 1: see `divescore`.
+    `layers` are sorted from the bottom up; `hidden` by path, the newest version first. `ghosts` are the hidden files
+    whose path is not visible at all in the end, though they can still be extracted from the image. `duplicates` are
+    sorted with the costliest first. `dive_score` is dive's efficiency, from 0 to 1: see the module `dive_score`.
     """
 
     layers: tuple[LayerReport, ...]
@@ -43,17 +42,17 @@ class Analysis:
 
     @property
     def shipped(self) -> int:
-        """Bytes of all layers."""
+        """The bytes of all layers."""
         return sum(layer.shipped for layer in self.layers)
 
     @property
     def live(self) -> int:
-        """Bytes that are seen."""
+        """The bytes that are visible."""
         return sum(layer.live for layer in self.layers)
 
     @property
     def wasted(self) -> int:
-        """Bytes that are shipped and not seen."""
+        """The bytes that are shipped but not visible."""
         return self.shipped - self.live
 
 
@@ -65,14 +64,14 @@ def analyse(
     recipes: Sequence[Path] = (),
     progress: Progress = SILENT,
 ) -> Analysis:
-    """Analyse an image's layer directories, from the bottom to the top, each with its title (its instruction).
+    """Analyse an image's layer directories, given from the bottom up, each with its title (its instruction).
 
     All layers are walked once, side by side. Data is read where one name has the same size in two layers. Unless
-    `duplicates` is False, it is also read of files that may be the same: those of one size, or, where the layers'
-    recipes are given, of one size and checksum; `progress` is told of these. Memory does not grow with the number of
-    files, but with what is found, with the longest directory, and with the files that have several names. Raises
-    ImageError naming the layer and the file that cannot be read, ValueError unless there are as many titles, and as
-    many recipes if any, as directories.
+    `duplicates` is False, the data of files that may be the same is also read: files of the same size, or, where the
+    layers' recipes are given, of the same size and checksum; `progress` gets the bytes of these. Memory does not grow
+    with the number of files, but with what is found, with the longest directory, and with the files that have several
+    names. Raises ImageError naming the layer and the file that cannot be read, and ValueError unless there are as many
+    titles as directories, and as many recipes if there are any.
     """
     if len(titles) != len(directories) or len(recipes) not in (0, len(directories)):
         raise ValueError("there must be a title, and a recipe or none, for each layer")
@@ -98,13 +97,13 @@ def analyse(
 
 
 def _know(same: SameData, number: int, recipe: Path) -> None:
-    """Hand over the checksums of a recipe, best effort: without a sound one, its layer's files are read instead."""
+    """Hand over a recipe's checksums, if possible: the files of a layer without a sound recipe are read instead."""
     with suppress(OSError, ImageError), recipe.open("rb") as file:
         same.know(number, file_checksums(file))
 
 
 def _full_score(roots: Sequence[Root], score: DiveScore) -> float:
-    """dive's score. If the count of a layer ends early, a second walk counts what comes before the end."""
+    """Return dive's score. If the count of a layer ends early, a second walk counts what comes before the end."""
     if not score.found_ends:
         return score.score()
     again = DiveScore(score.found_ends)

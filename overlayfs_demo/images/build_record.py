@@ -1,4 +1,4 @@
-"""What was built in a directory of layers, as `.layers.json` there remembers it?"""
+"""The record of what was built in a directory of layers, kept there in `.layers.json`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RECORD = ".layers.json"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What `.layers.json` says about a directory. The same layer on other layers is another directory.
+    """What `.layers.json` says about a directory. The same layer on different layers is a different directory.
 
-    `marks` names the attributes that mark opaque directories, `owners` whether owners were kept, `made_by` the
-    Dockerfile line, "" if unknown, `size` the bytes of the files.
+    `marks` names the attributes that mark opaque directories, `owners` says whether owners were kept, `made_by` is the
+    Dockerfile line ("" if unknown), and `size` the bytes of the files.
     """
 
     diff_id: str
@@ -30,12 +30,12 @@ class Entry:
     size: int
 
     def same_layer(self, other: Entry) -> bool:
-        """Whether both describe the same files, which may stand for each other in a mount."""
+        """Return whether both describe the same files, so that either can be used in a mount."""
         return (self.chain_id, self.marks, self.owners) == (other.chain_id, other.marks, other.owners)
 
 
 def read_record(outdir: Path) -> dict[str, Entry]:
-    """What was built, by the directory's name; nothing if there is no record. Raises ImageError, OSError."""
+    """Return what was built, keyed by the directory's name; empty without a record. Raises ImageError or OSError."""
     path = outdir / RECORD
     try:
         data = path.read_bytes()
@@ -56,7 +56,7 @@ def read_record(outdir: Path) -> dict[str, Entry]:
 
 
 def write_record(out_fd: int, record: Mapping[str, Entry]) -> None:
-    """Write the record into the directory `out_fd`, at once for whoever reads it. Raises OSError."""
+    """Write the record into the directory `out_fd`, atomically for readers. Raises OSError."""
     rows = [
         {
             "directory": name,
@@ -78,8 +78,8 @@ def write_record(out_fd: int, record: Mapping[str, Entry]) -> None:
 
 
 def built_titles(directories: Sequence[bytes]) -> tuple[str, ...]:
-    """What made each of these directories, "" for one of which no record here tells. Raises ImageError, OSError."""
-    paths = [Path(os.fsdecode(one)) for one in directories]
+    """Return what made each of these directories; "" for one without a record. Raises ImageError or OSError."""
+    paths = [Path(os.fsdecode(directory)) for directory in directories]
     records = {parent: read_record(parent) for parent in {path.parent for path in paths}}
     found = [records[path.parent].get(path.name) for path in paths]
     return tuple(entry.made_by if entry else "" for entry in found)

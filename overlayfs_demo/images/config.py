@@ -1,8 +1,8 @@
 """An image's config, read field by field as Docker reads it.
 
 The rules are those of Go's encoding/json for moby's image.Image and container.Config (api/types/container/config.go):
-an absent or null field is empty, a field of another type is an error, an unknown field says nothing. `check_config`
-reads every field that any command here shows, so that what was loaded can be shown.
+an absent or null field is empty, a field of another type is an error, an unknown field is ignored. `check_config`
+reads every field that any command here shows, so whatever was loaded can be shown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Config, Document, parse_json, shown
 
-# Go's time.Time that nobody has set, which is what an absent time becomes.
+# Go's zero time.Time, which an absent time becomes.
 _ZERO_TIME = "0001-01-01T00:00:00Z"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
@@ -22,7 +22,7 @@ _ADVICE = "export the image again"
 
 
 def check_config(data: bytes, member: str) -> Config:
-    """Read a whole config. Raises ImageError, naming `member` and the field: Docker would refuse it as well."""
+    """Read a whole config. Raises ImageError naming `member` and the field if Docker would also refuse it."""
     where = shown(member)
     fields = Fields(parse_json(data, member), where)
     if fields.inner("rootfs") is None:
@@ -48,14 +48,14 @@ def check_config(data: bytes, member: str) -> Config:
 
 
 def creation_time(fields: Fields) -> tuple[int, str]:
-    """When an image was made, see `read_time`."""
+    """Return when an image was made, as `read_time` does."""
     return read_time(fields.document.text("created", ""), fields.where)
 
 
 def read_time(text: str, where: str) -> tuple[int, str]:
-    """An RFC 3339 time in seconds since 1970, and as Go writes it (time.RFC3339Nano: no zeros at the end).
+    """Return an RFC 3339 time in seconds since 1970, and as Go writes it (time.RFC3339Nano: no trailing zeros).
 
-    "" is Go's zero time, in the year 1. Raises ImageError, which says `where` the text stood.
+    "" is Go's zero time, in the year 1. Raises ImageError; `where` says in the error where the text is.
     """
     match = _RFC3339.fullmatch(text or _ZERO_TIME)
     try:
@@ -72,7 +72,7 @@ def read_time(text: str, where: str) -> tuple[int, str]:
 
 
 class Fields:
-    """A JSON object of the config, read as Go reads it into a struct: each method raises ImageError."""
+    """A JSON object of the config, read as Go reads it into a struct. Every method raises ImageError."""
 
     def __init__(self, value: object, where: str) -> None:
         self.document = Document(value, where)
@@ -80,35 +80,35 @@ class Fields:
         self._raw: Mapping[str, object] = value if isinstance(value, dict) else {}
 
     def inner(self, key: str) -> Fields | None:
-        """The object at `key`; None if it is absent or null."""
+        """Return the object at `key`; None if it is absent or null."""
         return Fields(self._raw[key], f"{self.where}: {key!r}") if self.document.has(key) else None
 
     def text(self, key: str) -> object:
-        """A string, "" if absent."""
+        """Return a string; "" if absent."""
         return self.document.text(key, "")
 
     def flag(self, key: str) -> object:
-        """A truth value, False if absent."""
+        """Return a truth value; False if absent."""
         return self.document.flag(key)
 
     def texts(self, key: str) -> object:
-        """A list of strings, None if absent."""
+        """Return a list of strings; None if absent."""
         return list(self.document.texts(key)) if self.document.has(key) else None
 
     def words(self, key: str) -> object:
-        """A command: its words, or one string (moby api/types/strslice)."""
+        """Return the words of a command, which may be one string (moby api/types/strslice); None if absent."""
         value = self._raw.get(key)
         return [value] if isinstance(value, str) else self.texts(key)
 
     def number(self, key: str) -> object:
-        """A whole number, None if absent."""
+        """Return a whole number; None if absent."""
         value = self._raw.get(key)
         if isinstance(value, bool) or not isinstance(value, int | None):
             raise ImageError(f"{self.where}: {key!r} must be a whole number", _ADVICE)
         return value
 
     def names(self, key: str) -> object:
-        """A set: an object whose values are objects, or null. Go sorts the keys of what is no struct."""
+        """Return a set: an object whose values are objects or null. Keys are sorted, as Go sorts those of a map."""
         inner = self.inner(key)
         if inner is None:
             return None
@@ -117,12 +117,12 @@ class Fields:
         return {name: {} for name in sorted(inner._raw)}
 
     def labels(self, key: str) -> object:
-        """An object of strings, sorted."""
+        """Return an object of strings, sorted by key; None if absent."""
         inner = self.inner(key)
         return None if inner is None else {name: inner.document.text(name, "") for name in sorted(inner._raw)}
 
     def health(self, key: str) -> object:
-        """A health check: what is zero or empty is left out; times are in nanoseconds."""
+        """Return a health check without its zero and empty values; None if absent. Times are in nanoseconds."""
         inner = self.inner(key)
         if inner is None:
             return None
@@ -130,12 +130,12 @@ class Fields:
         return {name: value for name, value in ({"Test": inner.texts("Test")} | numbers).items() if value}
 
 
-# The texts of the config itself that `inspect` shows.
+# The top-level texts of the config that `inspect` shows.
 _TEXTS = ("comment", "container", "docker_version", "author", "architecture", "variant", "os", "os.version")
 
 _Read = Callable[[Fields, str], object]
-# moby api/types/container/config.go, in its order. A Go struct has no place for an unknown key: the config
-# keeps it, and `inspect` does not show it.
+# moby api/types/container/config.go, in its order. A Go struct has no place for an unknown key, so `inspect` does not
+# show such a key, although the config keeps it.
 _SETTINGS: tuple[tuple[str, _Read], ...] = (
     ("Hostname", Fields.text),
     ("Domainname", Fields.text),
@@ -163,13 +163,13 @@ _SETTINGS: tuple[tuple[str, _Read], ...] = (
     ("StopTimeout", Fields.number),
     ("Shell", Fields.words),
 )
-# Left out where empty ("omitempty"); the two that Go has behind a pointer only where they are not there at all.
+# Left out if empty ("omitempty"); the two that are pointers in Go are left out only if they are absent.
 _OMIT_EMPTY = {"ExposedPorts", "ArgsEscaped", "NetworkDisabled", "MacAddress", "StopSignal", "Shell"}
 _OMIT_ABSENT = {"Healthcheck", "StopTimeout"}
 
 
 def settings(fields: Fields) -> dict[str, object]:
-    """What a container is to be run with, keys in Docker's order. Raises ImageError."""
+    """Return the settings with which a container runs, keys in Docker's order. Raises ImageError."""
     read = {key: reader(fields, key) for key, reader in _SETTINGS}
     return {
         key: value

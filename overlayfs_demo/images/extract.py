@@ -1,4 +1,4 @@
-"""How does one layer of an archive become a directory, proved to be what its digests promise?
+"""Extraction of one layer of an archive into a directory, checked against its digests.
 
 The layer is read once: hashed as stored, decompressed, hashed as a tar, and unpacked on the way.
 """
@@ -31,11 +31,11 @@ def extract_layer(
     recipe: Path | None = None,
     progress: Progress = SILENT,
 ) -> Unpacked:
-    """Unpack a layer into the empty directory `root_fd`; `below` are the layers under it, bottom to top.
+    """Unpack a layer into the empty directory `root_fd`; `below` are the layers under it, from the bottom up.
 
-    `title` names the layer in errors; the other parameters are those of `unpack_layer`. From the file `recipe`,
-    if one is to be written, and the directory the tar can be put together again, see `tarsplit`. `progress` is told
-    of the stored bytes. Raises ImageError; the directory is then half-built, and the caller's to remove.
+    `title` names the layer in errors; the other parameters are those of `unpack_layer`. If `recipe` is given, that file
+    is written; with it and the directory the tar can be put together again, see `tarsplit`. `progress` gets the stored
+    bytes. Raises ImageError; the directory is then incomplete, and the caller must remove it.
     """
     label = archive.label
     if layer.member:
@@ -49,5 +49,6 @@ def extract_layer(
                 tar = TarStream(recorder.tar, label, marked_end=False)
                 done = unpack_layer(tar, label, root_fd, spare_fd, lowers, marks, owners, recorder)
                 recorder.finish(file)
+        # After `Recorder.finish`, which must see the rest of the tar that this would read.
         reader.finish()
     return done

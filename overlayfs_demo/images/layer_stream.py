@@ -1,8 +1,7 @@
-"""What does a stored layer hold when unpacked, and is it what was promised?
+"""A stored layer as a stream: decompressed, and checked against its digests.
 
-A layer is read once, forward: file, hash of the stored bytes, decompression, hash of the tar, reader. All but the
-reader run ahead of it in a thread.
-No byte is kept, and nothing is written to disk on the way.
+A layer is read once, forward: file, hash of the stored bytes, decompression, hash of the tar, reader. All stages except
+the reader run ahead of it in a thread. No data is kept, and nothing is written to disk on the way.
 """
 
 from __future__ import annotations
@@ -50,16 +49,16 @@ def _open_bzip2(stored: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, bz2.BZ2File(stored))
 
 
-# Each with what its data begins with. bzip2's mark is text, with which a tar's first name may begin, too: the first
-# block's mark tells them apart, or, where there is nothing in it, the end's.
+# Each format with the magic bytes that its data begins with. bzip2's magic is text, and the first name in a tar may
+# also begin with it. The magic of the first block tells them apart, or that of the end if there are no blocks.
 _FORMATS: tuple[tuple[re.Pattern[bytes], str, Callable[[BinaryIO], BinaryIO]], ...] = (
     (re.compile(rb"\x1f\x8b"), "gzip", _open_gzip),
-    # Or a frame to be skipped (RFC 8878, 3.1.2), with which pzstd and others begin.
+    # Or a skippable frame (RFC 8878, 3.1.2), with which the output of pzstd and others begins.
     (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), "zstd", _open_zstd),
     (re.compile(rb"\xfd7zXZ\x00"), "xz", _open_xz),
     (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), "bzip2", _open_bzip2),
 )
-# What is not read here, with the program that undoes it.
+# Formats that are not read here, each with the command that decompresses it.
 _OTHERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18"), "lz4", "lz4 -d"),
     (re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"), "zip", "unzip"),
@@ -71,12 +70,12 @@ _OTHERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"\x1f[\x9d\xa0]"), "compress", "uncompress"),
     (re.compile(rb"\xff\x06\x00\x00sNaPpY"), "snappy", "snzip -d"),
 )
-# How many bytes the marks have at most.
+# The length of the longest magic, in bytes.
 _MAGIC = 10
 
 
 def compression(fd: int, offset: int, size: int, label: str) -> str:
-    """How a stretch of a file is compressed: gzip, zstd, xz, bzip2, or "" for not at all.
+    """Return how a stretch of a file is compressed: gzip, zstd, xz, bzip2, or "" for not at all.
 
     Raises ImageError, which begins with `label`, for a compression that is not read here.
     """
@@ -90,9 +89,9 @@ def compression(fd: int, offset: int, size: int, label: str) -> str:
 
 
 class Window(io.RawIOBase):
-    """`size` bytes of an open file from `offset`, read by pread(2): the file's own offset is not used.
+    """`size` bytes of an open file from `offset`, read with pread(2): the file's own offset is not used.
 
-    The caller keeps `fd` open. `hasher` is told every byte, `progress` how many there were.
+    The caller keeps `fd` open. `hasher` gets every byte, and `progress` the number of bytes.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class Window(io.RawIOBase):
 
 
 class _Plain(io.RawIOBase):
-    """The bytes of `stored`, decompressed as its `kind` asks for; damage is an ImageError that begins with `label`."""
+    """The bytes of `stored`, decompressed according to `kind`; damage raises ImageError, which begins with `label`."""
 
     def __init__(self, stored: io.RawIOBase, kind: str, label: str, hasher: _Hash | None = None) -> None:
         self._label = label
@@ -148,16 +147,19 @@ class _Plain(io.RawIOBase):
 
 
 def open_plain(fd: int, offset: int, size: int, label: str) -> BinaryIO:
-    """A stretch of a file, decompressed as its first bytes ask for. Raises ImageError, reading does so on damage."""
+    """Return a stretch of a file, decompressed if its first bytes say so.
+
+    Raises ImageError for a compression that is not read here; reading the result raises it for damaged data.
+    """
     raw = _Plain(Window(fd, offset, size), compression(fd, offset, size, label), label)
     return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
 
 
 class LayerReader:
-    """One layer's tar: `tar` is read forward by the caller, then `finish` says whether it was the right one.
+    """One layer's tar: the caller reads `tar` forward, then `finish` checks that it was the right one.
 
-    To be closed by its maker, for a thread reads ahead; `fd` must stay open until then. Making one raises ImageError
-    where the layer's compression is not known.
+    The caller must close it, because a thread reads ahead, and must keep `fd` open until then. Making one raises
+    ImageError if the layer's compression is not known.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class LayerReader:
         progress: Progress = SILENT,
     ) -> None:
         kind = compression(fd, offset, size, label)
-        # A blob that is stored plain is its own tar: one hash proves both names.
+        # An uncompressed blob is its own tar, so one hash checks both names.
         self._digest = None if digest == diff_id and not kind else digest
         self._diff_id = diff_id
         self._label = label
@@ -183,13 +185,14 @@ class LayerReader:
         self.tar = cast(BinaryIO, io.BufferedReader(self._ahead, _BUFFER))
 
     def close(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         self._ahead.close()
 
     def finish(self) -> None:
-        """Read what follows the tar's end, then check both hashes. Raises ImageError: not what was promised."""
+        """Read what follows the tar's end, then check both hashes. Raises ImageError if one of them is wrong."""
         while self.tar.read(_BUFFER):
             pass
+        # The thread must have ended: from here on the window is read directly.
         self.close()
         while self._window.read(_BUFFER):
             pass

@@ -1,8 +1,8 @@
-"""What is an image, once it has been read?
+"""Values that describe an image once it has been read.
 
-Values only: nothing here opens a file. The words are those of the OCI image specification
-(config.md, descriptor.md): a *digest* names bytes as stored, a *diff ID* names a layer's tar before
-compression, a *chain ID* names a layer together with everything below it.
+Nothing here opens a file. The words are those of the OCI image specification (config.md, descriptor.md): a *digest*
+names bytes as stored, a *diff ID* names a layer's tar before compression, a *chain ID* names a layer together with
+everything below it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _HEX_DIGITS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _DIGEST = re.compile(r"([a-z0-9]+):([0-9a-f]+)")
-# What the classic builder says of ADD and COPY.
+# How the classic builder writes the source of ADD and COPY.
 _ADDED = re.compile(r"\b((?:file|dir|multi):[0-9a-f]{12})[0-9a-f]{52}\b")
 
 
@@ -49,7 +49,7 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str, where: str) -> Digest:
-        """Read `algorithm:hex`. Raises ImageError, which says `where` the text stood."""
+        """Read `algorithm:hex`. Raises ImageError; `where` says in the error where the text is."""
         match = _DIGEST.fullmatch(text)
         if match is None or _HEX_DIGITS.get(match[1]) != len(match[2]):
             raise ImageError(
@@ -60,16 +60,16 @@ class Digest:
 
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
-        """The digest of these bytes."""
+        """Return the digest of these bytes."""
         return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
 
     def hasher(self) -> _Hash:
-        """A fresh hash object of this digest's algorithm."""
+        """Return a new hash object of this digest's algorithm."""
         return hashlib.new(self.algorithm)
 
     @property
     def short(self) -> str:
-        """The first 12 hexadecimal digits, which is how people know images."""
+        """The first 12 hexadecimal digits, by which people know images."""
         return self.encoded[:12]
 
     def __str__(self) -> str:
@@ -78,11 +78,11 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Where one layer of an image is kept, and what it must turn out to be.
+    """Where one layer of an image is kept, and the digests that it must match.
 
-    `diff_id` names the tar. `digest` names the stored (perhaps compressed) bytes, and is None where the
-    archive's format does not say. `member` is the archive member that holds them; "" is the archive
-    itself (`docker export`: one flat tree).
+    `diff_id` names the tar. `digest` names the stored (perhaps compressed) bytes, and is None if the archive's format
+    does not give it. `member` is the archive member that holds them; "" is the archive itself (`docker export`: one
+    flat tree).
     """
 
     diff_id: Digest
@@ -93,7 +93,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """One step that made an image (config.md, "history"); an empty layer changed metadata only.
+    """One step that made an image (config.md, "history"); a step with an empty layer changed metadata only.
 
     `created` is RFC 3339 text, as stored.
     """
@@ -106,9 +106,9 @@ class History:
 
     @property
     def instruction(self) -> str:
-        """The step as its Dockerfile line: the classic builder wraps every one in a shell command.
+        """The step as its Dockerfile line, without the shell command that the classic builder wraps around it.
 
-        The hash of the files that were added is cut to as many digits as `Digest.short` shows.
+        The hash of added files is cut to as many digits as `Digest.short` shows.
         """
         text = _ADDED.sub(lambda found: found[1], " ".join(self.created_by.split()))
         if text.startswith("/bin/sh -c #(nop)"):
@@ -136,9 +136,9 @@ class Platform:
 
     @property
     def normal(self) -> Platform:
-        """The same with the variant that is meant where none is given, or none where it says nothing.
+        """The same platform with its default variant filled in, or with a redundant variant removed.
 
-        As containerd has it (platforms/database.go, normalizeArch).
+        The rules are containerd's (platforms/database.go, normalizeArch).
         """
         variant = {("arm", ""): "v7", ("arm64", "v8"): "", ("amd64", "v1"): ""}.get(
             (self.architecture, self.variant), self.variant
@@ -146,7 +146,7 @@ class Platform:
         return Platform(self.os, self.architecture, variant)
 
     def suits(self, other: Platform) -> int:
-        """How well `other` answers a wish for this: 2 it is the same, 1 only a variant is not given, 0 not at all."""
+        """Return how well `other` fits a request for this: 2 the same, 1 if only a variant is missing, 0 not at all."""
         if self.normal == other.normal:
             return 2
         same = (self.os, self.architecture) == (other.os, other.architecture)
@@ -168,17 +168,17 @@ _MACHINES = {
 
 
 def running_platform() -> Platform:
-    """The platform of the machine we run on."""
+    """Return the platform of the machine that we run on."""
     machine = platform.machine()
     return Platform("linux", *_MACHINES.get(machine, (machine, "")))
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image: its config, its layers from the bottom to the top, its history, its names.
+    """An image: its config, its layers from the bottom up, its history, its names.
 
-    `config` is the exact JSON that the image ID is the digest of; b"" for a flat tree, which has none. `tags` are names
-    in the familiar form, each with its tag, as Docker's RepoTags (see `reference`).
+    `config` is the exact JSON whose digest is the image ID; b"" for a flat tree, which has none. `tags` are names in
+    the familiar form, each with its tag, like Docker's RepoTags (see `reference`).
     """
 
     config: bytes
@@ -188,23 +188,23 @@ class Image:
 
     @property
     def chain_ids(self) -> tuple[Digest, ...]:
-        """The chain ID of each layer, from the bottom to the top."""
+        """The chain ID of each layer, from the bottom up."""
         return chain_ids(layer.diff_id for layer in self.layers)
 
     @property
     def steps(self) -> tuple[History | None, ...]:
-        """The step that made each layer; all None where the history does not account for every layer."""
+        """The step that made each layer; all None if the history does not account for every layer."""
         made = tuple(step for step in self.history if not step.empty_layer)
         return made if len(made) == len(self.layers) else (None,) * len(self.layers)
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """What made each layer, as its Dockerfile line; "" where the history does not say."""
+        """The Dockerfile line that made each layer; "" where the history does not say."""
         return tuple(step.instruction if step is not None else "" for step in self.steps)
 
 
 def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:
-    """The chain ID of every prefix of a stack (config.md, "Layer ChainID").
+    """Return the chain ID of every prefix of a stack (config.md, "Layer ChainID").
 
     ChainID(L0) = DiffID(L0); ChainID(L0|...|Ln) = Digest(ChainID(L0|...|Ln-1) + " " + DiffID(Ln)).
     """
@@ -214,15 +214,15 @@ def chain_ids(diff_ids: Iterable[Digest]) -> tuple[Digest, ...]:
     return tuple(chain)
 
 
-# --- JSON of which nothing may be taken for granted ------------------------------------------------
+# --- untrusted JSON --------------------------------------------------------------------------------
 
 
 def parse_json(data: bytes, member: str) -> object:
-    """The value of a JSON member. What is no Unicode in its texts becomes U+FFFD, as in Go. Raises ImageError."""
+    """Return the value of a JSON member. Invalid Unicode in its texts becomes U+FFFD, as in Go. Raises ImageError."""
     try:
         value: object = json.loads(data.decode("utf-8", "replace"), parse_constant=_no_number, parse_float=_number)
         if b"\\u" in data:
-            # An escape may be one half of a surrogate pair.
+            # An escape may be one half of a surrogate pair, which only this round trip replaces.
             text = json.dumps(value, ensure_ascii=False)
             value = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         return value
@@ -238,15 +238,15 @@ def _number(word: str) -> float:
 
 
 def _no_number(word: str) -> None:
-    """NaN and Infinity are Python's, not JSON's."""
+    """Reject NaN and Infinity, which Python accepts but JSON does not have."""
     raise ValueError(f"{word} is not a number")
 
 
 class Document:
-    """One JSON object of an archive member: every read checks the type, and names member and key if wrong.
+    """One JSON object of an archive member. Every read checks the type; the ImageError names member and key.
 
-    A key that is absent or null is the default; an archive is written by many programs. In a list null is an empty
-    item. So does Go, in which most of them are written.
+    An absent or null key gives the default, because many programs write archives. In a list, null is an empty item. Go,
+    in which most of these programs are written, reads JSON in the same way.
     """
 
     __slots__ = ("_fields", "_where")
@@ -265,7 +265,7 @@ class Document:
         return ImageError(f"{self._where}: {key!r} must be {wanted}, not {found}", "export the image again")
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string; an absent one is the default, or an ImageError where there is none."""
+        """Return a string; if absent, the default. Raises ImageError if it is absent and there is no default."""
         value = self._fields.get(key)
         if value is None and default is not None:
             return default
@@ -274,25 +274,25 @@ class Document:
         return value
 
     def flag(self, key: str) -> bool:
-        """A truth value; absent is False."""
+        """Return a truth value; False if absent."""
         value = self._fields.get(key)
         if not isinstance(value, bool | None):
             raise self._wrong(key, "true or false")
         return bool(value)
 
     def size(self, key: str) -> int:
-        """A count of bytes: a whole number, not negative."""
+        """Return a count of bytes: a whole number, not negative."""
         value = self._fields.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
             raise self._wrong(key, "a size in bytes")
         return value
 
     def digest(self, key: str) -> Digest:
-        """A digest."""
+        """Return a digest."""
         return Digest.parse(self.text(key), f"{self._where}: {key!r}")
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings; absent is empty."""
+        """Return a list of strings; empty if absent."""
         texts = []
         for item in self._list(key):
             if not isinstance(item, str | None):
@@ -301,14 +301,14 @@ class Document:
         return tuple(texts)
 
     def documents(self, key: str) -> tuple[Document, ...]:
-        """A list of JSON objects; absent is empty."""
+        """Return a list of JSON objects; empty if absent."""
         return tuple(
             Document({} if item is None else item, f"{self._where}: {key!r}[{index}]")
             for index, item in enumerate(self._list(key))
         )
 
     def document(self, key: str) -> Document:
-        """A JSON object; absent is empty."""
+        """Return a JSON object; empty if absent."""
         value = self._fields.get(key)
         return Document({} if value is None else value, f"{self._where}: {key!r}")
 
@@ -321,11 +321,11 @@ class Document:
         return value
 
     def __iter__(self) -> Iterator[str]:
-        """The keys."""
+        """Iterate over the keys."""
         return iter(self._fields)
 
     def has(self, key: str) -> bool:
-        """True if the key is there and not null."""
+        """Return True if the key is there and not null."""
         return self._fields.get(key) is not None
 
 

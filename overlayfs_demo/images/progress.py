@@ -6,20 +6,20 @@ from typing import BinaryIO, cast
 
 
 class Progress:
-    """Is told of long work, step by step. This one ignores it; others show it to a person."""
+    """Receiver of reports on long work, step by step. This class ignores them; subclasses show them to a person."""
 
     def step(self, what: str, size: int | None = None) -> None:
-        """`what` begins; it will take `size` bytes, if that is known."""
+        """Report that the step `what` begins; `size` is its number of bytes, if known."""
 
     def advance(self, count: int) -> None:
-        """So many bytes more are done. Another thread may call that."""
+        """Report that `count` more bytes are done. Another thread may call this."""
 
 
 SILENT = Progress()
 
 
 class _Counted:
-    """A file that is written forward; progress is told of every byte."""
+    """A file that is written forward and reports every byte to `progress`."""
 
     def __init__(self, out: BinaryIO, progress: Progress) -> None:
         self._out = out
@@ -32,5 +32,5 @@ class _Counted:
 
 
 def counted(out: BinaryIO, progress: Progress) -> BinaryIO:
-    """`out`, to be written alone, where progress is told of every byte; it stays the caller's."""
+    """Return a write-only file that passes data to `out` and reports every byte. The caller keeps ownership of `out`."""
     return cast(BinaryIO, _Counted(out, progress))

@@ -2,8 +2,8 @@
 
 The grammar is that of distribution (github.com/distribution/reference): `[DOMAIN/]PATH[:TAG][@DIGEST]`. A name
 without a domain is Docker Hub's, and one without a slash is an official image there, so `alpine`, `library/alpine`
-and `docker.io/library/alpine` are one repository. People see the shortest of these (the *familiar* form), archives
-and other programs get the longest (the *full* form).
+and `docker.io/library/alpine` are one repository. People see the shortest of these (the *familiar* form);
+archives and other programs get the longest (the *full* form).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OLD_HUB = "index.docker.io"
 _LATEST = "latest"
 _MOST_CHARACTERS = 255
 _MOST_SUGGESTIONS = 5
-# Fewer hexadecimal digits were probably meant as a name.
+# A word with fewer hexadecimal digits is probably meant as a name.
 _LIKELY_ID = 4
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
@@ -34,7 +34,7 @@ _SHORT_ID = re.compile("[0-9a-f]{1,64}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Repository:
-    """What the tags of one repository have in common: the registry's `domain`, and the `path` there."""
+    """What the tags of one repository share: the registry's `domain`, and the `path` there."""
 
     domain: str
     path: str
@@ -45,7 +45,7 @@ class Repository:
         return f"{self.domain}/{self.path}"
 
     def __str__(self) -> str:
-        """The familiar form: the shortest that reads as this repository again."""
+        """The familiar form: the shortest text that is read as this repository again."""
         short = self.path.removeprefix(f"{_OFFICIAL}/") if self.path.count("/") == 1 else self.path
         for text in (short, self.path):
             if _split_domain(text) == (self.domain, self.path):
@@ -59,7 +59,7 @@ def _repository(text: str, whole: str) -> Repository:
     if _ID.fullmatch(text):
         raise _invalid(whole, "64 hexadecimal digits are an image ID")
     if (domain, path) == (_HUB, f"{_OFFICIAL}/sha256"):
-        # As Docker's store of references: such a name would be taken for the ID of another image.
+        # Docker's reference store has this rule, because such a name would be taken for another image's ID.
         raise _invalid(whole, "'sha256:' begins an image ID")
     if path != path.lower():
         raise _invalid(whole, "a repository name must be lowercase")
@@ -71,7 +71,7 @@ def _repository(text: str, whole: str) -> Repository:
 
 
 def _split_domain(text: str) -> tuple[str, str]:
-    """The domain and the path. The first component is a domain if it has a dot or a port, or is `localhost`."""
+    """Return the domain and the path. The first component is a domain if it has a dot or a port, or is `localhost`."""
     first, slash, rest = text.partition("/")
     if not slash or (first != "localhost" and set(".:").isdisjoint(first)):
         first, rest = _HUB, text
@@ -84,14 +84,14 @@ def _split_domain(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ImageName:
-    """What an image can be called: a repository and a tag."""
+    """A name of an image: a repository and a tag."""
 
     repository: Repository
     tag: str
 
     @classmethod
     def parse(cls, text: str) -> ImageName:
-        """Read `NAME[:TAG]`; the tag is `latest` if there is none. Raises ImageError."""
+        """Read `NAME[:TAG]`; without a tag, the tag is `latest`. Raises ImageError."""
         reference = Reference.parse(text)
         if reference.digest is not None:
             raise _invalid(text, "a digest names contents and cannot be given to an image")
@@ -109,7 +109,7 @@ class ImageName:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What someone writes to mean an image by name: a repository, and a tag or a digest if they are given."""
+    """An image name as a person writes it: a repository, and a tag or a digest if given."""
 
     repository: Repository
     tag: str | None
@@ -128,7 +128,7 @@ class Reference:
 
     @property
     def name(self) -> ImageName:
-        """The name that is meant, whose tag is `latest` if none is given."""
+        """The full meaning of the reference as a name; its tag is `latest` if none is given."""
         return ImageName(self.repository, self.tag or _LATEST)
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ def _invalid(text: str, rule: str = "") -> ImageError:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """One image among those that a word may mean: its ID, and the names it has."""
+    """One of the images that a word may mean: its ID and its names."""
 
     id: Digest
     names: tuple[ImageName, ...]
@@ -156,18 +156,18 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The image that a word means; `name` is the name that was written, None if it was an ID."""
+    """The image that a word means; `name` is the name that the word gives, None if it is an ID."""
 
     id: Digest
     name: ImageName | None
 
 
 def find_image(word: str, images: Iterable[Named], place: str, remedy: str) -> Found:
-    """The image that a person means by a name, an ID, or the first digits of an ID.
+    """Return the image that a person means by a name, an ID, or the first digits of an ID.
 
-    A name wins over an ID that begins so, as with docker. `NAME@DIGEST` is an image of this repository that has
-    this ID. `place` says in errors where the images are ("" for a store), `remedy` what to do if none is like it.
-    Raises ImageError.
+    A name wins over an ID that begins the same way, as with docker. `NAME@DIGEST` is an image of this repository with
+    this ID. In errors, `place` says where the images are ("" for a store), and `remedy` what to do if no image has a
+    similar name. Raises ImageError.
     """
     images = tuple(images)
     digits = word.removeprefix("sha256:")
@@ -180,7 +180,7 @@ def find_image(word: str, images: Iterable[Named], place: str, remedy: str) -> F
         reference = None
     if reference is not None and (found := _by_name(reference, images)):
         return found
-    matches = {one.id for one in images if is_id and one.id.encoded.startswith(digits)}
+    matches = {image.id for image in images if is_id and image.id.encoded.startswith(digits)}
     if len(matches) > 1:
         raise ImageError(
             f"'{shown(word)}' is ambiguous{place}: it begins the IDs of {len(matches)} images", "give more digits"
@@ -209,11 +209,14 @@ def _by_name(reference: Reference, images: Iterable[Named]) -> Found | None:
 
 
 def _missing(reference: Reference, digits: str, images: Iterable[Named], place: str, remedy: str) -> ImageError:
-    """No such name; what there is in the same repository, or in one that ends like it, is the likely mistake."""
+    """Return the error for a name that no image has.
+
+    It suggests the names of the same repository, or of one whose path ends the same way.
+    """
     names = sorted(name for image in images for name in image.names)
     last = reference.repository.path.rpartition("/")[2]
-    alike = [one for one in names if one.repository == reference.repository] or [
-        one for one in names if one.repository.path.rpartition("/")[2] == last
+    alike = [name for name in names if name.repository == reference.repository] or [
+        name for name in names if name.repository.path.rpartition("/")[2] == last
     ]
     problem = f"no image {reference}{f', and no image ID begins with {digits}' if digits else ''}{place}"
     if not alike:

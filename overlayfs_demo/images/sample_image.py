@@ -1,7 +1,7 @@
-"""Which image is small enough to show whole, and has one of everything worth showing?
+"""A sample image that is small enough to show whole, with one of everything worth showing.
 
-The image of the teaching Dockerfile below, made in code: no Docker, no network, no binaries, and the same
-bytes every time. `write_teaching_image` writes it as a real `docker save` archive.
+It is the image of the teaching Dockerfile below, made in code: no Docker, no network, no binaries, and the same bytes
+every time. `write_teaching_image` writes it as a real `docker save` archive.
 
     FROM base
     LABEL org.opencontainers.image.title="overlayfs-demo teaching image"
@@ -36,7 +36,7 @@ _CACHE_SIZE = 3_000_000
 
 
 class LayerTar:
-    """A layer's tar in the making; `when` is the mtime of every member, in seconds. `finished` is its bytes."""
+    """Builder of a layer's tar; `when` is the mtime of every member, in seconds. `finished` returns its bytes."""
 
     def __init__(self, when: int) -> None:
         self._when = when
@@ -109,13 +109,13 @@ def _built(when: int) -> bytes:
 
 
 def _cleaned(when: int) -> bytes:
-    """Removing a directory of a lower layer is one empty file that says so (OCI layer.md, "Whiteouts")."""
+    """Return a layer that removes a lower directory: one empty file says so (OCI layer.md, "Whiteouts")."""
     return LayerTar(when).directory("root", mode=0o700).file("root/.wh..cache", "", 0o600).finished()
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A line of the history as the classic builder writes it, and the layer it made; None: metadata only."""
+    """A line of the history as the classic builder writes it, and its layer; None if it changed metadata only."""
 
     created_by: str
     tar: bytes | None = None
@@ -159,9 +159,9 @@ def _created(second: int) -> str:
 
 
 def write_image(out: BinaryIO, tag: str, steps: Sequence[Step], settings: Mapping[str, object]) -> Image:
-    """Write an image as a `docker save` archive to `out`, which stays the caller's, and say what is in it.
+    """Write an image as a `docker save` archive to `out`, and return the image. The caller keeps ownership of `out`.
 
-    `settings` are the `config` of the image's configuration.
+    `settings` is the `config` object of the image's configuration.
     """
     tars = [step.tar for step in steps if step.tar is not None]
     image = Image(_config(steps, settings), tuple(Layer(Digest.of(tar), "") for tar in tars), tags=(tag,))
@@ -170,7 +170,7 @@ def write_image(out: BinaryIO, tag: str, steps: Sequence[Step], settings: Mappin
 
 
 def write_teaching_image(out: BinaryIO) -> Image:
-    """Write the archive to `out`, which stays the caller's, and say what is in it."""
+    """Write the archive to `out`, and return the image. The caller keeps ownership of `out`."""
     return write_image(
         out,
         TAG,
@@ -185,7 +185,7 @@ def write_teaching_image(out: BinaryIO) -> Image:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m overlayfs_demo.images.sample_image OUT.tar`: exit status 0, 1, or 2 for wrong usage."""
+    """Run `python -m overlayfs_demo.images.sample_image OUT.tar`; return the exit status: 0, 1, or 2 for wrong usage."""
     if len(argv) != 1 or argv[0].startswith("-"):
         print("usage: python -m overlayfs_demo.images.sample_image OUT.tar", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
-"""How is data written so that its zeros take no room on the disk?
+"""Writer that leaves blocks of zeros out of a file, so that they take no room on the disk.
 
-An archive of a few megabytes may unpack to gigabytes of zeros. Their blocks are left out of the file, as holes:
-lseek(2), "Seeking file data and holes".
+An archive of a few megabytes may unpack to gigabytes of zeros. Their blocks become holes in the file: lseek(2),
+"Seeking file data and holes".
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _ZEROS = bytes(_BLOCK)
 def write_sparse(fd: int, data: bytes) -> None:
     """Append `data` to the file `fd`, whose offset is at its end or beyond; whole blocks of zeros become a hole.
 
-    Blocks are counted from the start of `data`. Pieces may have any size, but holes are best in those of a multiple
-    of 4096 bytes. Raises OSError.
+    Blocks are counted from the start of `data`. Pieces may have any size, but a multiple of 4096 bytes gives the most
+    holes. Raises OSError.
     """
     start = position = 0
     last = len(data) - _BLOCK
@@ -30,6 +30,7 @@ def write_sparse(fd: int, data: bytes) -> None:
             position += _BLOCK
         end = os.lseek(fd, position - start, os.SEEK_CUR)
         start = position
+        # A hole at the end of a file exists only if the size covers it.
         if start == len(data):
             os.ftruncate(fd, end)
     _write(fd, memoryview(data)[start:])

@@ -1,7 +1,7 @@
-"""What may a member of a layer's tar say about its file, and how is the file given it?
+"""The metadata of a member of a layer's tar, checked and given to its file.
 
-The name, the owner, the mode, the time, the extended attributes: pax(1), "ustar Interchange Format" and
-"pax Extended Header"; image-spec, layer.md, "File Attributes".
+It is the name, the owner, the mode, the time and the extended attributes: pax(1), "ustar Interchange Format" and "pax
+Extended Header"; image-spec, layer.md, "File Attributes".
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from overlayfs_demo.overlay.override_stat import StatRecord
 REBUILD = "build the image again"
 
 _XATTR = "SCHILY.xattr."
-# A record is made from the member's owner and mode; one that comes in a tar could forge them.
+# The stat record is made from the member's owner and mode; a record in the tar itself could forge them.
 _FORGED_XATTRS = (*PRIVATE_XATTRS, os.fsencode(override_stat.NAME))
-_NO_OWNER = 0xFFFFFFFF  # chown(2) takes it for "leave as it is"
+_NO_OWNER = 0xFFFFFFFF  # to chown(2) this means "leave as it is"
 
 
 class MemberError(Exception):
-    """A member breaks a rule: what it does wrong, as the rest of a sentence that begins with its name."""
+    """A member breaks a rule. The text is the rest of a sentence that begins with the member's name."""
 
     def __init__(self, rule: str, remedy: str = REBUILD) -> None:
         super().__init__(rule)
@@ -37,11 +37,11 @@ class MemberError(Exception):
 
 
 def member_path(name: str, verb: str = "") -> bytes:
-    """A member's name, or the target of a hard link, as a relative path without `.` and `..`; b"" is the root.
+    """Return a member's name, or a hard link's target, as a relative path without `.` and `..`; b"" is the root.
 
-    Every name is taken from the layer's root: a leading `/` is dropped, and `..` takes the part before it away
-    and ends at the root, as in Docker (moby, pkg/archive: filepath.Clean, then Join). Symbolic links play no part
-    in this, see `LayerTree.locate`. Raises MemberError, its rule begun with `verb`, if no file can have the name.
+    Every name starts at the layer's root: a leading `/` is dropped, and `..` removes the part before it and stops at
+    the root, as in Docker (moby, pkg/archive: filepath.Clean, then Join). Symbolic links play no part in this, see
+    `LayerTree.locate`. Raises MemberError, its rule begun with `verb`, if no file can have the name.
     """
     parts = _parts(name)
     if b".." in parts:
@@ -56,9 +56,10 @@ def member_path(name: str, verb: str = "") -> bytes:
 
 
 def clean_path(name: str) -> bytes:
-    """A path that a person asks for, relative to the root of a view, without `.`; b"" is the root.
+    """Return a path that a person gives, relative to the root of a view, without `.`; b"" is the root.
 
-    Raises MemberError if it climbs, because `..` after a symbolic link may mean another place, or cannot be one.
+    Raises MemberError if no file can have the path, or if it has a `..`, which may mean another place after a symbolic
+    link.
     """
     parts = _parts(name)
     if b".." in parts:
@@ -79,9 +80,10 @@ def _joined(parts: Sequence[bytes], verb: str) -> bytes:
 
 
 class Metadata:
-    """Gives files the metadata of their members, and counts in `left_out` what could not be given.
+    """Writer of members' metadata to their files, which counts in `left_out` what could not be set.
 
-    `owners`: set owners, which only root may; else they are recorded, see `overlay/statrecord.py`.
+    `owners` says whether to set owners, which only root may; otherwise they are recorded, see
+    `overlay/override_stat.py`.
     """
 
     def __init__(self, owners: bool) -> None:
@@ -89,10 +91,10 @@ class Metadata:
         self.left_out: Counter[str] = Counter()
 
     def give(self, info: tarfile.TarInfo, fd: int) -> None:
-        """To an open file or directory. Raises MemberError or OSError.
+        """Give a member's metadata to an open file or directory. Raises MemberError or OSError.
 
-        Owner, then attributes, then mode, then times: chown(2) takes set-id bits and capabilities away,
-        and a mode may forbid to write attributes.
+        The order is owner, attributes, mode, times: chown(2) clears set-id bits and capabilities, and a mode may forbid
+        writing attributes.
         """
         record = StatRecord(*_owner(info), info.mode & 0o7777)
         if self._owners:
@@ -106,7 +108,10 @@ class Metadata:
             raise MemberError("has a time that no file can have") from None
 
     def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
-        """To a name that cannot be opened: a symbolic link (not what it leads to), a fifo, a device."""
+        """Give metadata to a name that cannot be opened: a symbolic link (not its target), a fifo, or a device.
+
+        Raises MemberError or OSError.
+        """
         owner = _owner(info)
         if self._owners:
             os.chown(name, *owner, dir_fd=dir_fd, follow_symlinks=False)
@@ -122,7 +127,7 @@ class Metadata:
             raise MemberError("has a time that no file can have") from None
 
     def give_default(self, fd: int) -> None:
-        """To a directory that no member describes: root's, mode 0755. Raises OSError."""
+        """Give the default metadata, root's and mode 0755, to a directory that no member describes. Raises OSError."""
         self._set_mode(fd, StatRecord(0, 0, 0o755))
 
     def _set_mode(self, fd: int, record: StatRecord) -> None:
@@ -138,7 +143,7 @@ class Metadata:
             self.left_out["owners, which only root may set where the filesystem has no user attributes"] += 1
 
     def _set_xattrs(self, info: tarfile.TarInfo, target: int | bytes) -> None:
-        """The attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte. Raises MemberError."""
+        """Set the attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte. Raises MemberError."""
         for key, value in info.pax_headers.items():
             if not key.startswith(_XATTR):
                 continue
@@ -160,14 +165,14 @@ class Metadata:
 
 
 def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
-    """The owner's numbers. Raises MemberError for those that chown(2) does not take."""
+    """Return the owner's uid and gid. Raises MemberError for numbers that chown(2) does not accept."""
     if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
         raise MemberError(f"has no such owner: {info.uid}:{info.gid}")
     return info.uid, info.gid
 
 
 def _times(info: tarfile.TarInfo) -> tuple[int, int]:
-    """(atime, mtime) in nanoseconds, both the member's mtime: exact, where a pax header has it as a decimal."""
+    """Return (atime, mtime) in nanoseconds, both the member's mtime, exact where a pax header has it as a decimal."""
     text = info.pax_headers.get("mtime")
     if text is None:
         return int(info.mtime) * 10**9, int(info.mtime) * 10**9

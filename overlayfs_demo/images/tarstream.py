@@ -1,8 +1,8 @@
-"""Which members does this tar stream hold, and did it end where a tar ends?
+"""A strict, forward-only reader of the members of a tar stream.
 
-The standard library's `tarfile` does the parsing. Its own loop, however, takes a damaged header, or
-the end of the data, for the end of the archive; the loop here does not. It reads forward only, keeps
-no list of members, and turns whatever a damaged header can raise into an ImageError.
+The standard library's `tarfile` does the parsing. Its own loop, however, takes a damaged header, or the end of the
+data, for the end of the archive; the loop here does not. It reads forward only, keeps no list of members, and turns
+whatever a damaged header can raise into an ImageError.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from overlayfs_demo.images.sparse import write_sparse
 
 CHUNK = 1 << 20
 
-# The most that all headers of one member (long names, xattrs, sparse maps) may have in bytes: they are kept in memory.
+# The largest total size in bytes of one member's headers (long names, xattrs, sparse maps), which are kept in memory.
 _MAX_HEADER = 16 << 20
 
-# What tarfile lets through when a header holds nonsense; a chain of extended headers recurses.
+# The exceptions that tarfile lets through for a damaged header; a chain of extended headers recurses.
 _DAMAGE = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError, RecursionError)
 
 
 class _Forward:
-    """The little of a file object that tarfile needs: exact reads, a position, and forward seeks."""
+    """The few methods of a file object that tarfile needs: exact reads, a position, and forward seeks."""
 
     __slots__ = ("_seekable", "header_left", "last", "position", "source")
 
@@ -34,7 +34,7 @@ class _Forward:
         self.source = source
         self.position = 0
         self.last = b""
-        # What the headers of the current member may still take.
+        # The bytes that the headers of the current member may still take.
         self.header_left = _MAX_HEADER
         self._seekable = source.seekable()
 
@@ -67,7 +67,7 @@ class _Forward:
 
 
 class _StrictTar(tarfile.TarFile):
-    """TarFile, except that only an end-of-archive block, or the end of the data after a member, ends it."""
+    """A TarFile that ends only at an end-of-archive block, or where the data ends after a member."""
 
     fileobj: _Forward  # type: ignore[assignment]
     firstmember: tarfile.TarInfo | None
@@ -76,10 +76,10 @@ class _StrictTar(tarfile.TarFile):
 
     @property
     def pax_headers(self) -> Mapping[str, str]:
-        """The records of global headers, which tarfile gives to all members that follow: none.
+        """The records of global headers, which tarfile gives to all members that follow: always empty.
 
-        Docker, podman and umoci leave global headers out (moby, pkg/archive: TypeXGlobalHeader), and so a layer
-        would be another tree here than there.
+        Docker, podman and umoci ignore global headers (moby, pkg/archive: TypeXGlobalHeader). With them, a layer would
+        be a different tree here than there.
         """
         return {}
 
@@ -111,11 +111,11 @@ class _StrictTar(tarfile.TarFile):
 class TarStream:
     """The members of one tar, once, in order; `label` says in errors which tar it is.
 
-    Between two members the caller may read the current one's data with `copy` and `read`. Names are
-    text with surrogate escapes: `name.encode("utf-8", "surrogateescape")` gives the bytes of the tar back.
+    Between two members the caller may read the current one's data with `copy` and `read`. Names are text with surrogate
+    escapes: `name.encode("utf-8", "surrogateescape")` returns the bytes of the tar.
 
-    `marked_end`: the end-of-archive mark must be there (pax(1), "ustar Interchange Format"). Where a
-    digest guards the stream it need not be: some builders leave the mark out, and Docker reads them.
+    `marked_end` says that the end-of-archive mark must be there (pax(1), "ustar Interchange Format"). It is not needed
+    where a digest guards the stream: some builders leave the mark out, and Docker reads their layers.
     """
 
     def __init__(self, source: BinaryIO, label: str, marked_end: bool) -> None:
@@ -146,22 +146,22 @@ class TarStream:
         if self._tar.at_end_of_data and self._marked_end:
             raise self._broken("the end-of-archive mark is missing")
 
-    def _broken(self, what: str) -> ImageError:
+    def _broken(self, problem: str) -> ImageError:
         where = (
             f"damaged or cut short: after member '{shown(self._last)}'"
             if self._last
             else "not a tar archive, or damaged at its start"
         )
-        return ImageError(f"{self._label} is {where}: {what}", "fetch or export it again")
+        return ImageError(f"{self._label} is {where}: {problem}", "fetch or export it again")
 
     @property
     def stored(self) -> int:
-        """How many bytes of data (and padding) follow the current member's header."""
+        """The number of bytes of data (and padding) that follow the current member's header."""
         assert self._tar is not None
         return self._tar.offset - self._forward.position
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes of the current member; at most CHUNK are wanted at a time."""
+        """Return the next `size` bytes of the current member; ask for at most CHUNK at a time. Raises ImageError."""
         data = self._forward.source.read(size)
         self._forward.position += len(data)
         if len(data) != size:

@@ -1,4 +1,4 @@
-"""How does a container's upper become a layer, and the layer a new image?"""
+"""Commit: a container's upper becomes a layer, and the layer the top of a new image."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def commit(
     epoch: int | None = None,
     progress: Progress = SILENT,
 ) -> Loaded:
-    """Make an image of `base` and one more layer: what the upper of `stack`, on the layers of `base`, changes.
+    """Make an image of `base` and one more layer: the changes that the upper of `stack` makes to `base`.
 
-    The upper may be in use. `epoch` (SOURCE_DATE_EPOCH) is the time of creation, and no file's time is later.
-    Raises ImageError or OSError, with the store as it was.
+    The upper may be in use. `epoch` (SOURCE_DATE_EPOCH, in seconds) is the time of creation, and no file gets a later
+    time. Raises ImageError or OSError and leaves the store unchanged.
     """
     names = () if name is None else (str(name),)
     when = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
@@ -48,7 +48,7 @@ def commit(
 
 
 def _config(base: StoredImage, diff_id: Digest, created: str, created_by: str, comment: str, author: str) -> bytes:
-    """The base's config with one more step; all that we do not know of stays (config.md)."""
+    """Return the base's config with one more step; fields that we do not know stay (config.md)."""
     config = parse_json(base.config, "config")
     assert isinstance(config, dict), "it was checked when it was loaded"
     config["created"] = created
@@ -58,7 +58,7 @@ def _config(base: StoredImage, diff_id: Digest, created: str, created_by: str, c
     config["rootfs"] = {**config["rootfs"], "diff_ids": [*below, str(diff_id)]}
     if author:
         config["author"] = author
-    # What Docker notes of the container that the base was committed from says nothing of the new image.
+    # Docker records here which container the base was committed from, which says nothing about the new image.
     for key in ("container", "container_config", "id", "parent"):
         config.pop(key, None)
     return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()

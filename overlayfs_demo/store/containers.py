@@ -1,8 +1,8 @@
-"""What is a container here? An image's layers, one new upper on top of them, and a name.
+"""Containers: an image's layers, one new upper on top of them, and a name.
 
-STORE/containers/NAME/container.json   of which image, which layers, since when, where it is mounted
+STORE/containers/NAME/container.json   its image, its layers, its time of creation and its mount point
 STORE/containers/NAME/upper, work      what it changed
-STORE/containers/NAME/merged           where it is mounted, if not told otherwise
+STORE/containers/NAME/merged           its mount point by default
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from overlayfs_demo.store.commit import commit
 from overlayfs_demo.store.load import Loaded
 from overlayfs_demo.store.store import Store, StoredImage
 
-# As Docker has them.
+# The names that Docker allows.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _NAME_RULE = "write at least two letters, digits, '_', '.' or '-', a letter or digit first"
 _RECORD = "container.json"
@@ -45,8 +45,11 @@ _MERGED = "merged"
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container. `created` is RFC 3339 text; `image_name` is what the image was called then; `time_machine` says
-    that its view has one, see `overlay.timemachine`; `options` are mount(8)'s words that were asked for."""
+    """A container.
+
+    `created` is RFC 3339 text; `image_name` is the name that the image had then; `time_machine` says whether its view
+    has one, see `overlay.layer_snapshots`; `options` are the requested options in mount(8)'s words.
+    """
 
     name: str
     directory: Path
@@ -60,17 +63,17 @@ class Container:
 
     @property
     def flags(self) -> int:
-        """The MS_* flags that it is mounted with. Raises UsageError if its options are none.
+        """The MS_* flags of its mount. Raises UsageError if its options are not valid.
 
-        The store is private. Whoever may enter the view elsewhere gains nothing by what an image brings along, unless
-        that was asked for.
+        The store is private. Outside it, other users may enter the view, so the mount is nosuid and nodev: nobody
+        gains rights by what an image brings along, unless the options ask for that.
         """
         private = os.path.realpath(self.mountpoint) == os.path.realpath(self.directory / _MERGED)
         return changed_flags(self.options, 0 if private else syscalls.MS_NOSUID | syscalls.MS_NODEV)
 
     @property
     def upper(self) -> Path:
-        """The directory that holds what it changed."""
+        """The directory that holds its changes."""
         return self.directory / "upper"
 
     @property
@@ -82,16 +85,16 @@ class Container:
     def record(self) -> registry.Record | None:
         """Its mount, if it is mounted and served."""
         where = str(self.mountpoint)
-        return next((one for one in registry.live_records() if one.mountpoint == where), None)
+        return next((record for record in registry.live_records() if record.mountpoint == where), None)
 
     def upper_size(self) -> int | None:
-        """Bytes of the files in the upper, a file of several names once; None if it cannot be read."""
+        """Return the bytes of the files in the upper, each file once; None if the upper cannot be read."""
         count = walked(LayerFacts(UPPER, "", str(self.upper))).count
         return None if count is None else count.size
 
 
 def _dress(upper: Path, top: Path) -> None:
-    """Let a new upper's root look as the image's does: what it shows is the topmost layer's."""
+    """Give a new upper's root the metadata of the image's root, which is that of the topmost layer's."""
     status = top.stat()
     if os.geteuid() == 0:
         os.chown(upper, status.st_uid, status.st_gid)
@@ -102,7 +105,7 @@ def _dress(upper: Path, top: Path) -> None:
 
 
 def _clear_dead(container: Container) -> bool:
-    """Take away the mount that a killed daemon left; was there one? Raises MountError."""
+    """Remove the mount that a killed daemon left; return True if there was one. Raises MountError."""
     return mount.clear_dead(os.path.realpath(os.fsencode(container.mountpoint)))
 
 
@@ -114,13 +117,13 @@ class Containers:
         self._root = store.root / "containers"
 
     def all(self) -> list[Container]:
-        """Every container, by name."""
+        """Return every container, sorted by name."""
         if not self._root.is_dir():
             return []
         return [self.find(path.name) for path in sorted(self._root.iterdir()) if (path / _RECORD).exists()]
 
     def find(self, name: str) -> Container:
-        """The container with this name. Raises MountError."""
+        """Return the container with this name. Raises MountError."""
         directory = self._root / name
         try:
             if not _NAME.fullmatch(name):
@@ -135,7 +138,7 @@ class Containers:
                 directory,
                 row.digest("image"),
                 row.text("image_name"),
-                tuple(Digest.parse(one, name) for one in row.texts("layers")),
+                tuple(Digest.parse(text, name) for text in row.texts("layers")),
                 row.text("created"),
                 Path(row.text("mountpoint")),
                 row.flag("time_machine"),
@@ -148,7 +151,7 @@ class Containers:
             ) from None
 
     def _instead_of(self, name: str) -> str:
-        """What to do about a name that no container has."""
+        """Return the advice for a name that no container has."""
         try:
             self._store.identify(name)
         except ImageError:
@@ -156,10 +159,10 @@ class Containers:
         return "that is an image: 'create' makes a container of it, and 'diff IMAGE IMAGE' compares two"
 
     def users(self) -> Mapping[Digest, list[str]]:
-        """Which containers are made of which image."""
+        """Return the names of the containers made from each image."""
         found: dict[Digest, list[str]] = {}
-        for one in self.all():
-            found.setdefault(one.image, []).append(one.name)
+        for container in self.all():
+            found.setdefault(container.image, []).append(container.name)
         return found
 
     def create(
@@ -171,9 +174,9 @@ class Containers:
         time_machine: bool = False,
         options: str = "",
     ) -> Container:
-        """Make a container and mount it. Raises OverlayError, and leaves nothing behind then.
+        """Make a container and mount it. Raises OverlayError, and leaves nothing behind in that case.
 
-        `options` are words of mount(8), such as `suid,dev`, which `start` heeds, too.
+        `options` are words of mount(8), such as `suid,dev`; `start` also heeds them.
         """
         name = name or secrets.token_hex(6)
         if not _NAME.fullmatch(name):
@@ -185,8 +188,8 @@ class Containers:
             if directory.exists():
                 raise MountError(f"there is a container '{name}' already", "choose another --name, or 'rm' that one")
             staged = self._store.tmp / name
-            for one in ("", "upper", "work", _MERGED):
-                (staged / one).mkdir(mode=0o755)
+            for directory_name in ("", "upper", "work", _MERGED):
+                (staged / directory_name).mkdir(mode=0o755)
             _dress(staged / "upper", image.layers[-1].directory if image.layers else self._store.empty_directory())
             (staged / _RECORD).write_text(
                 json.dumps(
@@ -201,6 +204,7 @@ class Containers:
                     }
                 )
             )
+            # Last: a container exists once its directory has its name.
             staged.rename(directory)
         container = self.find(name)
         try:
@@ -243,7 +247,7 @@ class Containers:
                 os.close(fd)
 
     def diff(self, container: Container) -> list[Change]:
-        """What it changed."""
+        """Return what it changed."""
         return changes(self._snapshot(container))
 
     def commit(
@@ -254,7 +258,7 @@ class Containers:
         author: str = "",
         progress: Progress = SILENT,
     ) -> Loaded:
-        """Make an image of its image and what it changed; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
+        """Make an image of its image and its changes; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
             raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is not a number of seconds", "see date +%s")
@@ -275,13 +279,13 @@ class Containers:
         write_tree(replace(self._snapshot(container), read_only=True), out)
 
     def _snapshot(self, container: Container) -> Stack:
-        """Its stack, to be looked at as an image: what an ordinary user made is root's there. Raises MountError."""
+        """Return its stack as an image shows it: what an ordinary user made belongs to root. Raises MountError."""
         stack = self.stack(container)
         return stack if os.geteuid() == 0 else replace(stack, ids=ALL_ROOT)
 
     def stack(self, container: Container) -> Stack:
-        """Its layers, its upper, and its work directory. Raises MountError if a layer is gone."""
-        # In an upper `.wh.` begins ordinary names, and stored layers have none.
+        """Return the stack of its layers, its upper, and its work directory. Raises MountError if a layer is gone."""
+        # No image whiteouts: in an upper, names that begin with `.wh.` are ordinary, and stored layers have none.
         return Stack(
             tuple(self._lowers(container)),
             os.fsencode(container.upper),
@@ -293,11 +297,11 @@ class Containers:
         )
 
     def _titles(self, container: Container) -> tuple[str, ...]:
-        """What made each layer, topmost first, as its image's history says."""
+        """Return the step that made each layer, topmost first, from its image's history."""
         return self._store.image(container.image).layer_titles[::-1]
 
     def _lowers(self, container: Container) -> Iterator[bytes]:
-        """The directories of its layers, topmost first; an empty one if it has none. Raises MountError: one is gone."""
+        """Yield its layers' directories, topmost first; an empty one if it has none. Raises MountError: one is gone."""
         if not container.chain_ids:
             yield os.fsencode(self._store.empty_directory())
         for chain_id in reversed(container.chain_ids):

@@ -1,4 +1,4 @@
-"""An image of the store as one tree that is looked at without a mount."""
+"""A view of a stored image as one tree, without a mount."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_LINKS = 40
 
 
 def image_stack(store: Store, image: StoredImage) -> Stack:
-    """An image's layers, each with what made it, to be looked at as one tree; an empty directory if it has none."""
+    """Return a stack of an image's layers, each with the step that made it; of an empty directory if it has none."""
     directories = [layer.directory for layer in image.layers[::-1]] or [store.empty_directory()]
     return Stack(
         tuple(map(os.fsencode, directories)),
@@ -27,10 +27,10 @@ def image_stack(store: Store, image: StoredImage) -> Stack:
 
 
 def resolve(view: Overlay, path: bytes) -> bytes:
-    """The absolute path without `.`, `..` and symbolic links, as a process finds it whose root directory the view is.
+    """Return the absolute path without `.`, `..` and symbolic links, as a process with the view as its root finds it.
 
-    A link at the end is what is meant, unless a slash follows. What does not exist, cannot be looked up, or is one link
-    too many is taken as it is written, like the rest of the path from there on.
+    A symbolic link at the end stays, unless a slash follows it. If a name does not exist, cannot be looked up, or is
+    one link too many (path_resolution(7)), it stays as written, and so does the rest of the path.
     """
     names = path.split(b"/")[::-1]
     trail: list[tuple[bytes, Node | None]] = [(b"", view.root)]
@@ -59,5 +59,5 @@ def _child(view: Overlay, above: Node | None, name: bytes) -> Node | None:
         return None
     try:
         return view.lookup(above, name)[0]
-    except OSError:  # Whoever asks about the path is told why.
+    except OSError:  # The caller gets this error when it opens the path.
         return None

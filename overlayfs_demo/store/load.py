@@ -1,9 +1,9 @@
-"""How does an archive get into the store: each layer once, and the whole image or nothing?
+"""Loader of archives into the store: each layer once, and the whole image or nothing.
 
-Every layer is unpacked under a name in `tmp/` and proved by its digests. Layers get their places when the
-last one of their image has held, and the image is there when its config is: whoever is interrupted leaves
-leftovers in `tmp/` at most, which the next writer sweeps. An image that is bad does not keep the others of its
-archive out.
+Every layer is unpacked under a name in `tmp/` and checked against its digests. Layers get their final places once the
+last layer of their image has passed, and the image exists once its config does. So an interrupted load leaves at most
+leftovers in `tmp/`, which the next writer sweeps, and layers without an image, which do no harm. A bad image does not
+keep the other images of its archive out.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from overlayfs_demo.store.store import RECIPE, Store, StoredImage, StoredLayer
 class Loaded:
     """One image that is now in the store.
 
-    `names` are those that it has by this archive, each once; it may have others. `skipped` are the layers that were
-    there before; `displaced` the images that lost a name to this one; `left_out` says what an ordinary user could not
-    keep, and in how many members.
+    `names` are the names that this archive gave it, each once; it may have others. `skipped` are the layers that were
+    already in the store; `displaced` the images that lost a name to this one; `left_out` says what an ordinary user
+    could not keep, and in how many members.
     """
 
     image: StoredImage
@@ -56,7 +56,7 @@ class Failed:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of an archive, each in its order; one iterates over the images that are now in the store."""
+    """The result of loading an archive, in its order. Iterating gives the images that are now in the store."""
 
     images: list[Loaded] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Outcome:
         return iter(self.images)
 
     def add(self, loaded: Loaded) -> None:
-        """One more image; an archive may list the same one several times, under several names."""
+        """Add an image; an archive may list the same image several times, under several names."""
         for place, before in enumerate(self.images):
             if before.image.id == loaded.image.id:
                 names = tuple(dict.fromkeys([*before.names, *loaded.names]))
@@ -83,12 +83,12 @@ def load(
     *,
     every_platform: bool = False,
 ) -> Outcome:
-    """Load every image of an archive, an unpacked one, or a stream (which is kept in an unnamed file).
+    """Load every image of an archive file, an unpacked archive, or a stream (kept in an unnamed file).
 
-    Of each image what `choose.of_platform` says, or with `every_platform` all: the running machine's then has the name,
-    or the last, if it has none. Of images with one name the last has it. Raises ImageError or OSError if the archive
-    cannot be used, or its only image; of one image of several that is a part of the outcome. Nothing of a bad image
-    stays.
+    Of each image, load the platform that `select.of_platform` chooses, or with `every_platform` all: then the name goes
+    to the running machine's platform, or to the last one if there is none for this machine. If several images have the
+    same name, the last gets it. Raises ImageError or OSError if the archive, or its only image, cannot be used; if it
+    has several images, a bad one is reported in the outcome instead. Nothing of a bad image stays.
     """
     outcome = Outcome()
     with store.writing(), _opened(store, source, progress) as archive:
@@ -100,16 +100,16 @@ def load(
             except ImageError as error:
                 outcome.failed.append(Failed(group[0].title, error))
                 continue
-            for one in chosen:
-                _load_candidate(store, archive, one, progress, outcome)
+            for candidate in chosen:
+                _load_candidate(store, archive, candidate, progress, outcome)
         if not outcome.images and len(outcome.failed) == 1:
             raise outcome.failed[0].error
-        outcome.images = [_as_it_is_now(store, one) for one in outcome.images]
+        outcome.images = [_as_it_is_now(store, loaded) for loaded in outcome.images]
     return outcome
 
 
 def _as_it_is_now(store: Store, loaded: Loaded) -> Loaded:
-    """The same, without the names that a later image of the archive has taken."""
+    """Return the same, without the names that a later image of the archive has taken."""
     image = store.image(loaded.image.id)
     names = tuple(name for name in loaded.names if name in image.names)
     return replace(loaded, image=replace(image, name=names[0] if names else None), names=names)
@@ -137,7 +137,7 @@ def _load_candidate(store: Store, archive: Archive, candidate: Candidate, progre
 
 
 def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -> Loaded:
-    """Load one image, whose new layers are in the archive. Call while `writing`."""
+    """Load one image whose new layers are in the archive. Call while `writing`."""
     return _Load(store, archive, image, progress).run()
 
 
@@ -148,7 +148,7 @@ def import_tree(
     created: datetime | None = None,
     progress: Progress = SILENT,
 ) -> Loaded:
-    """Make an image of one layer from the tar of a tree, as `docker import` does. Raises ImageError."""
+    """Make a one-layer image from the tar of a tree, as `docker import` does. Raises ImageError."""
     with store.writing(), _opened(store, source, progress) as archive:
         diff_id = archive.whole_digest(progress)
         system = running_platform()
@@ -182,11 +182,11 @@ class _Load:
         self._progress = progress
         self._names = tuple(dict.fromkeys(map(ImageName.parse, image.tags)))
         self._left_out: Counter[str] = Counter()
-        # What is unpacked; it goes with this load, for the next image may have the same layers.
+        # Unpacked layers. They are removed with this load, because the next image may have the same layers.
         self._place = store.tmp / "unpacked"
 
     def run(self) -> Loaded:
-        """Load it. Raises ImageError or OSError, and leaves nothing behind then."""
+        """Load the image. Raises ImageError or OSError, and leaves nothing behind in that case."""
         self._place.mkdir(0o700)
         try:
             return self._run()
@@ -199,23 +199,24 @@ class _Load:
 
     def _run(self) -> Loaded:
         skipped = []
-        # Directories that are whole but not published yet, with what they will be.
+        # Directories that are complete but not published yet, each with the layer it will be.
         staged: list[tuple[Path, StoredLayer]] = []
         below: list[Path] = []
         total = len(self._image.layers)
         for number, (layer, chain_id) in enumerate(zip(self._image.layers, self._image.chain_ids, strict=True), 1):
             stored = self._store.layer(chain_id)
-            what = f"layer {number} of {total} ({layer.diff_id.short})"
+            title = f"layer {number} of {total} ({layer.diff_id.short})"
             if stored is not None:
-                self._progress.step(f"{what} is here already", 0)
+                self._progress.step(f"{title} is here already", 0)
                 self._require_usable(stored)
                 skipped.append(stored)
                 below.append(stored.directory)
                 continue
-            self._progress.step(what, self._archive.layer_size(layer))
+            self._progress.step(title, self._archive.layer_size(layer))
             directory, made = self._unpack(number, layer, chain_id, below)
             staged.append((directory, made))
             below.append(directory)
+        # Publish only now, when every layer has passed, and add the image last: its config makes it exist.
         for directory, made in staged:
             self._store.publish_layer(directory, made)
         identity = self._store.add_image(self._image.config)

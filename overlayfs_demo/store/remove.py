@@ -1,7 +1,7 @@
-"""What may be removed from the store, and what is still in use?
+"""Removal of names, images and layers that nothing uses any longer.
 
-An image goes when its last name goes, as with `docker rmi`; a layer goes when no image has it. `used_by` says
-which containers are made of an image: such an image stays.
+An image goes when its last name goes, as with `docker rmi`; a layer goes when no image has it. `used_by` says which
+containers are made from an image: such an image stays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from overlayfs_demo.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What went: names, images, chain IDs of layers (from the top to the bottom of their image).
+    """What was removed: names, images, and chain IDs of layers (from the top of their image down).
 
     `size` is the bytes of the layers' files.
     """
@@ -29,12 +29,13 @@ class Removed:
 
 
 def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]], *, force: bool = False) -> Removed:
-    """`docker rmi`: a name goes; with its last name, or by its ID, the image does. Raises ImageError, nothing done.
+    """Remove a name as `docker rmi` does; an image goes with its last name, or by its ID.
 
-    `force`: an ID goes although it has several names. What containers use is not removed in any case.
+    With `force`, an image given by its ID goes although it has several names. An image that a container uses is never
+    removed. Raises ImageError before anything is removed.
     """
     with store.writing():
-        # It may be damaged: then it has to go all the more.
+        # Not `find`: a damaged image must be removable too.
         found = store.identify(word)
         names = store.names_of(found.id)
         if found.name is not None and len(names) > 1:
@@ -47,16 +48,16 @@ def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]
             )
         if users := used_by.get(found.id):
             raise ImageError(
-                f"image {found.name or found.id.short} is used by {', '.join(f'container {one}' for one in users)}",
+                f"image {found.name or found.id.short} is used by {', '.join(f'container {user}' for user in users)}",
                 "remove what uses it first, with 'rm'",
             )
         return _remove(store, [found.id])
 
 
 def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool = False) -> Removed:
-    """Remove images without a name that no container uses (`every`: also those with names), and unused layers.
+    """Remove unused layers, and images without a name (with `every`, also named ones) that no container uses.
 
-    What is damaged stays, and so do all layers while it is not known which of them a damaged image has.
+    Damaged images stay, and all layers stay while it is not known which of them a damaged image has.
     """
     with store.writing():
         return _remove(
@@ -65,13 +66,16 @@ def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool 
 
 
 def tag(store: Store, word: str, name: ImageName) -> Digest | None:
-    """Give an image a further name; the image that had the name before, if any. Raises ImageError."""
+    """Give an image one more name; return the image that lost the name, if any. Raises ImageError."""
     with store.writing():
         return store.name_image(name, store.find(word).id)
 
 
 def _remove(store: Store, images: Sequence[Digest]) -> Removed:
-    """The images first: a layer without an image is no harm, an image without a layer is."""
+    """Remove images and all unused layers.
+
+    The images go first: a layer without an image does no harm, but an image without its layer is damaged.
+    """
     names: list[ImageName] = []
     order: dict[Digest, int] = {}
     for identity in images:
@@ -79,7 +83,7 @@ def _remove(store: Store, images: Sequence[Digest]) -> Removed:
         order |= {chain_id: number for number, chain_id in enumerate(reversed(_layers_of(store, identity)))}
         store.remove_image(identity)
     left = store.inventory()
-    unused = [] if left.needed is None else [one for one in store.layer_ids() if one not in left.needed]
+    unused = [] if left.needed is None else [chain_id for chain_id in store.layer_ids() if chain_id not in left.needed]
     unused.sort(key=lambda chain_id: order.get(chain_id, len(order)))
     for chain_id in unused:
         store.remove_layer(chain_id)

@@ -1,8 +1,8 @@
-"""How are images written as an archive that other programs read?
+"""Writer of images as an archive that other programs can read.
 
-As Docker does since version 25: an OCI image layout (image-layout.md), with Docker's `manifest.json` beside it
-for those who know that alone. Layers are written uncompressed, byte for byte the tars that they were, so that
-digests stay the same; they are put together from directory and recipe, and proved on the way.
+The format is Docker's since version 25: an OCI image layout (image-layout.md), with Docker's `manifest.json` beside it
+for programs that know only that. Layers are written uncompressed, byte for byte the tars that they were, so their
+digests stay the same. Each tar is put together from its directory and recipe, and its digest is checked on the way.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILENT) -> None:
     """Write the images. Raises ImageError if a layer is no longer what it was, or OSError.
 
-    Each gets the names that it was asked for by (`StoredImage.name`) and no other: some may be private, and the
+    Each image gets only the names by which it was requested (`StoredImage.name`): others may be private, and the
     receiver may use the same name for something else. An image may be given several times, under several names.
-    The same images give the same bytes. What was written so far is the caller's to remove after an error.
+    The same images give the same bytes. After an error, the caller must remove what was written so far.
     """
     archive = _Archive(out, progress)
     rows, descriptors = [], []
-    for image in {one.id: one for one in images}.values():
-        names = tuple(dict.fromkeys(one.name for one in images if one.id == image.id and one.name is not None))
+    for image in {given.id: given for given in images}.values():
+        names = tuple(dict.fromkeys(given.name for given in images if given.id == image.id and given.name is not None))
         layers = [archive.layer(layer) for layer in image.layers]
         config = archive.blob(image.config, _CONFIG)
         manifest = archive.blob(
@@ -58,7 +58,7 @@ def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILE
 
 
 def _annotations(name: ImageName) -> dict[str, str]:
-    """A name as containerd and Docker write it: the full name under a key of containerd's, the tag under OCI's."""
+    """Return a name as containerd and Docker write it: the full name under containerd's key, the tag under OCI's."""
     return {"io.containerd.image.name": name.full, "org.opencontainers.image.ref.name": name.tag}
 
 
@@ -71,7 +71,7 @@ def _json(value: object) -> bytes:
 
 
 class _Archive:
-    """The tar, written forward. A blob that several images have is written once."""
+    """The tar, written strictly forward. A blob that several images share is written once."""
 
     def __init__(self, out: BinaryIO, progress: Progress) -> None:
         self._out = out
@@ -92,7 +92,7 @@ class _Archive:
         self._pad(len(data))
 
     def blob(self, data: bytes, media_type: str) -> dict[str, object]:
-        """A blob; its descriptor (descriptor.md)."""
+        """Write a blob; return its descriptor (descriptor.md)."""
         digest = Digest.of(data)
         if digest not in self._blobs:
             self._blobs.add(digest)
@@ -100,7 +100,7 @@ class _Archive:
         return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
 
     def layer(self, layer: StoredLayer) -> dict[str, object]:
-        """A layer's tar, put together again; its descriptor."""
+        """Write a layer's tar, put together again; return its descriptor."""
         label = f"layer {layer.diff_id.short}"
         with layer.recipe.open("rb") as recipe:
             size = tar_size(recipe, label)

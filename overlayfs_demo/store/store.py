@@ -1,22 +1,22 @@
-"""Which images and layers does this host keep, and where?
+"""The store of the images and layers that this host keeps.
 
-    layers/HEX         a layer's directory, named by its chain ID; it is there only when it is whole
-    layers/HEX.json    what is known of it
+    layers/HEX         a layer's directory, named by its chain ID; it exists only when it is complete
+    layers/HEX.json    the layer's record
     layers/HEX.recipe  what its tar had besides the data of its files, see `tarsplit`
     images/HEX         an image's config, byte for byte; HEX, its sha256, is the image's ID
-    version            what makes the directory a store; it is written first
-    names.json         which image a name stands for, see `names`
+    version            the file that makes the directory a store; it is written first
+    names.json         which image each name stands for, see `names`
     empty/             an empty directory, the lower of a container whose image has no layers
-    tmp/               what is being made; leftovers are swept by the next writer
-    lock               flock(2): held by whoever changes something
+    tmp/               what is being made; the next writer sweeps leftovers
+    lock               flock(2): held by a process that changes the store
 
-A layer is found by its chain ID and not by its diff ID alone: a directory also depends on what lies below it
-(a hard link to a file of a lower layer is a copy here, and a directory that a layer does not list looks as
-it does below), so the same tar on other layers is another directory. Docker does so as well.
-Readers need no lock: each file and directory appears and changes by one rename(2). But for the version, nothing
-is flushed to the disk: after a power failure, load again what was loaded last. Directories are private (mode
-0700), because layers hold set-id programs of other systems. What is read is checked, and one damaged record does
-not keep the others from being used.
+A layer is found by its chain ID and not by its diff ID alone, because its directory also depends on what lies below it:
+a hard link to a file of a lower layer is a copy here, and a directory that a layer does not list looks as it does
+below. So the same tar on different layers makes a different directory. Docker does the same.
+Readers need no lock, because each file and directory appears and changes by one rename(2). Except for the version,
+nothing is flushed to the disk: after a power failure, load again what was loaded last. Directories are private (mode
+0700), because layers hold set-id programs of other systems. What is read is checked, and one damaged record does not
+keep the others from being used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HASH = re.compile("[0-9a-f]{64,128}")
 
 
 def default_root() -> Path:
-    """Where the store is if nobody says otherwise: of the whole machine for root, one's own for others."""
+    """Return the default place of the store: the machine's for root, the user's own for others."""
     if chosen := os.environ.get("OVERLAYFS_DEMO_STORE"):
         return Path(chosen)
     if os.geteuid() == 0:
@@ -59,7 +59,7 @@ def default_root() -> Path:
 class StoredLayer:
     """A layer's directory and what it holds: `size` bytes of file data and link targets.
 
-    `marks` is the prefix of the attributes that mark its opaque directories; `owners`: were owners kept?
+    `marks` is the prefix of the attributes that mark its opaque directories; `owners` says whether owners were kept.
     """
 
     chain_id: Digest
@@ -71,7 +71,7 @@ class StoredLayer:
 
     @property
     def recipe(self) -> Path:
-        """The file from which, with the directory, the layer's tar can be put together again."""
+        """The file that, together with the directory, is enough to put the layer's tar together again."""
         return self.directory.with_suffix(RECIPE)
 
 
@@ -79,7 +79,8 @@ class StoredLayer:
 class StoredImage:
     """An image: its config, its layers from the bottom to the top, its names (sorted).
 
-    `name` is the one that it was asked for by, or that a list shows first; None if it was asked for by ID, or has none.
+    `name` is the name by which it was requested, or the first one in a list; None if it was requested by ID or has
+    none.
     """
 
     id: Digest
@@ -91,22 +92,22 @@ class StoredImage:
 
     @property
     def size(self) -> int:
-        """Bytes of all its layers, as `docker images` counts them: shared ones too, and what is hidden."""
+        """The bytes of all its layers, as `docker images` counts them, including shared layers and hidden files."""
         return sum(layer.size for layer in self.layers)
 
     @property
     def title(self) -> str:
-        """What to call it: `name`, or the beginning of its ID."""
+        """Its title in messages: `name`, or the beginning of its ID."""
         return str(self.name) if self.name is not None else self.id.short
 
     @property
     def layer_titles(self) -> tuple[str, ...]:
-        """What to call each layer: the step that made it, or the beginning of its diff ID."""
+        """The title of each layer: the step that made it, or the beginning of its diff ID."""
         return tuple(title or layer.diff_id.short for title, layer in zip(self.value.titles, self.layers, strict=True))
 
     @property
     def value(self) -> Image:
-        """The image as a value, apart from where it is kept."""
+        """The image as a value, independent of where it is kept."""
         return Image(
             self.config,
             tuple(Layer(layer.diff_id, "") for layer in self.layers),
@@ -117,9 +118,9 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All that a store keeps: images by ID, layers by chain ID, and for whatever is damaged what to do about it.
+    """Everything in a store: images by ID, layers by chain ID, and for each damaged object what to do about it.
 
-    `needed` are the chain IDs of the images' layers, also of those that have lost a layer; None if that is not known.
+    `needed` are the chain IDs of all images' layers, including images that have lost a layer; None if not known.
     """
 
     images: tuple[StoredImage, ...]
@@ -128,22 +129,22 @@ class Inventory:
     needed: frozenset[Digest] | None
 
     def may_need(self, layer: StoredLayer) -> bool:
-        """True unless it is sure that no image has this layer, not even a damaged one."""
+        """Return False only if certainly no image has this layer, not even a damaged one."""
         return self.needed is None or layer.chain_id in self.needed
 
 
 def _named_by_hash(directory: Path) -> list[Digest]:
-    """The hashes that files in a directory have for names, sorted; of other names nobody here is the author."""
+    """Return the hashes that are file names in a directory, sorted. Other names are ignored: the store makes none."""
     return [Digest("sha256", path.name) for path in sorted(directory.iterdir()) if _HASH.fullmatch(path.name)]
 
 
 def _words(error: ImageError | OSError) -> str:
-    """What is wrong, without advice."""
+    """Return the problem without the advice."""
     return error.problem if isinstance(error, ImageError) else error.strerror or str(error)
 
 
 def _version(root: Path) -> bytes | None:
-    """What a store's directory says it is; None if it says nothing."""
+    """Return the contents of a store's version file; None if there is no such file."""
     try:
         return (root / _VERSION_FILE).read_bytes()
     except FileNotFoundError:
@@ -151,10 +152,10 @@ def _version(root: Path) -> bytes | None:
 
 
 def _create(root: Path) -> None:
-    """Make an empty directory a store, by its version. Raises ImageError for a directory with something else in it.
+    """Make an empty directory a store by writing its version. Raises ImageError if it holds anything else.
 
-    Several processes may come here at once. The first to lock the directory writes the version, and the others find
-    it written. Whoever is killed in between leaves the beginning of the version, which the next one completes.
+    Several processes may do this at once. The first to lock the directory writes the version, and the others find it
+    written. A process that is killed in between leaves the beginning of the version, which the next one completes.
     """
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -177,10 +178,10 @@ def _create(root: Path) -> None:
 
 
 class Store:
-    """The store in the directory `root`, which is made if need be."""
+    """The store in the directory `root`, which is made if it does not exist."""
 
     def __init__(self, root: Path) -> None:
-        """Raises ImageError if it cannot be made, or is something else."""
+        """Open or make the store. Raises ImageError if it cannot be made, or if the directory is not a store."""
         self.root = root.absolute()
         try:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -198,9 +199,9 @@ class Store:
             ) from None
 
     def _require_own(self) -> None:
-        """Raises ImageError for a store of another user.
+        """Raise ImageError if the store belongs to another user.
 
-        They could lead us out of it by links, also later; and `tmp` is swept.
+        That user could lead us out of the store by links, now or later, and `tmp` is swept.
         """
         owner = self.root.stat().st_uid
         if owner != os.geteuid():
@@ -219,17 +220,17 @@ class Store:
 
     @property
     def tmp(self) -> Path:
-        """For what is being made: on the store's filesystem, and swept."""
+        """The directory for what is being made: on the store's filesystem, and swept by every writer."""
         return self.root / "tmp"
 
     @property
     def marks(self) -> PrivateXattrs:
-        """The attributes that mark opaque directories here: what this user can set."""
+        """The attributes that mark opaque directories here: those that this user can set."""
         return TRUSTED if os.geteuid() == 0 else USER
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the only writer; waits for another one. What an interrupted one left is swept, before and after."""
+        """Wait for other writers, then keep them out. Sweeps what an interrupted writer left, before and after."""
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -250,7 +251,7 @@ class Store:
                     remove_tree(fd, name, fd)
                 else:
                     os.unlink(name, dir_fd=fd)
-            # A record without its directory is of a layer that was not published, or is half removed.
+            # A record without its directory belongs to a layer that was not published or is half removed.
             for suffix in (_RECORD, RECIPE):
                 for file in self._layers.glob("*" + suffix):
                     if not file.with_suffix("").is_dir():
@@ -261,7 +262,7 @@ class Store:
     # --- layers ------------------------------------------------------------------------------------
 
     def layer(self, chain_id: Digest) -> StoredLayer | None:
-        """The layer, if it is here. Raises ImageError if what is known of it is damaged."""
+        """Return the layer, or None if it is not here. Raises ImageError if its record is damaged."""
         directory = self._layers / chain_id.encoded
         if directory.is_symlink() or not directory.is_dir():
             return None
@@ -283,15 +284,15 @@ class Store:
             ) from None
 
     def layer_ids(self) -> list[Digest]:
-        """The chain IDs of all layers that are here, sorted; their records may be damaged."""
-        return [one for one in _named_by_hash(self._layers) if self.place(one).is_dir()]
+        """Return the chain IDs of all layers that are here, sorted; their records may be damaged."""
+        return [chain_id for chain_id in _named_by_hash(self._layers) if self.place(chain_id).is_dir()]
 
     def layers(self) -> list[StoredLayer]:
-        """Every layer that is not damaged, by chain ID."""
+        """Return every layer that is not damaged, sorted by chain ID."""
         return list(self.inventory().layers)
 
     def publish_layer(self, staged: Path, layer: StoredLayer) -> None:
-        """Give a finished directory, and the recipe beside it, their places. Call while `writing`."""
+        """Move a finished directory, and the recipe beside it, to their places. Call while `writing`."""
         record = {
             "chain_id": str(layer.chain_id),
             "diff_id": str(layer.diff_id),
@@ -300,11 +301,12 @@ class Store:
             "owners": layer.owners,
         }
         self._write(layer.directory.with_suffix(_RECORD), json.dumps(record).encode())
+        # The directory goes last: once it is there, its record and recipe are too.
         staged.with_suffix(RECIPE).rename(layer.recipe)
         staged.rename(layer.directory)
 
     def place(self, chain_id: Digest) -> Path:
-        """Where the layer's directory is, or will be."""
+        """Return the path where the layer's directory is or will be."""
         return self._layers / chain_id.encoded
 
     def remove_layer(self, chain_id: Digest) -> None:
@@ -313,17 +315,17 @@ class Store:
         self._sweep()
 
     def empty_directory(self) -> Path:
-        """What lies below the upper of a container whose image has no layers."""
+        """Return the empty directory below the upper of a container whose image has no layers."""
         path = self.root / "empty"
         if not path.exists():
             path.mkdir(exist_ok=True)
-            path.chmod(0o755)  # Whatever the umask says: the view's root looks like it.
+            path.chmod(0o755)  # Whatever the umask is, because the view's root looks like it.
         return path
 
     # --- images ------------------------------------------------------------------------------------
 
     def add_image(self, config: bytes) -> Digest:
-        """Keep an image whose layers are all here; its ID. Call while `writing`."""
+        """Keep an image whose layers are all here; return its ID. Call while `writing`."""
         identity = Digest.of(config)
         path = self._images / identity.encoded
         if not path.exists():
@@ -331,12 +333,13 @@ class Store:
         return identity
 
     def remove_image(self, identity: Digest) -> None:
-        """Remove an image's config, if it is here, and names; its layers stay. Call while `writing`."""
-        self._write_names({name: one for name, one in read_names(self._names_file).items() if one != identity})
+        """Remove an image's names, and its config if it is here; its layers stay. Call while `writing`."""
+        # The names go first, so that none stands for an image that is gone.
+        self._write_names({name: target for name, target in read_names(self._names_file).items() if target != identity})
         (self._images / identity.encoded).unlink(missing_ok=True)
 
     def image(self, identity: Digest) -> StoredImage:
-        """The image with this ID. Raises ImageError if it, or a layer of it, is not here, or is damaged."""
+        """Return the image with this ID. Raises ImageError if it or one of its layers is missing or damaged."""
         return self._image(identity, *self._config(identity), self.names_of(identity))
 
     def _image(self, identity: Digest, config: bytes, parsed: Config, names: tuple[ImageName, ...]) -> StoredImage:
@@ -365,15 +368,15 @@ class Store:
             ) from None
 
     def chain_ids_of(self, identity: Digest) -> tuple[Digest, ...]:
-        """The chain IDs of an image's layers, bottom to top, whether or not they are here. Raises ImageError."""
+        """Return the chain IDs of an image's layers, bottom to top, whether they are here or not. Raises ImageError."""
         return chain_ids(self._config(identity)[1].diff_ids)
 
     def images(self) -> list[StoredImage]:
-        """Every image that is not damaged, by ID, called by the first of its names."""
+        """Return every image that is not damaged, sorted by ID; `name` is the first of its names."""
         return list(self.inventory().images)
 
     def inventory(self) -> Inventory:
-        """All images and layers. Raises OSError if the store itself cannot be read."""
+        """Return all images and layers. Raises OSError if the store itself cannot be read."""
         images: list[StoredImage] = []
         problems: list[ImageError] = []
         needed: set[Digest] = set()
@@ -396,10 +399,11 @@ class Store:
                 problems.append(error)
         problems += [
             ImageError(
-                f"the name {name} stands for {one}, which is not here", f"remove it with 'overlayfs-demo rmi {name}'"
+                f"the name {name} stands for {identity}, which is not here",
+                f"remove it with 'overlayfs-demo rmi {name}'",
             )
-            for one, given in names.items()
-            if one not in identities
+            for identity, given in names.items()
+            if identity not in identities
             for name in given
         ]
         return Inventory(tuple(images), tuple(layers), tuple(problems), frozenset(needed) if all_known else None)
@@ -417,16 +421,16 @@ class Store:
         return layers
 
     def find(self, word: str) -> StoredImage:
-        """The image that a name, an ID or the first digits of one mean, see `find_image`. Raises ImageError."""
+        """Return the image that a name, an ID or the start of an ID means, see `find_image`. Raises ImageError."""
         found = self.identify(word)
         return replace(self.image(found.id), name=found.name)
 
     def identify(self, word: str) -> Found:
-        """What `find` would find, even if it is damaged. Raises ImageError."""
+        """Return the ID and name that `find` would find, even if the image is damaged. Raises ImageError."""
         problems: list[ImageError] = []
         names = names_by_image(read_sound_names(self._names_file, problems))
         identities = dict.fromkeys([*_named_by_hash(self._images), *names])
-        images = (Named(one, names.get(one, ())) for one in identities)
+        images = (Named(identity, names.get(identity, ())) for identity in identities)
         try:
             return find_image(word, images, "", "'overlayfs-demo images' lists what there is")
         except ImageError:
@@ -441,28 +445,28 @@ class Store:
         return self.root / "names.json"
 
     def names_of(self, identity: Digest) -> tuple[ImageName, ...]:
-        """The names of an image, sorted as they are shown, but for damaged ones."""
+        """Return the names of an image that are not damaged, sorted as they are shown."""
         return names_by_image(read_sound_names(self._names_file, [])).get(identity, ())
 
     def name_image(self, name: ImageName, identity: Digest) -> Digest | None:
-        """Let a name stand for an image; the one that it stood for before, if another. Call while `writing`."""
+        """Let a name stand for an image; return the different image that it stood for, if any. Call while `writing`."""
         return self.give_names([name], identity).get(name)
 
     def give_names(self, names: Sequence[ImageName], identity: Digest) -> Mapping[ImageName, Digest]:
-        """Let names stand for an image; those that stood for another before, and for which. Call while `writing`."""
+        """Let names stand for an image; return those that stood for another, and for which. Call while `writing`."""
         before = read_names(self._names_file)
         self._write_names({**before, **dict.fromkeys(names, identity)})
         return {name: before[name] for name in names if before.get(name, identity) != identity}
 
     def remove_name(self, name: ImageName) -> None:
-        """Let a name stand for nothing. Call while `writing`."""
-        self._write_names({one: target for one, target in read_names(self._names_file).items() if one != name})
+        """Remove a name from its image. Call while `writing`."""
+        self._write_names({key: target for key, target in read_names(self._names_file).items() if key != name})
 
     def _write_names(self, names: Names) -> None:
         self._write(self._names_file, names_json(names))
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Replace a file by one rename."""
+        """Replace a file with one rename."""
         unfinished = self.tmp / f"{path.name}.new"
         unfinished.write_bytes(data)
         unfinished.rename(path)
