@@ -68,7 +68,7 @@ class DiveScore:
         self._linked: set[tuple[int, int]] = set()
 
     def visit(self, place: Place) -> None:
-        """Count what is at this place."""
+        """Count what the layers have at this place."""
         self._leave(place.depth)
         above, growth = (self._way[-1].deleted, self._way[-1].growth) if self._way else (frozenset(), self._growth)
         if len(place.things) == 1 and not above and not self._ends:

@@ -1,8 +1,8 @@
-"""What is in this exported image archive, and where in the file?
+"""Random access to the members of an image archive.
 
-Mostly the archive is a tar on disk; it may also lie unpacked in a directory. A tar is indexed once
-(headers only), and its members are then read where they lie. One that is compressed as a whole has no
-such places: it is decompressed into an unnamed temporary file first, which is gone with the process.
+An archive is usually a tar on disk; it may also be unpacked in a directory. A tar is indexed once (headers only), and
+its members are then read in place. This is not possible in a tar that is compressed as a whole, so it is first
+decompressed into an unnamed temporary file, which disappears with the process.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK, TarStream
 from overlayfs_demo.linux import syscalls
 
-# A manifest or config is text that people write; the registries' own limit is 4 MiB.
+# Manifests and configs are small; the registries' own limit is 4 MiB.
 _MAX_DOCUMENT = 4 << 20
 _MAX_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A member's data in the archive file (offset and size in bytes), or the member a link leads to."""
+    """A member's data in the archive file (offset and size in bytes), or the member to which a link leads."""
 
     offset: int
     size: int
@@ -44,9 +44,9 @@ class _Member:
 
 
 class Archive:
-    """An open image archive: its members by name, and their bytes. Made by `open_archive`.
+    """An open image archive: its members by name, and their bytes. `open_archive` makes it.
 
-    `label` names it in errors; `top_directories` are those at its top, listed or not.
+    `label` names it in errors; `top_directories` are the directories at its top, whether listed or not.
     """
 
     def __init__(self, label: str) -> None:
@@ -64,18 +64,18 @@ class Archive:
         self._members[name] = member
 
     def _descriptor(self, member: str) -> int:
-        """The file that the member's offset is one in; it stays the archive's."""
+        """Return the descriptor of the file to which the member's offset refers; the archive owns it."""
         raise NotImplementedError
 
     def _whole(self) -> int | None:
-        """The archive as one tar, which may be a tree itself; None if it is none."""
+        """Return the descriptor of the archive as one tar, which may itself be a tree; None if it is not a tar."""
         raise NotImplementedError
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
 
     def _find(self, name: str) -> tuple[str, _Member]:
-        """The member `name`, or the one that it links to inside the archive. Raises ImageError naming it."""
+        """Return the member `name`, or the one to which it links inside the archive. Raises ImageError naming it."""
         wanted = name
         for _ in range(_MAX_LINKS):
             if name in self._twice:
@@ -92,11 +92,14 @@ class Archive:
         raise self.bad(wanted, "is a link that leads to itself")
 
     def bad(self, member: str, problem: str) -> ImageError:
-        """The error for a member that this program cannot use."""
+        """Return the error for a member that this program cannot use."""
         return ImageError(f"{self.label}: member '{shown(member)}' {problem}", "export the image again")
 
     def document(self, name: str, digest: Digest | None = None) -> bytes:
-        """A small member, whole. Raises ImageError: missing, twice, not small, or not what `digest` names."""
+        """Return the bytes of a small member.
+
+        Raises ImageError if it is missing, there twice, not small, or not what `digest` names.
+        """
         place, member = self._find(name)
         if member.size > _MAX_DOCUMENT:
             raise self.bad(name, f"is not a manifest or config: it has {member.size} bytes")
@@ -107,11 +110,11 @@ class Archive:
         return data
 
     def stored_size(self, name: str) -> int:
-        """The bytes a member has in the archive. Raises ImageError: missing, or twice."""
+        """Return a member's size in the archive, in bytes. Raises ImageError if it is missing or there twice."""
         return self._find(name)[1].size
 
     def layer_size(self, layer: Layer) -> int:
-        """The bytes that a layer is stored in. Raises ImageError."""
+        """Return a layer's size as stored, in bytes. Raises ImageError."""
         return self.stored_size(layer.member) if layer.member else self._whole_size()
 
     def _whole_size(self) -> int:
@@ -120,9 +123,9 @@ class Archive:
         return os.fstat(fd).st_size
 
     def open_layer(self, layer: Layer, progress: Progress = SILENT) -> LayerReader:
-        """Read a layer's tar; the reader is good for as long as the archive is open. Raises ImageError.
+        """Return a reader of a layer's tar, valid as long as the archive is open. Raises ImageError.
 
-        `progress` is told of the bytes that it is stored in.
+        The caller must close the reader. `progress` gets the stored bytes.
         """
         if not layer.member:
             fd = self._whole()
@@ -135,7 +138,10 @@ class Archive:
         )
 
     def whole_digest(self, progress: Progress = SILENT) -> Digest:
-        """The sha256 of the archive's tar: the diff ID of a tree that is one layer. Raises ImageError: no tar."""
+        """Return the sha256 of the archive's tar, the diff ID of a tree that is one layer.
+
+        Raises ImageError if the archive is not a tar.
+        """
         fd = self._whole()
         if fd is None:
             raise ImageError(f"{self.label} is not a tar archive", "give the tar of a tree, as docker export writes it")
@@ -150,7 +156,7 @@ class Archive:
 
 
 class TarArchive(Archive):
-    """An archive that is a tar: indexed once, its members are read where they lie."""
+    """An archive that is a tar: it is indexed once, and its members are read in place."""
 
     def __init__(self, file: BinaryIO, label: str) -> None:
         super().__init__(label)
@@ -168,7 +174,7 @@ class TarArchive(Archive):
 
 
 class UnpackedArchive(Archive):
-    """An archive that lies unpacked in a directory; its members are the files in it, and links between them."""
+    """An archive that is unpacked in a directory; its members are the files there, and the links between them."""
 
     def __init__(self, root: Path, label: str) -> None:
         super().__init__(label)
@@ -189,7 +195,7 @@ class UnpackedArchive(Archive):
             raise
 
     def close(self) -> None:
-        """Close its files."""
+        """Close the archive's files."""
         for fd in (self._root, *self._open.values()):
             os.close(fd)
 
@@ -208,7 +214,7 @@ class UnpackedArchive(Archive):
 
 
 def _link_target(name: str, info: tarfile.TarInfo) -> str | None:
-    """Where a link leads inside the archive; a path that climbs out keeps its `..` and so names no member."""
+    """Return where a link leads inside the archive. A path that climbs out keeps its `..`, so it names no member."""
     if info.islnk():
         return posixpath.normpath(info.linkname)
     if info.issym():
@@ -217,7 +223,7 @@ def _link_target(name: str, info: tarfile.TarInfo) -> str | None:
 
 
 def _beside(name: str, target: str) -> str:
-    """The path that a symbolic link's target means."""
+    """Return the path that a symbolic link's target means."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
 
 
@@ -227,8 +233,8 @@ def open_archive(
 ) -> Iterator[Archive]:
     """Open and index an image archive; it may be compressed as a whole (gzip, zstd, xz, bzip2).
 
-    `scratch` is the directory of the unnamed temporary file that a compressed archive, or a pipe, needs; `label` names
-    the archive in errors, in place of its path. Raises ImageError: cannot be read, is no tar, is cut short.
+    `scratch` is the directory for the unnamed temporary file that a compressed archive or a pipe needs; `label` names
+    the archive in errors, instead of its path. Raises ImageError if it cannot be read, is not a tar, or is cut short.
     """
     label = label or shown(str(path))
     try:
@@ -248,8 +254,8 @@ def open_archive(
 def open_stream(stream: BinaryIO, scratch: Path | None, label: str, progress: Progress = SILENT) -> Iterator[Archive]:
     """Open and index an image archive that is read from an open file, a pipe or a FIFO; see `open_archive`.
 
-    What an image consists of may stand at the end of its archive. So what cannot be read twice is kept, in an unnamed
-    temporary file in `scratch`. The stream stays the caller's.
+    The list of an image's parts may come at the end of its archive. So a stream that cannot be read twice is kept in an
+    unnamed temporary file in `scratch`. The caller keeps ownership of the stream.
     """
     with contextlib.ExitStack() as files:
         if not _is_file(stream):
@@ -267,7 +273,7 @@ def open_stream(stream: BinaryIO, scratch: Path | None, label: str, progress: Pr
 
 
 def _is_file(stream: BinaryIO) -> bool:
-    """True for a file that is read from its start, and can be read from there again."""
+    """Return True for a regular file at its start, which can be read from there again."""
     try:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.tell() == 0
     except io.UnsupportedOperation:
@@ -275,7 +281,7 @@ def _is_file(stream: BinaryIO) -> bool:
 
 
 def _unpacked(path: Path, label: str) -> UnpackedArchive:
-    if not any((path / one).is_file() for one in ("oci-layout", "manifest.json")):
+    if not any((path / name).is_file() for name in ("oci-layout", "manifest.json")):
         raise ImageError(
             f"{label} is a directory, but not an unpacked image (it has neither 'oci-layout' nor 'manifest.json')",
             "name an image archive; the tar of a tree, for 'import', is made by tar -C DIRECTORY -cf TREE.tar .",

@@ -1,13 +1,13 @@
-"""How does an image archive become layer directories that can be mounted?
+"""Builder of layer directories that can be mounted, from an image archive.
 
-One directory a layer, below one output directory; all of them or none. Each is built under a name that
-begins with `.building-`, and gets its own name only when every layer and every digest has held. What
-was built is recorded in `.layers.json` beside the directories, so that a later run takes up what is
-there. A run that is killed leaves `.building-` names at most; the next run removes them. Nothing is
-flushed to the disk: after a power failure, remove the output directory and build again.
+Each layer becomes one directory below one output directory; all of them are built, or none. Each is built under a name
+that begins with `.building-`, and gets its own name only when every layer has matched its digests. What was built is
+recorded in `.layers.json` beside the directories, so that a later run can use it. A run that is killed leaves at most
+`.building-` names, which the next run removes. Nothing is flushed to the disk: after a power failure, remove the output
+directory and build again.
 
-An output directory that is made here is for its owner alone, because the layers keep the set-id programs and the
-devices of their image, which any user who reached them could use.
+An output directory made here is accessible only to its owner, because the layers keep the set-id programs and the
+devices of their image, and any user who could reach them could use them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
 @dataclass(frozen=True, slots=True)
 class BuiltLayer:
-    """One layer that stands in the output directory.
+    """One layer in the output directory.
 
-    `size` is the bytes of its files; `instruction` the Dockerfile line that made it, "" if unknown; `fresh` is
-    False if an earlier run built it; `left_out` says what could not be kept, and in how many members.
+    `size` is the bytes of its files; `instruction` is the Dockerfile line that made it, "" if unknown; `fresh` is False
+    if an earlier run built it; `left_out` says what could not be kept, and in how many members.
     """
 
     directory: Path
@@ -57,12 +57,12 @@ def build_layers(
     userxattr: bool | None = None,
     mode: int | None = None,
 ) -> list[BuiltLayer]:
-    """Build the image's layers below `outdir`, and return them from the bottom to the top.
+    """Build the image's layers below `outdir`, and return them from the bottom up.
 
-    `mode` is what `outdir`'s permissions become; without it they are 0700 if it was not there, and stay if it was.
-    `name` and `platform` choose among several images. `userxattr`: mark opaque directories with `user.`
-    attributes, for mounts with that option; by default so if we are not root. Raises ImageError (or OSError,
-    where `outdir` itself fails); `outdir` is then as it was, and gone again if it was not there.
+    `mode` sets the permissions of `outdir`; without it they are 0700 if `outdir` is new, and unchanged otherwise.
+    `name` and `platform` choose among several images. `userxattr` marks opaque directories with `user.` attributes, for
+    mounts with that option; by default it is True if we are not root. Raises ImageError, or OSError if `outdir` itself
+    fails; `outdir` is then as it was before, or gone if it is new.
     """
     root = os.geteuid() == 0
     outdir = outdir.resolve()
@@ -88,7 +88,7 @@ class _Build:
         self._owners = owners
         self._mode = mode
         self._record = read_record(outdir)
-        # Directories built by this run, by their final names; until `_publish` they bear `.building-` names.
+        # Directories built by this run, keyed by their final names; until `_publish` they have `.building-` names.
         self._staged: dict[str, Entry] = {}
 
     def run(self) -> list[BuiltLayer]:
@@ -112,7 +112,10 @@ class _Build:
         return built
 
     def _standing(self, name: str, wanted: Entry) -> Entry | None:
-        """The record of a directory that is there already and is the right one; None if there is none."""
+        """Return the record of a directory that is already there and is the right one; None if there is no directory.
+
+        Raises ImageError if something else is in its place.
+        """
         try:
             status = os.stat(name, dir_fd=self._out_fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -136,9 +139,10 @@ class _Build:
         return done.size, done.left_out
 
     def _publish(self) -> None:
-        """Give every staged directory its name, the record first: it says what may stand here, not what does.
+        """Give every staged directory its final name.
 
-        The output directory is opened last, if at all: until then nobody else sees anything.
+        The record is written first, because it lists what may be here, not what is here. The output directory's mode is
+        set last, so that other users see nothing until everything is there.
         """
         moved: list[str] = []
         with _no_signals():
@@ -165,7 +169,7 @@ def _building(name: str) -> str:
 
 @contextmanager
 def _no_signals() -> Iterator[None]:
-    """Hold back the signals that end a program: pthread_sigmask(3)."""
+    """Block the signals that end a program: pthread_sigmask(3)."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
@@ -178,7 +182,7 @@ def _no_signals() -> Iterator[None]:
 
 @contextmanager
 def _output(outdir: Path) -> Iterator[int]:
-    """Make the output directory if need be, lock it, and remove what is unfinished, before and after."""
+    """Make the output directory if it is missing, lock it, and remove what is unfinished, before and after."""
     made: list[Path] = []
     try:
         _make_directories(outdir, made)
@@ -198,15 +202,15 @@ def _output(outdir: Path) -> Iterator[int]:
             try:
                 directory.rmdir()
             except OSError as error:
-                # Not ours alone any more: somebody has put something there meanwhile.
+                # The directory is no longer ours alone: somebody has put something there or removed it.
                 if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                     raise
         raise
 
 
 def _make_directories(path: Path, made: list[Path]) -> None:
-    """Make a private directory and its parents; each that was missing is added to `made`, the outermost first."""
-    missing = [one for one in (path, *path.parents) if not one.exists()]
+    """Make a private directory and its parents; each new one is added to `made`, the outermost first."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     for directory in reversed(missing):
         directory.mkdir(0o700 if directory == path else 0o777)
         made.append(directory)

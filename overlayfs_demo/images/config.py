@@ -22,7 +22,7 @@ _ADVICE = "export the image again"
 
 
 def check_config(data: bytes, member: str) -> Config:
-    """Read a whole config. Raises ImageError naming `member` and the field if Docker would also refuse it."""
+    """Read a whole config. Raises ImageError naming `member` and the field; Docker also refuses such a config."""
     where = shown(member)
     fields = Fields(parse_json(data, member), where)
     if fields.inner("rootfs") is None:

@@ -1,11 +1,11 @@
-"""What do `docker images`, `docker history` and `docker inspect` say about this image?
+"""The values that `docker images`, `docker history` and `docker inspect` show of an image.
 
-Values only, in Docker's order and under Docker's keys; `docker_format` makes lines of them. The rules are
-those of Docker 20.10: moby daemon/images/image_history.go, images.go and image_inspect.go, and docker/cli
+They are in Docker's order and under Docker's keys; `ui.docker_tables` turns them into lines. The rules are those of
+Docker 20.10: moby daemon/images/image_history.go, images.go and image_inspect.go, and docker/cli
 cli/command/formatter/image.go. Sizes are in bytes, times in seconds since 1970.
 
-An archive does not hold what belongs to one machine's Docker: which parents an image has there, by which
-digests it was pulled, where its layers lie, when it was tagged. The caller may give that.
+An archive does not hold what belongs to one machine's Docker: an image's parents there, the digests by which it was
+pulled, the places of its layers, the time when it was tagged. The caller may give these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NONE = "<none>"
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How many files a layer adds, changes and deletes, seen from the layers below; its whiteouts."""
+    """How many files a layer adds to, changes in and deletes from the layers below, and its whiteouts."""
 
     added: int
     changed: int
@@ -36,9 +36,8 @@ class Changes:
 class LayerFacts:
     """What the caller counted in one layer.
 
-    `size` is what Docker calls the layer's DiffSize, in bytes: the sizes of everything but directories, as
-    lstat(2) gives them (a symbolic link has the length of its target), hard links once (moby
-    pkg/directory/directory_unix.go).
+    `size` is what Docker calls the layer's DiffSize, in bytes: the sizes of everything except directories, as lstat(2)
+    gives them (a symbolic link has the length of its target), hard links once (moby pkg/directory/directory_unix.go).
     """
 
     size: int
@@ -47,7 +46,7 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class LayerNames:
-    """The layer that a step made, and what it changed if the caller counted that."""
+    """The layer that a step made, and its changes if the caller counted them."""
 
     diff_id: Digest
     chain_id: Digest
@@ -56,9 +55,9 @@ class LayerNames:
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
-    """One row of `docker history`: `size` in bytes, `created` in seconds since 1970 (None: no step says).
+    """One row of `docker history`: `size` in bytes, `created` in seconds since 1970 (None if no step says it).
 
-    `layer` is what Docker leaves out; None means that the step changed metadata only.
+    `layer`, which Docker leaves out, is None if the step changed metadata only.
     """
 
     id: str
@@ -71,7 +70,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """An image as Docker's list has it: `created` in seconds since 1970, `size` in bytes, names sorted."""
+    """An image as in Docker's list: `created` in seconds since 1970, `size` in bytes, names sorted."""
 
     id: str
     created: int
@@ -82,7 +81,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One row of `docker images`: one name of an image; `<none>` for what it lacks."""
+    """One row of `docker images`: one name of an image, with `<none>` for missing parts."""
 
     repository: str
     tag: str
@@ -94,10 +93,10 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What only the Docker that stores an image knows of it, for `inspect`.
+    """What only the Docker that stores an image knows about it, for `inspect`.
 
-    `digests` are `name@algorithm:hex`. `graph_driver` is the storage driver's name and what it says of the
-    image's top layer (None if it has none), `last_tag_time` RFC 3339 text; each is left out of `inspect` where None.
+    `digests` are `name@algorithm:hex`. `graph_driver` is the storage driver's name and its data about the image's top
+    layer (None if it has no data); `last_tag_time` is RFC 3339 text. If one of these two is None, `inspect` omits it.
     """
 
     parent: Digest | None = None
@@ -110,7 +109,7 @@ _NOTHING_STORED = Stored()
 
 
 def image_id(image: Image) -> Digest:
-    """The image ID: the digest of the config. Raises ImageError for a flat tree, which has none."""
+    """Return the image ID, the digest of the config. Raises ImageError for a flat tree, which has no config."""
     if not image.config:
         raise ImageError("a flat tree is not an image: it has no config", "make it one with docker import")
     return Digest.of(image.config)
@@ -127,13 +126,13 @@ def _fields(image: Image) -> Fields:
 def history_rows(
     image: Image, layers: Sequence[LayerFacts], parents: Sequence[Digest] = (), every_layer: bool = False
 ) -> tuple[HistoryRow, ...]:
-    """The rows of `docker history`, the newest first.
+    """Return the rows of `docker history`, the newest first.
 
-    `layers` are from the bottom to the top. `parents` are the images this one was built from that are
-    stored locally, the nearest first: a loaded image has none, and so all but its top row are `<missing>`.
-    With `every_layer`, layers that the history does not reach are rows too; Docker leaves them out.
-    Raises ImageError: no config, more steps that made a layer than layers, a time that is none; ValueError
-    unless there are facts for every layer.
+    `layers` are given from the bottom up. `parents` are the locally stored images from which this one was built, the
+    nearest first: a loaded image has none, so all rows except the top one are `<missing>`. With `every_layer`, layers
+    that the history does not reach also get rows; Docker leaves them out. Raises ImageError if there is no config, if
+    more steps made a layer than there are layers, or if a time is not valid; ValueError unless there are facts for
+    every layer.
     """
     named = [
         (LayerNames(layer.diff_id, chain_id, facts.changes), facts.size)
@@ -153,8 +152,8 @@ def history_rows(
     if every_layer:
         rows += [HistoryRow(MISSING, None, "", size, "", names) for names, size in named[used:]]
     rows.reverse()
-    for index, one in zip(range(len(rows)), (image_id(image), *parents), strict=False):
-        rows[index] = replace(rows[index], id=str(one))
+    for index, identity in zip(range(len(rows)), (image_id(image), *parents), strict=False):
+        rows[index] = replace(rows[index], id=str(identity))
     return tuple(rows)
 
 
@@ -162,32 +161,32 @@ def history_rows(
 
 
 def summarize(image: Image, layers: Sequence[LayerFacts], digests: Iterable[str] = ()) -> Summary:
-    """An image for the list; `layers` as for `history_rows`, `digests` as `Stored` has them.
+    """Return an image's entry for the list; `layers` as for `history_rows`, `digests` as in `Stored`.
 
-    Raises ImageError: no config, or its time is none; ValueError unless there are facts for every layer.
+    Raises ImageError if there is no config or its time is not valid; ValueError unless there are facts for every layer.
     """
     created, _ = creation_time(_fields(image))
     return Summary(str(image_id(image)), created, _size(image, layers), _sorted(image.tags), _sorted(digests))
 
 
 def image_rows(summaries: Iterable[Summary], digests: bool = False) -> tuple[ImageRow, ...]:
-    """The rows of `docker images`, the newest image first: one for every tag, with `digests` for every digest of it.
+    """Return the rows of `docker images`, the newest image first: one per tag, or with `digests` one per digest of it.
 
-    A name that has digests only is one row of tag `<none>`, or with `digests` one for each. (Where Docker
-    has the names of one image in the order of a Go map, which is none, here they are sorted.)
+    A name that has only digests gets one row with the tag `<none>`, or with `digests` one row for each. The names of
+    one image are sorted; Docker has them in the random order of a Go map.
     """
     return tuple(
-        ImageRow(*name, one.id, one.created, one.size)
-        for one in sorted(summaries, key=lambda one: one.created, reverse=True)
-        for name in _name_rows(one, digests)
+        ImageRow(*name, image.id, image.created, image.size)
+        for image in sorted(summaries, key=lambda summary: summary.created, reverse=True)
+        for name in _name_rows(image, digests)
     )
 
 
 def _name_rows(summary: Summary, with_digests: bool) -> list[tuple[str, str, str]]:
-    tags = [one.rpartition(":")[::2] for one in summary.tags]
+    tags = [reference.rpartition(":")[::2] for reference in summary.tags]
     digests: dict[str, list[str]] = {}
-    for one in summary.digests:
-        name, _, digest = one.partition("@")
+    for reference in summary.digests:
+        name, _, digest = reference.partition("@")
         digests.setdefault(name, []).append(digest)
     rows = [
         (name, tag, digest) for name, tag in tags for digest in (digests.get(name) if with_digests else None) or [NONE]
@@ -205,12 +204,12 @@ def _size(image: Image, layers: Sequence[LayerFacts]) -> int:
 
 
 def _sorted(references: Iterable[str]) -> tuple[str, ...]:
-    """References in their short form, sorted by their long one (moby reference/store.go, References)."""
+    """Return references in their short form, sorted by their long form (moby reference/store.go, References)."""
     return tuple(short for _, short in sorted(set(map(_reference, references))))
 
 
 def _reference(text: str) -> tuple[str, str]:
-    """A reference as Docker sorts it, and as it shows it (distribution reference/normalize.go).
+    """Return a reference as Docker sorts it, and as it shows it (distribution reference/normalize.go).
 
     A name without a registry is Docker Hub's, one without a slash is in its `library`, and one without a tag
     is `latest`.
@@ -232,10 +231,10 @@ def _reference(text: str) -> tuple[str, str]:
 
 
 def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHING_STORED) -> dict[str, object]:
-    """The object that `docker inspect` prints, keys in Docker's order (moby api/types/types.go, ImageInspect).
+    """Return the object that `docker inspect` prints, keys in Docker's order (moby api/types/types.go, ImageInspect).
 
-    Raises ImageError: no config, or a part of it has the wrong type; ValueError unless there are facts for
-    every layer.
+    Raises ImageError if there is no config, or if a part of it has the wrong type; ValueError unless there are facts
+    for every layer.
     """
     fields = _fields(image)
     size = _size(image, layers)

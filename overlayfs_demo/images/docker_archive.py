@@ -1,8 +1,8 @@
-"""How is an image written as the archive that `docker save` writes?
+"""Writer of an image as the archive that `docker save` writes.
 
-The format is that of Docker before 25 (Docker, image/spec/v1.2.md, "Combined Image JSON + Filesystem
-Changeset Format"): every `docker load`, podman and skopeo reads it. Member names, their
-order, their contents and the legacy layer IDs are those that Docker 20.10 writes for the same image.
+The format is that of Docker before 25 (Docker, image/spec/v1.2.md, "Combined Image JSON + Filesystem Changeset
+Format"), which every `docker load`, podman and skopeo can read. Member names, their order, their contents and the
+legacy layer IDs are those that Docker 20.10 writes for the same image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import BinaryIO
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, Document, Image, parse_json, shown
 
-# A legacy layer that is not the image's last has no config of its own; Go writes out the empty one.
+# Only the image's last legacy layer has a config of its own; for the others Go writes out an empty one.
 _NO_CONFIG: Mapping[str, object] = {
     "Hostname": "",
     "Domainname": "",
@@ -39,7 +39,7 @@ _NO_CONFIG: Mapping[str, object] = {
     "OnBuild": None,
     "Labels": None,
 }
-# What the last legacy layer takes from the image's config, in Docker's order.
+# The keys that the last legacy layer takes from the image's config, in Docker's order.
 _LEGACY_KEYS = (
     "comment",
     "created",
@@ -57,14 +57,14 @@ _EPOCH = "1970-01-01T00:00:00Z"
 
 @dataclass(frozen=True, slots=True)
 class LayerSource:
-    """A layer's uncompressed tar: its size in bytes, and a call that opens it from the start."""
+    """A layer's uncompressed tar: its size in bytes, and a function that opens it at its start."""
 
     size: int
     open: Callable[[], BinaryIO]
 
 
 def go_json(value: object) -> bytes:
-    """JSON as Go's encoding/json writes it: compact, and safe inside HTML."""
+    """Return JSON as Go's encoding/json writes it: compact, and safe inside HTML."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     for special in "&<>\u2028\u2029":
         text = text.replace(special, f"\\u{ord(special):04x}")
@@ -72,9 +72,9 @@ def go_json(value: object) -> bytes:
 
 
 def legacy_ids(image: Image) -> tuple[str, ...]:
-    """The hexadecimal IDs of the layers' directories, from the bottom to the top (Docker, image/v1/imagev1.go).
+    """Return the hexadecimal IDs of the layers' directories, from the bottom up (Docker, image/v1/imagev1.go).
 
-    The ID is the hash of the layer's legacy JSON with its chain ID and its parent in it, keys sorted.
+    An ID is the hash of the layer's legacy JSON with its chain ID and its parent added, keys sorted.
     """
     ids: list[str] = []
     for index, chain_id in enumerate(image.chain_ids):
@@ -101,9 +101,9 @@ def _legacy_json(image: Image, index: int, ids: Sequence[str]) -> bytes:
 
 
 def write_archive(out: BinaryIO, image: Image, layers: Sequence[LayerSource]) -> None:
-    """Write the archive of one image; `layers` are from the bottom to the top. Raises ImageError or OSError.
+    """Write the archive of one image; `layers` are given from the bottom up. Raises ImageError or OSError.
 
-    `out` is written forward only, and stays the caller's.
+    `out` is written forward only; the caller keeps ownership of it.
     """
     image_id = Digest.of(image.config).encoded
     ids = legacy_ids(image)
@@ -123,7 +123,7 @@ def write_archive(out: BinaryIO, image: Image, layers: Sequence[LayerSource]) ->
             {
                 "Config": f"{image_id}.json",
                 "RepoTags": list(image.tags) or None,
-                "Layers": [f"{one}/layer.tar" for one in ids],
+                "Layers": [f"{legacy_id}/layer.tar" for legacy_id in ids],
             }
         ]
         writer.file("manifest.json", go_json(rows) + b"\n", 0)
@@ -134,7 +134,10 @@ def write_archive(out: BinaryIO, image: Image, layers: Sequence[LayerSource]) ->
 def _layer_part(
     image: Image, index: int, ids: Sequence[str], source: LayerSource, when: int, same: str
 ) -> Callable[[_Writer], None]:
-    """Write one layer's directory; a layer that has its place already becomes a link to there."""
+    """Return a function that writes one layer's directory.
+
+    A layer whose tar already has a place in the archive becomes a link to it.
+    """
 
     def write(writer: _Writer) -> None:
         name = ids[index]
@@ -152,8 +155,8 @@ def _layer_part(
 
 def _repositories(tags: Sequence[str], top: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    for one in tags:
-        repository, _, tag = one.rpartition(":")
+    for name in tags:
+        repository, _, tag = name.rpartition(":")
         found.setdefault(repository, {})[tag] = top
     return found
 
@@ -166,7 +169,7 @@ def _seconds(created: str) -> int:
 
 
 class _Writer:
-    """The four kinds of member that such an archive has, all root's."""
+    """Writer of the kinds of member that such an archive has, all owned by root."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar

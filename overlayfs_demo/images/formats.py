@@ -1,10 +1,10 @@
-"""Which image does this archive hold, and in whose format?
+"""The formats of image archives, and the images that an archive holds.
 
-Four formats exist, told apart by what they contain: a list in `manifest.json` (docker save, podman's
-docker-archive; Docker 25 and later put OCI blobs beside it), `oci-layout` with `index.json` (OCI
-image-layout.md), a manifest in `manifest.json` (skopeo's `dir:`), and a plain tree (docker export). Digests are
-proved on the way: index to manifest to config to diff IDs; the layers themselves are proved when they are read.
-What is wrong with one image is said when that one is read: the others of its archive are as good as before.
+Four formats exist, distinguished by their contents: a list in `manifest.json` (docker save, podman's docker-archive;
+Docker 25 and later put OCI blobs beside it), `oci-layout` with `index.json` (OCI image-layout.md), a manifest in
+`manifest.json` (skopeo's `dir:`), and a plain tree (docker export). Digests are checked on the way, from index to
+manifest to config to diff IDs; the layers themselves are checked when they are read. A fault in one image is reported
+when that image is read, so the other images of the archive can still be used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SCHEMA_1 = (
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
 )
-# What the media type of every layer that is a tar begins with (OCI layer.md; Docker, image-manifest-v2-2.md).
+# The prefixes of the media types of layers that are tars (OCI layer.md; Docker, image-manifest-v2-2.md).
 _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
-# containerd keeps the full name in an annotation of its own. OCI's is then the tag alone (annotations.md); podman and
-# skopeo, which know no other, write the name with its tag there.
+# containerd keeps the full name in an annotation of its own. OCI's annotation is then only the tag (annotations.md);
+# podman and skopeo, which have no other annotation, write the name with its tag there.
 _FULL_NAME, _REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
 
-# Directories of which every root filesystem has one at its top (hier(7)).
+# Every root filesystem has at least one of these directories at its top (hier(7)).
 _ROOT_DIRECTORIES = ("etc", "usr", "bin", "dev", "proc", "lib", "sbin", "var", "root", "home")
 
 _BLOB = re.compile(r"blobs/([a-z0-9]+)/([0-9a-f]+)")
@@ -41,13 +41,13 @@ _CONFIG_NAME = re.compile(r"(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
 _MAX_NESTING = 8
 # Docker stops at about 125, and the kernel's overlayfs at 500.
 _MAX_LAYERS = 1000
-# In all indexes of an archive together. Indexes that list each other several times would multiply without end.
+# In all indexes of an archive together. Indexes that list each other several times would multiply without limit.
 _MAX_ENTRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What an archive calls an image: its `full` names; or only a `tag`, which is a name within this archive alone."""
+    """The names of an image in an archive: its `full` names, or only a `tag`, which means nothing elsewhere."""
 
     full: tuple[ImageName, ...] = ()
     tag: str = ""
@@ -61,9 +61,9 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One image of an archive, not read yet: its names, its platform if known, and how to read it.
+    """One image of an archive, not read yet: its names, its platform if known, and a function that reads it.
 
-    `index` is what lists it among other platforms of one image, if anything does.
+    `index` is the index that lists it among other platforms of one image, if there is one.
     """
 
     names: Names
@@ -74,7 +74,7 @@ class Candidate:
 
     @property
     def title(self) -> str:
-        """What to call it in a list."""
+        """The candidate's title in a list."""
         if self.names:
             return str(self.names)
         return f"{self.identity.short} (no name)" if self.identity else "(no name)"
@@ -82,7 +82,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class NotAnImage:
-    """A manifest that stands for no image: a signature, an SBOM, an attestation. `kind` is its type, or its data's."""
+    """A manifest of something else: a signature, an SBOM, an attestation. `kind` is its type, or that of its data."""
 
     digest: Digest
     kind: str
@@ -93,14 +93,14 @@ class NotAnImage:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What an archive holds: at least one image, and manifests that are none."""
+    """The contents of an archive: at least one image, and manifests of other things."""
 
     candidates: tuple[Candidate, ...]
     others: tuple[NotAnImage, ...] = ()
 
 
 def contents(archive: Archive) -> Contents:
-    """The images of an archive, in its order. Raises ImageError: there is none, or it is no image archive."""
+    """Return the images of an archive, in its order. Raises ImageError if it has none or is not an image archive."""
     looks_like_root = not archive.top_directories.isdisjoint(_ROOT_DIRECTORIES)
     if "manifest.json" in archive and not (looks_like_root and _is_plain_file(archive)):
         return _of_manifest(archive)
@@ -121,7 +121,7 @@ def contents(archive: Archive) -> Contents:
 
 
 def _bad_image(names: Names, error: ImageError) -> Candidate:
-    """An image that cannot be read; whoever tries is told why."""
+    """Return a candidate for an image that cannot be read; reading it raises `error`."""
 
     def read() -> Image:
         raise error
@@ -130,7 +130,7 @@ def _bad_image(names: Names, error: ImageError) -> Candidate:
 
 
 def _is_plain_file(archive: Archive) -> bool:
-    """True for a manifest.json that is merely some program's file in a root filesystem."""
+    """Return True for a manifest.json that is only some program's file in a root filesystem."""
     try:
         rows = parse_json(archive.document("manifest.json"), "manifest.json")
     except ImageError:
@@ -143,7 +143,7 @@ def _flat_image(archive: Archive) -> Image:
 
 
 def _platform(config: bytes, member: str) -> Platform | None:
-    """The platform in a config; None if it does not say, or is none that can be read."""
+    """Return the platform in a config; None if the config does not say it or cannot be read."""
     try:
         found = Config.parse(config, member).platform
     except ImageError:
@@ -154,7 +154,7 @@ def _platform(config: bytes, member: str) -> Platform | None:
 def _image(
     archive: Archive, config: bytes, member: str, layers: list[tuple[str, Digest | None, str]], names: Names
 ) -> Image:
-    """Put together a config and the (member, digest, media type) of each of its layers."""
+    """Make an image of a config and the (member, digest, media type) of each of its layers. Raises ImageError."""
     if len(layers) > _MAX_LAYERS:
         raise archive.bad(member, f"is of an image with {len(layers)} layers; this program takes {_MAX_LAYERS}")
     parsed = check_config(config, f"{archive.label}: member {member}")
@@ -179,7 +179,10 @@ def _image(
 
 
 def _of_manifest(archive: Archive) -> Contents:
-    """A list is Docker's (image/spec/spec.md, "Combined Image JSON + Filesystem Changeset"), an object is `dir:`'s."""
+    """Return the contents that `manifest.json` lists.
+
+    A list is Docker's (image/spec/spec.md, "Combined Image JSON + Filesystem Changeset"), an object is `dir:`'s.
+    """
     rows = parse_json(archive.document("manifest.json"), f"{archive.label}: member manifest.json")
     if isinstance(rows, dict):
         return _of_directory(archive)
@@ -197,9 +200,9 @@ def _of_manifest(archive: Archive) -> Contents:
 def _docker_candidate(
     archive: Archive, value: object, where: str, known: dict[str, tuple[Digest, Platform | None]]
 ) -> Candidate:
-    """The image of one row. `known` are the ID and the platform of each config that was read."""
+    """Return the image of one row. `known` has the ID and the platform of each config that was already read."""
     names = Names()
-    # The config is read again when the image is: an archive may list one large config many times.
+    # The config is not kept but read again with the image, because an archive may list one large config many times.
     try:
         row = Document(value, where)
         names = Names(tuple(name for text in row.texts("RepoTags") for name in _names(archive, "manifest.json", text)))
@@ -222,7 +225,7 @@ def _docker_candidate(
 
 
 def _names(archive: Archive, member: str, text: str) -> tuple[ImageName, ...]:
-    """The name in a reference; none where only a digest follows the repository, which is not a name of ours."""
+    """Return the name in a reference; none if only a digest follows the repository, which is not a name here."""
     try:
         reference = Reference.parse(text)
     except ImageError as error:
@@ -231,7 +234,7 @@ def _names(archive: Archive, member: str, text: str) -> tuple[ImageName, ...]:
 
 
 def _blob_digest(path: str) -> Digest | None:
-    """The digest a member's name claims, where the name is an OCI blob's (image-layout.md, "Blobs")."""
+    """Return the digest in a member's name if it is that of an OCI blob (image-layout.md, "Blobs"), otherwise None."""
     match = _BLOB.fullmatch(path)
     return Digest.parse(f"{match[1]}:{match[2]}", path) if match else None
 
@@ -245,22 +248,22 @@ def _name_digest(path: str) -> Digest | None:
 
 
 class _TooManyError(ImageError):
-    """The archive as a whole is no good; other errors are of one image."""
+    """The archive as a whole cannot be used; other errors concern one image."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Blobs:
-    """Where blobs are by digest; and what was found that is no image."""
+    """The places of blobs by digest, and the manifests found that are not images."""
 
     archive: Archive
     place: Callable[[Digest], str]
     manifest_place: Callable[[Digest], str]
     others: list[NotAnImage] = field(default_factory=list)
-    # What was looked at, under which names: listed again, it is the same again.
+    # The manifests that were visited, each with its names; one that is listed again adds nothing.
     seen: set[tuple[Digest, Names]] = field(default_factory=set)
 
     def is_new(self, member: str, digest: Digest, names: Names) -> bool:
-        """Whether this is to be looked at. Raises _TooManyError."""
+        """Record a visit; return False if it is a repetition. Raises _TooManyError."""
         if (digest, names) in self.seen:
             return False
         if len(self.seen) >= _MAX_ENTRIES:
@@ -292,14 +295,14 @@ def _of_layout(archive: Archive) -> Contents:
 
 
 def _of_directory(archive: Archive) -> Contents:
-    """skopeo's `dir:` (containers-transports(5)): a manifest, or an index, and blobs by their bare hashes."""
+    """Read skopeo's `dir:` (containers-transports(5)): a manifest or an index, and blobs named by their bare hashes."""
     member = "manifest.json"
     data = archive.document(member)
     document = Document(parse_json(data, member), f"{archive.label}: member {member}")
     blobs = _Blobs(archive, lambda digest: digest.encoded, lambda digest: f"{digest.encoded}.manifest.json")
     if document.has("manifests"):
         found = _oci_index(blobs, data, member, Names(), 0)
-        return blobs.contents(member, [replace(one, index=Digest.of(data)) for one in found])
+        return blobs.contents(member, [replace(candidate, index=Digest.of(data)) for candidate in found])
     if not document.has("config"):
         if document.has("fsLayers"):
             raise _schema_1(archive, member)
@@ -315,7 +318,7 @@ def _schema_1(archive: Archive, member: str) -> ImageError:
 
 
 def _oci_index(blobs: _Blobs, data: bytes, member: str, names: Names, depth: int) -> list[Candidate]:
-    """The images of an index and of the indexes inside it (image-index.md)."""
+    """Return the images of an index and of the indexes inside it (image-index.md)."""
     archive = blobs.archive
     index = Document(parse_json(data, member), f"{archive.label}: member {shown(member)}")
     found: list[Candidate] = []
@@ -333,7 +336,7 @@ def _oci_index(blobs: _Blobs, data: bytes, member: str, names: Names, depth: int
                     raise archive.bad(member, "nests indexes too deeply")
                 place = blobs.manifest_place(digest)
                 inside = _oci_index(blobs, archive.document(place, digest), place, own, depth + 1)
-                found += [replace(one, index=digest) for one in inside]
+                found += [replace(candidate, index=digest) for candidate in inside]
             elif kind in _SCHEMA_1:
                 raise _schema_1(archive, blobs.manifest_place(digest))
             elif kind not in _MANIFESTS:
@@ -348,7 +351,7 @@ def _oci_index(blobs: _Blobs, data: bytes, member: str, names: Names, depth: int
 
 
 def _annotated_names(archive: Archive, member: str, annotations: Document) -> Names:
-    """The name in a descriptor's annotations."""
+    """Return the name in a descriptor's annotations."""
     if full := annotations.text(_FULL_NAME, ""):
         return Names(_names(archive, member, full))
     tag = annotations.text(_REF_NAME, "")
@@ -357,11 +360,11 @@ def _annotated_names(archive: Archive, member: str, annotations: Document) -> Na
     try:
         return Names((Reference.parse(tag).name,))
     except ImageError:
-        return Names(tag=tag)  # Not a name: OCI allows more characters here.
+        return Names(tag=tag)  # Not a valid name: OCI allows more characters here.
 
 
 def _oci_candidate(blobs: _Blobs, entry: Document, digest: Digest, names: Names) -> list[Candidate]:
-    """The image a manifest's descriptor leads to; none, if it is no image's or not in the archive."""
+    """Return the image of a manifest's descriptor; none if the manifest is not an image's or not in the archive."""
     place = entry.document("platform")
     platform = None
     if entry.has("platform"):
@@ -373,7 +376,7 @@ def _oci_candidate(blobs: _Blobs, entry: Document, digest: Digest, names: Names)
         return []
     member = blobs.manifest_place(digest)
     if platform is not None and member not in blobs.archive:
-        # docker save of one platform keeps the index of all, without the others' blobs.
+        # docker save of one platform keeps the index of all platforms, without the blobs of the others.
         return []
     data = blobs.archive.document(member, digest)
     document = Document(parse_json(data, member), f"{blobs.archive.label}: member {member}")
@@ -383,7 +386,7 @@ def _oci_candidate(blobs: _Blobs, entry: Document, digest: Digest, names: Names)
 def _manifest(
     blobs: _Blobs, manifest: Document, digest: Digest, names: Names, platform: Platform | None
 ) -> list[Candidate]:
-    """The image of a manifest (manifest.md); none, if it is something else's."""
+    """Return the image of a manifest (manifest.md); none if the manifest is of something else."""
     config = manifest.document("config")
     if kind := _other_kind(manifest, config):
         blobs.others.append(NotAnImage(digest, kind))
@@ -396,9 +399,9 @@ def _manifest(
 
 
 def _other_kind(manifest: Document, config: Document) -> str:
-    """What a manifest is that is no image's; "" for an image's (manifest.md, "Guidelines for Artifact Usage").
+    """Return the kind of a manifest that is not an image's, else "" (manifest.md, "Guidelines for Artifact Usage").
 
-    cosign's signatures have the config of an image, and no layer that is a tar.
+    cosign's signatures have the config of an image, but no layer that is a tar.
     """
     if kind := manifest.text("artifactType", ""):
         return kind

@@ -1,9 +1,10 @@
-"""How does what an upper holds become the tar of a layer, and a whole view the tar of a tree?
+"""Writer of an upper as the tar of a layer, and of a whole view as the tar of a tree.
 
 A layer's tar is the difference of two views, without the upper and with it (OCI image-spec, layer.md), as `changes`
-finds it: what the upper has a say in is a member, what it hides is a whiteout, `.wh.NAME`, before the names beside it.
+finds it: what the upper holds becomes a member, and what it hides becomes a whiteout, `.wh.NAME`, before the other
+names of the directory.
 
-The same upper gives the same bytes: members are in order of their names, and nothing of this host is in them.
+The same upper gives the same bytes, because members are sorted by name and hold nothing of this host.
 """
 
 from __future__ import annotations
@@ -40,23 +41,23 @@ _TYPES = {
 
 
 def write_layer(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
-    """Write what the upper of `stack` changes on its lowers. Nothing there is changed, and the upper may be in use.
+    """Write the changes that the upper of `stack` makes to its lowers. The stack is only read; the upper may be in use.
 
-    Times after `newest` (seconds since 1970, as SOURCE_DATE_EPOCH has it) are written as that. Raises OSError,
-    and ImageError for a name that a layer cannot have.
+    Times after `newest` (seconds since 1970, like SOURCE_DATE_EPOCH) are written as `newest`. Raises OSError, and
+    ImageError for a name that a layer cannot have.
     """
     with compared(stack) as (before, after):
         _Writer(after, out, newest).difference(before)
 
 
 def write_tree(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
-    """Write all that the view of `stack` shows, as `docker export` does; otherwise like `write_layer`."""
+    """Write everything that the view of `stack` shows, as `docker export` does; otherwise like `write_layer`."""
     with opened(stack) as view:
         _Writer(view, out, newest).everything()
 
 
 class _Writer:
-    """Writes one tar. Paths are bytes without a leading slash."""
+    """Writer of one tar. Paths are bytes without a leading slash."""
 
     def __init__(self, view: Overlay, out: BinaryIO, newest: int | None) -> None:
         self._view = view
@@ -64,21 +65,21 @@ class _Writer:
         self._tar = tarfile.open(  # noqa: SIM115 - closed by `difference` and `everything`
             fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
         )
-        # The name under which each file of several names was written, by inode number.
+        # The name under which each file with several names was written, keyed by inode number.
         self._written: dict[int, bytes] = {}
 
     def difference(self, before: Overlay) -> None:
-        """All that the view has more, other, or less than `before`."""
+        """Write everything that the view adds to, changes in or removes from `before`."""
         with self._tar:
             if root_differs(before, self._view):
                 self._root()
             self._inside(b"", Differences(before, before.root, self._view, self._view.root))
 
     def everything(self) -> None:
-        """All that the view has."""
+        """Write everything in the view."""
         with self._tar:
             attrs = self._view.attrs(self._view.root)
-            # Tars mostly lack the root; it then becomes what `_USUAL_ROOT` says.
+            # Most tars do not list the root; it then gets the metadata of `_USUAL_ROOT`.
             if (attrs.mode, attrs.uid, attrs.gid) != _USUAL_ROOT:
                 self._root()
             self._inside(b"", Differences(self._view, None, self._view, self._view.root))
@@ -87,20 +88,20 @@ class _Writer:
         self._member(b"./", self._view.root, self._view.attrs(self._view.root))
 
     def _inside(self, path: bytes, found: Differences) -> None:
-        """The members of a directory, and marks for what it has less."""
+        """Write the members of a directory, after marks for the names that it no longer has."""
         if found.opaque:
             self._mark(path + IMAGE_OPAQUE)
         for name in found.whiteouts:
             self._mark(path + IMAGE_WHITEOUT_PREFIX + name)
-        for one in found.members():
-            if one.name.startswith(IMAGE_WHITEOUT_PREFIX):
+        for member in found.members():
+            if member.name.startswith(IMAGE_WHITEOUT_PREFIX):
                 raise ImageError(
-                    f"'/{shown(path + one.name)}' cannot be in a layer, where names with '.wh.' delete others",
+                    f"'/{shown(path + member.name)}' cannot be in a layer, where names with '.wh.' delete others",
                     "rename it",
                 )
-            self._member(path + one.name, one.node, one.attrs)
-            if one.below is not None:
-                self._inside(path + one.name + b"/", one.below)
+            self._member(path + member.name, member.node, member.attrs)
+            if member.below is not None:
+                self._inside(path + member.name + b"/", member.below)
 
     def _mark(self, path: bytes) -> None:
         self._tar.addfile(self._info(path, stat.S_IFREG, 0))
@@ -141,7 +142,7 @@ class _Writer:
             self._view.release(node, handle)
 
     def _xattrs(self, node: Node) -> dict[str, str]:
-        """As libarchive, GNU tar and Go write them."""
+        """Return the extended attributes as libarchive, GNU tar and Go write them."""
         return {
             f"SCHILY.xattr.{name}": self._view.xattr(node, name).decode("utf-8", "surrogateescape")
             for name in sorted(self._view.xattrs(node, _ROOT))
@@ -149,7 +150,7 @@ class _Writer:
 
 
 class _Data(io.RawIOBase):
-    """The data of an open file, from its beginning."""
+    """The data of an open file, from its start."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle

@@ -1,10 +1,9 @@
-"""How is a layer's directory written without ever leaving it?
+"""Writer of a layer's directory that can never leave it.
 
-Every name is reached through the descriptor of its parent directory, which is opened below the layer's
-root without following any symbolic link. Where a member's name leads through a link of the same layer, `locate`
-says first which path that is. Directories are private (mode 0700) while the layer is built,
-so that a read-only or set-group-id directory cannot get in the way of what belongs inside it; `made`
-says which there are, for their metadata to be set last.
+Every name is reached through the descriptor of its parent directory, which is opened below the layer's root without
+following any symbolic link. If a member's name leads through a link of the same layer, `locate` first finds the path
+that is meant. Directories are private (mode 0700) while the layer is built, so that a read-only or set-group-id
+directory cannot get in the way of its contents; `made` lists them, so that their metadata can be set last.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from collections.abc import Iterable, Iterator
 
 from overlayfs_demo.linux import syscalls
 
-# What is not finished has a name that begins like this, and whoever finds one later may remove it.
+# Names of unfinished files and directories begin like this. A later run that finds one may remove it.
 BUILDING = b".building-"
 
 LONGEST_PATH = 4095  # PATH_MAX, path_resolution(7), without the NUL
 _MOST_LINKS = 40  # in one name: path_resolution(7), "Length limit"
 
 _OPEN_DIRECTORIES = 64
-# No O_NOFOLLOW: with it openat2(2) says ENOTDIR of a symbolic link, and we tell the two apart.
+# No O_NOFOLLOW: with it, openat2(2) fails with ENOTDIR for a symbolic link too, and we tell the two apart.
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
 def prefixes(path: bytes) -> Iterator[bytes]:
-    """Every directory on the way to `path`, and `path` itself, the shortest first: a, a/b, a/b/c."""
+    """Yield every directory on the way to `path`, and `path` itself, the shortest first: a, a/b, a/b/c."""
     position = path.find(b"/")
     while position >= 0:
         yield path[:position]
@@ -50,30 +49,30 @@ class BlockedError(Exception):
 
 
 class LayerTree:
-    """A layer directory that is being built. Paths are relative, clean and bytes; b"" is the root.
+    """A layer directory that is being built. Paths are relative, normalised bytes; b"" is the root.
 
-    `root_fd` and `spare_fd` stay the caller's. `spare_fd` is a directory of the same filesystem where
-    trees that a later member replaces are taken apart. Every method raises OSError; ELOOP means that a
-    parent is a symbolic link, ENOTDIR that it is another file. All but `locate` follow no link.
+    The caller keeps ownership of `root_fd` and `spare_fd`. `spare_fd` is a directory on the same filesystem where trees
+    that a later member replaces are taken apart. Every method raises OSError; ELOOP means that a parent is a symbolic
+    link, ENOTDIR that it is another file. Only `locate` follows links.
     """
 
     def __init__(self, root_fd: int, spare_fd: int) -> None:
         self._root = root_fd
         self._spare = spare_fd
         self._open: OrderedDict[bytes, int] = OrderedDict()
-        # The directories of the layer: the member that described each, None where none did (yet).
+        # The directories of the layer, each with the member that described it; None if no member did (yet).
         self.made: dict[bytes, tarfile.TarInfo | None] = {b"": None}
         os.fchmod(root_fd, 0o700)
 
     def close(self) -> None:
-        """Close every descriptor that `directory` gave out."""
+        """Close every descriptor that `directory` returned."""
         while self._open:
             os.close(self._open.popitem()[1])
 
     def directory(self, path: bytes, create: bool = True) -> int:
-        """The open directory `path`, made (with its parents) if missing and `create`.
+        """Return the descriptor of the directory `path`; if it is missing and `create`, make it and its parents.
 
-        The descriptor stays ours, and is good until some dozens of other directories have been opened.
+        This object owns the descriptor and may close it once `_OPEN_DIRECTORIES` others have been opened.
         """
         fd = self._open.get(path)
         if fd is not None:
@@ -93,7 +92,7 @@ class LayerTree:
         return fd
 
     def make_directory(self, path: bytes) -> None:
-        """Make one directory, whose parent exists; one that is there already stays as it is."""
+        """Make one directory, whose parent exists; a directory that is already there stays as it is."""
         if path in self.made:
             return
         parent, _, name = path.rpartition(b"/")
@@ -101,7 +100,7 @@ class LayerTree:
         self.made[path] = None
 
     def inside(self, path: bytes) -> list[bytes]:
-        """`path`, and if it is a directory everything below it."""
+        """Return `path`, and everything below it if it is a directory."""
         found = [path]
         pending = [path] if path in self.made else []
         while pending:
@@ -114,19 +113,19 @@ class LayerTree:
         return found
 
     def remove(self, path: bytes, gone: Iterable[bytes]) -> None:
-        """Remove what is at `path`: a later member takes its place. `gone` is what is `inside` it."""
+        """Remove what is at `path`, because a later member takes its place. `gone` is the result of `inside(path)`."""
         parent, _, name = path.rpartition(b"/")
         if path not in self.made:
             os.unlink(name, dir_fd=self.directory(parent))
             return
-        for one in gone:
-            self.made.pop(one, None)
-            if one in self._open:
-                os.close(self._open.pop(one))
+        for removed in gone:
+            self.made.pop(removed, None)
+            if removed in self._open:
+                os.close(self._open.pop(removed))
         remove_tree(self.directory(parent), name, self._spare)
 
     def status(self, path: bytes) -> os.stat_result | None:
-        """What is at `path` itself (a symbolic link is not followed), None if nothing."""
+        """Return the status of `path` itself (a symbolic link is not followed); None if nothing is there."""
         parent, _, name = path.rpartition(b"/")
         try:
             return os.stat(name, dir_fd=self.directory(parent, create=False), follow_symlinks=False)
@@ -134,13 +133,13 @@ class LayerTree:
             return None
 
     def locate(self, path: bytes) -> bytes:
-        """Where `path` is when the links on the way to it are followed, but not one at its end.
+        """Return `path` with the links on the way to it followed, but not a link at its end.
 
-        The links are those that this layer holds so far. They lead as if its directory were the root of the whole
-        filesystem, like RESOLVE_IN_ROOT of openat2(2): an absolute target begins there, and `..` ends there. Unlike
-        the kernel we go on where nothing is yet, because the directories that are missing will be made.
+        The links are those that this layer holds so far. They are resolved as if its directory were the root of the
+        whole filesystem, like RESOLVE_IN_ROOT of openat2(2): an absolute target starts there, and `..` stops there.
+        Unlike the kernel, we continue where nothing exists yet, because the missing directories will be made.
 
-        Raises BlockedError, and OSError: ENAMETOOLONG.
+        Raises BlockedError, and OSError with ENAMETOOLONG.
         """
         parent, _, name = path.rpartition(b"/")
         if parent in self.made:
@@ -148,7 +147,7 @@ class LayerTree:
         return _join(self._follow(parent), name)
 
     def _follow(self, path: bytes) -> bytes:
-        """The path of the directory that `path` leads to, whether it is there yet or not."""
+        """Return the path of the directory to which `path` leads, whether it exists yet or not."""
         at = b""
         links = 0
         ahead = path.split(b"/")[::-1]
@@ -158,20 +157,20 @@ class LayerTree:
                 at = at.rpartition(b"/")[0]
             if part in (b"", b".", b".."):
                 continue
-            one = _join(at, part)
-            status = self.status(one) if at in self.made and one not in self.made else None
+            child = _join(at, part)
+            status = self.status(child) if at in self.made and child not in self.made else None
             if status is None:
-                at = one
+                at = child
             elif stat.S_ISLNK(status.st_mode):
                 links += 1
                 if links > _MOST_LINKS:
-                    raise BlockedError(one, "a symbolic link that leads round in a circle or is one of too many")
+                    raise BlockedError(child, "a symbolic link that leads round in a circle or is one of too many")
                 target = os.readlink(part, dir_fd=self.directory(at))
                 if target.startswith(b"/"):
                     at = b""
                 ahead += target.split(b"/")[::-1]
             else:
-                raise BlockedError(one, "which is not a directory in this layer")
+                raise BlockedError(child, "which is not a directory in this layer")
         return at
 
 
@@ -184,10 +183,9 @@ def _join(directory: bytes, name: bytes) -> bytes:
 
 
 def remove_tree(parent_fd: int, name: bytes, spare_fd: int) -> None:
-    """Remove the directory `name`, however deep it is and whatever its modes: raises OSError.
+    """Remove the directory `name`, however deep it is and whatever modes it has. Raises OSError.
 
-    Each subdirectory is first moved up into `spare_fd`, so neither descriptors nor the stack grow with
-    the depth.
+    Each subdirectory is first moved up into `spare_fd`, so neither descriptors nor the stack grow with the depth.
     """
     pending = [(parent_fd, name)]
     while pending:
@@ -198,7 +196,7 @@ def remove_tree(parent_fd: int, name: bytes, spare_fd: int) -> None:
             for entry in os.listdir(fd):
                 child = os.fsencode(entry)
                 if stat.S_ISDIR(os.stat(child, dir_fd=fd, follow_symlinks=False).st_mode):
-                    # Moving a directory rewrites its `..`, which takes permission to write it.
+                    # Moving a directory rewrites its `..`, which needs write permission on it.
                     os.chmod(child, 0o700, dir_fd=fd)
                     moved = BUILDING + secrets.token_hex(8).encode()
                     os.rename(child, moved, src_dir_fd=fd, dst_dir_fd=spare_fd)

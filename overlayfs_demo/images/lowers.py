@@ -1,8 +1,8 @@
-"""What do the layers below show under this name?
+"""The merged view of the layers below a layer that is being unpacked.
 
-A layer refers to what is below it: by a whiteout, by a hard link to a file that it does not hold, by a
-path whose directories it does not list. The layers below are directories in the kernel's format, built
-by `unpack`, and are merged by the kernel's rules (Linux Documentation/filesystems/overlayfs.rst).
+A layer refers to what is below it: by a whiteout, by a hard link to a file that it does not hold, by a path whose
+directories it does not list. The layers below are directories in the kernel's format, built by `unpack`, and are merged
+by the kernel's rules (Linux Documentation/filesystems/overlayfs.rst).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
-# How one machine's overlay keeps its books. Such an attribute is never a part of an image, whether it
-# comes in a layer's tar or from a layer below: with it a layer could forge whiteouts, redirects and
-# opaque directories. It is dropped, not escaped, because an escape helps in one namespace only, and a
-# layer directory may be mounted with either. (fuse-overlayfs's marks are read by more than its author.)
+# The private records of one machine's overlay. Such an attribute is never part of an image, whether it comes in a
+# layer's tar or from a layer below: with it a layer could forge whiteouts, redirects and opaque directories. It is
+# dropped, not escaped, because an escape helps in one namespace only, and a layer directory may be mounted with
+# either. (Other programs than fuse-overlayfs also read its marks.)
 PRIVATE_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 
 
 class Lowers:
-    """The merged view of layer directories, given from the bottom to the top. A context manager.
+    """The merged view of layer directories, given from the bottom up. A context manager.
 
-    Paths are relative, clean and bytes; b"" is the root. Methods raise OSError when a layer cannot be read.
+    Paths are relative, normalised bytes; b"" is the root. Methods raise OSError if a layer cannot be read.
     """
 
     def __init__(self, directories: Sequence[Path], marks: PrivateXattrs) -> None:
         self._opaque = marks.opaque
         self._roots: list[int] = []
-        # Directory path -> the layers whose directory is a part of the merged one, top first.
+        # By directory path, the layers whose directory is part of the merged one, topmost first.
         self._showing: dict[bytes, tuple[int, ...]] = {}
         try:
             for directory in reversed(directories):
@@ -57,7 +57,7 @@ class Lowers:
             os.close(self._roots.pop())
 
     def open(self, path: bytes) -> int | None:
-        """An O_PATH descriptor of what shows at `path`, the caller's to close; None if nothing does."""
+        """Return an O_PATH descriptor of what is visible at `path`, which the caller must close; None if nothing is."""
         if not path:
             return os.dup(self._roots[0]) if self._roots else None
         for root in self._merged(path.rpartition(b"/")[0]):
@@ -71,14 +71,14 @@ class Lowers:
         return None
 
     def shows(self, path: bytes) -> bool:
-        """True if something is to be seen at `path`."""
+        """Return True if anything is visible at `path`."""
         fd = self.open(path)
         if fd is not None:
             os.close(fd)
         return fd is not None
 
     def top_names(self) -> set[bytes]:
-        """Every name in the roots of the layers, whited out or not."""
+        """Return every name in the roots of the layers, whited out or not."""
         return {os.fsencode(name) for root in self._roots for name in os.listdir(root)}
 
     def _merged(self, path: bytes) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class Lowers:
         return layers
 
     def _merge(self, parents: tuple[int, ...], path: bytes) -> tuple[int, ...]:
-        """Of the layers that make up the parent, those that make up the directory `path`."""
+        """Return those of the parent's layers that make up the directory `path`."""
         found = []
         for root in parents:
             fd = _open(root, path)
@@ -99,7 +99,7 @@ class Lowers:
                 continue
             try:
                 if not stat.S_ISDIR(os.fstat(fd).st_mode):
-                    break  # a whiteout, or a file: either hides what is below
+                    break  # a whiteout or a file: both hide what is below
                 found.append(root)
                 if syscalls.get_xattr(syscalls.fd_path(fd), self._opaque, follow=True) == b"y":
                     break
@@ -119,9 +119,9 @@ def _open(root: int, path: bytes) -> int | None:
 
 
 def copy_node(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
-    """Copy the file that the O_PATH descriptor `source` names to a new name; not a directory.
+    """Copy the file of the O_PATH descriptor `source`, which must not be a directory, to a new name.
 
-    Data (holes stay holes), owner if `owners`, extended attributes, mode, times. Raises OSError.
+    Copies the data (holes stay holes), the owner if `owners`, extended attributes, mode and times. Raises OSError.
     """
     status = os.fstat(source)
     if stat.S_ISREG(status.st_mode):
@@ -144,7 +144,7 @@ def copy_node(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
 def copy_metadata(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
     """Give `name` the owner (if `owners`), extended attributes, mode and mtime of `source`. Raises OSError.
 
-    The owner comes first: chown(2) takes set-id bits and capabilities away.
+    The owner comes first, because chown(2) clears set-id bits and capabilities.
     """
     status = os.fstat(source)
     if owners:

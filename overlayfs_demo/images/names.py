@@ -1,4 +1,4 @@
-"""The names of the images in a store: `names.json`, which says what image ID each name stands for."""
+"""The names of the images in a store: `names.json`, which gives the image ID that each name stands for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Names = Mapping[ImageName, Digest]
 
 
 def read_names(path: Path) -> Names:
-    """All names in the file; none if it is not there. Raises ImageError if it, or any row of it, is damaged."""
+    """Return all names in the file; none if it does not exist. Raises ImageError if any part of it is damaged."""
     problems: list[ImageError] = []
     names = read_sound_names(path, problems)
     if problems:
@@ -23,7 +23,7 @@ def read_names(path: Path) -> Names:
 
 
 def read_sound_names(path: Path, problems: list[ImageError]) -> Names:
-    """The names in the file that can be read; what is damaged is added to `problems`. Raises OSError."""
+    """Return the names in the file that can be read; damaged parts are added to `problems`. Raises OSError."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def _damaged(error: ImageError, remedy: str) -> ImageError:
 
 
 def names_by_image(names: Names) -> Mapping[Digest, tuple[ImageName, ...]]:
-    """The names that each image has, sorted as they are shown."""
+    """Return the names of each image, sorted as they are shown."""
     found: dict[Digest, tuple[ImageName, ...]] = {}
     for name in sorted(names, key=str):
         found[names[name]] = (*found.get(names[name], ()), name)
@@ -59,6 +59,6 @@ def names_by_image(names: Names) -> Mapping[Digest, tuple[ImageName, ...]]:
 
 
 def names_json(names: Names) -> bytes:
-    """What the file must hold to say this."""
+    """Return the contents of the file for these names."""
     rows = {str(name): str(identity) for name, identity in names.items()}
     return json.dumps(dict(sorted(rows.items())), indent=1).encode()

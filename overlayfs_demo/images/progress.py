@@ -32,5 +32,5 @@ class _Counted:
 
 
 def counted(out: BinaryIO, progress: Progress) -> BinaryIO:
-    """Return a write-only file that passes data to `out` and reports every byte. The caller keeps ownership of `out`."""
+    """Return a write-only file that passes data to `out` and reports every byte. The caller keeps `out`."""
     return cast(BinaryIO, _Counted(out, progress))

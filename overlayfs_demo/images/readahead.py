@@ -1,7 +1,7 @@
-"""How do reading, decompression and hashing go on while what came before is unpacked?
+"""Read-ahead in a thread: reading, decompression and hashing continue while earlier data is unpacked.
 
-A thread reads the source some pieces ahead. Decompression, hashing, reading and writing all let other threads
-run meanwhile, and how far ahead it may be is bounded, so memory stays flat.
+The thread reads the source some pieces ahead. Decompression, hashing, reading and writing all let other threads run
+meanwhile, and the distance is bounded, so memory stays flat.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 PIECE = 1 << 18
 MOST_AHEAD = 8
 
-# How long to wait for the thread between two looks at whether it is stuck with a full queue, in seconds.
+# How long `close` waits for the thread, in seconds, before it checks again whether the queue is full.
 _POLL = 0.01
 
 
 class ReadAhead(io.RawIOBase):
-    """The bytes of `source`, read by a thread; whoever makes it must close it, which ends the thread.
+    """The bytes of `source`, read by a thread. The caller must close it, which ends the thread.
 
-    What the source raises, the reader is raised at the same place. Until `close` the source is the thread's alone;
-    it stays its maker's to close.
+    An exception from the source is raised to the reader at the same place. Until `close`, only the thread may use the
+    source; the caller must close the source.
     """
 
     def __init__(self, source: io.RawIOBase) -> None:
@@ -68,10 +68,10 @@ class ReadAhead(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Read no further, and wait until the thread has ended."""
+        """Stop reading, and wait until the thread has ended."""
         self._stopped = True
         while self._thread.is_alive():
-            # The thread may wait for room in the queue.
+            # The thread may be waiting for room in the queue.
             with contextlib.suppress(queue.Empty):
                 self._pieces.get_nowait()
             self._thread.join(_POLL)

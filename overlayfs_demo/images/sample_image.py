@@ -185,7 +185,7 @@ def write_teaching_image(out: BinaryIO) -> Image:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `python -m overlayfs_demo.images.sample_image OUT.tar`; return the exit status: 0, 1, or 2 for wrong usage."""
+    """Run `python -m overlayfs_demo.images.sample_image OUT.tar`; return exit status 0, 1, or 2 for wrong usage."""
     if len(argv) != 1 or argv[0].startswith("-"):
         print("usage: python -m overlayfs_demo.images.sample_image OUT.tar", file=sys.stderr)
         return 2

@@ -143,7 +143,10 @@ class Metadata:
             self.left_out["owners, which only root may set where the filesystem has no user attributes"] += 1
 
     def _set_xattrs(self, info: tarfile.TarInfo, target: int | bytes) -> None:
-        """Set the attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte. Raises MemberError."""
+        """Set the attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte.
+
+        Raises MemberError or OSError.
+        """
         for key, value in info.pax_headers.items():
             if not key.startswith(_XATTR):
                 continue

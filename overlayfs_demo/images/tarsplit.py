@@ -1,19 +1,18 @@
-"""How is a layer's tar put together again from its unpacked directory, byte for byte?
+"""Recipes, with which a layer's tar is put together again from its unpacked directory, byte for byte.
 
-A layer's diff ID is the hash of its tar (OCI image-spec, config.md, "Layer DiffID"), and no two programs
-write the same tar of one directory. So a *recipe* is kept while the layer is unpacked: all of the tar
-except the data of the files that stand in the directory, which it refers to. The idea is that of Docker's
-tar-split.
+A layer's diff ID is the hash of its tar (OCI image-spec, config.md, "Layer DiffID"), and no two programs write the same
+tar of a directory. So a *recipe* is written while the layer is unpacked. It holds all of the tar except the data of the
+files in the directory, to which it refers. The idea comes from Docker's tar-split.
 
-What a recipe keeps itself, because the directory does not have it, or not for everybody: headers, padding,
-the end, and what follows it; the data of members that leave no file (whiteouts, hard links), of sparse
-members (the tar has their stretches, not their holes), of files that a later member replaces, of files
-that their owner may not read, and of files below directories that their owner may not search.
+A recipe itself keeps everything that the directory does not have, or does not show to everybody: headers, padding, the
+end mark, and what follows it; the data of members that leave no file (whiteouts, hard links), of sparse members (the
+tar has their stretches, not their holes), of files that a later member replaces, of files that their owner may not
+read, and of files below directories that their owner may not search.
 
-Format, version 1, numbers big-endian: 26 bytes of magic; 1 byte, the version; 8 bytes, the size of the
-tar; then one zstd frame with a checksum (RFC 8878, 3.1.1). In the frame, one after the other:
-`I`, 4 bytes length, so many bytes of the tar; `F`, 2 bytes length of a path, 8 bytes size of that file,
-4 bytes CRC-32 of its data, the path, relative to the layer's directory; `E` at the end.
+Format, version 1, numbers big-endian: 26 bytes of magic; 1 byte for the version; 8 bytes for the size of the tar; then
+one zstd frame with a checksum (RFC 8878, 3.1.1). The frame is a sequence of records:
+`I`, a length in 4 bytes, and that many bytes of the tar; `F`, the length of a path in 2 bytes, the size of that file in
+8 bytes, the CRC-32 of its data in 4 bytes, and the path, relative to the layer's directory; `E` at the end.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _FILE_HEAD = struct.Struct(">HQI")
 _BUFFER = 1 << 16
 _REMEDY = "unpack the image again"
 
-# O_NONBLOCK: should a fifo stand where the file was, we find out instead of waiting for a writer.
+# O_NONBLOCK: if a fifo has replaced the file, opening it must not wait for a writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 Out = Callable[[bytes], object]
@@ -67,10 +66,10 @@ class _Reference:
 
 @contextmanager
 def recording(source: BinaryIO, root_fd: int, scratch: Path, label: str) -> Iterator[Recorder]:
-    """A recorder of the tar `source`, which is unpacked into the directory `root_fd`; both stay the caller's.
+    """Make a recorder of the tar `source`, which is unpacked into the directory `root_fd`; the caller keeps both.
 
-    `scratch` is a directory for unnamed files that grow to the size of the recipe, and of the data of replaced
-    files; `label` names the layer in errors. Raises OSError.
+    `scratch` is a directory for unnamed files that grow to the size of the recipe and of the replaced files' data;
+    `label` names the layer in errors. Raises OSError.
     """
     with (
         tempfile.SpooledTemporaryFile(CHUNK, dir=str(scratch)) as spool,
@@ -80,10 +79,10 @@ def recording(source: BinaryIO, root_fd: int, scratch: Path, label: str) -> Iter
 
 
 class Recorder:
-    """Writes the recipe of one layer's tar while `unpack_layer` unpacks it; see `recording`.
+    """Writer of the recipe of one layer's tar while `unpack_layer` unpacks it; see `recording`.
 
-    The unpacker reads `tar` in place of `source`, and tells with `refer` and `keep` where the data goes.
-    Memory is some hundred bytes for each file. No argument becomes ours.
+    The unpacker reads `tar` instead of `source`, and reports with `refer` and `keep` where the data goes. Memory is a
+    few hundred bytes for each file. The caller keeps ownership of all arguments.
     """
 
     def __init__(self, source: BinaryIO, root_fd: int, spool: BinaryIO, kept_fd: int, label: str) -> None:
@@ -93,22 +92,23 @@ class Recorder:
         self._spool = spool
         self._writer = _Writer(self._spool)
         self._size = 0
-        # The file whose data passes by: its path, its size, how much is still to come, the CRC-32 so far.
+        # The file whose data is being read: its path, its size, the bytes still to come, the CRC-32 so far.
         self._path, self._file_size, self._left, self._crc = b"", 0, 0, 0
-        # The references by the path they name, each with its number; where the data of given-up ones is kept.
+        # References keyed by path, each with its number; and by number, the offset of data kept in place of one.
         self._live: dict[bytes, tuple[int, _Reference]] = {}
         self._references = 0
         self._kept: dict[int, int] = {}
         self._kept_fd = kept_fd
 
     def refer(self, path: bytes, size: int) -> None:
-        """The next `size` bytes of the tar are, and stay, the whole data of the new file `path`."""
+        """Report that the next `size` bytes of the tar are the whole data of the new file `path`, and stay there."""
         self._path, self._file_size, self._left, self._crc = path, size, size, 0
 
     def keep(self, paths: Iterable[bytes]) -> None:
-        """These files will go or be out of reach, if they are the layer's: take the data into the recipe.
+        """Take the data of these files into the recipe, because they will be removed or become unreadable.
 
-        Raises OSError, or ImageError if a file is not what was unpacked.
+        Paths that the recipe does not refer to are ignored. Raises OSError, or ImageError if a file is not what was
+        unpacked.
         """
         for path in paths:
             if path not in self._live:
@@ -120,7 +120,7 @@ class Recorder:
     def finish(self, recipe: BinaryIO) -> None:
         """Read `source` to its end and write the recipe. Raises OSError, and whatever reading `source` raises.
 
-        Call it between `unpack_layer` and `LayerReader.finish`, which would read the rest past us.
+        Call it between `unpack_layer` and `LayerReader.finish`, which would read the rest without recording it.
         """
         while self.tar.read(CHUNK):
             pass
@@ -133,7 +133,7 @@ class Recorder:
             shutil.copyfileobj(self._spool, recipe, CHUNK)
 
     def _take(self, data: bytes) -> None:
-        """Record what was read from the tar."""
+        """Record data that was read from the tar."""
         self._size += len(data)
         if self._left:
             part = data[: self._left]
@@ -148,7 +148,7 @@ class Recorder:
         self._writer.inline(data)
 
     def _write_kept(self, recipe: BinaryIO) -> None:
-        """Write the spooled records once more, the kept data in the place of the references to it."""
+        """Write the spooled records again, with the kept data in place of the references to it."""
         writer = _Writer(recipe)
         number = 0
         for part in _records(self._spool, self._label):
@@ -166,7 +166,7 @@ class Recorder:
 
 
 def tar_size(recipe: BinaryIO, label: str = "the layer") -> int:
-    """The size in bytes of the tar that `recipe`, read from its start, makes. Raises ImageError: damaged."""
+    """Return the size in bytes of the tar that `recipe`, read from its start, makes. Raises ImageError if damaged."""
     head = recipe.read(_HEAD.size)
     if len(head) != _HEAD.size or not head.startswith(_MAGIC):
         raise _damaged(label, "it does not begin like one")
@@ -177,9 +177,9 @@ def tar_size(recipe: BinaryIO, label: str = "the layer") -> int:
 
 
 def file_checksums(recipe: BinaryIO, label: str = "the layer") -> Iterator[tuple[bytes, int, int]]:
-    """Of each file that the recipe refers to: its path, its size in bytes, and the CRC-32 of its data.
+    """Yield the path, the size in bytes and the CRC-32 of each file to which the recipe refers.
 
-    `recipe` is read forward from its start, and stays the caller's. Raises ImageError: damaged.
+    `recipe` is read forward from its start; the caller keeps ownership of it. Raises ImageError if it is damaged.
     """
     tar_size(recipe, label)
     for part in _records(recipe, label):
@@ -188,12 +188,12 @@ def file_checksums(recipe: BinaryIO, label: str = "the layer") -> Iterator[tuple
 
 
 def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer") -> None:
-    """Hand the tar to `out`, piece by piece, in order; a piece is at most 1 MiB, and good until `out` returns.
+    """Hand the tar to `out`, piece by piece, in order; a piece is at most 1 MiB, and valid until `out` returns.
 
-    `recipe` is read forward from its start; files are opened below the layer's directory `root_fd`; both stay
-    the caller's. Raises ImageError, begun with `label`, if a file is missing or not what was unpacked, or the
-    recipe is damaged; OSError if reading fails; and whatever `out` raises. Then the pieces so far are worth
-    nothing. That the tar is the right one, only its diff ID proves.
+    `recipe` is read forward from its start; files are opened below the layer's directory `root_fd`; the caller keeps
+    ownership of both. Raises ImageError, which begins with `label`, if a file is missing or is not what was unpacked,
+    or if the recipe is damaged; OSError if reading fails; and whatever `out` raises. After an error the pieces so far
+    are useless. Only its diff ID proves that the tar is the right one.
     """
     size = tar_size(recipe, label)
     done = 0
@@ -209,7 +209,7 @@ def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer")
 
 
 def assembled_digest(recipe: BinaryIO, root_fd: int, algorithm: str = "sha256", label: str = "the layer") -> Digest:
-    """The digest of the tar that `assemble` makes, to be compared with the layer's diff ID. Raises as it does."""
+    """Return the digest of the tar that `assemble` makes, to compare with the layer's diff ID. Raises as it does."""
     hasher = Digest(algorithm, "").hasher()
     assemble(recipe, root_fd, hasher.update, label)
     return Digest(algorithm, hasher.hexdigest())
@@ -243,7 +243,7 @@ def _copy_file(root_fd: int, reference: _Reference, out: Out, label: str) -> Non
 
 
 class _Tee(io.BufferedIOBase):
-    """Reads `source` forward, and tells `take` every byte. It cannot seek, so that nobody skips any."""
+    """Reader of `source` that hands every byte to `take`. It cannot seek, so no byte can be skipped."""
 
     def __init__(self, source: BinaryIO, take: Callable[[bytes], None]) -> None:
         self._source = source
@@ -259,7 +259,7 @@ class _Tee(io.BufferedIOBase):
 
 
 class _Writer:
-    """Writes records, in one zstd frame, to a file that stays the caller's."""
+    """Writer of records, in one zstd frame, to a file of the caller's."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._frame = zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
@@ -287,7 +287,7 @@ class _Writer:
 
 
 def _records(frame: BinaryIO, label: str) -> Iterator[bytes | _Reference]:
-    """The records of a zstd frame: the tar's own bytes in pieces of at most CHUNK, and references."""
+    """Yield the records of a zstd frame: the tar's own bytes in pieces of at most CHUNK, and references."""
     raw = zstandard.ZstdDecompressor().stream_reader(frame, closefd=False)
     plain = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER))
 
@@ -312,7 +312,7 @@ def _records(frame: BinaryIO, label: str) -> Iterator[bytes | _Reference]:
             yield _Reference(exact(length), size, crc)
         else:
             raise _damaged(label, f"it has a record of the unknown kind '{shown(kind)}'")
-    # Only reading on makes zstd compare the checksum.
+    # zstd checks the checksum only when it reads past the last record.
     try:
         more = plain.read(1)
     except zstandard.ZstdError as error:

@@ -1,14 +1,13 @@
-"""How does one layer tar become a directory that the kernel's overlayfs understands?
+"""Unpacking of a layer tar into a directory that the kernel's overlayfs understands.
 
-The tar is an image layer (OCI image-spec, layer.md); the directory is a lower layer in the kernel's
-format (Linux Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). What the
-layer says about the layers below (whiteouts, opaque marks) is collected and written at the end, because
-it holds wherever it stands in the tar; and the metadata of directories after that, because making a name
-in a directory changes its times.
+The tar is an image layer (OCI image-spec, layer.md); the directory is a lower layer in the kernel's format (Linux
+Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"). What the layer says about the layers below
+(whiteouts, opaque marks) is collected and written at the end, because it applies wherever it stands in the tar. The
+metadata of directories is written after that, because making a name in a directory changes its times.
 
-An ordinary user cannot give files away, which is recorded instead (`overlay/statrecord.py`), nor make devices, or
-set `security.` and `trusted.` attributes: these are left out, counted, and told (`Unpacked.left_out`). Everything
-else is the same.
+An ordinary user cannot give files to another owner, so owners are recorded instead (`overlay/override_stat.py`). Nor
+can such a user make devices or set `security.` and `trusted.` attributes: these are left out, counted, and reported
+(`Unpacked.left_out`). Everything else is the same as for root.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
 from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX, PrivateXattrs, make_whiteout
 
-# AUFS kept its own books in names that begin like this; layers from its days still hold them. Of these only the
-# files of one directory count: those that several names of the layer may be hard links to.
+# AUFS kept its own records under names that begin like this, and layers from its time still hold them. Only the files
+# of one such directory matter, because several names of the layer may be hard links to them.
 _AUFS_PRIVATE = b".wh..wh."
 _AUFS_LINKS = b".wh..wh.plnk"
 
@@ -40,10 +39,10 @@ _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What a layer turned out to hold.
+    """What was unpacked from a layer.
 
-    `size` is in bytes, as Docker counts them: file data and the targets of symbolic links. `left_out` says what
-    could not be kept, and in how many members.
+    `size` is in bytes, as Docker counts them: file data and the targets of symbolic links. `left_out` says what could
+    not be kept, and in how many members.
     """
 
     size: int
@@ -62,11 +61,11 @@ def unpack_layer(
 ) -> Unpacked:
     """Unpack one layer into the empty directory `root_fd`.
 
-    `spare_fd` is a directory of the same filesystem for short-lived work; `lowers` are the layers below,
-    which hard links, whiteouts and unlisted directories refer to; `marks` are the attributes that mark
-    opaque directories; `owners`: keep owners (needs root); `recorder`, whose tar `tar` reads, is told where
-    the data goes. Descriptors stay the caller's. Raises ImageError naming `label` and the member; the
-    directory is then half-built, and the caller's to remove.
+    `spare_fd` is a directory on the same filesystem for temporary work; `lowers` are the layers below, to which hard
+    links, whiteouts and unlisted directories refer; `marks` are the attributes that mark opaque directories; `owners`
+    says whether to keep owners (needs root); `recorder`, whose tar `tar` reads, is told where the data goes. The caller
+    keeps ownership of the descriptors. Raises ImageError naming `label` and the member; the directory is then
+    incomplete, and the caller must remove it.
     """
     tree = LayerTree(root_fd, spare_fd)
     try:
@@ -78,7 +77,7 @@ def unpack_layer(
 
 
 class _Unpacking:
-    """One run of `unpack_layer`: a method for each kind of member, and what they collect for the end."""
+    """One run of `unpack_layer`: a method for each kind of member, and what these methods collect for the end."""
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class _Unpacking:
         self.size = 0
         self._whiteouts: set[bytes] = set()
         self._opaque: set[bytes] = set()
-        # Files copied from below because a hard link names them: in this layer only if it keeps them.
+        # Files copied from below because a hard link names them; they stay only if this layer does not delete them.
         self._borrowed: set[bytes] = set()
         self._kinds: dict[bytes, Callable[[tarfile.TarInfo, bytes], None]] = {
             tarfile.REGTYPE: self._file,
@@ -127,6 +126,8 @@ class _Unpacking:
                 raise self._bad(info, MemberError(f"leads through '{shown(error.part)}', {error.why}")) from None
             except OSError as error:
                 raise self._bad(info, MemberError(f"cannot be unpacked: {_words(error)}", "")) from None
+        # The order matters: whiteouts and borrowed files depend on the opaque marks, and every name must be in place
+        # before `_settle_directories` sets the times and modes of directories.
         try:
             if _AUFS_LINKS in self._tree.made:
                 self._remove(_AUFS_LINKS)
@@ -154,9 +155,9 @@ class _Unpacking:
         kind(info, path)
 
     def _located(self, path: bytes) -> bytes:
-        """The path that is meant, see `LayerTree.locate`; from here on there are no links on the way to a name.
+        """Return the path that a name means, see `LayerTree.locate`; from here on no links are on the way to a name.
 
-        A mark is about the layers below, and may stand where this layer has no directory (yet): it keeps its name.
+        A mark is about the layers below, and may stand where this layer has no directory (yet), so it keeps its name.
         """
         try:
             return self._tree.locate(path)
@@ -166,7 +167,7 @@ class _Unpacking:
             raise
 
     def _is_mark(self, info: tarfile.TarInfo, path: bytes) -> bool:
-        """Take note of a whiteout or an opaque mark (layer.md, "Whiteouts"); False for an ordinary name."""
+        """Record a whiteout or an opaque mark (layer.md, "Whiteouts"); return False for an ordinary name."""
         parent, _, name = path.rpartition(b"/")
         parents = parent.split(b"/")
         if any(part.startswith(_AUFS_PRIVATE) for part in parents):
@@ -189,13 +190,13 @@ class _Unpacking:
     def _directory(self, info: tarfile.TarInfo, path: bytes) -> None:
         if path not in self._tree.made:
             parent, _, name = path.rpartition(b"/")
-            # Its parents first, so that a file in the place of `path` itself is the only thing in the way.
+            # Make its parents first, so that only a file at `path` itself can be in the way.
             self._tree.directory(parent)
             self._place(path, lambda dir_fd: os.mkdir(name, 0o700, dir_fd=dir_fd))
         self._tree.made[path] = info
 
     def _place(self, path: bytes, make: Callable[[int], None]) -> None:
-        """Make a name; whatever an earlier member put there gives way to it."""
+        """Make a name; it replaces whatever an earlier member put there."""
         parent = path.rpartition(b"/")[0]
         try:
             make(self._tree.directory(parent))
@@ -204,12 +205,12 @@ class _Unpacking:
             make(self._tree.directory(parent))
 
     def _remove(self, path: bytes) -> None:
-        """Remove what is at `path`, of which the recorder keeps what this tar has put there."""
+        """Remove what is at `path`; the recorder keeps the data that this tar has put there."""
         gone = self._tree.inside(path)
         if self._recorder is not None:
             self._recorder.keep(gone)
         self._tree.remove(path, gone)
-        # What stands there next is this layer's own.
+        # What comes there next is this layer's own.
         self._borrowed.difference_update(gone)
 
     def _file(self, info: tarfile.TarInfo, path: bytes) -> None:
@@ -235,10 +236,10 @@ class _Unpacking:
         self.size += info.size
 
     def _sparse_data(self, info: tarfile.TarInfo, fd: int, stored: int) -> None:
-        """Write the stretches of a sparse file (GNU tar manual, "Storing Sparse Files"), leave the holes."""
+        """Write the stretches of a sparse file (GNU tar manual, "Storing Sparse Files") and leave the holes."""
         stretches: list[tuple[int, int]] = info.sparse  # type: ignore[assignment]
         ends = [0, *(offset + size for offset, size in stretches)]
-        # One after the other, as Go's archive/tar wants them too.
+        # Stretches must be in order and must not overlap, as Go's archive/tar requires.
         sound = all(end <= offset and size >= 0 for end, (offset, size) in zip(ends, stretches, strict=False))
         if info.size > _LARGEST_FILE:
             raise MemberError(f"has a size that no file can have: {info.size}")
@@ -259,7 +260,7 @@ class _Unpacking:
         self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
 
     def _node(self, info: tarfile.TarInfo, path: bytes) -> None:
-        """A fifo or a device. A character device 0:0 is a whiteout already: layers made of an upper hold them."""
+        """Make a fifo or a device. A character device 0:0 is a whiteout: layers made from an upper hold them."""
         name = path.rpartition(b"/")[2]
         device = 0
         if not info.isfifo():
@@ -291,14 +292,14 @@ class _Unpacking:
             return
 
         def link(dir_fd: int) -> None:
-            # Opened here: what gives way to the new name may be the very directory that the target is in.
+            # Opened only now, because the new name may replace the very directory that holds the target.
             source_fd = self._tree.directory(source_parent, create=False)
             os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
 
         self._place(path, link)
 
     def _borrow(self, target: bytes) -> None:
-        """Copy the target of a hard link up from the layers below, to its own name, so that both are one file."""
+        """Copy the target of a hard link up from the layers below to its own name, so that both names are one file."""
         found = self._lowers.open(target)
         if found is None:
             raise MemberError(f"is a hard link to '{shown(target)}', which neither this layer nor one below has")
@@ -311,10 +312,10 @@ class _Unpacking:
             os.close(found)
         self._borrowed.add(target)
 
-    # --- what holds wherever it stands -------------------------------------------------------------
+    # --- marks, and metadata of directories --------------------------------------------------------
 
     def _mark_opaque(self) -> None:
-        """Set the opaque attribute where a marker, or a whiteout beside a directory of this layer, asks for it."""
+        """Set the opaque attribute on directories with an opaque mark, or with a whiteout of the same name."""
         if b"" in self._opaque:
             # The kernel merges the roots of all layers, whatever their attributes say.
             self._opaque.remove(b"")
@@ -332,10 +333,10 @@ class _Unpacking:
                 ) from None
 
     def _write_whiteouts(self) -> None:
-        """Write those whiteouts that hide something; parents first, since a hidden parent hides it all.
+        """Write the whiteouts that hide something, parents first, because a hidden parent hides everything in it.
 
-        Any other would do harm: where no layer below has the directory, the kernel does not merge it, and
-        lists a name that cannot be looked up.
+        Any other whiteout would do harm: if no layer below has the directory, the kernel does not merge it, and lists a
+        name that cannot be looked up.
         """
         for path in sorted(self._whiteouts - self._tree.made.keys()):
             parent, _, name = path.rpartition(b"/")
@@ -350,13 +351,13 @@ class _Unpacking:
                 make_whiteout(self._tree.directory(parent), name)
 
     def _return_borrowed(self) -> None:
-        """Take away what only a hard link needed: files of a directory whose contents this layer deletes."""
+        """Remove what only a hard link needed: files of a directory whose contents this layer deletes."""
         for path in sorted(self._borrowed):
             if any(prefix in self._opaque for prefix in prefixes(path.rpartition(b"/")[0])):
                 self._remove(path)
 
     def _enter(self, directory: bytes, create: bool = True) -> bool:
-        """See to the directory that a mark stands in; False if this layer has something else in its place."""
+        """Make sure that a mark's directory exists; return False if this layer has something else in its place."""
         try:
             self._tree.directory(directory, create)
         except FileNotFoundError:
@@ -368,9 +369,9 @@ class _Unpacking:
         return True
 
     def _settle_directories(self) -> None:
-        """Give every directory its metadata, the deepest first: a mode may forbid to enter.
+        """Give every directory its metadata, the deepest first, because a mode may forbid entering.
 
-        One that no member describes looks as it does in the layers below, or is root's, mode 0755.
+        A directory that no member describes gets the metadata that it has in the layers below, or root's and mode 0755.
         """
         for path in sorted(self._tree.made, reverse=True):
             info = self._tree.made[path]
@@ -398,7 +399,7 @@ class _Unpacking:
                 os.close(below)
 
     def _before_mode(self, path: bytes, mode: int) -> None:
-        """A mode may shut a directory to its owner: what is in it, the recorder must keep now."""
+        """Let the recorder keep the contents of a directory whose mode will not let its owner enter."""
         if self._recorder is not None and not mode & stat.S_IXUSR:
             self._recorder.keep(self._tree.inside(path))
 

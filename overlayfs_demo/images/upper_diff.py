@@ -1,13 +1,13 @@
-"""What does a container's upper change on its image? `diff` prints that, and `commit` writes it as a layer.
+"""The changes that a container's upper makes to its image; `diff` prints them, and `commit` writes them as a layer.
 
-The image's view and the container's are two overlays, and `Differences` compares them directory by directory. What
-the upper holds is changed, even if it is as it was: a file whose mode was changed and changed back has been copied up,
-and the layer ships it. Docker's own two answers disagree here: `docker commit` writes whatever the upper holds, but
-`docker diff` leaves out what has the same mode, owner, size and time as before. We follow the layer.
+The image's view and the container's are two overlays, and `Differences` compares them directory by directory.
+Everything in the upper counts as changed, even if it is the same as before: a file whose mode was changed and changed
+back has been copied up, and the layer ships it. Docker itself disagrees here: `docker commit` writes whatever the upper
+holds, but `docker diff` leaves out what has the same mode, owner, size and time as before. We follow the layer.
 
-The views are compared and not the upper's files, because an upper has words that a layer lacks: a renamed directory
-brings its lower parts along, a metacopy has its data below, a hard link may stand in the index alone. Sockets count as
-absent, since no tar has them: a program that wants one makes it.
+The views are compared, and not the upper's files, because an upper can express what a layer cannot: a renamed directory
+brings its lower parts along, a metacopy has its data below, a hard link may exist only in the index. Sockets count as
+absent, because no tar has them: a program that wants one makes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from overlayfs_demo.overlay.types import Attrs
 
 
 class Kind(Enum):
-    """The letter that Docker prints."""
+    """The kind of a change; the value is the letter that Docker prints."""
 
     ADDED = "A"
     CHANGED = "C"
@@ -35,7 +35,7 @@ class Kind(Enum):
 
 
 class Change(NamedTuple):
-    """One path, from the container's root on."""
+    """One changed path, starting at the container's root."""
 
     kind: Kind
     path: bytes
@@ -43,7 +43,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One name that a layer must list, because it is new or the upper holds it. `below` is None for a file."""
+    """One name that a layer must list, because it is new or in the upper. `below` is None for a file."""
 
     kind: Kind
     name: bytes
@@ -53,10 +53,10 @@ class Member:
 
 
 class Differences:
-    """What the directory `new` of one view has more, other, or less than the directory `old` of another.
+    """What the directory `new` of one view adds to, changes in or removes from the directory `old` of another.
 
-    All of it is more if there is no `old`. `replaced`: it stands below a directory that is opaque, where a layer must
-    list every name. The views stay the caller's. Raises OSError.
+    Without an `old`, everything is an addition. `replaced` says that it is below an opaque directory, where a layer
+    must list every name. The caller keeps ownership of the views. Raises OSError.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Differences:
         self._before, self._old = before, old
         self._after, self._new = after, new
         self._names = _names(after, new)
-        # Nothing of what was here before is seen: it is made anew, or was renamed to here.
+        # Nothing that was here before is visible: the directory was made again, or was renamed to this place.
         self.opaque = not replaced and old is not None and is_another(old, new)
         self._replaced = replaced or self.opaque
-        # Names that are not there any more.
+        # Names that are no longer there.
         self.gone = [] if old is None else sorted(set(_names(before, old)) - set(self._names))
 
     @property
@@ -77,7 +77,7 @@ class Differences:
         return [] if self._replaced else self.gone
 
     def members(self) -> Iterator[Member]:
-        """What a layer must list, in order of the names."""
+        """Yield what a layer must list, sorted by name."""
         for name in self._names:
             node, attrs = self._after.lookup(self._new, name)
             found = find(self._before, self._old, name)
@@ -91,12 +91,12 @@ class Differences:
 
 def _names(view: Overlay, directory: DirNode) -> list[bytes]:
     listed = view.names(directory).names.values()
-    return sorted(one.name for one in listed if one.kind != stat.S_IFSOCK)
+    return sorted(entry.name for entry in listed if entry.kind != stat.S_IFSOCK)
 
 
 @contextmanager
 def compared(stack: Stack) -> Iterator[tuple[Overlay, Overlay]]:
-    """The views of a stack without its upper, and with it. Nothing is written, and the upper may be in use.
+    """Open the views of a stack without its upper and with it. Nothing is written, and the upper may be in use.
 
     Raises OSError.
     """
@@ -105,16 +105,19 @@ def compared(stack: Stack) -> Iterator[tuple[Overlay, Overlay]]:
 
 
 def root_differs(before: Overlay, after: Overlay) -> bool:
-    """Has the root itself another mode or owner? Its time is nobody's: it changes with every name in it."""
+    """Return True if the root has a different mode or owner.
+
+    Its time does not count, because it changes with every name that is added to or removed from the root.
+    """
     old, new = before.attrs(before.root), after.attrs(after.root)
     return (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid)
 
 
 def changes(stack: Stack) -> list[Change]:
-    """What the upper of `stack` changes, as `docker diff` lists it. Raises OSError.
+    """Return what the upper of `stack` changes, as `docker diff` lists it. Raises OSError.
 
-    A deleted directory stands for all that was in it. In each directory what is there comes first, then what is gone,
-    each in order of the names. (Docker leaves the order of siblings to chance.)
+    A deleted directory stands for everything in it. In each directory, what is there comes first, then what is gone,
+    each sorted by name. (Docker lists siblings in no fixed order.)
     """
     with compared(stack) as (before, after):
         root = [Change(Kind.CHANGED, b"/")] if root_differs(before, after) else []
@@ -122,9 +125,9 @@ def changes(stack: Stack) -> list[Change]:
 
 
 def _listed(path: bytes, found: Differences) -> Iterator[Change]:
-    for one in found.members():
-        here = path + one.name
-        yield Change(one.kind, here)
-        if one.below is not None:
-            yield from _listed(here + b"/", one.below)
+    for member in found.members():
+        here = path + member.name
+        yield Change(member.kind, here)
+        if member.below is not None:
+            yield from _listed(here + b"/", member.below)
     yield from (Change(Kind.DELETED, path + name) for name in found.gone)

@@ -1,6 +1,6 @@
-"""How an image's view and the view of a container on top of it are compared.
+"""Helpers to compare an image's view with the view of a container on top of it.
 
-Both show the same where the container's upper has no say, so only the rest has to be looked at.
+Both show the same wherever the container's upper has nothing, so only the rest must be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from overlayfs_demo.overlay.types import Attrs
 
 @contextmanager
 def opened(stack: Stack) -> Iterator[Overlay]:
-    """The view of a stack. Raises OSError."""
+    """Open the view of a stack, and close it at the end. Raises OSError."""
     overlay = open_overlay(stack)
     try:
         yield overlay
@@ -26,7 +26,7 @@ def opened(stack: Stack) -> Iterator[Overlay]:
 
 
 def find(view: Overlay, directory: DirNode | None, name: bytes) -> tuple[Node, Attrs] | None:
-    """What the view has there; nothing if it has no such directory."""
+    """Return what the view has there; None if it has nothing, or if there is no directory."""
     if directory is None:
         return None
     try:
@@ -36,14 +36,14 @@ def find(view: Overlay, directory: DirNode | None, name: bytes) -> tuple[Node, A
 
 
 def in_upper(node: Node) -> bool:
-    """Does the upper say anything of it?"""
+    """Return True if the upper holds a part of this node."""
     if isinstance(node, FileNode):
         return node.in_upper
     return isinstance(node, DirNode) and node.sources[0].layer.is_upper
 
 
 def is_another(old: DirNode, new: DirNode) -> bool:
-    """Are there other lower directories in it than before? It is opaque then, or was renamed to here."""
+    """Return True if its lower directories differ from before: it is opaque, or was renamed to this place."""
     below = [source for source in new.sources if not source.layer.is_upper]
     return [(source.layer.path, source.path()) for source in below] != [
         (source.layer.path, source.path()) for source in old.sources

@@ -230,7 +230,7 @@ class Containers:
         mount.unmount(os.fsencode(container.mountpoint), lazy=lazy)
 
     def remove(self, container: Container, *, force: bool = False) -> None:
-        """Remove it with all that it changed. Raises MountError if it is mounted, unless `force` unmounts it first."""
+        """Remove it with all its changes. Raises MountError if it is mounted, unless `force` unmounts it first."""
         if container.record is not None:
             if not force:
                 raise MountError(f"container '{container.name}' is mounted", "'stop' it first, or use --force")
