@@ -39,7 +39,7 @@ class LayerReport:
     The sizes of these three add up to `shipped`: a file with several names counts at its first name. `deleted`: names
     that were visible and no longer are, including everything below a removed directory, and the bytes of the files
     that lost their last name this way. `whiteouts`: the layer's own marks for this, whiteouts and opaque marks.
-    `live`: the shipped bytes that are visible through all layers.
+    `live`: the shipped bytes that are visible in the view of all layers.
     """
 
     number: int

@@ -18,7 +18,7 @@ from overlayfs_demo.analysis.stacked_view import Hiding, lay
 
 
 class Change(enum.Enum):
-    """What was done to a path."""
+    """The kind of change to a path."""
 
     ADDED = "added"
     CONTENT = "changed"

@@ -46,12 +46,12 @@ class Thing(NamedTuple):
 
     @property
     def regular(self) -> bool:
-        """True for a regular file."""
+        """Whether it is a regular file."""
         return stat.S_ISREG(self.mode)
 
     @property
     def directory(self) -> bool:
-        """True for a directory, opaque or not."""
+        """Whether it is a directory, opaque or not."""
         return stat.S_ISDIR(self.mode)
 
 

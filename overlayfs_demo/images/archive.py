@@ -277,7 +277,7 @@ def _is_file(stream: BinaryIO) -> bool:
     try:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.tell() == 0
     except io.UnsupportedOperation:
-        return False  # It has no descriptor.
+        return False  # An in-memory file has no descriptor.
 
 
 def _unpacked(path: Path, label: str) -> UnpackedArchive:

@@ -215,14 +215,14 @@ class Containers:
         return container
 
     def start(self, container: Container, front: str = "auto") -> None:
-        """Mount it. Raises MountError."""
+        """Mount the container. Raises MountError."""
         if container.record is not None:
             raise MountError(f"container '{container.name}' is mounted already", f"on {container.mountpoint}")
         options = MountOptions(self.stack(container), front, container.flags, source=container.name)
         mount.mount(os.fsencode(container.mountpoint), options)
 
     def stop(self, container: Container, *, lazy: bool = False) -> None:
-        """Unmount it; its upper stays. Raises MountError."""
+        """Unmount the container; its upper stays. Raises MountError."""
         if container.record is None:
             if not _clear_dead(container):
                 raise MountError(f"container '{container.name}' is not mounted", "'start' mounts it")
@@ -230,7 +230,7 @@ class Containers:
         mount.unmount(os.fsencode(container.mountpoint), lazy=lazy)
 
     def remove(self, container: Container, *, force: bool = False) -> None:
-        """Remove it with all its changes. Raises MountError if it is mounted, unless `force` unmounts it first."""
+        """Remove the container and its changes. Raises MountError if it is mounted, unless `force` unmounts it."""
         if container.record is not None:
             if not force:
                 raise MountError(f"container '{container.name}' is mounted", "'stop' it first, or use --force")
@@ -247,7 +247,7 @@ class Containers:
                 os.close(fd)
 
     def diff(self, container: Container) -> list[Change]:
-        """Return what it changed."""
+        """Return the changes that the container made to its image. Raises MountError or OSError."""
         return changes(self._snapshot(container))
 
     def commit(
@@ -275,7 +275,7 @@ class Containers:
         )
 
     def export(self, container: Container, out: BinaryIO) -> None:
-        """Write the tar of its whole tree, as `docker export` does. Raises OSError."""
+        """Write the tar of the container's whole tree, as `docker export` does. Raises MountError or OSError."""
         write_tree(replace(self._snapshot(container), read_only=True), out)
 
     def _snapshot(self, container: Container) -> Stack:

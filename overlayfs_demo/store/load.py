@@ -48,7 +48,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """One image that is not in the store, and why."""
+    """One image that could not be loaded, and the error."""
 
     title: str
     error: ImageError | OSError
