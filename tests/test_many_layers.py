@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.mounts.options import escape_path, lowerdir_option
+from overlayfs_demo.mounts.option_paths import escape_path, lowerdir_option
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, run

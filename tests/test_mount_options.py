@@ -10,15 +10,8 @@ import pytest
 
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.linux import syscalls
-from overlayfs_demo.mounts.options import (
-    FRONTS,
-    MountOptions,
-    escape_path,
-    lowerdir_option,
-    option_line,
-    parse,
-    unescape,
-)
+from overlayfs_demo.mounts.option_paths import escape_path, lowerdir_option, unescape
+from overlayfs_demo.mounts.options import FRONTS, MountOptions, option_line, parse
 
 # mount(8)'s words that set a flag, and the word that clears it again ("" where there is none).
 FLAGS = {

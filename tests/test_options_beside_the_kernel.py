@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.mounts.option_table import OPTIONS, MountOption, Owner
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.mounts.preflight import checked
 from overlayfs_demo.overlay.engine import Overlay
 from tests.builders import directories, fill
 from tests.contract.conftest import why_unavailable
 from tests.contract.marks import kernel_version
-from tests.contract.raw import kernel_overlay
+from tests.contract.raw import kernel_overlay, kernel_takes
 
 UPPER = "upperdir=u workdir=w"
 
@@ -110,3 +111,13 @@ def test_the_same_layers_are_seen_and_the_same_lines_refused(place: Path, line: 
     assert ours(words) == seen
     own = [name for name in ("a", "b", "c", "d", "u", "colon", "backslash") if seen and name in seen]
     assert ("".join(own) if seen else None) == SEEN[line]
+
+
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS if option.owner is not Owner.MOUNT], ids=lambda option: str(option.usage)
+)
+def test_the_kernel_takes_the_options_that_are_its_own_and_no_others(place: Path, option: MountOption) -> None:
+    name, equals, shape = option.usage.partition("=")
+    values = shape.split("|") if "|" in shape or shape in ("off", "on") else ["a"]
+    for value in values:
+        assert kernel_takes(name, value if equals else None) == (option.owner is Owner.KERNEL)

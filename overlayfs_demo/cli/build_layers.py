@@ -18,7 +18,7 @@ from overlayfs_demo.cli.command import guarded
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.build import BuiltLayer, build_layers
 from overlayfs_demo.images.model import Platform, shown
-from overlayfs_demo.mounts.options import lowerdir_option
+from overlayfs_demo.mounts.option_paths import lowerdir_option
 from overlayfs_demo.ui.wording import human_size, plural
 
 _PROGRAM = "build-layers"

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from overlayfs_demo import __version__
 from overlayfs_demo.cli.command import Verbs, guarded, new_verb
+from overlayfs_demo.cli.mount_help import mount_help
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.events import Event
 from overlayfs_demo.linux import syscalls
@@ -18,47 +19,6 @@ from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import FRONTS, parse
 from overlayfs_demo.ui import wording
 from overlayfs_demo.ui.console import PROGRAM
-
-_MOUNT_HELP = """\
-Mount a stack of layers as one tree, and return when it answers.
-
-options (-o, comma-separated; a comma in a path is written '\\,'):
-  lowerdir=TOP:...:BOTTOM   the read-only layers (a colon in a path is written '\\:')
-  lowerdir=...::DATA        a layer of which only data is used, by metacopies above
-  lowerdir+=, datadir+=PATH instead of lowerdir=: one more layer below, or one of which
-                            only data is used; only a comma needs a backslash
-  upperdir=DIR,workdir=DIR  where changes go, on one filesystem; without them
-                            the view is read-only and every write is EROFS
-  userxattr                 keep the overlay's marks in user.* attributes (no root needed)
-  volatile                  never wait for data to reach the disk; the upper is then
-                            marked, and not mounted again until the mark is gone
-  whiteouts=all|kernel      also understand the image format's .wh. files in
-                            lowers (the default), or only the kernel's whiteouts
-  index=on|off              keep the names of a hard-linked lower file together when
-                            it is copied up (the default), or not
-  metacopy=on|off           let chmod, chown and the like copy no data up, or do (the
-                            default); existing metacopies are read in any case, but
-                            not by root with userxattr
-  timemachine               add a hidden directory .layers, in which each layer N is
-                            seen alone (N/only), with those below (N/upto), and what
-                            it hides (N/hidden); 'ls' and 'find' do not list it
-  copyup_max=SIZE           refuse a copy-up of more data (EDQUOT, "Disk quota exceeded");
-                            SIZE is in bytes, or as in 10M, 1.5G (powers of 1024)
-  copyup_warn=SIZE          warn of one, in the log and to whoever watches
-  timeout=SECONDS           how long the kernel may trust what it was told; without it
-                            the layers are watched, and changes are seen at once
-  uidmapping=, gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]
-                            who owns in the view what an id owns on disk
-  squash_to_root, squash_to_uid=ID, squash_to_gid=ID
-                            show all files as belonging to one
-  front=auto|kernel|fusepy  as --front
-  fsname=NAME, allow_other, noallow_other
-  ro, nosuid, nodev, noexec, noatime, ... as mount(8) has them
-  remount                   with these: change them on a view that is mounted
-
-example:
-  overlayfs-demo mount -o lowerdir=app:base,upperdir=upper,workdir=work merged
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +57,7 @@ def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     mount = verbs.add_parser(
         "mount",
         help="mount a stack of layers as one tree",
-        description=_MOUNT_HELP,
+        description=mount_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")

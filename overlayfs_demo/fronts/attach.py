@@ -13,20 +13,10 @@ import stat
 import subprocess
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, SUBTYPE, View
+from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, LIBFUSE_FLAGS, SUBTYPE, View
 from overlayfs_demo.linux import syscalls
 
 DEVICE = "/dev/fuse"
-
-_OPTIONS_BY_FLAG = {
-    syscalls.MS_RDONLY: "ro",
-    syscalls.MS_NOSUID: "nosuid",
-    syscalls.MS_NODEV: "nodev",
-    syscalls.MS_NOEXEC: "noexec",
-    syscalls.MS_NOATIME: "noatime",
-    syscalls.MS_SYNCHRONOUS: "sync",
-    syscalls.MS_DIRSYNC: "dirsync",
-}
 
 
 def why_unusable() -> str:
@@ -86,7 +76,7 @@ def _mount_directly(view: View) -> int:
 
 
 def _ask_fusermount(view: View) -> int:
-    words = [word for flag, word in _OPTIONS_BY_FLAG.items() if view.flags & flag]
+    words = [flag.word for flag in LIBFUSE_FLAGS if view.flags & flag.bit]
     words += [f"fsname={_escape(view.source)}", f"subtype={SUBTYPE}"]
     if view.checked:
         words.append("default_permissions")

@@ -14,10 +14,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS
 from overlayfs_demo.overlay.engine import Overlay
 
 FILESYSTEM_TYPE = "fuse.overlayfs-demo"
 SUBTYPE = "overlayfs-demo"
+
+# The flags that libfuse and fusermount3 are told, by mount(8)'s words (libfuse, lib/mount.c and util/fusermount.c).
+_LIBFUSE_WORDS = {"ro", "nosuid", "nodev", "noexec", "noatime", "sync", "dirsync"}
+LIBFUSE_FLAGS = tuple(flag for flag in MOUNT_FLAGS if flag.word in _LIBFUSE_WORDS)
 
 # Linux clock 5, CLOCK_REALTIME_COARSE: the tick that file times are taken from. Python does not name it.
 _COARSE = 5

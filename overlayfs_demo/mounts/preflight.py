@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.linux import mountinfo, syscalls
-from overlayfs_demo.mounts.options import unescape
+from overlayfs_demo.mounts.option_paths import unescape
 from overlayfs_demo.overlay import incompat, layer_snapshots
 from overlayfs_demo.overlay.pairing import pairing_of
 from overlayfs_demo.overlay.stack import Stack

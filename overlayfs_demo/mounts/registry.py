@@ -30,7 +30,7 @@ class Record:
 
     `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown. `data_only` are
     the layers below them of which only data is used. `labels` are how events name the lowers, and then those.
-    `options` is the line that mounts the same again, see `mount_options`.
+    `options` is the line that mounts the same again, see `options.option_line`.
     """
 
     mountpoint: str

@@ -52,7 +52,18 @@ def become_root_of_namespace() -> None:
 
 
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
-_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+
+
+def kernel_takes(key: str, value: str | None) -> bool:
+    """Whether fsconfig(2) takes this option for the kernel's overlayfs; None: it is a bare word."""
+    context = _check(_libc.syscall(_SYS_FSOPEN, b"overlay", 1))
+    command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+    text = None if value is None else ctypes.c_char_p(os.fsencode(value))
+    try:
+        return int(_libc.syscall(_SYS_FSCONFIG, context, command, ctypes.c_char_p(key.encode()), text, 0)) == 0
+    finally:
+        os.close(context)
 
 
 def kernel_overlay(options: Sequence[tuple[str, str]]) -> list[str]:

@@ -23,7 +23,7 @@ import pytest
 import zstandard
 
 from overlayfs_demo.linux import syscalls
-from overlayfs_demo.mounts.options import lowerdir_option
+from overlayfs_demo.mounts.option_paths import lowerdir_option
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners, devices, trusted xattrs or mounts")
 

@@ -18,7 +18,7 @@ from overlayfs_demo.cli.build_layers import main
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images import build
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.mounts.options import lowerdir_option
+from overlayfs_demo.mounts.option_paths import lowerdir_option
 from tests.images.builders import (
     OPAQUE,
     WHITEOUT,

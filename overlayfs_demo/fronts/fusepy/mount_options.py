@@ -1,4 +1,4 @@
-"""How is libfuse told to mount a view?
+"""The options with which libfuse mounts a view.
 
 This needs neither fusepy nor libfuse to be installed.
 """
@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from overlayfs_demo.fronts.front import SUBTYPE, View
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.fronts.front import LIBFUSE_FLAGS, SUBTYPE, View
 
 # fusepy turns the kernel's bytes into text and back. Names are any bytes, and in this encoding each byte
 # is one character, so nothing is lost or refused on the way.
@@ -23,17 +22,6 @@ _LARGEST = 131072
 
 # Seconds. libfuse 2 cannot make the kernel forget a name, so whoever edits layers mounts with a shorter one.
 _DAY = 86400.0
-
-# Flags of mount(2), with the words that set and clear them. libfuse mounts with nosuid and nodev unless told.
-_FLAG_WORDS = {
-    syscalls.MS_RDONLY: ("ro", "rw"),
-    syscalls.MS_NOSUID: ("nosuid", "suid"),
-    syscalls.MS_NODEV: ("nodev", "dev"),
-    syscalls.MS_NOEXEC: ("noexec", "exec"),
-    syscalls.MS_NOATIME: ("noatime", "atime"),
-    syscalls.MS_SYNCHRONOUS: ("sync", "async"),
-    syscalls.MS_DIRSYNC: ("dirsync", ""),
-}
 
 
 def mount_options(view: View) -> dict[str, Any]:
@@ -63,11 +51,12 @@ def mount_options(view: View) -> dict[str, Any]:
         "fsname": _escape(view.source),
         "subtype": SUBTYPE,
     }
-    for flag, (on, off) in _FLAG_WORDS.items():
-        if view.flags & flag:
-            options[on] = True
-        elif root and off:
-            options[off] = True
+    for flag in LIBFUSE_FLAGS:
+        if view.flags & flag.bit:
+            options[flag.word] = True
+        # Unless told otherwise, libfuse mounts with nosuid and nodev.
+        elif root and flag.opposite:
+            options[flag.opposite] = True
     return options
 
 

@@ -1,0 +1,43 @@
+"""The help of `mount`: its description, with every mount option."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from itertools import groupby
+
+from overlayfs_demo.mounts.option_table import OPTIONS, MountOption
+
+# Columns: where the help of an option begins, and where a list of options is broken.
+_HELP_COLUMN = 28
+_WIDTH = 88
+
+_FRAME = """\
+Mount a stack of layers as one tree, and return when it answers.
+
+options (-o, comma-separated; a comma in a path is written '\\,'):
+{options}
+
+example:
+  overlayfs-demo mount -o lowerdir=app:base,upperdir=upper,workdir=work merged
+"""
+
+
+def mount_help() -> str:
+    """The description in `mount --help` and in the manual page. Neighbours with the same help share an entry."""
+    entries = (_entry(help, options) for help, options in groupby(OPTIONS, key=lambda option: option.help))
+    return _FRAME.format(options="\n".join(entries))
+
+
+def _entry(help: str, options: Iterable[MountOption]) -> str:
+    """The options, and behind them their help, which begins on a line of its own if they leave no room for it."""
+    usages = ", ".join(option.usage for option in options)
+    lines = textwrap.wrap(
+        usages, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    first, *rest = help.splitlines() or [""]
+    if len(lines[-1]) < _HELP_COLUMN:
+        lines[-1] = f"{lines[-1]:{_HELP_COLUMN}}{first}".rstrip()
+    elif first:
+        lines.append(" " * _HELP_COLUMN + first)
+    return "\n".join([*lines, *(" " * _HELP_COLUMN + line for line in rest)])

@@ -1,0 +1,42 @@
+"""The MS_* flags of mount(2), with mount(8)'s word for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from overlayfs_demo.linux import syscalls
+
+
+@dataclass(frozen=True, slots=True)
+class MountFlag:
+    """A flag, the word that sets it, and the word that clears it ("": there is none)."""
+
+    bit: int
+    word: str
+    opposite: str
+
+
+MOUNT_FLAGS = (
+    MountFlag(syscalls.MS_RDONLY, "ro", "rw"),
+    MountFlag(syscalls.MS_NOSUID, "nosuid", "suid"),
+    MountFlag(syscalls.MS_NODEV, "nodev", "dev"),
+    MountFlag(syscalls.MS_NOEXEC, "noexec", "exec"),
+    MountFlag(syscalls.MS_SYNCHRONOUS, "sync", "async"),
+    MountFlag(syscalls.MS_DIRSYNC, "dirsync", ""),
+    MountFlag(syscalls.MS_NOATIME, "noatime", "atime"),
+    MountFlag(syscalls.MS_NODIRATIME, "nodiratime", "diratime"),
+    MountFlag(syscalls.MS_RELATIME, "relatime", "norelatime"),
+    MountFlag(syscalls.MS_STRICTATIME, "strictatime", "nostrictatime"),
+    MountFlag(syscalls.MS_LAZYTIME, "lazytime", "nolazytime"),
+)
+_SET = {flag.word: flag.bit for flag in MOUNT_FLAGS}
+_CLEAR = {flag.opposite: flag.bit for flag in MOUNT_FLAGS if flag.opposite}
+FLAG_WORDS = frozenset(_SET) | frozenset(_CLEAR)
+
+
+def changed(flags: int, words: Iterable[str]) -> int:
+    """The flags after these words, of which the last counts. Words that are not in FLAG_WORDS change nothing."""
+    for word in words:
+        flags = (flags | _SET.get(word, 0)) & ~_CLEAR.get(word, 0)
+    return flags

@@ -1,0 +1,343 @@
+"""The table of mount options: how each is read, written and described.
+
+Parsing, `option_line`, `mount --help` and the manual page are all made from OPTIONS. The options are those of the
+kernel's overlayfs (overlayfs.rst, fs/overlayfs/params.c), mount(8), mount.fuse(8) and fuse-overlayfs(1), and our own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+from overlayfs_demo.errors import UsageError
+from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS, changed
+from overlayfs_demo.mounts import option_values as values
+from overlayfs_demo.mounts.option_draft import Draft, Word
+from overlayfs_demo.mounts.option_paths import escape_path, lowerdir_option
+
+FRONTS = ("auto", "kernel", "fusepy")
+
+T = TypeVar("T")
+Take = Callable[[Draft, Word], None]
+Write = Callable[[Draft], Iterable[str]]
+
+
+class Owner(Enum):
+    """Whose option it is: who decides what it means."""
+
+    KERNEL = "the kernel's overlayfs"
+    MOUNT = "mount(8) and fstab(5)"
+    FUSE = "mount.fuse(8)"
+    FUSE_OVERLAYFS = "fuse-overlayfs(1)"
+    OURS = "overlayfs-demo"
+
+
+def _write_nothing(_draft: Draft) -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class MountOption:
+    """One form of one option.
+
+    `usage` is what to type: a bare word, or `NAME=` and the values it takes. `take` reads such a word into the draft,
+    and raises UsageError; `write` returns the words that say what the draft says. `help` is broken into lines; forms
+    that stand side by side and have the same help are described together.
+    """
+
+    usage: str
+    owner: Owner
+    help: str
+    take: Take
+    write: Write = _write_nothing
+
+    @property
+    def name(self) -> str:
+        """The option without its value. It ends in `*` if it stands for every name that begins like that."""
+        return self.usage.partition("=")[0]
+
+
+# --- kinds of options ------------------------------------------------------------------------------
+
+
+def _bare(act: Callable[[Draft], None]) -> Take:
+    """Take the option only without a value."""
+
+    def take(draft: Draft, word: Word) -> None:
+        if word.value is not None:
+            raise word.unknown()
+        act(draft)
+
+    return take
+
+
+def _switch(name: str, owner: Owner, field: str, help: str, value: bool = True) -> MountOption:
+    """A bare word that gives the field this value."""
+    return MountOption(
+        name,
+        owner,
+        help,
+        take=_bare(lambda draft: setattr(draft, field, value)),
+        write=lambda draft: [name] if getattr(draft, field) is value else [],
+    )
+
+
+def _choice(
+    name: str, owner: Owner, field: str, choices: Mapping[str, object], help: str, remedy: str = ""
+) -> MountOption:
+    """One word of several, each with the value that it gives to the field."""
+    remedy = remedy or "the choices are " + " and ".join(f"{name}={choice}" for choice in choices)
+
+    def take(draft: Draft, word: Word) -> None:
+        if word.value is None or word.value not in choices:
+            raise word.wrong(remedy)
+        setattr(draft, field, choices[word.value])
+
+    def write(draft: Draft) -> Iterable[str]:
+        return [f"{name}={choice}" for choice, value in choices.items() if value == getattr(draft, field)]
+
+    return MountOption(f"{name}={'|'.join(choices)}", owner, help, take, write)
+
+
+def _value(
+    usage: str, owner: Owner, field: str, help: str, read: Callable[[Word], T], show: Callable[[T], str]
+) -> MountOption:
+    """A value that `read` makes of the word, or raises UsageError. None or () in the field: it was not given."""
+    name = usage.partition("=")[0]
+
+    def take(draft: Draft, word: Word) -> None:
+        setattr(draft, field, read(word))
+
+    def write(draft: Draft) -> Iterable[str]:
+        value = getattr(draft, field)
+        return [] if value is None or value == () else [f"{name}={show(value)}"]
+
+    return MountOption(usage, owner, help, take, write)
+
+
+def _same_here(name: str, *choices: str) -> MountOption:
+    """A setting of the kernel's overlayfs, with those of its values that change nothing here."""
+
+    def take(draft: Draft, word: Word) -> None:
+        if word.value is None or word.value not in choices:
+            allowed = ", ".join(f"{name}={choice}" for choice in sorted(choices))
+            raise UsageError(f"mount option '{word.text}' is not supported", f"leave it out, or use {allowed}")
+        draft.kernel_settings[name] = word.value
+
+    return MountOption(f"{name}={'|'.join(choices)}", Owner.KERNEL, _SAME_HERE, take)
+
+
+def _ignored(usage: str, owner: Owner = Owner.MOUNT) -> MountOption:
+    """An option that concerns other programs. A usage with `=` or `*` stands for any form of the word."""
+    any_form = usage.endswith("*") or "=" in usage
+    return MountOption(usage, owner, _IGNORED, _ignore if any_form else _bare(lambda _draft: None))
+
+
+def _ignore(_draft: Draft, _word: Word) -> None:
+    pass
+
+
+def _flag_options() -> Iterator[MountOption]:
+    """For each flag of mount(2) the word that sets it, and the one that clears it."""
+    for flag in MOUNT_FLAGS:
+        yield _flag_option(flag.word, sets=flag.bit)
+        if flag.opposite:
+            yield _flag_option(flag.opposite, sets=0)
+
+
+def _flag_option(word: str, sets: int) -> MountOption:
+    def act(draft: Draft) -> None:
+        draft.flags = changed(draft.flags, [word])
+
+    # No word is needed for a flag that is not set: a line begins with none.
+    return MountOption(word, Owner.MOUNT, _FLAGS, _bare(act), lambda draft: [word] if draft.flags & sets else [])
+
+
+# --- layers, and options that share a field --------------------------------------------------------
+
+
+def _take_lowers(draft: Draft, word: Word) -> None:
+    """The list takes the place of all layers named before it; an empty one leaves none."""
+    if word.value is None:
+        raise word.unknown()
+    draft.lowers, draft.data_only = values.layers(word.value)
+    draft.layers_listed = bool(word.value)
+
+
+def _write_lowers(draft: Draft) -> Iterable[str]:
+    yield lowerdir_option(draft.lowers) + "".join(f"::{escape_path(path)}" for path in draft.data_only)
+
+
+def _add_lower(draft: Draft, word: Word) -> None:
+    """One more layer below those named before."""
+    path = _next_layer(draft, word)
+    if draft.data_only:
+        raise UsageError(f"{word.text} follows a data-only layer", "put every datadir+= behind the last lowerdir+=")
+    draft.lowers += (path,)
+
+
+def _add_data_only(draft: Draft, word: Word) -> None:
+    draft.data_only += (_next_layer(draft, word),)
+
+
+def _next_layer(draft: Draft, word: Word) -> bytes:
+    path = values.nonempty(word)
+    if draft.layers_listed:
+        raise UsageError(
+            f"{word.text} follows lowerdir=, which names all layers at once",
+            "put all layers into lowerdir=, or name each with lowerdir+= and datadir+=",
+        )
+    # Unlike in a list, a colon separates nothing here, so only the comma has an escape.
+    return os.fsencode(path.replace(r"\,", ","))
+
+
+def _squash_to_root(draft: Draft, word: Word) -> None:
+    if word.value is not None:
+        raise word.wrong("it takes no value")
+    draft.squash_root = True
+
+
+def _take_remount(_draft: Draft, word: Word) -> None:
+    """A remount reads its words otherwise, see `remount_flags`; where something is mounted it is out of place."""
+    raise word.unknown()
+
+
+# --- the table -------------------------------------------------------------------------------------
+
+# Help of options that are described together.
+_ADDED = (
+    "instead of lowerdir=: one more layer below, or one of which\nonly data is used; only a comma needs a backslash"
+)
+_UPPER = "where changes go, on one filesystem; without them\nthe view is read-only and every write is EROFS"
+_SAME_HERE = "the kernel has more values; those accepted here say what is\nso in any case, and change nothing"
+_MAPPING = "who owns in the view what an id owns on disk"
+_SQUASH = "show all files as belonging to one"
+_FLAGS = "as mount(8) has them"
+_IGNORED = "ignored: they are for other programs, see fstab(5)"
+
+# In the order of the help. `option_line` writes its words in this order, too.
+OPTIONS = (
+    MountOption(
+        "lowerdir=TOP:...:BOTTOM",
+        Owner.KERNEL,
+        r"the read-only layers (a colon in a path is written '\:')",
+        _take_lowers,
+        _write_lowers,
+    ),
+    MountOption(
+        "lowerdir=...::DATA", Owner.KERNEL, "a layer of which only data is used, by metacopies above", _take_lowers
+    ),
+    MountOption("lowerdir+=", Owner.KERNEL, _ADDED, _add_lower),
+    MountOption("datadir+=PATH", Owner.KERNEL, _ADDED, _add_data_only),
+    _value("upperdir=DIR", Owner.KERNEL, "upper", _UPPER, values.path, escape_path),
+    _value("workdir=DIR", Owner.KERNEL, "work", _UPPER, values.path, escape_path),
+    _switch("userxattr", Owner.KERNEL, "user_xattrs", "keep the overlay's marks in user.* attributes (no root needed)"),
+    _switch(
+        "volatile",
+        Owner.KERNEL,
+        "volatile",
+        "never wait for data to reach the disk; the upper is then\n"
+        "marked, and not mounted again until the mark is gone",
+    ),
+    _choice(
+        "whiteouts",
+        Owner.OURS,
+        "image_whiteouts",
+        {"all": True, "kernel": False},
+        "also understand the image format's .wh. files in\nlowers (the default), or only the kernel's whiteouts",
+    ),
+    _choice(
+        "index",
+        Owner.KERNEL,
+        "index",
+        {"on": True, "off": False},
+        "keep the names of a hard-linked lower file together when\nit is copied up (the default), or not",
+    ),
+    _choice(
+        "metacopy",
+        Owner.KERNEL,
+        "metacopy",
+        {"on": True, "off": False},
+        "let chmod, chown and the like copy no data up, or do (the\n"
+        "default); existing metacopies are read in any case, but\n"
+        "not by root with userxattr",
+    ),
+    _same_here("redirect_dir", "on", "follow"),
+    _same_here("nfs_export", "off"),
+    _same_here("xino", "on", "off", "auto"),
+    _same_here("uuid", "on", "off", "auto", "null"),
+    _same_here("verity", "off"),
+    _switch(
+        "timemachine",
+        Owner.OURS,
+        "time_machine",
+        "add a hidden directory .layers, in which each layer N is\n"
+        "seen alone (N/only), with those below (N/upto), and what\n"
+        "it hides (N/hidden); 'ls' and 'find' do not list it",
+    ),
+    _value(
+        "copyup_max=SIZE",
+        Owner.OURS,
+        "copyup_max",
+        'refuse a copy-up of more data (EDQUOT, "Disk quota exceeded");\n'
+        "SIZE is in bytes, or as in 10M, 1.5G (powers of 1024)",
+        values.size,
+        str,
+    ),
+    _value(
+        "copyup_warn=SIZE",
+        Owner.OURS,
+        "copyup_warn",
+        "warn of one, in the log and to whoever watches",
+        values.size,
+        str,
+    ),
+    _value(
+        "timeout=SECONDS",
+        Owner.OURS,
+        "timeout",
+        "how long the kernel may trust what it was told; without it\n"
+        "the layers are watched, and changes are seen at once",
+        values.seconds,
+        "{:.30f}".format,
+    ),
+    _value("uidmapping=", Owner.FUSE_OVERLAYFS, "uid_ranges", _MAPPING, values.ranges, values.show_ranges),
+    _value(
+        "gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]",
+        Owner.FUSE_OVERLAYFS,
+        "gid_ranges",
+        _MAPPING,
+        values.ranges,
+        values.show_ranges,
+    ),
+    MountOption("squash_to_root", Owner.FUSE_OVERLAYFS, _SQUASH, _squash_to_root),
+    _value("squash_to_uid=ID", Owner.FUSE_OVERLAYFS, "squash_uid", _SQUASH, values.identity, str),
+    _value("squash_to_gid=ID", Owner.FUSE_OVERLAYFS, "squash_gid", _SQUASH, values.identity, str),
+    _choice(
+        "front",
+        Owner.OURS,
+        "front",
+        {front: front for front in FRONTS},
+        "as --front",
+        f"the fronts are {', '.join(FRONTS)}",
+    ),
+    _value("fsname=NAME", Owner.FUSE, "source", "", values.text, values.escape_text),
+    _switch("allow_other", Owner.FUSE, "allow_other", ""),
+    _switch("noallow_other", Owner.OURS, "allow_other", "", value=False),
+    *_flag_options(),
+    MountOption("remount", Owner.MOUNT, "with these: change them on a view that is mounted", _take_remount),
+    *map(_ignored, ("defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group")),
+    _ignored("default_permissions", Owner.KERNEL),
+    *map(_ignored, ("comment=TEXT", "x-*", "X-*")),
+)
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def find(word: Word) -> MountOption | None:
+    """The option that a word names; None if there is none."""
+    is_private = word.name.startswith(("x-", "X-"))
+    return _BY_NAME.get(f"{word.name[:2]}*" if is_private else word.name)
