@@ -441,7 +441,7 @@ class Upper:
     def record(
         self, pinned: Pinned, path: bytes, record: StatRecord, action: Action, detail: str, caller: Caller
     ) -> None:
-        """Store the owner and mode of a file or directory in its record. `action` and `detail` say which one changed."""
+        """Store the owner and mode of a file or directory in its record. `action` and `detail` tell which is new."""
         os.chmod(pinned.place, record.on_disk(pinned.stat().st_mode))
         os.setxattr(pinned.place, override_stat.NAME, record.encode())
         self.emit(action, path, caller, detail=detail)
