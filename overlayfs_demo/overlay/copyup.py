@@ -237,6 +237,7 @@ class CopyUp:
         with upper.staged() as temporary:
             self._make(node, source, temporary, status, cut, with_data=not metacopy)
             try:
+                # Opened before `_dress`, which may set a mode that does not allow it.
                 if cut is not None:
                     fd = cut.open(temporary, upper.work_fd)
                 # A file that changes its size is modified now, so it must not get its old times back.
@@ -358,6 +359,7 @@ class CopyUp:
         try:
             self._copy_data(node, fd, size)
             if not self._tree.writable().volatile:
+                # The data must be on disk before the mark is removed.
                 os.fsync(fd)
         finally:
             os.close(fd)
@@ -369,6 +371,7 @@ class CopyUp:
         """Remove the mark of a metacopy that has its data now, and redirect the open handles to it."""
         with self._tree.lock:
             opened = Descriptor(copy.open(os.O_RDONLY)) if node.handles else None
+            # Cut while the data below still counts, so that a failure can be undone.
             if cut is not None and fd is not None:
                 cut.apply(fd)
             try:

@@ -1,7 +1,7 @@
 """The operations of an overlay, in terms of nodes and handles.
 
 `Overlay` is the whole engine as a front sees it. It knows the paths of layers and objects in memory, but
-nothing of FUSE, images or the command line. Every failure is an OSError with the errno that the kernel's
+no FUSE, no images and no command line. Every failure is an OSError with the errno that the kernel's
 overlayfs would return. All methods may be called from several threads.
 """
 

@@ -71,15 +71,15 @@ class Ids:
     def shown_acl(self, acl: bytes) -> bytes:
         """Translate a POSIX ACL (include/uapi/linux/posix_acl_xattr.h) from the disk to the view."""
         return acl[: HEAD.size] + b"".join(
-            ENTRY.pack(tag, permissions, which.shown(number) if which else number)
-            for tag, permissions, number, which in self._entries(acl)
+            ENTRY.pack(tag, permissions, mapping.shown(number) if mapping else number)
+            for tag, permissions, number, mapping in self._entries(acl)
         )
 
     def stored_acl(self, acl: bytes) -> bytes:
         """Translate a POSIX ACL from the view to the disk. Raises UnmappedError."""
         return acl[: HEAD.size] + b"".join(
-            ENTRY.pack(tag, permissions, which.stored(number) if which else number)
-            for tag, permissions, number, which in self._entries(acl)
+            ENTRY.pack(tag, permissions, mapping.stored(number) if mapping else number)
+            for tag, permissions, number, mapping in self._entries(acl)
         )
 
     def _entries(self, acl: bytes) -> Iterator[tuple[int, int, int, IdMap | None]]:

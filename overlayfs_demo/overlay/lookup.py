@@ -147,6 +147,7 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
     part = Part(source, name, status, directory)
     if layer.last:
         return Answer(Says.DIRECTORY, part, layer)
+    # Held until the marks are read, so that the cache cannot close the directory before.
     descriptor = directory.adopt(source, name)
     opaque = directory.marks.opaque or layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
     del descriptor

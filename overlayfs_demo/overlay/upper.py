@@ -326,6 +326,7 @@ class Upper:
         """
         fd = directory.open().fd
         syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+        # Checked afterwards, in the work directory: there nobody can replace it between the check and its removal.
         if not self._is_staged(temporary, replaced):
             syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
             raise stale(name)
@@ -419,6 +420,7 @@ class Upper:
         """Set inode flags with the ioctl `command`, and store the `protection` beside them, see `inode_flags`."""
         fd = os.dup(pinned.place) if isinstance(pinned.place, int) else pinned.open(os.O_RDONLY)
         try:
+            # First, because it is the call that a filesystem may refuse: then nothing is changed.
             fcntl.ioctl(fd, command, value)
             if protection:
                 os.setxattr(fd, self.xattrs.protattr, protection)

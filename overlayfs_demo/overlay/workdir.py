@@ -71,6 +71,7 @@ def inherit_nothing(fd: int) -> None:
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                 raise
+    # After the ACLs: with an access ACL, chmod(2) would set its mask instead of the group's permissions, see acl(5).
     os.fchmod(fd, 0o700)
 
 
