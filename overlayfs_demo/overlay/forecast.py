@@ -187,7 +187,7 @@ class Forecast:
         before, below = self._before(event.path), self._below(event.path)
         is_there = before is not None and event.path not in self.whiteouts and _place(before) not in self._left
         if event.action is Action.LINK and is_there:
-            self._fate(event.path)  # The upper now has this name of a lower file too, see `index`: nothing is new.
+            self._fate(event.path)  # The upper now also has this name of a lower file, see `index`: nothing is new.
             return
         fate = self.fates[event.path] = Fate(created=True, directory=event.action is Action.MKDIR)
         fate.hides = self.whiteouts.pop(event.path, None)
