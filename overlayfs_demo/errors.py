@@ -1,17 +1,17 @@
-"""What can a person be told went wrong?
+"""The errors that the command line reports.
 
-Inside the engine every failure is an `OSError` with the errno the kernel would give. What a person
-meets on the command line is an `OverlayError`: it names the thing (a layer, an archive member, an
-option), the rule it broke, and what to do about it.
+Inside the engine every failure is an `OSError` with the errno that the kernel would return. The command line
+reports an `OverlayError`: it names the thing (a layer, an archive member, an option), the rule it broke, and
+what to do about it.
 """
 
 from __future__ import annotations
 
 
 class OverlayError(Exception):
-    """A failure that a person can act on; `str()` is one line for stderr, without a traceback.
+    """A failure that a person can act on. `str()` is one line for stderr, without a traceback.
 
-    `exit_code` is the process's exit status: 1, something could not be done.
+    `exit_code` is the process's exit status; 1 means that something could not be done.
     """
 
     exit_code = 1
@@ -23,14 +23,14 @@ class OverlayError(Exception):
 
 
 class UsageError(OverlayError):
-    """The command line itself is wrong: exit status 2, as argparse and getopt(3) programs do."""
+    """The command line itself is wrong. Exit status 2, as in programs that use argparse or getopt(3)."""
 
     exit_code = 2
 
 
 class ImageError(OverlayError):
-    """An archive is not a sound image, or one of its layers cannot be unpacked faithfully."""
+    """An archive is not a valid image, or one of its layers cannot be unpacked exactly."""
 
 
 class MountError(OverlayError):
-    """A mount cannot be made, found, or taken away."""
+    """A mount cannot be made, found or removed."""

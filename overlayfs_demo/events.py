@@ -1,7 +1,7 @@
-"""What happened to the upper, to whom is it told?
+"""Events: notifications of changes to the upper.
 
-Every mutation of the upper passes through one primitive, and each primitive emits exactly one
-`Event`. With no listener an event costs one truth test: call `emit` only behind `if events.listening`.
+Every change of the upper goes through one primitive, and each primitive emits exactly one
+`Event`. Without a listener an event costs one truth test: call `emit` only after `if events.listening`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 
 class Action(enum.Enum):
-    """The kinds of change an upper knows. The values are the words used in traces and `--json`."""
+    """The kinds of changes to an upper. The values are the words used in traces and `--json`."""
 
     CREATE = "create"
     TMPFILE = "tmpfile"
@@ -44,15 +44,15 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One mutation of the upper, and who caused it.
+    """One change of the upper, and who caused it.
 
-    `path` is absolute in the view; of TMPFILE it is the directory that a file without a name was asked for in.
+    `path` is absolute in the view; for TMPFILE it is the directory in which the unnamed file was requested.
     `pid` is the calling process (0: the kernel itself, or unknown) and `call` the verb it used, e.g. `unlink`:
     one call may cause several events (a copy-up of the parent, then a whiteout). `layer` names the lower layer
-    that data came from or that is now hidden ("" where none is involved). `size` is bytes copied or written.
-    `detail` holds the second name of a rename or exchange, an xattr's name, a redirect, or the new mode or owner, as
-    text; of a copy-up `directory`, if it was one. WARN and REFUSE are no changes: they tell of a copy-up of `size`
-    bytes that is over a limit, which is the detail.
+    that data came from or that is now hidden ("" if none is involved). `size` is the number of bytes copied or
+    written. `detail` is text: the second path of a rename or exchange, an xattr's name, a redirect, the new mode or
+    owner, or `directory` for the copy-up of a directory. WARN and REFUSE are not changes: they report a copy-up of
+    `size` bytes that exceeds a limit, which is the detail.
     """
 
     action: Action
@@ -66,7 +66,7 @@ class Event:
 
     @property
     def paths(self) -> tuple[bytes, ...]:
-        """Its path; of what has changed its place, the other one, too."""
+        """The path, and for a rename or exchange also the second one."""
         if self.action in (Action.RENAME, Action.EXCHANGE):
             return self.path, os.fsencode(self.detail)
         return (self.path,)
@@ -76,7 +76,7 @@ Listener = Callable[[Event], None]
 
 
 class Events:
-    """The one place listeners attach to. Safe to use from several threads."""
+    """Passes events to the attached listeners. Safe to use from several threads."""
 
     __slots__ = ("_listeners", "_lock", "listening")
 
@@ -86,10 +86,10 @@ class Events:
         self.listening = False
 
     def attach(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` for every event from now on; the result detaches it again.
+        """Call `listener` for every event from now on. Return a function that detaches it.
 
         A listener runs inside the operation that caused the event, so it must be quick and must never
-        touch the mount.
+        access the mount.
         """
         with self._lock:
             self._listeners = (*self._listeners, listener)
@@ -97,12 +97,12 @@ class Events:
 
         def detach() -> None:
             with self._lock:
-                self._listeners = tuple(one for one in self._listeners if one is not listener)
+                self._listeners = tuple(attached for attached in self._listeners if attached is not listener)
                 self.listening = bool(self._listeners)
 
         return detach
 
     def emit(self, event: Event) -> None:
-        """Tell every listener, in the order they attached."""
+        """Call every listener, in the order in which they were attached."""
         for listener in self._listeners:
             listener(event)

@@ -1,7 +1,7 @@
-"""Which access control list does a new file inherit?
+"""The access control list that a new file inherits from its directory.
 
 POSIX.1e draft 17 default ACLs, in the xattr format of include/uapi/linux/posix_acl_xattr.h. The rule
-is acl(5), "Object creation and default ACLs": the umask does not apply where a default ACL does.
+is in acl(5), "Object creation and default ACLs": where there is a default ACL, the umask does not apply.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _USER_OBJ, USER, _GROUP_OBJ, GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10
 
 
 def inherit(default: bytes, mode: int) -> tuple[int, tuple[tuple[str, bytes], ...]]:
-    """The mode and ACL attributes of an object made with `mode` in a directory with this default ACL."""
+    """Return the mode and ACL attributes of an object created with `mode` in a directory with this default ACL."""
     entries = {index: list(entry) for index, entry in enumerate(ENTRY.iter_unpack(default[HEAD.size :]))}
     by_tag = {entry[0]: entry for entry in entries.values()}
     group_class = by_tag.get(_MASK) or by_tag[_GROUP_OBJ]

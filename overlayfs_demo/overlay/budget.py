@@ -1,8 +1,8 @@
-"""How many files may the callers of one mount have open?
+"""The limit on files that the callers of one mount may have open.
 
-Each open file of the view is a descriptor of this process, and so is each removed file that somebody still has.
-One user who opens many must not keep the others from anything but opening more: opens are refused while enough
-descriptors are left for every other verb.
+Each open file of the view takes a descriptor of this process, and so does each removed file that is still in use.
+A user who opens many files must not prevent others from doing anything but opening more: opens are refused while
+there are still enough descriptors for every other verb.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Directories that are kept open at most, and descriptors for what a few verbs need at once.
+# The most directories to keep open, and the descriptors reserved for the verbs in progress.
 _MOST_DIRECTORIES = 4096
 _SPARE = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Numbers of descriptors: `directories` may be kept open, and what callers have open lies below `most`.
+    """Numbers of descriptors: `directories` may be kept open, and the descriptors of callers are below `most`.
 
-    The kernel gives out the lowest free number (open(2)), so a number tells how many are in use.
+    The kernel hands out the lowest free number (open(2)), so a new descriptor's number tells how many are in use.
     """
 
     directories: int
@@ -30,7 +30,7 @@ class Budget:
 
     @classmethod
     def of_process(cls) -> Budget:
-        """The budget of this process, after its limit was raised as far as it may be: getrlimit(2)."""
+        """Return the budget of this process, after raising its soft limit to the hard limit: getrlimit(2)."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -38,21 +38,21 @@ class Budget:
         return cls(directories, max(hard - directories - _SPARE, hard // 4))
 
     def has_room(self, fd: int) -> bool:
-        """May a descriptor with this number be kept for a caller?"""
+        """Whether a descriptor with this number may be kept for a caller."""
         return fd < self.most
 
     def check(self, fd: int) -> None:
-        """ENFILE if it may not."""
+        """Raise ENFILE if the descriptor may not be kept."""
         if not self.has_room(fd):
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def admitted(self, fd: int) -> int:
-        """The descriptor, if it may be kept; else it is closed, and ENFILE raised."""
+        """Return the descriptor if it may be kept; else close it and raise ENFILE."""
         return kept(fd, self.check)
 
 
 def kept(fd: int, check: Callable[[int], None]) -> int:
-    """The descriptor, if `check` lets it pass; else it is closed, and what `check` raised is raised."""
+    """Return the descriptor if `check` accepts it; else close it and raise the error of `check`."""
     try:
         check(fd)
     except BaseException:

@@ -1,4 +1,4 @@
-"""How is the data of one file copied to another, as cheaply as the filesystem allows?"""
+"""Copying one file's data to another, as cheaply as the filesystem allows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 
 from overlayfs_demo.linux import syscalls
 
-# Bytes: the most that is asked of one copy_file_range(2), and of one read where that cannot be used.
+# In bytes: the most to request in one copy_file_range(2), and in one read where that cannot be used.
 _CHUNK = 1 << 30
 _BUFFER = 1 << 20
 
 
 def copy_data(source: int, target: int, size: int) -> None:
-    """Copy the first `size` bytes, sharing blocks where the filesystem can and keeping holes.
+    """Copy the first `size` bytes. Share blocks where the filesystem can, and keep holes.
 
-    `target` is open for writing and holds no data yet; it is extended if it is shorter. Raises OSError, above all
+    `target` is open for writing and holds no data yet; it is extended if it is shorter. Raises OSError, most often
     ENOSPC.
     """
     if size == os.fstat(source).st_size and syscalls.clone_file(source, target):
@@ -43,7 +43,7 @@ def _copy_range(source: int, target: int, offset: int, count: int) -> int:
     try:
         return os.copy_file_range(source, target, count, offset, offset)
     except OSError as error:
-        # Two filesystems, or one that offers no copying in the kernel.
+        # The files are on different filesystems, or the kernel cannot copy on this one.
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
     return os.pwrite(target, os.pread(source, min(count, _BUFFER), offset), offset)

@@ -1,8 +1,8 @@
-"""How does a lower file come to stand in the upper?
+"""Copy-up: copies lower files and directories to the upper.
 
-Everything is made ready in the work directory (data, then attributes, owner, mode, times) and appears
-in the upper by one rename. File data is copied without the tree's lock, so one large copy-up does not
-stall other callers; two callers that need the same file share one copy-up.
+A copy is completed in the work directory (data, then owner, attributes, mode, times) and appears
+in the upper by one rename. File data is copied without the tree's lock, so a large copy-up does not
+block other callers; two callers that need the same file share one copy-up.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller, Links
 from overlayfs_demo.overlay.upper import Upper, resize
 
-# Attributes that carry access rights: losing one silently would be worse than failing.
+# Attributes that hold access rights: losing one silently would be worse than failing.
 _ESSENTIAL = ("security.", "system.posix_acl_")
 
 
 @dataclass(slots=True)
 class Hooks:
-    """What a front may want to be told of, in the thread of the caller that it happens to.
+    """Callbacks of a front, called in the thread of the caller concerned.
 
     `before_wait` is called before a verb copies data or waits for another caller's copy: a front that serves
-    several callers from few threads lets another thread go on meanwhile. If it raises, so does the verb, which has
-    done nothing but whole copy-ups by then and can be called anew. `changed` is called with a node that has other
-    attributes than its caller is told of, before the verb that caused it returns: after a copy-up (links, blocks, time
-    of change), and when a write dropped set-id bits.
+    many callers with few threads can let another thread run. If it raises, so does the verb, which has made only
+    complete copy-ups by then and can be called again. `changed` is called with a node whose attributes changed in a
+    way that the verb's result does not show, before that verb returns: after a copy-up (links, blocks, ctime), and
+    when a write cleared set-id bits.
     """
 
     before_wait: Callable[[], None] = lambda: None
@@ -52,9 +52,9 @@ class Hooks:
 class Cut:
     """A new size for a file, in bytes, and the `flags` of open(2) to open it with.
 
-    `by_path` is for truncate(2), which leaves it to the filesystem whether the time changes when the size does not;
-    ftruncate(2) and O_TRUNC always set it (fs/open.c, do_truncate). `admit` may refuse the open file by raising
-    OSError: then nothing is cut.
+    `by_path` is for truncate(2): if the size stays the same, the filesystem decides whether the modification time
+    changes, whereas ftruncate(2) and O_TRUNC always set it (fs/open.c, do_truncate). `admit` may refuse the open file
+    by raising OSError: then nothing is cut.
     """
 
     size: int
@@ -63,22 +63,24 @@ class Cut:
     admit: Callable[[int], None] = lambda _fd: None
 
     def open(self, path: bytes, dir_fd: int) -> int:
-        """Open the copy that is being made; the caller owns the descriptor."""
+        """Open the unfinished copy; the caller owns the descriptor."""
         fd = os.open(path, self.flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         return self.admitted(fd)
 
     def apply(self, fd: int) -> None:
-        """Change the size of a copy that is not seen yet, and is open for writing as `fd`."""
+        """Change the size of a copy that is not visible yet and is open for writing as `fd`."""
         resize(fd, self.size, self.by_path)
 
     def admitted(self, fd: int) -> int:
-        """The descriptor, unless it is refused: then it is closed."""
+        """Return the descriptor, or close it and raise OSError if `admit` refuses it."""
         return kept(fd, self.admit)
 
 
 class CopyUp:
-    """Copies nodes up, each at most once. `metacopy`: a change of metadata alone copies no data. `rehearsal` is
-    `Stack`'s."""
+    """Copies nodes up, each at most once.
+
+    `metacopy`: a change of metadata alone copies no data. `rehearsal`: see `Stack.rehearsal`.
+    """
 
     __slots__ = ("_budget", "_hooks", "_limits", "_metacopy", "_rehearsal", "_running", "_tree")
 
@@ -94,9 +96,9 @@ class CopyUp:
         self._running: dict[Node, threading.Event] = {}
 
     def node(self, node: Node, caller: Caller, *, data: bool = True) -> Upper:
-        """See that the upper holds `node`; the upper, for the change that follows.
+        """Copy `node` up if the upper does not have it. Return the upper, for the change that follows.
 
-        Without `data` only metadata will be changed, so that no data need be copied. Raises EROFS without an upper.
+        Without `data`, only metadata will be changed, so data need not be copied. Raises EROFS without an upper.
         For a regular file, call without the tree's lock.
         """
         upper = self._tree.writable()
@@ -112,10 +114,10 @@ class CopyUp:
         return upper
 
     def truncated(self, node: FileNode, caller: Caller, cut: Cut) -> int:
-        """Change a regular file's size and open it: the open file, which is the caller's to close.
+        """Change a regular file's size and open it; the caller owns the descriptor.
 
-        Of a lower file no more data than stays is copied. It appears in the upper open and with its new size, so that
-        what fails leaves it as it was. Call without the tree's lock.
+        If the file is a lower one, only the data that remains is copied. The copy is opened and cut before it appears
+        in the upper, so a failure leaves the file as it was. Call without the tree's lock.
         """
         upper = self._tree.writable()
         fd = None
@@ -135,13 +137,13 @@ class CopyUp:
         return fd
 
     def linked(self, node: FileNode, caller: Caller) -> None:
-        """See that the copy that all names of a hard-linked lower file share is there. Without the tree's lock."""
+        """Make the copy that all names of a hard-linked lower file share. Call without the tree's lock."""
         self._file(node, caller, with_name=False, data=False)
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
-        """See that the upper holds the directory and all above it. Call with the tree's lock held."""
+        """Copy the directory and its ancestors up where the upper lacks them. Call with the tree's lock held."""
         self._tree.writable()
-        # From the top down, and without recursion: directories may be nested deeper than Python's calls.
+        # From the top down, and without recursion: directories may be nested deeper than Python's recursion limit.
         missing = []
         above = node
         while above.upper is None:
@@ -150,8 +152,8 @@ class CopyUp:
             missing.append((above, above.parent))
             above = above.parent
         made = above.upper
-        for one, parent in reversed(missing):
-            made = self._directory(one, parent, caller)
+        for directory, parent in reversed(missing):
+            made = self._directory(directory, parent, caller)
         return made
 
     def _directory(self, node: DirNode, parent: DirNode, caller: Caller) -> UpperDir:
@@ -162,7 +164,7 @@ class CopyUp:
         with upper.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=upper.work_fd)
             self._dress(source, temporary, source.stat(), origin)
-            # Opened first: nothing may fail once it has its name.
+            # Opened before it is published: nothing may fail once it has its name.
             opened = Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.work_fd))
             key = key_of(os.fstat(opened.fd))
             try:
@@ -179,7 +181,10 @@ class CopyUp:
         return made
 
     def _found_directory(self, node: DirNode, parent: DirNode) -> UpperDir:
-        """The upper's directory that somebody made behind the view where a copy was to appear. ESTALE if it is none."""
+        """Return the upper's directory that was made behind the view where the copy should go.
+
+        ESTALE if something other than a directory is there.
+        """
         self._tree.child(parent, node.name)
         if node.upper is None:
             raise stale(node.name)
@@ -188,13 +193,13 @@ class CopyUp:
     def _file(
         self, node: FileNode, caller: Caller, *, with_name: bool = True, data: bool = True, cut: Cut | None = None
     ) -> int | None:
-        """Copy a lower file up, unless somebody else was quicker; it is open if it was `cut`."""
+        """Copy a lower file up, unless another caller has. Return the open copy if it was `cut`, else None."""
         with self._alone(node):
             return None if node.in_upper else self._copy_file(node, caller, with_name, data, cut)
 
     @contextlib.contextmanager
     def _alone(self, node: Node) -> Iterator[None]:
-        """Nobody else copies this node up meanwhile."""
+        """Keep all other callers from copying this node up in the meantime."""
         while True:
             with self._tree.lock:
                 running = self._running.get(node)
@@ -212,7 +217,7 @@ class CopyUp:
 
     def _copy_file(self, node: FileNode, caller: Caller, with_name: bool, data: bool, cut: Cut | None) -> int | None:
         upper = self._tree.writable()
-        # Without an index, a file with several names in its layer is a new file of its own once it is copied.
+        # Without an index, the copy of a hard-linked file is a new file, so it gets no origin.
         origin = None
         with self._tree.lock:
             source = node.pin()
@@ -225,16 +230,17 @@ class CopyUp:
         size = 0 if metadata and self._metacopy else _size(node, status, cut)
         told, label = self._cost(node, size, data)
         if size and not metacopy:
-            self._hooks.before_wait()  # Before anything is told: it may put the verb off.
+            self._hooks.before_wait()  # Before the first event: it may raise, and the verb is called again later.
         self._limits.check(upper, node.path(), label, told, caller)
         below = node.data_place()
         fd = None
         with upper.staged() as temporary:
             self._make(node, source, temporary, status, cut, with_data=not metacopy)
             try:
+                # Opened before `_dress`, which may set a mode that does not allow it.
                 if cut is not None:
                     fd = cut.open(temporary, upper.work_fd)
-                # To cut a file is a change of its data, and its time is now.
+                # A file that changes its size is modified now, so it must not get its old times back.
                 self._dress(source, temporary, status, origin, keep_times=cut is None or cut.size == status.st_size)
                 if cut is not None and fd is not None:
                     cut.apply(fd)
@@ -263,11 +269,14 @@ class CopyUp:
         below: Data | None,
         caller: Caller,
     ) -> None:
-        """Publish a finished copy, and turn the node and its open handles to it. `links`: in the index, with so many
-        names in the view. What can fail comes before the rename that publishes it."""
+        """Publish a finished copy, and redirect the node and its open handles to it.
+
+        `links`: publish it in the index, with so many names. `below`: where the data of a metacopy is. Whatever can
+        fail comes before the rename that publishes the copy.
+        """
         upper = self._tree.writable()
         status = os.stat(temporary, dir_fd=upper.work_fd, follow_symlinks=False)
-        # A handle of a file whose data stays below goes on reading there.
+        # The handles of a file whose data stays below go on reading there.
         copy = _reopened(upper.work_fd, temporary) if node.handles and not below else None
         try:
             if node.gone:
@@ -281,7 +290,7 @@ class CopyUp:
                 place = self._publish(node, node.parent, temporary, bool(origin or below), caller)
                 node.place, node.place_name = place, node.name
         except FileExistsError:
-            raise stale(node.name) from None  # Somebody made it behind the view: a lookup will find that one.
+            raise stale(node.name) from None  # Created behind the view: the kernel's next lookup will find it.
         node.metacopy, node.data = below is not None, below
         node.key = key_of(status)
         self._tree.share(node, node.key)
@@ -291,17 +300,17 @@ class CopyUp:
         self._hooks.changed(node)
 
     def _cost(self, node: FileNode, size: int, data: bool) -> tuple[int, str]:
-        """How many bytes of the `size` of a copy are told of, and from which layer."""
+        """Return how many of the copy's `size` bytes its event reports, and the label of the layer they come from."""
         layer = node.place.layer
         if not (self._rehearsal and layer.number == 1):
             return size, layer.label
-        # The mount that is rehearsed has it in its upper already, but for the data of a metacopy.
+        # The rehearsed mount has the file in its upper already, except the data of a metacopy.
         if node.data and data:
             return size, node.data.place.layer.label
         return 0, layer.label
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
-        """See that the upper has this name, too, of a file in the index. Call with the tree's lock held."""
+        """Give a file in the index this name in the upper, if it lacks it. Call with the tree's lock held."""
         above = self.directory(parent, caller)
         if above.stat(name) is not None:
             return
@@ -309,14 +318,15 @@ class CopyUp:
         mark_impure(above, self._tree)
         with _same_times(above):
             self._tree.writable().link(node.pin(), above, name, False, caller)
-        # Afterwards: a copy that seems to have a name too many stays, one that seems to have too few would go.
+        # After the link: if we are interrupted in between, the count is too high and the copy stays. If it were too
+        # low, the copy would be removed.
         self._tree.index.note_links(node.place, node.place_name, node.links)
 
     def _complete(self, node: FileNode, caller: Caller, cut: Cut | None = None) -> int | None:
-        """Give a metacopy in the upper its data: from then on it is a file like others. It is open if it was `cut`.
+        """Copy the data of a metacopy in the upper, which makes it an ordinary file.
 
-        Until the mark is gone the data below counts, so an interrupted copy does no harm
-        (fs/overlayfs/copy_up.c, ovl_copy_up_meta_inode_data).
+        Return a descriptor of it if it was `cut`, else None. Until the mark is removed, the data below is used, so an
+        interrupted copy does no harm (fs/overlayfs/copy_up.c, ovl_copy_up_meta_inode_data).
         """
         upper = self._tree.writable()
         with self._alone(node):
@@ -327,7 +337,7 @@ class CopyUp:
             status = copy.stat()
             size = _size(node, status, cut)
             layer = node.data.place.layer.label if node.data else ""
-            # The mount that is rehearsed would have copied the data with the metadata.
+            # The rehearsed mount would have copied the data together with the metadata.
             told = 0 if self._rehearsal and not self._metacopy else size
             self._hooks.before_wait()
             self._limits.check(upper, node.path(), layer, told, caller)
@@ -343,23 +353,25 @@ class CopyUp:
             return fd
 
     def _fill(self, node: FileNode, copy: Pinned, status: os.stat_result, size: int) -> None:
-        """Write the first `size` bytes of its data into a metacopy, which otherwise stays as it is."""
+        """Write the first `size` bytes of a metacopy's data into it, and change nothing else."""
         capability = copy.xattr("security.capability")
         fd = copy.open(os.O_WRONLY)
         try:
             self._copy_data(node, fd, size)
             if not self._tree.writable().volatile:
+                # The data must be on disk before the mark is removed.
                 os.fsync(fd)
         finally:
             os.close(fd)
-        if capability is not None:  # Writing took it away.
+        if capability is not None:  # The write removed it.
             os.setxattr(copy.place, "security.capability", capability)
         os.utime(copy.place, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def _uncover(self, node: FileNode, copy: Pinned, status: os.stat_result, cut: Cut | None, fd: int | None) -> None:
-        """Let the data that a metacopy was filled with count, from now on."""
+        """Remove the mark of a metacopy that has its data now, and redirect the open handles to it."""
         with self._tree.lock:
             opened = Descriptor(copy.open(os.O_RDONLY)) if node.handles else None
+            # Cut while the data below still counts, so that a failure can be undone.
             if cut is not None and fd is not None:
                 cut.apply(fd)
             try:
@@ -382,7 +394,7 @@ class CopyUp:
         *,
         with_data: bool,
     ) -> None:
-        """Make the bare copy in the work directory."""
+        """Create the copy in the work directory, with its data but without owner, attributes, mode and times."""
         upper = self._tree.writable()
         if node.kind == stat.S_IFLNK:
             os.symlink(source.readlink(), temporary, dir_fd=upper.work_fd)
@@ -397,7 +409,7 @@ class CopyUp:
                 self._copy_data(node, target, size)
             os.ftruncate(target, status.st_size if cut is None else cut.size)
             if with_data and size and not upper.volatile:
-                # The name must not outlive the data in a power failure.
+                # After a power failure there must be no name without its data.
                 os.fsync(target)
         finally:
             os.close(target)
@@ -412,8 +424,11 @@ class CopyUp:
     def _dress(
         self, source: Pinned, temporary: bytes, status: os.stat_result, origin: bytes | None, keep_times: bool = True
     ) -> None:
-        """Give the copy its owner, attributes, mode and times, in this order: chown(2) drops set-id bits
-        and capabilities, and each of the others would change the times."""
+        """Set the copy's owner, attributes, mode and times, in this order.
+
+        chown(2) clears set-id bits and capabilities, so it comes first; the times come last because the other calls
+        may change them.
+        """
         upper = self._tree.writable()
         path = syscalls.path_of(upper.work_fd, temporary)
         os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
@@ -438,14 +453,14 @@ class CopyUp:
             try:
                 os.setxattr(path, name, value, follow_symlinks=False)
             except OSError as error:
-                # An upper that cannot hold, say, user.* attributes is used without them, as by the kernel.
+                # An upper that does not support, say, user.* attributes is used without them, as in the kernel.
                 if error.errno != errno.EOPNOTSUPP or name.startswith(_ESSENTIAL):
                     raise
 
     def _publish(self, node: Node, parent: DirNode, temporary: bytes, impure: bool, caller: Caller) -> UpperDir:
-        """Move the finished copy to its name; the upper's directory that it now stands in.
+        """Move the finished copy to its name, and return the upper's directory that holds it now.
 
-        A copy-up is not a change of the view, so the directory keeps its times.
+        A copy-up does not change the view, so the directory keeps its times.
         """
         upper = self._tree.writable()
         above = self.directory(parent, caller)
@@ -456,7 +471,7 @@ class CopyUp:
         return above
 
     def _adopt_nameless(self, node: FileNode, temporary: bytes) -> None:
-        """The file lost its name meanwhile: keep the copy by a descriptor alone. ENFILE if there are too many."""
+        """Keep the copy of a file that has lost its name, by a descriptor only. ENFILE if too many files are open."""
         upper = self._tree.writable()
         fd = os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
         anchor = Descriptor(self._budget.admitted(fd))
@@ -466,7 +481,7 @@ class CopyUp:
 
 @contextlib.contextmanager
 def _same_times(directory: UpperDir) -> Iterator[None]:
-    """Give the directory its times back: as best they can be, for the change is made by then (ovl_do_copy_up)."""
+    """Restore the directory's times afterwards, ignoring errors because the change is done by then (ovl_do_copy_up)."""
     before = os.fstat(directory.open().fd)
     yield
     with contextlib.suppress(OSError):
@@ -474,19 +489,19 @@ def _same_times(directory: UpperDir) -> Iterator[None]:
 
 
 def _size(node: FileNode, status: os.stat_result, cut: Cut | None) -> int:
-    """How many bytes of data a copy needs."""
+    """Return how many bytes of data must be copied."""
     if node.kind != stat.S_IFREG:
         return 0
     return status.st_size if cut is None else min(cut.size, status.st_size)
 
 
 def _retarget(node: FileNode, copy: Descriptor | None) -> None:
-    """Turn the open handles to the copy. All read at offsets of their own, so that one open file serves them."""
+    """Redirect the open handles to the copy. Each read gives its offset, so all handles can share one open file."""
     if copy is not None:
         for handle in node.handles:
             handle.retarget(copy)
 
 
 def _reopened(dir_fd: int, name: bytes) -> Descriptor:
-    """A finished copy, open for the handles that read the lower file until now."""
+    """Open a finished copy for the handles that have read the lower file until now."""
     return Descriptor(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd))

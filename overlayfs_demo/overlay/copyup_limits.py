@@ -1,9 +1,9 @@
-"""May so much data be copied up?
+"""Limits for the data of one copy-up.
 
-Who mounts a view may set a limit for the data of one copy-up: above the one it is told of, above the other it is
-refused before anything is made. The errno is EDQUOT, "Disk quota exceeded": like a quota it is a rule that
-somebody made, not what the filesystem can hold (EFBIG), and programs expect it wherever something is written:
-open(2), rename(2), link(2) and setxattr(2) list it.
+The user who mounts a view may set two: a copy-up above one is reported, a copy-up above the other is refused before
+anything is written. The errno is EDQUOT, "Disk quota exceeded": like a quota, the limit is somebody's rule and not
+a property of the filesystem (EFBIG), and programs expect it wherever they write: open(2), rename(2), link(2) and
+setxattr(2) list it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits in bytes; None is none. What has just so many bytes is within them."""
+    """Limits in bytes; None means no limit. A copy-up of exactly that many bytes is within the limit."""
 
     most: int | None
     warn: int | None
 
     def check(self, upper: Upper, path: bytes, layer: str, size: int, caller: Caller) -> None:
-        """Before `size` bytes of the file `path` of the view are copied up from `layer`. Raises EDQUOT."""
+        """Check a copy-up before it starts: `size` bytes of the view's file `path`, from `layer`. Raises EDQUOT."""
         shown = ascii(os.fsdecode(path))
         if self.most is not None and size > self.most:
             _log.warning(

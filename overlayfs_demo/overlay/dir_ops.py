@@ -1,7 +1,7 @@
-"""How are names made and removed?
+"""Creating and removing names.
 
-The upper's directories are brought up first; then one primitive of the upper makes the change; then
-the nodes in memory follow. Everything here runs with the tree's lock held.
+First the directory is copied up, then one primitive of the upper makes the change, then the nodes in memory are
+updated. Everything here runs with the tree's lock held.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 def failure(code: int, name: bytes | None = None) -> OSError:
-    """The OSError for an errno, as a system call would raise it."""
+    """Return the OSError for an errno, as a failing system call would raise it."""
     return OSError(code, os.strerror(code), name)
 
 
 class Names:
-    """Makes and removes names in one tree."""
+    """Creates and removes names in one tree."""
 
     __slots__ = ("_budget", "_copy_up", "_redirects", "_tree")
 
@@ -47,7 +47,10 @@ class Names:
     def create(
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, int]:
-        """A new regular file, open with `flags`: its node, attributes and descriptor (the caller's). ENFILE."""
+        """Create a regular file and open it with `flags`. Raises EEXIST, ENFILE.
+
+        Return its node, its attributes and its descriptor, which the caller owns.
+        """
         above, over_whiteout = self._room(parent, name, caller)
         new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
         fd = self._tree.writable().create_open(above, name, new, over_whiteout, flags, self._budget.check, caller)
@@ -58,18 +61,19 @@ class Names:
     def make(
         self, parent: DirNode, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes = b""
     ) -> tuple[Node, Attrs]:
-        """A new directory, symbolic link (to `target`), device, fifo, socket or file, by `mode`'s S_IFMT part."""
+        """Create a directory, symbolic link (to `target`), device, FIFO, socket or file: `mode` has the S_IFMT kind."""
         above, over_whiteout = self._room(parent, name, caller)
-        # Opaque where something below could show through, now or under another stack of lowers.
+        # A new directory is opaque if a lower one could show through, now or with other lowers.
         opaque = stat.S_ISDIR(mode) and (over_whiteout or bool(parent.lowers))
         new = self._describe(above, mode, caller, rdev, target, opaque)
         status = self._tree.writable().create(above, name, new, over_whiteout, caller)
         return self._settle_new(parent, name, above, status)
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:
-        """A new regular file without a name, open with `flags`: its node, attributes and descriptor (the caller's).
+        """Create a regular file without a name and open it with `flags`.
 
-        It counts as removed until `link` gives it a name.
+        Return its node, its attributes and its descriptor, which the caller owns. The node counts as removed until
+        `link` gives it a name.
         """
         if parent.gone:
             raise failure(errno.ENOENT, parent.name)
@@ -79,7 +83,7 @@ class Names:
         fd = self._budget.admitted(self._tree.writable().tmpfile(above, new, flags, caller))
         try:
             status = os.fstat(fd)
-            # The kernel, too, shows such a file by its number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
+            # The kernel also names such a file after its inode number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
             node = FileNode(parent, b"#%d" % status.st_ino, above, b"", status, self._tree.identity(status))
             node.anchor = Descriptor(os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
         except BaseException:
@@ -89,14 +93,14 @@ class Names:
         return node, node.attrs_from(status), fd
 
     def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
-        """A further name, or the first one, for a file that is in the upper. ENOENT if it has lost its last.
+        """Give a file in the upper another name, or its first one. ENOENT if it has lost its last name.
 
-        A metacopy says from now on where its data is, for its names stand in several places.
+        A metacopy first gets a redirect to its data because its names may be in several directories now.
         """
         above, over_whiteout = self._room(parent, name, caller)
         file = node.pin()
         status = file.stat()
-        # A file of O_TMPFILE has no name either, but it never lost one. (The kernel knows if O_EXCL forbids it.)
+        # An O_TMPFILE file also has no name, but it never lost one. (The kernel checks whether O_EXCL forbids a link.)
         if not status.st_nlink and node.place_name:
             raise failure(errno.ENOENT, name)
         assert node.parent is not None
@@ -113,7 +117,7 @@ class Names:
         return node.attrs_from(file.stat())
 
     def _room(self, parent: DirNode, name: bytes, caller: Caller) -> tuple[UpperDir, bool]:
-        """The upper's directory for a new name, and whether a whiteout stands there. Raises EEXIST."""
+        """Return the upper's directory for a new name, and whether a whiteout has that name. Raises EEXIST."""
         if parent.gone:
             raise failure(errno.ENOENT, name)
         status = parent.upper.stat(name) if parent.upper else None
@@ -128,7 +132,10 @@ class Names:
     def _describe(
         self, above: UpperDir, mode: int, caller: Caller, rdev: int = 0, target: bytes = b"", opaque: bool = False
     ) -> NewObject:
-        """What a new object gets from its directory: group, set-group-ID bit, ACL or umask (inode(7), acl(5))."""
+        """Describe a new object, with what it gets from its directory: group, set-group-ID bit, ACL (inode(7), acl(5)).
+
+        The umask applies only if the directory has no default ACL.
+        """
         fd = above.open().fd
         directory = os.fstat(fd)
         inherits = bool(directory.st_mode & stat.S_ISGID)
@@ -154,7 +161,7 @@ class Names:
         else:
             node = FileNode(parent, name, above, name, status, ino)
             self._tree.share(node, node.key)
-        node.protection = b""  # Flags that it inherited from its directory are the real file's.
+        node.protection = b""  # It has no `overlay.protattr` yet. Flags inherited from its directory are real ones.
         parent.children.put(name, node)
         return node, node.attrs_from(status)
 
@@ -163,7 +170,7 @@ class Names:
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> FileNode | None:
         """Remove the name of anything but a directory (EISDIR).
 
-        A file that is returned must be brought into the index first; then try again.
+        If a file is returned, nothing was removed: copy that file into the index, then try again.
         """
         self._tree.writable()
         node, _ = self._tree.find(parent, name)
@@ -189,7 +196,7 @@ class Names:
         self._remove(parent, name, node, caller)
 
     def refuse_removal(self, parent: DirNode, node: Node) -> None:
-        """EPERM if inode flags keep the node where it is (fs/namei.c, may_delete)."""
+        """Raise EPERM if inode flags forbid removing the node from `parent` (fs/namei.c, may_delete)."""
         inode_flags.refuse(parent, self._tree.xattrs)
         inode_flags.refuse(node, self._tree.xattrs)
 
@@ -210,7 +217,7 @@ class Names:
         self.forget(node, parent, name, in_upper)
 
     def anchor(self, node: Node, parent: DirNode, name: bytes) -> None:
-        """Before its name goes: keep what is behind the node reachable for whoever still holds it."""
+        """Keep the node's object reachable for anyone who holds the node. Call before its name is removed."""
         if node.parent is not parent or node.name != name:
             return
         held = None
@@ -222,7 +229,7 @@ class Names:
             node.anchor = held
 
     def forget(self, node: Node, parent: DirNode, name: bytes, was_in_upper: bool) -> None:
-        """After its name is gone, which the upper held if `was_in_upper`: the node no longer stands for it."""
+        """Detach the node from its name. Call after the name is removed; `was_in_upper`: the upper had that name."""
         parent.children.drop(name, node)
         if node.parent is parent and node.name == name:
             node.gone = True
@@ -231,16 +238,20 @@ class Names:
             self._after_link_count(node, was_in_upper)
 
     def before_link_count(self, node: FileNode) -> None:
-        """Before the upper gains or loses a name of a file in the index: what is noted stays true over it."""
+        """Note the link count of a file in the index before the upper gains or loses one of its names.
+
+        The note is relative to the real link count, so it stays true across that change.
+        """
         if node.links is not None:
             assert self._tree.index is not None
             self._tree.index.note_links(node.place, node.place_name, node.links)
 
     def _after_link_count(self, node: FileNode, was_in_upper: bool) -> None:
-        """After a name was removed: note it, if no name in the upper went with it; the last takes the copy along.
+        """Note the link count after a name was removed, unless it was a hard link in the upper. If it was the last
+        name, remove the copy from the index.
 
-        The name is gone by then, whatever fails here: a copy too many, or one that seems to have a name too many, only
-        takes room (ovl_cleanup_index).
+        The name is gone already, so a failure here is only logged: a copy that is left over, or has one name too many
+        in its count, only takes up space (ovl_cleanup_index).
         """
         assert self._tree.index is not None and node.links is not None
         try:

@@ -1,8 +1,8 @@
-"""What can be done with an overlay? The verbs, in terms of nodes and handles.
+"""The operations of an overlay, in terms of nodes and handles.
 
-`Overlay` is the whole engine as a front sees it. It knows paths of layers and objects in memory, but
-no FUSE, no images and no command line. Every failure is an OSError with the errno the kernel's
-overlayfs would give. All methods may be called from several threads.
+`Overlay` is the whole engine as a front sees it. It knows the paths of layers and objects in memory, but
+no FUSE, no images and no command line. Every failure is an OSError with the errno that the kernel's
+overlayfs would return. All methods may be called from several threads.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
 
-# Of an open(2), only these concern the real file: the kernel resolves the others before the engine.
+# The flags of open(2) that concern the real file: the kernel handles the others before the engine is called.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
 class Overlay:
     """The merged view of a `Stack`. Owns descriptors of all layers until `close`.
 
-    `owners_are_real`: a file's owner and mode in the view say who may do what with it.
+    `owners_are_real`: the owner and mode that the view shows decide who may access a file.
     """
 
     owners_are_real = True
 
     def __init__(self, stack: Stack, events: Events | None = None) -> None:
-        """Open the layers; raises OSError, with `filename` the layer at fault."""
+        """Open the layers. Raises OSError, with the layer at fault as its `filename`."""
         xattrs = USER if stack.user_xattrs else TRUSTED
         pairing = pairing_of(stack)
         if pairing is not None:
@@ -64,7 +64,7 @@ class Overlay:
         metacopies = stack.metacopy or bool(stack.data_only)
         self._work: Descriptor | None = None
         self._layers = [
-            # In an upper `.wh.` begins ordinary names.
+            # In an upper, names that begin with `.wh.` are ordinary ones.
             Layer(
                 path,
                 private_mount.open_root(path, private_mount.LOWER),
@@ -94,7 +94,7 @@ class Overlay:
                 last=False,
                 metacopies=metacopies,
             )
-            self._work = Descriptor(work_fd)  # For as long as this path leads through it.
+            self._work = Descriptor(work_fd)  # Stays open because the path below leads through it.
             work = syscalls.fd_path(work_fd)
             if pairing is not None:
                 pairing = replace(pairing, upper=syscalls.fd_path(root.fd), work=work)
@@ -119,7 +119,8 @@ class Overlay:
             self._past = TimeMachine(self._tree, layers, data_layers)
 
     def note_stack(self) -> tuple[str, str]:
-        """Remember these lowers in the upper. If it was last used with others: which, and which now; else "", ""."""
+        """Record the lowers in the upper. Return the names of the previous and the present lowers if the upper was
+        last used with others, else two empty strings."""
         if self._tree.upper is None:
             return "", ""
         upper, lowers = self._tree.upper.layer, self._layers
@@ -128,13 +129,13 @@ class Overlay:
         return (before, lower_fingerprint.names(lowers)) if before else ("", "")
 
     def forecast(self) -> Forecast:
-        """Count, from now on, what the mount that is rehearsed would do: see `Stack.rehearsal`."""
+        """Start to record what the rehearsed mount would do, see `Stack.rehearsal`."""
         forecast = Forecast(self._tree)
         self.events.attach(forecast.take)
         return forecast
 
     def close(self) -> None:
-        """Let go of all layers. Nodes are not used afterwards; open handles stay their owners'."""
+        """Release all layers. No node may be used afterwards; open handles still belong to their owners."""
         self.behind.close()
         self._cache.close()
         if self._tree.upper is not None:
@@ -152,30 +153,30 @@ class Overlay:
         return self._tree.root
 
     def _tree_of(self, node: Node) -> Tree:
-        """The tree that has a node. Call with the lock held."""
+        """Return the tree that a node belongs to. Call with the lock held."""
         return self._tree if self._past is None else self._past.tree_of(node)
 
     @property
     def has_past(self) -> bool:
-        """Has the view a time machine?"""
+        """Whether the view has a time machine."""
         return self._past is not None
 
     def is_past(self, node: Node) -> bool:
-        """Does the time machine show the node? Then nothing says when it becomes another one, or none."""
+        """Whether the node belongs to the time machine. If so, nobody is told when it is replaced or disappears."""
         return self._past is not None and self._past.tree_of(node) is not self._tree
 
     def lookup(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
-        """The node called `name` (the same object for the same file) and its attributes. Never copies up."""
+        """Return the node called `name` (the same object for the same file) and its attributes. Never copies up."""
         with self._lock:
             return self._tree_of(parent).find(parent, name)
 
     def lookup_listed(
         self, parent: DirNode, snapshot: listing.Snapshot, names: Iterable[listing.Listed]
     ) -> list[Completed]:
-        """Like `lookup` for each of some names of a `snapshot`; None for one that is gone since.
+        """Look up some names of a `snapshot`, each as `lookup` does; None for a name that has disappeared since.
 
-        One that cannot be looked up, see `faults`, is listed all the same. While the snapshot is current, only
-        the layer that has the name is asked, and not all again.
+        A name that cannot be looked up, see `faults`, yields the entry it was listed with. While the snapshot is
+        current, only the layer that has the name is asked.
         """
         with self._lock:
             current = snapshot.is_current(parent.sources)
@@ -183,7 +184,7 @@ class Overlay:
             return [tree.find_listed(parent, listed, current) for listed in names]
 
     def walk(self, path: bytes) -> Node:
-        """The node at an absolute path of the view; symbolic links are not followed. ENOENT, ENOTDIR."""
+        """Return the node at an absolute path of the view. Does not follow symbolic links. Raises ENOENT, ENOTDIR."""
         node: Node = self._tree.root
         with self._lock:
             for name in path.split(b"/"):
@@ -194,21 +195,21 @@ class Overlay:
     # --- ask ---------------------------------------------------------------------------------------
 
     def attrs(self, node: Node) -> Attrs:
-        """What stat(2) shows for the node, even after its name was removed."""
+        """Return the node's attributes as stat(2) shows them, even after its name was removed."""
         with self._lock:
             return node.attrs_from(node.stat())
 
     def birth_time(self, node: Node) -> int | None:
-        """When the real file in front was made, in nanoseconds since the epoch; None where that is not known."""
+        """Return the creation time of the topmost real file, in nanoseconds since the epoch; None if unknown."""
         with self._lock:
             pinned = node.pin()
             return syscalls.statx(pinned.place, follow=True).birth_ns
 
     def names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> listing.Snapshot:
-        """A snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
+        """Return a snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
 
-        `quietly` leaves its access time to `note_reading`. Raises TooManyNamesError as soon as there turn out to be
-        more names than `at_most`.
+        `quietly` leaves the directory's access time to `note_reading`. Raises TooManyNamesError as soon as more than
+        `at_most` names are found.
         """
         with self._lock:
             if node.gone:
@@ -218,35 +219,35 @@ class Overlay:
             return snapshot
 
     def note_reading(self, node: DirNode) -> None:
-        """Somebody was given what `names` read quietly."""
+        """Update the access time after `names` was called quietly and its result was passed on."""
         with self._lock:
             if node.upper is not None and not node.gone:
                 listing.note_reading(node.upper)
 
     def dirent(self, parent: DirNode, listed: listing.Listed) -> Dirent | None:
-        """The directory entry of a name from `names`, or None if it is gone since."""
+        """Return the directory entry of a name from `names`, or None if it has disappeared since."""
         with self._lock:
             return self._tree_of(parent).dirent(parent, listed)
 
     def entries(self, node: DirNode) -> list[Dirent]:
-        """All entries of a directory, without `.` and `..`."""
+        """Return all entries of a directory, without `.` and `..`."""
         found = (self.dirent(node, listed) for listed in self.names(node).names.values())
         return [entry for entry in found if entry]
 
     def readlink(self, node: Node) -> bytes:
-        """A symbolic link's target. EINVAL for anything else."""
+        """Return a symbolic link's target. EINVAL for anything else."""
         with self._lock:
             if node.kind != stat.S_IFLNK:
                 raise failure(errno.EINVAL, node.name)
             return node.pin().readlink()
 
     def statfs(self) -> os.statvfs_result:
-        """statvfs(3) of the filesystem that new data goes to: the upper's, else the top lower's."""
+        """Return statvfs(3) of the filesystem that new data goes to: the upper's, else the top lower's."""
         layer = self._tree.upper.layer if self._tree.upper else self._layers[0]
         return os.fstatvfs(layer.root_fd)
 
     def explain(self, path: bytes) -> provenance.Explanation:
-        """What each layer says about an absolute path of the view, which holds no `.` or `..`, and who wins."""
+        """Explain what each layer has at an absolute path of the view (without `.` or `..`), and which one wins."""
         with self._lock:
             tree, inside = self._past.split(path) if self._past else (self._tree, path)
             return provenance.explain(tree, inside)
@@ -255,9 +256,10 @@ class Overlay:
         return {} if node.gone else provenance.attributes(self._tree_of(node), node, self.explain(node.path()))
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
-        """The extended attributes' names, as the view shows them: the overlay's own are hidden.
+        """Return the names of the extended attributes that the view shows; the overlay's own are hidden.
 
-        `trusted.*` names are listed for root only, see xattr(7), and virtual ones for getfattr(1), see `provenance`.
+        `trusted.*` names are listed for root only, see xattr(7), and virtual ones for getfattr(1) only, see
+        `provenance`.
         """
         with self._lock:
             tree, names = self._tree_of(node), node.pin().xattrs()
@@ -267,7 +269,7 @@ class Overlay:
         return stored + virtual
 
     def xattr(self, node: Node, name: str) -> bytes:
-        """An extended attribute's value. ENODATA where there is none."""
+        """Return an extended attribute's value. ENODATA if there is none."""
         with self._lock:
             if name.startswith(VIRTUAL):
                 return provenance.value(self._virtual(node), name)
@@ -277,22 +279,25 @@ class Overlay:
     # --- change names ------------------------------------------------------------------------------
 
     def _refuse_past(self, node: Node, name: bytes = b"") -> None:
-        """EROFS if the node, or the name in it, belongs to the time machine."""
+        """Raise EROFS if the node, or the name in it, belongs to the time machine."""
         if self.is_past(node) or (node is self._tree.root and name in self._tree.beside):
             raise failure(errno.EROFS, name or node.name)
 
     def create(
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, Handle]:
-        """Make a regular file and open it: open(2) with O_CREAT|O_EXCL. EEXIST."""
+        """Create a regular file and open it: open(2) with O_CREAT|O_EXCL. Raises EEXIST."""
         self._refuse_past(parent, name)
         with self._lock:
             node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
             return node, attrs, self._opened(node, Descriptor(fd), writable=bool(flags & os.O_ACCMODE))
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
-        """Make a regular file without a name and open it: open(2) with O_TMPFILE. Only `link` can name it,
-        unless `flags` have O_EXCL. EOPNOTSUPP where the upper's filesystem has no such files."""
+        """Create a regular file without a name and open it: open(2) with O_TMPFILE.
+
+        Only `link` can name it later, and not even that if `flags` include O_EXCL. EOPNOTSUPP where the upper's
+        filesystem has no such files.
+        """
         self._refuse_past(parent)
         with self._lock:
             node, attrs, fd = self._names.tmpfile(parent, mode, flags & (_OPEN_FLAGS | os.O_EXCL), caller)
@@ -305,7 +310,7 @@ class Overlay:
             return self._names.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
 
     def mknod(self, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> tuple[Node, Attrs]:
-        """mknod(2). EPERM for a character device 0/0, which is a whiteout, as the kernel has it."""
+        """mknod(2). EPERM for character device 0/0, as in the kernel's overlayfs: it is a whiteout."""
         self._refuse_past(parent, name)
         if stat.S_ISCHR(mode) and rdev == 0:
             raise failure(errno.EPERM, name)
@@ -319,7 +324,7 @@ class Overlay:
             return self._names.make(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
 
     def link(self, node: Node, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
-        """link(2): a further name for a file, which is copied up first. EPERM for a directory."""
+        """link(2): give a file another name, after copying the file up. EPERM for a directory."""
         self._refuse_past(node)
         self._refuse_past(parent, name)
         if not isinstance(node, FileNode):
@@ -334,18 +339,18 @@ class Overlay:
             self._copy_up.node(node, caller, data=data)
 
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
-        """unlink(2): leaves a whiteout where a lower has the name."""
+        """unlink(2). Leaves a whiteout where a lower has the name."""
         self._refuse_past(parent, name)
         while True:
             with self._lock:
                 linked = self._names.unlink(parent, name, caller)
             if linked is None:
                 return
-            # Copied without the lock; then the name is looked at anew.
+            # The copy is made without the lock, so the name must be looked up again.
             self._copy_up.linked(linked, caller)
 
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
-        """rmdir(2): the directory must be empty in the view."""
+        """rmdir(2). The directory must be empty in the view."""
         self._refuse_past(parent, name)
         with self._tree.writable().swept(), self._lock:
             self._names.rmdir(parent, name, caller)
@@ -353,7 +358,7 @@ class Overlay:
     def rename(
         self, old_parent: DirNode, old: bytes, new_parent: DirNode, new: bytes, flags: int, caller: Caller
     ) -> None:
-        """renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE in `flags`; EINVAL for other flags."""
+        """renameat2(2). `flags` may be RENAME_NOREPLACE or RENAME_EXCHANGE; EINVAL for others."""
         exchange = bool(flags & syscalls.RENAME_EXCHANGE)
         if flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
             raise failure(errno.EINVAL, old)
@@ -371,16 +376,20 @@ class Overlay:
                     move = self._rename.exchange if exchange else self._rename.move
                     move(source, target, caller)
                     return
-            # Copied without the lock; then everything is looked at anew.
+            # The copy is made without the lock, so everything must be checked again.
             node, data = needed
             self._copy_up.node(node, caller, data=data)
 
     # --- change a node -----------------------------------------------------------------------------
 
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
-        """chmod(2), chown(2), utimensat(2) and truncate(2), in the order that lets each take effect."""
+        """chmod(2), chown(2), utimensat(2) and truncate(2), in an order in which none undoes another.
+
+        The size comes first because it sets the modification time, the owner before the mode because chown(2) clears
+        set-id bits, and the times last.
+        """
         self._refuse_past(node)
-        if change != Change(kill_privileges=True):  # Which is part of a write.
+        if change != Change(kill_privileges=True):  # That alone is part of a write, which `open` has checked.
             self._refuse_protected(node, appends=change.only_touches)
         if change.size is not None:
             fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY, change.by_path))
@@ -404,17 +413,17 @@ class Overlay:
             return node.attrs_from(pinned.stat())
 
     def _kill_privileges(self, node: Node, pinned: Pinned, caller: Caller) -> None:
-        """Drop set-id bits of a file in the upper, as the VFS does for a caller without CAP_FSETID. (It drops
-        `security.capability` by itself when the real file is written or truncated.)
+        """Clear the set-id bits of a file in the upper, as the VFS does for a caller without CAP_FSETID.
 
-        A front has told the kernel that this is done here, so the kernel goes on believing in the bits it knows, and
-        would run the program that was just written with them: it must hear of the change before the caller does.
+        The VFS itself drops `security.capability` when the real file is written or truncated. A front has told the
+        kernel that the set-id bits are cleared here, so the kernel keeps the bits it has cached and would run the
+        program that was just written with them: it must hear of the change before the caller does.
         """
         status = pinned.stat()
         mode = stat.S_IMODE(status.st_mode)
         dropped = mode & ~stat.S_ISUID
-        # Without the group's execute bit, S_ISGID once meant mandatory locking: it is kept for the group's
-        # members (fs/attr.c, setattr_should_drop_sgid).
+        # Without the group's execute bit, S_ISGID once meant mandatory locking, so members of the group keep it
+        # (fs/attr.c, setattr_should_drop_sgid).
         if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not self._is_member(caller, status.st_gid)):
             dropped &= ~stat.S_ISGID
         if dropped != mode:
@@ -422,19 +431,19 @@ class Overlay:
             self.hooks.changed(node)
 
     def _drop_privileges(self, node: FileNode, handle: Handle, caller: Caller) -> None:
-        """The same of a file that the caller changes through a handle."""
+        """Clear the set-id bits of a file that the caller changes through a handle."""
         with self._lock:
             self._kill_privileges(node, Pinned.opened(handle.opened), caller)
 
     def _is_member(self, caller: Caller, gid: int) -> bool:
-        """Is the caller in the group, or privileged (which the VFS tells by CAP_FSETID, and we by the user)?"""
+        """Whether the caller is in the group, or privileged: the VFS checks CAP_FSETID, we check the user id."""
         return caller.uid == 0 or gid == caller.gid or gid in syscalls.supplementary_groups(caller.pid)
 
     def _event_path(self, node: Node) -> bytes:
         return node.path() if self.events.listening else b""
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
-        """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
+        """setxattr(2). `flags` may be XATTR_CREATE or XATTR_REPLACE."""
         self._refuse_past(node)
         self._refuse_protected(node)
         stored = self._tree.xattrs.stored(name)
@@ -443,9 +452,9 @@ class Overlay:
             upper.set_xattr(node.pin(), self._event_path(node), stored, value, flags, caller)
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
-        """removexattr(2). ENODATA where there is none; then nothing is copied up.
+        """removexattr(2). ENODATA if there is none; then nothing is copied up.
 
-        Of an access control list in the upper that is not there, the real filesystem says what it says of its own.
+        A missing access control list of a file in the upper is left to the real filesystem, which knows its own answer.
         """
         self._refuse_past(node)
         self._tree.writable()
@@ -458,17 +467,17 @@ class Overlay:
             upper.remove_xattr(node.pin(), self._event_path(node), stored, caller)
 
     def _refuse_protected(self, node: Node, *, appends: bool = False) -> None:
-        """EPERM for a change that inode flags forbid: see `inode_flags`."""
+        """Raise EPERM for a change that inode flags forbid, see `inode_flags`."""
         with self._lock:
             inode_flags.refuse(node, self._tree.xattrs, appends=appends)
 
     def get_flags(self, node: Node, form: inode_flags.Format) -> bytes:
-        """The flags that lsattr(1) shows."""
+        """Return the flags that lsattr(1) shows."""
         with self._lock:
             return inode_flags.read(node, self._tree.xattrs, form)
 
     def set_flags(self, node: Node, form: inode_flags.Format, value: bytes, caller: Caller) -> None:
-        """Set them, as chattr(1) does. Raises EPERM, ENOTTY, or what the upper's filesystem says."""
+        """Set the flags, as chattr(1) does. Raises EPERM, ENOTTY, or the error of the upper's filesystem."""
         self._refuse_past(node)
         inode_flags.check_permission(self.get_flags(node, form), value, form, self.attrs(node).uid, caller)
         upper = self._copy_up.node(node, caller, data=False)
@@ -484,8 +493,8 @@ class Overlay:
     def open(self, node: Node, flags: int, caller: Caller, *, kill_privileges: bool = False) -> Handle:
         """open(2) of an existing file; opening for writing copies it up. The caller must `release` the handle.
 
-        O_TRUNC needs no data copied; with `kill_privileges` it also drops set-id bits. O_APPEND, O_CREAT and O_EXCL
-        are the front's affair. Raises OSError, ENFILE while too many files are open.
+        O_TRUNC copies no data; with `kill_privileges` it also clears set-id bits. The front handles O_APPEND, O_CREAT
+        and O_EXCL. Raises OSError, ENFILE while too many files are open.
         """
         if not isinstance(node, FileNode):
             raise failure(errno.EISDIR, node.name)
@@ -501,12 +510,13 @@ class Overlay:
             where = node.where
             opened = Descriptor(self._budget.admitted(self._tree.open(node, flags & _OPEN_FLAGS)))
             with self._lock:
-                if node.where == where:  # Else it was copied up meanwhile.
+                # If it was copied up in the meantime, this is the lower file: open the copy instead.
+                if node.where == where:
                     return self._opened(node, opened, writable=writing)
 
     def _open_cut(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
         if not flags & os.O_ACCMODE:
-            flags |= os.O_RDWR  # What is not open for writing cannot be cut, but open(2) allows it.
+            flags |= os.O_RDWR  # open(2) allows O_RDONLY|O_TRUNC, but ftruncate(2) needs a file open for writing.
         fd = self._copy_up.truncated(node, caller, Cut(0, flags & ~os.O_TRUNC, admit=self._budget.check))
         with self._lock:
             handle = self._opened(node, Descriptor(fd), writable=True)
@@ -519,7 +529,7 @@ class Overlay:
         return handle
 
     def _opened(self, node: FileNode, opened: Descriptor, *, writable: bool) -> Handle:
-        """The handle of a file that is open. Call with the lock held."""
+        """Return a new handle for an open file. Call with the lock held."""
         append_only = writable and inode_flags.APPEND in inode_flags.protection(node, self._tree.xattrs)
         in_upper = node.in_upper and not node.metacopy
         handle = Handle(opened, writable=writable, in_upper=in_upper, append_only=append_only)
@@ -542,7 +552,7 @@ class Overlay:
         *,
         kill_privileges: bool = False,
     ) -> int:
-        """pwrite(2) through a handle; with `kill_privileges` set-id bits are dropped first."""
+        """pwrite(2) through a handle. With `kill_privileges`, set-id bits are cleared first."""
         handle.check_write(offset)
         if kill_privileges:
             self._drop_privileges(node, handle, caller)
@@ -552,7 +562,7 @@ class Overlay:
         return written
 
     def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
-        """fallocate(2) through a handle. Like a write, it drops the set-id bits if the caller is not privileged."""
+        """fallocate(2) through a handle. Like a write, it clears the set-id bits if the caller is not privileged."""
         self._refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
         if caller.uid:
             self._drop_privileges(node, handle, caller)
@@ -570,7 +580,7 @@ class Overlay:
         length: int,
         caller: Caller,
     ) -> int:
-        """copy_file_range(2) between handles; `node` and `handle` are written to, as `allocate` writes."""
+        """copy_file_range(2) from `source` to `handle`, a handle of `node`. Clears set-id bits as `allocate` does."""
         handle.check_write(offset)
         if caller.uid:
             self._drop_privileges(node, handle, caller)
@@ -583,13 +593,13 @@ class Overlay:
         return self._tree.upper is not None and self._tree.upper.volatile
 
     def sync_file(self, handle: Handle, data_only: bool) -> None:
-        """fsync(2), or with `data_only` fdatasync(2); a volatile overlay never waits for the disk."""
+        """fsync(2), or fdatasync(2) with `data_only`. A volatile overlay never waits for the disk."""
         if not self._is_volatile():
             opened = handle.opened
             (os.fdatasync if data_only else os.fsync)(opened.fd)
 
     def sync_directory(self, node: DirNode) -> None:
-        """fsync(2) of a directory; a lower one never has anything to write."""
+        """fsync(2) of a directory. A lower directory never has anything to write."""
         if node.in_upper and not self._is_volatile():
             with self._lock:
                 held = node.front()
@@ -608,7 +618,7 @@ def _directory(node: Node) -> DirNode:
 
 
 def _file(node: Node) -> FileNode:
-    """The node of a regular file. EISDIR, EINVAL: truncate(2)."""
+    """Return the node if it is a regular file; raise EISDIR or EINVAL, as truncate(2) does, if it is not."""
     if isinstance(node, FileNode) and node.kind == stat.S_IFREG:
         return node
     raise failure(errno.EISDIR if node.is_directory else errno.EINVAL, node.name)

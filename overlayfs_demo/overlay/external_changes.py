@@ -1,8 +1,8 @@
-"""What was changed in the layers behind the view's back, and which names and files of the view does it touch?
+"""Changes made in the layers behind the view, and the names and files of the view that they affect.
 
-The real directories that somebody looked into are watched with fanotify(7): those of the lowers, and those
-of the upper, where what this process does itself is left out. What follows from an event for the nodes in
-memory is done here; what the kernel must forget is the front's affair, which is told by `Changes`.
+The real directories that callers have used, of the lowers and the upper, are watched with fanotify(7). Changes
+made by this process are ignored. Nodes in memory are updated here; `Changes` tells the front what the
+kernel must forget.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX
 
 _log = logging.getLogger(__name__)
 
-# Each watch keeps about a kilobyte of the kernel's memory.
+# Each watch takes about a kilobyte of kernel memory.
 _MOST_WATCHES = 50_000
 _BUFFER = 1 << 16
 
 
 @dataclass(slots=True)
 class Changes:
-    """What may be remembered wrongly: the meaning of `names`, the attributes and data of `nodes`; or anything."""
+    """What may be out of date in the kernel's caches: the meaning of `names`, the attributes and data of `nodes`, or
+    everything."""
 
     names: dict[tuple[DirNode, bytes], None] = field(default_factory=dict)
     nodes: dict[Node, None] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class Changes:
 
 
 class Behind:
-    """Watches the layers of one tree. Owns `fd`, which is readable when something happened, until `close`."""
+    """Watches the layers of one tree. Owns `fd`, which is readable when something has changed, until `close`."""
 
     __slots__ = ("_complained", "_nodes", "_tree", "fd")
 
@@ -53,11 +54,11 @@ class Behind:
 
     @property
     def started(self) -> bool:
-        """Are changes noticed, at least in some directories?"""
+        """Whether changes are noticed, at least in some directories."""
         return self.fd >= 0
 
     def start(self) -> bool:
-        """Begin, in the process that serves the view. False if this machine does not allow it."""
+        """Start, in the process that serves the view. Return False if this machine does not allow it."""
         try:
             self.fd = syscalls.new_watch_group()
         except OSError as error:
@@ -65,13 +66,16 @@ class Behind:
         return self.started
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self.started:
             os.close(self.fd)
             self.fd = -1
 
     def watch(self, node: DirNode) -> bool:
-        """See that changes in the directory are noticed from now on. Call before anything in it is asked."""
+        """Watch the directory from now on; return whether that worked.
+
+        Call it before reading anything in the directory: a change between the two would be missed.
+        """
         watched = node.watched
         if watched is None:
             with self._tree.lock:
@@ -100,7 +104,7 @@ class Behind:
         return True
 
     def _forget_dead(self) -> None:
-        self._nodes = {key: held for key, held in self._nodes.items() if any(one() is not None for one in held)}
+        self._nodes = {key: held for key, held in self._nodes.items() if any(holder() is not None for holder in held)}
 
     def _complain(self, message: str) -> None:
         if message not in self._complained:
@@ -110,7 +114,7 @@ class Behind:
     # --- what happened -----------------------------------------------------------------------------
 
     def read(self) -> Changes:
-        """What happened since the last call; it never waits."""
+        """Return the changes since the last call. Never waits."""
         changes = Changes()
         ours = os.getpid()
         events: dict[tuple[syscalls.WatchKey, bytes], int] = {}
@@ -146,7 +150,7 @@ class Behind:
                 else:
                     self._note_name(node, name[len(IMAGE_WHITEOUT_PREFIX) :], changes)
             child = node.children.get(name)
-            # The attributes of an object may also make it a whiteout, or no longer one.
+            # A change of attributes may also turn an object into a whiteout, or back.
             if mask & syscalls.FAN_NAMES or (child is None and mask & syscalls.FAN_ATTRIB):
                 self._note_name(node, name, changes)
             if child is not None and mask & (syscalls.FAN_MODIFY | syscalls.FAN_ATTRIB):
@@ -157,7 +161,7 @@ class Behind:
         return [node for node in held if node is not None and not node.gone]
 
     def _search(self, key: syscalls.WatchKey) -> list[DirNode]:
-        """A directory in a watched one that is not watched itself, because nobody looked into it."""
+        """Return the directories with this key that are not watched themselves because nobody has used them yet."""
         found = []
         for node in _below(self._tree.root):
             if isinstance(node, DirNode) and not node.watched:
@@ -169,7 +173,7 @@ class Behind:
     def _note_name(self, parent: DirNode, name: bytes, changes: Changes) -> None:
         changes.names[parent, name] = None
         changes.nodes[parent] = None
-        # Another tuple of the same: what was listed before is known to be old, see `Snapshot.is_current`.
+        # A new tuple with the same contents makes older snapshots out of date, see `Snapshot.is_current`.
         parent.sources = (*parent.sources,)
         known = parent.children.get(name)
         if known is not None:
@@ -183,11 +187,11 @@ class Behind:
             self._reconsider(node, changes)
             with contextlib.suppress(OSError):
                 if node.stat().st_nlink > 1:
-                    same = (one for one in _below(self._tree.root) if one.key == node.key)
+                    same = (known for known in _below(self._tree.root) if known.key == node.key)
                     changes.nodes.update(dict.fromkeys(same))
 
     def _note_itself(self, node: DirNode, changes: Changes) -> None:
-        """A directory's own attributes were changed, perhaps those that hide what is below it."""
+        """Note that a directory's own attributes were changed, perhaps those that hide the layers below."""
         changes.nodes[node] = None
         node.protection = None
         for source in node.sources:
@@ -201,17 +205,17 @@ class Behind:
     # --- what follows for the nodes ----------------------------------------------------------------
 
     def _reconsider(self, node: Node, changes: Changes) -> None:
-        """Let the node, and what is known below it, follow what stands in the layers now."""
+        """Update the node, and the known nodes below it, from what is in the layers now."""
         waiting = [node]
         while waiting:
-            one = waiting.pop()
-            if self._follow(one, changes) and isinstance(one, DirNode):
-                children = one.children.known()
+            next_node = waiting.pop()
+            if self._follow(next_node, changes) and isinstance(next_node, DirNode):
+                children = next_node.children.known()
                 changes.nodes.update(dict.fromkeys(children))
                 waiting += children
 
     def _follow(self, node: Node, changes: Changes) -> bool:
-        """The same for one node. Did it become another directory, or none?"""
+        """Update one node. Return whether it was a directory and is now a different one, or gone."""
         parent, name = node.parent, node.name
         if parent is None or parent.children.get(name) is not node:
             return False
@@ -234,7 +238,7 @@ class Behind:
 
 
 def _below(directory: DirNode) -> Iterator[Node]:
-    """All that is known below a directory."""
+    """Yield all known nodes below a directory."""
     waiting = [directory]
     while waiting:
         for child in waiting.pop().children.known():

@@ -1,4 +1,4 @@
-"""Which kind of overlay does a stack want?"""
+"""The choice of the kind of overlay for a stack."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from overlayfs_demo.overlay.stack import Stack
 
 
 def open_overlay(stack: Stack, events: Events | None = None) -> Overlay:
-    """The overlay of a stack; raises OSError, with `filename` the layer at fault."""
+    """Open the overlay of a stack. Raises OSError, with the layer at fault as its `filename`."""
     layers = stack.lowers if stack.upper is None else (*stack.lowers, stack.upper)
-    # Root gives files away for real. And for root a record would be dangerous: whoever owns a file may write one.
+    # Root can really change owners. And records would be dangerous for root: any owner of a file may write one.
     if os.geteuid() != 0 and any(override_stat.kept_by(layer) for layer in layers):
         return RecordedOverlay(stack, events)
     return MappedOverlay(stack, events) if stack.ids else Overlay(stack, events)

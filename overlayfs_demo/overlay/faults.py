@@ -1,8 +1,8 @@
-"""Which of the overlay's private marks in a layer are broken or not to be followed, and how is that told?
+"""Checks of the overlay's private marks in a layer, and reports of those that are broken or must not be followed.
 
-Anybody may have written them. Such a mark makes the name it stands at fail, as in the kernel's overlayfs, and no
-other. A program that meets the name sees no more than an errno, so the log says the rest, once for each mark, and so
-does the error's `strerror`, for whoever can print it.
+Anyone may have written them. As in the kernel's overlayfs, such a mark makes lookups of its own name fail, and of no
+other. A program that looks the name up sees only an errno, so the log gives the details, once for each mark, and so
+does the error's `strerror`, for a caller that can print it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from overlayfs_demo.overlay.layer import LayerDir
 
 _log = logging.getLogger(__name__)
 
-# A layer can be full of broken marks; the log need not be.
+# A layer may be full of broken marks, but the log must not be.
 _MOST_TOLD = 100
-# Bytes of a value that are shown.
+# How many bytes of a value to show.
 _LONGEST = 200
-# fs/overlayfs/overlayfs.h, OVL_METACOPY_MIN_SIZE, in bytes. An empty value is sound as well.
+# fs/overlayfs/overlayfs.h, OVL_METACOPY_MIN_SIZE, in bytes. An empty value is valid as well.
 _METACOPY_HEAD = 4
 
 
 def checked_redirect(value: bytes, place: LayerDir, name: bytes) -> bytes:
-    """The `overlay.redirect` of the object `name` in `place`, if it is a sibling's name or an absolute path.
+    """Return `value`, the `overlay.redirect` of the object `name` in `place`: a sibling's name or an absolute path.
 
-    Raises EPERM where none is followed, EINVAL for empty components and relative paths, EACCES for `.` and `..`, which
-    could lead out of the layer (fs/overlayfs/util.c, ovl_get_redirect_xattr; fs/namei.c, lookup_noperm_common).
+    Raises EPERM where redirects are not followed, EINVAL for empty components and relative paths, EACCES for `.` and
+    `..`, which could lead out of the layer (fs/overlayfs/util.c, ovl_get_redirect_xattr; fs/namei.c,
+    lookup_noperm_common).
     """
     _check_follows(place, name, "redirect")
     absolute = value.startswith(b"/")
@@ -40,16 +41,16 @@ def checked_redirect(value: bytes, place: LayerDir, name: bytes) -> bytes:
 
 
 def check_metacopy(value: bytes, place: LayerDir, name: bytes) -> None:
-    """Raise EPERM where no `overlay.metacopy` is followed, EIO for one that is too short (ovl_check_metacopy_xattr)."""
+    """Raise EPERM where `overlay.metacopy` is not followed, EIO if it is too short (ovl_check_metacopy_xattr)."""
     _check_follows(place, name, "metacopy")
     if 0 < len(value) < _METACOPY_HEAD:
         raise broken(errno.EIO, place, name, "metacopy", value)
 
 
 def _check_follows(place: LayerDir, name: bytes, mark: str) -> None:
-    """Raise EPERM if this mount follows no redirect and no metacopy (fs/overlayfs/namei.c, ovl_check_follow_redirect).
+    """Raise EPERM if this mount follows no redirects and metacopies (fs/overlayfs/namei.c, ovl_check_follow_redirect).
 
-    `mark` is the one that the object `name` in `place` has.
+    `mark` is the name of the mark that the object `name` in `place` has.
     """
     xattrs = place.layer.xattrs
     if not xattrs.follows:
@@ -66,14 +67,14 @@ def _check_follows(place: LayerDir, name: bytes, mark: str) -> None:
 def broken(
     code: int, place: LayerDir, name: bytes, mark: str, value: bytes | None, remedy: str = "correct it, or remove it"
 ) -> OSError:
-    """The error for a bad `overlay.MARK` (None: missing) of the object `name` in `place`, which is logged."""
+    """Log a bad `overlay.MARK` (None: missing) of the object `name` in `place`, and return the error for it."""
     shown = "none" if value is None else ascii(os.fsdecode(value[:_LONGEST]))
     problem = f"cannot be used, for its attribute overlay.{mark} is wrong: {shown}; {remedy}"
     return _told(code, place, name, mark, problem)
 
 
 def _told(code: int, place: LayerDir, name: bytes, mark: str, problem: str) -> OSError:
-    """The error for the problem of one mark, which is logged if it was not told before."""
+    """Log the problem of one mark unless it was logged before, and return the error for it."""
     path = os.path.join(place.path(), name)
     sentence = f"{place.layer.label}: {os.fsdecode(path)!a} {problem}"
     told = place.layer.told

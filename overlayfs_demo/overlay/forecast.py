@@ -1,9 +1,9 @@
-"""What would a mount do to its upper, judging by a rehearsal?
+"""A forecast of what a mount would do to its upper, made from a rehearsal.
 
-In a rehearsal (`Stack.rehearsal`) the mount's upper lies, untouched, as the topmost lower below an upper of the
-rehearsal's own. So what is rehearsed leaves whiteouts and copies where the mount would simply remove or change
-what its upper has. The forecast listens to the rehearsal's events, asks what the layers have at each place, and
-notes what the mount itself would have done.
+In a rehearsal (`Stack.rehearsal`) the mount's upper is the topmost lower, which stays untouched, below the
+rehearsal's own upper. So the rehearsal leaves whiteouts and copies where the mount would simply remove or change
+what its upper has. The forecast listens to the rehearsal's events, looks at what the layers have at each path, and
+records what the mount itself would have done.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.tree import Tree
 
-# The number of the layer that is the upper of the mount.
+# The number of the layer that is the mount's upper.
 _UPPER = 1
 
-# A file of several names: the label of its layer, and its identity.
+# A hard-linked file: the label of its layer, and its identity.
 _Linked = tuple[str, Key]
 
 
 @dataclass(slots=True)
 class Hidden:
-    """Files of layers that are no longer seen: by the layer's label how many, and of how many bytes.
+    """Files of layers that are no longer visible: their number and their bytes, by the layer's label.
 
-    `layer` is the topmost that has the name which hides them. `linked` are the sizes of those that have several names,
-    by the layer's label and the file's identity: each counts once, whatever hides its names.
+    `layer` is the topmost layer that has the hidden name. `linked` has the sizes of hard-linked files, by the layer's
+    label and the file's identity: each file counts once, whatever hides its names.
     """
 
     layer: str
@@ -41,18 +41,18 @@ class Hidden:
     linked: dict[_Linked, int] = field(default_factory=dict)
 
     def take_over(self, other: Hidden) -> None:
-        """All of the other, too."""
+        """Add the files of `other`."""
         for layer, (files, size) in other.files.items():
             _add(self.files, layer, files, size)
         self.linked.update(other.linked)
 
     def totals(self, told: set[_Linked]) -> dict[str, tuple[int, int]]:
-        """Like `files`, with those of `linked` that are not in `told`, which they now are."""
+        """Return `files` and the `linked` files that are not in `told`, and add those to `told`."""
         found = dict(self.files)
-        for one, size in self.linked.items():
-            if one not in told:
-                told.add(one)
-                _add(found, one[0], 1, size)
+        for file, size in self.linked.items():
+            if file not in told:
+                told.add(file)
+                _add(found, file[0], 1, size)
         return found
 
 
@@ -63,11 +63,11 @@ def _add(files: dict[str, tuple[int, int]], layer: str, number: int, size: int) 
 
 @dataclass(slots=True)
 class Fate:
-    """What becomes of one file or directory of the view; sizes in bytes.
+    """What happens to one file or directory of the view. Sizes are in bytes.
 
-    `copied` is how much data is copied up, None if it is not copied up at all, and `layer` where from. `kept` is how
-    much data the mount's upper has of it already, as `part`. `moved_from` is its path before, `created` says
-    that there was none; `changed`, that more than its name is another. `hides` is what it takes the place of.
+    `copied` is the amount of data copied up (None if it is not copied up at all), and `layer` where it comes from.
+    `part` is the object that the mount's upper has already, and `kept` the amount of data in it. `moved_from` is the
+    path before a rename. `created`: it is new. `changed`: more than its name has changed. `hides` is what it replaces.
     """
 
     directory: bool = False
@@ -86,10 +86,10 @@ class Fate:
 class Effect(NamedTuple):
     """One thing that would happen to one path of the view.
 
-    `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or what takes their place),
-    `opaque`, `free` (in the upper), `create`, `write`, `rename`, `change` (of what the upper has already), `refuse`
-    and `warn`. `size` is bytes of data copied, hidden, freed or written, `files` how many files are hidden.
-    `detail` is `directory`; of a rename the old path; of what is refused or warned of the limit.
+    `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or a new object), `opaque`, `free`
+    (space in the upper), `create`, `write`, `rename`, `change` (of an object that the upper has already), `refuse`
+    and `warn`. `size` is the number of bytes copied, hidden, freed or written, `files` the number of hidden files.
+    `detail` is `directory` for a directory, the old path of a rename, or the limit for `refuse` and `warn`.
     """
 
     what: str
@@ -102,9 +102,9 @@ class Effect(NamedTuple):
 
 @dataclass(slots=True)
 class Forecast:
-    """All that would happen, by paths of the view as they are in the end.
+    """All effects of the mount, by the final paths in the view.
 
-    `passing` is what was copied up, created or written, and then removed again. `freed` is what goes from the
+    `passing` holds what was copied up, created or written and then removed again. `freed` is the space freed in the
     mount's upper, in bytes.
     """
 
@@ -114,49 +114,52 @@ class Forecast:
     freed: dict[bytes, int] = field(default_factory=dict)
     passing: list[tuple[bytes, Fate]] = field(default_factory=list)
     limited: list[Effect] = field(default_factory=list)
-    # Places in the mount's upper that are empty by now, and how many names are left of what has several.
+    # Paths in the mount's upper that are empty by now, and the number of names left of each hard-linked file there.
     _left: set[bytes] = field(default_factory=set)
     _names: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
-        """Note one event of the rehearsal; a listener."""
+        """Record one event of the rehearsal. This is the listener for `Events`."""
         handler = _HANDLERS.get(event.action)
         if handler is not None:
             with self._tree.lock:
                 handler(self, event)
 
     def effects(self) -> list[Effect]:
-        """All that would happen."""
+        """Return all that would happen."""
         with self._tree.lock:
             found = [effect for path, fate in self.passing for effect in _work(os.fsdecode(path), fate)]
             told: set[_Linked] = set()
             for path, fate in self.fates.items():
                 found += [*_work(os.fsdecode(path), fate), *_traces(os.fsdecode(path), fate, told)]
-            for path, one in self.whiteouts.items():
-                found += [Effect("whiteout", os.fsdecode(path), 0, one.layer), *_hidden(os.fsdecode(path), one, told)]
+            for path, hidden in self.whiteouts.items():
+                found += [
+                    Effect("whiteout", os.fsdecode(path), 0, hidden.layer),
+                    *_hidden(os.fsdecode(path), hidden, told),
+                ]
             found += [Effect("free", os.fsdecode(path), size, "upper") for path, size in self.freed.items()]
             return found + self.limited
 
     # --- what the layers have at a place -------------------------------------------------------------
 
     def _parent(self, path: bytes) -> tuple[DirNode, bytes]:
-        """The directory of a name, as it is known in memory: nodes hold those above them."""
+        """Return the directory of a path, and its last name. The directory is in memory: nodes hold their parents."""
         above, name = os.path.split(path)
         node: Node | None = self._tree.root
-        for one in filter(None, above.split(b"/")):
+        for component in filter(None, above.split(b"/")):
             assert isinstance(node, DirNode)
-            node = node.children.get(one)
+            node = node.children.get(component)
         assert isinstance(node, DirNode)
         return node, name
 
     def _before(self, path: bytes) -> Part | None:
-        """What the mount showed there when the rehearsal began; of a directory the topmost."""
+        """Return what the mount showed there when the rehearsal began; for a directory, its topmost part."""
         parent, name = self._parent(path)
         parts = self._tree.lookup.find(parent.lowers, name) if parent.lowers else ()
         return parts[0] if parts else None
 
     def _below(self, path: bytes) -> Part | None:
-        """What the mount's lowers would show there if its upper said nothing."""
+        """Return what the mount's lowers would show there if its upper had nothing."""
         parent, name = self._parent(path)
         lowers = [source for source in parent.lowers if source.layer.number != _UPPER]
         parts = self._tree.lookup.find(lowers, name) if lowers else ()
@@ -184,7 +187,7 @@ class Forecast:
         before, below = self._before(event.path), self._below(event.path)
         is_there = before is not None and event.path not in self.whiteouts and _place(before) not in self._left
         if event.action is Action.LINK and is_there:
-            self._fate(event.path)  # A name of a lower file, see `index`, has come into the upper.
+            self._fate(event.path)  # The upper now also has this name of a lower file, see `index`: nothing is new.
             return
         fate = self.fates[event.path] = Fate(created=True, directory=event.action is Action.MKDIR)
         fate.hides = self.whiteouts.pop(event.path, None)
@@ -212,18 +215,18 @@ class Forecast:
     def _removed(self, event: Event) -> None:
         path = event.path
         fate = self._leave(path)
-        within = [self.whiteouts.pop(one) for one in self._names_in(self.whiteouts, path)]
+        within = [self.whiteouts.pop(inner) for inner in self._names_in(self.whiteouts, path)]
         below = self._below(path)
-        # What a directory showed that was moved away is hidden by the whiteout at its old place.
+        # If a renamed directory is removed, the whiteout at its old path hides what it showed.
         hidden = self.whiteouts.get(fate.moved_from) if fate else None
         if below is not None:
             hidden = self.whiteouts[path] = _file_hidden(below)
-        for one in within:
+        for inner_hidden in within:
             if hidden is not None:
-                hidden.take_over(one)
+                hidden.take_over(inner_hidden)
 
     def _leave(self, path: bytes) -> Fate | None:
-        """What is at `path` goes for good; its fate, if it had one."""
+        """Record that the object at `path` is removed or replaced. Return its fate, if it had one."""
         fate = self.fates.pop(path, None)
         if fate is not None and (fate.created or fate.written or fate.copied is not None):
             self.passing.append((path, fate))
@@ -240,7 +243,7 @@ class Forecast:
         return fate
 
     def _is_last_name(self, part: Part) -> bool:
-        """Does the file go with this name? The index's own name, see `index`, does not keep it."""
+        """Whether the file is removed with this name. The name in the index does not keep it, see `index`."""
         if part.directory is not None:
             return False
         key = key_of(part.status)
@@ -257,13 +260,13 @@ class Forecast:
 
     @staticmethod
     def _names_in(known: dict[bytes, Hidden] | dict[bytes, Fate], path: bytes) -> list[bytes]:
-        return [one for one in known if one.startswith(path + b"/")]
+        return [inner for inner in known if inner.startswith(path + b"/")]
 
     # --- what moves ----------------------------------------------------------------------------------
 
     def _renamed(self, event: Event) -> None:
         old, new = event.path, os.fsencode(event.detail)
-        # The event is told before the nodes follow: what moves is still known by its old name.
+        # The event comes before the nodes are updated, so the object is still known by its old name.
         parent, name = self._parent(old)
         node = parent.children.get(name)
         self._leave(new)
@@ -288,19 +291,19 @@ class Forecast:
         old, new = event.path, os.fsencode(event.detail)
         parent, name = self._parent(new)
         if parent.children.get(name) is None:
-            self._renamed(event)  # A directory changes places with a whiteout.
+            self._renamed(event)  # The engine moves a directory onto a whiteout by exchanging the two.
             return
-        aside = b"\0"  # No path of the view.
+        aside = b"\0"  # Cannot be a path of the view.
         self._move(old, aside)
         self._move(new, old)
         self._move(aside, new)
         self.fates[new].moved_from = old
 
     def _move(self, old: bytes, new: bytes) -> Fate:
-        """What was noted of `old`, and of all in it, is noted of `new`; the fate of that."""
+        """Move the records of `old`, and of everything in it, to `new`. Return the fate of `new`."""
         for known in (self.fates, self.whiteouts):
-            for one in self._names_in(known, old):
-                known[new + one[len(old) :]] = known.pop(one)  # type: ignore[assignment]  # of the same dict
+            for inner in self._names_in(known, old):
+                known[new + inner[len(old) :]] = known.pop(inner)  # type: ignore[assignment]  # of the same dict
         fate = self.fates.pop(old, None) or Fate()
         if not fate.created and not fate.moved_from:
             fate.moved_from = old
@@ -309,7 +312,7 @@ class Forecast:
 
 
 def _work(path: str, fate: Fate) -> Iterator[Effect]:
-    """What was done, even if nothing of it is left."""
+    """Yield the work that was done, even if its result was removed again."""
     if fate.copied is not None:
         yield Effect("copy up", path, fate.copied, fate.layer, detail="directory" if fate.directory else "")
     if fate.written:
@@ -317,7 +320,7 @@ def _work(path: str, fate: Fate) -> Iterator[Effect]:
 
 
 def _traces(path: str, fate: Fate, told: set[_Linked]) -> Iterator[Effect]:
-    """What is left of it in the end."""
+    """Yield what is left in the end."""
     if fate.created:
         yield Effect("create", path, 0, "upper", detail="directory" if fate.directory else "")
     elif fate.moved_from and os.fsencode(path) != fate.moved_from:
@@ -336,7 +339,7 @@ def _hidden(path: str, hidden: Hidden, told: set[_Linked]) -> Iterator[Effect]:
 
 
 def _file_hidden(part: Part) -> Hidden:
-    """That this object of a layer is hidden; what is in a directory is counted by itself."""
+    """Return a `Hidden` with this object of a layer. Files in a directory are counted separately."""
     hidden = Hidden(part.place.layer.label)
     if part.directory is None:
         if part.status.st_nlink > 1:
@@ -355,7 +358,7 @@ def _size(part: Part) -> int:
 
 
 def _data_size(part: Part) -> int:
-    """What removing it frees, in bytes."""
+    """Return how many bytes are freed when it is removed."""
     return 0 if part.metacopy else _size(part)
 
 

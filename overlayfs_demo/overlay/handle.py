@@ -1,4 +1,4 @@
-"""What is an open file, and what happens to it when its file is copied up?"""
+"""Handles: open files of the view, which stay valid when their file is copied up."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from overlayfs_demo.overlay.layer import Descriptor
 class Handle:
     """An open file, until `close`.
 
-    A handle opened for reading on a lower file is turned to the upper's copy by `retarget`, so readers
-    from before a copy-up see what is written after it. `append_only`: nothing before the file's end may be written,
-    whatever became of O_APPEND since.
+    After a copy-up, `retarget` switches a handle that reads the lower file to the upper's copy, so that it sees
+    what is written later. `append_only`: no byte before the file's end may be written, even if O_APPEND was
+    removed since.
     """
 
     __slots__ = ("_opened", "append_only", "in_upper", "writable")
@@ -27,18 +27,22 @@ class Handle:
 
     @property
     def opened(self) -> Descriptor:
-        """The open file. Hold the result while using its `fd`: another thread may close or retarget the handle, and the
-        number would then be that of another file. EBADF once it is closed."""
+        """The open file. EBADF after `close`.
+
+        Hold the result while using its `fd`: another thread may close or retarget the handle, and the number could
+        then belong to another file.
+        """
         opened = self._opened
         if opened is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return opened
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Fill `buffer` from byte `offset`; the number of bytes read, fewer only at the end of the file."""
+        """Fill `buffer` from byte `offset`. Return the number of bytes read, which is smaller only at the end of the
+        file."""
         opened = self.opened
         total = os.preadv(opened.fd, [buffer], offset)
-        # A network filesystem may stop early, but at a page's edge; a read that stops elsewhere met the end.
+        # A network filesystem may return less, but only at a page boundary; any other short read has met the end.
         while 0 < total < len(buffer) and not total % syscalls.page_size():
             more = os.preadv(opened.fd, [buffer[total:]], offset + total)
             if not more:
@@ -47,9 +51,9 @@ class Handle:
         return total
 
     def write(self, data: bytes | memoryview, offset: int) -> int:
-        """Write all of `data` at byte `offset`; raises OSError (ENOSPC, EDQUOT, EFBIG, ...).
+        """Write all of `data` at byte `offset`. Raises OSError (ENOSPC, EDQUOT, EFBIG, ...).
 
-        As write(2) does, a write that fails after some bytes reports those bytes.
+        Like write(2), a write that fails after some bytes returns the number of those bytes.
         """
         opened = self.opened
         total = os.pwrite(opened.fd, data, offset)
@@ -61,15 +65,15 @@ class Handle:
         return total
 
     def check_write(self, offset: int) -> None:
-        """EPERM for a write at byte `offset` that inode flags forbid: ioctl_iflags(2), FS_APPEND_FL."""
+        """Raise EPERM if inode flags forbid a write at byte `offset`: ioctl_iflags(2), FS_APPEND_FL."""
         if self.append_only and offset < os.fstat(self.opened.fd).st_size:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def retarget(self, opened: Descriptor) -> None:
-        """Turn to another open file, atomically for readers in other threads."""
+        """Switch to another open file, atomically for readers in other threads."""
         self._opened = opened
         self.in_upper = True
 
     def close(self) -> None:
-        """Let go of the file, which closes when its last user does. A second call does nothing."""
+        """Release the file, which is closed when its last user releases it. A second call does nothing."""
         self._opened = None

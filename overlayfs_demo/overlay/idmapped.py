@@ -1,7 +1,7 @@
-"""How does an overlay look whose files belong to other users in the view than on disk?
+"""An overlay whose files belong to other users in the view than on disk.
 
-Here alone ids are translated: what the engine says on the way out, what a caller wants on the way in.
-Everything behind this, copy-up too, knows only the ids on disk.
+Ids are translated only here: results of the engine on the way out, requests of callers on the way in.
+Everything behind this, including copy-up, knows only the ids on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ACLS = (acl.ACCESS, acl.DEFAULT)
 
 
 class MappedOverlay(Overlay):
-    """An overlay whose `Stack.ids` differ from those on disk."""
+    """An overlay with a mapping of ids, see `Stack.ids`."""
 
     def __init__(self, stack: Stack, events: Events | None = None) -> None:
         super().__init__(stack, events)
@@ -36,7 +36,7 @@ class MappedOverlay(Overlay):
         return attrs._replace(uid=self._ids.users.shown(attrs.uid), gid=self._ids.groups.shown(attrs.gid))
 
     def _owner(self, caller: Caller) -> Caller:
-        """The caller, to whom a new object will belong. EOVERFLOW if it has no id on disk: mkdir(2) and others."""
+        """Return the caller with its ids on disk, which own a new object. EOVERFLOW if it has none, as in mkdir(2)."""
         with _or_fail(errno.EOVERFLOW):
             return caller._replace(uid=self._ids.users.stored(caller.uid), gid=self._ids.groups.stored(caller.gid))
 
@@ -93,7 +93,7 @@ class MappedOverlay(Overlay):
         return node, self._show(node, attrs)
 
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
-        """As there; EINVAL for an owner who has no id on disk: chown(2) below an idmapped mount."""
+        """Like `Overlay.set_attrs`. EINVAL for an owner who has no id on disk, as chown(2) on an idmapped mount."""
         with _or_fail(errno.EINVAL):
             stored = replace(
                 change,

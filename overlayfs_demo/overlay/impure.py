@@ -1,7 +1,7 @@
-"""Which directories of the upper hold what shows something of a lower: a number, data, a merged directory?
+"""Impure directories: those of the upper that hold an object with a lower's inode number, data or merged directory.
 
-They bear the mark `overlay.impure`, so that in all others a listing need not look at each object (fs/overlayfs/dir.c,
-ovl_rename; overlayfs.rst, "Inode properties").
+They have the mark `overlay.impure`, so that a listing of any other directory need not look at each object
+(fs/overlayfs/dir.c, ovl_rename; overlayfs.rst, "Inode properties").
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from overlayfs_demo.overlay.tree import Tree
 
 
 def is_impure(node: Node, tree: Tree) -> bool:
-    """Does an object of the upper show the inode number of a lower one, or its data?"""
+    """Return whether an object of the upper shows the inode number or the data of a lower one."""
     if isinstance(node, FileNode) and node.metacopy:
         return True
     return node.ino != tree.identity(node.stat())
 
 
 def mark_impure(directory: UpperDir, tree: Tree) -> None:
-    """Note on disk that the directory holds something impure."""
+    """Mark the directory as impure. Call it before an impure object gets a name there, so that no listing misses it."""
     if not directory.marks.impure:
         os.setxattr(directory.open().fd, tree.xattrs.impure, b"y")
         directory.forget_marks()
 
 
 def drop_mark(node: DirNode, names: Collection[bytes], tree: Tree) -> None:
-    """Take the mark off a directory that holds these names, none of them impure any more.
+    """Remove the mark from a directory that holds these names if none of them is impure any more.
 
-    As in the kernel (fs/overlayfs/readdir.c, ovl_cache_get_impure) this is done when the directory is listed, for
-    directories of the upper alone, and as best it can be.
+    As in the kernel (fs/overlayfs/readdir.c, ovl_cache_get_impure), this happens when the directory is listed, only
+    for directories that are not merged, and errors are ignored.
     """
     directory = node.upper
     if directory is None or node.lowers or not directory.marks.impure:
@@ -50,7 +50,7 @@ def drop_mark(node: DirNode, names: Collection[bytes], tree: Tree) -> None:
 
 
 def _is_marked(directory: UpperDir, name: bytes, tree: Tree) -> bool:
-    """Does an object of the upper say that it belongs to something below? True if that cannot be told."""
+    """Return whether an object of the upper has a mark that refers to a lower one. True if that cannot be read."""
     xattrs = tree.xattrs
     try:
         found = syscalls.list_xattrs(syscalls.path_of(directory.open().fd, name), False)

@@ -1,7 +1,7 @@
-"""Which marks in a work directory say that its upper must not be mounted just like that?
+"""Marks in a work directory that say that its upper must not be mounted again without a check.
 
-The kernel's way (overlayfs.rst, "Volatile mount"; fs/overlayfs/super.c): any name in WORKDIR/work/incompat
-forbids it. A volatile mount leaves `volatile` there, in the beginning and for good.
+They are the kernel's (overlayfs.rst, "Volatile mount"; fs/overlayfs/super.c): any name in WORKDIR/work/incompat
+forbids the mount. A volatile mount creates `volatile` there when it starts, and never removes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _DIRECTORY = b"incompat"
 
 
 def features(work: bytes) -> list[bytes]:
-    """The names that stand in the way, in the work directory given as `workdir=`. Raises OSError."""
+    """Return the names that forbid a mount with this `workdir=`. Raises OSError."""
     try:
         return sorted(os.listdir(os.path.join(work, b"work", _DIRECTORY)))
     except FileNotFoundError:
@@ -21,8 +21,8 @@ def features(work: bytes) -> list[bytes]:
 
 
 def mark_volatile(work_fd: int) -> None:
-    """Mark the emptied directory WORKDIR/work: from now on the upper may lose data in a crash."""
-    # The kernel makes them with no rights at all. Only root could then put anything into them, or take it out again.
+    """Mark the emptied directory WORKDIR/work as volatile: from now on the upper may lose data in a crash."""
+    # The kernel creates these directories with mode 0. Then only root could create or remove anything in them.
     mode = 0 if os.geteuid() == 0 else 0o700
     os.mkdir(_DIRECTORY, mode, dir_fd=work_fd)
     os.mkdir(_DIRECTORY + b"/" + VOLATILE, mode, dir_fd=work_fd)

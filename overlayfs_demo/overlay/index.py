@@ -1,10 +1,10 @@
-"""Which copy do all names of a hard-linked lower file share, and how many names are there?
+"""The index: the copies that all names of a hard-linked lower file share, and the number of those names.
 
-The kernel's overlayfs answers with `index=on` (Linux Documentation/filesystems/overlayfs.rst, "Index", and
-fs/overlayfs/copy_up.c): the one copy stands in `index` in the work directory, named after the lower file's
+This is `index=on` of the kernel's overlayfs (Linux Documentation/filesystems/overlayfs.rst, "Index", and
+fs/overlayfs/copy_up.c). The copy is in `index` in the work directory, named after the lower file's
 handle. Names in the upper are hard links to it; a name that only a lower has leads to it by that handle.
-How many names the view has is kept on the copy, in `overlay.nlink`, as the difference to the copy's own
-count of names, of which the index is one.
+The copy's `overlay.nlink` stores the number of names in the view, as the difference to the copy's real
+link count, which includes the name in the index.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NLINK = re.compile(rb"([UL])([+-]\d{1,9})\0?")
 
 
 class IndexDir(UpperDir):
-    """The directory of the copies: on the upper's filesystem, but no part of its tree."""
+    """The directory of the copies: on the upper's filesystem, but not part of its tree."""
 
     __slots__ = ("_held",)
 
@@ -42,12 +42,12 @@ class IndexDir(UpperDir):
         return self._held
 
     def path(self) -> bytes:
-        """For messages: it lies in the work directory, and not below the layer's root."""
+        """Return a path for messages. The directory is in the work directory, not below the layer's root."""
         return b"index"
 
 
 class Entry(NamedTuple):
-    """One copy in the index: the file's place, its name there, and its status."""
+    """One copy in the index: its directory, its name there, and its status."""
 
     place: IndexDir
     name: bytes
@@ -55,12 +55,12 @@ class Entry(NamedTuple):
 
 
 class Index:
-    """The index of one mount. It is opened if it is there, and made when first needed."""
+    """The index of one mount. It is opened if it exists, and created when it is first needed."""
 
     __slots__ = ("_directory", "_layer", "_origins", "_pairing", "_xattrs")
 
     def __init__(self, layer: Layer, pairing: Pairing, origins: Origins, read_only: bool = False) -> None:
-        """`layer` is the upper, perhaps of another mount, and the `pairing`, which was verified, what belongs to it."""
+        """Open the index if it exists. `layer` is the upper, perhaps in use by another mount; `pairing` is verified."""
         self._layer = layer
         self._pairing = pairing
         self._origins = origins
@@ -73,7 +73,7 @@ class Index:
                 pairing.remember()
                 self._remove_orphans(directory)
         elif not read_only:
-            # As the kernel does when it mounts. Nothing depends on it before there is an index.
+            # The kernel also does this at mount. It may fail here: nothing depends on it until there is an index.
             with contextlib.suppress(OSError):
                 pairing.remember()
 
@@ -84,15 +84,15 @@ class Index:
         os.makedirs(self._pairing.index, mode=0o700, exist_ok=True)
         directory = self._open()
         inherit_nothing(directory.open().fd)
-        # Nothing may stand in it before it is known whose it is.
+        # Before the first copy is put in it: the index must never hold copies without saying whose they are.
         self._pairing.remember()
         self._directory = directory
         return directory
 
     def find(self, origin: bytes, kind: int) -> Entry | None:
-        """The copy of the lower file of this origin and S_IFMT kind, if there is one.
+        """Return the copy of the lower file with this origin and S_IFMT kind, or None if there is none.
 
-        EIO, as from the kernel's overlayfs, if what stands there cannot be that copy.
+        EIO, as from the kernel's overlayfs, if the file with its name cannot be that copy.
         """
         if self._directory is None:
             return None
@@ -110,9 +110,10 @@ class Index:
         return syscalls.get_xattr(syscalls.path_of(place.open().fd, name), xattr)
 
     def links(self, entry: Entry, lower_names: int | None) -> Links:
-        """How many names there are of the file; `lower_names` is the lower's count now, if it is at hand.
+        """Return the number of names of the file. `lower_names` is the lower file's present link count, if known.
 
-        The view never has fewer than the upper. Where nothing sound is noted, rather one too many (ovl_get_nlink).
+        The view never has fewer names than the upper. If nothing valid is stored, the result is rather one too high
+        (ovl_get_nlink).
         """
         in_upper = entry.status.st_nlink - 1
         noted = self._noted_links(entry, lower_names)
@@ -123,7 +124,7 @@ class Index:
         return links._replace(view=max(links.view, in_upper))
 
     def is_metacopy(self, entry: Entry) -> bool:
-        """Does the copy hold metadata only? Raises OSError if that mark is broken or not followed, see `faults`."""
+        """Whether the copy holds metadata only. Raises OSError if that mark is broken or not followed, see `faults`."""
         value = self._noted(entry.place, entry.name, self._xattrs.metacopy)
         if value is None:
             return False
@@ -142,16 +143,19 @@ class Index:
         return relative_to + int(match[2])
 
     def take(self, work_fd: int, temporary: bytes, origin: bytes, links: Links) -> Entry:
-        """Publish a finished copy, `temporary` in `work_fd`, of a lower file with so many names."""
+        """Publish a finished copy, `temporary` in `work_fd`, with `links` as its number of names."""
         directory, name = self._directory or self._make(), entry_name(origin)
         self._note(syscalls.path_of(work_fd, temporary), links, 1)
         status = os.stat(temporary, dir_fd=work_fd, follow_symlinks=False)
-        # Last, for nothing may fail once the copy can be found.
+        # Last, because nothing may fail once the copy can be found.
         syscalls.rename(work_fd, temporary, directory.open().fd, name, syscalls.RENAME_NOREPLACE)
         return Entry(directory, name, status)
 
     def note_links(self, place: LayerDir, name: bytes, links: Links) -> None:
-        """Note how many names there are. As long as the copy itself gains or loses as many, it stays true."""
+        """Store the number of names, relative to the copy's link count.
+
+        It stays true as long as the view and the copy gain or lose the same number of names.
+        """
         fd = place.open().fd
         in_index = os.stat(name, dir_fd=fd, follow_symlinks=False).st_nlink
         self._note(syscalls.path_of(fd, name), links, in_index)
@@ -162,9 +166,9 @@ class Index:
             os.setxattr(path, self._xattrs.lower_nlink, b"%d" % links.lower, follow_symlinks=False)
 
     def remove(self, place: LayerDir, name: bytes) -> int:
-        """Remove a copy that has no name in the view any more, as it seems; how many it has all the same.
+        """Remove a copy that seems to have no name in the view any more. Return how many names the upper still has.
 
-        If the upper has some, the count was wrong, and the copy stays (fs/overlayfs/util.c, ovl_cleanup_index).
+        If it has some, the count was wrong and the copy stays (fs/overlayfs/util.c, ovl_cleanup_index).
         """
         fd = place.open().fd
         in_upper = os.stat(name, dir_fd=fd, follow_symlinks=False).st_nlink - 1
@@ -178,7 +182,7 @@ class Index:
         return status.st_nlink if status else None
 
     def _remove_orphans(self, directory: IndexDir) -> None:
-        """Remove the copies that have no name left: their removal was interrupted (ovl_indexdir_cleanup)."""
+        """Remove the copies that have no name left because their removal was interrupted (ovl_indexdir_cleanup)."""
         for text in os.listdir(directory.open().fd):
             name = os.fsencode(text)
             status = directory.stat(name)
@@ -189,10 +193,11 @@ class Index:
 
 
 def entry_name(origin: bytes) -> bytes:
-    """The name that a copy has in the index: its origin in hexadecimal (ovl_get_index_name)."""
+    """Return the name of a copy in the index: its origin in hexadecimal (ovl_get_index_name)."""
     return origin.hex().encode()
 
 
 def nlink_value(links: int, real_links: int) -> bytes:
-    """What `overlay.nlink` says when the view has `links` names, and the copy `real_links`, the index included."""
+    """Return the `overlay.nlink` of a copy with `links` names in the view and `real_links` hard links, the index's
+    included."""
     return b"U%+d" % (links - real_links)

@@ -1,8 +1,8 @@
-"""Which inode flags (chattr(1)) has a file, and which changes do they forbid?
+"""Inode flags (chattr(1)), and the changes they forbid.
 
-Most are the real file's. "Immutable" and "append-only" are not set on the upper's file, for then nothing could be
-copied up into such a directory: they stand in `overlay.protattr`, as `i` and `a`, and are enforced here, as the VFS
-does it elsewhere (fs/overlayfs/util.c, ovl_set_protattr; ioctl_iflags(2)). In a lower they are real.
+Most flags are those of the real file. "Immutable" and "append-only" are not set on the upper's file, because then
+nothing could be copied up into such a directory: they are stored in `overlay.protattr`, as `i` and `a`, and enforced
+here as the VFS enforces real ones (fs/overlayfs/util.c, ovl_set_protattr; ioctl_iflags(2)). In a lower they are real.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ IMMUTABLE, APPEND = b"i", b"a"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One of the two ways in which flags are asked for and set: the ioctls, how many bytes they exchange, of which
-    the first four are the flags, and which bits are immutable and append-only."""
+    """One of the two interfaces to read and set flags.
+
+    `get` and `set` are the ioctls. They transfer `size` bytes, and the first four hold the flags. `immutable` and
+    `append` are the bits of those two flags.
+    """
 
     get: int
     set: int
@@ -35,27 +38,27 @@ class Format:
     append: int
 
     def protection(self, value: bytes) -> bytes:
-        """The two flags of a value, as `overlay.protattr` has them."""
+        """Return the two flags of a value in the format of `overlay.protattr`."""
         flags = int.from_bytes(value[:4], sys.byteorder)
         return (APPEND if flags & self.append else b"") + (IMMUTABLE if flags & self.immutable else b"")
 
     def with_protection(self, value: bytes, protection: bytes) -> bytes:
-        """The value with exactly these two flags."""
+        """Return the value with these two flags replaced by `protection`."""
         flags = int.from_bytes(value[:4], sys.byteorder) & ~(self.immutable | self.append)
         flags |= (self.immutable if IMMUTABLE in protection else 0) | (self.append if APPEND in protection else 0)
         return flags.to_bytes(4, sys.byteorder) + value[4:]
 
 
-# ioctl_iflags(2), and ioctl_xfs_fsgetxattr(2), which other filesystems have as well.
+# ioctl_iflags(2), and ioctl_xfs_fsgetxattr(2), which other filesystems also support.
 PLAIN = Format(syscalls.FS_IOC_GETFLAGS, syscalls.FS_IOC_SETFLAGS, 4, 0x10, 0x20)
 EXTENDED = Format(syscalls.FS_IOC_FSGETXATTR, syscalls.FS_IOC_FSSETXATTR, 28, 0x08, 0x10)
 
 
 def protection(node: Node, xattrs: PrivateXattrs) -> bytes:
-    """The flags that forbid changes of a node: some of `i` and `a`. Raises OSError.
+    """Return the flags that forbid changes of a node: `i`, `a`, both or none. Raises OSError.
 
-    In the upper, those that the real file may have as well are left to its filesystem. Like the kernel, which asks when
-    it makes an inode (ovl_check_protattr), this asks once: a copy-up keeps the flags.
+    In the upper, the real file may have such flags as well; its filesystem enforces those. The flags are read once,
+    as in the kernel, which reads them when it creates an inode (ovl_check_protattr): a copy-up keeps them.
     """
     if node.protection is None:
         node.protection = _protection(node, xattrs)
@@ -70,21 +73,21 @@ def _protection(node: Node, xattrs: PrivateXattrs) -> bytes:
 
 
 def lower_protection(pinned: Pinned) -> bytes:
-    """The same of an object of a lower."""
+    """Return the real flags of an object of a lower that forbid changes, in the same format."""
     attributes = syscalls.statx(pinned.place, follow=True).attributes
     immutable, append = attributes & syscalls.STATX_ATTR_IMMUTABLE, attributes & syscalls.STATX_ATTR_APPEND
     return (APPEND if append else b"") + (IMMUTABLE if immutable else b"")
 
 
 def refuse(node: Node, xattrs: PrivateXattrs, *, appends: bool = False) -> None:
-    """EPERM for a change of a node that its flags forbid; `appends` says that it may be append-only."""
+    """Raise EPERM if a node's flags forbid a change. `appends`: the change is allowed on an append-only node."""
     found = protection(node, xattrs)
     if IMMUTABLE in found or (APPEND in found and not appends):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
 
 
 def read(node: Node, xattrs: PrivateXattrs, form: Format) -> bytes:
-    """A node's flags. ENOTTY for what is neither file nor directory, or where the filesystem has none."""
+    """Return a node's flags. ENOTTY if it is neither a file nor a directory, or its filesystem has no flags."""
     pinned = node.pin()
     if isinstance(pinned.place, int):
         value = _ask(pinned.place, form)
@@ -106,7 +109,8 @@ def _ask(fd: int, form: Format) -> bytes:
 
 
 def check_permission(before: bytes, after: bytes, form: Format, owner: int, caller: Caller) -> None:
-    """EPERM unless the caller, of the same numbering as `owner`, may make this change (fs/file_attr.c)."""
+    """Raise EPERM unless the caller may make this change (fs/file_attr.c). `owner` and the caller's uid are both ids
+    of the view."""
     if caller.uid == 0:
         return
     if caller.uid != owner or form.protection(before) != form.protection(after):

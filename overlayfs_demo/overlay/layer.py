@@ -1,9 +1,9 @@
-"""How is a layer's directory tree reached, safely and with few system calls?
+"""Layers and their directories, reached safely and with few system calls.
 
 A layer is hostile input: a symbolic link in it must never lead out of it. So every access starts at a
-descriptor of a directory inside the layer, and directories are opened with RESOLVE_BENEATH. Somebody who can
-reach the layer may also put another directory in the place of one that was looked up: a directory that is opened
-again by its name must still be the same object. Descriptors are kept for directories only, in a bounded cache.
+descriptor of a directory inside the layer, and directories are opened with RESOLVE_BENEATH. Anyone who can write
+to the layer may also replace a directory after its lookup, so a directory that is opened again by its name must
+still be the same object. Only directories stay open, in a cache of limited size.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from overlayfs_demo.overlay.whiteout import (
 _LONGEST_PATH = 4095
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# To look into a directory is nobody's reading of it.
+# Looking up a name in a directory must not change its access time.
 _QUIETLY = _DIRECTORY | os.O_NOATIME
 
-# What opening a directory fails with if something else, or nothing, stands at its name now: open(2), openat2(2).
+# The errors of opening a directory whose name is gone or leads to something else now: open(2), openat2(2).
 _MOVED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 
 # The (device, inode) of a real object.
@@ -38,14 +38,14 @@ Key = tuple[int, int]
 
 
 def key_of(status: os.stat_result) -> Key:
-    """The identity of the real object with this status."""
+    """Return the identity of the real object with this status."""
     return status.st_dev, status.st_ino
 
 
 def stale(name: bytes) -> OSError:
-    """ESTALE, for a name behind which another object stands than the one that was looked up there.
+    """Return ESTALE for a name that leads to another object than the one that was looked up there.
 
-    The kernel then walks the path again by itself, and asks for every name on it: path_resolution(7) calls retry
+    The kernel then resolves the path again by itself and asks for every name on it: path_resolution(7), calls retry
     with LOOKUP_REVAL (fs/namei.c, retry_estale).
     """
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
@@ -64,9 +64,9 @@ class Descriptor:
 
 
 class DescriptorCache:
-    """The open directories of one mount, at most `limit`; the one opened first is let go first.
+    """The open directories of one mount, at most `limit`. The one opened first is released first.
 
-    A caller that still uses a descriptor when the cache drops it keeps it alive by holding it.
+    A caller that still uses a descriptor when the cache releases it keeps it open by holding it.
     """
 
     __slots__ = ("_holders", "limit")
@@ -76,19 +76,19 @@ class DescriptorCache:
         self._holders: deque[LayerDir] = deque()
 
     def opened(self, holder: LayerDir) -> None:
-        """Note that `holder` now keeps a descriptor."""
+        """Record that `holder` now keeps a descriptor."""
         self._holders.append(holder)
         if len(self._holders) > self.limit:
             self._holders.popleft().release()
 
     def close(self) -> None:
-        """Let go of every descriptor."""
+        """Release all descriptors."""
         while self._holders:
             self._holders.popleft().release()
 
 
 class Marks:
-    """What the private attributes of one real directory say about the layers below it."""
+    """The private attributes of one real directory, which control how it merges with the layers below."""
 
     __slots__ = ("has_xattr_whiteouts", "impure", "opaque", "redirect")
 
@@ -105,12 +105,12 @@ _NO_MARKS = Marks(False)
 
 
 class Layer:
-    """One directory of the stack. `number` is 0 for the upper, then 1, 2, ... from the top lower down; `label` is
-    how messages and events name the layer.
+    """One layer of the stack.
 
-    `path` is how the user named it. `root` is the directory, which this owns until `close`. `image_dialect` says
-    whether zero-length `.wh.NAME` files are whiteouts here. `last` says that nothing lies below, so that few marks are
-    read. `metacopies`: there may be some. `told` is what `faults` has logged.
+    `number` is 0 for the upper, then 1, 2, ... from the top lower down. `label` is the layer's name in messages and
+    events, `path` the path that the user gave. The layer owns `root`, its directory, until `close`. `image_dialect`:
+    zero-length `.wh.NAME` files are whiteouts here. `last`: no layer is below, so few marks need to be read.
+    `metacopies`: the layer may hold metacopies. `told` records what `faults` has logged.
     """
 
     __slots__ = (
@@ -159,11 +159,11 @@ class Layer:
         return self.number == 0
 
     def close(self) -> None:
-        """Close the root descriptor; the layer is not used afterwards."""
+        """Close the root descriptor. The layer must not be used afterwards."""
         os.close(self.root_fd)
 
     def hides(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
-        """Is this object, found as `name`, a whiteout (in any dialect this layer may speak)?"""
+        """Whether this object, found as `name`, is a whiteout in one of the kernel's forms: a device or an xattr."""
         if is_whiteout(status):
             return True
         if status.st_size or not stat.S_ISREG(status.st_mode) or not parent.marks.has_xattr_whiteouts:
@@ -172,10 +172,11 @@ class Layer:
         return syscalls.get_xattr(path, self.xattrs.whiteout) is not None
 
     def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
-        """Does this regular file hold metadata only (overlayfs.rst, "Metadata only copy up")?
+        """Whether this regular file holds metadata only (overlayfs.rst, "Metadata only copy up").
 
-        Such a file is one hole, or stands beside other copied-up objects; the rest need not be asked. Where there
-        may be metacopies all are asked: long attributes take a block, and then a small hole looks like data.
+        A metacopy is one big hole, or its directory holds copied-up objects; the attribute of any other file need not
+        be read. Where metacopies are expected, it is read for all files: long attributes take a block, and then a
+        small hole looks like data.
         """
         if not stat.S_ISREG(status.st_mode):
             return False
@@ -185,7 +186,7 @@ class Layer:
         return syscalls.get_xattr(path, self.xattrs.metacopy) is not None
 
     def is_image_mark(self, name: bytes, status: os.stat_result) -> bool:
-        """Is this object one of the image format's marks, which are never part of the view?"""
+        """Whether this object is one of the image format's marks, which are never part of the view."""
         return (
             self.image_dialect
             and name.startswith(IMAGE_WHITEOUT_PREFIX)
@@ -194,7 +195,7 @@ class Layer:
         )
 
     def has_image_mark(self, dir_fd: int, mark: bytes) -> bool:
-        """Does the image format's `mark` (such as `.wh.NAME`) stand in this directory?"""
+        """Whether this directory holds the image format's `mark` (such as `.wh.NAME`)."""
         if not self.image_dialect:
             return False
         try:
@@ -207,7 +208,7 @@ class Layer:
         return self.is_image_mark(mark, status)
 
     def redirect(self, path: bytes | int) -> bytes | None:
-        """The object's `overlay.redirect`, not checked. It ends where a C string ends, as the kernel reads it."""
+        """Return the object's `overlay.redirect`, unchecked, up to the first NUL, which is how the kernel reads it."""
         value = syscalls.get_xattr(path, self.xattrs.redirect)
         return value if value is None else value.partition(b"\0")[0]
 
@@ -230,10 +231,10 @@ class Layer:
 
 
 class LayerDir:
-    """A directory of one layer. It is opened when needed, and closed again when others are: all that opens one is
-    called with the tree's lock held.
+    """A directory of one layer.
 
-    `key` is its identity; None for a layer's root, which is always open and so can be no other.
+    It is opened when needed, and closed when the cache needs room. Call all methods that open it with the tree's lock
+    held. `key` is its identity; None for a layer's root, which is always open and so cannot be replaced.
     """
 
     __slots__ = ("_descriptor", "_marks", "key", "layer")
@@ -245,13 +246,13 @@ class LayerDir:
         self._marks: Marks | None = None
 
     def path(self) -> bytes:
-        """The path below the layer's root, without a leading slash; empty for the root itself."""
+        """Return the path below the layer's root, without a leading slash; empty for the root itself."""
         raise NotImplementedError
 
     def open(self) -> Descriptor:
-        """The directory, open. Hold the result while using its `fd`.
+        """Return the directory, open. Hold the result while using its `fd`.
 
-        Raises OSError, ESTALE if another object stands at its path now.
+        Raises OSError, ESTALE if another object is at its path now.
         """
         descriptor = self._descriptor
         if descriptor is None:
@@ -264,7 +265,7 @@ class LayerDir:
         return descriptor
 
     def adopt(self, parent: LayerDir, name: bytes) -> Descriptor:
-        """Like `open`, by one step from the parent, which is cheaper when that is open anyway."""
+        """Like `open`, but relative to the parent, which is cheaper if the parent is open anyway."""
         if self._descriptor is not None:
             return self._descriptor
         above = parent.open().fd
@@ -278,7 +279,7 @@ class LayerDir:
         return self.keep(fd)
 
     def keep(self, fd: int) -> Descriptor:
-        """Take over `fd`, on which this directory was opened. ESTALE if it is another one."""
+        """Take ownership of `fd`, opened at this directory's name. ESTALE if it is another directory."""
         descriptor = Descriptor(fd)
         if self.key is not None and key_of(os.fstat(fd)) != self.key:
             raise stale(self.path())
@@ -286,32 +287,35 @@ class LayerDir:
         return descriptor
 
     def hold(self, descriptor: Descriptor) -> None:
-        """Keep the directory open by this descriptor, which is known to be its own."""
+        """Keep the directory open by this descriptor, which the caller has verified to be the directory's."""
         self._descriptor = descriptor
         self.layer.cache.opened(self)
 
     def release(self) -> None:
-        """Let go of the descriptor; the next `open` makes a new one."""
+        """Release the descriptor. The next `open` opens a new one."""
         self._descriptor = None
 
     @property
     def marks(self) -> Marks:
-        """The directory's marks, read once. A change through the view must call `forget_marks`."""
+        """The directory's marks, read once. Code that changes them must call `forget_marks`."""
         marks = self._marks
         if marks is None:
             self._marks = marks = self.layer.read_marks(self.open().fd)
         return marks
 
     def child(self, name: bytes, key: Key) -> LayerDir:
-        """The directory `name` in this one, which the caller has found to be the directory with this identity."""
+        """Return the subdirectory `name`, which the caller has found to have this identity."""
         raise NotImplementedError
 
     def forget_marks(self) -> None:
-        """Read the marks anew next time."""
+        """Read the marks again next time."""
         self._marks = None
 
     def stat(self, name: bytes) -> os.stat_result | None:
-        """The object called `name`, links not followed; None where there is none. Raises other OSErrors."""
+        """Return the status of the object called `name`, without following links; None if there is none.
+
+        Raises other OSErrors.
+        """
         descriptor = self._descriptor or self.open()
         try:
             return os.stat(name, dir_fd=descriptor.fd, follow_symlinks=False)
@@ -320,7 +324,7 @@ class LayerDir:
 
 
 def _open_directory(root_fd: int, path: bytes) -> int:
-    """Open a directory of a layer, which may lie deeper than a path can name: then in several steps."""
+    """Open a directory of a layer, in several steps if its path is longer than PATH_MAX."""
     held = None
     while len(path) > _LONGEST_PATH:
         cut = path.rindex(b"/", 0, _LONGEST_PATH)
@@ -329,7 +333,7 @@ def _open_directory(root_fd: int, path: bytes) -> int:
     fd = held.fd if held else root_fd
     try:
         return syscalls.open_beneath(fd, path or b".", _QUIETLY)
-    except PermissionError:  # As in `adopt`.
+    except PermissionError:  # O_NOATIME is refused, as in `adopt`.
         return syscalls.open_beneath(fd, path or b".", _DIRECTORY)
 
 
@@ -350,10 +354,10 @@ class LowerDir(LayerDir):
 
 
 class UpperDir(LayerDir):
-    """A directory of the upper. Renames move it, so its path follows from its parent's.
+    """A directory of the upper. Renames move it, so its path is derived from its parent's.
 
-    `changes` counts the changes of its names, so that what was read before one is known to be old. `impure_name` is
-    one that `impure` found to be so.
+    `changes` counts the changes of names in it, so that an older listing is known to be out of date. `impure_name` is
+    a name that `impure` found to be impure.
     """
 
     __slots__ = ("changes", "impure_name", "name", "parent")

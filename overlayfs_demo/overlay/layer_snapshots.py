@@ -1,15 +1,15 @@
-"""How did the view look before a layer came, and what did that layer hide?
+"""Read-only snapshots of the view: as it was before each layer was added, and what that layer hides.
 
-With `Stack.time_machine` the view's root has one more directory, which is found by its name but never listed:
+With `Stack.time_machine` the view's root has one more directory, which can be looked up but is never listed:
 
-    .layers/N/only      layer N alone, as it is on disk: whiteouts are its devices 0/0
-    .layers/N/upto      layer N merged with those below it
-    .layers/N/hidden    what is seen up to the layer below N, and not any more where N has its say
-    .layers/upper/...   the same of the upper (whose `upto` is the view itself)
+    .layers/N/only      layer N alone, as it is on disk: whiteouts are character devices 0/0
+    .layers/N/upto      layer N merged with the layers below it
+    .layers/N/hidden    what the layers below N show and N hides
+    .layers/upper/...   the same for the upper (except `upto`, which is the view itself)
 
-Each of these is a tree of its own on the layers of the live one, made when it is first asked for. It has no upper,
-and so it is read-only. Its nodes are never those of another tree, and their inode numbers differ from all others:
-find(1) takes a directory that has the number of one above it for a loop, and cp(1) copies no file onto itself.
+Each of these is a separate tree on the layers of the live one, made when it is first looked up. It has no upper,
+so it is read-only. It shares no nodes with other trees, and its inode numbers differ from all others: find(1) reports
+a loop if a directory has the same number as one above it, and cp(1) refuses to copy a file onto itself.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
 NAME = b".layers"
 
-# Real inode numbers leave these bits alone on all but the largest filesystems; those above tell these apart.
+# Real inode numbers do not reach this bit on all but the largest filesystems; the bits from here on number the trees.
 _TREE_SHIFT = 40
-# As no attribute is called: a layer alone shows the marks that are on it.
+# A namespace that no attribute has: a layer shown alone also shows its overlay attributes.
 _NOTHING_PRIVATE = PrivateXattrs("none")
 
 
 class TimeMachine:
-    """The trees beside a live one, whose lock they share. Call with that held.
+    """The trees beside a live one, whose lock they share. Call all methods with the lock held.
 
-    `layers` are all that the live tree looks names up in, topmost first, with the upper; `data_layers` lie below.
+    `layers` are those in which the live tree looks names up, topmost first, including the upper; `data_layers` are
+    below them.
     """
 
     def __init__(self, live: Tree, layers: Sequence[Layer], data_layers: Sequence[Layer]) -> None:
@@ -52,7 +53,7 @@ class TimeMachine:
         self._layers = layers
         self._data_layers = data_layers
         self._serial = count(1)
-        # The tree that begins at a directory, to which all below it belongs.
+        # By its root directory: the tree that everything below that directory belongs to.
         self._trees: WeakKeyDictionary[DirNode, Tree] = WeakKeyDictionary()
         numbers = range(len(layers) + len(data_layers) - bool(live.upper), len(data_layers), -1)
         names = [*([b"upper"] if live.upper else []), *[b"%d" % number for number in numbers]]
@@ -60,7 +61,7 @@ class TimeMachine:
         live.beside[NAME] = self._begin(_Shelf(live, next(self._serial), layers[0], shelves), live.root, NAME)
 
     def tree_of(self, node: Node) -> Tree:
-        """The tree that a node belongs to."""
+        """Return the tree that a node belongs to."""
         above: Node | None = node
         while above is not None:
             if isinstance(above, DirNode) and (tree := self._trees.get(above)) is not None:
@@ -69,7 +70,7 @@ class TimeMachine:
         return self._live
 
     def split(self, path: bytes) -> tuple[Tree, bytes]:
-        """The tree that an absolute path leads into, and the path in it. Raises OSError."""
+        """Return the tree that an absolute path leads into, and the path in that tree. Raises OSError."""
         tree, inside = self._live, path
         names = [name for name in path.split(b"/") if name]
         node: Node = tree.root
@@ -87,7 +88,7 @@ class TimeMachine:
         return root
 
     def _shelf(self, place: int, above: DirNode, name: bytes) -> DirNode:
-        """What there is of one layer, given its place in `layers`."""
+        """Return the directory with the trees of one layer, given its position in `layers`."""
         layer, below = self._layers[place], self._layers[place + 1 :]
         trees: dict[bytes, Callable[[int], Tree]] = {
             b"only": lambda number: _Past(self._live, number, [_Alone(layer)], (), _NOTHING_PRIVATE),
@@ -106,7 +107,7 @@ class TimeMachine:
 
 
 class _Alone(Layer):
-    """A layer in which nothing has a meaning: what is there is shown. Its root stays the layer's own."""
+    """A layer shown as it is on disk: no mark in it has a meaning. The original layer still owns the root."""
 
     __slots__ = ()
 
@@ -127,7 +128,7 @@ class _Alone(Layer):
 
 
 class _Past(Tree):
-    """A tree without an upper on layers of the live one."""
+    """A tree without an upper, on layers of the live tree."""
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ _Make = Callable[[DirNode, bytes], DirNode]
 
 
 class _Shelf(_Past):
-    """A directory of other trees' roots. It looks like the root of `layer`."""
+    """A directory that holds the roots of other trees. It has the attributes of the root of `layer`."""
 
     def __init__(self, live: Tree, number: int, layer: Layer, entries: Mapping[bytes, _Make]) -> None:
         super().__init__(live, number, [layer])
@@ -174,14 +175,14 @@ class _Shelf(_Past):
 
 
 class _Hidden(_Past):
-    """What is seen of `below` alone, as far as the layer `over` them has something to say there."""
+    """The merged layers `below`, restricted to what the layer `over` hides or replaces."""
 
     def __init__(
         self, live: Tree, number: int, over: Layer, below: Sequence[Layer], data_layers: Sequence[Layer]
     ) -> None:
         super().__init__(live, number, below, data_layers)
         root = LowerDir(over, b"")
-        # Directories that both have, with the upper one; all in others is hidden.
+        # The directories that both sides share, with that of `over`. In any other directory everything is hidden.
         self._over: WeakKeyDictionary[DirNode, LayerDir] = WeakKeyDictionary()
         if not root.marks.opaque:
             self._over[self.root] = root
@@ -209,11 +210,11 @@ class _Hidden(_Past):
         if node not in self._over:
             return found
         return found._replace(
-            names={name: one for name, one in found.names.items() if self.find_listed(node, one, False)}
+            names={name: listed for name, listed in found.names.items() if self.find_listed(node, listed, False)}
         )
 
     def _hides(self, node: DirNode, over: LayerDir) -> bool:
-        """Does the layer hide anything below a directory that it shares? (Not by calls: such trees may be deep.)"""
+        """Whether the layer hides anything below a directory that it shares. Not recursive: such trees may be deep."""
         waiting = [(node, over)]
         while waiting:
             node, over = waiting.pop()
@@ -224,7 +225,7 @@ class _Hidden(_Past):
                 try:
                     child = super().find(node, name)[0]
                 except OSError:
-                    return True  # It cannot be looked up, but it is there.
+                    return True  # It exists, although it cannot be looked up.
                 if shared is None or not isinstance(child, DirNode):
                     return True
                 waiting.append((child, shared))
@@ -232,9 +233,9 @@ class _Hidden(_Past):
 
 
 def _said(over: LayerDir, name: bytes) -> tuple[Says, LayerDir | None]:
-    """What a layer says of a name, and its directory there, if it merges with what is called so below."""
+    """Return what a layer says about a name, and its directory there if that merges with the same name below."""
     answer = judge(over, name, over.stat(name))
     directory = answer.part.directory if answer.part and answer.says is Says.DIRECTORY else None
-    # One that was renamed merges with a directory of another name, and hides this one.
+    # A renamed directory merges with one of another name, and hides the one of this name.
     shared = directory if directory is not None and directory.marks.redirect in (None, name) else None
     return answer.says, shared

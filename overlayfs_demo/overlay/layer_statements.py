@@ -1,7 +1,7 @@
-"""What does each layer say about one path, which of them wins, and what hides the others?
+"""What each layer has at one path, which layer wins, and what hides the others.
 
-A lookup stops asking when its verdict is clear. Here the layers below are heard, too: what they hold is hidden,
-and by whom is the point.
+A lookup stops when its verdict is clear. Here the layers below are asked as well, to tell what they have and which
+layer hides it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from overlayfs_demo.overlay.merge import Says, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One layer's say on a path.
+    """What one layer has at a path.
 
-    `layer` is its label. `mode`, `size` (in bytes) and `target` (of a symbolic link) are those of the object it has,
-    if any.
-    `wins`: the view shows this object, or a directory merged with it. `hidden_by`: the label of the layer that
-    hides what this one says, "" if none does; it does so at `hidden_at`, the path itself or a directory on the way.
-    `deleted_at`: of a layer that says "deleted", the path its whiteout stands for. `stored_at`: where in the layer's
-    own directory the object is, without a leading slash; through a redirect that is another path than the view's.
+    `layer` is its label. `mode`, `size` (in bytes) and `target` (of a symbolic link) are those of the layer's object,
+    if it has one. `wins`: the view shows this object, or a directory merged with it. `hidden_by` is the label of the
+    layer that hides this one, "" if none does, and `hidden_at` where: the path itself or a directory on the way.
+    `deleted_at`: if the layer says "deleted", the path of its whiteout in the view. `stored_at` is the object's path
+    in the layer, without a leading slash; after a redirect it differs from the path in the view.
     """
 
     layer: str
@@ -42,10 +41,11 @@ class Statement:
 
 @dataclass(slots=True)
 class _Hearing:
-    """What came out of a lookup, component by component.
+    """The result of a lookup, component by component.
 
-    `hidden` has, by a layer's number, who hides it and where. `sources` make up the directory that the path's
-    last component was looked up in, and `answers` are about that component; both are empty if it does not exist.
+    `hidden` maps a layer's number to the layer that hides it and the path where. `sources` make up the directory in
+    which the path's last component was looked up, and `answers` are about that component; both are empty if that
+    directory does not exist.
     """
 
     hidden: dict[int, tuple[Layer, bytes]] = field(default_factory=dict)
@@ -55,10 +55,10 @@ class _Hearing:
 
 
 def testify(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], path: bytes) -> list[Statement]:
-    """The statements of `layers`, which are all that names are looked up in, topmost first, about an absolute path.
+    """Return the statements of all `layers` in which names are looked up, topmost first, about an absolute path.
 
-    `root` is what the view's root is merged from. Of layers that hold nothing but data only those are heard whose
-    data the path leads to. Raises OSError. `path` must hold no `.` or `..`.
+    `root` is what the view's root is merged from. A data-only layer is included only if the path leads to its data.
+    `path` must not contain `.` or `..`. Raises OSError.
     """
     names = [name for name in path.split(b"/") if name]
     hearing = _hear(lookup, layers, root, names)
@@ -107,7 +107,7 @@ def _note_hidden(
     decider = answers[verdict.decided_by]
     _hide_below(hearing, layers, decider.layer, path)
     if decider.part is not None and verdict.decided_by not in verdict.positions:
-        # A file below directories ends their merge, and is itself hidden by the lowest of them.
+        # A file below merged directories ends the merge, and the lowest of them hides it.
         hearing.hidden.setdefault(decider.layer.number, (answers[verdict.positions[-1]].layer, path))
 
 
@@ -118,7 +118,7 @@ def _hide_below(hearing: _Hearing, layers: Sequence[Layer], decider: Layer, path
 
 
 def _alone(layer: Layer, sources: Sequence[LayerDir], names: Sequence[bytes]) -> tuple[Answer, bytes]:
-    """What a layer that was not asked holds, and for which path it has a whiteout, if it has one."""
+    """Return the answer of a layer that the lookup did not ask, and the path of its whiteout if it says "deleted"."""
     for source in sources:
         if source.layer is layer:
             return judge(source, names[-1], source.stat(names[-1])), _path(names)
@@ -131,7 +131,7 @@ def _alone(layer: Layer, sources: Sequence[LayerDir], names: Sequence[bytes]) ->
         if answer.part is None or answer.part.directory is None:
             return Answer(Says.ABSENT, None, layer), b""
         directory = answer.part.directory
-    # The root itself, which every layer has.
+    # No names: the path is the root, which every layer has.
     return Answer(Says.OPAQUE_DIRECTORY if directory.marks.opaque else Says.DIRECTORY, None, layer), b""
 
 

@@ -1,7 +1,7 @@
 """Which names does a merged directory have?
 
-The layers are read from the top down; a name counts where it is met first, and a whiteout counts as
-met. Whiteouts are never listed, not even stray ones that hide nothing.
+The layers are read from the top down. The topmost layer that has a name, or a whiteout for it, decides.
+Whiteouts are never listed, not even stray ones that hide nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
 
 class Listed(NamedTuple):
-    """A name and where it was met first: the S_IFMT kind and the inode number it has there.
+    """A name, the topmost directory that has it, and its S_IFMT kind and inode number there.
 
-    `certain` is False if the number in the view may be another (a merged directory shows its lower's).
+    `certain` is False if the view may show another inode number (a merged directory shows its lower's).
     """
 
     name: bytes
@@ -31,14 +31,14 @@ class Listed(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The names a directory had, and how to tell whether the view has changed them since."""
+    """The names that a directory had, and what tells whether they were changed through the view since."""
 
     names: dict[bytes, Listed]
     sources: Sequence[LayerDir]
     changes: int
 
     def is_current(self, sources: Sequence[LayerDir]) -> bool:
-        """Has nothing been changed through the view in this directory, now merged from `sources`?"""
+        """Whether no name in this directory, now merged from `sources`, was changed through the view since."""
         return self.sources is sources and self.changes == _changes(sources)
 
 
@@ -47,12 +47,12 @@ class TooManyNamesError(Exception):
 
 
 def snapshot(sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
-    """What `merged_names` says now."""
+    """Return a snapshot of `merged_names`."""
     return Snapshot(merged_names(sources, at_most, quietly=quietly), sources, _changes(sources))
 
 
 def note_reading(source: LayerDir) -> None:
-    """Let the access time tell that a directory was read, which was done quietly. Raises OSError."""
+    """Update the access time of a directory that was read quietly, by reading one entry. Raises OSError."""
     if not source.layer.reads_quietly:
         directory = source.open()
         with os.scandir(syscalls.fd_path(directory.fd)) as entries:
@@ -67,9 +67,9 @@ def _changes(sources: Sequence[LayerDir]) -> int:
 def merged_names(
     sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False
 ) -> dict[bytes, Listed]:
-    """All names of the directory merged from `sources` (topmost first), as of now; `quietly` changes no access time.
+    """Return all names of the directory merged from `sources` (topmost first).
 
-    Raises OSError; TooManyNamesError if there are more than `at_most`.
+    `quietly` changes no access time. Raises OSError; TooManyNamesError if there are more than `at_most` names.
     """
     listed: dict[bytes, Listed] = {}
     hidden: set[bytes] = set()
@@ -83,10 +83,11 @@ def _read(
 ) -> None:
     layer = source.layer
     suspicious = source.marks.has_xattr_whiteouts
-    # A layer's whiteouts hide what is below it, not what the layer itself holds under the name.
+    # A layer's whiteouts hide the layers below, not the layer's own object of that name.
     hidden_here: set[bytes] = set()
     directory = source.open()
-    # The descriptor has O_NOATIME, if it may. The path opens the directory anew, and the names come as bytes.
+    # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading by
+    # path opens the directory again, without O_NOATIME, and yields the names as bytes.
     quietly = quietly or layer.reads_quietly
     place: Any = directory.fd if quietly else syscalls.fd_path(directory.fd)
     with os.scandir(place) as entries:
@@ -112,7 +113,7 @@ def _read(
 
 
 def _kind(entry: os.DirEntry[Any]) -> int:
-    """The S_IFMT kind, from the directory entry's own type where it tells."""
+    """Return the S_IFMT kind, from the directory entry's type if it has one, else from stat(2)."""
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
     if entry.is_dir(follow_symlinks=False):
@@ -122,12 +123,12 @@ def _kind(entry: os.DirEntry[Any]) -> int:
     try:
         return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
     except FileNotFoundError:
-        # Removed since the directory was read; the lookup that follows will say so.
+        # Removed since the directory was read. The lookup that follows will find that out.
         return 0
 
 
 def is_empty(sources: Sequence[LayerDir]) -> bool:
-    """Whether the merged directory has no names in the view."""
+    """Return whether the merged directory has no names in the view."""
     try:
         return not merged_names(sources, at_most=0, quietly=True)
     except TooManyNamesError:

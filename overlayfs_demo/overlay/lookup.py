@@ -1,8 +1,8 @@
 """Which real objects make up a name of the view?
 
-A lookup asks the layers from the top down until `merge.decide` has heard enough. It never trusts what
-an earlier lookup found. Directories that were renamed are followed through their redirects, as
-overlayfs.rst, "redirect_dir", and fs/overlayfs/namei.c have it.
+A lookup asks the layers from the top down until `merge.decide` has a verdict. It never relies on the result of
+an earlier lookup. Renamed directories are followed through their redirects, as described in overlayfs.rst,
+"redirect_dir", and implemented in fs/overlayfs/namei.c.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
 
 class Part(NamedTuple):
-    """One layer's object of a name: where it stands, its status, and itself if it is a directory.
+    """One layer's object for a name: where it is, its status, and its `LayerDir` if it is a directory.
 
-    `metacopy` says that its data is in the part below, if there is one.
+    `metacopy`: its data is in the next part, if there is one.
     """
 
     place: LayerDir
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one layer said, the object (where it has one), and which layer it was."""
+    """What one layer says about a name, the object (if it has one), and the layer."""
 
     says: Says
     part: Part | None
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 class _Walked(NamedTuple):
-    """What one layer said about a path, and the path that the next layer below must look up, if there is one."""
+    """What one layer says about a path, and the path to look up in the next layer below; `stop`: ask no other layer."""
 
     answer: Answer
     below: bytes
@@ -50,9 +50,10 @@ class _Walked(NamedTuple):
 
 
 class Lookup:
-    """Looks names up in the layers of one mount. `lowers` is the whole stack, topmost first.
+    """Looks names up in the layers of one mount.
 
-    `data_layers` lie below it and are searched for the data of a metacopy alone, by absolute redirects.
+    `lowers` are topmost first. `data_layers` are below them and are searched only for the data of metacopies, by
+    absolute redirects.
     """
 
     __slots__ = ("_data_layers", "_lowers")
@@ -62,13 +63,13 @@ class Lookup:
         self._data_layers = tuple(data_layers)
 
     def find(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Part, ...]:
-        """The objects that `name` is made of in the directory merged from `sources`, topmost first.
+        """Return the objects that make up `name` in the directory merged from `sources`, topmost first.
 
-        Empty when the view has no such name. Only directories have more than one part, and metacopies,
-        whose second part is their data. Raises OSError: EINVAL or EACCES for a bad redirect, see `faults`.
+        The result is empty if the view has no such name. Only directories and metacopies have more than one part;
+        a metacopy's second part is its data. Raises OSError: EINVAL or EACCES for a bad redirect, see `faults`.
         """
         if len(sources) == 1:
-            # Most directories stand in one layer, and most names in them are no directories.
+            # The common case: a directory in one layer only, and a name in it that is not a directory.
             source = sources[0]
             status = source.stat(name)
             if status is None:
@@ -82,21 +83,21 @@ class Lookup:
         return tuple(part for position in verdict.positions if (part := answers[position].part))
 
     def may_lack_data(self, sources: Sequence[LayerDir], name: bytes) -> bool:
-        """Is `name` a metacopy of a lower whose data was looked for in the data layers, if in vain?
+        """Whether `name` is a metacopy of a lower whose search for data went as far as the data layers.
 
-        Then only reading it fails. All other metacopies without data cannot be looked up (ovl_lookup).
+        If the data is missing, only reading fails. The lookup of any other metacopy without data fails (ovl_lookup).
         """
         _, answers = self.explain(sources, name)
         in_lower = any(answer.says is Says.METACOPY and not answer.layer.is_upper for answer in answers)
         return in_lower and answers[-1].layer in self._data_layers
 
     def explain(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Verdict, list[Answer]]:
-        """What each layer says about `name`, until the verdict was clear."""
+        """Return the verdict about `name`, and the answers of the layers that were asked until it was clear."""
         answers: list[Answer] = []
         return decide(self._listen(sources, name, answers)), answers
 
     def _listen(self, sources: Sequence[LayerDir], name: bytes, answers: list[Answer]) -> Iterator[Says]:
-        """Ask layer after layer, each only when the verdict needs it, and note the answers."""
+        """Ask one layer after another, each only when the verdict needs it, and append the answers to `answers`."""
         redirected = False
         for source in sources:
             status = _status_if_possible(source, name) if redirected else source.stat(name)
@@ -112,7 +113,7 @@ class Lookup:
             name, redirected = redirect, True
 
     def _listen_below(self, above: Layer, path: bytes, answers: list[Answer]) -> Iterator[Says]:
-        """Ask the layers below `above` about an absolute path, each from its root."""
+        """Ask the layers below `above` about an absolute path, which each resolves from its root."""
         for layer in (*self._lowers, *self._data_layers):
             if layer.number <= above.number:
                 continue
@@ -127,7 +128,7 @@ class Lookup:
 
 
 def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answer:
-    """What the layer of `source` says about `name`, given the object's status there."""
+    """Return what the layer of `source` says about `name`, given the object's status there."""
     layer = source.layer
     if status is None:
         deleted = not layer.last and layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
@@ -146,6 +147,7 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
     part = Part(source, name, status, directory)
     if layer.last:
         return Answer(Says.DIRECTORY, part, layer)
+    # Held until the marks are read, so that the cache cannot close the directory before.
     descriptor = directory.adopt(source, name)
     opaque = directory.marks.opaque or layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
     del descriptor
@@ -153,7 +155,8 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
 
 
 def _status_if_possible(source: LayerDir, name: bytes) -> os.stat_result | None:
-    """The status of a name from a redirect. One that is longer than any file's is in no layer (ovl_lookup_single)."""
+    """Return the status of a name from a redirect. A name that is too long for any file counts as absent
+    (ovl_lookup_single)."""
     try:
         return source.stat(name)
     except OSError as error:
@@ -163,7 +166,7 @@ def _status_if_possible(source: LayerDir, name: bytes) -> os.stat_result | None:
 
 
 def _redirect(answer: Answer) -> bytes | None:
-    """Where the layers below have the object, if under another name: an absolute path or a sibling's name."""
+    """Return the name of the object in the layers below, if it differs: an absolute path or a sibling's name."""
     part = answer.part
     if part is None or part.place.layer.last or answer.says is Says.OPAQUE_DIRECTORY:
         return None
@@ -175,14 +178,14 @@ def _redirect(answer: Answer) -> bytes | None:
 
 
 def _walk(layer: Layer, path: bytes) -> _Walked:
-    """Look an absolute path up in one layer alone.
+    """Look an absolute path up in one layer only.
 
     Whiteouts, opaque marks and redirects of the directories on the way count like those of the last component. An
-    opaque directory ends the search, unless an absolute redirect further down, or a metacopy at the end, leads on
+    opaque directory ends the search, unless an absolute redirect further down, or a metacopy at the end, continues it
     (fs/overlayfs/namei.c, ovl_lookup_layer, ovl_check_redirect).
     """
     directory: LayerDir = LowerDir(layer, b"")
-    # What the next layer must look up, as far as the path has been walked, and what of the path is left.
+    # The path for the next layer, as far as this one has been walked, and the part of this one that remains.
     below = b""
     rest = path
     stop = False
@@ -206,7 +209,7 @@ def _walk(layer: Layer, path: bytes) -> _Walked:
 
 
 def _final(says: Says, stop: bool) -> Says:
-    """An opaque directory on the way ends the search below, whatever it holds."""
+    """Return `says`, changed so that it ends the search if an opaque directory on the way does (`stop`)."""
     if not stop:
         return says
     return {Says.DIRECTORY: Says.OPAQUE_DIRECTORY, Says.ABSENT: Says.WHITEOUT}.get(says, says)

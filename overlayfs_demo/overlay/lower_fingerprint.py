@@ -1,8 +1,8 @@
-"""Over which lowers was this upper mounted before?
+"""A record of the lowers that an upper was last mounted over.
 
-An upper makes sense over the lowers it was made over: its whiteouts and directories speak of them. The
-kernel's overlayfs checks that with index=on only (fs/overlayfs/super.c, ovl_verify_origin). Here the root
-of the upper remembers the stack in an attribute, which the kernel hides like all private ones and ignores.
+An upper is meaningful only over the lowers it was made for: its whiteouts and directories refer to them. The
+kernel's overlayfs checks that with index=on only (fs/overlayfs/super.c, ovl_verify_origin). Here an attribute of
+the upper's root records the stack. The kernel ignores the attribute and hides it like all private ones.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from overlayfs_demo.overlay.layer import Layer
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
-# Bytes. ext4 keeps all attributes of a file in one block of 4 KiB.
+# In bytes. ext4 keeps all attributes of a file in one block of 4 KiB.
 _LONGEST_NAMES = 1024
 
 
 def last_stack(upper: Layer, lowers: Sequence[Layer], xattrs: PrivateXattrs) -> str:
-    """The lowers that the upper was last mounted over, as text, if they were others and it holds something; or ""."""
+    """Return the names of the lowers of the upper's last mount if they were different, else "".
+
+    Also "" if the upper is empty or has no record.
+    """
     value = syscalls.get_xattr(upper.root_fd, xattrs.lowers)
     if value is None or not os.listdir(upper.root_fd):
         return ""
     now = _description(lowers)
     try:
         before = json.loads(value)
-        # Layers that were moved are still the same, and so are copies in their place.
+        # Layers that were moved are the same, and so are copies at the old paths.
         same = before["files"] == now["files"] or before["paths"] == now["paths"]
         return "" if same else str(before["names"])
     except (ValueError, TypeError, KeyError):
-        return ""  # Not ours.
+        return ""  # The record is not ours.
 
 
 def remember(upper: Layer, lowers: Sequence[Layer], xattrs: PrivateXattrs) -> None:
-    """Note the stack. Best effort: an upper without the note is as good."""
+    """Record the stack. Errors are ignored: the upper works without the record."""
     value = json.dumps(_description(lowers)).encode()
     if value != syscalls.get_xattr(upper.root_fd, xattrs.lowers):
         with contextlib.suppress(OSError):
@@ -46,7 +49,7 @@ def remember(upper: Layer, lowers: Sequence[Layer], xattrs: PrivateXattrs) -> No
 
 
 def names(lowers: Sequence[Layer]) -> str:
-    """The stack, for messages."""
+    """Return the paths of the lowers as one text for messages, shortened if it is long."""
     text = ":".join(os.fsdecode(layer.path) for layer in lowers)
     if len(os.fsencode(text)) > _LONGEST_NAMES:
         return f"{text[: _LONGEST_NAMES // 4]}... ({len(lowers)} layers)"

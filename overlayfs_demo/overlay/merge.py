@@ -1,8 +1,8 @@
-"""When several layers speak about one name, who wins?
+"""When several layers have something to say about one name, which of them wins?
 
-The rule is data: `decide` turns what each layer says, from the top down, into a verdict. It does no
+The rule is a pure function: `decide` turns what each layer says, from the top down, into a verdict. It does no
 I/O, so the rule can be tested, shown and explained without a filesystem. It reads its input lazily:
-a layer below the deciding one is never even asked.
+a layer below the deciding one is never asked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Says(enum.Enum):
 
 
 class Verdict(NamedTuple):
-    """Which positions of the input make up the merged object, topmost first.
+    """The positions of the input that make up the merged object, topmost first.
 
-    Empty: the name does not exist. `directory` is False for anything that is not a directory: that comes
-    from one layer, or, as a metacopy, its metadata from the first position and its data from the second
-    (which is missing if no layer below has it). `decided_by` is the position that ended the search, or None
-    when all layers were asked.
+    No positions: the name does not exist. `directory`: whether the object is a directory. Any other object comes from
+    one layer, except a metacopy: its metadata comes from the first position and its data from the second, which is
+    missing if no layer below has it. `decided_by` is the position that ended the search, or None if all layers were
+    asked.
     """
 
     positions: tuple[int, ...]
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
 
 
 def decide(says: Iterable[Says]) -> Verdict:
-    """The union rule of overlayfs (Linux Documentation/filesystems/overlayfs.rst, "Upper and Lower").
+    """Apply the union rule of overlayfs (Linux Documentation/filesystems/overlayfs.rst, "Upper and Lower").
 
     The topmost object wins. Directories merge with the directories directly below them, until a
     whiteout, a non-directory or an opaque directory ends the stack. A metacopy takes its data from the

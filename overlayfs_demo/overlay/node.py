@@ -1,8 +1,7 @@
-"""What does the engine remember about one file or directory of the view?
+"""Nodes: the engine's objects for the files and directories of the view.
 
-A node is the engine's object for one file: the same object for as long as anybody holds it. A node
-holds its parent; a parent knows its children only weakly, so a front keeps a node alive by holding it
-and lets it go by dropping it.
+A file has one node, the same object for as long as anything holds it. A node holds its parent; a parent
+references its children only weakly, so a front keeps a node alive by holding it and frees it by dropping it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from overlayfs_demo.overlay.types import Attrs, Links
 
 
 class Data(NamedTuple):
-    """Where the data of a metacopy is: `name` in a directory of a lower, and which file that was when looked up."""
+    """Where the data of a metacopy is: `name` in a lower directory, and the identity of that file at its lookup."""
 
     place: LayerDir
     name: bytes
@@ -28,11 +27,11 @@ class Data(NamedTuple):
 
 
 class Node:
-    """What files and directories have in common.
+    """The common part of files and directories.
 
-    `kind` is the S_IFMT part of the mode, `ino` the identity the view shows, `key` the (device, inode)
-    of the real object now in front. `anchor` keeps a removed object reachable; `gone` says that the
-    name under which we knew it was removed. `protection` is what `inode_flags` found out (None: not asked yet).
+    `kind` is the S_IFMT part of the mode, `ino` the inode number in the view, `key` the (device, inode)
+    of the topmost real object. `anchor` keeps a removed object reachable. `gone`: the name by which we
+    knew it was removed. `protection` caches the result of `inode_flags.protection` (None: not read yet).
     """
 
     __slots__ = ("__weakref__", "anchor", "gone", "ino", "key", "kind", "name", "parent", "protection")
@@ -49,7 +48,7 @@ class Node:
 
     @property
     def in_upper(self) -> bool:
-        """Whether the upper holds this object: a change to it needs no copy-up."""
+        """Whether the upper has this object, so that a change to it needs no copy-up."""
         raise NotImplementedError
 
     @property
@@ -58,22 +57,22 @@ class Node:
         return self.kind == stat.S_IFDIR
 
     def stat(self) -> os.stat_result:
-        """stat(2) of the real object in front: the upper's if it is there, else its lower layer's.
+        """Return stat(2) of the topmost real object: the upper's if there is one, else the lower's.
 
-        Raises OSError, ESTALE if another object stands there now.
+        Raises OSError, ESTALE if another object is there now.
         """
         raise NotImplementedError
 
     def pin(self) -> Pinned:
-        """The same object, for a change or a question that goes through a descriptor. Raises OSError, ESTALE."""
+        """Return the topmost real object, held open for reading or changing it. Raises OSError, ESTALE."""
         raise NotImplementedError
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
-        """The view's attributes, given the real ones."""
+        """Return the view's attributes, given the real ones."""
         raise NotImplementedError
 
     def path(self) -> bytes:
-        """The path in the view, for messages and events; for a removed node, where it was."""
+        """Return the path in the view, for messages and events; for a removed node, its last path."""
         parts = []
         node: Node = self
         while node.parent is not None:
@@ -86,8 +85,8 @@ class FileNode(Node):
     """Anything but a directory: it comes from exactly one layer, at `place`/`place_name`.
 
     `handles` are the open handles, which follow a copy-up. If the file is one of the index's copies,
-    `place` is the index, whichever names it has, and `links` is their number; else it is None.
-    A `metacopy` has its metadata there, and its data at `data` (None if a layer of data should have it, but does not).
+    `place` is the index, whatever names the file has, and `links` counts them; else `links` is None.
+    A `metacopy` has its metadata at `place`, and its data at `data` (None if a data layer should have it but does not).
     """
 
     __slots__ = ("data", "handles", "links", "metacopy", "place", "place_name")
@@ -95,7 +94,7 @@ class FileNode(Node):
     def __init__(
         self, parent: DirNode, name: bytes, place: LayerDir, place_name: bytes, status: os.stat_result, ino: int
     ) -> None:
-        # Not through super(): most nodes are made while directories are listed, which is where it shows.
+        # Not through super(): listing a directory creates a node for each entry, and the call would be noticeable.
         self.parent = parent
         self.name = name
         self.kind = stat.S_IFMT(status.st_mode)
@@ -116,13 +115,13 @@ class FileNode(Node):
         return self.place.layer.is_upper
 
     def _held(self) -> Descriptor | None:
-        """What keeps the object of a removed file open, if anything does."""
+        """Return the descriptor that keeps a removed file's object open, if there is one."""
         if self.anchor is None and self.gone and self.handles and not self.metacopy:
             return self.handles[0].opened
         return self.anchor
 
     def data_place(self) -> Data:
-        """Where the data is. Raises ENOENT if a layer of data lacks it, as the kernel does."""
+        """Return where the data is. Raises ENOENT if a data layer lacks it, as the kernel does."""
         if not self.metacopy:
             return Data(self.place, self.place_name, self.key)
         if self.data is None:
@@ -142,11 +141,11 @@ class FileNode(Node):
         return Pinned.through(self._held() or self.hold())
 
     def hold(self) -> Descriptor:
-        """The object behind a name, for as long as it is needed. Raises OSError, ESTALE."""
+        """Open the object at the node's name with O_PATH. Raises OSError, ESTALE."""
         return hold(self.place.open().fd, self.place_name, self.key, self.kind)
 
     def way(self) -> Way:
-        """The way to a regular file's data. Raises OSError, what `data_place` does."""
+        """Return the way to a regular file's data. Raises OSError, ENOENT like `data_place`."""
         if self.metacopy:
             data = self.data_place()
             return Way(data.place.open(), data.name, data.key, quiet=True)
@@ -156,27 +155,27 @@ class FileNode(Node):
 
     @property
     def where(self) -> tuple[object, ...]:
-        """What differs once the node stands elsewhere, or for another object."""
+        """A value that changes when the node moves or stands for another object."""
         return self.place, self.place_name, self.key, self.metacopy, self.anchor
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
-        # A removed lower file still stands in its layer, with the links it has there.
+        # A removed lower file is still in its layer, with the links it has there.
         nlink = 0 if self.gone and not self.in_upper else status.st_nlink
         if self.links is not None:
             nlink = self.links.view
         attrs = Attrs.of(status, self.ino, nlink)
         if not self.metacopy:
             return attrs
-        if self.data is None:  # Then what it would take (fs/overlayfs/inode.c, ovl_getattr).
+        if self.data is None:  # Estimate the blocks from the size (fs/overlayfs/inode.c, ovl_getattr).
             return attrs._replace(blocks=-(-status.st_size // 4096) * 8)
         data = self.data.place.stat(self.data.name)
         return attrs._replace(blocks=data.st_blocks if data is not None else 0)
 
 
 class Children:
-    """The known nodes of a directory, by name, each only as long as somebody else holds it.
+    """The known nodes of a directory, by name, each only as long as something else holds it.
 
-    A `weakref.WeakValueDictionary` for one purpose: it costs a fraction, and listing a directory fills one.
+    A minimal `weakref.WeakValueDictionary`: it costs a fraction of that, and listing a directory fills one.
     """
 
     __slots__ = ("_references", "_sweep_at")
@@ -186,17 +185,17 @@ class Children:
         self._sweep_at = 64
 
     def get(self, name: bytes) -> Node | None:
-        """The node, if it is still held."""
+        """Return the node if it is still held, else None."""
         reference = self._references.get(name)
         return reference() if reference is not None else None
 
     def known(self) -> list[Node]:
-        """All nodes that are still held."""
+        """Return all nodes that are still held."""
         held = [reference() for reference in list(self._references.values())]
         return [node for node in held if node is not None]
 
     def put(self, name: bytes, node: Node) -> None:
-        """Know `node` by `name` from now on."""
+        """Record `node` as `name`."""
         references = self._references
         references[name] = ref(node)
         if len(references) > self._sweep_at:
@@ -204,7 +203,7 @@ class Children:
             self._sweep_at = 2 * len(self._references) + 64
 
     def drop(self, name: bytes, node: Node) -> None:
-        """No longer know `node` by `name`; another node there stays."""
+        """Forget `node` as `name`; another node of that name stays."""
         if self.get(name) is node:
             del self._references[name]
 
@@ -212,10 +211,10 @@ class Children:
 class DirNode(Node):
     """A directory: one real directory, or several merged.
 
-    `lowers` are the lower directories in it, topmost first. `redirect` is the value of the upper's
-    `overlay.redirect`, if it was renamed. `sources` is the upper (if any), then the lowers, and `keys` are
-    the (device, inode) of each. `watched` says whether changes behind the view are noticed here (None: not
-    tried), see `behind`.
+    `lowers` are its lower directories, topmost first. `redirect` is the upper's `overlay.redirect`, if the
+    directory was renamed. `sources` is the upper (if any), then the lowers, and `keys` are the (device, inode)
+    of each. `watched` says whether changes behind the view are noticed here (None: not tried), see
+    `external_changes`.
     """
 
     __slots__ = ("children", "keys", "lowers", "redirect", "sources", "upper", "watched")
@@ -244,7 +243,7 @@ class DirNode(Node):
         return self.upper is not None
 
     def front(self) -> Descriptor:
-        """The topmost real directory, open. ESTALE if another one stands there now."""
+        """Return the topmost real directory, open. ESTALE if another directory is there now."""
         return self.anchor or self.sources[0].open()
 
     def stat(self) -> os.stat_result:
@@ -254,13 +253,13 @@ class DirNode(Node):
         return Pinned.opened(self.front())
 
     def attrs_from(self, status: os.stat_result) -> Attrs:
-        # find(1) trusts a link count above 2 to count subdirectories; 1 says "do not count", as the
-        # kernel's overlayfs says for merged directories (fs/overlayfs/inode.c, ovl_getattr).
+        # find(1) derives the number of subdirectories from a link count above 2; 1 means "do not count". The kernel's
+        # overlayfs also reports 1 for merged directories (fs/overlayfs/inode.c, ovl_getattr).
         nlink = 0 if self.gone else 1 if len(self.sources) > 1 else status.st_nlink
         return Attrs.of(status, self.ino, nlink)
 
     def copied_up(self, upper: UpperDir) -> None:
-        """The directory now has an upper part, which is in front."""
+        """Put `upper`, which was just created, in front of the lowers."""
         assert upper.key is not None
         self.upper = upper
         self.sources = (upper, *self.lowers)

@@ -1,7 +1,7 @@
-"""How does a copied-up file remember the lower file it came from?
+"""Origins: the record in a copied-up file of the lower file it came from.
 
-By the lower file's handle, in the kernel's own format (fs/overlayfs/overlayfs.h, struct ovl_fb), in the
-attribute `overlay.origin`. It keeps the inode number of the view constant over copy-up and remount.
+The attribute `overlay.origin` holds the lower file's handle, in the kernel's format (fs/overlayfs/overlayfs.h,
+struct ovl_fb). It keeps the inode number in the view constant across copy-up and remount.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from overlayfs_demo.overlay.layer import Layer
 
 _VERSION, _MAGIC, _NATIVE_ENDIAN = 0, 0xFB, 0
 _HEAD = struct.Struct("=BBBBB16s")
-# The flag of handles of the upper's objects.
+# The flag in handles of the upper's objects.
 _OF_UPPER = 4
 NO_UUID = bytes(16)
 
@@ -29,7 +29,7 @@ class Origins:
     def __init__(self, lowers: Sequence[Layer]) -> None:
         self._lowers = tuple(lowers)
         uuids = {layer.device: syscalls.filesystem_uuid(layer.root_fd) or NO_UUID for layer in lowers}
-        # Two filesystems of one name cannot be told apart by it: their files have no origins.
+        # Filesystems with the same UUID cannot be told apart by it, so their files get no origins.
         self._uuids = {device: uuid for device, uuid in uuids.items() if [*uuids.values()].count(uuid) == 1}
         self._layers: dict[bytes, Layer] = {}
         for layer in lowers:
@@ -37,12 +37,15 @@ class Origins:
                 self._layers.setdefault(self._uuids[layer.device], layer)
 
     def encode(self, layer: Layer, dir_fd: int, name: bytes) -> bytes | None:
-        """The origin of a lower file (`name` empty: of the directory `dir_fd`); None where there are no handles."""
+        """Return the origin of a lower file, or of the directory `dir_fd` if `name` is empty.
+
+        None where there are no file handles.
+        """
         uuid = self._uuids.get(layer.device)
         return None if uuid is None else handle_of(dir_fd, name, uuid)
 
     def decode(self, value: bytes) -> os.stat_result | None:
-        """The status of the lower file that `value` names; None if it is of no layer here, or gone."""
+        """Return the status of the lower file with the origin `value`; None if no layer has it, or it is gone."""
         fd = self._open(value)
         if fd is None:
             return None
@@ -52,15 +55,15 @@ class Origins:
             os.close(fd)
 
     def find(self, value: bytes) -> tuple[Layer, bytes] | None:
-        """The layer that has the file which `value` names, and where in it; None where that cannot be told."""
+        """Return the layer that has the file with the origin `value`, and its path there; None if it is not found."""
         for layer in self._lowers:
             fd = self._open(value, layer)
             if fd is None:
                 continue
             try:
-                root, path = (os.readlink(syscalls.fd_path(one)) for one in (layer.root_fd, fd))
+                root, path = (os.readlink(syscalls.fd_path(opened)) for opened in (layer.root_fd, fd))
                 inside = path.removeprefix(root.rstrip(b"/"))
-                # On the layer's own mount, a file outside the layer has a path that is another file's, or nobody's.
+                # On the layer's own mount, a file outside the layer has a path that leads nowhere, or to another file.
                 if inside.startswith(b"/") and _is_at(layer.root_fd, inside[1:], os.fstat(fd)):
                     return layer, inside
             finally:
@@ -68,9 +71,9 @@ class Origins:
         return None
 
     def _open(self, value: bytes, layer: Layer | None = None) -> int | None:
-        """A descriptor (O_PATH) of the lower file; None if it is of no layer here, or gone, or not to be had.
+        """Open the lower file with O_PATH. Return None if no layer has it, it is gone, or it cannot be opened.
 
-        It is opened on the mount of `layer`, or of any that is on its filesystem.
+        It is opened on the mount of `layer`, or else of any layer on its filesystem.
         """
         if not is_handle(value):
             return None
@@ -95,7 +98,7 @@ def _is_at(dir_fd: int, path: bytes, expected: os.stat_result) -> bool:
 
 
 def is_handle(value: bytes) -> bool:
-    """Could this be a handle, of any file (ovl_check_fb_len)?"""
+    """Return whether this has the form of a handle (ovl_check_fb_len)."""
     if len(value) < _HEAD.size:
         return False
     version, magic, length, *_ = _HEAD.unpack_from(value)
@@ -103,9 +106,10 @@ def is_handle(value: bytes) -> bool:
 
 
 def handle_of(dir_fd: int, name: bytes, uuid: bytes, *, of_upper: bool = False) -> bytes | None:
-    """The handle of a file on the filesystem `uuid`, as the kernel's overlayfs writes it down (ovl_encode_real_fh).
+    """Return the handle of a file on the filesystem `uuid`, in the format of the kernel's overlayfs
+    (ovl_encode_real_fh).
 
-    `name` empty: of the directory `dir_fd` itself. None where there are no handles.
+    If `name` is empty, the file is the directory `dir_fd` itself. None where there are no handles.
     """
     try:
         kind, opaque = syscalls.file_handle(dir_fd, name)

@@ -1,11 +1,12 @@
-"""How does an overlay look whose layers keep owners and modes as records?
+"""An overlay whose layers keep owners and modes in records, see `override_stat`.
 
-Here alone records are read and written: the view shows what a record says, and chmod(2) and chown(2) write
-one. Everything behind this knows only what is on disk; a copy-up takes the record along as an attribute.
-What has no record is shown as it is, but what can have none, in a lower, as root's: so it is in an image.
+Records are read and written only here: the view shows the owner and mode of the record, and chmod(2) and chown(2)
+write it. Everything behind this knows only what is on disk; a copy-up copies the record like any attribute.
+A file without a record is shown as it is, except files in a lower that cannot have one: they are shown as root's,
+as they are in an image.
 
-The view's owners do not say what the layers' owner may do here, so the kernel must not check by them: who
-mounts such a view is its root (`Overlay.owners_are_real`).
+The owners in the view do not decide what the layers' owner may do, so the kernel must not check access by them: the
+user who mounts such a view is its root (`Overlay.owners_are_real`).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class RecordedOverlay(MappedOverlay):
         return node, self._settle(node, attrs, mode, caller)
 
     def _settle(self, node: Node, attrs: Attrs, mode: int, caller: Caller) -> Attrs:
-        """Give a new file that was made accessible to us the owner's part of the mode that was asked for."""
+        """Record the owner's permissions that were requested for a new file, if the real ones had to be wider."""
         owners = mode & ~caller.umask & stat.S_IRWXU
         record = StatRecord(attrs.uid, attrs.gid, stat.S_IMODE(attrs.mode) & (owners | ~stat.S_IRWXU))
         if not override_stat.can_be_kept(attrs.mode) or record.on_disk(attrs.mode) == record.mode:
@@ -88,7 +89,10 @@ class RecordedOverlay(MappedOverlay):
         return attrs._replace(mode=stat.S_IFMT(attrs.mode) | record.mode)
 
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
-        """As there; the owner and the mode go into the record. EPERM for the owner of what can have none."""
+        """Like `MappedOverlay.set_attrs`, but the owner and mode are written to the record.
+
+        EPERM for a new owner of a file that cannot have a record.
+        """
         real = replace(change, uid=None, gid=None, mode=None, kill_privileges=False)
         before = self.attrs(node)
         if not override_stat.can_be_kept(before.mode):
@@ -109,7 +113,7 @@ class RecordedOverlay(MappedOverlay):
         return self.attrs(node)
 
     def _keep(self, node: Node, record: StatRecord, action: Action, detail: str, caller: Caller) -> None:
-        """Write a record; the file's own mode follows, as far as its owner can live with it."""
+        """Write a record. The file's real mode is set as well, but never so that the layer's owner loses access."""
         upper = self._copy_up.node(node, caller, data=False)
         with self._lock:
             upper.record(node.pin(), self._event_path(node), record, action, detail, caller)
@@ -128,7 +132,7 @@ class RecordedOverlay(MappedOverlay):
 
 
 def _accessible(mode: int, caller: Caller) -> tuple[int, Caller]:
-    """The mode, and the caller's umask, with which to make a file that does not shut us out."""
+    """Return a mode, and the caller with a umask, that leave a new file accessible to us."""
     if not override_stat.can_be_kept(mode):
         return mode, caller
     return mode | override_stat.needs(mode), caller._replace(umask=caller.umask & ~stat.S_IRWXU)

@@ -1,8 +1,8 @@
-"""How is the very object reached that was looked up, whatever stands at its name by now?
+"""Access to the object that was looked up, even if its name leads to another one by now.
 
-Whoever can reach a layer may put something else at a name between its lookup and a change: a symbolic link, a
-FIFO, a file of root's. So nothing is changed by name. An object is opened with O_PATH|O_NOFOLLOW, which neither
-follows a link nor waits nor wakes a device; it is compared with the one that was looked up; and every call then
+Anyone who can write to a layer may replace an object between its lookup and a change: with a symbolic link, a FIFO,
+or a file of root's. So nothing is changed by name. An object is opened with O_PATH|O_NOFOLLOW, which does not
+follow a link, block, or touch a device. It is then compared with the one that was looked up, and every call
 goes through that descriptor.
 """
 
@@ -15,12 +15,12 @@ from typing import NamedTuple
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
 
-# A FIFO must not make the daemon wait, and a terminal must not become its own: open(2).
+# A FIFO must not block the daemon, and a terminal must not become its controlling terminal: open(2).
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Pinned:
-    """One real object, held open for as long as this value lives. `place` is how the `os` functions reach it."""
+    """One real object, held open as long as this value exists. `place` is its path or descriptor for `os` functions."""
 
     __slots__ = ("_held", "place")
 
@@ -30,13 +30,16 @@ class Pinned:
 
     @classmethod
     def opened(cls, held: Descriptor) -> Pinned:
-        """A file or directory that is open for reading or writing, so that all calls take its descriptor."""
+        """Pin a file or directory that is open for reading or writing, so that all calls accept its descriptor."""
         return cls(held, held.fd)
 
     @classmethod
     def through(cls, held: Descriptor) -> Pinned:
-        """What a descriptor of O_PATH is open on. Following the descriptor's link in /proc leads there and no
-        further, even if that is a symbolic link or has no name any more: proc_pid_fd(5)."""
+        """Pin the object of an O_PATH descriptor.
+
+        The descriptor's link in /proc leads to that object and no further, even if it is a symbolic link or has no
+        name any more: proc_pid_fd(5).
+        """
         return cls(held, syscalls.fd_path(held.fd))
 
     def stat(self) -> os.stat_result:
@@ -44,15 +47,15 @@ class Pinned:
         return os.fstat(self._held.fd)
 
     def open(self, flags: int) -> int:
-        """open(2) of a regular file; the caller owns the descriptor. EAGAIN where somebody has a lease, fcntl(2)."""
+        """open(2) of a regular file; the caller owns the descriptor. EAGAIN if somebody has a lease on it, fcntl(2)."""
         return os.open(syscalls.fd_path(self._held.fd), flags | _HARMLESS)
 
     def xattr(self, name: str) -> bytes | None:
-        """An extended attribute's value, or None where there is none."""
+        """Return an extended attribute's value, or None if there is none."""
         return syscalls.get_xattr(self.place, name, follow=True)
 
     def xattrs(self) -> list[str]:
-        """The names of the extended attributes."""
+        """Return the names of the extended attributes."""
         return syscalls.list_xattrs(self.place, follow=True)
 
     def readlink(self) -> bytes:
@@ -61,7 +64,7 @@ class Pinned:
 
 
 def hold(dir_fd: int, name: bytes, key: Key, kind: int) -> Descriptor:
-    """The object `name` in a directory, open with O_PATH. ESTALE unless it has this identity and S_IFMT kind."""
+    """Open the object `name` in a directory with O_PATH. ESTALE unless it has this identity and S_IFMT kind."""
     try:
         held = Descriptor(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd))
     except FileNotFoundError:
@@ -71,17 +74,19 @@ def hold(dir_fd: int, name: bytes, key: Key, kind: int) -> Descriptor:
 
 
 def check_same(status: os.stat_result, key: Key, kind: int, name: bytes) -> None:
-    """ESTALE unless a real object has this identity and S_IFMT kind.
+    """Raise ESTALE unless a real object has this identity and S_IFMT kind.
 
-    The kind matters as well: a filesystem gives the inode number of a removed file to the next one it makes.
+    The kind is compared as well because a filesystem may give the inode number of a removed file to the next new one.
     """
     if key_of(status) != key or stat.S_IFMT(status.st_mode) != kind:
         raise stale(name)
 
 
 class Way(NamedTuple):
-    """The way to a regular file: `name` in a directory that is held open, and which file that was when looked up. The
-    file itself is held if the name is empty. `quiet`: reading must not change its access time."""
+    """The way to a regular file: `name` in an open directory, and the identity of that file at its lookup.
+
+    If the name is empty, `held` is the file itself. `quiet`: reading must not change its access time.
+    """
 
     held: Descriptor
     name: bytes
@@ -89,7 +94,7 @@ class Way(NamedTuple):
     quiet: bool
 
     def open(self, flags: int) -> int:
-        """Open the file; the caller owns the descriptor. Raises OSError, ESTALE if it is another one by now."""
+        """Open the file; the caller owns the descriptor. Raises OSError, ESTALE if another file is there by now."""
         if not self.name:
             return Pinned.through(self.held).open(flags)
         if not self.quiet:
@@ -100,7 +105,11 @@ class Way(NamedTuple):
             return self._open(flags)  # Only the owner and root may ask for O_NOATIME: open(2).
 
     def _open(self, flags: int) -> int:
-        """Opening changes nothing, so that the check may follow: this takes half the system calls of pinning first."""
+        """Open the file by name, then check its identity.
+
+        Opening without O_TRUNC changes nothing, so the check may come after it: this takes half as many system calls
+        as pinning the file first.
+        """
         assert not flags & os.O_TRUNC
         try:
             fd = os.open(self.name, flags | os.O_NOFOLLOW | _HARMLESS, dir_fd=self.held.fd)
@@ -115,7 +124,7 @@ class Way(NamedTuple):
         return fd
 
     def _check_name(self) -> None:
-        """ESTALE if something else, or nothing, stands at the name now: then that is why the file cannot be opened."""
+        """Raise ESTALE if the name is gone or leads to another object: that is then why the file cannot be opened."""
         try:
             status = os.stat(self.name, dir_fd=self.held.fd, follow_symlinks=False)
         except FileNotFoundError:

@@ -1,9 +1,10 @@
-"""How are layers read so that no access time in them tells of it?
+"""Private mounts, through which layers are read without changing access times.
 
-As the kernel's overlayfs does (fs/overlayfs/super.c, ovl_get_upper and ovl_get_layers): each layer is used
-through a private mount of its own, which no path leads to. The lowers are read-only there, and keep their access
-times. The upper's change as the flags of the view say, whatever the mount is like that the upper lies on. Other
-mounts below a layer's directory are not part of it. Who may not make such a mount uses the directories where they are.
+As in the kernel's overlayfs (fs/overlayfs/super.c, ovl_get_upper and ovl_get_layers), each layer is used
+through a private mount that no path leads to. Lowers are read-only there and keep their access
+times. The upper's access times follow the flags of the view, whatever the flags of the mount it is on. Other
+mounts below a layer's directory are not part of the layer. A user who may not make such a mount uses the directories
+where they are.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 
-# MOUNT_ATTR_* of a lower. A device is never opened there, whatever name it was put under: a view's devices are opened
-# by the kernel, by their numbers.
+# MOUNT_ATTR_* of a lower. No device may ever be opened there, whatever its name: the kernel opens a view's devices by
+# their numbers.
 LOWER = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME | syscalls.MOUNT_ATTR_NODEV
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ONLY_A_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-# No privilege; a mount that may not be copied (unbindable, or locked by a user namespace); Linux before 5.12.
+# In this order: no privilege; a mount that may not be cloned (unbindable, or locked by a user namespace); Linux before
+# 5.12.
 _IMPOSSIBLE = (errno.EPERM, errno.EINVAL, errno.ENOSYS)
 
 
 class Root(NamedTuple):
-    """A directory, open as `fd`, which belongs to whoever asked for it.
+    """A directory, open as `fd`, which the caller owns.
 
-    `reads_quietly` says that its mount would note access times that should stay: whoever lists directories below it
-    had better do so through a descriptor with O_NOATIME.
+    `reads_quietly`: its mount would change access times that should stay, so directories below it should be listed
+    through a descriptor with O_NOATIME.
     """
 
     fd: int
@@ -36,7 +38,7 @@ class Root(NamedTuple):
 
 
 def upper_attributes(flags: int) -> int:
-    """The MOUNT_ATTR_* of an upper, for a view that is mounted with these MS_* flags of mount(2)."""
+    """Return the MOUNT_ATTR_* of an upper for a view that is mounted with these MS_* flags of mount(2)."""
     files = syscalls.MOUNT_ATTR_STRICTATIME if flags & syscalls.MS_STRICTATIME else syscalls.MOUNT_ATTR_RELATIME
     if flags & (syscalls.MS_NOATIME | syscalls.MS_RDONLY):
         files = syscalls.MOUNT_ATTR_NOATIME
@@ -45,7 +47,10 @@ def upper_attributes(flags: int) -> int:
 
 
 def open_root(path: bytes, attributes: int) -> Root:
-    """The directory, on a private mount with these MOUNT_ATTR_* where that can be had. Raises OSError."""
+    """Open a directory on a private mount with these MOUNT_ATTR_*, or directly where that is not allowed.
+
+    Raises OSError.
+    """
     tree = _clone(path, attributes)
     if tree is None:
         return Root(os.open(path, _DIRECTORY), True)
@@ -56,9 +61,10 @@ def open_root(path: bytes, attributes: int) -> Root:
 
 
 def open_upper(upper: bytes, work: bytes, attributes: int) -> tuple[Root, int]:
-    """Like `open_root`, for two directories: they share a mount, for rename(2) and link(2) do not leave one.
+    """Like `open_root`, for an upper and its work directory.
 
-    The second descriptor, the caller's as well, is one of O_PATH.
+    They share a mount because rename(2) and link(2) do not work across mounts. The caller owns both descriptors;
+    the second one is open with O_PATH.
     """
     above, below = os.path.realpath(upper), os.path.realpath(work)
     common = os.path.commonpath([above, below])

@@ -1,13 +1,13 @@
-"""Where does a file of the view come from, in one sentence and as virtual extended attributes?
+"""The provenance of a file in the view, as one sentence and as virtual extended attributes.
 
-The attributes `user.overlayfs_demo.*` exist for whoever asks for them by name, and are stored nowhere, so they cost
-nothing until then and a copy-up knows nothing of them. Programs that copy files take along whatever attributes
-listxattr(2) names. So it names these to getfattr(1) alone, which shows what it lists.
+The attributes `user.overlayfs_demo.*` can be read by name but are not stored anywhere, so they cost nothing until
+they are read, and a copy-up does not copy them. Programs that copy files also copy all attributes that
+listxattr(2) lists, so these are listed only for getfattr(1), which shows what is listed.
 
-    layer     which layers it is seen from, topmost first
-    origin    where a copy in the upper was copied up from, and under which name, if it had another
+    layer     the layers it is seen from, topmost first
+    origin    the layer a copy in the upper was copied up from, and its path there if its name was different
     why       the verdict in one sentence
-    shadowed  which layers have something of that name that is hidden
+    shadowed  the layers that have a hidden object of that name
 """
 
 from __future__ import annotations
@@ -31,41 +31,44 @@ _READER = "getfattr"
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer to a question about a path: what each layer says about it, from the top down."""
+    """What each layer has at a path, from the top down."""
 
     statements: tuple[Statement, ...]
 
     @property
     def seen_from(self) -> list[str]:
-        """The labels of the layers that are seen there: several of a merged directory, none if nothing is."""
-        return [one.layer for one in self.statements if one.wins]
+        """The labels of the layers that are seen there: several for a merged directory, none if nothing is there."""
+        return [statement.layer for statement in self.statements if statement.wins]
 
     @property
     def hidden(self) -> list[str]:
         """The labels of the layers whose object is hidden."""
-        return [one.layer for one in self.statements if one.hidden_by and one.mode is not None]
+        return [statement.layer for statement in self.statements if statement.hidden_by and statement.mode is not None]
 
     @property
     def why(self) -> str:
-        """In one sentence: which layer wins, why, and what is hidden. Names in it may hold any character."""
+        """One sentence that says which layer wins, why, and what is hidden. Names in it may hold any character."""
         hidden = self.hidden
         tail = f"; what {_and(hidden)} {'has' if len(hidden) == 1 else 'have'} is hidden" if hidden else ""
         return f"{_verdict(self.statements, self.seen_from)}{tail}."
 
 
 def explain(tree: Tree, path: bytes) -> Explanation:
-    """What each layer says about an absolute path of the view. Raises OSError. Call with the tree's lock held."""
+    """Explain what each layer has at an absolute path of the view. Raises OSError. Call with the tree's lock held."""
     upper = [tree.upper.layer] if tree.upper else []
     return Explanation(tuple(testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
 
 
 def are_listed(node: Node, caller: Caller) -> bool:
-    """Is the caller to see the virtual attributes? Only regular files and directories have some: xattr(7), "user."."""
+    """Return whether the virtual attributes are listed for the caller.
+
+    Only regular files and directories have any, because they are in `user.`: xattr(7).
+    """
     return node.kind in (stat.S_IFREG, stat.S_IFDIR) and syscalls.command_name(caller.pid) == _READER
 
 
 def attributes(tree: Tree, node: Node, explanation: Explanation) -> dict[str, str]:
-    """The virtual attributes of a node that has a name, given its explanation. Call with the tree's lock held."""
+    """Return the virtual attributes of a node that has a name, from its explanation. Call with the tree's lock held."""
     values = {
         "layer": ", ".join(explanation.seen_from),
         "origin": _origin(tree, node),
@@ -76,23 +79,23 @@ def attributes(tree: Tree, node: Node, explanation: Explanation) -> dict[str, st
 
 
 def value(attributes: Mapping[str, str], name: str) -> bytes:
-    """One of them as it is read. ENODATA where there is none."""
+    """Return the value of one virtual attribute as getxattr(2) does. ENODATA if there is none."""
     if name not in attributes:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
     return os.fsencode(attributes[name])
 
 
 def _origin(tree: Tree, node: Node) -> str:
-    """What a copy in the upper was copied up from; "" for what is none, and where it cannot be found any more."""
+    """Return what a copy in the upper was copied up from; "" if it is not a copy, or its origin cannot be found."""
     origin = node.pin().xattr(tree.xattrs.origin) if node.in_upper else None
     if origin is None:
         return ""
     for source in node.parent.lowers if node.parent else ():
-        # Origins can be compared by anybody, but only root may open one: open_by_handle_at(2).
+        # Any user can compare origins, but only root may open one: open_by_handle_at(2).
         if source.stat(node.name) and origin == tree.origins.encode(source.layer, source.open().fd, node.name):
             return source.layer.label
     if not tree.xattrs.follows:
-        return ""  # Whoever forges an origin would be told the name of any file, in directories closed to all, too.
+        return ""  # A forged origin would reveal the path of any file, even in directories that the forger cannot read.
     found = tree.origins.find(origin)
     return f"{found[0].label}: {os.fsdecode(found[1])}" if found else ""
 
@@ -103,7 +106,7 @@ def _origin(tree: Tree, node: Node) -> str:
 def _verdict(statements: Sequence[Statement], winners: Sequence[str]) -> str:
     if not winners:
         return f"Not seen: {_why_not(statements)}"
-    first = next(one for one in statements if one.wins)
+    first = next(statement for statement in statements if statement.wins)
     if first.says is Says.METACOPY:
         data = f", and its data from {winners[1]}" if len(winners) > 1 else "; no layer below has its data"
         return f"Seen with the owner, mode and times from {winners[0]}{data}"
@@ -116,12 +119,12 @@ def _verdict(statements: Sequence[Statement], winners: Sequence[str]) -> str:
 
 
 def _why_not(statements: Sequence[Statement]) -> str:
-    for one in statements:
-        if one.deleted_at and not one.hidden_by:
-            return f"{os.fsdecode(one.deleted_at)} is deleted in {one.layer}"
-    for one in statements:
-        if one.hidden_by:
-            return f"{os.fsdecode(one.hidden_at)} in {one.hidden_by} hides what is below"
+    for statement in statements:
+        if statement.deleted_at and not statement.hidden_by:
+            return f"{os.fsdecode(statement.deleted_at)} is deleted in {statement.layer}"
+    for statement in statements:
+        if statement.hidden_by:
+            return f"{os.fsdecode(statement.hidden_at)} in {statement.hidden_by} hides what is below"
     return "no layer has it"
 
 

@@ -1,8 +1,8 @@
-"""How does what moved say where its lower part is?
+"""Redirects, which tell where the lower part of a renamed object is.
 
-By `overlay.redirect` on the upper's object: a name in the same directory, or a path from the roots of the layers
-below. A directory merges with what that names, a metacopy has its data there (overlayfs.rst, "redirect_dir" and
-"Metadata only copy up"; fs/overlayfs/dir.c, ovl_set_redirect).
+`overlay.redirect` on the upper's object holds a name in the same directory, or a path from the roots of the layers
+below. A directory merges with the directory it names, and a metacopy has its data there (overlayfs.rst, "redirect_dir"
+and "Metadata only copy up"; fs/overlayfs/dir.c, ovl_set_redirect).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _LONGEST_PATH = 256
 class Redirects:
     """Writes the redirects of one tree. Everything here runs with the tree's lock held.
 
-    `metacopy`: a file that moves leaves its data below. `parent` and `name` are where the view has the node
-    before it moves; `same_parent` says that it stays in that directory, and under that name only.
+    `metacopy`: a file that moves leaves its data below. The methods take the `parent` and `name` of a node before it
+    moves. `same_parent`: it stays in that directory, and gets no second name.
     """
 
     __slots__ = ("_metacopy", "_tree")
@@ -33,7 +33,7 @@ class Redirects:
         self._metacopy = metacopy
 
     def wants_data(self, node: FileNode, parent: DirNode, name: bytes, same_parent: bool) -> bool | None:
-        """Must a file be copied up before it moves? If so: with its data? None if it can move as it is."""
+        """Return whether a file must be copied up with its data before it moves; None if it can move as it is."""
         if node.in_upper and not node.metacopy:
             return None
         if not self._metacopy or node.kind != stat.S_IFREG:
@@ -44,12 +44,12 @@ class Redirects:
         return None if node.in_upper else False
 
     def refuse(self, node: Node) -> None:
-        """Raise EXDEV for a directory that could not move without a redirect, where none is followed (ovl_can_move)."""
+        """Raise EXDEV for a directory that needs a redirect to move where redirects are not followed (ovl_can_move)."""
         if isinstance(node, DirNode) and node.lowers and not self._tree.xattrs.follows:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), node.name)
 
     def write(self, node: Node, parent: DirNode, name: bytes, same_parent: bool, caller: Caller) -> None:
-        """Note where the lower part is of an object in the upper, if it has one. EXDEV if the path is too long."""
+        """Write the redirect of an object in the upper, if it has a lower part. EXDEV if the path is too long."""
         redirect = self._wanted(node, parent, name, same_parent) if _has_lower_part(node) else None
         if redirect is None:
             return
@@ -62,10 +62,10 @@ class Redirects:
             node.upper.forget_marks()
 
     def _wanted(self, node: Node, parent: DirNode, name: bytes, same_parent: bool) -> bytes | None:
-        """The redirect to write; None if the present one stays true."""
+        """Return the redirect to write; None if the present one stays true."""
         known = self._known(node)
         if isinstance(node, FileNode) and same_parent:
-            # The other names of a hard-linked file may stand, or come to stand, in other directories.
+            # A hard-linked file may have other names in other directories, now or later, so it needs an absolute path.
             data = node.data_place()
             status = data.place.stat(data.name)
             same_parent = status is not None and status.st_nlink == 1
@@ -74,21 +74,21 @@ class Redirects:
         return name if same_parent else b"%s/%s" % (_lower_path(parent), known or name)
 
     def _known(self, node: Node) -> bytes | None:
-        """The redirect that the upper's object has already."""
+        """Return the redirect that the upper's object has now."""
         if isinstance(node, DirNode):
             return node.redirect
         return node.pin().xattr(self._tree.xattrs.redirect) if node.in_upper else None
 
 
 def _has_lower_part(node: Node) -> bool:
-    """Is it a merged directory, or a metacopy?"""
+    """Return whether it is a merged directory or a metacopy."""
     return bool(node.lowers) if isinstance(node, DirNode) else isinstance(node, FileNode) and node.metacopy
 
 
 def _lower_path(directory: DirNode) -> bytes:
-    """Where the stack of lowers, seen without the upper, has a directory; empty for the root.
+    """Return the path of a directory in the merged lowers, without the upper; empty for the root.
 
-    Directories that were renamed in the upper count with their redirect (fs/overlayfs/dir.c, ovl_get_redirect).
+    For directories that were renamed in the upper, their redirect is used (fs/overlayfs/dir.c, ovl_get_redirect).
     """
     below = b""
     while directory.parent is not None:

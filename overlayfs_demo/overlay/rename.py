@@ -1,8 +1,8 @@
-"""How do files and directories move?
+"""Renaming files and directories.
 
-What moves is copied up first. A lower or merged directory keeps its lower part through a redirect, and so does a
-metacopy its data; a name that a lower would show again gets a whiteout in the same rename. The cases are those of
-fs/overlayfs/dir.c, ovl_rename.
+An object is copied up before it moves. A redirect lets a lower or merged directory keep its lower part, and a
+metacopy its data. An old name that a lower would show again gets a whiteout in the same rename. The cases are those
+of fs/overlayfs/dir.c, ovl_rename.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rename:
         self._redirects = redirects
 
     def check(self, old: Place, new: Place, flags: int) -> bool:
-        """Raise what rename(2) says against the move; False if there is nothing to do."""
+        """Raise the error of rename(2) if the move is not allowed. Return False if there is nothing to do."""
         if old.node is None:
             raise failure(errno.ENOENT, old.name)
         exchange = flags & syscalls.RENAME_EXCHANGE
@@ -78,7 +78,7 @@ class Rename:
             raise failure(errno.ENOTDIR, name)
 
     def to_copy(self, old: Place, new: Place, exchange: bool) -> tuple[FileNode, bool] | None:
-        """A file that must be copied up before the move can be made, if there is one, and whether with its data."""
+        """Return a file that must be copied up before the move, and whether with its data; None if there is none."""
         same_parent = old.parent is new.parent
         for place in (old, new):
             node = place.node
@@ -93,7 +93,7 @@ class Rename:
         return None
 
     def move(self, old: Place, new: Place, caller: Caller) -> None:
-        """Move `old` to the name of `new`, replacing what is there. `old.node` is in the upper, if a file."""
+        """Move `old` to the name of `new`, replacing what is there. If `old.node` is a file, it is in the upper."""
         assert old.node is not None
         upper = self._tree.writable()
         above_old, above_new = self._prepare(old, new, caller)
@@ -102,11 +102,11 @@ class Rename:
         flags = syscalls.RENAME_WHITEOUT if covered_old else 0
         swap = False
         if replaced is not None and new.node is None and isinstance(old.node, DirNode):
-            # A directory cannot replace a whiteout, but can change places with it.
+            # rename(2) cannot replace a whiteout with a directory, but it can exchange them.
             swap = True
             flags = syscalls.RENAME_EXCHANGE
         if new.node is not None:
-            # Before it is cleared: its name then leads to another directory.
+            # Before `clear`, which puts another directory at the node's name.
             self._names.anchor(new.node, new.parent, new.name)
             if replaced is not None and isinstance(new.node, DirNode) and new.node.in_upper:
                 if key_of(replaced) != new.node.key:
@@ -122,7 +122,7 @@ class Rename:
             upper.remove_whiteout(above_old, old.name)
 
     def exchange(self, old: Place, new: Place, caller: Caller) -> None:
-        """Let two names change places. Both nodes are in the upper, if files."""
+        """Exchange two names. Nodes that are files are in the upper."""
         upper = self._tree.writable()
         above_old, above_new = self._prepare(old, new, caller)
         self._prepare(new, old, caller)
@@ -131,8 +131,10 @@ class Rename:
         self._relocate(new, old, above_old)
 
     def _prepare(self, old: Place, new: Place, caller: Caller) -> tuple[UpperDir, UpperDir]:
-        """Bring both directories up, and mark what moves so that it shows the same at its new name."""
+        """Copy both directories up, and mark `old.node` so that it shows the same content at its new name."""
         assert old.node is not None
+        # Marks come before the rename: one that turns out not to be needed does no harm, a missing one hides files or
+        # shows wrong ones.
         above_old = self._copy_up.directory(old.parent, caller)
         above_new = self._copy_up.directory(new.parent, caller)
         if isinstance(old.node, DirNode):
@@ -159,7 +161,7 @@ class Rename:
 
     @staticmethod
     def _relocate(old: Place, new: Place, above: UpperDir) -> None:
-        """Let the node in memory follow: it stands at `new` now."""
+        """Update the node in memory: its name is `new` now."""
         node = old.node
         assert node is not None
         old.parent.children.drop(old.name, node)
@@ -173,7 +175,7 @@ class Rename:
 
 
 def _is_above(node: Node | None, directory: DirNode) -> bool:
-    """Is `node` the directory itself or one of those it stands in?"""
+    """Return whether `node` is the directory itself or one of its ancestors."""
     below: DirNode | None = directory
     while below is not None:
         if below is node:

@@ -1,8 +1,8 @@
-"""What becomes of a node when its real object was changed behind the view's back?
+"""Revalidation of nodes whose real objects were changed behind the view.
 
-Each lookup compares what it found with what is remembered. A file that was replaced (as most editors do
-it) is another file: the old node lives on only for those who have it open. A directory stays the same one
-as long as any of the real directories in it does, and takes the others in or lets them go.
+Each lookup compares what it found with the known node. A file that was replaced (as most editors do)
+is another file: the old node remains only for those who have it open. A directory stays the same
+as long as any one of its real directories does; the others are added or removed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 
 
 def keys_of(parts: Sequence[Part]) -> tuple[Key, ...]:
-    """The (device, inode) of each real object."""
+    """Return the (device, inode) of each real object."""
     return tuple([key_of(part.status) for part in parts])
 
 
 def follow(node: Node, parts: Sequence[Part]) -> bool:
-    """Does the node known by a name stand for what was now found there? It is made to, if it can be."""
+    """Update the known node of a name for what was found there now. Return False if it needs another node."""
     status = parts[0].status
     if node.kind != stat.S_IFMT(status.st_mode):
         return False
@@ -35,13 +35,13 @@ def follow(node: Node, parts: Sequence[Part]) -> bool:
 
 
 def _refit(node: DirNode, parts: Sequence[Part], keys: tuple[Key, ...]) -> bool:
-    """Merge a directory from other parts than before, if it has one of them still."""
+    """Merge a directory from new parts. Return False, and change nothing, if none of the old parts is among them."""
     if not set(keys) & set(node.keys):
         return False
     upper = node.upper if node.upper is not None and node.upper.layer is parts[0].place.layer else None
     sources: list[LayerDir] = [part.directory for part in parts if part.directory is not None]
     if upper is not None and node.keys[0] == keys[0]:
-        # Those of the upper know their parents, so this one stays the same object.
+        # Keep the same object: other directories of the upper refer to it as their parent.
         upper.forget_marks()
         sources[0] = upper
     node.sources = tuple(sources)
@@ -55,14 +55,14 @@ def _refit(node: DirNode, parts: Sequence[Part], keys: tuple[Key, ...]) -> bool:
 
 
 def displace(node: Node, parent: DirNode, name: bytes) -> None:
-    """The node is no longer what stands as `name` in `parent`: only those who hold it still have it."""
+    """Detach a node from `name` in `parent`, which now leads to something else. Its holders can still use it."""
     parent.children.drop(name, node)
     if node.parent is not parent or node.name != name:
         return
     node.gone = True
     if node.anchor is not None:
         return
-    # Without an anchor the node answers ESTALE: so it is where nothing leads to its object any more.
+    # If this fails, nothing leads to the node's object any more, and without an anchor the node raises ESTALE.
     with contextlib.suppress(OSError):
         if isinstance(node, FileNode) and node.handles:
             node.anchor = node.handles[0].opened

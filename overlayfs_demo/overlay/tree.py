@@ -1,7 +1,7 @@
-"""Which node stands for which file of the view?
+"""The tree of nodes: one node for each file of the view.
 
-The tree turns what a lookup found into a node, the same one as before if it is still the same file,
-and gives every file the inode number that it keeps over copy-up and remount.
+The tree turns the result of a lookup into a node, the same one as before if it is still the same file,
+and gives every file an inode number that it keeps across copy-up and remount.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import USER, PrivateXattrs
 
-# Inode numbers of further filesystems are told apart by their upper bits, like the kernel's "xino".
+# The upper bits of an inode number tell the layers' filesystems apart, like the kernel's "xino".
 _FILESYSTEM_SHIFT = 56
 
-# What becomes of a listed name: its node; no more than was listed, if it cannot be looked up; None if it is gone.
+# A listed name after its lookup: its node; the entry as it was listed if the lookup fails; None if it has disappeared.
 Completed = tuple[Node, Attrs] | Dirent | None
 
 
 class Tree:
-    """The nodes of one mount, and what every part of the engine shares.
+    """The nodes of one mount, and the state that all parts of the engine share.
 
     `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
-    data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if
-    hard links of lower files are not kept. `beside` are names in the root that are in no layer, and never listed.
+    data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if a copy-up
+    breaks hard links. `beside` holds names in the root that no layer has and that are never listed.
     """
 
     __slots__ = (
@@ -76,11 +76,11 @@ class Tree:
         self._devices: dict[int, int] = {}
         for layer in layers:
             self._devices.setdefault(layer.device, len(self._devices))
-        # Lower files with several names, and all of the upper, which may get further names behind the view: each is one
-        # node, whichever name led to it, so that the kernel has one inode of it. A copied-up one is known by the lower
-        # file, too.
+        # Lower files with several names, and all files of the upper, which may get more names behind the view. Each
+        # has one node, whichever name led to it, so that the kernel has one inode for it. After a copy-up it is also
+        # found by the key of the lower file.
         self._linked: WeakValueDictionary[tuple[int, int], FileNode] = WeakValueDictionary()
-        # Which object of the upper, by its inode, is shown with which lower object's number.
+        # By the inode number of a lower object: the upper's object that is shown with it.
         self._claims: dict[int, int] = {}
         self.beside: dict[bytes, DirNode] = {}
         self.root = self._make_root()
@@ -95,32 +95,34 @@ class Tree:
         return DirNode(None, b"", tuple(sources), statuses[0], self.identity(statuses[bool(self.upper)]))
 
     def writable(self) -> Upper:
-        """The upper; raises EROFS for a mount without one."""
+        """Return the upper. Raises EROFS for a mount without one."""
         if self.upper is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return self.upper
 
     def identity(self, status: os.stat_result) -> int:
-        """The inode number by which the view shows a real file."""
+        """Return the inode number that the view shows for a real file."""
         return self.identity_of(status.st_ino, status.st_dev)
 
     def identity_of(self, ino: int, device: int) -> int:
-        """The inode number of the view, given the real one and the device it is on."""
+        """Return the view's inode number for a real one on the given device."""
         filesystem = self._devices.setdefault(device, len(self._devices))
         return ino ^ filesystem << _FILESYSTEM_SHIFT
 
     def claim(self, ino: int, key: Key) -> bool:
-        """Let an object of the upper have the number of the lower one it came from. False if another one has it:
-        who copies files inside an upper may have copied their origin along."""
+        """Give the upper's object `key` the inode number of the lower object it came from.
+
+        Return False if another object has it: anyone who copies files inside an upper may copy their origins as well.
+        """
         return self._claims.setdefault(ino, key[1]) == key[1]
 
     def _inherited(self, status: os.stat_result, lower: os.stat_result) -> int:
-        """The number of an object of the upper that came from a lower one: that one's, if it is free."""
+        """Return the inode number of an upper object that came from a lower one: the lower's if it is free."""
         ino = self.identity(lower)
         return ino if self.claim(ino, key_of(status)) else self.identity(status)
 
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
-        """The node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
+        """Return the node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
         if parent.gone:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         parts = self.lookup.find(parent.sources, name)
@@ -135,7 +137,7 @@ class Tree:
         return self._settle(parent, name, parts)
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
-        """Like `find`, given how the name was listed; `current` says that no name was changed here since."""
+        """Like `find`, for a name that was listed. `current`: no name in `parent` was changed since."""
         try:
             return self._find_listed(parent, listed, current)
         except FileNotFoundError:
@@ -144,7 +146,7 @@ class Tree:
             return self._as_listed(listed)
 
     def dirent(self, parent: DirNode, listed: Listed) -> Dirent | None:
-        """The directory entry of a name that was listed, or None if it is gone since."""
+        """Return the directory entry of a name that was listed, or None if it has disappeared since."""
         if listed.certain:
             return self._as_listed(listed)
         found = self.find_listed(parent, listed, False)
@@ -165,7 +167,7 @@ class Tree:
         return self.find(parent, name)
 
     def _settle(self, parent: DirNode, name: bytes, parts: Sequence[Part]) -> tuple[Node, Attrs]:
-        """The node that stands for what was found as `name`: the known one, if it is still that, or a new one."""
+        """Return the node for what was found as `name`: the known one if it is still the same file, else a new one."""
         status = parts[0].status
         if parts[0].metacopy and len(parts) == 1 and not self.lookup.may_lack_data(parent.sources, name):
             raise OSError(errno.EIO, os.strerror(errno.EIO), name)
@@ -179,30 +181,32 @@ class Tree:
                 revalidate.displace(known, parent, name)
             parent.children.put(name, node)
             if node.key != key_of(status):
-                status = node.stat()  # A name of a lower file that was copied up by another.
+                status = node.stat()  # This name leads to a lower file that was copied up under another name.
         if parts[0].metacopy and isinstance(node, FileNode) and node.key == key_of(parts[0].status):
             node.metacopy, node.data = True, _data_of(parts)
         return node, node.attrs_from(status)
 
     def open(self, node: FileNode, flags: int) -> int:
-        """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE. Call without `lock`:
-        no file of a layer may keep the other callers waiting."""
+        """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE.
+
+        Call without `lock`: opening a file of a layer may take long, and other callers must not wait for it.
+        """
         while True:
             with self.lock:
                 where, way = node.where, node.way()
             try:
                 return way.open(flags)
             except OSError as error:
-                # It may have been renamed meanwhile.
+                # The file may have been renamed or copied up in the meantime: then try again.
                 if error.errno != errno.ESTALE or node.where == where:
                     raise
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
-        """The names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
+        """Return the names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
         return snapshot(node.sources, at_most, quietly=quietly)
 
     def child(self, parent: DirNode, name: bytes) -> Node | None:
-        """The node called `name`, or None. Call with `lock` held."""
+        """Return the node called `name`, or None. Call with `lock` held."""
         try:
             return self.find(parent, name)[0]
         except FileNotFoundError:
@@ -237,7 +241,7 @@ class Tree:
             node = self._from_index(parent, name, parts, entry, lower)
         else:
             ino = self.identity(status)
-            # Of a lower file that has several names, others may show the lower file itself, or have another copy.
+            # Other names of a hard-linked lower file may show the lower file itself, or have another copy.
             if in_upper and lower and lower.st_nlink == 1 and not entry:
                 ino = self._inherited(status, lower)
             node = FileNode(parent, name, part.place, part.name, status, ino)
@@ -246,22 +250,25 @@ class Tree:
         return node
 
     def _origin(self, part: Part) -> tuple[bytes | None, os.stat_result | None]:
-        """The origin of an object of the upper, if it has one, and the lower file, if that is there."""
+        """Return the origin of an upper object, if it has one, and the status of the lower file, if that exists."""
         if not part.place.marks.impure:
             return None, None
         origin = syscalls.get_xattr(syscalls.path_of(part.place.open().fd, part.name), self.xattrs.origin)
         lower = self.origins.decode(origin) if origin else None
         if lower is not None and stat.S_IFMT(lower.st_mode) != stat.S_IFMT(part.status.st_mode):
-            return None, None  # Somebody else wrote it (ovl_check_origin_fh).
+            return None, None  # The origin is wrong: a copy-up keeps the type (ovl_check_origin_fh).
         return origin, lower
 
     def linked_origin(self, part: Part) -> bytes | None:
-        """The origin of a lower file of several names, if its names are to stay together."""
+        """Return the origin of a hard-linked lower file if its names stay together after a copy-up, else None."""
         return self.origin_of(part.place, part.name, part.status) if self.index else None
 
     def origin_of(self, place: LayerDir, name: bytes, status: os.stat_result) -> bytes | None:
-        """The origin that a copy of this lower file gets. None where there are no handles, and for what could not hold
-        it: symbolic links and special files have no attributes in `user.`, see xattr(7)."""
+        """Return the origin that a copy of this lower file gets.
+
+        None where there are no file handles, and for a copy that could not hold it: symbolic links and special files
+        have no attributes in `user.`, see xattr(7).
+        """
         if self.xattrs is USER and not stat.S_ISREG(status.st_mode):
             return None
         return self.origins.encode(place.layer, place.open().fd, name)
@@ -269,7 +276,7 @@ class Tree:
     def _from_index(
         self, parent: DirNode, name: bytes, parts: Sequence[Part], entry: Entry, lower: os.stat_result | None
     ) -> FileNode:
-        """The node of the index's copy, which the name leads to: as one of its names in the upper, or from below."""
+        """Return the node of the index's copy that `name` leads to, as a hard link in the upper or from a lower."""
         assert self.index is not None
         status = entry.status
         known = self._linked.get(key_of(status))
@@ -285,17 +292,17 @@ class Tree:
         return node
 
     def _meet(self, node: FileNode, parent: DirNode, name: bytes, part: Part) -> None:
-        """Note that a name led to a file of several names that is known already."""
+        """Record that `name` led to a hard-linked file whose node is known already."""
         self.settle(node, parent, name)
         if node.links is not None and not part.place.layer.is_upper:
             node.links = node.links.met(part.status.st_nlink)
 
     def share(self, node: FileNode, key: tuple[int, int]) -> None:
-        """Note that the file behind `node`, known as (device, inode) `key`, has several names."""
+        """Let every name of the file with the (device, inode) `key` lead to `node`."""
         self._linked[key] = node
 
     def settle(self, node: FileNode, parent: DirNode, name: bytes) -> None:
-        """Give a file whose known name was removed another name that it is reached by."""
+        """Give a node whose known name was removed the name that now led to it."""
         if node.gone:
             node.parent, node.name = parent, name
             node.anchor = None
@@ -304,23 +311,24 @@ class Tree:
                 node.place, node.place_name = parent.upper, name
 
     def loses_a_name(self, node: FileNode) -> bool:
-        """Must a lower file be in the index before one of its names can go, for the others to be counted?"""
+        """Whether a lower file must be copied into the index before one of its names goes, so that the view can count
+        the others."""
         return self.index is not None and not node.in_upper and self._linked.get(node.key) is node
 
     def covered(self, parent: DirNode, name: bytes) -> str:
-        """The label of the lower layer that would show `name` if the upper said nothing; "" if none would."""
+        """Return the label of the lower layer that would show `name` if the upper had nothing there; "" if none."""
         if not parent.lowers:
             return ""
         try:
             parts = self.lookup.find(parent.lowers, name)
         except OSError:
-            # Something is there, which just cannot be shown (fs/overlayfs/namei.c, ovl_lower_positive).
+            # A name that cannot be looked up exists all the same (fs/overlayfs/namei.c, ovl_lower_positive).
             return parent.lowers[0].layer.label
         return parts[0].place.layer.label if parts else ""
 
 
 def _is_alive(node: FileNode) -> bool:
-    """Is the node's object still there? Else its inode number may be another's by now."""
+    """Whether the node's object still exists. If not, another object may have its inode number by now."""
     if node.handles or node.anchor is not None:
         return True
     try:
@@ -331,6 +339,6 @@ def _is_alive(node: FileNode) -> bool:
 
 
 def _data_of(parts: Sequence[Part]) -> Data | None:
-    """Where the data of a file stands that was found as these; None if no layer has it."""
+    """Return where the data of a file with these parts is; None if no layer has it."""
     last = parts[-1]
     return None if last.metacopy else Data(last.place, last.name, key_of(last.status))

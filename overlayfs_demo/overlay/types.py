@@ -1,4 +1,4 @@
-"""Which plain values do the engine and its callers exchange?"""
+"""Plain values that the engine and its callers exchange."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 class Caller(NamedTuple):
     """The process on whose behalf a verb runs, and the call it made.
 
-    New files belong to `uid`:`gid`; `umask` applies to them unless a default ACL does. `call` is the
-    word for events, e.g. `unlink`.
+    New files belong to `uid`:`gid`. `umask` applies to them unless a default ACL does. `call` is the
+    name of the call in events, e.g. `unlink`.
     """
 
     uid: int
@@ -22,7 +22,7 @@ class Caller(NamedTuple):
 
 
 class Attrs(NamedTuple):
-    """What stat(2) says about a node; times in nanoseconds since the epoch, sizes in bytes, blocks of 512."""
+    """The stat(2) attributes of a node: times in nanoseconds since the epoch, sizes in bytes, blocks of 512 bytes."""
 
     ino: int
     mode: int
@@ -39,7 +39,7 @@ class Attrs(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result, ino: int, nlink: int) -> Attrs:
-        """The attributes of a real file, with the identity it has in the view."""
+        """Return the attributes of a real file, with the inode number and link count it has in the view."""
         return cls(
             ino,
             status.st_mode,
@@ -57,7 +57,7 @@ class Attrs(NamedTuple):
 
 
 class Dirent(NamedTuple):
-    """One name of a merged directory: `kind` is the S_IFMT part of its mode, `ino` what stat(2) shows."""
+    """One entry of a merged directory. `kind` is the S_IFMT part of its mode, `ino` the inode number of stat(2)."""
 
     name: bytes
     kind: int
@@ -65,19 +65,20 @@ class Dirent(NamedTuple):
 
 
 class Links(NamedTuple):
-    """How many names the view has for a file, and the most that its lower file was seen to have (None: unknown)."""
+    """The number of names a file has in the view, and the most its lower file was seen to have (None: unknown)."""
 
     view: int
     lower: int | None
 
     def changed(self, names: int) -> Links:
-        """So many names of the view came, or went."""
+        """Return the links after `names` names were added to the view, or removed if negative."""
         return self._replace(view=self.view + names)
 
     def met(self, lower_names: int | None) -> Links:
-        """The lower file has so many names now. Those that it got behind the view are names of the view, too.
+        """Return the links after the lower file was seen with `lower_names` names.
 
-        Any that it lost may have been hidden: one too many in the count keeps a copy, one too few would lose it.
+        Names that it got behind the view are also names of the view. Names that it lost are not subtracted, because
+        they may have been hidden: a count that is too high keeps a copy, one that is too low would lose it.
         """
         before = self.lower or lower_names or 0
         added = max(0, (lower_names or 0) - before)
@@ -86,12 +87,12 @@ class Links(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The attributes to change, all at once; None leaves one as it is.
+    """The attributes to change together. None leaves an attribute as it is.
 
-    `mode` holds permission bits only. Times are nanoseconds since the epoch; `only_touches` says that nothing else
-    is changed, and that both are now. `kill_privileges` drops
-    set-user-ID, set-group-ID and capabilities, as the VFS does when an ordinary user writes or truncates. `by_path`:
-    the size is changed by truncate(2), and not by ftruncate(2), see `upper.resize`.
+    `mode` holds permission bits only. Times are nanoseconds since the epoch. `only_touches`: nothing but the times is
+    changed, and both are set to the present. `kill_privileges` drops set-user-ID, set-group-ID and capabilities, as
+    the VFS does when an ordinary user writes or truncates. `by_path`: the size is changed by truncate(2) and not by
+    ftruncate(2), see `upper.resize`.
     """
 
     mode: int | None = None

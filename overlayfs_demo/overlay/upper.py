@@ -1,8 +1,8 @@
-"""Which changes can be made to the upper, each as one atomic step?
+"""The changes that can be made to the upper, each as one atomic step.
 
-These primitives are the only code that writes to the upper, and each tells of itself with one event.
-What takes more than one system call is made ready in the work directory and published with one
-rename, so the upper shows the old state or the new one, never half of either.
+These primitives are the only code that writes to the upper, and each emits one event. A change that takes
+more than one system call is prepared in the work directory and published with one rename, so the upper
+shows the old state or the new one, never half of either.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _ACTIONS = {stat.S_IFREG: Action.CREATE, stat.S_IFDIR: Action.MKDIR, stat.S_IFLN
 
 @dataclass(frozen=True, slots=True)
 class NewObject:
-    """A file, directory, link or device to make. `mode` is complete, S_IFMT and permission bits.
+    """A file, directory, symbolic link or device to create. `mode` is complete: S_IFMT and permission bits.
 
-    `inherits_gid` says that the directory's set-group-ID bit gives the group. `xattrs` are set before
-    the object can be seen. `target` is a symbolic link's.
+    `inherits_gid`: the group comes from the directory, by its set-group-ID bit. `xattrs` are set before
+    the object becomes visible. `target` is a symbolic link's.
     """
 
     mode: int
@@ -51,7 +51,7 @@ class NewObject:
     xattrs: tuple[tuple[str, bytes], ...] = ()
 
     def make(self, dir_fd: int, name: bytes) -> None:
-        """Make the bare object; fails with EEXIST if the name is taken."""
+        """Create the object, without owner and xattrs. EEXIST if the name is taken."""
         kind = stat.S_IFMT(self.mode)
         if kind == stat.S_IFDIR:
             os.mkdir(name, stat.S_IMODE(self.mode), dir_fd=dir_fd)
@@ -64,8 +64,8 @@ class NewObject:
 class Upper:
     """The writable layer and its work directory.
 
-    Owns `work_fd` until `close`. The methods take directories of the upper, which must exist; they
-    raise OSError with the errno of the call that failed, and then have changed nothing.
+    Owns `work_fd` until `close`. The methods take directories of the upper, which must exist. They
+    raise OSError with the errno of the call that failed, and then nothing is changed.
     """
 
     __slots__ = (
@@ -92,14 +92,14 @@ class Upper:
         if volatile:
             incompat.mark_volatile(self.work_fd)
         self._ids = (os.geteuid(), os.getegid())
-        # What a mount before this one had to leave in the work directory must not be in the way.
+        # Makes our names differ from those that an earlier mount may have left in the work directory.
         self._mark = secrets.token_hex(4).encode()
         self._serial = count(1)
         self._discarded: deque[bytes] = deque()
         self._whiteouts = Whiteouts(self.work_fd)
 
     def close(self) -> None:
-        """Close the work directory; the upper is not used afterwards."""
+        """Close the work directory. The upper must not be used afterwards."""
         self.sweep()
         self._whiteouts.drop_shared()
         os.close(self.work_fd)
@@ -109,21 +109,21 @@ class Upper:
     def emit(
         self, action: Action, path: bytes, caller: Caller, layer: str = "", size: int = 0, detail: str = ""
     ) -> None:
-        """Tell of a change to `path`. Called after the change, once for each."""
+        """Emit the event of a change to `path`. Call it after the change, once for each."""
         if self.events.listening:
             self.events.emit(Event(action, path, caller.pid, caller.uid, caller.call, layer, size, detail))
 
     def _tell(
         self, action: Action, directory: UpperDir, name: bytes, caller: Caller, layer: str = "", detail: str = ""
     ) -> None:
-        """Tell of a change to a name, and count it. Called after the change, once for each."""
+        """Emit the event of a change to a name, and count the change. Call it after the change, once for each."""
         directory.changes += 1
         if self.events.listening:
             self.emit(action, view_path(directory, name), caller, layer, detail=detail)
 
     @contextmanager
     def staged(self) -> Iterator[bytes]:
-        """A free name in the work directory; whatever still stands there in the end is removed."""
+        """Yield a free name in the work directory. If the body fails, whatever has that name is removed."""
         name = self._free_name()
         try:
             yield name
@@ -135,9 +135,10 @@ class Upper:
         return b"#%s-%x" % (self._mark, next(self._serial))
 
     def discard(self, name: bytes) -> None:
-        """Remove what stands as `name` in the work directory, if anything does; a directory with whiteouts, by `sweep`.
+        """Remove `name` from the work directory, if it exists. A directory with whiteouts is left to `sweep`.
 
-        What cannot be removed stays there until the next mount: the change itself is made, or was undone, by then.
+        An object that cannot be removed stays until the next mount. That is no failure: the change itself has been
+        made, or undone, by now.
         """
         try:
             os.unlink(name, dir_fd=self.work_fd)
@@ -153,14 +154,14 @@ class Upper:
 
     @contextmanager
     def swept(self) -> Iterator[None]:
-        """Afterwards nothing that was discarded is left, however it ends. Not for use with the tree's lock held."""
+        """Call `sweep` after the body, even if it fails. Do not use with the tree's lock held."""
         try:
             yield
         finally:
             self.sweep()
 
     def sweep(self) -> None:
-        """Remove the directories that were discarded. They may hold many whiteouts: call without the tree's lock."""
+        """Remove the discarded directories. They may hold many whiteouts, so call without the tree's lock."""
         while self._discarded:
             with suppress(IndexError):  # Another thread took the last one.
                 remove_emptied(self.work_fd, self._discarded.popleft(), self.xattrs)
@@ -170,7 +171,7 @@ class Upper:
     def create(
         self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, caller: Caller
     ) -> os.stat_result:
-        """Make a new object, and say what it is; `over_whiteout`: a whiteout stands at the name and is replaced."""
+        """Create an object and return its status. `over_whiteout`: the name holds a whiteout, which is replaced."""
         fd = directory.open().fd
         if over_whiteout or not self._is_born_right(new):
             with self.staged() as temporary:
@@ -178,7 +179,7 @@ class Upper:
                 self._dress(temporary, new)
                 status = os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)
                 self.publish(temporary, directory, name, over_whiteout, stat.S_ISDIR(new.mode))
-            # Its time of change is now; but it is made, and must not seem to have failed.
+            # The rename changed the ctime. But the object exists now, so a failed stat(2) must not make this fail.
             with suppress(OSError):
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         else:
@@ -202,13 +203,15 @@ class Upper:
         check: Callable[[int], None],
         caller: Caller,
     ) -> int:
-        """Make a new regular file and open it with `flags`; the caller owns the descriptor. If `check` refuses that by
-        raising OSError, there is no such file."""
+        """Create a regular file and open it with `flags`; the caller owns the descriptor.
+
+        If `check` refuses the descriptor by raising OSError, no file is created.
+        """
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         mode = stat.S_IMODE(new.mode)
         if over_whiteout or not self._is_born_right(new):
             with self.staged() as temporary:
-                # Before it is published: an open that fails then leaves no file behind.
+                # Opened before it is published, so that an open that fails leaves no file behind.
                 fd = os.open(temporary, flags, mode, dir_fd=self.work_fd)
                 try:
                     check(fd)
@@ -229,10 +232,10 @@ class Upper:
         return fd
 
     def tmpfile(self, directory: UpperDir, new: NewObject, flags: int, caller: Caller) -> int:
-        """Make a regular file without a name and open it with `flags`: O_TMPFILE of open(2).
+        """Create a regular file without a name and open it with `flags`: open(2) with O_TMPFILE.
 
-        The caller owns the descriptor. `directory` is where the process asked for the file: it is made in the
-        work directory instead, for there it inherits nothing that `new` does not say.
+        The caller owns the descriptor. `directory` is the one that the process named. The file is created in the
+        work directory instead because there it inherits nothing: `new` says all that it gets.
         """
         fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.work_fd)
         try:
@@ -245,13 +248,15 @@ class Upper:
         return fd
 
     def _is_born_right(self, new: NewObject) -> bool:
-        """Would the object have the right owner, group and attributes from its first instant?"""
+        """Whether the object would have the right owner, group and attributes from the moment it is created."""
         uid, gid = self._ids
         return not new.xattrs and new.uid == uid and (new.inherits_gid or new.gid == gid)
 
     def _dress(self, temporary: bytes, new: NewObject) -> None:
-        """Give a staged object its owner, mode and attributes. The mode comes after the owner, for
-        chown(2) clears set-user-ID and set-group-ID bits."""
+        """Set the owner, mode and attributes of a staged object.
+
+        The mode comes after the owner because chown(2) clears set-user-ID and set-group-ID bits.
+        """
         os.chown(temporary, new.uid, new.gid, dir_fd=self.work_fd, follow_symlinks=False)
         if not stat.S_ISLNK(new.mode):
             os.chmod(temporary, stat.S_IMODE(new.mode), dir_fd=self.work_fd)
@@ -259,7 +264,7 @@ class Upper:
             os.setxattr(syscalls.path_of(self.work_fd, temporary), key, value, follow_symlinks=False)
 
     def _dress_open(self, fd: int, new: NewObject) -> None:
-        """The same for a regular file that is open."""
+        """Like `_dress`, for a regular file that is open."""
         os.fchown(fd, new.uid, new.gid)
         os.fchmod(fd, stat.S_IMODE(new.mode))
         for key, value in new.xattrs:
@@ -268,13 +273,13 @@ class Upper:
     def publish(
         self, temporary: bytes, directory: UpperDir, name: bytes, over_whiteout: bool, is_directory: bool
     ) -> None:
-        """Move a staged object to its name, which must be free or (`over_whiteout`) hold a whiteout."""
+        """Move a staged object to its name, which must be free or, with `over_whiteout`, hold a whiteout."""
         directory.changes += 1
         fd = directory.open().fd
         if not over_whiteout:
             syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
         elif is_directory:
-            # rename(2) does not replace a non-directory with a directory, but it exchanges them.
+            # rename(2) cannot replace a non-directory with a directory, but it can exchange them.
             whiteout = directory.stat(name)
             if whiteout is None or stat.S_ISDIR(whiteout.st_mode):
                 raise stale(name)
@@ -283,7 +288,7 @@ class Upper:
             syscalls.rename(self.work_fd, temporary, fd, name)
 
     def link(self, file: Pinned, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
-        """Give one of the upper's files one more name."""
+        """Give a file of the upper another name."""
         assert isinstance(file.place, bytes)
         with self.staged() as temporary:
             where = (self.work_fd, temporary) if over_whiteout else (directory.open().fd, name)
@@ -295,9 +300,10 @@ class Upper:
     # --- names that go -----------------------------------------------------------------------------
 
     def whiteout(self, directory: UpperDir, name: bytes, replaced: Key | None, layer: str, caller: Caller) -> None:
-        """Hide what the lowers have as `name`; `replaced` is the object that the upper has there, if it has one.
+        """Hide what the lowers have as `name`.
 
-        `layer` is the label of the layer that is hidden.
+        `replaced` is the identity of the upper's object there, if it has one. `layer` is the label of the layer that
+        is hidden.
         """
         fd = directory.open().fd
         if replaced is not None:
@@ -309,17 +315,18 @@ class Upper:
         self._tell(Action.WHITEOUT, directory, name, caller, layer)
 
     def unlink(self, directory: UpperDir, name: bytes, caller: Caller) -> None:
-        """Remove a name that only the upper has; its last name takes the file with it."""
+        """Remove a name that only the upper has, and the file if this was its last name."""
         os.unlink(name, dir_fd=directory.open().fd)
         self._tell(Action.UNLINK, directory, name, caller)
 
     def _exchange(self, temporary: bytes, directory: UpperDir, name: bytes, replaced: Key) -> None:
-        """Put a staged object in the place of another, which may be a directory, and remove that with all in it.
+        """Put a staged object in the place of another one, which may be a directory with whiteouts, and discard that.
 
-        ESTALE if it is not the one that was looked up: it may hold what nobody wanted to remove.
+        ESTALE if it is not the object `replaced`: it may hold files that nobody wanted to remove.
         """
         fd = directory.open().fd
         syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
+        # Checked afterwards, in the work directory: there nobody can replace it between the check and its removal.
         if not self._is_staged(temporary, replaced):
             syscalls.rename(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
             raise stale(name)
@@ -329,9 +336,9 @@ class Upper:
         return key_of(os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)) == key
 
     def rmdir(self, directory: UpperDir, name: bytes, key: Key, caller: Caller) -> None:
-        """Remove a directory that only the upper has, and that may hold whiteouts but nothing else.
+        """Remove a directory that only the upper has. It may hold whiteouts but nothing else.
 
-        ESTALE if it does not have the identity `key`.
+        ESTALE if it is not empty on disk and does not have the identity `key`.
         """
         fd = directory.open().fd
         try:
@@ -357,7 +364,7 @@ class Upper:
         except OSError as error:
             if error.errno != errno.EINVAL or not flags & syscalls.RENAME_WHITEOUT:
                 raise
-            # A filesystem without RENAME_WHITEOUT: the old name shows the lower again for an instant.
+            # The filesystem has no RENAME_WHITEOUT: between the two renames the old name shows the lower.
             with self.staged() as temporary:
                 self._whiteouts.make(self.work_fd, temporary)
                 syscalls.rename(old_fd.fd, old, new_fd.fd, new)
@@ -368,7 +375,10 @@ class Upper:
         self._tell(action, old_dir, old, caller, detail=detail)
 
     def remove_whiteout(self, directory: UpperDir, name: bytes) -> None:
-        """Take away a whiteout that hides nothing any more. Not a change of the view: no event, and no failure."""
+        """Remove a whiteout that no longer hides anything.
+
+        This does not change the view, so it emits no event and does not fail.
+        """
         try:
             status = directory.stat(name)
             if status is not None and is_whiteout(status):
@@ -377,9 +387,9 @@ class Upper:
             _log.warning("a whiteout that hides nothing stays in the upper: %s: %s", directory.path(), error)
 
     def clear(self, directory: UpperDir, name: bytes, status: os.stat_result, caller: Caller) -> None:
-        """Replace a directory that is empty in the view, and has this status, by one that is empty on disk, and opaque.
+        """Replace a directory that is empty in the view with an opaque one that is empty on disk.
 
-        ESTALE if it is another one.
+        The new directory gets the owner and mode from `status`. ESTALE if `name` is not the directory with that status.
         """
         with self.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
@@ -392,7 +402,7 @@ class Upper:
     # --- attributes --------------------------------------------------------------------------------
 
     def set_xattr(self, pinned: Pinned, path: bytes, name: str, value: bytes, flags: int, caller: Caller) -> None:
-        """setxattr(2), with XATTR_CREATE or XATTR_REPLACE in `flags`."""
+        """setxattr(2). `flags` may be XATTR_CREATE or XATTR_REPLACE."""
         os.setxattr(pinned.place, name, value, flags)
         if name == self.xattrs.redirect:
             self.emit(Action.REDIRECT, path, caller, detail=os.fsdecode(value))
@@ -407,9 +417,10 @@ class Upper:
     def set_flags(
         self, pinned: Pinned, path: bytes, command: int, value: bytes, protection: bytes, caller: Caller
     ) -> None:
-        """Set inode flags by an ioctl, and beside them those that the real file does not get: see `inode_flags`."""
+        """Set inode flags with the ioctl `command`, and store the `protection` beside them, see `inode_flags`."""
         fd = os.dup(pinned.place) if isinstance(pinned.place, int) else pinned.open(os.O_RDONLY)
         try:
+            # First, because it is the call that a filesystem may refuse: then nothing is changed.
             fcntl.ioctl(fd, command, value)
             if protection:
                 os.setxattr(fd, self.xattrs.protattr, protection)
@@ -420,43 +431,43 @@ class Upper:
         self.emit(Action.SETXATTR, path, caller, detail="inode flags")
 
     def chmod(self, pinned: Pinned, path: bytes, mode: int, caller: Caller) -> None:
-        """chmod(2): `mode` is permission bits, set-id and sticky bits."""
+        """chmod(2). `mode` holds permission, set-id and sticky bits."""
         os.chmod(pinned.place, mode)
         self.emit(Action.CHMOD, path, caller, detail=f"{mode:04o}")
 
     def chown(self, pinned: Pinned, path: bytes, uid: int, gid: int, caller: Caller) -> None:
-        """chown(2); -1 keeps an id."""
+        """chown(2). -1 leaves an id as it is."""
         os.chown(pinned.place, uid, gid)
         self.emit(Action.CHOWN, path, caller, detail=f"{uid}:{gid}")
 
     def record(
         self, pinned: Pinned, path: bytes, record: StatRecord, action: Action, detail: str, caller: Caller
     ) -> None:
-        """Note owner and mode beside a file or directory; `action` and `detail` say which of them is new."""
+        """Store the owner and mode of a file or directory in its record. `action` and `detail` tell which is new."""
         os.chmod(pinned.place, record.on_disk(pinned.stat().st_mode))
         os.setxattr(pinned.place, override_stat.NAME, record.encode())
         self.emit(action, path, caller, detail=detail)
 
     def utimens(self, pinned: Pinned, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
-        """utimensat(2), in nanoseconds since the epoch."""
+        """utimensat(2). Times are nanoseconds since the epoch."""
         os.utime(pinned.place, ns=(atime_ns, mtime_ns))
         self.emit(Action.UTIMENS, path, caller)
 
     def truncate(self, fd: int, path: bytes, size: int, caller: Caller, *, by_path: bool) -> None:
-        """Change the size of a file that is open for writing, see `resize`."""
+        """Set the size of a file that is open for writing, see `resize`."""
         resize(fd, size, by_path)
         self.emit(Action.TRUNCATE, path, caller, size=size)
 
 
 def resize(fd: int, size: int, by_path: bool) -> None:
-    """ftruncate(2), or with `by_path` truncate(2), of a file that is open for writing; `size` in bytes.
+    """ftruncate(2), or truncate(2) with `by_path`, of a file that is open for writing. `size` is in bytes.
 
-    Where the size stays the same, only the first always sets the time of modification (fs/open.c, do_truncate).
+    If the size stays the same, only ftruncate(2) always sets the modification time (fs/open.c, do_truncate).
     """
     os.truncate(syscalls.fd_path(fd) if by_path else fd, size)
 
 
 def view_path(directory: UpperDir, name: bytes) -> bytes:
-    """The path in the view of a name in the upper, which mirrors the view."""
+    """Return the path in the view of a name in the upper; both have the same directories."""
     above = directory.path()
     return b"/%s/%s" % (above, name) if above else b"/" + name

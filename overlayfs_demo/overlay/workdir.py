@@ -1,4 +1,4 @@
-"""How is the directory kept in which objects are made ready, and to which removed ones are moved?"""
+"""The work directory, in which new objects are prepared and to which removed ones are moved."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
-    """Open `path`/work, emptied of what a killed daemon left, as the kernel's overlayfs uses it.
+    """Open `path`/work, which the kernel's overlayfs also uses, and remove what a killed daemon left in it.
 
-    It is made again if others could get into it: what is staged there is changed by name.
+    It is created again if others could write to it, because staged objects are changed by name.
     """
     work = os.path.join(path, b"work")
     os.makedirs(work, mode=0o700, exist_ok=True)
@@ -60,10 +60,10 @@ def _is_private(fd: int) -> bool:
 
 
 def inherit_nothing(fd: int) -> None:
-    """Take the ACLs and the set-group-ID bit off a directory that was made for the overlay alone. Raises OSError.
+    """Remove the ACLs and the set-group-ID bit of a directory that only the overlay uses. Raises OSError.
 
-    A default ACL of the directory above would pass through it to everything that is made in it, and from there into
-    the upper (fs/overlayfs/super.c, ovl_workdir_create).
+    Otherwise everything created in it, and so in the upper, would inherit the default ACL of its parent directory
+    (fs/overlayfs/super.c, ovl_workdir_create).
     """
     for name in (acl.DEFAULT, acl.ACCESS):
         try:
@@ -71,14 +71,15 @@ def inherit_nothing(fd: int) -> None:
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                 raise
+    # After the ACLs: with an access ACL, chmod(2) would set its mask instead of the group's permissions, see acl(5).
     os.fchmod(fd, 0o700)
 
 
 def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
-    """Remove a directory that was empty in the view, and so holds whiteouts at most (fs/overlayfs/dir.c, ovl_rmdir).
+    """Remove a directory that was empty in the view, so that it holds only whiteouts (fs/overlayfs/dir.c, ovl_rmdir).
 
-    Whoever still has it open may move things into it, also what only root could remove. They are not what was to be
-    removed: the directory then stays, with a line in the log.
+    Anyone who still has it open may move other files into it, even files that only root could remove. Nobody asked to
+    remove those, so the directory then stays, and the log says so.
     """
     try:
         fd = os.open(name, _DIRECTORY, dir_fd=work_fd)
@@ -93,7 +94,7 @@ def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
 
 
 def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:
-    # By path, because then the names come as bytes.
+    # Read by path, because that yields the names as bytes.
     with os.scandir(syscalls.fd_path(fd)) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
