@@ -1,8 +1,8 @@
-"""How is a command tried on a view that it shall not change?
+"""The dry run of a command on a second view of the same stack: see `Stack.rehearsal`.
 
-On a second view of the same stack, see `Stack.rehearsal`, with an upper of its own beside the view's work directory:
-that is on the right filesystem, with all that the upper's can do. The command runs in a sandbox where this view
-stands in the place of the other. A process serves it and afterwards takes everything away, however we end.
+The second view has its own upper, beside the view's work directory: that is on the right filesystem, which can do all
+that the upper's can. The command runs in a sandbox where the second view stands in the place of the first. A process
+serves it, and removes everything afterwards, however this process ends.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class _Server:
         with os.fdopen(self._answers, "rb") as answers:
             told = answers.read()
         os.waitpid(self._pid, 0)
-        return [Effect(*one) for one in json.loads(told or b"[]")]
+        return [Effect(*fields) for fields in json.loads(told or b"[]")]
 
     # --- the process -------------------------------------------------------------------------------
 
