@@ -17,7 +17,7 @@ import pytest
 from overlayfs_demo.cli import main
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mounts import registry, runtime_directory
-from overlayfs_demo.mounts.control import protocol
+from overlayfs_demo.mounts.control import client, protocol
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened, ProtocolError, WhichAnswer
 from overlayfs_demo.mounts.control.server import Server
@@ -378,6 +378,16 @@ def test_client_is_not_attached_by_another_answer(directory: Path, unasked: byte
         pytest.raises(MountError, match="view: its daemon's answer makes no sense: it is about something else"),
     ):
         connection.attach()
+
+
+def test_line_that_does_not_end_is_given_up(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_LONGEST_ANSWER", 1000)
+    with (
+        hostile_daemon(directory, b"x" * 2000) as path,
+        Connection(path, "view") as connection,
+        pytest.raises(MountError, match="view: its daemon does not stop talking"),
+    ):
+        connection.which(b"/x")
 
 
 def test_refusal_is_printed_without_its_escapes(directory: Path) -> None:

@@ -21,6 +21,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.explain.dry_run import rehearse
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.store.containers import Container, Containers
@@ -113,8 +114,8 @@ def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> 
             assert [one.wins for one in connection.which(os.fsencode(place.path)).statements] == [False, False, True]
             connection.attach()
             os.mkdir("view/made")
-            event = connection.event(PATIENCE)
-            assert event is not None and (event["path"], event["uid"]) == ("/made", USER)
+            update = connection.receive(PATIENCE)
+            assert isinstance(update, Happened) and (update.event.path, update.event.uid) == (b"/made", USER)
         mount.unmount(b"view")
 
     as_user(home, session)
