@@ -179,25 +179,20 @@ def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
     if not ordered:
         return
     rows = [
-        (
-            effect.what,
-            human_size(effect.size),
-            printable(effect.layer),
-            printable(effect.path)
-            + (
-                f" <- {printable(effect.detail)}"
-                if effect.what == "rename"
-                else "/"
-                if effect.detail == "directory"
-                else ""
-            ),
-        )
+        (effect.what, human_size(effect.size), printable(effect.layer), _path_cell(effect))
         for effect in ordered[:at_most]
     ]
     put("\n")
     put_table(docker_tables.table(("WHAT", "SIZE", "LAYER", "PATH"), rows))
     if at_most is not None and len(ordered) > at_most:
         put(f"and {len(ordered) - at_most} more, which --all shows\n")
+
+
+def _path_cell(effect: Effect) -> str:
+    path = printable(effect.path)
+    if effect.what == "rename":
+        return f"{path} <- {printable(effect.detail)}"
+    return f"{path}/" if effect.detail == "directory" else path
 
 
 # --- for machines ----------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Connection:
         except EOFError as error:
             raise MountError(f"{self._mountpoint} was unmounted meanwhile", "mount it again") from error
         if not isinstance(answer, WhichAnswer):
-            raise self._senseless("it is about something else")
+            raise self._senseless()
         return answer.explanation
 
     def attach(self, *, counters: bool = False) -> None:
@@ -90,7 +90,7 @@ class Connection:
         """
         self._send(WatchRequest(counters))
         if not isinstance(self._answer(None), Attached):
-            raise self._senseless("it is about something else")
+            raise self._senseless()
 
     def detach(self) -> None:
         """Ask for no more. What is on its way still comes, with the last counters, and then the end."""
@@ -111,7 +111,7 @@ class Connection:
         except (TimeoutError, BlockingIOError):  # The latter for a timeout of 0.
             return None
         if not isinstance(answer, Update):
-            raise self._senseless("it is about something else")
+            raise self._senseless()
         return answer
 
     def _send(self, request: Request) -> None:
@@ -129,7 +129,7 @@ class Connection:
             raise MountError(f"{self._mountpoint}: {printable(answer.problem)}")
         return answer
 
-    def _senseless(self, why: str) -> MountError:
+    def _senseless(self, why: str = "it is about something else") -> MountError:
         return MountError(
             f"{self._mountpoint}: its daemon's answer makes no sense: {printable(why)}",
             "if it is of another version, 'umount' there and 'mount' again",
