@@ -20,7 +20,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.kernel import session
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.mounts import daemon, mount, registry
-from overlayfs_demo.mounts.control.client import Server
+from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.store.containers import Container, Containers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,14 +12,18 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.events import Action, Event
+from overlayfs_demo.explain import dry_run
 from overlayfs_demo.explain.dry_run import rehearse
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.overlay.whiteout import SHARED
 from tests import builders
 from tests.builders import hardlink
@@ -156,26 +161,27 @@ class Real:
             self.status = subprocess.run(["sh", "-c", script], cwd=place.view, stdout=subprocess.DEVNULL).returncode
             # A mark, so that all before it has been told.
             os.mkdir(place.view / "the end")
-            self.events: list[dict[str, Any]] = []
-            while (event := connection.event(PATIENCE)) is not None and event["path"] != "/the end":
-                self.events.append(event)
-            assert event is not None
+            self.events: list[Event] = []
+            while isinstance(update := connection.receive(PATIENCE), Happened) and update.event.path != b"/the end":
+                self.events.append(update.event)
+            assert isinstance(update, Happened)
         os.rmdir(place.view / "the end")
         self.whiteouts = _whiteouts(upper) - before
         after = _files(upper)
         self.freed = sum(size for inode, size in files.items() if inode not in after)
         self.freed += sum(max(0, size - after[inode]) for inode, size in files.items() if inode in after)
 
-    def sizes(self, action: str) -> Counter[str]:
+    def sizes(self, action: Action) -> Counter[str]:
         """Bytes by layer."""
         found: Counter[str] = Counter()
-        for one in self.events:
-            if one["action"] == action:
-                found[one["layer"]] += one["size"]
+        for event in self.events:
+            if event.action is action:
+                found[event.layer] += event.size
         return found
 
     def copies(self) -> Counter[tuple[str, bool]]:
-        return Counter((one["path"], one["detail"] == "directory") for one in self.events if one["action"] == "copy-up")
+        copies = (event for event in self.events if event.action is Action.COPY_UP)
+        return Counter((os.fsdecode(event.path), event.detail == "directory") for event in copies)
 
 
 def _whiteouts(upper: Path) -> set[str]:
@@ -198,11 +204,11 @@ def assert_true(place: Place, script: str) -> None:
     by_layer: Counter[str] = Counter()
     for one in copies:
         by_layer[one["layer"]] += one["size"]
-    assert by_layer == real.sizes("copy-up")
+    assert by_layer == real.sizes(Action.COPY_UP)
     assert sum(one["detail"] == "directory" for one in copies) == sum(is_dir for _, is_dir in real.copies().elements())
     assert len(copies) == len(real.copies())
     written = sum(one["size"] for one in told["paths"] if one["what"] == "write")
-    assert written == sum(real.sizes("write").values())
+    assert written == sum(real.sizes(Action.WRITE).values())
     assert {one["path"] for one in told["paths"] if one["what"] == "whiteout"} == real.whiteouts
     assert sum(one["size"] for one in told["paths"] if one["what"] == "free") == real.freed
 
@@ -450,3 +456,23 @@ def test_a_view_of_an_older_version_is_refused(one_view: Place) -> None:
     assert record is not None
     with pytest.raises(MountError, match="mount it with this version"):
         rehearse(registry.Record(record.mountpoint, record.pid, record.front, record.lowers), ["true"], b"/")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"), [(OSError(errno.EIO, "Input/output error"), "Input/output error"), (RuntimeError(), "it ended")]
+)
+def test_second_view_that_fails_is_an_error_and_not_an_explanation(
+    one_view: Place, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    def fail(_server: object, _titles: object, report: int, held: int) -> bytes:
+        os.write(report, b"ready\n")
+        os.read(held, 1)
+        raise error
+
+    monkeypatch.setattr(dry_run._Server, "_serve", fail)
+    monkeypatch.setattr(dry_run, "Sandbox", lambda *_: SimpleNamespace(run=lambda command: 0))
+    record = registry.find_record(str(one_view.view))
+    assert record is not None
+    with pytest.raises(MountError, match=f"the second view failed: .*{why}"):
+        rehearse(record, ["true"], b"/")
+    assert not list((one_view / "work").glob("explain-*"))

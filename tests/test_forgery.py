@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from overlayfs_demo.cli import main
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mounts import registry, runtime_directory
-from overlayfs_demo.mounts.control import explanation
-from overlayfs_demo.mounts.control.client import Connection, Server, event_of
+from overlayfs_demo.mounts.control import client, protocol
+from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Happened, ProtocolError, WhichAnswer
+from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.ui.wording import outcome, said, sentence
 from tests.conftest import why_no_mounts
-from tests.places import Place, fails, run
+from tests.places import MINUTE, Place, fails, run
 
 pytestmark = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
 
@@ -33,6 +37,21 @@ SAYING = {
     "wins": False,
     "size": 0,
     **dict.fromkeys(("mode", "target", "hidden_by", "hidden_at", "deleted_at", "stored_at")),
+}
+
+
+# A daemon's news of one event.
+EVENT = {
+    "time": 1.5,
+    "action": "mkdir",
+    "path": "/made",
+    "pid": 1,
+    "who": "sh",
+    "uid": 0,
+    "call": "mkdir",
+    "layer": "",
+    "size": 0,
+    "detail": "",
 }
 
 
@@ -209,48 +228,172 @@ def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
     fails(done, str(runtime), "written to by others")
 
 
+def which_answer(**statement: object) -> bytes:
+    """A line about /x, in which the upper has these fields."""
+    return line(path="/x", layers=[{**SAYING, **statement}])
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
 def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
-    answer = {
-        "action": "mkdir",
-        "path": "/\x1b[1m",
-        "pid": 1,
-        "uid": 0,
-        "call": "\x1b[2m",
-        "layer": "\x1b[3m",
-        "size": 0,
-        "detail": "\x1b[4m",
-    }
-    assert "\x1b" not in sentence(event_of(answer), "\x1b[5m")
-    link = {**SAYING, "says": "a file", "mode": 0o120777, "target": "\x1b", "hidden_by": "\x1b", "hidden_at": "\x1b"}
-    for saying in (link, {**SAYING, "says": "deleted", "deleted_at": "\x1b[3m"}):
-        [one] = explanation.from_json({"layers": [saying]}).statements
-        assert "\x1b" not in said(one, b"/x") + outcome(one, b"/x")
+    strange = {"path": "/\x1b[1m", "call": "\x1b[2m", "layer": "\x1b[3m", "detail": "\x1b[4m", "who": "\x1b[5m"}
+    happened = protocol.decode_answer(line(**{**EVENT, **strange}))
+    assert isinstance(happened, Happened)
+    assert "\x1b" not in sentence(happened.event, happened.who)
+    link = {"says": "a file", "mode": 0o120777, "target": "\x1b", "hidden_by": "\x1b", "hidden_at": "\x1b"}
+    for forged in (link, {"says": "deleted", "deleted_at": "\x1b[3m"}):
+        answer = protocol.decode_answer(which_answer(**forged))
+        assert isinstance(answer, WhichAnswer)
+        [statement] = answer.explanation.statements
+        assert "\x1b" not in said(statement, b"/x") + outcome(statement, b"/x")
 
 
-@pytest.mark.parametrize(
-    "forged",
-    [
-        {"says": "\x1b[6m"},
-        {"says": "a file"},
-        {"mode": "\x1b[6m"},
-        {"mode": -1},
-        {"size": 1 << 2000, "mode": 0o100644},
-        {"target": 7},
-        {"hidden_by": ["upper"]},
-        {"deleted_at": "\ud800"},
-    ],
+FORGED_STATEMENTS: tuple[dict[str, object], ...] = (
+    {"layer": 1},
+    {"says": "\x1b[6m"},
+    {"says": "a file"},
+    {"wins": 1},
+    {"mode": "\x1b[6m"},
+    {"mode": -1},
+    {"mode": True},
+    {"size": 1 << 2000, "mode": 0o100644},
+    {"size": None, "mode": 0o100644},
+    {"target": 7},
+    {"hidden_by": ["upper"]},
+    {"deleted_at": "\ud800"},
+    {"stored_at": "a\0b"},
 )
-def test_what_no_daemon_of_ours_says_is_no_explanation(forged: dict[str, Any]) -> None:
-    explanation.from_json({"layers": [SAYING]})
-    with pytest.raises((TypeError, ValueError)):
-        explanation.from_json({"layers": [{**SAYING, **forged}]})
+FORGED_EVENTS: tuple[dict[str, object], ...] = (
+    {"time": "now"},
+    {"time": float("nan")},
+    {"time": 1e300},
+    {"time": True},
+    {"action": "\x1b[6m"},
+    {"action": ["mkdir"]},
+    {"path": None},
+    {"path": "\ud800"},
+    {"path": "/a\0b"},
+    {"pid": -1},
+    {"pid": 1.5},
+    {"who": 7},
+    {"uid": 1 << 32},
+    {"call": None},
+    {"layer": {}},
+    {"size": 1 << 2000},
+    {"action": "rename", "detail": "\ud800"},
+)
+FORGED_LINES = (
+    b"\n",
+    b"x\n",
+    b"\xff\n",
+    b"[]\n",
+    b"null\n",
+    b"{}\n",
+    b"[" * 100_000 + b"\n",
+    b'{"dropped": ' + b"9" * 10_000 + b"}\n",
+    line(error=["\x1b[6m"]),
+    line(attached="yes"),
+    line(attached=False),
+    line(dropped=-1),
+    line(dropped=True),
+    line(counters=[1]),
+    line(counters={"lookup": "\x1b[6m"}),
+    line(layers={}, path="/x"),
+    line(layers=[7], path="/x"),
+    line(layers=[]),
+    line(layers=[{}], path="/x"),
+    *(which_answer(**forged) for forged in FORGED_STATEMENTS),
+    *(line(**{**EVENT, **forged}) for forged in FORGED_EVENTS),
+    *(line(**{name: value for name, value in EVENT.items() if name != left_out}) for left_out in EVENT),
+)
 
 
-def test_answer_that_makes_no_sense_is_one_line_for_a_person(directory: Path) -> None:
+def test_lines_of_a_true_daemon_are_decoded() -> None:
+    """Else the forged ones, which differ from these in one field each, would prove nothing."""
+    assert isinstance(protocol.decode_answer(which_answer()), WhichAnswer)
+    assert isinstance(protocol.decode_answer(line(**EVENT)), Happened)
+
+
+@pytest.mark.parametrize("forged", FORGED_LINES, ids=lambda forged: repr(forged[:60]))
+def test_line_that_no_daemon_of_ours_writes_is_not_an_answer(forged: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_answer(forged)
+
+
+@contextmanager
+def hostile_daemon(directory: Path, *lines: bytes) -> Iterator[Path]:
+    """The path of a socket that answers the first client with these lines, and reads nothing."""
+
+    def answer() -> None:
+        with listening.accept()[0] as connection:
+            connection.sendall(b"".join(lines))
+            while connection.recv(1 << 16):
+                pass
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(directory / "it.sock"))
         listening.listen()
-        with Connection(directory / "it.sock", "view") as connection, listening.accept()[0] as answering:
-            answering.sendall(json.dumps({"layers": [{**SAYING, "says": "\x1b[6m"}]}).encode() + b"\n")
-            with pytest.raises(MountError, match=r"view: its daemon's answer makes no sense: '\\x1b"):
-                connection.explain(b"/x")
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield directory / "it.sock"
+        thread.join(MINUTE)
+
+
+@pytest.mark.parametrize("words", [("watch", "--json"), ("watch",), ("which",)], ids=" ".join)
+@pytest.mark.parametrize("forged", FORGED_LINES, ids=lambda forged: repr(forged[:60]))
+def test_forged_line_is_one_line_for_a_person(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    forged: bytes,
+) -> None:
+    attached = [line(attached=True)] if words[0] == "watch" else []
+    with hostile_daemon(directory, *attached, forged) as path:
+        monkeypatch.setattr(registry, "place_in_view", lambda given, follow: registry.Place("/view", "/x", path, 0))
+        assert main.main([*words, "/view/x"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    complaint = err.removeprefix("overlayfs-demo: watching /view until it is unmounted\n")
+    assert re.fullmatch(r"overlayfs-demo: /view: its daemon's answer makes no sense: [ -~]{1,300}\n", complaint)
+
+
+@pytest.mark.parametrize("unasked", [line(attached=True), line(**EVENT), line(dropped=1), line(counters={})])
+def test_answer_to_something_else_makes_no_sense(directory: Path, unasked: bytes) -> None:
+    with (
+        hostile_daemon(directory, unasked) as path,
+        Connection(path, "view") as connection,
+        pytest.raises(MountError, match="view: its daemon's answer makes no sense: it is about something else"),
+    ):
+        connection.which(b"/x")
+
+
+@pytest.mark.parametrize("unasked", [which_answer(), line(**EVENT), line(dropped=1), line(counters={})])
+def test_client_is_not_attached_by_another_answer(directory: Path, unasked: bytes) -> None:
+    with (
+        hostile_daemon(directory, unasked) as path,
+        Connection(path, "view") as connection,
+        pytest.raises(MountError, match="view: its daemon's answer makes no sense: it is about something else"),
+    ):
+        connection.attach()
+
+
+def test_line_that_does_not_end_is_given_up(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_LONGEST_ANSWER", 1000)
+    with (
+        hostile_daemon(directory, b"x" * 2000) as path,
+        Connection(path, "view") as connection,
+        pytest.raises(MountError, match="view: its daemon does not stop talking"),
+    ):
+        connection.which(b"/x")
+
+
+def test_refusal_is_printed_without_its_escapes(directory: Path) -> None:
+    with (
+        hostile_daemon(directory, line(error="\x1b[6m")) as path,
+        Connection(path, "view") as connection,
+        pytest.raises(MountError, match=r"^view: \\x1b\[6m$"),
+    ):
+        connection.which(b"/x")

@@ -21,6 +21,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.explain.dry_run import rehearse
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.store.containers import Container, Containers
@@ -110,11 +111,11 @@ def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> 
         mount_view(front, ",userxattr")
         place = registry.place_in_view(b"view/motd", follow=False)
         with Connection(place.socket, place.mountpoint) as connection:
-            assert [one.wins for one in connection.explain(os.fsencode(place.path)).statements] == [False, False, True]
+            assert [one.wins for one in connection.which(os.fsencode(place.path)).statements] == [False, False, True]
             connection.attach()
             os.mkdir("view/made")
-            event = connection.event(PATIENCE)
-            assert event is not None and (event["path"], event["uid"]) == ("/made", USER)
+            update = connection.receive(PATIENCE)
+            assert isinstance(update, Happened) and (update.event.path, update.event.uid) == (b"/made", USER)
         mount.unmount(b"view")
 
     as_user(home, session)
@@ -145,7 +146,7 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
         place = registry.place_in_view(os.fsencode(home / "view"), follow=True)
         assert place.owner == USER
         with Connection(place.socket, place.mountpoint, place.owner) as connection:
-            labels = [one.layer for one in connection.explain(b"/").statements]
+            labels = [one.layer for one in connection.which(b"/").statements]
         assert labels == ["upper", "layer 2 (top)", "layer 1 (bottom)"]
         with contextlib.closing(Terminal(home / "view")) as terminal:
             # Only what the daemon says: root is not led to the paths that its record names.
@@ -180,7 +181,7 @@ def test_root_of_a_user_namespace_mounts_and_asks(home: Path, runtime: bool) -> 
         place = registry.place_in_view(b"view/motd", follow=False)
         assert (place.owner, place.socket.parent.parent) == (0, home if runtime else Path("/tmp"))
         with Connection(place.socket, place.mountpoint, place.owner) as connection:
-            assert any(one.wins for one in connection.explain(os.fsencode(place.path)).statements)
+            assert any(one.wins for one in connection.which(os.fsencode(place.path)).statements)
         mount.unmount(b"view")
 
     try:

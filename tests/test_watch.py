@@ -21,7 +21,9 @@ import pytest
 
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.mounts import registry
-from overlayfs_demo.mounts.control.client import Connection, Server
+from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Dropped, Happened
+from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.stack import Stack
 from tests.conftest import PATIENCE, wait_until
@@ -288,7 +290,7 @@ def test_the_engine_listens_only_while_somebody_is_attached(served: tuple[Overla
     assert not overlay.events.listening
     for _ in range(2):
         with Connection(path, "view") as connection:
-            connection.explain(b"/motd")
+            connection.which(b"/motd")
             assert not overlay.events.listening
             connection.attach()
             assert overlay.events.listening
@@ -304,10 +306,10 @@ def test_events_that_nobody_reads_are_counted(served: tuple[Overlay, Path]) -> N
             overlay.events.emit(Event(Action.MKDIR, b"/made", 0, 0, "mkdir"))
         told = dropped = 0
         while told + dropped < many:
-            answer = connection.event(MINUTE)
-            assert answer is not None
-            told += "action" in answer
-            dropped += answer.get("dropped", 0)
+            update = connection.receive(MINUTE)
+            assert update is not None
+            told += isinstance(update, Happened)
+            dropped += update.count if isinstance(update, Dropped) else 0
     assert told + dropped == many and dropped > 0
 
 
@@ -345,10 +347,10 @@ def test_what_is_no_request_is_answered_so(served: tuple[Overlay, Path], line: b
     with Connection(served[1], "view") as connection:
         connection._socket.sendall(line)
         assert "not a request" in json.loads(connection._socket.recv(1000))["error"]
-        assert connection.explain(b"/motd")
+        assert connection.which(b"/motd")
 
 
 def test_no_path_leads_out_of_the_layers(served: tuple[Overlay, Path], place: Place) -> None:
     with Connection(served[1], "view") as connection:
-        assert not any(one.wins for one in connection.explain(b"/../../bottom/motd").statements)
-        assert connection.explain(b"/d/../../motd") == connection.explain(b"/motd")
+        assert not any(one.wins for one in connection.which(b"/../../bottom/motd").statements)
+        assert connection.which(b"/d/../../motd") == connection.which(b"/motd")

@@ -21,6 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.layer_facts import Count, LayerFacts, unwalked, walked
 from overlayfs_demo.mounts.registry import Record
 from overlayfs_demo.watch.screen import drawing, visible
@@ -53,25 +54,15 @@ def told(*events: Event) -> tuple[Line, ...]:
     return tuple(Line(event, "vim") for event in events)
 
 
-def answer(event: Event) -> dict[str, object]:
-    """As a daemon tells it."""
-    return {
-        "action": event.action.value,
-        "path": os.fsdecode(event.path),
-        "pid": event.pid,
-        "uid": 0,
-        "who": "vim",
-        "call": event.call,
-        "layer": event.layer,
-        "size": event.size,
-        "detail": event.detail,
-    }
+def happened(event: Event) -> Happened:
+    """The event as a daemon sends it."""
+    return Happened(0.0, event, "vim")
 
 
 def state(*events: Event) -> State:
     made = State("/view", has_keys=True)
     for event in events:
-        made.take(answer(event), told=True)
+        made.take(happened(event), shown=True)
     return made
 
 
@@ -147,7 +138,7 @@ def test_in_a_pause_the_sentences_stand_still_and_the_rest_is_counted() -> None:
     made = state(COPY_UP)
     made.press("p")
     for _ in range(12):
-        made.take(answer(WHITEOUT), told=True)
+        made.take(happened(WHITEOUT), shown=True)
     scene = made.scene(stack(3))
     assert (len(scene.lines), scene.unseen, scene.totals.whiteouts) == (1, 12, 12)
     assert "paused, 12 more" in drawn(scene)[-1]
@@ -175,7 +166,7 @@ def test_writes_of_one_process_to_one_file_are_one_line() -> None:
 
 def test_what_is_not_wanted_is_counted_but_not_told() -> None:
     made = State("/view", has_keys=True)
-    made.take(answer(COPY_UP), told=False)
+    made.take(happened(COPY_UP), shown=False)
     assert (made.scene([]).lines, made.scene([]).totals.size) == ((), 1234)
 
 

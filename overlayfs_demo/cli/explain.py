@@ -1,4 +1,4 @@
-"""What would a command change in a view?"""
+"""The verb `explain`: what a command would change in a view."""
 
 from __future__ import annotations
 
@@ -105,19 +105,19 @@ def _directories(number: int) -> str:
 
 
 def _files_and_directories(effects: Sequence[Effect]) -> str:
-    directories = sum(one.detail == "directory" for one in effects)
+    directories = sum(effect.detail == "directory" for effect in effects)
     files = len(effects) - directories
     return " and ".join([*([_files(files)] if files else []), *([_directories(directories)] if directories else [])])
 
 
 def _sum(effects: Sequence[Effect]) -> int:
-    return sum(one.size for one in effects)
+    return sum(effect.size for effect in effects)
 
 
 def _by_layer(effects: Sequence[Effect]) -> Iterator[tuple[str, list[Effect]]]:
     """The effects of each layer, with how it is shown."""
-    for layer in sorted({one.layer for one in effects}):
-        yield printable(layer), [one for one in effects if one.layer == layer]
+    for layer in sorted({effect.layer for effect in effects}):
+        yield printable(layer), [effect for effect in effects if effect.layer == layer]
 
 
 def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
@@ -128,8 +128,8 @@ def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
         yield f"would change nothing in {printable(mountpoint)}"
     yield from _sentences_of_copies(of["copy up"])
     for word, verb in (("refuse", "be refused to copy up"), ("warn", "be warned of copying up")):
-        for one in of[word]:
-            yield f"would {verb} {printable(one.path)}, {human_size(one.size)}: over {one.detail}"
+        for effect in of[word]:
+            yield f"would {verb} {printable(effect.path)}, {human_size(effect.size)}: over {effect.detail}"
     yield from _sentences_of_marks(of)
     yield from _sentences_of_upper(of)
     if outcome.status:
@@ -143,7 +143,7 @@ def _sentences_of_marks(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
     if some := of["whiteout"]:
         yield f"would leave {plural(len(some), 'whiteout')}"
     for layer, some in _by_layer(of["hide"]):
-        number = sum(one.files for one in some)
+        number = sum(effect.files for effect in some)
         stay = "it stays there" if number == 1 else "they stay there"
         yield f"would hide {_files(number)} of {human_size(_sum(some))} in {layer}; {stay}: an image does not shrink"
     if some := of["opaque"]:
@@ -156,7 +156,7 @@ def _sentences_of_upper(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
     if some := of["create"]:
         yield f"would create {_files_and_directories(some)}"
     if some := of["write"]:
-        yield f"would write {human_size(_sum(some))} to {_files(len({one.path for one in some}))}"
+        yield f"would write {human_size(_sum(some))} to {_files(len({effect.path for effect in some}))}"
     if some := of["rename"]:
         yield f"would rename {plural(len(some), 'file or directory', 'files or directories')}"
     if some := of["change"]:
@@ -165,7 +165,7 @@ def _sentences_of_upper(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
 
 def _sentences_of_copies(copies: Sequence[Effect]) -> Iterator[str]:
     for layer, some in _by_layer(copies):
-        directories = sum(one.detail == "directory" for one in some)
+        directories = sum(effect.detail == "directory" for effect in some)
         files = len(some) - directories
         words = [f"{_files(files)}, {human_size(_sum(some))} of data"] if files else []
         if directories:
@@ -175,18 +175,12 @@ def _sentences_of_copies(copies: Sequence[Effect]) -> Iterator[str]:
 
 
 def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
-    ordered = sorted(effects, key=lambda one: (-one.size, one.path))
+    ordered = sorted(effects, key=lambda effect: (-effect.size, effect.path))
     if not ordered:
         return
     rows = [
-        (
-            one.what,
-            human_size(one.size),
-            printable(one.layer),
-            printable(one.path)
-            + (f" <- {printable(one.detail)}" if one.what == "rename" else "/" if one.detail == "directory" else ""),
-        )
-        for one in ordered[:at_most]
+        (effect.what, human_size(effect.size), printable(effect.layer), _path_cell(effect))
+        for effect in ordered[:at_most]
     ]
     put("\n")
     put_table(docker_tables.table(("WHAT", "SIZE", "LAYER", "PATH"), rows))
@@ -194,21 +188,28 @@ def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
         put(f"and {len(ordered) - at_most} more, which --all shows\n")
 
 
+def _path_cell(effect: Effect) -> str:
+    path = printable(effect.path)
+    if effect.what == "rename":
+        return f"{path} <- {printable(effect.detail)}"
+    return f"{path}/" if effect.detail == "directory" else path
+
+
 # --- for machines ----------------------------------------------------------------------------------
 
 
 def _json(mountpoint: str, command: Sequence[str], outcome: Outcome) -> dict[str, object]:
     totals: dict[str, dict[str, int]] = {}
-    for one in outcome.effects:
-        total = totals.setdefault(one.what, {"count": 0, "directories": 0, "size": 0, "files": 0})
+    for effect in outcome.effects:
+        total = totals.setdefault(effect.what, {"count": 0, "directories": 0, "size": 0, "files": 0})
         total["count"] += 1
-        total["directories"] += one.detail == "directory"
-        total["size"] += one.size
-        total["files"] += one.files
+        total["directories"] += effect.detail == "directory"
+        total["size"] += effect.size
+        total["files"] += effect.files
     return {
         "mountpoint": mountpoint,
         "command": list(command),
         "status": outcome.status,
         "totals": totals,
-        "paths": [one._asdict() for one in outcome.effects],
+        "paths": [effect._asdict() for effect in outcome.effects],
     }

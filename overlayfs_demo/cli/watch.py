@@ -1,4 +1,4 @@
-"""What is happening in a view right now?"""
+"""The verb `watch`: reports every change in a view as it happens."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from overlayfs_demo.cli.command import Verbs, new_verb
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Action
 from overlayfs_demo.mounts import registry
-from overlayfs_demo.mounts.control.client import Connection, event_of
+from overlayfs_demo.mounts.control import protocol
+from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
 from overlayfs_demo.mounts.layer_facts import LayerFacts, told, unwalked
 from overlayfs_demo.ui.console import PROGRAM, note, put, put_json
 from overlayfs_demo.ui.wording import printable
 from overlayfs_demo.watch.state import Line, counted
 
-# For how long writes of one process to one file are told in one sentence, in seconds.
+# For how many seconds the writes of one process to one file become one sentence.
 _FOLD = 0.5
 
 
@@ -39,13 +40,13 @@ def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="or any path in it")
     verb.add_argument("--json", action="store_true", help="one JSON object per line; repeated writes are not joined")
     verb.add_argument("--plain", action="store_true", help="print plain sentences on a terminal too")
-    actions = ", ".join(one.value for one in Action)
+    actions = ", ".join(action.value for action in Action)
     verb.add_argument("--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"of these: {actions}")
     verb.add_argument("--path", metavar="GLOB", help="only paths in the view that match; * also matches /")
 
 
 def _actions(words: str) -> frozenset[str]:
-    known = {one.value for one in Action}
+    known = {action.value for action in Action}
     actions = frozenset(words.split(","))
     if unknown := sorted(actions - known):
         raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not an action: choose from {', '.join(sorted(known))}")
@@ -77,7 +78,7 @@ def _layers(connection: Connection, place: registry.Place) -> list[LayerFacts]:
     Of another user's view only what their daemon says is shown: root could be led anywhere by the paths in a record.
     """
     if place.owner != os.geteuid():
-        return told(one.layer for one in connection.explain(b"/").statements)
+        return told(statement.layer for statement in connection.which(b"/").statements)
     record = registry.find_record(place.mountpoint)
     if record is None:
         raise MountError(f"{place.mountpoint} was unmounted meanwhile", "mount it again")
@@ -96,7 +97,7 @@ def _show(
         connection,
         place.mountpoint,
         layers,
-        lambda answer: _is_wanted(answer, arguments.only, arguments.path),
+        lambda update: _is_wanted(update, arguments.only, arguments.path),
         walk=place.owner == os.geteuid(),
     )
     if ended:
@@ -111,13 +112,13 @@ def _tell(connection: Connection, mountpoint: str, arguments: argparse.Namespace
     note(f"watching {printable(mountpoint)} until it is unmounted")
     try:
         while True:
-            answer = connection.event(teller.patience())
-            if answer is None:
+            update = connection.receive(teller.timeout())
+            if update is None:
                 teller.finish()
-            elif "counters" in answer:
-                asked = answer["counters"]
-            elif _is_wanted(answer, arguments.only, arguments.path):
-                teller.tell(answer)
+            elif isinstance(update, Counters):
+                asked = update.counts
+            elif _is_wanted(update, arguments.only, arguments.path):
+                teller.tell(update)
     except EOFError:
         return 0
     except KeyboardInterrupt:
@@ -129,48 +130,51 @@ def _tell(connection: Connection, mountpoint: str, arguments: argparse.Namespace
 
 
 def _last_counters(connection: Connection) -> Mapping[str, int]:
-    """What was asked until now, for the last counters that were told may be a second old."""
+    """The counters as they are now: the last ones that came may be a second old."""
     asked: Mapping[str, int] = {}
     connection.detach()
     with contextlib.suppress(EOFError):
-        while (answer := connection.event(1.0)) is not None:
-            asked = answer.get("counters", asked)
+        while (update := connection.receive(1.0)) is not None:
+            asked = update.counts if isinstance(update, Counters) else asked
     return asked
 
 
 def _note_counters(asked: Mapping[str, int]) -> None:
-    """Once and in the end, and not on stdout: there a pipe gets a line for each change and nothing else, so that
-    `| wc -l` counts them; and a line every so often would tell of a daemon that was only looked at."""
+    """Print the counters once, at the end, on stderr.
+
+    On stdout a pipe gets one line for each change and nothing else, so that `| wc -l` counts them.
+    """
     if words := counted(asked):
         note(f"meanwhile the mount answered {words}")
 
 
-def _is_wanted(answer: Mapping[str, Any], only: frozenset[str] | None, glob: str | None) -> bool:
-    if "action" not in answer:
+def _is_wanted(update: Update, only: frozenset[str] | None, glob: str | None) -> bool:
+    if not isinstance(update, Happened):
         return True
-    if only is not None and answer["action"] not in only:
+    event = update.event
+    if only is not None and event.action.value not in only:
         return False
-    return glob is None or any(fnmatch.fnmatchcase(os.fsdecode(path), glob) for path in event_of(answer).paths)
+    return glob is None or any(fnmatch.fnmatchcase(os.fsdecode(path), glob) for path in event.paths)
 
 
 class _Teller:
-    """Prints what happened, as objects or as sentences; in sentences, writes that follow each other are one."""
+    """Prints what happened, as JSON or as sentences. Writes that follow each other become one sentence."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._write: Line | None = None
         self._until = 0.0
 
-    def patience(self) -> float | None:
-        """For how many seconds the next event may be waited for; None: for ever."""
+    def timeout(self) -> float | None:
+        """For how many seconds to wait for the next update; None: without end."""
         return None if self._write is None else max(self._until - time.monotonic(), 0.001)
 
-    def tell(self, answer: Mapping[str, Any]) -> None:
-        """Print an event, or note it if it is a write."""
+    def tell(self, update: Happened | Dropped) -> None:
+        """Print an update, or keep it if it is a write."""
         if self._as_json:
-            put_json([answer])
+            put_json([protocol.to_json(update)])
             return
-        line = Line.of(answer)
+        line = Line.of(update)
         if self._write is not None and time.monotonic() < self._until and (joined := self._write.joined(line)):
             self._write = joined
             return
@@ -181,7 +185,7 @@ class _Teller:
             put(line.words() + "\n")
 
     def finish(self) -> None:
-        """Print what was noted."""
+        """Print what was kept."""
         write, self._write = self._write, None
         if write is not None:
             put(write.words() + "\n")

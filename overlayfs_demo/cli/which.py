@@ -14,7 +14,7 @@ from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
 from overlayfs_demo.errors import OverlayError
-from overlayfs_demo.mounts.control import explanation
+from overlayfs_demo.mounts.control.protocol import explanation_to_json
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.terminal import put_table
@@ -52,7 +52,7 @@ def _which(arguments: argparse.Namespace) -> int:
 
 def _explain(question: Question, *, as_json: bool) -> int:
     subject, path, _ = question
-    explained = subject.explain(path)
+    explained = subject.which(path)
     if as_json:
         put_json(
             [
@@ -60,7 +60,7 @@ def _explain(question: Question, *, as_json: bool) -> int:
                     "path": os.fsdecode(path),
                     "mountpoint": subject.mountpoint,
                     "image": subject.image,
-                    **explanation.to_json(explained),
+                    **explanation_to_json(explained),
                 }
             ]
         )
@@ -79,7 +79,7 @@ def _explain(question: Question, *, as_json: bool) -> int:
 def _list(question: Question, *, as_json: bool) -> int:
     """List a file, or what is in a directory. A name that cannot be looked up, as one with a bad mark, is told of."""
     subject, top, given = question
-    subject.explain(top)  # If it cannot be looked up, this says why, and a system call could not.
+    subject.which(top)  # If it cannot be looked up, this says why, and a system call could not.
     try:
         names = _listed(subject, top)
     except OSError as error:
@@ -117,7 +117,7 @@ def _reason(subject: Subject, path: bytes, error: OSError | OverlayError) -> str
     if isinstance(error, OverlayError):
         return str(error)
     try:
-        subject.explain(path)
+        subject.which(path)
     except OverlayError as told:
         return str(told)
     return f"{printable(path)}: {error.strerror}"
@@ -137,7 +137,7 @@ def _row(subject: Subject, path: bytes) -> dict[str, Any]:
         "modified": seconds + 1e-9 * rest,
         "target": target,
         "path": os.fsdecode(path),
-        "layers": subject.explain(path).seen_from,
+        "layers": subject.which(path).seen_from,
     }
 
 

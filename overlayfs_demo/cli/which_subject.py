@@ -1,6 +1,6 @@
-"""Who is asked about a path: the daemon of a mounted view, or an image's layers, which nobody need mount?
+"""The two sources of answers for `which`: the daemon of a mounted view, and the layers of an image.
 
-Both answer with the engine's words. An image is opened by an engine in this process, read-only.
+Both give the engine's answers. For an image, an engine in this process opens the layers read-only; nothing is mounted.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from overlayfs_demo.ui.wording import printable
 
 
 class Subject(Protocol):
-    """What is asked. Paths are absolute, without `.` and `..`; a symbolic link at the end of one is not followed."""
+    """A source of answers. Paths are absolute, without `.` and `..`; a symbolic link at the end is not followed."""
 
     @property
     def mountpoint(self) -> str | None:
-        """Where it is mounted; None for an image."""
+        """Where the view is mounted; None for an image."""
 
     @property
     def image(self) -> str | None:
-        """What the image was called; None for a mounted view."""
+        """The name that the image was given by; None for a mounted view."""
 
-    def explain(self, path: bytes) -> Explanation:
+    def which(self, path: bytes) -> Explanation:
         """What each layer says about a path. Raises OverlayError."""
 
     def attrs(self, path: bytes) -> Attrs:
@@ -48,7 +48,7 @@ class Subject(Protocol):
 
 
 class Question(NamedTuple):
-    """Who is asked, about which path, and how that was typed."""
+    """A path, as it was typed and as it is in the view, and who is asked about it."""
 
     subject: Subject
     path: bytes
@@ -56,13 +56,13 @@ class Question(NamedTuple):
 
 
 class _View:
-    """A mounted view. Its daemon explains it; what it shows is looked at through the mount, as by anybody."""
+    """A mounted view. Its daemon is asked which layers win; the rest is read through the mount."""
 
     image = None
 
     def __init__(self, mountpoint: str, connection: Connection) -> None:
         self.mountpoint = mountpoint
-        self.explain = connection.explain
+        self.which = connection.which
 
     def attrs(self, path: bytes) -> Attrs:
         status = os.lstat(self._real(path))
@@ -87,7 +87,7 @@ class _Image:
         self.image = image
         self._overlay = overlay
 
-    def explain(self, path: bytes) -> Explanation:
+    def which(self, path: bytes) -> Explanation:
         try:
             return self._overlay.explain(path)
         except OSError as error:
@@ -107,7 +107,7 @@ class _Image:
 
 
 def questions_about_views(paths: Iterable[str]) -> Iterator[Question]:
-    """Paths as they are seen from here, each in some mounted view. Raises MountError."""
+    """Questions about paths of this process, each in some mounted view. Raises MountError."""
     for given in paths:
         place = registry.place_in_view(os.fsencode(given), follow=False)
         with Connection(place.socket, place.mountpoint, place.owner) as connection:
@@ -115,7 +115,7 @@ def questions_about_views(paths: Iterable[str]) -> Iterator[Question]:
 
 
 def questions_about_image(store: Store, name: str, paths: Iterable[str]) -> Iterator[Question]:
-    """Paths as they are seen from an image's root. Raises ImageError, OSError."""
+    """Questions about paths from an image's root. Raises ImageError, OSError."""
     image = store.find(name)
     with opened(image_stack(store, image)) as overlay:
         for given in paths:

@@ -1,8 +1,8 @@
-"""How is a command tried on a view that it shall not change?
+"""The dry run of a command on a second view of the same stack: see `Stack.rehearsal`.
 
-On a second view of the same stack, see `Stack.rehearsal`, with an upper of its own beside the view's work directory:
-that is on the right filesystem, with all that the upper's can do. The command runs in a sandbox where this view
-stands in the place of the other. A process serves it and afterwards takes everything away, however we end.
+The second view has its own upper, beside the view's work directory: that is on the right filesystem, which can do all
+that the upper's can. The command runs in a sandbox where the second view stands in the place of the first. A process
+serves it, and removes everything afterwards, however this process ends.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 # For how many seconds the kernel may trust what it was told: with a time, nothing need be watched.
 _TIMEOUT = 1.0
+# What the serving process writes when the view answers. In the end the effects follow, or why it failed.
+_READY = b"ready\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class _Server:
         self._options = options
         self.view = os.path.join(base, b"view")
         self._pid = 0
+        self._is_ready = False
         self._answers = -1
         self._hold = -1
 
@@ -92,19 +95,23 @@ class _Server:
         os.close(writing)
         os.close(held)
         said = os.read(self._answers, 4096)
-        if said != b"ready\n":
+        if said != _READY:
             raise MountError(os.fsdecode(said).strip() or "the trial's view could not be mounted")
+        self._is_ready = True
 
     def finish(self) -> list[Effect]:
-        """Unmount and remove everything; what was told of the command until then."""
+        """Unmount and remove everything; what the command would do, or nothing if `start` failed.
+
+        Raises MountError if the view failed after that: then nobody knows all that the command would do.
+        """
         if not self._pid:
             _remove(self._base)
             return []
         os.close(self._hold)
         with os.fdopen(self._answers, "rb") as answers:
-            told = answers.read()
+            report = answers.read()
         os.waitpid(self._pid, 0)
-        return [Effect(*one) for one in json.loads(told or b"[]")]
+        return _effects(report) if self._is_ready else []
 
     # --- the process -------------------------------------------------------------------------------
 
@@ -138,7 +145,7 @@ class _Server:
 
         def ready() -> None:
             threading.Thread(target=unmount_in_the_end, daemon=True).start()
-            os.write(answers, b"ready\n")
+            os.write(answers, _READY)
 
         overlay = mount.open_stack(self._stack(titles), Events())
         try:
@@ -159,6 +166,14 @@ class _Server:
         return replace(
             stack, lowers=(stack.upper, *stack.lowers), upper=upper, work=work, rehearsal=True, titles=("", *titles)
         )
+
+
+def _effects(report: bytes) -> list[Effect]:
+    """The effects in the serving process's report. Raises MountError if it holds something else: why it failed."""
+    try:
+        return [Effect(*fields) for fields in json.loads(report)]
+    except (ValueError, TypeError) as error:
+        raise MountError(f"the second view failed: {os.fsdecode(report).strip() or 'it ended too early'}") from error
 
 
 def _dress(path: bytes, stack: Stack) -> None:

@@ -29,7 +29,7 @@ from overlayfs_demo.fronts import attach, select
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, SUBTYPE, Front, View
 from overlayfs_demo.linux import mountinfo, syscalls
 from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry
-from overlayfs_demo.mounts.control import client
+from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import MountOptions, option_line, remount_flags
 from overlayfs_demo.mounts.registry import Record, find_record, live_records, mounted
 from overlayfs_demo.overlay.engine import Overlay
@@ -276,7 +276,7 @@ def _serve(
         gc.freeze()
         gc.set_threshold(*_RARE_COLLECTIONS)
 
-        server = client.Server(registry.socket_path(os.fsdecode(mountpoint)), overlay, view.asked)
+        server = Server(registry.socket_path(os.fsdecode(mountpoint)), overlay, view.asked)
         held.callback(server.close)
 
         def answered() -> None:

@@ -1,4 +1,4 @@
-"""Which keys does a person press, one by one and unseen, and how does the terminal get its manners back?"""
+"""Single key presses from the terminal, without echo; afterwards the terminal is as it was."""
 
 from __future__ import annotations
 

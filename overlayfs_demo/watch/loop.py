@@ -1,4 +1,4 @@
-"""How is a view watched on the whole of a terminal, with keys, until somebody has seen enough?"""
+"""The full-screen loop of `watch`: takes in updates, redraws and reads keys."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
 from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Counters, Update
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.watch.keyboard import keys, pressed
 from overlayfs_demo.watch.screen import drawing
 from overlayfs_demo.watch.state import State
 
-# How long to wait for something new, and for what comes with it, in seconds.
+# How long to wait for an update, and for more that come together with it, in seconds.
 _IDLE, _TOGETHER = 0.2, 0.05
-# The upper is walked anew at most so often in seconds, and no more than that part of the time.
-_WALKED = 1.0
-_SHARE = 0.2
+# The upper is walked again after so many seconds at the earliest, and walking takes at most this share of the time.
+_WALK_INTERVAL = 1.0
+_WALK_SHARE = 0.2
 
 
 def show(
     connection: Connection,
     mountpoint: str,
     layers: Sequence[LayerFacts],
-    is_wanted: Callable[[Mapping[str, Any]], bool],
+    is_wanted: Callable[[Update], bool],
     *,
     walk: bool,
 ) -> tuple[Mapping[str, int], bool]:
-    """Show what an attached connection tells, until `q` is pressed or the mount ends.
+    """Show what comes over an attached connection, until `q` is pressed or the mount ends.
 
-    `layers` are from the top down; `walk` says that they are to be counted. Returns what was asked meanwhile, and
-    whether the mount has ended. Events that are not wanted are counted only.
-    The terminal is left as it was, whatever happens.
+    `layers` are from the top down; `walk`: count what is in them. Returns the view's counters of requests, and whether
+    the mount has ended. Events that are not wanted are only counted. The terminal is left as it was, whatever happens.
+    Raises MountError.
     """
     # A terminal in another encoding gets question marks.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -50,7 +50,7 @@ def show(
         state = State(mountpoint, has_keys=fd is not None)
         before: tuple[object, ...] = ()
         while True:
-            # Also when nothing seems to come: something may have come together with what was read before.
+            # Also if select(2) saw nothing: the connection may have buffered more than one update.
             if not _take(connection, state, walker, is_wanted):
                 return state.asked, True
             now = (state.scene(walker.facts()), console.size)
@@ -62,15 +62,13 @@ def show(
                 return state.asked, False
 
 
-def _take(
-    connection: Connection, state: State, walker: _Walker, is_wanted: Callable[[Mapping[str, Any]], bool]
-) -> bool:
+def _take(connection: Connection, state: State, walker: _Walker, is_wanted: Callable[[Update], bool]) -> bool:
     """Take in what has come, and what comes within a moment: many events make few pictures. False at the end."""
     until = time.monotonic() + _TOGETHER
     try:
-        while (answer := connection.event(max(until - time.monotonic(), 0))) is not None:
-            state.take(answer, told=is_wanted(answer))
-            if "counters" not in answer:
+        while (update := connection.receive(max(until - time.monotonic(), 0))) is not None:
+            state.take(update, shown=is_wanted(update))
+            if not isinstance(update, Counters):
                 walker.note()
             if time.monotonic() > until + _IDLE:
                 return True
@@ -80,7 +78,7 @@ def _take(
 
 
 def _press(typed: str | None, state: State) -> bool:
-    """Do what was typed, if anything was; False if that is the end."""
+    """Act on the keys that were typed, if any; False if one of them quits."""
     for key in typed or "":
         if key == "q":
             return False
@@ -89,7 +87,7 @@ def _press(typed: str | None, state: State) -> bool:
 
 
 class _Walker:
-    """Walks the layers in a thread of its own: each once, and the upper again after it was changed."""
+    """Walks the layers in its own thread: each once, and the upper again after changes."""
 
     def __init__(self, layers: Sequence[LayerFacts], *, walk: bool) -> None:
         self._facts = list(layers)
@@ -98,7 +96,7 @@ class _Walker:
             threading.Thread(target=self._run, name="walker", daemon=True).start()
 
     def facts(self) -> tuple[LayerFacts, ...]:
-        """What is known now."""
+        """What is known now, from the top down."""
         return tuple(self._facts)
 
     def note(self) -> None:
@@ -106,12 +104,12 @@ class _Walker:
         self._changed.set()
 
     def _run(self) -> None:
-        for at, layer in enumerate(self._facts):
-            self._facts[at] = walked(layer)
+        for index, layer in enumerate(self._facts):
+            self._facts[index] = walked(layer)
         while self._facts[0].label == UPPER:
             self._changed.wait()
             self._changed.clear()
             start = time.monotonic()
             self._facts[0] = walked(self._facts[0])
             took = time.monotonic() - start
-            time.sleep(max(_WALKED, took / _SHARE))
+            time.sleep(max(_WALK_INTERVAL, took / _WALK_SHARE))

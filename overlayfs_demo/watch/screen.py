@@ -1,6 +1,6 @@
-"""How is what a watcher knows drawn on a terminal of any size?
+"""The picture of a view on a terminal of any size, drawn by rich.
 
-Rich draws; only who has a terminal imports this.
+Only a terminal needs it: import it late, so that a pipe does not wait for rich.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Drawing:
             grid.add_column(width=left)
             grid.add_column(width=width - left)
             sentences = self._sentences(console, width - left - 1, rows)
-            grid.add_row(Group(*self._stack(rows, left)), Text("\n").join(Text(" ") + one for one in sentences))
+            grid.add_row(Group(*self._stack(rows, left)), Text("\n").join(Text(" ") + words for words in sentences))
             yield _filled(console, options, grid, rows)
         else:
             above = rows // 2
@@ -91,7 +91,7 @@ class _Drawing:
         """The boxes that fit, and how many are left out where."""
         boxes, lit = self._scene.boxes, self._scene.lit
         height = _TALL if len(boxes) * _TALL <= rows else _LOW
-        shown = visible(len(boxes), [at for at, one in enumerate(boxes) if one.label in lit], rows, height)
+        shown = visible(len(boxes), [at for at, layer in enumerate(boxes) if layer.label in lit], rows, height)
         drawn: list[RenderableType] = []
         after = 0
         for at in [*shown, len(boxes)]:

@@ -1,4 +1,4 @@
-"""What has a watcher been told, and what of it is shown?"""
+"""What a watcher knows about a view, and what of it is shown."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.mounts.control.client import event_of
+from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts
 from overlayfs_demo.ui.wording import human_size, plural, sentence
 
-# How many sentences are kept, and for how long a layer is lit up that was touched, in seconds.
+# How many sentences are kept, and for how many seconds a touched layer stays lit.
 _KEPT = 1000
 LIT = 1.5
 
-# Questions that change nothing, and by which requests of the fronts they are asked.
+# Kinds of questions, which change nothing, and the fronts' requests that ask them.
 _QUESTIONS = {
     "lookup": ("lookup",),
     "stat": ("getattr",),
@@ -65,31 +64,31 @@ class Line:
     missing: int = 0
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> Line:
-        """What a daemon told, but no counters."""
-        if "dropped" in answer:
-            return cls(None, missing=answer["dropped"])
-        return cls(event_of(answer), answer["who"])
+    def of(cls, update: Happened | Dropped) -> Line:
+        """The sentence for what a daemon sent."""
+        if isinstance(update, Dropped):
+            return cls(None, missing=update.count)
+        return cls(update.event, update.who)
 
     @property
     def is_write(self) -> bool:
-        """Whether it is about data that was written."""
+        """Whether it is about written data."""
         return self.event is not None and self.event.action is Action.WRITE
 
     def words(self, longest: int | None = None) -> str:
-        """The sentence, whose paths are cut in the middle if they are longer than so many characters."""
+        """The sentence. Paths longer than `longest` characters are cut in the middle."""
         if self.event is None:
             return f"{plural(self.missing, 'more event')} came faster than they could be told"
         return sentence(self.event, self.who, longest)
 
     def joined(self, later: Line) -> Line | None:
-        """One line for both if each is about a write of one process to one file, else None."""
-        one, other = self.event, later.event
-        if one is None or other is None or not one.action is other.action is Action.WRITE:
+        """One line for both if both are writes of one process to one file, else None."""
+        earlier, event = self.event, later.event
+        if earlier is None or event is None or not earlier.action is event.action is Action.WRITE:
             return None
-        if (one.path, one.pid) != (other.path, other.pid):
+        if (earlier.path, earlier.pid) != (event.path, event.pid):
             return None
-        return replace(later, event=replace(other, size=one.size + other.size))
+        return replace(later, event=replace(event, size=earlier.size + event.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +140,20 @@ class State:
         self._choice = Choice.ALL
         self.asked: Mapping[str, int] = {}
 
-    def take(self, answer: Mapping[str, Any], *, told: bool) -> None:
-        """Note what a daemon told; `told`: it is also to be told as a sentence."""
-        if "counters" in answer:
-            self.asked = answer["counters"]
+    def take(self, update: Update, *, shown: bool) -> None:
+        """Take in what a daemon sent; `shown`: an event also becomes a sentence."""
+        if isinstance(update, Counters):
+            self.asked = update.counts
             return
-        line = Line.of(answer)
+        line = Line.of(update)
         if line.event is not None:
             self._totals = self._totals.plus(line.event)
             # Every event is a change of the upper.
             self._touched.update(dict.fromkeys((UPPER, line.event.layer), time.monotonic()))
-        if told:
-            self._tell(line)
+        if shown:
+            self._show(line)
 
-    def _tell(self, line: Line) -> None:
+    def _show(self, line: Line) -> None:
         joined = self._lines[-1].joined(line) if self._lines else None
         if joined is not None:
             self._lines[-1] = joined
@@ -163,7 +162,7 @@ class State:
         self._unseen += self._choice.takes(line)
 
     def press(self, key: str) -> None:
-        """A key of those that `watch_view` names."""
+        """Act on one of the keys that `screen` names."""
         if key in ("p", " "):
             self._paused = tuple(self._lines) if self._paused is None else None
             self._unseen = 0

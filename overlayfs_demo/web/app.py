@@ -1,4 +1,4 @@
-"""Which addresses does the server answer, and with what? All of them only tell; none changes anything."""
+"""The addresses that the server answers, all of them read-only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from anyio import CapacityLimiter
@@ -37,7 +36,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served: the layers, the page that they make (made anew each time), and the view, if it is one."""
+    """What is served: the layers, the page that they make (made again each time), and the view, if it is one."""
 
     subject: Subject
     page: Callable[[], Page]
@@ -67,7 +66,7 @@ def application(served: Served, host: str, token: str | None) -> ASGIApp:
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
-    """A path that is none, or is not there; a layer that cannot be read; a view that has ended."""
+    """The answer where a path is not valid or not there, a layer cannot be read, or the view has ended."""
     status = 400 if isinstance(error, UsageError) else 404 if isinstance(error, FileNotFoundError) else 503
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     return PlainTextResponse(text.encode("utf-8", "backslashreplace"), status)
@@ -83,7 +82,7 @@ def _argument(request: Request, name: str) -> bytes:
 
 
 class _Routes:
-    """The answers. Those that are no coroutine run in threads."""
+    """The answers. Those that are not coroutines run in threads."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -114,7 +113,7 @@ class _Routes:
             return HTMLResponse(html("story.html", story=story(self._served.subject, ask, path)))
 
     def upper(self, _request: Request) -> Response:
-        upper = next((one for one in self._served.subject.layers if one.key == UPPER), None)
+        upper = next((layer for layer in self._served.subject.layers if layer.key == UPPER), None)
         if upper is None:
             raise FileNotFoundError("there is no upper here")
         return HTMLResponse(html("upper.html", upper=upper_content(upper.directory)))
@@ -129,5 +128,5 @@ class _Routes:
         return StreamingResponse(stream.messages(), media_type="text/event-stream")
 
 
-def _listing(found: browse.Listing) -> dict[str, Any]:
-    return {"rows": [asdict(one) for one in found.rows], "left_out": found.left_out}
+def _listing(found: browse.Listing) -> dict[str, object]:
+    return {"rows": [asdict(row) for row in found.rows], "left_out": found.left_out}

@@ -1,4 +1,4 @@
-"""What is in a directory of the stack: what is seen there, and what was there before a layer took it away?"""
+"""The names in a directory of the stack, also those that a layer hides, and the search for names."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Listing:
 def listing(subject: Subject, ask: Ask, path: bytes) -> Listing:
     """What is, or was, in a directory, whose path is checked. Raises OverlayError, FileNotFoundError, OSError."""
     statements = ask(path).statements
-    if path != b"/" and not any(is_directory(one) for one in statements):
+    if path != b"/" and not any(map(is_directory, statements)):
         raise FileNotFoundError(f"no layer has a directory {printable(path)}")
     names: set[bytes] = set()
-    for layer, one in zip(subject.layers, statements, strict=False):
-        if path == b"/" or is_directory(one):
-            names |= _names(layer, b"" if path == b"/" else one.stored_at)
+    for layer, statement in zip(subject.layers, statements, strict=False):
+        if path == b"/" or is_directory(statement):
+            names |= _names(layer, b"" if path == b"/" else statement.stored_at)
     wanted = sorted(names)
     rows = [row(subject, ask, os.path.join(path, name)) for name in wanted[:MOST_NAMES]]
-    found = sorted((one for one in rows if one), key=lambda one: one.kind != "directory")
+    found = sorted(filter(None, rows), key=lambda row: row.kind != "directory")
     return Listing(tuple(found), len(wanted[MOST_NAMES:]))
 
 
@@ -67,32 +67,34 @@ def _names(layer: LayerRoot, directory: bytes) -> set[bytes]:
 
 
 def row(subject: Subject, ask: Ask, path: bytes) -> Row | None:
-    """What there is to say of one path; None if no layer has anything there."""
+    """The row of one path; None if no layer has anything there."""
     statements = ask(path).statements
     having = [
-        (place, one, one.mode) for place, one in enumerate(statements) if one.mode is not None and not one.deleted_at
+        (depth, statement, statement.mode)
+        for depth, statement in enumerate(statements)
+        if statement.mode is not None and not statement.deleted_at
     ]
     if not having:
         return None
     winner = next((has for has in having if has[1].wins), None)
-    place, one, mode = winner or having[0]
+    depth, topmost, mode = winner or having[0]
     return Row(
         printable(os.path.basename(path)),
         key_of(path),
         _kind(mode),
-        one.size or 0 if stat.S_ISREG(mode) else 0,
-        _key(subject, place),
-        None if winner else _hider(subject, one),
-        len(having) + sum(bool(one.deleted_at) for one in statements),
+        topmost.size or 0 if stat.S_ISREG(mode) else 0,
+        _key(subject, depth),
+        None if winner else _hider(subject, topmost),
+        len(having) + sum(bool(statement.deleted_at) for statement in statements),
     )
 
 
-def _key(subject: Subject, place: int) -> str:
-    return subject.layers[place].key if place < len(subject.layers) else "data"
+def _key(subject: Subject, depth: int) -> str:
+    return subject.layers[depth].key if depth < len(subject.layers) else "data"
 
 
-def _hider(subject: Subject, one: Statement) -> str:
-    layer = subject.layer_of(one.hidden_by)
+def _hider(subject: Subject, statement: Statement) -> str:
+    layer = subject.layer_of(statement.hidden_by)
     return layer.key if layer else ""
 
 

@@ -1,8 +1,7 @@
-"""How does a page hear at once of what happens in a view?
+"""The stream of changes for a page, as server-sent events (HTML standard, "Server-sent events").
 
-By server-sent events (HTML standard, "Server-sent events"). Each browser has a connection of its own to the view's
-daemon, so nothing is told while nobody looks. What happens within a tenth of a second is one message, in which the
-writes to one file are one sentence.
+Each browser has its own connection to the view's daemon, so nothing is sent while nobody looks. What happens within a
+tenth of a second is one message, in which the writes to one file are one sentence.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -20,17 +19,21 @@ from anyio import CapacityLimiter, to_thread
 
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.mounts.control.protocol import Counters, Happened
 from overlayfs_demo.mounts.layer_facts import UPPER
 from overlayfs_demo.ui.wording import printable
 from overlayfs_demo.watch.state import Line
 from overlayfs_demo.web.subject import Subject, key_of
 
 MOST_PAGES = 16
-# In seconds: how long what follows is waited for; after which silence the connection is used, to see if it stands.
-_TOGETHER = 0.1
+# In seconds: how long to wait for an update, and for more that come together with it; and after how much silence
+# something is sent, to see whether the browser is still there.
 _WAIT = 0.5
+_TOGETHER = 0.1
 _SILENCE = 15.0
 _MOST_TOGETHER = 200
+
+_Result = TypeVar("_Result")
 
 
 class Stream:
@@ -46,7 +49,7 @@ class Stream:
         self._stopping = stopping
 
     async def messages(self) -> AsyncIterator[str]:
-        """Each as it goes over the wire, until the view is unmounted or the server stops."""
+        """The messages as they go over the wire, until the view is unmounted or the server stops."""
         try:
             with Connection(self._socket, self._mountpoint) as connection:
                 await self._run(connection.attach)
@@ -57,7 +60,7 @@ class Stream:
                     await anyio.lowlevel.checkpoint()
                     batch = await self._run(lambda: _batch(connection))
                     if batch:
-                        yield _message("change", self._told(batch))
+                        yield _message("change", self._change(batch))
                     elif time.monotonic() - heard < _SILENCE:
                         continue
                     else:
@@ -66,13 +69,14 @@ class Stream:
         except (EOFError, OverlayError):
             yield _message("ended", {})
 
-    async def _run(self, action: Callable[[], Any]) -> Any:
-        # A thread that waits for the daemon, at most _WAIT and _TOGETHER long, cannot be left behind.
+    async def _run(self, action: Callable[[], _Result]) -> _Result:
+        # A thread that waits for the daemon cannot be cancelled. It waits for at most _WAIT and _TOGETHER.
         with anyio.CancelScope(shield=True):
-            return await to_thread.run_sync(action, limiter=self._threads)
+            result = await to_thread.run_sync(action, limiter=self._threads)
+        return result
 
-    def _told(self, batch: list[_Timed]) -> dict[str, object]:
-        """What a page needs to know of these events: sentences, the layers touched, the directories that changed."""
+    def _change(self, batch: list[_Timed]) -> dict[str, object]:
+        """What a page needs to know about these events: sentences, touched layers, changed directories."""
         sentences, layers, paths = [], {UPPER}, set()
         for seconds, line in batch:
             if line.event is None:
@@ -98,32 +102,26 @@ class Stream:
 
 
 class _Timed(NamedTuple):
-    """A line, and when it was, in seconds since the epoch."""
+    """A line and its time, in seconds since the epoch (0 for one without an event)."""
 
     seconds: float
     line: Line
 
-    @classmethod
-    def of(cls, answer: dict[str, Any]) -> _Timed:
-        """What a daemon told."""
-        return cls(answer.get("time", 0.0), Line.of(answer))
-
 
 def _batch(connection: Connection) -> list[_Timed]:
     """What happened, and what followed at once; nothing if it is quiet. Raises EOFError, MountError."""
-    first = connection.event(_WAIT)
+    first = _receive(connection, _WAIT)
     if first is None:
         return []
-    batch = [_Timed.of(first)]
+    batch = [first]
     until = time.monotonic() + _TOGETHER
     while len(batch) < _MOST_TOGETHER and (left := until - time.monotonic()) > 0:
         try:
-            answer = connection.event(left)
-        except EOFError:  # What was told before the end is told; the next call meets the end again.
+            later = _receive(connection, left)
+        except EOFError:  # What came before the end is still shown; the next call meets the end again.
             break
-        if answer is None:
+        if later is None:
             break
-        later = _Timed.of(answer)
         joined = batch[-1].line.joined(later.line)
         if joined is not None:
             batch[-1] = batch[-1]._replace(line=joined)
@@ -132,5 +130,13 @@ def _batch(connection: Connection) -> list[_Timed]:
     return batch
 
 
-def _message(kind: str, data: dict[str, Any]) -> str:
+def _receive(connection: Connection, timeout: float) -> _Timed | None:
+    """The next line, None if it is quiet for so many seconds. Raises EOFError, MountError."""
+    update = connection.receive(timeout)
+    if update is None or isinstance(update, Counters):  # A page does not ask for counters.
+        return None
+    return _Timed(update.time if isinstance(update, Happened) else 0.0, Line.of(update))
+
+
+def _message(kind: str, data: Mapping[str, object]) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"

@@ -1,4 +1,4 @@
-"""How is the page served, and until when?"""
+"""The web server of `web`, which runs until a signal comes or the view is unmounted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from overlayfs_demo.web.app import Served, View, application
 from overlayfs_demo.web.model import Page
 from overlayfs_demo.web.subject import Subject
 
-# How long pages that are still open when the server stops are told so, in seconds.
-_PATIENCE = 2
+# How many seconds open pages have to learn that the server stops.
+_TIMEOUT = 2
 
 
 def serve(
@@ -49,7 +49,7 @@ def serve(
         server_header=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=_PATIENCE,
+        timeout_graceful_shutdown=_TIMEOUT,
         proxy_headers=False,
     )
     server = uvicorn.Server(config)
@@ -86,6 +86,6 @@ def _await_end(view: View, server: uvicorn.Server) -> None:
     """Let the server stop when the view is unmounted: its daemon then closes all connections."""
     try:
         with Connection(view.socket, view.mountpoint) as connection:
-            connection.event(None)
+            connection.receive(None)
     except (EOFError, OverlayError):
         server.should_exit = True

@@ -66,7 +66,7 @@ class Subject:
 
     def layer_of(self, label: str) -> LayerRoot | None:
         """The layer with this label; None for one that only holds data."""
-        return next((one for one in self.layers if one.label == label), None)
+        return next((layer for layer in self.layers if layer.label == label), None)
 
 
 @contextmanager
@@ -76,8 +76,8 @@ def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
     layers = image.layers[::-1]
     # An image without layers is shown as an empty directory, which is not a layer.
     roots = tuple(
-        LayerRoot(str(len(layers) - place), label, title, one.directory)
-        for place, (one, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=False))
+        LayerRoot(str(len(layers) - depth), label, title, layer.directory)
+        for depth, (layer, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=False))
     )
     with opened(stack) as overlay:
         yield Subject(roots, lambda: nullcontext(overlay.explain))
@@ -89,10 +89,10 @@ def mount_subject(record: Record, socket: Path) -> Subject:
     @contextmanager
     def asking() -> Iterator[Ask]:
         with Connection(socket, record.mountpoint) as connection:
-            yield connection.explain
+            yield connection.which
 
     with asking() as ask:
-        labels = [one.layer for one in ask(b"/").statements]
+        labels = [statement.layer for statement in ask(b"/").statements]
     upper = [(UPPER, "what was changed in this view", record.upper)] if record.upper is not None else []
     titles = record.titles or [""] * len(record.lowers)
     below = [

@@ -1,5 +1,5 @@
-"""How a view's daemon is asked, and tells what happens, over a unix socket.
+"""The control socket of a view's daemon: questions about the view, and a stream of its events.
 
-It may import what `mounts` may. Begin with `client`, which holds both ends; `event_queue` keeps events for one
-watcher.
+It may import what `mounts` may. Begin with `protocol`, which lists the messages; `server` is the daemon's end,
+`client` the watcher's, and `event_queue` keeps events for one watcher.
 """
