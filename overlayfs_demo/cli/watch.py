@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.errors import MountError
+from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.client import Connection, event_of
 from overlayfs_demo.mounts.layer_facts import LayerFacts, told, unwalked
 from overlayfs_demo.ui.console import PROGRAM, note, put, put_json
-from overlayfs_demo.ui.wording import printable
 from overlayfs_demo.watch.state import Line, counted
 
 # For how long writes of one process to one file are told in one sentence, in seconds.

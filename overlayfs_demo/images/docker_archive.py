@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, Document, Image, parse_json, shown
+from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.model import Digest, Document, Image, parse_json
 
 # A legacy layer that is not the image's last has no config of its own; Go writes out the empty one.
 _NO_CONFIG: Mapping[str, object] = {
@@ -162,7 +162,7 @@ def _seconds(created: str) -> int:
     try:
         return int(datetime.fromisoformat(created).astimezone(UTC).timestamp())
     except ValueError:
-        raise ImageError(f"config: 'created' is not an RFC 3339 time: '{shown(created)}'") from None
+        raise ImageError(f"config: 'created' is not an RFC 3339 time: '{printable(created)}'") from None
 
 
 class _Writer:

@@ -14,8 +14,7 @@ import stat
 import tarfile
 from typing import BinaryIO, cast
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import shown
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.upper_diff import Differences, compared, root_differs
 from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.overlay.engine import Overlay
@@ -95,7 +94,7 @@ class _Writer:
         for one in found.members():
             if one.name.startswith(IMAGE_WHITEOUT_PREFIX):
                 raise ImageError(
-                    f"'/{shown(path + one.name)}' cannot be in a layer, where names with '.wh.' delete others",
+                    f"'/{printable(path + one.name)}' cannot be in a layer, where names with '.wh.' delete others",
                     "rename it",
                 )
             self._member(path + one.name, one.node, one.attrs)

@@ -12,7 +12,8 @@ from typing import Any
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.mounts.control.client import event_of
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts
-from overlayfs_demo.ui.wording import human_size, plural, sentence
+from overlayfs_demo.ui.text import human_size, plural
+from overlayfs_demo.ui.wording import sentence
 
 # How many sentences are kept, and for how long a layer is lit up that was touched, in seconds.
 _KEPT = 1000

@@ -23,14 +23,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from overlayfs_demo.errors import MountError
+from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.mounts import runtime_directory
 from overlayfs_demo.mounts.control import explanation
 from overlayfs_demo.mounts.control.event_queue import Feed
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.provenance import Explanation
-from overlayfs_demo.ui.wording import printable
 
 _LONGEST_REQUEST = 1 << 16
 # Of thousands of layers each may speak of several long paths.
