@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "errors": "",
         "events": "",
         "linux": "",
-        "overlay": "events linux",
+        "overlay": "errors events linux",
         "images": "errors linux overlay",
         "fronts": "errors linux overlay",
         "ui": "errors events linux overlay images",

@@ -165,7 +165,7 @@ def test_the_call_says_why(action: Action, call: str, words: str) -> None:
 
 @pytest.mark.parametrize("action", Action)
 def test_sentence_is_one_printable_line(action: Action) -> None:
-    words = sentence(event(action, b"/a\n\x1b\xff", detail="b\r\xfe"))
+    words = sentence(event(action, b"/a\n\x1b\xff", detail="b\r\udcfe"))
     assert words.isprintable()
     assert r"/a\n\x1b\xff" in words
     assert (r"b\r\xfe" in words) == (action in DETAILED)

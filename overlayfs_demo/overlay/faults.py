@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.overlay.layer import LayerDir
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def broken(
     code: int, place: LayerDir, name: bytes, mark: str, value: bytes | None, remedy: str = "correct it, or remove it"
 ) -> OSError:
     """The error for a bad `overlay.MARK` (None: missing) of the object `name` in `place`, which is logged."""
-    shown = "none" if value is None else ascii(os.fsdecode(value[:_LONGEST]))
+    shown = "none" if value is None else f"'{printable(value[:_LONGEST])}'"
     problem = f"cannot be used, for its attribute overlay.{mark} is wrong: {shown}; {remedy}"
     return _told(code, place, name, mark, problem)
 
@@ -75,7 +76,7 @@ def broken(
 def _told(code: int, place: LayerDir, name: bytes, mark: str, problem: str) -> OSError:
     """The error for the problem of one mark, which is logged if it was not told before."""
     path = os.path.join(place.path(), name)
-    sentence = f"{place.layer.label}: {os.fsdecode(path)!a} {problem}"
+    sentence = f"{place.layer.label}: '{printable(path)}' {problem}"
     told = place.layer.told
     if (path, mark) not in told and len(told) < _MOST_TOLD:
         told.add((path, mark))
