@@ -1,4 +1,4 @@
-"""Errors for people, and how a message shows a name.
+"""Errors for people, and the one way to escape a name for them.
 
 Inside the engine every failure is an `OSError` with the errno the kernel would give. What a person
 meets on the command line is an `OverlayError`: it names the thing (a layer, an archive member, an

@@ -57,7 +57,7 @@ def render_pieces(table: Table) -> Iterator[tuple[str, str]]:
     widths = _widths(lines)
     for number, (line, padded) in enumerate(zip(lines, widths, strict=True)):
         pieces = list(_line_pieces(line, padded, trim=table.trim))
-        # The header is one piece, so that a terminal is told of its style once.
+        # The header is one piece, so that its style is written once.
         yield from pieces if number else [("".join(text for text, _ in pieces), _HEADER_STYLE)]
         yield "\n", ""
 

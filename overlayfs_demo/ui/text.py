@@ -1,7 +1,6 @@
 """Numbers as people read them, and text cut to a width.
 
-How a message or a table shows a name with bytes that are not printable is `errors.printable`'s affair, because the
-folders below this one write messages, too.
+Names are escaped by `errors.printable`: it is not here because the folders below this one write messages, too.
 """
 
 from __future__ import annotations
