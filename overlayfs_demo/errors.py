@@ -1,4 +1,4 @@
-"""The errors that the command line reports.
+"""The errors that the command line reports, and the one way to escape a name for people.
 
 Inside the engine every failure is an `OSError` with the errno that the kernel would return. The command line
 reports an `OverlayError`: it names the thing (a layer, an archive member, an option), the rule it broke, and
@@ -6,6 +6,27 @@ what to do about it.
 """
 
 from __future__ import annotations
+
+
+def printable(text: bytes | str, keep: str = "") -> str:
+    r"""A name or other text as one line, whatever bytes or characters it holds; characters of `keep` stay.
+
+    A byte that is not UTF-8 becomes `\xff`, also if it comes as a surrogate (PEP 383). A character that is not
+    printable (controls, marks that turn the direction of writing, blanks other than the space) becomes `\n`, `\x1b`
+    or `\u202e`. A backslash stays as it is, as in Docker's columns.
+    """
+    characters = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+    if characters.isprintable():
+        return characters
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in characters)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    # Python writes U+0085 as \x85, which here is the byte.
+    return f"\\u{code:04x}" if 0x80 <= code <= 0xFF else ascii(char)[1:-1]
 
 
 class OverlayError(Exception):

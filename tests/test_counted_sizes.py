@@ -14,7 +14,7 @@ from overlayfs_demo.cli import main
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.store.containers import Container
 from overlayfs_demo.store.store import Store
-from overlayfs_demo.ui.wording import human_size, percentage, plural
+from overlayfs_demo.ui.text import human_size, percentage, plural
 from tests.images.builders import WHITEOUT, docker_save_many, hard_link, layer
 
 Demo = Callable[..., str]

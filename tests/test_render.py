@@ -9,8 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.ui.wording import human_size, printable, sentence, who
+from overlayfs_demo.ui.text import human_size
+from overlayfs_demo.ui.wording import sentence, who
 from tests.conftest import wait_until
 
 LAYER = "layer 1 (layer1)"
@@ -83,13 +85,26 @@ def test_size_has_three_digits_and_a_decimal_unit(size: int, words: str) -> None
         (b"/a\tb", r"/a\tb"),
         (b"/\x1b[31m", r"/\x1b[31m"),
         (b"/\x7f\x00", r"/\x7f\x00"),
-        (b"/\xff", r"/\udcff"),
+        (b"/\xff", r"/\xff"),
+        (b"/\x85", r"/\x85"),
+        ("/\x85".encode(), r"/\u0085"),
+        ("/\xa0\xad".encode(), r"/\u00a0\u00ad"),
+        (b"/\xed\xa0\x80", r"/\xed\xa0\x80"),
+        ("/\U000e0001".encode(), r"/\U000e0001"),
         ("/\u202e".encode(), r"/\u202e"),
         ("/\u2028".encode(), r"/\u2028"),
     ],
 )
 def test_control_characters_and_undecodable_bytes_are_escaped(path: bytes, shown: str) -> None:
-    assert printable(path) == shown
+    assert printable(path) == printable(path.decode("utf-8", "surrogateescape")) == shown
+
+
+def test_half_a_surrogate_pair_is_escaped() -> None:
+    assert printable("\ud800") == r"\ud800"
+
+
+def test_characters_to_keep_are_not_escaped() -> None:
+    assert printable("\ta\x1b\n", keep="\t\n") == "\ta\\x1b\n"
 
 
 @pytest.mark.parametrize("path", ["/ünï", "/日本", "/with blank", '/it\'s "quoted"', ""])
@@ -152,8 +167,8 @@ def test_the_call_says_why(action: Action, call: str, words: str) -> None:
 def test_sentence_is_one_printable_line(action: Action) -> None:
     words = sentence(event(action, b"/a\n\x1b\xff", detail="b\r\udcfe"))
     assert words.isprintable()
-    assert r"/a\n\x1b\udcff" in words
-    assert (r"b\r\udcfe" in words) == (action in DETAILED)
+    assert r"/a\n\x1b\xff" in words
+    assert (r"b\r\xfe" in words) == (action in DETAILED)
 
 
 def test_layer_name_cannot_write_to_the_terminal() -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.inventory import opened, unreadable
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.layer_writer import LayerTree
-from overlayfs_demo.images.model import shown
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.copy_data import copy_data
 
@@ -40,7 +39,7 @@ def extract_ghosts(ghosts: Sequence[Hidden], directories: Sequence[Path], target
         finally:
             os.close(target_fd)
     except OSError as error:
-        raise ImageError(f"{shown(str(target))} cannot be used: {error.strerror}", "choose another place") from None
+        raise ImageError(f"{printable(str(target))} cannot be used: {error.strerror}", "choose another place") from None
     finally:
         if made and not os.listdir(target):
             target.rmdir()
@@ -54,9 +53,9 @@ def _make_target(target: Path) -> bool:
     except FileExistsError:
         if target.is_dir() and not target.is_symlink() and not os.listdir(target):
             return False
-        raise ImageError(f"{shown(str(target))} is not an empty directory", "choose another") from None
+        raise ImageError(f"{printable(str(target))} is not an empty directory", "choose another") from None
     except OSError as error:
-        raise ImageError(f"{shown(str(target))} cannot be made: {error.strerror}", "choose another place") from None
+        raise ImageError(f"{printable(str(target))} cannot be made: {error.strerror}", "choose another place") from None
 
 
 def _fill(ghosts: Sequence[Hidden], directories: Sequence[Path], target: Path, target_fd: int) -> list[Path]:
@@ -105,5 +104,5 @@ def _copy(root_fd: int, source: bytes, tree: LayerTree, path: bytes) -> None:
 
 def _explained(label: str, path: bytes, error: OSError) -> ImageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return ImageError(f"{label}: '/{shown(path)}' cannot be copied: {error.strerror}", "choose another place")
+        return ImageError(f"{label}: '/{printable(path)}' cannot be copied: {error.strerror}", "choose another place")
     return unreadable(label, path, error)

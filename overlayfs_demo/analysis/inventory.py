@@ -14,8 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import shown
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
@@ -58,7 +57,7 @@ class Thing(NamedTuple):
 def unreadable(label: str, path: bytes, error: OSError) -> ImageError:
     """Return the error for a path of a layer that cannot be read."""
     return ImageError(
-        f"{label}: '/{shown(path)}' cannot be read: {error.strerror}",
+        f"{label}: '/{printable(path)}' cannot be read: {error.strerror}",
         "read the layers as root, or as the user who built them",
     )
 
@@ -69,7 +68,7 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
     with ExitStack() as stack:
         found = []
         for directory in directories:
-            label = f"layer {shown(str(directory))}"
+            label = f"layer {printable(str(directory))}"
             try:
                 fd = os.open(directory, _DIRECTORY)
             except OSError as error:

@@ -13,16 +13,15 @@ from overlayfs_demo.analysis.image_diff import PathChange, diff_trees
 from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
-from overlayfs_demo.errors import UsageError
+from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.lowers import Lowers
-from overlayfs_demo.images.model import shown
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.store.store import Store, StoredImage
-from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import note, put, put_json
+from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import progress, put_changes, put_table
+from overlayfs_demo.ui.text import cut_end, human_size, percentage, plural
 from overlayfs_demo.ui.text_diff import text_lines, unified
-from overlayfs_demo.ui.wording import human_size, percentage, plural, printable
 
 # A text longer than that is not compared line by line.
 _LONGEST_TEXT = 1 << 20
@@ -75,7 +74,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     if arguments.json:
         put_json([_analysis_json(image, analysis)])
     else:
-        put_table(_layers_table(analysis), _WASTE)
+        put_table(_layers_table(analysis))
         put("\n" + _summary(image, analysis))
         _put_hidden(analysis, None if arguments.all else _MOST_FILES)
     if arguments.max_wasted is None:
@@ -86,7 +85,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         return 0
     limit = f"{number:g}%" if percent else human_size(number)
     wasted = f"{human_size(analysis.wasted)}{_share(analysis)}"
-    note(f"{shown(image.title)} wastes {wasted}, more than the {limit} allowed")
+    note(f"{printable(image.title)} wastes {wasted}, more than the {limit} allowed")
     return 1
 
 
@@ -95,12 +94,12 @@ def _share(analysis: Analysis) -> str:
 
 
 def _title(report: LayerReport) -> str:
-    return docker_tables.ellipsis(shown(report.title), _LONGEST_TITLE)
+    return cut_end(printable(report.title), _LONGEST_TITLE)
 
 
-def _layers_table(analysis: Analysis) -> str:
+def _layers_table(analysis: Analysis) -> Table:
     header = ("LAYER", "ADDED", "CHANGED", "DELETED", "SHIPPED", "LIVE", "WASTED", "MADE BY")
-    return docker_tables.table(
+    return Table(
         header,
         [
             (
@@ -113,6 +112,7 @@ def _layers_table(analysis: Analysis) -> str:
             )
             for one in analysis.layers
         ],
+        _WASTE,
     )
 
 
@@ -121,7 +121,8 @@ def _summary(image: StoredImage, analysis: Analysis) -> str:
     seen = [(one.size, sum(copy.live for copy in one.copies)) for one in analysis.duplicates]
     repeated = [(size, number - 1) for size, number in seen if number > 1]
     lines = [
-        f"{shown(image.title)} ships {human_size(analysis.shipped)} of files: {human_size(analysis.live)} are seen, "
+        f"{printable(image.title)} ships {human_size(analysis.shipped)} of files: "
+        f"{human_size(analysis.live)} are seen, "
         f"{human_size(analysis.wasted)}{_share(analysis)} are hidden by later layers.",
         f"dive's efficiency score: {percentage(analysis.dive_score, 1, digits=2)}",
     ]
@@ -142,7 +143,7 @@ def _put_hidden(analysis: Analysis, most: int | None) -> None:
         for one in hidden[:most]
     ]
     put("\n")
-    put_table(docker_tables.table(("WASTED", "SHIPPED BY", "HIDDEN BY", "FILE"), rows), _WASTE)
+    put_table(Table(("WASTED", "SHIPPED BY", "HIDDEN BY", "FILE"), rows, _WASTE))
     if left := len(hidden) - len(rows):
         put(f"... and {left} more, see --all\n")
 
@@ -202,14 +203,14 @@ def _ghosts(arguments: argparse.Namespace) -> int:
         put_json([_hidden_json(one) for one in ghosts])
     else:
         put_table(
-            docker_tables.table(
+            Table(
                 ("SIZE", "SHIPPED BY", "DELETED BY", "FILE"),
                 [
                     (human_size(one.size), str(one.shipped_by), str(one.hidden_by), printable(b"/" + one.path))
                     for one in ghosts
                 ],
-            ),
-            {"SIZE": "red"},
+                {"SIZE": "red"},
+            )
         )
     return 0
 
@@ -257,7 +258,7 @@ def _some_layers(store: Store, word: str) -> list[Path]:
     layers = store.find(name).layers
     if not number.isdigit() or not 1 <= int(number) <= len(layers):
         raise UsageError(
-            f"'{shown(word)}': there is no layer {shown(number)}",
+            f"'{printable(word)}': there is no layer {printable(number)}",
             f"{name} has {f'1 to {len(layers)}' if layers else 'none'}",
         )
     return [layer.directory for layer in layers[: int(number)]]

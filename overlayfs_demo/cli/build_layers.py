@@ -15,20 +15,18 @@ from types import FrameType
 
 from overlayfs_demo.analysis.special_files import powers
 from overlayfs_demo.cli.command import guarded
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.build import BuiltLayer, build_layers
-from overlayfs_demo.images.model import Platform, shown
+from overlayfs_demo.images.model import Platform
 from overlayfs_demo.mounts.option_paths import lowerdir_option
-from overlayfs_demo.ui.wording import human_size, plural
+from overlayfs_demo.ui.text import cut_end, human_size, plural
 
 _PROGRAM = "build-layers"
 _LONGEST_INSTRUCTION = 100
 
 
 def _line(number: int, layer: BuiltLayer) -> str:
-    made = shown(layer.instruction)
-    if len(made) > _LONGEST_INSTRUCTION:
-        made = made[: _LONGEST_INSTRUCTION - 1] + "…"
+    made = cut_end(printable(layer.instruction), _LONGEST_INSTRUCTION)
     size = human_size(layer.size)
     text = f"{number:>3}  {layer.directory.name}  {layer.diff_id.algorithm}:{layer.diff_id.short}  {size:>7}  {made}"
     return text.rstrip() if layer.fresh else f"{text.rstrip()}  (already built)"
@@ -114,7 +112,7 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
 
 def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -> None:
     """Whether other users may reach what the layers hold, and what that means; `new`: we made the directory."""
-    name = shown(str(outdir))
+    name = printable(str(outdir))
     if new:
         # Two short lines, because the demonstration shows them on a projector.
         _say(f"note: {name} is private (0700): --mode 0755 or chmod opens it")
@@ -132,7 +130,7 @@ def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         _say(
             f"warning: other users may enter {name} (mode {mode:04o}) and use the image's set-id programs or devices: "
-            f"{shown(str(found[0]))}{more}; 'chmod 0700 {name}' keeps them out"
+            f"{printable(str(found[0]))}{more}; 'chmod 0700 {name}' keeps them out"
         )
 
 

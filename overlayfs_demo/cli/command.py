@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from overlayfs_demo.errors import OverlayError
-from overlayfs_demo.ui.wording import printable
+from overlayfs_demo.errors import OverlayError, printable
 
 Verbs = argparse._SubParsersAction
 

@@ -14,15 +14,15 @@ from overlayfs_demo.cli.analysis import diff_images
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
-from overlayfs_demo.errors import MountError, UsageError
-from overlayfs_demo.images.model import shown
+from overlayfs_demo.errors import MountError, UsageError, printable
 from overlayfs_demo.images.progress import counted
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store.containers import Container, Containers
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
+from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import progress, put_changes, put_table
-from overlayfs_demo.ui.wording import human_size, printable
+from overlayfs_demo.ui.text import human_size
 
 # Seconds over which the processor time of a daemon is measured.
 _SAMPLE = 0.1
@@ -114,7 +114,7 @@ def _create(arguments: argparse.Namespace) -> int:
             ]
         )
     else:
-        put(f"{container.name} {shown(str(container.mountpoint))}\n")
+        put(f"{container.name} {printable(str(container.mountpoint))}\n")
     return 0
 
 
@@ -125,7 +125,7 @@ def _ps(arguments: argparse.Namespace) -> int:
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
     put_table(
-        docker_tables.table(
+        Table(
             header,
             [
                 (
@@ -138,12 +138,12 @@ def _ps(arguments: argparse.Namespace) -> int:
                     human_size(int(str(row["Memory"]))) if row["PID"] else "-",
                     f"{row['CPU']}%" if row["PID"] else "-",
                     "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))),
-                    shown(str(row["Mountpoint"])),
+                    printable(str(row["Mountpoint"])),
                 )
                 for row in rows
             ],
-        ),
-        {"STATUS": "green"},
+            {"STATUS": "green"},
+        )
     )
     return 0
 
@@ -251,7 +251,7 @@ def _shell(arguments: argparse.Namespace) -> int:
     command = arguments.command or ["/bin/sh"]
     if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
         raise MountError(
-            f"container '{container.name}' has no {shown(command[0])}", "name a program that its image has"
+            f"container '{container.name}' has no {printable(command[0])}", "name a program that its image has"
         )
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
     if os.geteuid() != 0:

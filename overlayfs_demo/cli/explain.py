@@ -10,14 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.errors import MountError, UsageError, printable
 from overlayfs_demo.explain.dry_run import Outcome, rehearse
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.overlay.forecast import Effect
-from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import PROGRAM, put, put_json
+from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
-from overlayfs_demo.ui.wording import human_size, plural, printable
+from overlayfs_demo.ui.text import human_size, plural
 
 # How many paths are shown without --all.
 _SHOWN = 10
@@ -183,7 +183,7 @@ def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
         for effect in ordered[:at_most]
     ]
     put("\n")
-    put_table(docker_tables.table(("WHAT", "SIZE", "LAYER", "PATH"), rows))
+    put_table(Table(("WHAT", "SIZE", "LAYER", "PATH"), rows))
     if at_most is not None and len(ordered) > at_most:
         put(f"and {len(ordered) - at_most} more, which --all shows\n")
 

@@ -14,10 +14,10 @@ from overlayfs_demo.analysis.waste import analyse
 from overlayfs_demo.cli.command import Verbs, one_line
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
-from overlayfs_demo.errors import ImageError, UsageError
+from overlayfs_demo.errors import ImageError, UsageError, printable
 from overlayfs_demo.images import describe
 from overlayfs_demo.images.describe import LayerFacts
-from overlayfs_demo.images.model import Digest, Platform, shown
+from overlayfs_demo.images.model import Digest, Platform
 from overlayfs_demo.images.reference import ImageName, Reference
 from overlayfs_demo.store import remove
 from overlayfs_demo.store.containers import Containers
@@ -26,8 +26,9 @@ from overlayfs_demo.store.save import save
 from overlayfs_demo.store.store import Inventory, Store, StoredImage
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import PROGRAM, note, put, put_json
+from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import progress, put_table
-from overlayfs_demo.ui.wording import human_size, plural
+from overlayfs_demo.ui.text import human_size, plural
 
 
 def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -170,7 +171,7 @@ def _loaded_json(loaded: Loaded) -> dict[str, object]:
 
 def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
     image = loaded.image
-    suffix = f" ({shown(str(image.parsed.platform))})" if platform else ""
+    suffix = f" ({printable(str(image.parsed.platform))})" if platform else ""
     for taken in _taken(loaded):
         put(f"{taken}\n")
     if not quiet and loaded.skipped:
@@ -319,7 +320,7 @@ def _layers(arguments: argparse.Namespace) -> int:
         return str(digest) if arguments.no_trunc else digest.short
 
     put_table(
-        docker_tables.table(
+        Table(
             ("CHAIN ID", "DIFF ID", "SIZE", "USED BY"),
             [
                 (
@@ -364,7 +365,7 @@ def _df(arguments: argparse.Namespace) -> int:
         )
         return 0
     put_table(
-        docker_tables.table(
+        Table(
             ("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"),
             [
                 (image.title, image.id.short, *(human_size(size) for size in (image.size, *split(image))))

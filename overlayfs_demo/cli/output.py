@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError, UsageError
+from overlayfs_demo.errors import ImageError, UsageError, printable
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import acl
-from overlayfs_demo.ui.wording import printable
 
 # As many symbolic links as the kernel follows: path_resolution(7).
 _MOST_LINKS = 40

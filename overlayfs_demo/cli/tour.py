@@ -21,7 +21,7 @@ from overlayfs_demo.tour.labs import LABS
 from overlayfs_demo.tour.stage import stage
 from overlayfs_demo.ui.console import PROGRAM, put, put_json
 from overlayfs_demo.ui.terminal import put_styled
-from overlayfs_demo.ui.wording import plural
+from overlayfs_demo.ui.text import plural
 
 
 class _Listed(Protocol):

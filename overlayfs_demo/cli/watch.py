@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.errors import MountError
+from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control import protocol
@@ -19,7 +19,6 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
 from overlayfs_demo.mounts.layer_facts import LayerFacts, told, unwalked
 from overlayfs_demo.ui.console import PROGRAM, note, put, put_json
-from overlayfs_demo.ui.wording import printable
 from overlayfs_demo.watch.state import Line, counted
 
 # For how many seconds the writes of one process to one file become one sentence.

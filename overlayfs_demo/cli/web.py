@@ -13,13 +13,12 @@ from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
-from overlayfs_demo.errors import ImageError, MountError, OverlayError
+from overlayfs_demo.errors import ImageError, MountError, OverlayError, printable
 from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.store import StoredImage
 from overlayfs_demo.ui.console import PROGRAM, note
 from overlayfs_demo.ui.terminal import progress
-from overlayfs_demo.ui.wording import printable
 
 _PORT = 8080
 

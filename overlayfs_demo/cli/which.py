@@ -13,12 +13,12 @@ from typing import Any
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
-from overlayfs_demo.errors import OverlayError
+from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.mounts.control.protocol import explanation_to_json
-from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import note, put, put_json
+from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
-from overlayfs_demo.ui.wording import outcome, printable, said
+from overlayfs_demo.ui.wording import outcome, said
 
 _BILLION = 10**9
 
@@ -67,8 +67,7 @@ def _explain(question: Question, *, as_json: bool) -> int:
     else:
         put(f"{printable(path)}\n")
         rows = [(printable(one.layer), said(one, path), outcome(one, path)) for one in explained.statements]
-        lines = docker_tables.table(("LAYER", "SAYS", ""), rows).split("\n")
-        put_table("\n".join(line.rstrip() for line in lines))
+        put_table(Table(("LAYER", "SAYS", ""), rows, trim=True))
         put(f"{printable(explained.why)}\n")
     return 0 if explained.seen_from else 1
 
@@ -97,11 +96,8 @@ def _list(question: Question, *, as_json: bool) -> int:
     if as_json:
         put_json(rows)
     else:
-        put_table(
-            docker_tables.table(
-                ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME"), map(_cells, rows)
-            )
-        )
+        header = ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME")
+        put_table(Table(header, [_cells(row) for row in rows]))
     return status
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.client import Connection
@@ -20,7 +20,6 @@ from overlayfs_demo.overlay.provenance import Explanation
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.store.image_view import image_stack, resolve
 from overlayfs_demo.store.store import Store
-from overlayfs_demo.ui.wording import printable
 
 
 class Subject(Protocol):

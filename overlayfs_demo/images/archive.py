@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.layer_stream import LayerReader, compression, open_plain, require_digest
-from overlayfs_demo.images.model import Digest, Layer, shown
+from overlayfs_demo.images.model import Digest, Layer
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK, TarStream
@@ -82,7 +82,7 @@ class Archive:
                 raise self.bad(name, "is there twice, and which of the two is meant cannot be known")
             member = self._members.get(name)
             if member is None:
-                way = "" if name == wanted else f"links to '{shown(name)}', which "
+                way = "" if name == wanted else f"links to '{printable(name)}', which "
                 raise self.bad(wanted, f"{way}is missing")
             if member.directory:
                 raise self.bad(wanted, "is a directory, not a file")
@@ -93,7 +93,7 @@ class Archive:
 
     def bad(self, member: str, problem: str) -> ImageError:
         """Return the error for a member that this program cannot use."""
-        return ImageError(f"{self.label}: member '{shown(member)}' {problem}", "export the image again")
+        return ImageError(f"{self.label}: member '{printable(member)}' {problem}", "export the image again")
 
     def document(self, name: str, digest: Digest | None = None) -> bytes:
         """Return the bytes of a small member.
@@ -106,7 +106,7 @@ class Archive:
         data = os.pread(self._descriptor(place), member.size, member.offset)
         if digest is not None:
             found = Digest.of(data, digest.algorithm).encoded
-            require_digest(digest, found, f"{self.label}: member '{shown(name)}'", "its digest")
+            require_digest(digest, found, f"{self.label}: member '{printable(name)}'", "its digest")
         return data
 
     def stored_size(self, name: str) -> int:
@@ -132,7 +132,7 @@ class Archive:
             assert fd is not None, "only a tar was taken for a tree"
             return LayerReader(fd, 0, self._whole_size(), self.label, layer.diff_id, None, progress)
         place, member = self._find(layer.member)
-        label = f"{self.label}: member '{shown(layer.member)}'"
+        label = f"{self.label}: member '{printable(layer.member)}'"
         return LayerReader(
             self._descriptor(place), member.offset, member.size, label, layer.diff_id, layer.digest, progress
         )
@@ -236,7 +236,7 @@ def open_archive(
     `scratch` is the directory for the unnamed temporary file that a compressed archive or a pipe needs; `label` names
     the archive in errors, instead of its path. Raises ImageError if it cannot be read, is not a tar, or is cut short.
     """
-    label = label or shown(str(path))
+    label = label or printable(str(path))
     try:
         if stat.S_ISDIR(path.stat().st_mode):
             with contextlib.closing(_unpacked(path, label)) as layout:

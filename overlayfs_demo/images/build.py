@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.archive import Archive, open_archive
 from overlayfs_demo.images.build_record import RECORD, Entry, read_record, write_record
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.layer_writer import BUILDING, remove_tree
-from overlayfs_demo.images.model import Digest, Image, Layer, Platform, shown
+from overlayfs_demo.images.model import Digest, Image, Layer, Platform
 from overlayfs_demo.images.select import select_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
@@ -125,7 +125,7 @@ class _Build:
             return found
         why = "was built on other layers or for another kind of mount" if found else "was not built by this program"
         raise ImageError(
-            f"{shown(str(self._outdir / name))} is in the way: it {why}", "remove it, or choose another directory"
+            f"{printable(str(self._outdir / name))} is in the way: it {why}", "remove it, or choose another directory"
         )
 
     def _unpack(self, name: str, layer: Layer, below: Sequence[Path]) -> tuple[int, Mapping[str, int]]:
@@ -221,7 +221,7 @@ def _lock(fd: int, outdir: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ImageError(
-            f"{shown(str(outdir))} is in use by another run of this program", "wait for it to end"
+            f"{printable(str(outdir))} is in use by another run of this program", "wait for it to end"
         ) from None
 
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.images.layer_writer import BUILDING
-from overlayfs_demo.images.model import Document, parse_json, shown
+from overlayfs_demo.images.model import Document, parse_json
 
 RECORD = ".layers.json"
 
@@ -41,7 +42,7 @@ def read_record(outdir: Path) -> dict[str, Entry]:
         data = path.read_bytes()
     except FileNotFoundError:
         return {}
-    record = Document(parse_json(data, str(path)), shown(str(path)))
+    record = Document(parse_json(data, str(path)), printable(str(path)))
     return {
         row.text("directory"): Entry(
             row.text("diff_id"),

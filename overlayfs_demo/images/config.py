@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Config, Document, parse_json, shown
+from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.model import Config, Document, parse_json
 
 # Go's zero time.Time, which an absent time becomes.
 _ZERO_TIME = "0001-01-01T00:00:00Z"
@@ -23,7 +23,7 @@ _ADVICE = "export the image again"
 
 def check_config(data: bytes, member: str) -> Config:
     """Read a whole config. Raises ImageError naming `member` and the field; Docker also refuses such a config."""
-    where = shown(member)
+    where = printable(member)
     fields = Fields(parse_json(data, member), where)
     if fields.inner("rootfs") is None:
         raise ImageError(f"{where}: 'rootfs' is missing", _ADVICE)
@@ -67,7 +67,7 @@ def read_time(text: str, where: str) -> tuple[int, str]:
         return int((moment - _EPOCH).total_seconds()), clock + fraction + zone
     except (ValueError, OverflowError):
         raise ImageError(
-            f"{where}: 'created' is not an RFC 3339 time: '{shown(text)}'", "write it as 2006-01-02T15:04:05Z"
+            f"{where}: 'created' is not an RFC 3339 time: '{printable(text)}'", "write it as 2006-01-02T15:04:05Z"
         ) from None
 
 

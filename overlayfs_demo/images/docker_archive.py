@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, Document, Image, parse_json, shown
+from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.model import Digest, Document, Image, parse_json
 
 # Only the image's last legacy layer has a config of its own; for the others Go writes out an empty one.
 _NO_CONFIG: Mapping[str, object] = {
@@ -165,7 +165,7 @@ def _seconds(created: str) -> int:
     try:
         return int(datetime.fromisoformat(created).astimezone(UTC).timestamp())
     except ValueError:
-        raise ImageError(f"config: 'created' is not an RFC 3339 time: '{shown(created)}'") from None
+        raise ImageError(f"config: 'created' is not an RFC 3339 time: '{printable(created)}'") from None
 
 
 class _Writer:

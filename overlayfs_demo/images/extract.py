@@ -9,9 +9,10 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.images.archive import Archive
 from overlayfs_demo.images.lowers import Lowers
-from overlayfs_demo.images.model import Layer, shown
+from overlayfs_demo.images.model import Layer
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.tarsplit import recording
 from overlayfs_demo.images.tarstream import TarStream
@@ -39,7 +40,7 @@ def extract_layer(
     """
     label = archive.label
     if layer.member:
-        label = f"{label}: layer {title} (member '{shown(layer.member)}')"
+        label = f"{label}: layer {title} (member '{printable(layer.member)}')"
     with Lowers(below, marks) as lowers, contextlib.closing(archive.open_layer(layer, progress)) as reader:
         if recipe is None:
             tar = TarStream(reader.tar, label, marked_end=False)

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.archive import Archive
 from overlayfs_demo.images.config import check_config
-from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, Platform, parse_json, shown
+from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, Platform, parse_json
 from overlayfs_demo.images.reference import ImageName, Reference
 
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -56,7 +56,7 @@ class Names:
         return bool(self.full or self.tag)
 
     def __str__(self) -> str:
-        return " ".join(map(str, self.full)) or shown(self.tag)
+        return " ".join(map(str, self.full)) or printable(self.tag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class NotAnImage:
     kind: str
 
     def __str__(self) -> str:
-        return f"{self.digest.short} ({shown(self.kind)})"
+        return f"{self.digest.short} ({printable(self.kind)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +289,7 @@ def _of_layout(archive: Archive) -> Contents:
     layout = Document(parse_json(archive.document("oci-layout"), "oci-layout"), f"{archive.label}: member oci-layout")
     version = layout.text("imageLayoutVersion")
     if not version.startswith("1."):
-        raise archive.bad("oci-layout", f"is of version {shown(version)}; this program reads 1.x")
+        raise archive.bad("oci-layout", f"is of version {printable(version)}; this program reads 1.x")
     blobs = _Blobs(archive, _blob, _blob)
     return blobs.contents("index.json", _oci_index(blobs, archive.document("index.json"), "index.json", Names(), 0))
 
@@ -312,7 +312,7 @@ def _of_directory(archive: Archive) -> Contents:
 
 def _schema_1(archive: Archive, member: str) -> ImageError:
     return ImageError(
-        f"{archive.label}: member '{shown(member)}' is a manifest of Docker's schema 1, which has no diff IDs",
+        f"{archive.label}: member '{printable(member)}' is a manifest of Docker's schema 1, which has no diff IDs",
         "convert the image: skopeo copy --format v2s2",
     )
 
@@ -320,7 +320,7 @@ def _schema_1(archive: Archive, member: str) -> ImageError:
 def _oci_index(blobs: _Blobs, data: bytes, member: str, names: Names, depth: int) -> list[Candidate]:
     """Return the images of an index and of the indexes inside it (image-index.md)."""
     archive = blobs.archive
-    index = Document(parse_json(data, member), f"{archive.label}: member {shown(member)}")
+    index = Document(parse_json(data, member), f"{archive.label}: member {printable(member)}")
     found: list[Candidate] = []
     for entry in index.documents("manifests"):
         annotations = entry.document("annotations")

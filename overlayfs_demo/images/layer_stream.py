@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.readahead import ReadAhead
 
@@ -205,6 +205,7 @@ def require_digest(expected: Digest, found: str, label: str, what: str) -> None:
     """Raise ImageError unless `found`, a hash in hexadecimal, is the expected one."""
     if found != expected.encoded:
         raise ImageError(
-            f"{label} is not what {what} promises: {shown(str(expected))} expected, {expected.algorithm}:{found} found",
+            f"{label} is not what {what} promises: {printable(str(expected))} expected, "
+            f"{expected.algorithm}:{found} found",
             "fetch or export the image again",
         )

@@ -15,8 +15,7 @@ import stat
 import tarfile
 from typing import BinaryIO, cast
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import shown
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.upper_diff import Differences, compared, root_differs
 from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.overlay.engine import Overlay
@@ -96,7 +95,7 @@ class _Writer:
         for member in found.members():
             if member.name.startswith(IMAGE_WHITEOUT_PREFIX):
                 raise ImageError(
-                    f"'/{shown(path + member.name)}' cannot be in a layer, where names with '.wh.' delete others",
+                    f"'/{printable(path + member.name)}' cannot be in a layer, where names with '.wh.' delete others",
                     "rename it",
                 )
             self._member(path + member.name, member.node, member.attrs)

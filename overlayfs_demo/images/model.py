@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from overlayfs_demo.errors import ImageError, UsageError
+from overlayfs_demo.errors import ImageError, UsageError, printable
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -25,19 +25,6 @@ _HEX_DIGITS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _DIGEST = re.compile(r"([a-z0-9]+):([0-9a-f]+)")
 # How the classic builder writes the source of ADD and COPY.
 _ADDED = re.compile(r"\b((?:file|dir|multi):[0-9a-f]{12})[0-9a-f]{52}\b")
-
-
-def shown(name: str | bytes) -> str:
-    """A name or text from an archive as one printable line: what a terminal would act on is escaped."""
-    text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
-    return "".join(
-        one
-        if one.isprintable()
-        else f"\\x{ord(one) - 0xDC00:02x}"
-        if 0xDC80 <= ord(one) <= 0xDCFF
-        else one.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for one in text
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +40,7 @@ class Digest:
         match = _DIGEST.fullmatch(text)
         if match is None or _HEX_DIGITS.get(match[1]) != len(match[2]):
             raise ImageError(
-                f"{where}: '{shown(text)}' is not a digest",
+                f"{where}: '{printable(text)}' is not a digest",
                 "write sha256, sha384 or sha512, a colon, and the hash in lower-case hexadecimal",
             )
         return cls(match[1], match[2])
@@ -131,7 +118,9 @@ class Platform:
         """Read `os/architecture` or `os/architecture/variant`, as a person writes it. Raises UsageError."""
         words = text.split("/")
         if not 2 <= len(words) <= 3 or not all(words):
-            raise UsageError(f"'{shown(text)}' is not a platform", "write os/architecture[/variant], as in linux/arm64")
+            raise UsageError(
+                f"'{printable(text)}' is not a platform", "write os/architecture[/variant], as in linux/arm64"
+            )
         return cls(*words)
 
     @property
@@ -227,7 +216,7 @@ def parse_json(data: bytes, member: str) -> object:
             value = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         return value
     except (ValueError, RecursionError) as error:
-        raise ImageError(f"{shown(member)}: not JSON ({error})", "export the image again") from None
+        raise ImageError(f"{printable(member)}: not JSON ({error})", "export the image again") from None
 
 
 def _number(word: str) -> float:
@@ -345,9 +334,9 @@ class Config:
     @classmethod
     def parse(cls, data: bytes, member: str) -> Config:
         """Read a config. Raises ImageError naming the member."""
-        document = Document(parse_json(data, member), shown(member))
+        document = Document(parse_json(data, member), printable(member))
         rootfs = document.document("rootfs")
-        where = f"{shown(member)}: 'rootfs.diff_ids'"
+        where = f"{printable(member)}: 'rootfs.diff_ids'"
         return cls(
             Platform(document.text("os", ""), document.text("architecture", ""), document.text("variant", "")),
             tuple(Digest.parse(text, where) for text in rootfs.texts("diff_ids")),

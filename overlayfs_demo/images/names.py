@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, Document, parse_json, shown
+from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.model import Digest, Document, parse_json
 from overlayfs_demo.images.reference import ImageName
 
 Names = Mapping[ImageName, Digest]
@@ -28,7 +28,7 @@ def read_sound_names(path: Path, problems: list[ImageError]) -> Names:
         data = path.read_bytes()
     except FileNotFoundError:
         return {}
-    where = shown(str(path))
+    where = printable(str(path))
     try:
         rows = Document(parse_json(data, where), where)
     except ImageError as error:
@@ -39,7 +39,7 @@ def read_sound_names(path: Path, problems: list[ImageError]) -> Names:
         try:
             names[ImageName.parse(row)] = rows.digest(row)
         except ImageError as error:
-            problems.append(_damaged(error, f"remove the row '{shown(row)}' from {where}"))
+            problems.append(_damaged(error, f"remove the row '{printable(row)}' from {where}"))
     return names
 
 

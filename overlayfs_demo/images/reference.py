@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.model import Digest
 
 _HUB, _OFFICIAL = "docker.io", "library"
 _OLD_HUB = "index.docker.io"
@@ -124,7 +124,7 @@ class Reference:
             name, tag = named, ""
         elif not _TAG.fullmatch(tag):
             raise _invalid(text, "a tag is 1 to 128 letters, digits, '_', '.' and '-', and does not begin with . or -")
-        return cls(_repository(name, text), tag or None, Digest.parse(digest, f"'{shown(text)}'") if at else None)
+        return cls(_repository(name, text), tag or None, Digest.parse(digest, f"'{printable(text)}'") if at else None)
 
     @property
     def name(self) -> ImageName:
@@ -139,7 +139,7 @@ class Reference:
 def _invalid(text: str, rule: str = "") -> ImageError:
     reason = f": {rule}" if rule else ""
     return ImageError(
-        f"'{shown(text)}' is not a valid image name{reason}", "write [DOMAIN[:PORT]/]PATH[:TAG], as in app:1.0"
+        f"'{printable(text)}' is not a valid image name{reason}", "write [DOMAIN[:PORT]/]PATH[:TAG], as in app:1.0"
     )
 
 
@@ -183,7 +183,7 @@ def find_image(word: str, images: Iterable[Named], place: str, remedy: str) -> F
     matches = {image.id for image in images if is_id and image.id.encoded.startswith(digits)}
     if len(matches) > 1:
         raise ImageError(
-            f"'{shown(word)}' is ambiguous{place}: it begins the IDs of {len(matches)} images", "give more digits"
+            f"'{printable(word)}' is ambiguous{place}: it begins the IDs of {len(matches)} images", "give more digits"
         )
     if matches:
         return Found(matches.pop(), None)

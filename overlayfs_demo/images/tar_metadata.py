@@ -12,9 +12,9 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.images.layer_writer import LONGEST_PATH
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
-from overlayfs_demo.images.model import shown
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.override_stat import StatRecord
@@ -154,7 +154,7 @@ class Metadata:
             if name.startswith(_FORGED_XATTRS):
                 continue
             if b"\0" in name:
-                raise MemberError(f"has an attribute with a name that none can have: '{shown(name)}'")
+                raise MemberError(f"has an attribute with a name that none can have: '{printable(name)}'")
             data = value.encode("utf-8", "surrogateescape")
             try:
                 if isinstance(target, int):
@@ -164,7 +164,7 @@ class Metadata:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
                     raise
-                self.left_out[f"attribute {shown(name)}: {error.strerror}"] += 1
+                self.left_out[f"attribute {printable(name)}: {error.strerror}"] += 1
 
 
 def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
@@ -181,7 +181,7 @@ def _times(info: tarfile.TarInfo) -> tuple[int, int]:
         return int(info.mtime) * 10**9, int(info.mtime) * 10**9
     whole, _, fraction = text.removeprefix("-").partition(".")
     if not (whole + fraction).isdecimal() or not text.isascii() or len(text) > 40:
-        raise MemberError(f"has no such time: '{shown(text)}'")
+        raise MemberError(f"has no such time: '{printable(text)}'")
     nanoseconds = int(whole or "0") * 10**9 + int(fraction[:9].ljust(9, "0"))
     if text.startswith("-"):
         nanoseconds = -nanoseconds

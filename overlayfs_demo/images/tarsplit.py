@@ -33,8 +33,8 @@ from typing import IO, BinaryIO, cast
 
 import zstandard
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import Digest, shown
+from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK
 from overlayfs_demo.linux import syscalls
@@ -217,7 +217,7 @@ def assembled_digest(recipe: BinaryIO, root_fd: int, algorithm: str = "sha256", 
 
 def _copy_file(root_fd: int, reference: _Reference, out: Out, label: str) -> None:
     """Hand a file's data to `out`. Raises ImageError if it is not what the reference says."""
-    name = f"{label}: file '{shown(reference.path)}'"
+    name = f"{label}: file '{printable(reference.path)}'"
     try:
         fd = syscalls.open_beneath(root_fd, reference.path, _READ)
     except OSError as error:
@@ -311,7 +311,7 @@ def _records(frame: BinaryIO, label: str) -> Iterator[bytes | _Reference]:
             length, size, crc = _FILE_HEAD.unpack(exact(_FILE_HEAD.size))
             yield _Reference(exact(length), size, crc)
         else:
-            raise _damaged(label, f"it has a record of the unknown kind '{shown(kind)}'")
+            raise _damaged(label, f"it has a record of the unknown kind '{printable(kind)}'")
     # zstd checks the checksum only when it reads past the last record.
     try:
         more = plain.read(1)

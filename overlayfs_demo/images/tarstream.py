@@ -12,8 +12,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.model import shown
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.sparse import write_sparse
 
 CHUNK = 1 << 20
@@ -148,7 +147,7 @@ class TarStream:
 
     def _broken(self, problem: str) -> ImageError:
         where = (
-            f"damaged or cut short: after member '{shown(self._last)}'"
+            f"damaged or cut short: after member '{printable(self._last)}'"
             if self._last
             else "not a tar archive, or damaged at its start"
         )

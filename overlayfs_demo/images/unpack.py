@@ -19,10 +19,9 @@ import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.layer_writer import BlockedError, LayerTree, prefixes
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
-from overlayfs_demo.images.model import shown
 from overlayfs_demo.images.tar_metadata import MemberError, Metadata, member_path
 from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
@@ -123,7 +122,7 @@ class _Unpacking:
             except MemberError as error:
                 raise self._bad(info, error) from None
             except BlockedError as error:
-                raise self._bad(info, MemberError(f"leads through '{shown(error.part)}', {error.why}")) from None
+                raise self._bad(info, MemberError(f"leads through '{printable(error.part)}', {error.why}")) from None
             except OSError as error:
                 raise self._bad(info, MemberError(f"cannot be unpacked: {_words(error)}", "")) from None
         # The order matters: whiteouts and borrowed files depend on the opaque marks, and every name must be in place
@@ -139,7 +138,7 @@ class _Unpacking:
             raise ImageError(f"{self._label}: cannot be unpacked: {_words(error)}") from None
 
     def _bad(self, info: tarfile.TarInfo, error: MemberError) -> ImageError:
-        return ImageError(f"{self._label}: layer member '{shown(info.name)}' {error.rule}", error.remedy)
+        return ImageError(f"{self._label}: layer member '{printable(info.name)}' {error.rule}", error.remedy)
 
     # --- members -----------------------------------------------------------------------------------
 
@@ -149,7 +148,7 @@ class _Unpacking:
             return
         kind = self._kinds.get(info.type)
         if kind is None:
-            raise MemberError(f"is of the unknown type '{shown(info.type)}'", "build the image with another tool")
+            raise MemberError(f"is of the unknown type '{printable(info.type)}'", "build the image with another tool")
         if not path and kind != self._directory:
             raise MemberError("stands for the layer's root, which must be a directory")
         kind(info, path)
@@ -281,7 +280,7 @@ class _Unpacking:
         self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
 
     def _hard_link(self, info: tarfile.TarInfo, path: bytes) -> None:
-        target = self._tree.locate(member_path(info.linkname, f"links to '{shown(info.linkname)}', which "))
+        target = self._tree.locate(member_path(info.linkname, f"links to '{printable(info.linkname)}', which "))
         if not target:
             raise MemberError("is a hard link to the layer's root, which is a directory")
         source_parent, _, source = target.rpartition(b"/")
@@ -302,10 +301,10 @@ class _Unpacking:
         """Copy the target of a hard link up from the layers below to its own name, so that both names are one file."""
         found = self._lowers.open(target)
         if found is None:
-            raise MemberError(f"is a hard link to '{shown(target)}', which neither this layer nor one below has")
+            raise MemberError(f"is a hard link to '{printable(target)}', which neither this layer nor one below has")
         try:
             if stat.S_ISDIR(os.fstat(found).st_mode):
-                raise MemberError(f"is a hard link to the directory '{shown(target)}'")
+                raise MemberError(f"is a hard link to the directory '{printable(target)}'")
             parent, _, name = target.rpartition(b"/")
             copy_node(found, self._tree.directory(parent), name, self._owners)
         finally:
@@ -328,7 +327,8 @@ class _Unpacking:
                 os.setxattr(self._tree.directory(path), self._marks.opaque, b"y")
             except OSError as error:
                 raise ImageError(
-                    f"{self._label}: '{shown(path)}' cannot be marked opaque ({self._marks.opaque}: {error.strerror})",
+                    f"{self._label}: '{printable(path)}' cannot be marked opaque "
+                    f"({self._marks.opaque}: {error.strerror})",
                     "unpack on a filesystem with extended attributes, or with --userxattr if you are not root",
                 ) from None
 

@@ -13,6 +13,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.upper import Upper
@@ -29,7 +30,7 @@ class Limits:
 
     def check(self, upper: Upper, path: bytes, layer: str, size: int, caller: Caller) -> None:
         """Check a copy-up before it starts: `size` bytes of the view's file `path`, from `layer`. Raises EDQUOT."""
-        shown = ascii(os.fsdecode(path))
+        shown = f"'{printable(path)}'"
         if self.most is not None and size > self.most:
             _log.warning(
                 "refused to copy %s up from %s: its %d bytes are over copyup_max=%d: change a smaller file, "

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.overlay.layer import LayerDir
 
 _log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def broken(
     code: int, place: LayerDir, name: bytes, mark: str, value: bytes | None, remedy: str = "correct it, or remove it"
 ) -> OSError:
     """Log a bad `overlay.MARK` (None: missing) of the object `name` in `place`, and return the error for it."""
-    shown = "none" if value is None else ascii(os.fsdecode(value[:_LONGEST]))
+    shown = "none" if value is None else f"'{printable(value[:_LONGEST])}'"
     problem = f"cannot be used, for its attribute overlay.{mark} is wrong: {shown}; {remedy}"
     return _told(code, place, name, mark, problem)
 
@@ -76,7 +77,7 @@ def broken(
 def _told(code: int, place: LayerDir, name: bytes, mark: str, problem: str) -> OSError:
     """Log the problem of one mark unless it was logged before, and return the error for it."""
     path = os.path.join(place.path(), name)
-    sentence = f"{place.layer.label}: {os.fsdecode(path)!a} {problem}"
+    sentence = f"{place.layer.label}: '{printable(path)}' {problem}"
     told = place.layer.told
     if (path, mark) not in told and len(told) < _MOST_TOLD:
         told.add((path, mark))

@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import acl
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
@@ -89,8 +90,9 @@ def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
             os.close(fd)
         os.rmdir(name, dir_fd=work_fd)
     except OSError as error:
-        shown = ascii(os.fsdecode(name))
-        _log.warning("%s stays in the work directory: it holds what nobody removed: %s", shown, error.strerror)
+        _log.warning(
+            "'%s' stays in the work directory: it holds what nobody removed: %s", printable(name), error.strerror
+        )
 
 
 def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:

@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError, MountError, OverlayError, UsageError
+from overlayfs_demo.errors import ImageError, MountError, OverlayError, UsageError, printable
 from overlayfs_demo.images.layer_tar import write_tree
 from overlayfs_demo.images.layer_writer import remove_tree
-from overlayfs_demo.images.model import Digest, Document, parse_json, shown
+from overlayfs_demo.images.model import Digest, Document, parse_json
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
@@ -130,9 +130,9 @@ class Containers:
                 raise FileNotFoundError
             data = (directory / _RECORD).read_bytes()
         except FileNotFoundError:
-            raise MountError(f"no container '{shown(name)}'", self._instead_of(name)) from None
+            raise MountError(f"no container '{printable(name)}'", self._instead_of(name)) from None
         try:
-            row = Document(parse_json(data, str(directory / _RECORD)), shown(name))
+            row = Document(parse_json(data, str(directory / _RECORD)), printable(name))
             return Container(
                 name,
                 directory,
@@ -147,7 +147,7 @@ class Containers:
         except ImageError as error:
             raise MountError(
                 f"the record of container '{name}' is damaged ({error.problem})",
-                f"save what it changed, in 'upper' of {shown(str(directory))}, then remove that directory",
+                f"save what it changed, in 'upper' of {printable(str(directory))}, then remove that directory",
             ) from None
 
     def _instead_of(self, name: str) -> str:
@@ -180,7 +180,7 @@ class Containers:
         """
         name = name or secrets.token_hex(6)
         if not _NAME.fullmatch(name):
-            raise UsageError(f"'{shown(name)}' is not a valid container name", _NAME_RULE)
+            raise UsageError(f"'{printable(name)}' is not a valid container name", _NAME_RULE)
         directory = self._root / name
         mountpoint = (at or directory / _MERGED).absolute()
         with self._store.writing():
@@ -261,7 +261,7 @@ class Containers:
         """Make an image of its image and its changes; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
-            raise UsageError(f"SOURCE_DATE_EPOCH='{shown(epoch)}' is not a number of seconds", "see date +%s")
+            raise UsageError(f"SOURCE_DATE_EPOCH='{printable(epoch)}' is not a number of seconds", "see date +%s")
         return commit(
             self._store,
             self._store.image(container.image),

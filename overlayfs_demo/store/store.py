@@ -31,10 +31,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.config import check_config
 from overlayfs_demo.images.layer_writer import remove_tree
-from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, parse_json, shown
+from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, parse_json
 from overlayfs_demo.images.names import Names, names_by_image, names_json, read_names, read_sound_names
 from overlayfs_demo.images.reference import Found, ImageName, Named, find_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
@@ -164,9 +164,9 @@ def _create(root: Path) -> None:
         if version == _VERSION:
             return
         if version is not None and not _VERSION.startswith(version):
-            raise ImageError(f"{shown(str(root))} is a store of another version", "choose another --store")
+            raise ImageError(f"{printable(str(root))} is a store of another version", "choose another --store")
         if set(os.listdir(fd)) - {_VERSION_FILE}:
-            raise ImageError(f"{shown(str(root))} is not a store, and not empty", "choose another --store")
+            raise ImageError(f"{printable(str(root))} is not a store, and not empty", "choose another --store")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(_VERSION_FILE, flags, 0o644, dir_fd=fd), "wb") as file:
             file.write(_VERSION)
@@ -194,7 +194,7 @@ class Store:
                     raise NotADirectoryError(errno.ENOTDIR, f"its {directory.name} is a symbolic link")
         except OSError as error:
             raise ImageError(
-                f"the store {shown(str(self.root))}: {error.strerror}",
+                f"the store {printable(str(self.root))}: {error.strerror}",
                 "name a directory of yours with --store or OVERLAYFS_DEMO_STORE",
             ) from None
 
@@ -206,7 +206,7 @@ class Store:
         owner = self.root.stat().st_uid
         if owner != os.geteuid():
             raise ImageError(
-                f"the store {shown(str(self.root))} belongs to another user (uid {owner})",
+                f"the store {printable(str(self.root))} belongs to another user (uid {owner})",
                 "use a store of your own: --store, or OVERLAYFS_DEMO_STORE",
             )
 
@@ -268,7 +268,7 @@ class Store:
             return None
         record = directory.with_suffix(_RECORD)
         try:
-            row = Document(parse_json(record.read_bytes(), str(record)), shown(str(record)))
+            row = Document(parse_json(record.read_bytes(), str(record)), printable(str(record)))
             return StoredLayer(
                 row.digest("chain_id"),
                 row.digest("diff_id"),

@@ -15,7 +15,7 @@ from overlayfs_demo.tour.checks import Check, entry
 from overlayfs_demo.tour.lab import Lab, Mistake
 from overlayfs_demo.tour.scan import Kind, scan
 from overlayfs_demo.tour.stage import Stage
-from overlayfs_demo.ui.wording import human_size
+from overlayfs_demo.ui.text import human_size
 
 
 def nothing_at(path: str, rule: str) -> Mistake:

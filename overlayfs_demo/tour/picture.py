@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.tour.scan import Entry, Kind, Tree
-from overlayfs_demo.ui.wording import human_size, printable
+from overlayfs_demo.ui.text import cut_end, human_size
 
 # Characters in a line, at most.
 WIDTH = 80
@@ -26,7 +27,7 @@ def picture(trees: Mapping[str, Tree]) -> list[str]:
     if not paths:
         rows.append(("", *("(empty)" for _ in trees)))
     return _lines(rows) + [
-        _cut(f'{name}/{printable(path)} has the mark redirect="{entry.redirect}"', WIDTH)
+        cut_end(f'{name}/{printable(path)} has the mark redirect="{entry.redirect}"', WIDTH)
         for name, tree in trees.items()
         for path, entry in sorted(tree.items())
         if entry.redirect
@@ -69,10 +70,6 @@ def _lines(rows: list[tuple[str, ...]]) -> list[str]:
     other = min(max(widest, 14), (WIDTH - first) // columns - len(_GAP))
     lines = []
     for row in rows:
-        cells = [_cut(row[0], first).ljust(first), *(_cut(cell, other).ljust(other) for cell in row[1:])]
+        cells = [cut_end(row[0], first).ljust(first), *(cut_end(cell, other).ljust(other) for cell in row[1:])]
         lines.append(_GAP.join(cells).rstrip())
     return lines
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,5 +1,6 @@
 """What people read: words, tables, colours.
 
-It may import values of the layers below (`events`, `overlay`, `images`), and asks no daemon and no store. Begin with
-`wording` for sentences and sizes, `docker_tables` for columns, `terminal` for colours and progress.
+It may import values of the layers below (`errors`, `events`, `overlay`, `images`), and asks no daemon and no store.
+Begin with `wording` for sentences, `text` for sizes and cutting, `table` for columns (`docker_tables` for Docker's),
+and `terminal` for colours and progress.
 """

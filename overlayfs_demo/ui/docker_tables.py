@@ -1,8 +1,8 @@
-"""In which words and columns does docker print what it knows of an image?
+"""Docker's words, columns and JSON for images and their history.
 
 Docker 20.10's: docker/cli cli/command/formatter and cli/command/image/formatter_history.go, docker/go-units
-for sizes and ages, Go's text/tabwriter for the columns, Go's encoding/json for the rest. Every text ends
-with a newline, or is empty. Only what a terminal would act on differs: docker prints it, here it is escaped.
+for sizes and ages, Go's encoding/json for JSON. JSON text ends with a newline, or is empty. Only what a
+terminal would act on differs: Docker prints it, here it is escaped.
 
 `now` is in seconds since 1970. `zone` is the zone that times are shown in, None the machine's own.
 """
@@ -14,19 +14,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
-from itertools import groupby
-from operator import itemgetter
 
 from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow
 from overlayfs_demo.images.docker_archive import go_json
-from overlayfs_demo.images.model import shown
-from overlayfs_demo.ui.wording import human_size
+from overlayfs_demo.ui.table import Table
+from overlayfs_demo.ui.text import cut_end, human_size
 
 _ID_DIGITS = 12
 _CREATED_BY_WIDTH = 45
-# formatter.Context writes tables with tabwriter.NewWriter(output, 10, 1, 3, ' ', 0).
-_MIN_WIDTH = 10
-_PADDING = 3
 
 # Go's time.Duration holds no more; time.Sub stops there.
 _LONGEST = (2**63 - 1) / 10**9
@@ -71,19 +66,6 @@ def short_id(text: str) -> str:
     return text[text.find(":") + 1 :][:_ID_DIGITS]
 
 
-def ellipsis(text: str, width: int) -> str:
-    """`text`, or its beginning and an ellipsis, in at most `width` columns, which is 2 or more.
-
-    An East Asian wide character takes two columns (formatter/displayutils.go).
-    """
-    at, columns = 0, 0
-    for index, char in enumerate(text):
-        columns += 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        if columns <= width - 1:
-            at = index + 1
-    return text if columns <= width else text[:at] + "…"
-
-
 def rfc3339(created: int, zone: tzinfo | None = None) -> str:
     """A time as `2006-01-02T15:04:05Z` (Go's time.RFC3339)."""
     moment = _moment(created, zone)
@@ -99,31 +81,6 @@ def _moment(created: int, zone: tzinfo | None) -> datetime:
         return moment.astimezone(zone)
     except (OverflowError, ValueError):
         return moment  # Go's zero time, west of Greenwich: before Python's first day.
-
-
-# --- columns ---------------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lines of columns, each as wide as its widest cell; the last cell of a line is not padded.
-
-    As Go's text/tabwriter has it, a newline inside a cell ends the line, a tab the cell, and a column's
-    width is that of adjacent lines which have such a cell: a line without it begins the column anew.
-    """
-    text = "".join("\t".join(cells) + "\n" for cells in (header, *rows))
-    lines = [[shown(cell) for cell in line.split("\t")] for line in text.split("\n")]
-    for column in range(max(map(len, lines)) - 1):
-        marked = [(column < len(line) - 1, line) for line in lines]
-        for has_cell, block in groupby(marked, itemgetter(0)):
-            if has_cell:
-                _pad([line for _, line in block], column)
-    return "\n".join(map("".join, lines))
-
-
-def _pad(block: list[list[str]], column: int) -> None:
-    width = max(_MIN_WIDTH, *(len(line[column]) + _PADDING for line in block))
-    for line in block:
-        line[column] = line[column].ljust(width)
 
 
 # --- history ---------------------------------------------------------------------------------------
@@ -149,7 +106,7 @@ class _Words:
 
     def created_by(self, row: HistoryRow) -> str:
         text = row.created_by.replace("\t", " ")
-        return ellipsis(text, _CREATED_BY_WIDTH) if self._trunc else text
+        return cut_end(text, _CREATED_BY_WIDTH) if self._trunc else text
 
     def size(self, size: int) -> str:
         return human_size(size) if self._human else str(size)
@@ -164,9 +121,9 @@ def _created_header(human: bool) -> str:
 
 def history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
-) -> str:
+) -> Table:
     """`docker history`; `human` False is `--human=false`, `trunc` False is `--no-trunc`."""
-    return table(history_header(human), (history_cells(row, now, human, trunc, zone) for row in rows))
+    return Table(history_header(human), [history_cells(row, now, human, trunc, zone) for row in rows])
 
 
 def history_header(human: bool = True) -> tuple[str, ...]:
@@ -203,7 +160,7 @@ def history_json(
 
 def extended_history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
-) -> str:
+) -> Table:
     """`docker history`, and what it leaves out: the layer that each step made, and what that changed.
 
     A step without a layer is "metadata only"; what was not counted is "-".
@@ -222,7 +179,7 @@ def extended_history_table(
         "WHITEOUTS",
         "COMMENT",
     )
-    return table(header, ([*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows))
+    return Table(header, [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows])
 
 
 def _layer_cells(row: HistoryRow, id_words: Callable[[str], str]) -> list[str]:
@@ -239,12 +196,12 @@ def _counts(changes: Changes) -> list[str]:
 # --- images ----------------------------------------------------------------------------------------
 
 
-def images_table(rows: Iterable[ImageRow], now: float, digests: bool = False, trunc: bool = True) -> str:
+def images_table(rows: Iterable[ImageRow], now: float, digests: bool = False, trunc: bool = True) -> Table:
     """`docker images`; `digests` is `--digests`, for which the rows were made, `trunc` False `--no-trunc`."""
     header = ("REPOSITORY", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "CREATED", "SIZE")
-    return table(
+    return Table(
         header,
-        (
+        [
             [
                 row.repository,
                 row.tag,
@@ -254,7 +211,7 @@ def images_table(rows: Iterable[ImageRow], now: float, digests: bool = False, tr
                 human_size(row.size),
             ]
             for row in rows
-        ),
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""What does a person at a terminal see that a pipe does not: colours, and how far long work is?
+"""What a terminal shows and a pipe does not: colours, and the progress of long work.
 
 Everything that is styled goes through here. A pipe gets the plain text; a terminal gets the same characters, with
 rich's styles around them, so lines run on there as docker's do. rich is imported only for a terminal.
@@ -6,51 +6,29 @@ rich's styles around them, so lines run on there as docker's do. rich is importe
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.ui.console import put
+from overlayfs_demo.ui.table import Table, render_pieces
 
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
-# Cells of a table stand three spaces apart, or more.
-_CELL = re.compile(r"\S+(?: {1,2}\S+)*")
-# What cells say, in whatever column.
-_WORDS = {
-    **dict.fromkeys(("<missing>", "<none>", "metadata only", "nothing", "Stopped", "-", "0", "0B"), "dim"),
-    "is seen": "green",
-}
 _KINDS = {"A": "green", "C": "yellow", "D": "red"}
 
 
-def put_table(text: str, styles: Mapping[str, str] | None = None) -> None:
-    """Print what `docker_format.table` made; `styles` are rich's, by the header of the column."""
-    put_styled(list(_table_pieces(text, styles or {})))
+def put_table(table: Table) -> None:
+    """Print a table, with its styles on a terminal."""
+    put_styled(list(render_pieces(table)))
 
 
 def put_changes(rows: Sequence[tuple[str, str]]) -> None:
     """Print lines of `diff`: each A, C or D, and what was added, changed or deleted."""
     put_styled([piece for kind, rest in rows for piece in ((kind, _KINDS[kind]), (f" {rest}\n", ""))])
-
-
-def _table_pieces(text: str, styles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The text in pieces, each with its style."""
-    header, _, body = text.partition("\n")
-    columns = {cell.start(): styles.get(cell[0], "") for cell in _CELL.finditer(header)}
-    yield header, "bold"
-    for line in body.split("\n"):
-        yield "\n", ""
-        at = 0
-        for cell in _CELL.finditer(line):
-            yield line[at : cell.start()], ""
-            yield cell[0], _WORDS.get(cell[0]) or columns.get(cell.start(), "")
-            at = cell.end()
-        yield line[at:], ""
 
 
 def put_styled(pieces: Sequence[tuple[str, str]]) -> None:

@@ -1,17 +1,16 @@
-"""How is what happened put into words?"""
+"""Sentences for events in a view, and for what its layers say about a path."""
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Mapping
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+from overlayfs_demo.ui.text import cut_middle, human_size
 
 # Why a file was copied up or hidden, by the call that did it. A directory may be copied up for what is in it.
 _COPY_CAUSES = {
@@ -31,35 +30,6 @@ _WHITEOUT_CAUSES = {"unlink": "removed {}", "rmdir": "removed directory {}", "re
 _OWN_CALLS = {Action.UTIMENS: "utimensat"}
 
 
-def human_size(size: float, digits: int = 3) -> str:
-    """A number of bytes as docker prints it (go-units, HumanSize): three digits, powers of 1000."""
-    for unit in _UNITS:
-        if size < 1000 or unit == _UNITS[-1]:
-            return f"{size:.{digits}g}{unit}"
-        size /= 1000
-    raise AssertionError("the last unit takes any size")
-
-
-def plural(number: int, one: str, several: str = "") -> str:
-    """How many there are: `1 file` and `2 files`; `several` is for what takes no -s, as in `2 entries`."""
-    return f"{number} {one if number == 1 else several or one + 's'}"
-
-
-def percentage(part: float, whole: float, digits: int = 1) -> str:
-    """What share `part` is of `whole`, such as `12.5%`, with so many digits after the point; of nothing it is `0%`.
-
-    Only all of it is `100.0%`, and only nothing `0.0%`: what would be rounded to them is `>99.9%`, or `<0.1%`.
-    """
-    if not whole:
-        return "0%"
-    step, rounded = 10**-digits, f"{part * 100 / whole:.{digits}f}"
-    if part > 0 and rounded == f"{0:.{digits}f}":
-        return f"<{step:.{digits}f}%"
-    if part < whole and rounded == f"{100:.{digits}f}":
-        return f">{100 - step:.{digits}f}%"
-    return f"{rounded}%"
-
-
 def who(pid: int, name: str = "") -> str:
     """The process as `name[pid]`; `kernel` for pid 0, which stands for no process. Without `name` it is looked up."""
     if pid == 0:
@@ -76,21 +46,8 @@ def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
     """
     path, detail = printable(event.path), printable(event.detail)
     if longest is not None:
-        path, detail = cut(path, longest), cut(detail, longest)
+        path, detail = cut_middle(path, longest), cut_middle(detail, longest)
     return f"{who(event.pid, name)} {_what(event, path, detail)}"
-
-
-def cut(path: str, longest: int) -> str:
-    """The path, in the middle of which something is left out if it is too long: its end says most."""
-    if len(path) <= longest:
-        return path
-    head = (longest - 1) // 3
-    return f"{path[:head]}…{path[len(path) - (longest - 1 - head) :]}"
-
-
-def printable(path: bytes | str) -> str:
-    """A path, or other text, as one line, whatever bytes or characters it holds."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in os.fsdecode(path))
 
 
 def _cause(causes: Mapping[str, str], event: Event, path: str) -> str:

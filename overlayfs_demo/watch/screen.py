@@ -15,9 +15,10 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.mounts.layer_facts import UPPER, Count, LayerFacts
-from overlayfs_demo.ui.wording import cut, human_size, plural, printable
+from overlayfs_demo.ui.text import cut_middle, human_size, plural
 from overlayfs_demo.watch.state import Line, Scene
 
 # From how many columns on the stack stands beside the sentences, and not above them.
@@ -62,7 +63,7 @@ class _Drawing:
 
     def _head(self, width: int) -> RenderableType:
         words = f" {self._scene.totals.words()}"
-        where = cut(printable(self._scene.mountpoint), max(width - len(words), 1))
+        where = cut_middle(printable(self._scene.mountpoint), max(width - len(words), 1))
         return _row(where + " " * (width - len(where) - len(words)) + words, "bold reverse")
 
     def _foot(self) -> RenderableType:
@@ -119,7 +120,7 @@ def visible(count: int, lit: Sequence[int], rows: int, height: int) -> list[int]
 
 def _box(layer: LayerFacts, height: int, width: int, lit: bool) -> RenderableType:
     made = printable(layer.path if layer.label == UPPER else layer.title or os.path.basename(layer.path))
-    made = cut(made, max(width - 4, 1)) if layer.label == UPPER else made
+    made = cut_middle(made, max(width - 4, 1)) if layer.label == UPPER else made
     words = _row("?" if layer.count is None else _facts(layer.count))
     title = layer.name if height == _TALL else f"{layer.name}: {made}"
     style = ("bold yellow" if layer.label == UPPER else "bold cyan") if lit else "dim"

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts
-from overlayfs_demo.ui.wording import human_size, plural, sentence
+from overlayfs_demo.ui.text import human_size, plural
+from overlayfs_demo.ui.wording import sentence
 
 # How many sentences are kept, and for how many seconds a touched layer stays lit.
 _KEPT = 1000

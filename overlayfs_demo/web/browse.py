@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.overlay.layer_statements import Statement
-from overlayfs_demo.ui.wording import printable
 from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, is_directory, key_of
 
 # Names of one directory that are shown.

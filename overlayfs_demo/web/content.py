@@ -10,10 +10,12 @@ import stat
 from dataclasses import dataclass
 from itertools import pairwise
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
+from overlayfs_demo.ui.text import human_size, plural
 from overlayfs_demo.ui.text_diff import text_lines, unified
-from overlayfs_demo.ui.wording import human_size, outcome, plural, printable, said
+from overlayfs_demo.ui.wording import outcome, said
 from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, key_of
 
 # A text is shown, and compared, up to so many bytes.
@@ -137,7 +139,7 @@ def _shown(data: bytes, size: int) -> tuple[str, str, tuple[str, ...] | None]:
 
 def _plain(line: str) -> str:
     """A line without what would act on who reads it: control characters, and marks that turn the direction."""
-    return "".join(char if char.isprintable() or char in "\t\n" else ascii(char)[1:-1] for char in line)
+    return printable(line, keep="\t\n")
 
 
 def _dump(data: bytes) -> str:

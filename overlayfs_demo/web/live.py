@@ -17,11 +17,10 @@ import anyio
 import anyio.lowlevel
 from anyio import CapacityLimiter, to_thread
 
-from overlayfs_demo.errors import OverlayError
+from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Counters, Happened
 from overlayfs_demo.mounts.layer_facts import UPPER
-from overlayfs_demo.ui.wording import printable
 from overlayfs_demo.watch.state import Line
 from overlayfs_demo.web.subject import Subject, key_of
 

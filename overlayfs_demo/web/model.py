@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.waste import Analysis
+from overlayfs_demo.errors import printable
 from overlayfs_demo.images import describe
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mounts.registry import Record
 from overlayfs_demo.store.store import StoredImage
 from overlayfs_demo.ui import docker_tables
-from overlayfs_demo.ui.wording import human_size, percentage, printable
+from overlayfs_demo.ui.text import human_size, percentage
 from overlayfs_demo.web.subject import LayerRoot, Subject, key_of
 from overlayfs_demo.web.treemap import Tile, tiles
 from overlayfs_demo.web.upper_content import UpperContent, upper_content

@@ -7,7 +7,7 @@ from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from overlayfs_demo.ui.wording import plural
+from overlayfs_demo.ui.text import plural
 
 _HERE = "overlayfs_demo.web"
 STATIC = {"page.css": "text/css", "page.js": "text/javascript"}

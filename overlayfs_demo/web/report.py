@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from markupsafe import Markup
 
-from overlayfs_demo.ui.wording import plural
+from overlayfs_demo.ui.text import plural
 from overlayfs_demo.web.browse import Row, listing
 from overlayfs_demo.web.content import story
 from overlayfs_demo.web.model import Page

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
-from overlayfs_demo.errors import UsageError
-from overlayfs_demo.images.model import shown
+from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.tar_metadata import MemberError, clean_path
 from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.linux import syscalls
@@ -121,7 +120,7 @@ def checked_path(path: bytes) -> bytes:
     try:
         return b"/" + clean_path(os.fsdecode(path.lstrip(b"/")))
     except MemberError as error:
-        raise UsageError(f"'{shown(path)}' {error.rule}", "write a path as it is seen in the view") from None
+        raise UsageError(f"'{printable(path)}' {error.rule}", "write a path as it is seen in the view") from None
 
 
 def key_of(path: bytes) -> str:

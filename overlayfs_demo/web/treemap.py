@@ -13,7 +13,8 @@ from itertools import groupby
 import squarify
 
 from overlayfs_demo.analysis.accounts import Hidden
-from overlayfs_demo.ui.wording import human_size, plural, printable
+from overlayfs_demo.errors import printable
+from overlayfs_demo.ui.text import human_size, plural
 from overlayfs_demo.web.subject import key_of
 
 # Tiles of one layer; the smallest files share the last.

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.mounts.layer_facts import Count, counted
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
-from overlayfs_demo.ui.wording import human_size, printable
+from overlayfs_demo.ui.text import human_size
 from overlayfs_demo.web.subject import key_of
 
 # Entries of an upper that are shown.

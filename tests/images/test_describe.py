@@ -27,6 +27,7 @@ from overlayfs_demo.images.describe import (
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
 from overlayfs_demo.images.select import select_image
 from overlayfs_demo.ui.docker_tables import history_json, history_table, images_table, inspect_text
+from overlayfs_demo.ui.table import render_text
 from tests.images.test_real_archives import real_archive
 
 A, B, PARENT = (Digest.of(text) for text in (b"a", b"b", b"parent"))
@@ -363,11 +364,11 @@ def parents() -> list[Digest]:
 def test_history_of_the_real_image_is_docker_s() -> None:
     rows = history_rows(*real_image(), parents())
     assert history_json(rows, NOW, human=False, trunc=False, zone=UTC) == golden("docker-history.jsonl")
-    assert history_table(rows, NOW) == golden("docker-history.txt")
+    assert render_text(history_table(rows, NOW)) == golden("docker-history.txt")
 
 
 def test_list_with_the_real_image_is_docker_s() -> None:
-    assert images_table(image_rows([summarize(*real_image())]), NOW) == golden("docker-images.txt")
+    assert render_text(images_table(image_rows([summarize(*real_image())]), NOW)) == golden("docker-images.txt")
 
 
 def test_inspect_of_the_real_image_is_docker_s() -> None:

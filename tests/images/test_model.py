@@ -8,7 +8,7 @@ import json
 import pytest
 
 from overlayfs_demo.errors import ImageError, UsageError
-from overlayfs_demo.images.model import Config, Digest, Document, History, Image, Layer, Platform, chain_ids, shown
+from overlayfs_demo.images.model import Config, Digest, Document, History, Image, Layer, Platform, chain_ids
 
 A, B, C = (Digest.of(text) for text in (b"a", b"b", b"c"))
 
@@ -91,13 +91,6 @@ def test_size_may_not_be_negative_or_a_truth_value() -> None:
     for value in (-1, True, "1", None, 1.5):
         with pytest.raises(ImageError, match="'size'"):
             Document({"size": value}, "m").size("size")
-
-
-def test_shown_escapes_what_a_terminal_would_act_on() -> None:
-    assert shown("a\x1b[31m\n\u202e") == "a\\x1b[31m\\n\\u202e"
-    assert shown(b"caf\xe9") == "caf\\xe9"
-    assert shown("\ud800") == "\\ud800"
-    assert shown("grün") == "grün"
 
 
 def test_platform_without_variant_includes_every_variant() -> None:

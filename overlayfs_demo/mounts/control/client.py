@@ -10,7 +10,7 @@ import os
 import socket
 from pathlib import Path
 
-from overlayfs_demo.errors import MountError
+from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.mounts.control import protocol, unix_socket
 from overlayfs_demo.mounts.control.protocol import (
     Answer,
@@ -24,7 +24,6 @@ from overlayfs_demo.mounts.control.protocol import (
     WhichRequest,
 )
 from overlayfs_demo.overlay.provenance import Explanation
-from overlayfs_demo.ui.wording import printable
 
 # In bytes. Each of thousands of layers may name several long paths.
 _LONGEST_ANSWER = 1 << 27

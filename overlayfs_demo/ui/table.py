@@ -1,0 +1,107 @@
+"""A table as a value, and its one rendering, for a pipe and for a terminal.
+
+The columns follow Go's text/tabwriter, by which Docker prints tables: formatter.Context makes it with
+tabwriter.NewWriter(output, 10, 1, 3, ' ', 0). All cells are aligned to the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+
+from overlayfs_demo.errors import printable
+
+_MIN_WIDTH = 10
+_PADDING = 3
+
+_HEADER_STYLE = "bold"
+# Cells that look the same in every column.
+_WORD_STYLES = {
+    **dict.fromkeys(("<missing>", "<none>", "metadata only", "nothing", "Stopped", "-", "0", "0B"), "dim"),
+    "is seen": "green",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A header, rows of cells, and styles (rich's, for a terminal) by the header of their column.
+
+    Rendering escapes the cells. A newline in a cell ends the line and a tab ends the cell, so pass a file's name
+    through `printable` first. With `trim`, a line does not end with padding before empty cells.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    styles: Mapping[str, str] = field(default_factory=dict)
+    trim: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One cell of a line, escaped, with its style ("": none)."""
+
+    text: str
+    style: str
+
+
+def render_text(table: Table) -> str:
+    """The table as text: lines of columns, each with a newline."""
+    return "".join(text for text, _ in render_pieces(table))
+
+
+def render_pieces(table: Table) -> Iterator[tuple[str, str]]:
+    """The same text in pieces, each with its style ("": none); padding between cells has none."""
+    lines = list(_lines(table))
+    widths = _widths(lines)
+    for number, (line, padded) in enumerate(zip(lines, widths, strict=True)):
+        pieces = list(_line_pieces(line, padded, trim=table.trim))
+        # The header is one piece, so that its style is written once.
+        yield from pieces if number else [("".join(text for text, _ in pieces), _HEADER_STYLE)]
+        yield "\n", ""
+
+
+def _lines(table: Table) -> Iterator[list[_Cell]]:
+    """The lines of the table; as in tabwriter, a newline in a cell ends the line, and a tab ends the cell."""
+    column_styles = [table.styles.get(title, "") for title in table.header]
+    for row in (table.header, *table.rows):
+        line: list[_Cell] = []
+        for cell, column_style in zip(row, column_styles, strict=True):
+            first, *others = (list(_cells(part, column_style)) for part in cell.split("\n"))
+            line += first
+            for other in others:
+                yield line
+                line = other
+        yield line
+
+
+def _cells(text: str, column_style: str) -> Iterable[_Cell]:
+    return (_Cell(printable(part), _WORD_STYLES.get(part, column_style)) for part in text.split("\t"))
+
+
+def _widths(lines: Sequence[Sequence[_Cell]]) -> list[list[int]]:
+    """The width of each cell of each line, with its padding; 0 for the last of a line, which is not padded.
+
+    As in tabwriter, a column is as wide as the widest cell of adjacent lines that have one there. A line without such
+    a cell ends the column, and the next line begins a new one.
+    """
+    widths = [[0] * len(line) for line in lines]
+    for column in range(max(map(len, lines)) - 1):
+        marked = [(column < len(line) - 1, number) for number, line in enumerate(lines)]
+        for has_cell, block in groupby(marked, itemgetter(0)):
+            if has_cell:
+                numbers = [number for _, number in block]
+                widest = max(len(lines[number][column].text) for number in numbers)
+                for number in numbers:
+                    widths[number][column] = max(_MIN_WIDTH, widest + _PADDING)
+    return widths
+
+
+def _line_pieces(line: Sequence[_Cell], widths: Sequence[int], *, trim: bool) -> Iterator[tuple[str, str]]:
+    last = max((at for at, cell in enumerate(line) if cell.text), default=-1) if trim else len(line)
+    for at, (cell, width) in enumerate(zip(line, widths, strict=True)):
+        if cell.text:
+            yield cell.text, cell.style
+        if at < last and width > len(cell.text):
+            yield " " * (width - len(cell.text)), ""
