@@ -104,6 +104,7 @@ class _Server:
         if not self._pid:
             _remove(self._base)
             return []
+        # First close the pipe that keeps the process running, because it sends the effects when it ends.
         os.close(self._hold)
         with os.fdopen(self._answers, "rb") as answers:
             told = answers.read()

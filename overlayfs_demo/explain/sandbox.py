@@ -83,6 +83,7 @@ class Sandbox:
             given, gives = _pipe(stack)
             shown, shows = _pipe(stack)
             rules, writes_rules = _pipe(stack)
+            # The filter fits into the pipe's buffer, so the write does not wait for bubblewrap to read it.
             writes_rules.write(_filter())
             writes_rules.close()
             process = subprocess.Popen(
@@ -94,6 +95,7 @@ class Sandbox:
                 preexec_fn=_protect_devices if os.geteuid() == 0 else None,
             )
             stack.enter_context(_ended(process))
+            # Close our copies, or reading would not end when the command does.
             says_ready.close()
             shows.close()
             if not ready.read(1):

@@ -34,7 +34,7 @@ class View:
     `source` is the device that mount(8) lists. `flags` are the MS_* flags of mount(2). `timeout` is the number of
     seconds for which the kernel may trust names and attributes without asking again; None lets the front choose.
     `allow_other` admits all users, not just the one who mounts. `asked` counts the requests by name, such as
-    `lookup`. It always counts, because adding one costs no more than checking whether anybody is interested. Threads
+    `lookup`. It always counts, because adding one costs no more than checking whether anyone is interested. Threads
     add without a lock, so a request may occasionally be missed.
     """
 

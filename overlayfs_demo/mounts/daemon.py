@@ -79,6 +79,7 @@ def start(serve: Callable[[Callable[[], None]], None]) -> Daemon:
         raise MountError(f"cannot start a daemon: {error.strerror}") from error
     if pid == 0:
         os._exit(_live(serve, writing))
+    # Close our copy, or reading would not end if the daemon dies.
     os.close(writing)
     daemon = Daemon(pid)
     said = b""

@@ -88,7 +88,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
             started.end()
             raise
     except BaseException:
-        # A daemon that was killed could not do this itself. The caller must learn the first error, not one of this.
+        # A daemon that was killed could not do this itself. An error here must not hide the first one.
         with contextlib.suppress(MountError):
             clear_dead(mountpoint)
         raise
@@ -290,6 +290,7 @@ def _serve(
         held.callback(server.close)
 
         def answered() -> None:
+            # The record comes after the socket, because anyone who finds the record may ask there at once.
             server.start()
             held.callback(registry.Registration(_record(mountpoint, options)).forget)
             ready()

@@ -86,6 +86,7 @@ class Notices:
                 time.sleep(_REST)
 
     def _send_distrust(self) -> None:
+        # Reset the event before taking the ids: an id that is added in between then wakes this thread again.
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         for nodeid in {self._distrusted.popleft() for _ in range(len(self._distrusted))}:

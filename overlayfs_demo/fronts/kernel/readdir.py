@@ -142,6 +142,7 @@ class Directories:
             if directory is None or (nodeid := self._nodes.id_of(directory)) is None:
                 return
             self._next = directory
+            # Taken before the names are read, so that a change while they are read makes the result outdated.
             age = self._age
             self._trust.inside(directory)
             take = partial(self._overlay.names, directory, at_most=_AHEAD_NAMES, quietly=True)

@@ -102,6 +102,7 @@ class Session:
             self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading must be noted, so it must reach us.
         self._asked = view.asked
         self._turns = Turns(_SERVING, _LONG)
+        # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
         follows = view.timeout is None and view.overlay.behind.start()
         self._requests = Requests(view, self._turns.pass_on, self._store, self._distrust)
         view.overlay.hooks.changed = self._refresh
