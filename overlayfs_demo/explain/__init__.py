@@ -1,5 +1,4 @@
-"""What a command would do to a view: it runs for real, on a scratch view, in a sandbox.
+"""Dry runs, which show what a command would do to a view: it really runs, in a sandbox, on a trial view.
 
-It may import `mounts`, `fronts` and all that is below them. Begin with `dry_run`; `sandbox` builds the walls around
-the command.
+It may import `mounts`, `fronts` and everything below them. Begin with `dry_run`; `sandbox` isolates the command.
 """

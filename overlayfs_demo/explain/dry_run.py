@@ -1,8 +1,9 @@
-"""The dry run of a command on a second view of the same stack: see `Stack.rehearsal`.
+"""The dry run of a command on a view, which it leaves unchanged.
 
-The second view has its own upper, beside the view's work directory: that is on the right filesystem, which can do all
-that the upper's can. The command runs in a sandbox where the second view stands in the place of the first. A process
-serves it, and removes everything afterwards, however this process ends.
+The command runs on a second view of the same stack, see `Stack.rehearsal`. That view has its own upper, in the work
+directory of the first: this is the right filesystem, with all the abilities of the upper's. In the command's
+sandbox the second view is mounted in place of the first. A separate process serves it and afterwards removes
+everything, no matter how this process ends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
 _log = logging.getLogger(__name__)
 
-# For how many seconds the kernel may trust what it was told: with a time, nothing need be watched.
+# How many seconds the kernel may trust answers. With a timeout, no changes behind the view are watched.
 _TIMEOUT = 1.0
 # What the serving process writes when the view answers. In the end the effects follow, or why it failed.
 _READY = b"ready\n"
@@ -40,14 +41,14 @@ _READY = b"ready\n"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command would do to a view, and its exit status."""
+    """The effects that a command would have on a view, and its exit status."""
 
     effects: list[Effect]
     status: int
 
 
 def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
-    """Try a command on a mounted view, whose record this is, without changing that. Raises MountError."""
+    """Try a command on the mounted view of this record, without changing the view. Raises MountError."""
     if not record.options:
         raise MountError(f"{record.mountpoint} does not say how it was mounted", "mount it with this version")
     options = parse([record.options])
@@ -72,7 +73,10 @@ def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
 
 
 class _Server:
-    """The process that serves the view on `base`/view; it ends, and removes `base`, when we let go of a pipe."""
+    """The process that serves the trial view on `base`/view.
+
+    It ends, and removes `base`, when this process closes a pipe. The kernel does that for a process that is killed.
+    """
 
     def __init__(self, base: bytes, options: MountOptions) -> None:
         self._base = base
@@ -84,7 +88,7 @@ class _Server:
         self._hold = -1
 
     def start(self, titles: Sequence[str]) -> None:
-        """Return when the view answers. Raises MountError."""
+        """Start the process, and return when the view answers. Raises MountError."""
         self._answers, writing = os.pipe()
         held, self._hold = os.pipe()
         self._pid = os.fork()
@@ -100,13 +104,14 @@ class _Server:
         self._is_ready = True
 
     def finish(self) -> list[Effect]:
-        """Unmount and remove everything; what the command would do, or nothing if `start` failed.
+        """Unmount and remove everything, and return the effects of the command; none if `start` failed.
 
-        Raises MountError if the view failed after that: then nobody knows all that the command would do.
+        Raises MountError if the view failed after that: then the effects are not known in full.
         """
         if not self._pid:
             _remove(self._base)
             return []
+        # First close the pipe that keeps the process running, because it sends the effects when it ends.
         os.close(self._hold)
         with os.fdopen(self._answers, "rb") as answers:
             report = answers.read()
@@ -118,7 +123,7 @@ class _Server:
     def _live(self, titles: Sequence[str], answers: int, held: int) -> int:
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # Warnings are about this view, and not about the other.
+        # Warnings would be about the trial view, which the user does not know.
         logging.disable(logging.WARNING)
         os.chdir("/")
         os.umask(0)
@@ -136,11 +141,11 @@ class _Server:
         return 0
 
     def _serve(self, titles: Sequence[str], answers: int, held: int) -> bytes:
-        """Serve until the pipe `held` is let go; the effects, as JSON."""
+        """Serve until the other end of the pipe `held` is closed, and return the effects as JSON."""
 
         def unmount_in_the_end() -> None:
             os.read(held, 1)
-            with contextlib.suppress(OSError, MountError):  # Somebody else did it.
+            with contextlib.suppress(OSError, MountError):  # Somebody else has already unmounted it.
                 attach.detach(self.view, lazy=True)
 
         def ready() -> None:
@@ -156,7 +161,7 @@ class _Server:
             overlay.close()
 
     def _stack(self, titles: Sequence[str]) -> Stack:
-        """The same stack, its upper as the topmost lower, and directories of our own above."""
+        """Return the stack of the trial: the upper becomes the topmost lower, under a new upper and workdir."""
         stack = self._options.stack
         assert stack.upper is not None
         upper, work = os.path.join(self._base, b"upper"), os.path.join(self._base, b"work")
@@ -177,7 +182,10 @@ def _effects(report: bytes) -> list[Effect]:
 
 
 def _dress(path: bytes, stack: Stack) -> None:
-    """Let the root of the view look as it does: it shows the upper's owner, mode, attributes and times."""
+    """Copy the owner, mode, attributes and times of the upper to `path`, because the view's root shows them.
+
+    The overlay's own marks are left out.
+    """
     assert stack.upper is not None
     private = USER if stack.user_xattrs else TRUSTED
     status = os.stat(stack.upper)
@@ -191,7 +199,7 @@ def _dress(path: bytes, stack: Stack) -> None:
 
 @contextlib.contextmanager
 def _removed(base: bytes) -> Iterator[None]:
-    """Afterwards the directory is gone."""
+    """Remove the directory afterwards."""
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
-"""How does a command read our standard input and write to our standard error without holding either?
+"""A relay between the standard streams and a command that must not hold their descriptors.
 
-It holds ends of pipes, and we copy between those and ours. Whoever holds a descriptor can change what it leads to,
-even where no path leads: by fchmod(2), by /proc/self/fd/N (proc_pid_fd(5)), or by typing into a terminal (TIOCSTI).
+The command gets the ends of pipes, and the relay copies between those and our standard streams. A process that holds
+a descriptor can change the file behind it, even if it can reach that by no path: with fchmod(2), through
+/proc/self/fd/N (proc_pid_fd(5)), or by typing into a terminal (TIOCSTI).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _CHUNK = 1 << 16
 
 
 def relay(given: FileIO, gives: FileIO, shown: FileIO) -> None:
-    """Copy standard input to the pipe `gives`, and the pipe `shown` to standard error, until nobody can write there.
+    """Copy standard input to the pipe `gives`, and the pipe `shown` to standard error, until `shown` has no writer.
 
-    `given` is the other end of `gives`, which is closed when our input ends. What the command has not read of a
-    file is put back, so that `while read name; do …; done <names` loses nothing; a pipe or a terminal cannot take
-    anything back. Raises OSError.
+    `given` is the other end of `gives`, which is closed when our input ends. If the input is a file, what the command
+    has not read is put back, so that `while read name; do …; done <names` loses nothing; a pipe or a terminal cannot
+    take anything back. Raises OSError.
     """
     unsent = b""
     source = _input()
@@ -49,14 +50,17 @@ def relay(given: FileIO, gives: FileIO, shown: FileIO) -> None:
 
 
 def _input() -> int | None:
-    """Our standard input, unless it is closed, or a terminal from which others read now: that would stop us."""
+    """Return our standard input, or None if it is closed, or a terminal in whose background we run.
+
+    Reading from such a terminal would stop this process (SIGTTIN).
+    """
     if sys.__stdin__ is None or (os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()):
         return None
     return 0
 
 
 def _wait(shown: int, source: int | None, gives: int | None) -> set[int | None]:
-    """Those that can be read or written now; of files, poll(2) says so at once."""
+    """Wait, and return the descriptors that can be read or written now. For files poll(2) returns at once."""
     poll = select.poll()
     poll.register(shown, select.POLLIN)
     if source is not None:
@@ -72,7 +76,7 @@ def _write_error(data: bytes) -> None:
 
 
 def _unread(pipe: FileIO) -> int:
-    """How many bytes a pipe holds: FIONREAD in pipe(7)."""
+    """Return the number of unread bytes in a pipe: FIONREAD in pipe(7)."""
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
 
 

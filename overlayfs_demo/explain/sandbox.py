@@ -1,22 +1,24 @@
-"""How does a command run that can change nothing but one view?
+"""A sandbox for a command that may change nothing but one view.
 
-In a sandbox that bubblewrap makes, bwrap(1): namespaces of mounts, processes, IPC, host name, cgroups and network,
-where another directory stands in the place of the view and all else is read-only. Nothing that the command starts
-outlives it. bubblewrap sets no_new_privs, so set-uid programs give nothing. We add what bubblewrap leaves to its
-caller:
+bubblewrap, bwrap(1), makes it: it creates namespaces of mounts, processes, IPC, host name, cgroups and network, in
+which another directory replaces the view and everything else is read-only. Nothing that the command starts
+outlives it. bubblewrap sets no_new_privs, so set-uid programs gain no privileges. This module adds what bubblewrap
+leaves to its caller:
 
-- The command gets pipes, and no descriptor of ours: `relay` passes its standard streams on. A descriptor leads out
-  of the sandbox, past its read-only mounts (`/proc/self/fd`, fchmod(2)); a terminal takes typed commands (TIOCSTI).
-- Root keeps the capabilities that Docker leaves to a container, without those for the network.
-- Root cannot change device nodes. bubblewrap binds the host's own, so they are bound read-only before: that stops
-  chmod(2) and the like, and lets data pass.
-- `syscall_filter` refuses the system calls that reach things which are in no namespace.
-- `sandbox_entry` lets nothing be opened for writing outside the view: that stops FIFOs, which read-only mounts do not.
+- The command gets pipes instead of our descriptors, and `relay` passes its standard streams on. A descriptor would
+  lead out of the sandbox, past its read-only mounts (`/proc/self/fd`, fchmod(2)), and a terminal accepts typed
+  commands (TIOCSTI).
+- Root keeps the capabilities that Docker leaves to a container, except those for the network.
+- Root cannot change device nodes. bubblewrap binds the host's own, so they are first bound read-only: that prevents
+  chmod(2) and similar calls, but lets data pass.
+- `syscall_filter` refuses the system calls that reach things outside all namespaces.
+- `sandbox_entry` prevents opening anything for writing outside the view. That includes FIFOs, which read-only mounts
+  do not protect.
 
 An ordinary user stays that user, in a user namespace, without any capability.
 
 The command can still read what its user can read, take data out of a FIFO, hold locks on files, and use up memory,
-processor time, and space beside the view's work directory.
+processor time, and the space of the filesystem that the view's work directory is on.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from overlayfs_demo.explain import syscall_filter
 from overlayfs_demo.explain.relay import relay
 from overlayfs_demo.linux import syscalls
 
-# moby oci/caps/defaults.go, but for what concerns networks.
+# moby oci/caps/defaults.go, except the capabilities that concern networks.
 _CAPABILITIES = (
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -50,7 +52,7 @@ _CAPABILITIES = (
     "CAP_SYS_CHROOT",
     "CAP_KILL",
 )
-# The nodes that `bwrap --dev` binds.
+# The device nodes that `bwrap --dev` binds.
 _DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty")
 _NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 _NEEDS = "that takes Linux 5.12 and the right to make namespaces, which a container, sysctl or AppArmor may forbid"
@@ -59,17 +61,20 @@ _READ_ONLY = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--remo
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The directory `instead` is seen at `place`; the command starts in `cwd`, as seen inside. All are absolute."""
+    """A sandbox in which the directory `instead` appears at `place`, and the command starts in `cwd`.
+
+    All paths are absolute, and `cwd` is as seen inside.
+    """
 
     place: bytes
     instead: bytes
     cwd: bytes
 
     def run(self, command: Sequence[str]) -> int:
-        """Run a command; its exit status, as a shell says it.
+        """Run a command, and return its exit status in a shell's form.
 
-        It reads our standard input, and all its output goes to our standard error. Call from a process with one
-        thread. Raises MountError if no sandbox can be made: then nothing was run.
+        The command reads our standard input, and all its output goes to our standard error. Call this from a process
+        with one thread. Raises MountError if no sandbox can be made; the command was then not run.
         """
         sys.stdout.flush()
         sys.stderr.flush()
@@ -78,6 +83,7 @@ class Sandbox:
             given, gives = _pipe(stack)
             shown, shows = _pipe(stack)
             rules, writes_rules = _pipe(stack)
+            # The filter fits into the pipe's buffer, so the write does not wait for bubblewrap to read it.
             writes_rules.write(_filter())
             writes_rules.close()
             process = subprocess.Popen(
@@ -89,6 +95,7 @@ class Sandbox:
                 preexec_fn=_protect_devices if os.geteuid() == 0 else None,
             )
             stack.enter_context(_ended(process))
+            # Close our copies, or reading would not end when the command does.
             says_ready.close()
             shows.close()
             if not ready.read(1):
@@ -98,7 +105,7 @@ class Sandbox:
         return code if code >= 0 else 128 - code
 
     def _bubblewrap(self, rules: int) -> list[str | bytes]:
-        """The words that make the sandbox; `rules` is the descriptor to read the filter from."""
+        """Return the words that make the sandbox; `rules` is the descriptor from which bubblewrap reads the filter."""
         words: list[str | bytes] = [_find_bubblewrap(), "--die-with-parent", "--new-session", *_NAMESPACES]
         words += [*_READ_ONLY, "--bind", self.instead, self.place, "--chdir", self.cwd, "--seccomp", str(rules)]
         if os.geteuid() == 0:
@@ -107,7 +114,7 @@ class Sandbox:
         return [*words, "--"]
 
     def _entry(self, says_ready: int) -> list[str | bytes]:
-        # -P: no module comes from the directory that we are in.
+        # -P: do not import modules from the working directory.
         return [sys.executable, "-P", "-m", "overlayfs_demo.explain.sandbox_entry", str(says_ready), self.place]
 
 
@@ -131,7 +138,7 @@ def _no_sandbox(why: str, remedy: str) -> MountError:
 
 
 def _protect_devices() -> None:
-    """In the new process, before bubblewrap: a mount namespace of its own, where root cannot chmod the devices."""
+    """Create a mount namespace in which root cannot chmod the devices. Runs in the new process, before bubblewrap."""
     try:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(b"none", b"/", b"none", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
@@ -147,7 +154,7 @@ def _protect_devices() -> None:
 
 @contextlib.contextmanager
 def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Afterwards the process has ended, and with it, by --die-with-parent, all that runs in the sandbox."""
+    """End the process afterwards, and with it, because of --die-with-parent, everything that runs in the sandbox."""
     try:
         yield
     finally:
@@ -156,6 +163,6 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
-    """Its ends for reading and writing, which close with the stack."""
+    """Return the ends of a new pipe for reading and writing, which close with the stack."""
     reading, writing = os.pipe()
     return stack.enter_context(FileIO(reading, "r")), stack.enter_context(FileIO(writing, "w"))

@@ -2,7 +2,7 @@
 
 `python -m overlayfs_demo.explain.sandbox_entry READY VIEW COMMAND [ARG…]`
 
-It gives up writing outside the view, which it can do only after bubblewrap has mounted everything, and then reports
+It gives up writing outside the view, which is possible only after bubblewrap has mounted everything. Then it reports
 on the descriptor READY that the sandbox is complete.
 """
 
@@ -17,15 +17,16 @@ from overlayfs_demo.linux import syscalls
 
 
 def main() -> None:
-    """Become the command. Its exit status is a shell's, 126 or 127, if there is no such program."""
+    """Become the command. If that fails, exit with a shell's status: 126, or 127 if there is no such program."""
     ready, view, *command = sys.argv[1:]
     os.set_inheritable(int(ready), False)
-    # The devices are pseudo-terminals, and nodes that hold no data.
+    # /dev is harmless: it has only pseudo-terminals, and nodes that store no data.
     syscalls.write_only_beneath([os.fsencode(view), b"/dev"])
-    # By this number core(5) starts no handler outside, where a crash would leave a report. None may exceed its limit.
+    # With a limit of 1 the kernel starts no core dump handler, core(5), which would leave a report of a crash outside
+    # the sandbox. A limit may be lowered, but not raised, so a limit of 0 stays.
     if resource.getrlimit(resource.RLIMIT_CORE)[1]:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    # Python ignores these, and what is ignored stays so: execve(2).
+    # Python ignores these signals, and ignored signals stay ignored across execve(2).
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.write(int(ready), b"ready\n")

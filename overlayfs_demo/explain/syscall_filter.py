@@ -1,17 +1,17 @@
-"""Which system calls does the sandbox refuse, and in which words is the kernel told so?
+"""The seccomp(2) filter of the system calls that the sandbox refuses.
 
-A filter for seccomp(2): a program of the classic BPF machine, of instructions of 8 bytes (linux/filter.h), which reads
-a `struct seccomp_data` (linux/seccomp.h) and returns what is to happen. Refused is what Docker's default profile
-refuses a container without further capabilities (moby profiles/seccomp/default.json): calls that reach what is in
-no namespace (keys, the clock, modules, BPF, performance counters), that make namespaces and mounts, or that do other
-calls' work past this filter (io_uring). So are these, by their arguments:
+It is a program for the classic BPF machine, with instructions of 8 bytes (linux/filter.h). It reads a
+`struct seccomp_data` (linux/seccomp.h) and returns the action to take. It refuses what Docker's default profile
+refuses a container without further capabilities (moby profiles/seccomp/default.json): calls that reach things outside
+all namespaces (keys, the clock, modules, BPF, performance counters), that make namespaces and mounts, or that do the
+work of other calls past this filter (io_uring). It also refuses these, by their arguments:
 
-- sockets of all kinds but of the network, which is the sandbox's own: also read-only directories let one connect to
-  a daemon's socket, and AF_VSOCK reaches the host of a virtual machine;
+- sockets of all kinds except those of the network, which is the sandbox's own: a process can connect to a daemon's
+  socket even in a read-only directory, and AF_VSOCK reaches the host of a virtual machine;
 - pairs of sockets, unless they stay connected to each other;
 - the ioctls that type into a terminal, TIOCSTI and TIOCLINUX;
-- the commands of fcntl that ask to be told of other processes' calls: F_SETLEASE, which keeps those who open a file
-  for writing waiting (/proc/sys/fs/lease-break-time), and F_NOTIFY.
+- the fcntl commands that ask for notices of other processes' calls: F_SETLEASE, which makes processes that open a file
+  for writing wait (/proc/sys/fs/lease-break-time), and F_NOTIFY.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 
 class _Machine(NamedTuple):
-    """An architecture, as linux/audit.h numbers it, and its column in the table of calls."""
+    """An architecture: its number in linux/audit.h, and its column in the table of calls."""
 
     audit: int
     column: int
@@ -32,7 +32,7 @@ class _Machine(NamedTuple):
 _MACHINES = {"x86_64": _Machine(0xC000003E, 0), "aarch64": _Machine(0xC00000B7, 1)}
 MACHINES = tuple(_MACHINES)
 
-# By name: the numbers on x86_64 (asm/unistd_64.h) and aarch64 (asm-generic/unistd.h); None where there is no such call.
+# By name: the numbers on x86_64 (asm/unistd_64.h) and aarch64 (asm-generic/unistd.h); None if there is no such call.
 REFUSED: Mapping[str, tuple[int | None, int | None]] = {
     "_sysctl": (156, None),
     "acct": (163, 89),
@@ -86,20 +86,20 @@ REFUSED: Mapping[str, tuple[int | None, int | None]] = {
     "userfaultfd": (323, 282),
     "vhangup": (153, 58),
 }
-# The last call that was looked at, file_setattr of Linux 6.17. A program that tries a later one is told that there is
-# none, and does without. So are the calls of x86_64's other ABI, x32, whose numbers are larger.
+# The last call that was reviewed, file_setattr of Linux 6.17. Later calls get ENOSYS, so that a program does without
+# them. That also covers the calls of x86_64's other ABI, x32, whose numbers are larger.
 _LAST = 469
 _CLONE, _CLONE3, _FCNTL, _IOCTL = (56, 220), (435, 435), (72, 25), (16, 29)
 _SOCKET, _SOCKETPAIR = (41, 198), (53, 199)
 
-_CLONE_NEW = 0x7E020000  # All of CLONE_NEW* that clone(2) takes.
+_CLONE_NEW = 0x7E020000  # All CLONE_NEW* flags that clone(2) accepts.
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-# Only these pairs cannot be connected to something else. The bits above are SOCK_CLOEXEC and SOCK_NONBLOCK.
+# Only pairs of these types cannot be connected to anything else. The higher bits are SOCK_CLOEXEC and SOCK_NONBLOCK.
 _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 5, 0xF
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _F_SETLEASE, _F_NOTIFY = 1024, 1026
 
-# struct seccomp_data. Of the arguments the lower half, which is all that the kernel looks at here.
+# Offsets in struct seccomp_data. Those of the arguments are of the lower half, because the kernel uses only that here.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
@@ -109,7 +109,7 @@ _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 def program(machine: str) -> bytes:
-    """The filter for a machine, as `uname -m` calls it. Raises KeyError for one that is not in MACHINES."""
+    """Return the filter for a machine, as `uname -m` calls it. Raises KeyError for one that is not in MACHINES."""
     audit, column = _MACHINES[machine]
     refused = [numbers[column] for numbers in REFUSED.values()]
     return b"".join(
@@ -120,7 +120,7 @@ def program(machine: str) -> bytes:
             _do(_LOAD, _NUMBER),
             _when(_IF_GREATER, _LAST, _fail(errno.ENOSYS)),
             *(_when(_IF_EQUAL, number, _fail(errno.EPERM)) for number in refused if number is not None),
-            # Its flags lie in memory, which no filter sees; without it the C library takes clone(2).
+            # The flags of clone3 are in memory, which a filter cannot read; without it the C library uses clone(2).
             _when(_IF_EQUAL, _CLONE3[column], _fail(errno.ENOSYS)),
             _when(_IF_EQUAL, _CLONE[column], _namespaces()),
             _when(_IF_EQUAL, _IOCTL[column], _commands(_TIOCSTI, _TIOCLINUX)),
@@ -133,12 +133,12 @@ def program(machine: str) -> bytes:
 
 
 def _do(code: int, operand: int, then: int = 0, otherwise: int = 0) -> bytes:
-    """One instruction, a `struct sock_filter`; a jump skips so many instructions as it is true or not."""
+    """Return one instruction, a `struct sock_filter`. A jump skips `then` instructions if true, or `otherwise`."""
     return struct.pack("=HBBI", code, then, otherwise, operand)
 
 
 def _when(test: int, operand: int, body: bytes) -> bytes:
-    """Do the body, which returns, if what was loaded passes the test."""
+    """Return code that runs the body, which must end with a return, if the loaded value passes the test."""
     return _do(test, operand, otherwise=len(body) // 8) + body
 
 
@@ -151,7 +151,7 @@ def _namespaces() -> bytes:
 
 
 def _commands(*refused: int) -> bytes:
-    """Of ioctl and fcntl, whose second argument says what is to be done."""
+    """Return code that refuses these commands of ioctl or fcntl, which have the command as their second argument."""
     some = b"".join(_when(_IF_EQUAL, command, _fail(errno.EPERM)) for command in refused)
     return _do(_LOAD, _SECOND_ARGUMENT) + some + _do(_RETURN, _ALLOW)
 

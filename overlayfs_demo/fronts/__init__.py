@@ -1,5 +1,5 @@
-"""The fronts: how requests of the kernel reach the engine.
+"""The fronts, which carry requests from the kernel to the engine.
 
-They may import `linux` and `overlay`, and hold no rule of the union. Begin with `front`, which says what a front is;
-`kernel` is our own loop on /dev/fuse, `fusepy` an adapter on libfuse 2, and `select` chooses one.
+They may import `linux` and `overlay`, and contain no rule of the union. Begin with `front`, which says what a front is;
+`kernel` is our own loop on /dev/fuse, `fusepy` is an adapter for libfuse 2, and `select` chooses between them.
 """

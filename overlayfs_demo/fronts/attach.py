@@ -1,7 +1,7 @@
-"""How does a process come to serve a mount point through /dev/fuse?
+"""Attaching a process to a mount point through /dev/fuse, and detaching it.
 
-Root mounts with mount(2), also inside a user namespace. Anybody else asks fusermount3(1), which does
-it for them and hands the opened device back over a socket.
+Root mounts with mount(2), also inside a user namespace. Other users ask fusermount3(1), which mounts
+for them and passes the opened device back over a socket.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEVICE = "/dev/fuse"
 
 
 def why_unusable() -> str:
-    """Why /dev/fuse cannot be used by this process, or "" if it can."""
+    """Return why this process cannot use /dev/fuse, or "" if it can."""
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -29,17 +29,20 @@ def why_unusable() -> str:
 
 
 def attach(view: View) -> int:
-    """Mount the view's mount point and return the device that serves it. Raises MountError."""
+    """Mount the view on its mount point and return the device that serves it, which the caller owns.
+
+    Raises MountError.
+    """
     if os.geteuid() == 0:
         return _mount_directly(view)
     return _ask_fusermount(view)
 
 
 def detach(mountpoint: bytes, lazy: bool = False, force: bool = False) -> None:
-    """Unmount. With `lazy` the name goes now and the mount when its last user is gone; with `force` requests that wait
-    for an answer fail first, which only root can ask for.
+    """Unmount a mount point.
 
-    Raises OSError (EBUSY) or MountError.
+    With `lazy` the name disappears now, and the mount when its last user is gone. With `force`, which has an effect
+    for root only, requests that are waiting for an answer fail first. Raises OSError (EBUSY) or MountError.
     """
     if os.geteuid() == 0:
         flags = (syscalls.MNT_DETACH if lazy else 0) | (syscalls.MNT_FORCE if force else 0)

@@ -1,7 +1,7 @@
-"""What is every front given, and what does it promise?
+"""The interface of a front: what it is given, and what it promises.
 
 A front shows an `Overlay` at a mount point. It decodes a request, calls one verb of the engine, and
-encodes the answer: no rule of the union lives here.
+encodes the answer. It contains no rule of the union.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SUBTYPE = "overlayfs-demo"
 _LIBFUSE_WORDS = {"ro", "nosuid", "nodev", "noexec", "noatime", "sync", "dirsync"}
 LIBFUSE_FLAGS = tuple(flag for flag in MOUNT_FLAGS if flag.word in _LIBFUSE_WORDS)
 
-# Linux clock 5, CLOCK_REALTIME_COARSE: the tick that file times are taken from. Python does not name it.
+# CLOCK_REALTIME_COARSE, Linux clock 5: the kernel takes file times from it. Python has no name for it.
 _COARSE = 5
-# With these flags of mount(2) no access time changes.
+# With either of these mount(2) flags, no access time changes.
 NO_READING_NOTED = syscalls.MS_NOATIME | syscalls.MS_RDONLY
-# After so long an access time is changed again.
+# An access time this old is updated again: relatime_need_update in fs/inode.c.
 _DAY_NS = 24 * 60 * 60 * 1_000_000_000
 
 
@@ -36,11 +36,11 @@ _DAY_NS = 24 * 60 * 60 * 1_000_000_000
 class View:
     """An overlay and where to show it.
 
-    `source` is what mount(8) lists as the device. `flags` are mount(2)'s MS_* flags. `timeout` is for how
-    many seconds the kernel may trust names and attributes without asking again; None lets the front choose.
-    `allow_other` lets all users in, not just the one who mounts. `asked` counts the requests by their names, such
-    as `lookup`. Always: to add one costs no more than to find out whether anybody wants to know. Threads add
-    without a lock, so a request may be missed now and then.
+    `source` is the device that mount(8) lists. `flags` are the MS_* flags of mount(2). `timeout` is the number of
+    seconds for which the kernel may trust names and attributes without asking again; None lets the front choose.
+    `allow_other` admits all users, not just the one who mounts. `asked` counts the requests by name, such as
+    `lookup`. It always counts, because adding one costs no more than checking whether anyone is interested. Threads
+    add without a lock, so a request may occasionally be missed.
     """
 
     overlay: Overlay
@@ -53,30 +53,30 @@ class View:
 
     @property
     def checked(self) -> bool:
-        """Whether the kernel is to check permissions, by the owners and modes that the view shows."""
+        """Whether the kernel checks permissions, using the owners and modes that the view shows."""
         return self.allow_other or self.overlay.owners_are_real
 
 
 class Front(Protocol):
-    """One way to carry requests from the kernel to the engine."""
+    """A way to carry requests from the kernel to the engine."""
 
     def serve(self, view: View, ready: Callable[[], None]) -> None:
-        """Mount, call `ready` once the view answers, and return when it is unmounted.
+        """Mount the view, call `ready` once it answers, and return when it is unmounted.
 
-        Raises MountError when it cannot be mounted. Called in the process's main thread; the caller
-        closes the overlay.
+        Call it in the main thread of the process; the caller closes the overlay. Raises MountError if the view
+        cannot be mounted.
         """
 
 
 def now_ns() -> int:
-    """The time that the kernel would stamp a file with, in nanoseconds since the epoch."""
+    """Return the time that the kernel would give a file now, in nanoseconds since the epoch."""
     return time.clock_gettime_ns(_COARSE)
 
 
 def reading_is_noted(flags: int, status: os.stat_result) -> bool:
-    """Would reading a file of the upper change its access time, in a view with these MS_* flags of mount(2)?
+    """Return whether reading a file of the upper changes its access time, in a view with these MS_* flags of mount(2).
 
-    As the VFS decides (fs/inode.c, relatime_need_update).
+    The rule is the VFS's (fs/inode.c, relatime_need_update).
     """
     if flags & NO_READING_NOTED:
         return False

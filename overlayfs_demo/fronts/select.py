@@ -1,4 +1,4 @@
-"""Which front can serve on this machine?"""
+"""The choice of a front that works on this machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LIBFUSE_REMEDY = "install the package libfuse2 (libfuse2t64 on Debian 13 and Ubu
 
 
 def front(wanted: str) -> tuple[str, Front]:
-    """The front called `kernel` or `fusepy`, or with `auto` the first of these that can be used here.
+    """Return the name and the front called `kernel` or `fusepy`; for `auto`, the first of these that works here.
 
-    Raises MountError, with what to install.
+    Raises MountError, which says what to install.
     """
     if not os.path.exists(attach.DEVICE):
         raise MountError(f"{attach.DEVICE} does not exist", "load the kernel module with 'modprobe fuse'")
@@ -30,14 +30,14 @@ def front(wanted: str) -> tuple[str, Front]:
     if not syscalls.has_library("fuse"):
         why = f"; nor can the kernel front: {problem}" if problem else ""
         raise MountError(f"the fusepy front cannot be used: there is no libfuse 2{why}", LIBFUSE_REMEDY)
-    # Imported late: fusepy loads libfuse 2 at once, and the kernel front must work without it.
+    # Imported only here, because fusepy loads libfuse 2 on import, and the kernel front must work without it.
     from overlayfs_demo.fronts.fusepy.callbacks import FusepyFront
 
     return "fusepy", FusepyFront()
 
 
 def _kernel_problem() -> str:
-    """Why the kernel front cannot be used, or ""."""
+    """Return why the kernel front cannot be used, or "" if it can."""
     if os.geteuid() == 0:
         return attach.why_unusable()
     return "" if shutil.which("fusermount3") else "fusermount3 is not installed"

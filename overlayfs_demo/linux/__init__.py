@@ -1,5 +1,5 @@
-"""Linux itself: raw system calls, and what /proc says of mounts.
+"""Access to Linux itself: raw system calls, and the lists of mounts in /proc.
 
-It imports nothing of the package, and only here may `ctypes` be used. Begin with `syscalls`; `mountinfo` reads
+It imports nothing from the package, and only this folder may use `ctypes`. Begin with `syscalls`; `mountinfo` reads
 proc_pid_mountinfo(5).
 """

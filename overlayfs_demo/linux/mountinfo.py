@@ -1,4 +1,4 @@
-"""What is mounted, in this process's mount namespace or another's?"""
+"""The mounts in the mount namespace of this process or another."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 
 class Mounted(NamedTuple):
-    """One mount: where, the device number (`major:minor`) and type of its filesystem, and the options that this
-    lists, still escaped. `number` tells mounts apart; `root` is which directory of the filesystem is mounted."""
+    """One mount.
+
+    `device` is the device number (`major:minor`) and `kind` the type of its filesystem; `options` are those that the
+    filesystem lists, still escaped. `number` tells mounts apart. `root` is the mounted directory of the filesystem.
+    """
 
     mountpoint: bytes
     device: str
@@ -22,18 +25,21 @@ class Mounted(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a directory stands in its filesystem, through whichever mount it is reached."""
+    """The position of a directory in its filesystem, which does not depend on the mount it is reached through."""
 
     device: str
     path: bytes
 
     def is_within(self, other: Place) -> bool:
-        """Is it the other directory, or somewhere below it?"""
+        """Return whether this is the other directory, or lies below it."""
         return self == other or (self.device == other.device and self.path.startswith(other.path.rstrip(b"/") + b"/"))
 
 
 def mounts(process: int | str = "self") -> list[Mounted]:
-    """All mounts that a process sees, in the order they were made: proc_pid_mountinfo(5). Raises OSError."""
+    """Return all mounts that a process sees, in the order in which they were made. Raises OSError.
+
+    The source is proc_pid_mountinfo(5).
+    """
     found = []
     for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
@@ -45,7 +51,7 @@ def mounts(process: int | str = "self") -> list[Mounted]:
 
 
 def mount_number(path: bytes) -> int:
-    """Which mount a directory is on. Raises OSError."""
+    """Return the number of the mount that a directory is on. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         # proc_pid_fdinfo(5), "mnt_id"
@@ -56,13 +62,13 @@ def mount_number(path: bytes) -> int:
 
 
 def places(paths: Iterable[bytes]) -> list[Place]:
-    """Where each directory stands. Raises OSError."""
-    by_number = {one.number: one for one in mounts()}
+    """Return the place of each directory. Raises OSError."""
+    by_number = {mounted.number: mounted for mounted in mounts()}
     found = []
     for path in paths:
         real, mounted = os.path.realpath(path), by_number.get(mount_number(path))
         if mounted is None or not (real + b"/").startswith(mounted.mountpoint.rstrip(b"/") + b"/"):
-            # On a mount that this process sees only in part.
+            # This process sees only part of the mount, so mountinfo does not tell the path in the filesystem.
             found.append(Place(str(os.stat(path).st_dev), real))
             continue
         inside = os.path.relpath(real, mounted.mountpoint)
@@ -71,5 +77,5 @@ def places(paths: Iterable[bytes]) -> list[Place]:
 
 
 def unescape(text: str) -> bytes:
-    """Undo the octal escapes (`\\040` for a blank) by which the kernel keeps such a list readable."""
+    """Undo the octal escapes (`\\040` for a blank) by which the kernel keeps such lists parsable."""
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), os.fsencode(text))

@@ -1,9 +1,8 @@
-"""Which Linux system calls does Python not offer?
+"""Wrappers for the Linux system calls that Python does not offer.
 
-Every raw call of the program is here and nowhere else. Each wrapper takes and returns what the `os`
+All raw calls of the program are in this module. Each wrapper takes and returns what the `os`
 module would (descriptors, byte paths), raises OSError with the errno of the call, and names its man page.
-Numbers of calls without a C library wrapper are the unified ones (the same on every architecture
-since Linux 5.0).
+Calls without a C library wrapper have unified numbers (the same on every architecture since Linux 5.0).
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ _OPEN_TREE_CLONE = 1
 
 FALLOC_FL_KEEP_SIZE = 1
 
-# linux/landlock.h. LANDLOCK_ACCESS_FS_REFER: a file may come to stand in another directory.
+# linux/landlock.h. LANDLOCK_ACCESS_FS_REFER allows a file to be linked or renamed into another directory.
 _LANDLOCK_VERSION = 1
 _LANDLOCK_REFER_VERSION = 2
 _LANDLOCK_PATH_BENEATH = 1
@@ -90,7 +89,7 @@ STATX_ATTR_APPEND = 0x20
 _STATX_BTIME = 0x800
 _STATX = struct.Struct("=I4xQ64xqI")
 
-# fanotify(7): what a watched directory tells of. The last two: of what is in it, and of directories, too.
+# fanotify(7): the events of a watched directory. The last two flags add those of its entries, and of directories.
 FAN_MODIFY = 0x2
 FAN_ATTRIB = 0x4
 FAN_MOVED_FROM = 0x40
@@ -146,10 +145,10 @@ def _check(result: int, *names: bytes) -> int:
 
 
 def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """Open `path` below `dir_fd`, following no symbolic link and leaving it by no route: openat2(2).
+    """Open `path` below `dir_fd`, without following symbolic links or leaving that directory: openat2(2).
 
     The caller owns the descriptor. Raises OSError: ELOOP for a symbolic link on the way, EXDEV for a
-    path that climbs out.
+    path that leads out of the directory.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     return _check(
@@ -158,37 +157,40 @@ def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
 
 
 def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
-    """renameat2(2), with RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT."""
+    """Rename a file: renameat2(2). `flags` are RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
     _check(_libc.renameat2(old_dir, old, new_dir, new, flags), old)
 
 
 def link_path(path: bytes, new_dir: int, new: bytes) -> None:
-    """Give the file that the absolute `path` leads to, links followed, a further name: linkat(2)."""
+    """Give a file another name: linkat(2). `path` is absolute, and symbolic links in it are followed."""
     _check(_libc.linkat(AT_FDCWD, path, new_dir, new, AT_SYMLINK_FOLLOW), new)
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
-    """mount(2)."""
+    """Mount a filesystem, or change a mount: mount(2)."""
     _check(_libc.mount(source, target, kind, flags, data), target)
 
 
 def unmount(target: bytes, flags: int = 0) -> None:
-    """umount2(2); MNT_DETACH takes the name away now and the mount when its last user is gone, MNT_FORCE lets requests
-    that wait for the file system's server fail first."""
+    """Unmount a mount point: umount2(2).
+
+    With MNT_DETACH the name disappears now, and the mount when its last user is gone. With MNT_FORCE requests that
+    are waiting for the filesystem's server fail first.
+    """
     _check(_libc.umount2(target, flags), target)
 
 
 def make_mount_read_only(path: bytes) -> None:
-    """Let nobody change the mount at `path`, but not those below it: mount_setattr(2), Linux 5.12."""
+    """Make the mount at `path` read-only, but not those below it: mount_setattr(2), Linux 5.12."""
     _set_mount_attributes(AT_FDCWD, path, MOUNT_ATTR_RDONLY, 0, 0)
 
 
 def clone_mount(path: bytes, attributes: int) -> int:
-    """A further mount of the directory `path`, without mounts below it and without a place: open_tree(2).
+    """Return another mount of the directory `path`, without the mounts below it and attached nowhere: open_tree(2).
 
-    `attributes` are MOUNT_ATTR_*; of those of access times exactly these are set, of the others these in addition.
+    `attributes` are MOUNT_ATTR_*. Those about access times replace the mount's own, and the others are added to them.
     The caller owns the descriptor (O_PATH). The mount ends with the last descriptor that was opened in it.
-    Needs CAP_SYS_ADMIN. Raises OSError: EPERM, EINVAL where a mount may not be copied, ENOSYS before Linux 5.12.
+    Needs CAP_SYS_ADMIN. Raises OSError: EPERM, EINVAL if the mount may not be copied, ENOSYS before Linux 5.12.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     fd = _check(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, ctypes.c_char_p(path), ctypes.c_uint(flags)), path)
@@ -206,12 +208,12 @@ def _set_mount_attributes(dir_fd: int, path: bytes, on: int, off: int, flags: in
 
 
 def unshare(namespaces: int) -> None:
-    """Go into new namespaces, CLONE_NEW*: unshare(2)."""
+    """Move this process into new namespaces, CLONE_NEW*: unshare(2)."""
     _check(_libc.unshare(namespaces))
 
 
 def enter_mount_namespace(path: str) -> None:
-    """Enter the mount namespace behind a path like /proc/PID/ns/mnt: setns(2). The process has one thread."""
+    """Enter the mount namespace of a path like /proc/PID/ns/mnt: setns(2). The process must have only one thread."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc.setns(fd, CLONE_NEWNS))
@@ -220,10 +222,11 @@ def enter_mount_namespace(path: str) -> None:
 
 
 def write_only_beneath(directories: Sequence[bytes]) -> bool:
-    """From now on let this process and its children open files for writing beneath these only: landlock(7).
+    """Restrict this process and its children, so that they open files for writing only beneath these: landlock(7).
 
-    Without CAP_SYS_ADMIN it takes no_new_privs. Pipes and other nameless files stay free. False where the kernel
-    cannot: before Linux 5.19 it would forbid rename(2) into another directory, too, and it may be turned off.
+    Without CAP_SYS_ADMIN it needs no_new_privs. Pipes and other files without a name stay writable. Returns False,
+    without a restriction, if Landlock is turned off, or before Linux 5.19, where it would also forbid rename(2) into
+    another directory.
     """
     version = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
     if version < _LANDLOCK_REFER_VERSION:
@@ -242,19 +245,19 @@ def write_only_beneath(directories: Sequence[bytes]) -> bool:
 
 
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2) with its mode flags; offset and length in bytes."""
+    """Allocate or release space of a file: fallocate(2). `mode` has its flags; offset and length are in bytes."""
     _check(_libc.fallocate(fd, mode, offset, length))
 
 
 class Statx(NamedTuple):
-    """What statx(2) tells beside stat(2): STATX_ATTR_* bits, and the time of birth in nanoseconds, if it is known."""
+    """The fields of statx(2) that stat(2) lacks: STATX_ATTR_* bits, and the time of birth in nanoseconds, if known."""
 
     attributes: int
     birth_ns: int | None
 
 
 def statx(path: bytes | int, follow: bool = False) -> Statx:
-    """statx(2) of a path, or of what a descriptor is open on."""
+    """Return the attributes and the time of birth of a path or an open descriptor: statx(2)."""
     fd, name, flags = (path, b"", AT_EMPTY_PATH) if isinstance(path, int) else (AT_FDCWD, path, 0)
     buffer = ctypes.create_string_buffer(256)
     _check(_libc.statx(fd, name, flags | (0 if follow else _AT_SYMLINK_NOFOLLOW), _STATX_BTIME, buffer), name)
@@ -263,14 +266,14 @@ def statx(path: bytes | int, follow: bool = False) -> Statx:
 
 
 def sync_filesystem(fd: int) -> None:
-    """syncfs(2)."""
+    """Write all changes of the filesystem that `fd` is on to the disk: syncfs(2)."""
     _check(_libc.syncfs(fd))
 
 
 def clone_file(source: int, target: int) -> bool:
     """Share all of `source`'s blocks with `target`: ioctl_ficlone(2).
 
-    False where the filesystem cannot (another filesystem, no reflinks); any other failure is raised.
+    Returns False if that is impossible (two filesystems, no reflinks). Raises OSError for any other failure.
     """
     try:
         fcntl.ioctl(target, FICLONE, source)
@@ -282,10 +285,10 @@ def clone_file(source: int, target: int) -> bool:
 
 
 def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
-    """The (type, opaque bytes) by which the filesystem knows a file: name_to_handle_at(2).
+    """Return the (type, opaque bytes) by which the filesystem identifies a file: name_to_handle_at(2).
 
-    `name` empty means `dir_fd` itself; a symbolic link is not followed. EOPNOTSUPP where the
-    filesystem has no handles. From Linux 6.5 on an overlay has some that tell files apart, but cannot be opened.
+    An empty `name` means `dir_fd` itself; a symbolic link is not followed. Raises OSError: EOPNOTSUPP if the
+    filesystem has no handles. From Linux 6.5 on an overlay has handles that tell files apart, but cannot be opened.
     """
     handle = _FileHandle(handle_bytes=_MAX_HANDLE)
     mount_id = ctypes.c_int()
@@ -302,7 +305,10 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
 
 
 def open_file_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int:
-    """Open a file by its handle: open_by_handle_at(2). Needs CAP_DAC_READ_SEARCH; ESTALE when it is gone."""
+    """Open a file by its handle: open_by_handle_at(2). The caller owns the descriptor.
+
+    Needs CAP_DAC_READ_SEARCH. Raises OSError: ESTALE if the file is gone.
+    """
     if len(opaque) > _MAX_HANDLE:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     handle = _FileHandle(handle_bytes=len(opaque), handle_type=kind)
@@ -310,12 +316,12 @@ def open_file_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int
     return _check(_libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC))
 
 
-# A directory as fanotify(7) names it: its filesystem's id, and the type and bytes of its handle.
+# How fanotify(7) identifies a directory: its filesystem's id, and the type and bytes of its handle.
 WatchKey = tuple[bytes, int, bytes]
 
 
 class WatchEvent(NamedTuple):
-    """One change: FAN_* bits, the process that made it, in which directory, and the name there (`.`: itself)."""
+    """One change: FAN_* bits, the process that made it, the directory, and the name in it (`.`: the directory)."""
 
     mask: int
     pid: int
@@ -324,9 +330,9 @@ class WatchEvent(NamedTuple):
 
 
 def new_watch_group() -> int:
-    """A queue of changes in directories, for `watch_directory` and `watch_events`: fanotify_init(2).
+    """Return a queue of changes in directories, for `watch_directory` and `watch_events`: fanotify_init(2).
 
-    The caller owns the descriptor, which does not block. Since Linux 5.13 no privilege is needed; root's queue
+    The caller owns the descriptor, which does not block. Since Linux 5.13 this needs no privilege; root's queue
     has no limit. Raises OSError.
     """
     unlimited = _FAN_UNLIMITED if os.geteuid() == 0 else 0
@@ -337,22 +343,22 @@ def new_watch_group() -> int:
 
 
 def watch_directory(group: int, fd: int) -> WatchKey:
-    """Tell of changes in the directory open as `fd` from now on, and how it will be named: fanotify_mark(2).
+    """Watch the directory open as `fd`, and return the key that its events will have: fanotify_mark(2).
 
-    Raises OSError: ENOSPC when there are too many, EOPNOTSUPP, ENODEV or EXDEV where the filesystem cannot.
+    Raises OSError: ENOSPC if too many are watched; EOPNOTSUPP, ENODEV or EXDEV if the filesystem cannot be watched.
     """
     _check(_libc.fanotify_mark(group, _FAN_MARK_ADD_DIRECTORY, _FAN_MASK, fd, None))
     return watch_key(fd)
 
 
 def watch_key(fd: int) -> WatchKey:
-    """How an event names the directory open as `fd`."""
+    """Return the key by which an event identifies the directory open as `fd`."""
     number = os.fstatvfs(fd).f_fsid  # Two 32-bit numbers in one: statfs(2).
     return _FSID.pack(number & 0xFFFFFFFF, number >> 32), *file_handle(fd, b"")
 
 
 def watch_events(data: bytes) -> Iterator[WatchEvent]:
-    """What read(2) of a watch group returned, event by event."""
+    """Decode the events in what read(2) of a watch group returned."""
     offset = 0
     while offset < len(data):
         size, _, _, start, mask, _, pid = _FAN_METADATA.unpack_from(data, offset)
@@ -372,9 +378,9 @@ _FS_IOC_GETFSUUID = 0x80111500
 
 
 def filesystem_uuid(fd: int) -> bytes | None:
-    """The 16 bytes that identify the filesystem `fd` lies on, or None where they are not to be had.
+    """Return the 16 bytes that identify the filesystem `fd` is on, or None if they cannot be found.
 
-    ioctl FS_IOC_GETFSUUID (Linux 6.9); before that, udev's links to block devices know it.
+    They come from the ioctl FS_IOC_GETFSUUID (Linux 6.9), or else from udev's links to block devices.
     """
     answer = bytearray(17)
     try:
@@ -399,21 +405,21 @@ def _uuid_by_device(device: int) -> bytes | None:
 
 
 # --- extended attributes of a name below a directory descriptor ------------------------------------
-# getxattrat(2) only arrived in Linux 6.13, so the descriptor's directory is reached through /proc.
+# getxattrat(2) exists only since Linux 6.13, so the descriptor's directory is reached through /proc.
 
 
 def path_of(dir_fd: int, name: bytes) -> bytes:
-    """A path that leads to `name` in the directory `dir_fd` (or to `name` itself, when it is absolute)."""
+    """Return a path that leads to `name` in the directory `dir_fd` (or `name` itself, if it is absolute)."""
     return name if name.startswith(b"/") else b"/proc/self/fd/%d/%s" % (dir_fd, name)
 
 
 def fd_path(fd: int) -> bytes:
-    """A path that leads to whatever `fd` is open on; following it reaches even an unlinked file."""
+    """Return a path that leads to the file open as `fd`, even if that is unlinked. It must be followed."""
     return b"/proc/self/fd/%d" % fd
 
 
 def get_xattr(path: bytes | int, name: str, follow: bool = False) -> bytes | None:
-    """The attribute's value, or None where there is none (or the filesystem has no such attributes)."""
+    """Return the attribute's value, or None if there is none or the filesystem has no such attributes."""
     try:
         if isinstance(path, int):
             return os.getxattr(path, name)
@@ -425,7 +431,7 @@ def get_xattr(path: bytes | int, name: str, follow: bool = False) -> bytes | Non
 
 
 def list_xattrs(path: bytes | int, follow: bool = False) -> list[str]:
-    """The attribute names; empty where the filesystem has no extended attributes."""
+    """Return the attribute names; the list is empty if the filesystem has no extended attributes."""
     try:
         if isinstance(path, int):
             return os.listxattr(path)
@@ -437,11 +443,10 @@ def list_xattrs(path: bytes | int, follow: bool = False) -> list[str]:
 
 
 def reserve_descriptors(count: int) -> None:
-    """Make room for `count` descriptors at once.
+    """Make room for `count` descriptors at once, or for fewer if the limit is lower.
 
     A process with several threads waits milliseconds for every later doubling of the table (fs/file.c,
-    expand_fdtable: an RCU grace period), so a daemon does this before it starts its threads. Fewer are
-    reserved where the limit is lower.
+    expand_fdtable: an RCU grace period), so a daemon does this before it starts its threads.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = min(count, soft) - 1
@@ -451,7 +456,7 @@ def reserve_descriptors(count: int) -> None:
 
 
 def supplementary_groups(pid: int) -> list[int]:
-    """The groups that a process is in beside its own: proc_pid_status(5). None of one that is gone."""
+    """Return the supplementary groups of a process: proc_pid_status(5). Empty if the process is gone."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:  # noqa: PTH123
             groups = next(line for line in status if line.startswith("Groups:"))
@@ -461,9 +466,9 @@ def supplementary_groups(pid: int) -> list[int]:
 
 
 def command_name(pid: int) -> str:
-    """What the process calls itself, at most 15 bytes: proc_pid_comm(5). "" for one that is gone, and for pid 0.
+    """Return the name of a process, at most 15 bytes: proc_pid_comm(5). "" if it is gone, and for pid 0.
 
-    Unlike /proc/PID/cmdline it takes no lock that a process keeps while it waits for this very mount.
+    Reading /proc/PID/cmdline could hang: it takes a lock that a process may hold while it waits for this very mount.
     """
     try:
         with open(f"/proc/{pid}/comm", "rb") as name:  # noqa: PTH123
@@ -473,11 +478,11 @@ def command_name(pid: int) -> str:
 
 
 def has_library(name: str) -> bool:
-    """Could the dynamic linker load `libNAME.so`, in whatever version is installed: ldconfig(8)?"""
+    """Return whether the dynamic linker can load `libNAME.so`, in any installed version: ldconfig(8)."""
     return ctypes.util.find_library(name) is not None
 
 
 @functools.cache
 def page_size() -> int:
-    """Bytes in a memory page."""
+    """Return the number of bytes in a memory page."""
     return os.sysconf("SC_PAGE_SIZE")

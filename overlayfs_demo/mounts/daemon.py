@@ -1,7 +1,7 @@
-"""How does a process of its own come to serve, and how does whoever starts it learn that it does?
+"""The start and the end of a daemon, a separate process that serves a view.
 
-The daemon begins with nothing of its caller's but the standard descriptors and the layers it is told of. It says over
-a pipe that it is ready, or why it cannot be. Until then the caller waits, and can still end it.
+The daemon inherits nothing from its caller except the standard descriptors and the layers it is told of. It reports
+over a pipe that it is ready, or why it cannot serve. Until then the caller waits, and can still end it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from overlayfs_demo.errors import MountError
 # How long a daemon may take to end, in seconds.
 _PATIENCE = 10.0
 _READY = b"ready"
-# The standard descriptors are those below.
+# The descriptors below this one are the standard ones.
 _STANDARD = 3
 
 _log = logging.getLogger(__name__)
 
 
 class Daemon:
-    """A daemon that is ready. It is a child of this process."""
+    """A running daemon. It is a child of this process."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
 
     def end(self) -> None:
-        """Terminate it, and wait until it has let go of everything. One that does not end by itself is killed."""
-        # Nobody is left to wait for where the caller ignores SIGCHLD.
+        """Terminate the daemon, and wait until it has released everything. If it does not end in time, kill it."""
+        # If the caller ignores SIGCHLD, the kernel reaps the child, and there is nothing to wait for.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             process = os.pidfd_open(self._pid)
             try:
@@ -52,9 +52,9 @@ class Daemon:
 
 
 def ended(process: int, timeout: float) -> bool:
-    """Wait so many seconds at most for the end of the process behind a pidfd: pidfd_open(2).
+    """Wait up to `timeout` seconds for the end of the process behind a pidfd, and return whether it has ended.
 
-    It has then let go of everything, also if nobody waits for it and it stays a zombie.
+    It has then released everything, even if nobody waits for it and it stays a zombie: pidfd_open(2).
     """
     poll = select.poll()
     poll.register(process, select.POLLIN)
@@ -62,10 +62,14 @@ def ended(process: int, timeout: float) -> bool:
 
 
 def start(serve: Callable[[Callable[[], None]], None]) -> Daemon:
-    """Run `serve` in a daemon; return when it calls what it is given. Raises MountError with what it failed on."""
+    """Run `serve` in a daemon, and return it when `serve` calls the function it is given.
+
+    Raises MountError, which says why the daemon could not start.
+    """
     reading, writing = os.pipe()
+    # Flush before the fork, or both processes would write what is buffered.
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # As it is where the caller has closed it.
+        if stream is not None:  # It is None if the caller has closed the descriptor.
             stream.flush()
     try:
         pid = os.fork()
@@ -75,6 +79,7 @@ def start(serve: Callable[[Callable[[], None]], None]) -> Daemon:
         raise MountError(f"cannot start a daemon: {error.strerror}") from error
     if pid == 0:
         os._exit(_live(serve, writing))
+    # Close our copy, or reading would not end if the daemon dies.
     os.close(writing)
     daemon = Daemon(pid)
     said = b""
@@ -93,7 +98,7 @@ def start(serve: Callable[[Callable[[], None]], None]) -> Daemon:
 
 
 def _live(serve: Callable[[Callable[[], None]], None], report: int) -> int:
-    """The daemon's whole life; its exit status. `report` takes _READY, or what went wrong."""
+    """Be the daemon until it ends, and return its exit status. It writes _READY or an error to the pipe `report`."""
     is_ready = False
 
     def ready() -> None:
@@ -106,7 +111,7 @@ def _live(serve: Callable[[Callable[[], None]], None], report: int) -> int:
     try:
         os.setsid()
         os.chdir("/")
-        os.umask(0)  # The callers' umasks count, not the daemon's.
+        os.umask(0)  # The umask of each request's caller applies, not the daemon's.
         report = _close_inherited(report)
         serve(ready)
     except BaseException as error:  # noqa: BLE001 - a child must not go on as its parent, whatever happens
@@ -121,22 +126,24 @@ def _live(serve: Callable[[Callable[[], None]], None], report: int) -> int:
 
 
 def _close_inherited(keep: int) -> int:
-    """Close what the caller had open, but for the standard descriptors and `keep`, whose number is then returned.
+    """Close all inherited descriptors except the standard ones and `keep`, and return the new number of `keep`.
 
-    A lock on an inherited descriptor would be held, and a pipe kept open, as long as the daemon lives.
+    Otherwise a lock on an inherited descriptor would be held, and a pipe kept open, as long as the daemon lives.
     """
-    # What still refers to such a descriptor must not close it, or write to it, when its number means another file:
-    # no object that the caller left is collected any more, and the log goes to the standard streams alone.
+    # Objects that still refer to a closed descriptor must not close it, or write to it, when its number means another
+    # file. So no object from the caller is collected any more, and the log goes only to the standard streams.
     gc.freeze()
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     root = logging.getLogger()
-    root.handlers[:] = [one for one in root.handlers if getattr(one, "stream", None) in (sys.stdout, sys.stderr)]
+    root.handlers[:] = [
+        handler for handler in root.handlers if getattr(handler, "stream", None) in (sys.stdout, sys.stderr)
+    ]
     keep = fcntl.fcntl(keep, fcntl.F_DUPFD_CLOEXEC, _STANDARD)
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd >= _STANDARD and fd != keep:
-            with contextlib.suppress(OSError):  # The one by which they were listed.
+            with contextlib.suppress(OSError):  # The descriptor of the listing is already closed.
                 os.close(fd)
-    # No layer may get the number of a standard stream that the caller had closed.
+    # Fill the standard descriptors that the caller had closed, so that no layer gets such a number.
     while (fd := os.open(os.devnull, os.O_RDWR)) < _STANDARD:
         pass
     os.close(fd)

@@ -1,4 +1,4 @@
-"""How large is each layer of a mounted view, and how much is in it?"""
+"""The layers of a mounted view, with their sizes and numbers of entries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IMAGE_PREFIX = os.fsdecode(IMAGE_WHITEOUT_PREFIX)
 
 
 class Count(NamedTuple):
-    """The bytes of files' data, the number of names but for whiteouts, and that of whiteouts."""
+    """The bytes of the files' data, the number of names without whiteouts, and the number of whiteouts."""
 
     size: int
     entries: int
@@ -25,10 +25,10 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """One layer as a person looks at it.
+    """One layer as it is shown to a person.
 
-    `label` is how events name it, `title` what made it ("" if unknown), `path` its directory. `count` is None as long
-    as it was not walked, and if it may not be read.
+    `label` is its name in events, `title` says what made it ("" if unknown), and `path` is its directory. `count` is
+    None until the layer has been walked, and also if it may not be read.
     """
 
     label: str
@@ -38,39 +38,41 @@ class LayerFacts:
 
     @property
     def name(self) -> str:
-        """The label without what is in its parentheses: `layer 3`."""
+        """The label without the part in parentheses, such as `layer 3`."""
         return self.label.partition(" (")[0]
 
 
 def unwalked(record: Record) -> list[LayerFacts]:
-    """The layers of a view from the top down, the upper first, without what only a walk can tell."""
+    """Return the layers of a view from the top down, the upper first, with no counts yet."""
     upper = [] if record.upper is None else [LayerFacts(UPPER, "", record.upper)]
     paths = [*record.lowers, *record.data_only]
     titles = [*record.titles, *[""] * (len(paths) - len(record.titles))]
-    return upper + [LayerFacts(*one) for one in zip(record.labels, titles, paths, strict=True)]
+    return upper + [LayerFacts(*layer) for layer in zip(record.labels, titles, paths, strict=True)]
 
 
 def told(labels: Iterable[str]) -> list[LayerFacts]:
-    """Layers of which only the labels are known, such as `layer 2 (app)`."""
+    """Return the layers with these labels, such as `layer 2 (app)`, if nothing else about them is known."""
     return [LayerFacts(label, label.partition(" (")[2].removesuffix(")"), "") for label in labels]
 
 
 def walked(layer: LayerFacts) -> LayerFacts:
-    """The same layer with what a walk through it tells.
+    """Walk the layer, and return it with its count.
 
-    In memory are one directory, the paths of those still to be read, and the numbers of files with several names,
-    which count once. In a lower the image format's `.wh.` names count as whiteouts, too.
+    Memory holds one directory, the paths of the directories still to be read, and the inode numbers of files with
+    several names, which count once. In a lower the image format's `.wh.` names also count as whiteouts.
     """
     try:
         return replace(layer, count=counted(_below(layer.path), image_marks=layer.label != UPPER))
     except OSError:
-        # To say that nobody knows is better than to tell half of it.
+        # No count is better than half a count.
         return replace(layer, count=None)
 
 
 def counted(found: Iterable[tuple[str, os.stat_result]], *, image_marks: bool) -> Count:
-    """Count names with their status; `image_marks` says that `.wh.` names are whiteouts. A file of several names
-    counts its data once."""
+    """Count names with their status. `image_marks` says whether `.wh.` names are whiteouts.
+
+    The data of a file with several names counts once.
+    """
     size = entries = whiteouts = 0
     linked: set[tuple[int, int]] = set()
     for name, status in found:
@@ -87,9 +89,9 @@ def counted(found: Iterable[tuple[str, os.stat_result]], *, image_marks: bool) -
 
 
 def _below(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The name and status of all that is below a directory, and does not go meanwhile. Raises OSError.
+    """Return the name and status of everything below a directory. Raises OSError.
 
-    Symbolic links are not followed.
+    Symbolic links are not followed. Whatever is removed meanwhile is left out.
     """
     waiting = [root]
     while waiting:

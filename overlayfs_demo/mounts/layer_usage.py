@@ -1,8 +1,8 @@
-"""Does a stack use a directory that another mount writes to?
+"""The check that a stack uses no directory that another mount writes to.
 
-Both would change it, and each would see what the other does to the overlay's own marks. As in the kernel's overlayfs
-(fs/overlayfs/super.c, ovl_report_in_use) a lower that is in use is refused with `index=on`, and warned of otherwise;
-an upper or workdir is refused in any case.
+Each mount would see the changes that the other makes to the overlay's own marks. As in the kernel's overlayfs
+(fs/overlayfs/super.c, ovl_report_in_use), a lower that is in use is refused with `index=on`, and causes a warning
+otherwise; an upper or workdir in use is always refused.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ _log = logging.getLogger(__name__)
 
 
 def check_unused(stack: Stack) -> None:
-    """Raises MountError if a directory of the stack, whose paths are absolute, is part of what is written to.
+    """Check that no directory of the stack, whose paths are absolute, lies in one that another mount writes to.
 
-    Another mount's upper or workdir itself, as ours, is not looked for: those are locked.
+    An upper or workdir that is exactly that of another mount is not reported here, because it is locked.
+    Raises MountError.
     """
-    written = [one for one in (*_ours(), *written_by_kernel()) if os.path.isdir(one.path)]
+    written = [directory for directory in (*_ours(), *written_by_kernel()) if os.path.isdir(directory.path)]
     if not written:
         return
     layers = [(role, path, False) for role, path in (("upperdir", stack.upper), ("workdir", stack.work)) if path]
     layers += [(f"lower layer {number}", path, True) for number, path in enumerate(stack.lowers, 1)]
     layers += [(f"data-only layer {number}", path, True) for number, path in enumerate(stack.data_only, 1)]
-    there = mountinfo.places(one.path for one in written)
+    there = mountinfo.places(directory.path for directory in written)
     for (role, path, is_lower), here in zip(layers, mountinfo.places(path for _, path, _ in layers), strict=True):
-        for one, place in zip(written, there, strict=True):
+        for used, place in zip(written, there, strict=True):
             if here.is_within(place) and (is_lower or here != place):
                 is_refused = not is_lower or (stack.index and stack.upper is not None)
-                _report(f"{role}, {os.fsdecode(path)},", one, is_refused=is_refused)
+                _report(f"{role}, {os.fsdecode(path)},", used, is_refused=is_refused)
 
 
 def _report(what: str, used: Written, *, is_refused: bool) -> None:
@@ -51,7 +52,7 @@ def _ours() -> Iterator[Written]:
     for record in live_records():
         try:
             stack = parse([record.options]).stack
-        except UsageError:  # Of a version that knew other options.
+        except UsageError:  # The mount was made by a version with other options.
             continue
         for role, path in (("upperdir", stack.upper), ("workdir", stack.work)):
             if path is not None:

@@ -1,8 +1,8 @@
-"""How is a view started, found again, and taken away?
+"""Mounting, remounting and unmounting views.
 
-Everything that can be wrong is found out before the daemon starts, so that the person who typed the
-command is told. A mounted view leaves a record, see `records`; locks on the upper and work directories,
-which die with their holder, say what is in use.
+Everything that can be wrong is checked before the daemon starts, so that the person who typed the
+command learns of it. A mounted view leaves a record, see `registry`. Locks on the upper and work directories,
+which end with their holder, show what is in use.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from overlayfs_demo.overlay.stack import Stack
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
 _PATIENCE = 10.0
-# After how many seconds it is asked why a daemon serves on.
+# After how many seconds to look for the reason why a daemon is still serving.
 _LINGERS = 0.5
 _POLL = 0.02
 
-# For gc.set_threshold: allocations, and runs of the younger generations, before a collection.
+# For gc.set_threshold: the numbers of allocations, and of runs of the younger generations, before a collection.
 _RARE_COLLECTIONS = (500_000, 20, 50)
 
 _REMOUNTABLE = (
@@ -55,7 +55,7 @@ _REMOUNTABLE = (
     | syscalls.MS_NODIRATIME
 )
 
-# What ends a daemon.
+# The signals that end a daemon.
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ _log = logging.getLogger(__name__)
 def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False, trace: Listener | None = None) -> None:
     """Mount a view. Returns when it answers or, with `foreground`, when it is unmounted again.
 
-    Raises MountError, which names the cause and the remedy, and then leaves nothing behind.
+    Raises MountError, which names the cause and the remedy; nothing is then left behind.
     """
     mountpoint = _prepare_mountpoint(mountpoint)
     front_name, front = select.front(options.front)
@@ -77,7 +77,7 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     options = replace(options, stack=stack, front=front_name)
     if foreground:
         with _process_as_before():
-            os.umask(0)  # The callers' umasks count, not ours.
+            os.umask(0)  # The umask of each request's caller applies, not ours.
             _serve(front, mountpoint, options, trace, lambda: None)
         return
     try:
@@ -88,14 +88,14 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
             started.end()
             raise
     except BaseException:
-        # One that was killed could not do it itself. What went wrong before is what the caller must be told.
+        # A daemon that was killed could not do this itself. An error here must not hide the first one.
         with contextlib.suppress(MountError):
             clear_dead(mountpoint)
         raise
 
 
 def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
-    """How the overlay is shown, by these options."""
+    """Return the overlay's view on a mount point, as these options say."""
     return View(
         overlay,
         mountpoint,
@@ -107,13 +107,16 @@ def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
 
 
 def present_flags(mountpoint: bytes) -> int:
-    """The MS_* flags of a mounted view, perhaps others than it was mounted with: those that a remount changes."""
-    # What statvfs(3) says in ST_* has the values of mount(2)'s MS_*, up to ST_RELATIME, which is the default.
+    """Return the present MS_* flags of a mounted view, which a remount may have changed.
+
+    Only the flags that a remount can change are included.
+    """
+    # The ST_* flags of statvfs(3) have the values of mount(2)'s MS_*, except ST_RELATIME, which is the default.
     return os.statvfs(mountpoint).f_flag & _REMOUNTABLE
 
 
 def remount(path: bytes, options: list[str]) -> bool:
-    """Change flags of a mounted view, if the options say `remount`; False if they do not. Raises MountError."""
+    """Change the flags of a mounted view if the options say `remount`; return whether they do. Raises MountError."""
     if remount_flags(options, 0) is None:
         return False
     mountpoint = os.path.realpath(path)
@@ -132,8 +135,11 @@ def remount(path: bytes, options: list[str]) -> bool:
 
 
 def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
-    """What made layers that `build-layers` built. A view needs no titles, so it is mounted without them, too."""
-    # Only here, so that a container, which knows its titles, need not wait for the import.
+    """Return the titles of layers that `build-layers` built, which say what made each.
+
+    There are none if they cannot be read, because a view can be mounted without titles.
+    """
+    # Imported only here, so that a container, which already has its titles, need not wait for the import.
     from overlayfs_demo.images.build_record import built_titles
 
     try:
@@ -144,7 +150,7 @@ def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
 
 
 def open_stack(stack: Stack, events: Events) -> Overlay:
-    """The overlay of a stack. Raises MountError, naming the layer at fault."""
+    """Open the overlay of a stack; the caller closes it. Raises MountError, which names the faulty layer."""
     try:
         return open_overlay(stack, events)
     except OSError as error:
@@ -153,7 +159,7 @@ def open_stack(stack: Stack, events: Events) -> Overlay:
 
 
 def _prepare_mountpoint(path: bytes) -> bytes:
-    """The mount point's real path; what a killed daemon left mounted there is taken away."""
+    """Return the mount point's real path, after unmounting what a killed daemon left there. Raises MountError."""
     shown = os.fsdecode(path)
     mountpoint = os.path.realpath(path)
     clear_dead(mountpoint)
@@ -169,7 +175,10 @@ def _prepare_mountpoint(path: bytes) -> bytes:
 
 
 def clear_dead(mountpoint: bytes) -> bool:
-    """Take away views whose daemon is dead from a mount point's real path; was there one? Raises MountError."""
+    """Unmount the views on a mount point's real path whose daemon is dead; return whether there was one.
+
+    Raises MountError.
+    """
     shown = os.fsdecode(mountpoint)
     found = False
     while (top := _top(mountpoint)) and top.kind == FILESYSTEM_TYPE and _is_dead(mountpoint):
@@ -186,15 +195,15 @@ def clear_dead(mountpoint: bytes) -> bool:
 
 
 def _top(mountpoint: bytes) -> mountinfo.Mounted | None:
-    """Of the mounts at one place the one that is seen."""
-    return next((one for one in reversed(mountinfo.mounts()) if one.mountpoint == mountpoint), None)
+    """Return the visible mount at a mount point, which is the last one made there, or None."""
+    return next((found for found in reversed(mountinfo.mounts()) if found.mountpoint == mountpoint), None)
 
 
 def _is_dead(mountpoint: bytes) -> bool:
-    """Does nobody serve the view that is seen here?
+    """Return whether nobody serves the view that is visible here.
 
-    A daemon that is known to live is not asked, so this does not wait for one that hangs. Otherwise the kernel is asked
-    what it never answers from a cache: the root's attributes and names it may still know.
+    A daemon that is known to be alive is not asked, so this does not wait for one that hangs. Otherwise it calls
+    statvfs(3), which the kernel never answers from a cache; it may still have the root's attributes and names.
     """
     if registry.is_served(os.fsdecode(mountpoint)):
         return False
@@ -206,10 +215,10 @@ def _is_dead(mountpoint: bytes) -> bool:
 
 
 def _lock(path: bytes) -> int:
-    """Claim the upper or work directory for this process and its children. The result is the caller's to close.
+    """Lock the upper or work directory for this process and its children, and return the descriptor of the lock.
 
-    A daemon that was just unmounted may take a moment to let go, so a lock that no live mount accounts for
-    is waited for.
+    The caller closes it. A daemon whose view was just unmounted may take a moment to release its locks, so this waits
+    for a lock that belongs to no live mount. Raises MountError if the directory stays in use.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + _PATIENCE
@@ -217,7 +226,7 @@ def _lock(path: bytes) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = next((one for one in live_records() if _same(one.upper, path)), None)
+            holder = next((record for record in live_records() if _same(record.upper, path)), None)
             if holder is not None or time.monotonic() > deadline:
                 os.close(fd)
                 where = f" (mounted on {holder.mountpoint} by process {holder.pid})" if holder else ""
@@ -235,7 +244,7 @@ def _same(recorded: str | None, path: bytes) -> bool:
 
 
 def _confirm(mountpoint: bytes) -> None:
-    """See for ourselves that the view answers."""
+    """Check that the view answers. Raises MountError."""
     try:
         os.listdir(mountpoint)
     except OSError as error:
@@ -248,17 +257,18 @@ def _confirm(mountpoint: bytes) -> None:
 def _serve(
     front: Front, mountpoint: bytes, options: MountOptions, trace: Listener | None, ready: Callable[[], None]
 ) -> None:
-    """Serve a view in this process until it is unmounted, by somebody else or by SIGTERM, SIGINT or SIGHUP.
+    """Serve a view in this process until it is unmounted, by another process or by SIGTERM, SIGINT or SIGHUP.
 
-    Nothing is left behind when it cannot be served, or no longer. Raises MountError.
+    Nothing is left behind, even if the view cannot be served. Raises MountError.
     """
 
     def stop(_number: int, _frame: object) -> None:
-        # From a thread of its own: unmounting may need answers that this one gives.
+        # In a separate thread, because unmounting may need answers that this thread gives.
         threading.Thread(target=_detach_quietly, args=(mountpoint,), daemon=True).start()
 
     stack = options.stack
     with contextlib.ExitStack() as held:
+        # The locks come first: they are released last, when the overlay is closed and the record is gone.
         for path in (stack.upper, stack.work):
             if path is not None:
                 held.callback(os.close, _lock(path))
@@ -268,11 +278,11 @@ def _serve(
         overlay = open_stack(replace(stack, flags=options.flags), events)
         held.callback(overlay.close)
         _warn_of_other_lowers(overlay, stack)
-        # As the kernel's overlayfs does: without an upper the whole mount is read-only.
+        # Without an upper the whole mount is read-only, as with the kernel's overlayfs.
         flags = options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY
         view = view_of(overlay, mountpoint, replace(options, flags=flags))
 
-        # Nodes are freed by their reference counts; the collector would only walk all of them in vain.
+        # Nodes are freed by their reference counts, so the collector would walk all of them in vain.
         gc.freeze()
         gc.set_threshold(*_RARE_COLLECTIONS)
 
@@ -280,6 +290,7 @@ def _serve(
         held.callback(server.close)
 
         def answered() -> None:
+            # The record comes after the socket, because anyone who finds the record may ask there at once.
             server.start()
             held.callback(registry.Registration(_record(mountpoint, options)).forget)
             ready()
@@ -318,7 +329,7 @@ def _warn_of_other_lowers(overlay: Overlay, stack: Stack) -> None:
 
 @contextlib.contextmanager
 def _process_as_before() -> Iterator[None]:
-    """Afterwards the process has the umask, the signal handlers and the garbage collector that it had."""
+    """Afterwards restore the umask, the signal handlers and the settings of the garbage collector."""
     umask = os.umask(0)
     os.umask(umask)
     handlers = {number: signal.getsignal(number) for number in _STOPPING}
@@ -344,12 +355,14 @@ def _detach_quietly(mountpoint: bytes) -> None:
 
 
 def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
-    """Unmount a view, and wait for its daemon to finish. Raises MountError: not a view; busy, and with whom.
+    """Unmount a view, and wait for its daemon to end.
 
-    `lazy` takes the name now and the mount when nobody uses it; `force` lets whoever waits for the daemon fail first.
+    With `lazy` the name disappears now, and the mount when nobody uses it any more; this then does not wait. With
+    `force` requests that are waiting for the daemon fail first. Raises MountError if it is not a view, or is busy; the
+    latter error says which processes use it.
     """
     mountpoint = os.fsdecode(os.path.abspath(path))
-    # realpath would ask the view itself, which may be dead; only what leads to it is resolved.
+    # Only the path up to the view is resolved: realpath would ask the view itself, which may be dead.
     mountpoint = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
     top = _top(os.fsencode(mountpoint))
     if top is None or top.kind != FILESYSTEM_TYPE:
@@ -369,7 +382,7 @@ def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
 
 
 class _Process(NamedTuple):
-    """A daemon: its process ID, and the descriptor that stands for it."""
+    """A daemon: its process ID and its pidfd."""
 
     pid: int
     descriptor: int
@@ -377,14 +390,15 @@ class _Process(NamedTuple):
 
 @contextlib.contextmanager
 def _following(mountpoint: str) -> Iterator[_Process | None]:
-    """The daemon that serves a view, if it is this user's and lives."""
+    """Return the daemon that serves a view, if it is alive and belongs to this user, or None."""
     record = find_record(mountpoint)
     descriptor = -1
     if record is not None:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(record.pid)
     try:
-        # Asked when the descriptor is there already: so it stands for the daemon, and not for one that came after it.
+        # Check this only after opening the pidfd. Then the pidfd is the daemon's, and not that of a later process
+        # with the same number.
         served = record is not None and descriptor >= 0 and registry.is_served(mountpoint)
         yield _Process(record.pid, descriptor) if record is not None and served else None
     finally:
@@ -393,7 +407,10 @@ def _following(mountpoint: str) -> Iterator[_Process | None]:
 
 
 def _await_end(process: _Process, mountpoint: str, number: str) -> None:
-    """Wait for the daemon of what was the mount with this device number, unless others are still served by it."""
+    """Wait for the daemon of the former mount with this device number to end. Raises MountError.
+
+    If the mount still exists in another mount namespace, warn of that instead.
+    """
     deadline = time.monotonic() + _PATIENCE
     while not daemon.ended(process.descriptor, _LINGERS):
         if holder := _mounted_elsewhere(number):
@@ -410,20 +427,23 @@ def _await_end(process: _Process, mountpoint: str, number: str) -> None:
 
 
 def _mounted_elsewhere(number: str) -> str:
-    """A process in another mount namespace that has the mount with this device number, as "sleep (812)"; or ""."""
+    """Find a process in another mount namespace that has the mount with this device number.
+
+    Return it as "sleep (812)", or "" if there is none.
+    """
     for process in psutil.process_iter(["pid", "name"]):
-        # Processes go, and those of other users cannot be looked at.
+        # Processes may end meanwhile, and those of other users cannot be inspected.
         with contextlib.suppress(OSError):
             namespace = os.readlink(f"/proc/{process.info['pid']}/ns/mnt")
             if namespace == os.readlink("/proc/self/ns/mnt"):
                 continue
-            if any(one.device == number for one in mountinfo.mounts(process.info["pid"])):
+            if any(found.device == number for found in mountinfo.mounts(process.info["pid"])):
                 return f"{process.info['name']} ({process.info['pid']})"
     return ""
 
 
 def _users(mountpoint: str) -> str:
-    """Which processes keep the mount busy, as ": used by bash (812), less (901)"; "" if that cannot be seen."""
+    """Return the processes that keep the mount busy, as ": used by bash (812), less (901)"; "" if none is found."""
     found = []
     for process in psutil.process_iter(["pid", "name"]):
         if any(path == mountpoint or path.startswith(f"{mountpoint}/") for path in _links(process.info["pid"])):
@@ -432,10 +452,13 @@ def _users(mountpoint: str) -> str:
 
 
 def _links(pid: int) -> list[str]:
-    """What a process works in, runs and has open (directories, too), none of which is touched for it: proc(5)."""
+    """Return the paths that a process works in, runs and has open, directories included: proc(5).
+
+    Only the links in /proc are read; the files themselves, which may be in a dead view, are not touched.
+    """
     names = ["cwd", "root", "exe"]
     found = []
-    # Processes go and files are closed meanwhile, and those of other users cannot be seen.
+    # Processes may end and files may be closed meanwhile, and those of other users cannot be inspected.
     with contextlib.suppress(OSError):
         names += [f"fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
     for name in names:

@@ -1,7 +1,7 @@
-"""Can these directories be overlaid?
+"""The checks that a stack must pass before it is mounted.
 
-The rules are the kernel's (Linux Documentation/filesystems/overlayfs.rst and fs/overlayfs/super.c);
-unlike mount(2), which says EINVAL, each failure names the layer, the rule and the remedy.
+The rules are the kernel's (Linux Documentation/filesystems/overlayfs.rst and fs/overlayfs/super.c).
+Unlike mount(2), which only says EINVAL, each error names the layer, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Stack", "Written", "absolute", "checked", "written_by_kernel"]
 
 
 def checked(stack: Stack) -> Stack:
-    """The stack with absolute paths, if it can be mounted. Raises MountError."""
+    """Return the stack with absolute paths if it can be mounted. Raises MountError."""
     stack = absolute(stack)
     for number, path in enumerate(stack.lowers, 1):
         _check_directory(path, f"lower layer {number} of {len(stack.lowers)} (counted from the top)")
@@ -49,7 +49,7 @@ def checked(stack: Stack) -> Stack:
 
 
 def absolute(stack: Stack) -> Stack:
-    """The same stack, its paths no longer depending on the working directory."""
+    """Return the same stack with absolute paths, which do not depend on the working directory."""
     return replace(
         stack,
         lowers=tuple(os.path.abspath(path) for path in stack.lowers),
@@ -74,7 +74,10 @@ def _check_directory(path: bytes, role: str) -> None:
 
 
 def _check_follows(stack: Stack) -> None:
-    """The kernel refuses the same, as conflicting options (ovl_fs_params_verify)."""
+    """Check that userxattr is not combined with an option whose marks are then not trusted.
+
+    The kernel refuses the same as conflicting options (ovl_fs_params_verify).
+    """
     asked = "metacopy=on" if stack.metacopy else "a data-only layer" if stack.data_only else ""
     if asked and stack.user_xattrs and not USER.follows:
         raise MountError(
@@ -94,7 +97,10 @@ def _check_name_free(stack: Stack) -> None:
 
 
 def _check_distinct(stack: Stack) -> None:
-    """No directory may serve twice: its changes would be seen through two layers at once (ovl_check_layer)."""
+    """Check that no directory is used twice, or lies inside another layer (ovl_check_layer).
+
+    Otherwise its changes would be seen through two layers at once.
+    """
     paths = stack.lowers + stack.data_only
     roles = [f"lower layer {number}" for number in range(1, len(stack.lowers) + 1)]
     roles += [f"data-only layer {number}" for number in range(1, len(stack.data_only) + 1)]
@@ -146,17 +152,17 @@ def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
 
 
 def _check_not_with_kernel(upper: bytes) -> None:
-    """The kernel's overlayfs takes no lock that we could see, but lists its upper."""
-    for one in written_by_kernel():
-        if one.role == "upperdir" and os.path.exists(one.path) and os.path.samefile(one.path, upper):
+    """Check that the kernel's overlayfs does not use the upper. It takes no visible lock, but lists its upper."""
+    for used in written_by_kernel():
+        if used.role == "upperdir" and os.path.exists(used.path) and os.path.samefile(used.path, upper):
             raise MountError(
-                f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on {one.mountpoint}",
+                f"upperdir {os.fsdecode(upper)} is in use by the kernel's overlayfs on {used.mountpoint}",
                 "unmount that first",
             )
 
 
 class Written(NamedTuple):
-    """A directory that a live mount writes to: `role` is upperdir or workdir."""
+    """A directory that a live mount writes to; `role` is upperdir or workdir."""
 
     role: str
     path: bytes
@@ -164,18 +170,21 @@ class Written(NamedTuple):
 
 
 def written_by_kernel() -> Iterator[Written]:
-    """The uppers and work directories of the kernel's overlayfs, as they were given: perhaps relative paths."""
+    """Return the uppers and work directories of the kernel's overlayfs mounts.
+
+    The paths are as they were given, and may be relative.
+    """
     for mounted in mountinfo.mounts():
         for option in mounted.options if mounted.kind == "overlay" else ():
             role, _, value = option.partition("=")
             if role in ("upperdir", "workdir"):
-                # Listed with the backslashes of a mount option.
+                # The list has the path with the backslashes of a mount option.
                 path = unescape(os.fsdecode(mountinfo.unescape(value)))
                 yield Written(role, path, os.fsdecode(mounted.mountpoint))
 
 
 def _check_compatible(upper: bytes, work: bytes) -> None:
-    """The kernel refuses the same, with a line in its log."""
+    """Check that the workdir names no incompatible feature. The kernel refuses the same, with a line in its log."""
     try:
         found = incompat.features(work)
     except OSError as error:
@@ -195,7 +204,10 @@ def _check_compatible(upper: bytes, work: bytes) -> None:
 
 
 def _check_index(stack: Stack) -> None:
-    """The kernel refuses the same with index=on, as a stale file handle."""
+    """Check that the index belongs to this upper and this topmost lower.
+
+    The kernel refuses the same with index=on, as a stale file handle.
+    """
     pairing = pairing_of(stack)
     if pairing is None:
         return
@@ -218,7 +230,7 @@ def _check_index(stack: Stack) -> None:
 
 
 def _check_abilities(work: bytes, opaque: str) -> None:
-    """Try in the work directory all that the upper's filesystem must be able to do."""
+    """Try everything in the work directory that the upper's filesystem must support. Raises MountError."""
     probe = None
     doing = "make a directory"
     try:

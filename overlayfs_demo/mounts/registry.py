@@ -1,8 +1,8 @@
-"""What is remembered of the views that are mounted?
+"""The registry of mounted views.
 
-A mounted view leaves a small record (who serves it, from which layers) in its user's runtime directory, and beside it
-the socket at which its daemon can be asked. The daemon keeps a lock on the record's file. The lock dies with the
-daemon, so it tells for certain whether the view is still served: flock(2).
+A mounted view leaves a small record (its daemon and its layers) in its user's runtime directory, and beside it
+the socket at which its daemon can be asked. The daemon holds a lock on the record's file. The lock ends with the
+daemon, so it shows reliably whether the view is still served: flock(2).
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _SUFFIX = ".json"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a live mount. Paths are as text, with surrogates for undecodable bytes.
+    """The record of a live mount. Paths are text, with surrogates for undecodable bytes.
 
-    `lowers` are topmost first, and `titles` say what made each, see `Stack`; "" where that is unknown. `data_only` are
-    the layers below them of which only data is used. `labels` are how events name the lowers, and then those.
-    `options` is the line that mounts the same again, see `options.option_line`.
+    `lowers` has the topmost layer first. `titles` say what made each of them, see `Stack`; "" if that is unknown.
+    `data_only` are the layers below the lowers that provide only data. `labels` are the names in events of the lowers
+    and then of the data-only layers. `options` is the option line that mounts the same view again, see
+    `options.option_line`.
     """
 
     mountpoint: str
@@ -48,20 +49,20 @@ class Registration:
     """The record of a view that this process serves, locked until `forget` or the end of the process."""
 
     def __init__(self, record: Record) -> None:
-        """Write the record, at once for whoever reads it. Raises MountError, OSError."""
+        """Write the record, so that readers see it whole or not at all. Raises MountError, OSError."""
         self._name = _file_name(record.mountpoint)
         unfinished = f"{self._name}.{os.getpid()}"
         with runtime_directory.mine() as directory:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(unfinished, flags, 0o600, dir_fd=directory)
-            # Before it has the name by which others find it.
+            # Lock the file before it has the name by which others find it.
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             with os.fdopen(self._fd, "w", closefd=False) as file:
                 json.dump({name: getattr(record, name) for name in record.__slots__}, file)
             os.rename(unfinished, self._name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def forget(self) -> None:
-        """Remove the record, if it was not replaced by that of a later mount at the same place, and let go of it."""
+        """Remove the record and release its lock. A record of a later mount at the same place is left alone."""
         try:
             with contextlib.suppress(FileNotFoundError), runtime_directory.mine() as directory:
                 found = os.stat(self._name, dir_fd=directory, follow_symlinks=False)
@@ -72,7 +73,7 @@ class Registration:
 
 
 class _Noted(NamedTuple):
-    """A record, and whether its daemon lives."""
+    """A record, and whether its daemon is alive."""
 
     record: Record
     served: bool
@@ -83,7 +84,10 @@ def _file_name(mountpoint: str) -> str:
 
 
 def _read(directory: int, name: str) -> _Noted | None:
-    """None if there is none, perhaps because its daemon has just ended. A later version may have noted more."""
+    """Return a record, or None if there is none, perhaps because its daemon has just ended.
+
+    Fields that only a later version knows are ignored.
+    """
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
@@ -104,22 +108,23 @@ def _noted(mountpoint: str) -> _Noted | None:
 
 
 def find_record(mountpoint: str) -> Record | None:
-    """The record of a mount point, if there is one. Its daemon may have been killed."""
+    """Return the record of a mount point, or None. Its daemon may have been killed."""
     noted = _noted(mountpoint)
     return noted.record if noted is not None else None
 
 
 def is_served(mountpoint: str) -> bool:
-    """Does a view's daemon live? It is not asked itself, so one that hangs does not matter. Raises MountError.
+    """Return whether a view's daemon is alive. Raises MountError.
 
-    Only daemons of the user who runs this program are known.
+    The daemon itself is not asked, so it does not matter if it hangs. Only daemons of the user who runs this program
+    are known.
     """
     noted = _noted(mountpoint)
     return noted is not None and noted.served
 
 
 def forget_dead(mountpoint: str) -> None:
-    """Remove what a killed daemon left: its record and its socket."""
+    """Remove the record and the socket that a killed daemon left."""
     with runtime_directory.mine() as directory:
         name = _file_name(mountpoint)
         noted = _read(directory, name)
@@ -130,25 +135,28 @@ def forget_dead(mountpoint: str) -> None:
 
 
 def live_records() -> list[Record]:
-    """The records of all views that are mounted now, and served."""
+    """Return the records of all views that are mounted now, and served."""
     live = mounted()
     with runtime_directory.mine() as directory:
         names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
         noted = [_read(directory, name) for name in names]
-    return [one.record for one in noted if one is not None and one.served and one.record.mountpoint in live]
+    return [found.record for found in noted if found is not None and found.served and found.record.mountpoint in live]
 
 
 def mounted() -> set[str]:
-    """Where our views are mounted in this mount namespace."""
-    return {os.fsdecode(one.mountpoint) for one in mountinfo.mounts() if one.kind == FILESYSTEM_TYPE}
+    """Return the mount points of our views in this mount namespace."""
+    return {os.fsdecode(found.mountpoint) for found in mountinfo.mounts() if found.kind == FILESYSTEM_TYPE}
 
 
 # --- where a daemon is asked -----------------------------------------------------------------------
 
 
 class Place(NamedTuple):
-    """A place in a view: its mount point, the absolute path in it, the socket of its daemon, and the user who
-    mounted it, as whom the daemon must run."""
+    """A place in a view.
+
+    It has the view's mount point, the absolute path in the view, the socket of the view's daemon, and the user who
+    mounted the view, as whom the daemon must run.
+    """
 
     mountpoint: str
     path: str
@@ -161,28 +169,28 @@ def _socket_name(mountpoint: str) -> str:
 
 
 def socket_path(mountpoint: str) -> Path:
-    """Where this user's daemon of a mount point can be asked, see `control`."""
+    """Return the socket at which this user's daemon of a mount point can be asked, see `control`."""
     return runtime_directory.of_this_user() / _socket_name(mountpoint)
 
 
 def _socket_of(mountpoint: str, uid: int) -> Path:
-    """The same for another user's daemon."""
+    """Return the same for another user's daemon."""
     paths = [directory / _socket_name(mountpoint) for directory in runtime_directory.of_user(uid)]
     return next((path for path in paths if os.path.lexists(path)), paths[-1])
 
 
 def place_in_view(path: bytes, *, follow: bool) -> Place:
-    """On which view a path lies, and where in it.
+    """Return the view that a path lies in, and its place there.
 
-    The path need not exist. `follow`: if it is a symbolic link, where that leads is meant. Raises MountError.
+    The path need not exist. With `follow`, a path that is a symbolic link means the link's target. Raises MountError.
     """
     head, name = os.path.split(path)
     if follow or name in (b"", b".", b".."):
         resolved = os.path.realpath(path)
     else:
         resolved = os.path.join(os.path.realpath(head), name)
-    above = [one for one in mountinfo.mounts() if _lies_in(resolved, one.mountpoint)]
-    # Of several at one place the last one made is seen.
+    above = [mount for mount in mountinfo.mounts() if _lies_in(resolved, mount.mountpoint)]
+    # If there are several mounts at one place, the last one made is visible.
     found = max(enumerate(above), key=lambda numbered: (len(numbered[1].mountpoint), numbered[0]))[1]
     mountpoint = os.fsdecode(found.mountpoint)
     if found.kind != FILESYSTEM_TYPE:
@@ -196,7 +204,7 @@ def place_in_view(path: bytes, *, follow: bool) -> Place:
 
 
 def _owner(mounted: mountinfo.Mounted) -> int:
-    """Who mounted a view: the kernel itself notes that, so nobody can forge it. Raises MountError."""
+    """Return the user who mounted a view. The kernel itself records it, so nobody can forge it. Raises MountError."""
     for option in mounted.options:
         name, _, value = option.partition("=")
         if name == "user_id":

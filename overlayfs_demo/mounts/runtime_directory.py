@@ -1,7 +1,7 @@
-"""Where are records and sockets kept until the next boot, so that nobody can forge them?
+"""The directories of records and sockets, which last until the next boot and which nobody can forge.
 
-Each user has a directory that nobody else may write in. It is opened once, without following a symbolic link, and
-checked through the descriptor by which it is then used: what is put in its place afterwards does not matter.
+Each user has a directory in which nobody else may write. It is opened once, without following a symbolic link, and
+then checked and used through that descriptor, so it does not matter if something replaces it afterwards.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _REMEDY = "remove it, or name a directory of yours in XDG_RUNTIME_DIR"
 
 
 def of_this_user() -> Path:
-    """The directory of the user who runs this program; for root it is always the one in /run.
+    """Return the directory of the user who runs this program; for root it is always the one in /run.
 
-    Root of a user namespace may not write to /run, and keeps it where any other user does.
+    Root of a user namespace that may not write to /run uses the same places as other users.
     """
     if os.geteuid() == 0 and (os.access("/run", os.W_OK) or not _in_user_namespace()):
         return _OF_ROOT
@@ -31,22 +31,26 @@ def of_this_user() -> Path:
 
 
 def of_user(uid: int) -> tuple[Path, ...]:
-    """Where the directory of another user may be."""
+    """Return the places where the directory of another user may be."""
     if uid == 0:
         return (_OF_ROOT,)
     return Path(f"/run/user/{uid}/overlayfs-demo"), Path(f"/tmp/overlayfs-demo-{uid}")
 
 
 def _in_user_namespace() -> bool:
-    """The first user namespace maps every user to itself: user_namespaces(7)."""
+    """Return whether this process is not in the first user namespace.
+
+    The first one maps every user to itself: user_namespaces(7).
+    """
     return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
 
 
 @contextmanager
 def opened(path: Path, uid: int) -> Iterator[int]:
-    """A descriptor of a directory that belongs to this user, and in which nobody else may write.
+    """Open a directory that belongs to this user, and in which nobody else may write.
 
-    Raises MountError for any other, and FileNotFoundError if there is none.
+    The descriptor is closed afterwards. Raises MountError for any other directory, and FileNotFoundError if there is
+    none.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -67,12 +71,15 @@ def opened(path: Path, uid: int) -> Iterator[int]:
 
 @contextmanager
 def mine() -> Iterator[int]:
-    """A descriptor of this user's directory, which is made if it is not there. Raises MountError."""
+    """Open this user's directory, which is created if it does not exist. Raises MountError.
+
+    The descriptor is closed afterwards.
+    """
     path = of_this_user()
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except FileExistsError:
-        pass  # What is there is no directory, which `opened` says.
+        pass  # The path is not a directory. `opened` reports that.
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}", "name a directory of yours in XDG_RUNTIME_DIR") from error
     with opened(path, os.geteuid()) as fd:

@@ -1,7 +1,7 @@
-"""Does what is said about the disk hold?
+"""Checks of statements about the disk.
 
-Each function here says one thing about a stage, and knows how to find out: `whiteout("upper/motd")`. Paths are
-below the stage.
+Each function makes one statement about a stage together with its test, such as `whiteout("upper/motd")`. Paths are
+relative to the stage.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from overlayfs_demo.tour.stage import Stage
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A sentence, without its full stop, and whether it holds."""
+    """A sentence, without its full stop, and the function that says whether it holds."""
 
     says: str
     holds: Callable[[Stage], bool]
 
 
 def entry(stage: Stage, path: str) -> Entry | None:
-    """What stands at a path; None if nothing does."""
+    """Return the entry at a path, or None if there is none."""
     directory, _, name = path.partition("/")
     return stage.tree(directory).get(name)
 
@@ -37,40 +37,40 @@ def _is(path: str, kind: Kind) -> Callable[[Stage], bool]:
 
 
 def whiteout(path: str) -> Check:
-    """The name is deleted there."""
+    """Check that the path is a whiteout."""
     return Check(f"{path} is a whiteout: a character device 0/0", _is(path, Kind.WHITEOUT))
 
 
 def file(path: str) -> Check:
-    """It is a file."""
+    """Check that the path is a file."""
     return Check(f"{path} is a file", _is(path, Kind.FILE))
 
 
 def opaque(path: str) -> Check:
-    """It is a directory that hides what lies below it."""
+    """Check that the path is an opaque directory, which hides the directories below it."""
     return Check(f'{path} has the mark opaque="y"', lambda stage: getattr(entry(stage, path), "opaque", False))
 
 
 def redirect(path: str, to: str) -> Check:
-    """It is a directory whose lower part has another name."""
+    """Check that the path is a directory with a redirect: its lower part is called `to`."""
     return Check(
         f'{path} has the mark redirect="{to}"', lambda stage: getattr(entry(stage, path), "redirect", "") == to
     )
 
 
 def absent(path: str) -> Check:
-    """Nothing stands there: no whiteout either."""
+    """Check that the path does not exist, not even as a whiteout."""
     return Check(f"{path} does not exist", lambda stage: entry(stage, path) is None)
 
 
 def exactly(where: str, *paths: str) -> Check:
-    """A directory holds these paths, and no others."""
+    """Check that a directory holds exactly these paths."""
     says = f"{where} holds {', '.join(paths)} and nothing else" if paths else f"{where} is empty"
     return Check(says, lambda stage: set(stage.tree(where)) == set(paths))
 
 
 def text(path: str, content: str) -> Check:
-    """It is a file with this in it."""
+    """Check that the path is a file with this content."""
     shown = content.strip().replace("\n", " / ")
     return Check(
         f"{path} says: {shown}", lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content
@@ -78,12 +78,12 @@ def text(path: str, content: str) -> Check:
 
 
 def size(path: str, bytes_: int) -> Check:
-    """It is a file with this many bytes."""
+    """Check that the path is a file of this many bytes."""
     return Check(f"{path} has {bytes_:,} bytes", lambda stage: getattr(entry(stage, path), "size", -1) == bytes_)
 
 
 def mode(path: str, bits: int) -> Check:
-    """It has these permissions."""
+    """Check that the path has these permissions."""
     return Check(
         f"{path} has the mode {bits:o}",
         lambda stage: stage.path(path).exists() and stat.S_IMODE(stage.path(path).stat().st_mode) == bits,
@@ -91,7 +91,7 @@ def mode(path: str, bits: int) -> Check:
 
 
 def symlink(path: str, target: str) -> Check:
-    """It is a symbolic link to this."""
+    """Check that the path is a symbolic link to this target."""
     return Check(
         f"{path} is a symbolic link to {target}",
         lambda stage: _is(path, Kind.SYMLINK)(stage) and getattr(entry(stage, path), "target", "") == target,
@@ -99,7 +99,7 @@ def symlink(path: str, target: str) -> Check:
 
 
 def same(one: str, other: str) -> Check:
-    """Two files have the same data."""
+    """Check that two files have the same data."""
 
     def holds(stage: Stage) -> bool:
         first, second = entry(stage, one), entry(stage, other)
@@ -109,7 +109,7 @@ def same(one: str, other: str) -> Check:
 
 
 def one_file(one: str, other: str) -> Check:
-    """Two names stand for the same file."""
+    """Check that two names belong to the same file."""
     return Check(
         f"{one} and {other} are one file",
         lambda stage: (
@@ -119,12 +119,12 @@ def one_file(one: str, other: str) -> Check:
 
 
 def unchanged(where: str) -> Check:
-    """A layer is as it was made: names, data, modes, times."""
+    """Check that a layer is as it was made: names, data, modes, times."""
     return Check(f"{where} is what it was, to the last byte", lambda stage: stage.tree(where) == stage.before[where])
 
 
 def printed(*words: str, by: int = -1) -> Check:
-    """A command (the last one, if not told) printed all of this."""
+    """Check that a command printed all these words. `by` is the command's index, by default that of the last one."""
     says = " and ".join(f'"{word}"' for word in words)
     return Check(
         f"that printed {says}" if by == -1 else f"command {by + 1} printed {says}",

@@ -1,4 +1,4 @@
-"""What is an experiment, and how is one told?
+"""Experiments, the steps of the tour, and how they are performed and shown.
 
 heading, question      predict
 $ command              do: really, on a real mount
@@ -19,14 +19,14 @@ from overlayfs_demo.tour.checks import Check, unchanged
 from overlayfs_demo.tour.picture import WIDTH, picture
 from overlayfs_demo.tour.stage import Stage
 
-# Text with a style of rich's, and where such goes.
+# Pieces of text, each with a style of rich, and the function that prints them.
 Pieces = Sequence[tuple[str, str]]
 Put = Callable[[Pieces], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A command that must fail: that is the point."""
+    """A command that must fail, which is its purpose."""
 
     command: str
 
@@ -35,9 +35,9 @@ class Refused:
 class Experiment:
     """One step of the tour. All texts are for the learner.
 
-    `layers` are the topmost first, as in `lowerdir=`; they are mounted on `merged` before `do`, unless `mounted` is
-    False. `redirects` is for `Stage.mount`. `prepare` makes what else is needed. `look` says which directories to show,
-    by what to call them. `missing` says why this machine cannot do it, or "".
+    `layers` has the topmost first, as in `lowerdir=`; they are mounted on `merged` before `do`, unless `mounted` is
+    False. `redirects` is passed to `Stage.mount`. `prepare` makes everything else that is needed. `look` maps titles
+    to the directories to show. `missing` returns why this machine cannot do the experiment, or "".
     """
 
     name: str
@@ -55,18 +55,24 @@ class Experiment:
 
 
 def side_by_side(*layers: str) -> Mapping[str, str]:
-    """Layers, topmost first, as one looks at them: from below, then the upper and what is seen."""
+    """Return the directories in the order in which they are shown: these layers from the bottom up, upper, merged.
+
+    The layers are given from the top down.
+    """
     return {name: name for name in (*reversed(layers), "upper", "merged")}
 
 
 def introduce(one: Experiment, number: str, put: Put) -> None:
-    """Say what it is about, and ask what will happen."""
+    """Print the heading of an experiment, and the question what will happen."""
     put([(f"--- {number}: {one.name} ".ljust(WIDTH - 1, "-"), "bold"), ("\n", "")])
     put([(wrapped(one.question), ""), ("\n", "")])
 
 
 def perform(one: Experiment, stage: Stage, put: Put) -> tuple[int, list[str]]:
-    """Do it on the stage: how many sentences were checked, and which of them do not hold. Raises OverlayError."""
+    """Perform an experiment on the stage. Raises OverlayError.
+
+    Return the number of sentences that were checked, and those that do not hold.
+    """
     if reason := one.missing(stage):
         put([(wrapped(f"Left out: {reason}"), "yellow")])
         return 0, []
@@ -88,12 +94,12 @@ def perform(one: Experiment, stage: Stage, put: Put) -> tuple[int, list[str]]:
 
 
 def wrapped(text: str, indent: str = "") -> str:
-    """The text in lines of a terminal's width, the last one ended."""
+    """Return the text in lines of at most the picture's width, ending with a newline."""
     return textwrap.fill(" ".join(text.split()), WIDTH - 1, subsequent_indent=indent, break_on_hyphens=False) + "\n"
 
 
 def labelled(label: str, style: str, text: str) -> Pieces:
-    """The text in lines of a terminal's width, after a word in that style."""
+    """Return the text in lines of at most the picture's width, after a label in that style."""
     return [(label, style), (wrapped(f"{label} {text}", " " * (len(label) + 1)).removeprefix(label), "")]
 
 
@@ -107,7 +113,7 @@ def _do(command: str | Refused, stage: Stage, put: Put) -> None:
 
 
 def _folded(line: str) -> list[str]:
-    """A line as it fits: what a command prints is not changed otherwise."""
+    """Return a line of a command's output, folded to the width of the picture."""
     return textwrap.wrap(
         line, WIDTH, drop_whitespace=True, replace_whitespace=False, expand_tabs=True, break_on_hyphens=False
     ) or [""]

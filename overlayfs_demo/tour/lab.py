@@ -1,4 +1,4 @@
-"""What is a lab: how is it set up, worked in, and judged?"""
+"""Labs, which are tasks for a learner: how they are set up, worked on, and judged."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.checks import Check
 from overlayfs_demo.tour.stage import PLACES, Stage
 
-# What is wrong, and which rule that follows; "" if it is not that.
+# Returns what is wrong, and the rule behind it; "" if this mistake was not made.
 Mistake = Callable[[Stage], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lab:
-    """A task for a learner. All texts are for them.
+    """A task for a learner. All texts are for the learner.
 
-    `layers` are mounted on `merged`, the topmost first, with `redirects` as `Stage.mount` says; then the commands
-    `before` are run. `mistakes` are looked for in this order, before the `goals`, all of which must hold when nothing
+    `layers` are mounted on `merged`, the topmost first, with `redirects` passed to `Stage.mount`; then the commands
+    `before` are run. `mistakes` are checked in this order, before the `goals`, all of which must hold when nothing
     is mounted. `solved` says what was learnt.
     """
 
@@ -39,7 +39,10 @@ class Lab:
 
 
 def set_up(lab: Lab, stage: Stage) -> None:
-    """Make the directories, and bring them into the state in which the task begins. Raises OverlayError."""
+    """Make the directories, and bring them into the state in which the task begins. Raises OverlayError.
+
+    The view stays mounted.
+    """
     lab.prepare(stage)
     if lab.layers:
         stage.layers(lab.layers)
@@ -51,7 +54,10 @@ def set_up(lab: Lab, stage: Stage) -> None:
 
 
 def work(lab: Lab, stage: Stage, shell: str) -> None:
-    """Let the learner work in the shell, which has our stdin and stdout; then nothing is mounted any more."""
+    """Let the learner work in the shell, which has our stdin and stdout, and then unmount everything.
+
+    Raises OverlayError.
+    """
     merged = stage.path("merged")
     if lab.layers and not os.path.ismount(merged):
         stage.mount(lab.redirects)
@@ -63,9 +69,9 @@ def work(lab: Lab, stage: Stage, shell: str) -> None:
 
 
 def judge(lab: Lab, stage: Stage) -> str:
-    """What is not as it should be on the disk, for the learner; "" if the task is done.
+    """Return what is wrong on the disk, in a text for the learner; "" if the task is done.
 
-    A lower that was changed is put back, so that they can try again. Nothing may be mounted.
+    A lower that was changed is put back, so that the learner can try again. Nothing may be mounted.
     """
     gone = [name for name in PLACES if lab.layers and not stage.path(name).is_dir()]
     if gone:
@@ -90,6 +96,6 @@ def judge(lab: Lab, stage: Stage) -> str:
 
 
 def _changed(stage: Stage, name: str) -> str:
-    """A path of the layer that is not what it was; "" if there is none."""
+    """Return a path of the layer that has changed, or "" if there is none."""
     before, now = stage.before[name], stage.tree(name) if stage.path(name).is_dir() else {}
     return next((path for path in sorted({*before, *now}) if before.get(path) != now.get(path)), "")

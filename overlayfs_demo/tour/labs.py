@@ -1,6 +1,6 @@
-"""Which tasks are there for a learner, and what do typical mistakes show?
+"""The labs, with the answers to typical mistakes.
 
-Judged is what lies on the disk, never what is seen in merged.
+They are judged by the files on the disk, never by what merged shows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from overlayfs_demo.ui.text import human_size
 
 
 def nothing_at(path: str, rule: str) -> Mistake:
-    """The upper says nothing about that."""
+    """The mistake that nothing exists at this path."""
     return lambda stage: "" if entry(stage, path) else f"There is nothing at {path}. {rule}"
 
 
 def also_holds(*expected: str, rule: str) -> Mistake:
-    """The upper holds more than these."""
+    """The mistake that the upper holds more than these paths."""
 
     def mistake(stage: Stage) -> str:
         upper = stage.tree("upper")
@@ -38,7 +38,7 @@ def also_holds(*expected: str, rule: str) -> Mistake:
 
 
 def is_a(kind: Kind, path: str, rule: str) -> Mistake:
-    """Something of this kind stands there."""
+    """The mistake that the path is of this kind."""
 
     def mistake(stage: Stage) -> str:
         found = entry(stage, path)
@@ -48,17 +48,17 @@ def is_a(kind: Kind, path: str, rule: str) -> Mistake:
 
 
 def same_data(one: str, other: str, rule: str) -> Mistake:
-    """The copy still has, or has again, the data it had."""
+    """The mistake that the copy still has its old data, or has it again."""
     check = checks.same(one, other)
     return lambda stage: f"{check.says}. {rule}" if check.holds(stage) else ""
 
 
-# --- of single labs --------------------------------------------------------------------------------
+# --- mistakes and goals of single labs -------------------------------------------------------------
 
 
 def _whiteouts_inside(stage: Stage) -> str:
     inside = [
-        path for path, one in stage.tree("upper").items() if path.startswith("docs/") and one.kind is Kind.WHITEOUT
+        path for path, found in stage.tree("upper").items() if path.startswith("docs/") and found.kind is Kind.WHITEOUT
     ]
     if not inside:
         return ""
@@ -108,9 +108,12 @@ def _parted(stage: Stage) -> str:
 
 
 def _linked_copy(stage: Stage) -> bool:
-    """The copy in the upper has more data than before, and is known to the index."""
-    copies = [one for path, one in stage.tree("upper").items() if path in ("one", "two")]
-    return any(one.links > 1 and one.size > stage.before["lower"]["one"].size for one in copies)
+    """Return whether the copy in the upper has more data than before, and is in the index.
+
+    The index holds another name of the copy, so its link count is above 1.
+    """
+    copies = [copy for path, copy in stage.tree("upper").items() if path in ("one", "two")]
+    return any(copy.links > 1 and copy.size > stage.before["lower"]["one"].size for copy in copies)
 
 
 _SECRET = "password"
@@ -130,7 +133,8 @@ def _secret_image(stage: Stage) -> None:
 
 
 def _clean_image(stage: Stage) -> StoredImage | None:
-    return next((one for one in Store(stage.path(".store")).images() if "app:clean" in map(str, one.names)), None)
+    images = Store(stage.path(".store")).images()
+    return next((image for image in images if "app:clean" in map(str, image.names)), None)
 
 
 def _no_clean_image(stage: Stage) -> str:
@@ -140,7 +144,7 @@ def _no_clean_image(stage: Stage) -> str:
 
 
 def _layers_with(stage: Stage, name: str) -> Iterator[int]:
-    """Which layers of app:clean, counted from the bottom, have a file of this name."""
+    """Return the numbers of the layers of app:clean, counted from the bottom, that have a file of this name."""
     image = _clean_image(stage)
     for number, layer in enumerate(image.layers if image else (), 1):
         found = scan(layer.directory).get(name)

@@ -1,4 +1,4 @@
-"""How do several trees look side by side?"""
+"""A picture of several trees side by side."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from overlayfs_demo.errors import printable
 from overlayfs_demo.tour.scan import Entry, Kind, Tree
 from overlayfs_demo.ui.text import cut_end, human_size
 
-# Characters in a line, at most.
+# The maximal number of characters in a line.
 WIDTH = 80
 _GAP = "  "
 _ABSENT = "-"
 
 
 def picture(trees: Mapping[str, Tree]) -> list[str]:
-    """A table: a line for each path, a column for each tree, in at most WIDTH characters.
+    """Return the lines of a table with a line for each path and a column for each tree, at most WIDTH characters wide.
 
-    The first line has the names of the trees. Below the table stands each redirect.
+    The first line has the names of the trees. The redirects are listed below the table.
     """
     paths = sorted({path for tree in trees.values() for path in tree}, key=lambda path: path.split("/"))
     labels = [_label(path, any(_is_directory(tree.get(path)) for tree in trees.values())) for path in paths]
@@ -62,14 +62,18 @@ def _cell(entry: Entry | None) -> str:
 
 
 def _lines(rows: list[tuple[str, ...]]) -> list[str]:
-    """Each column as wide as it needs; the columns of the trees alike, and cut if they do not fit."""
+    """Return the rows as lines.
+
+    The first column is as wide as it needs to be. The columns of the trees have the same width, and are cut if they
+    do not fit.
+    """
     columns = len(rows[0]) - 1
     first = min(max(len(row[0]) for row in rows), WIDTH // 3)
     widest = max(len(cell) for row in rows for cell in row[1:])
-    # Not narrower than this, so that the columns of small pictures stand alike, too.
-    other = min(max(widest, 14), (WIDTH - first) // columns - len(_GAP))
+    # A minimal width, so that the columns of small pictures also line up with each other.
+    width = min(max(widest, 14), (WIDTH - first) // columns - len(_GAP))
     lines = []
     for row in rows:
-        cells = [cut_end(row[0], first).ljust(first), *(cut_end(cell, other).ljust(other) for cell in row[1:])]
+        cells = [cut_end(row[0], first).ljust(first), *(cut_end(cell, width).ljust(width) for cell in row[1:])]
         lines.append(_GAP.join(cells).rstrip())
     return lines

@@ -1,4 +1,4 @@
-"""What stands in a directory, name by name, as an overlay reads it?"""
+"""The content of a directory, name by name, as an overlay reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
 
 class Kind(StrEnum):
-    """What a name stands for."""
+    """The type of file that a name refers to."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -26,9 +26,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name. `size` is in bytes, `digest` a file's SHA-256, `target` a symbolic link's.
+    """One name. `size` is in bytes, `digest` is the SHA-256 of a file, and `target` is that of a symbolic link.
 
-    `opaque` and `redirect` are the overlay's marks of a directory, whichever namespace they are in.
+    `opaque` and `redirect` are the overlay's marks of a directory, in either of the two xattr namespaces.
     """
 
     kind: Kind
@@ -42,12 +42,12 @@ class Entry:
     mtime_ns: int = 0
 
 
-# By the path below the directory that was scanned.
+# The entries by their paths, which are relative to the scanned directory.
 Tree = Mapping[str, Entry]
 
 
 def scan(top: Path) -> Tree:
-    """Everything below a directory. Raises OSError."""
+    """Return everything below a directory. Raises OSError."""
     found = {}
     for above, directories, files in os.walk(top, onerror=_fail):
         for name in directories + files:
@@ -69,7 +69,7 @@ def _entry(path: Path) -> Entry:
         return Entry(
             Kind.DIRECTORY,
             mode,
-            opaque=any(_mark(path, one.opaque) == "y" for one in (TRUSTED, USER)),
+            opaque=any(_mark(path, namespace.opaque) == "y" for namespace in (TRUSTED, USER)),
             redirect=_mark(path, TRUSTED.redirect) or _mark(path, USER.redirect),
             mtime_ns=mtime,
         )

@@ -1,7 +1,7 @@
-"""Where does an experiment happen, and who cleans up?
+"""The stage, a directory in which an experiment happens, and its cleanup.
 
-A stage is one directory. Its commands start there, by `sh`, with a clean environment in which `overlayfs-demo` is
-this program, the store is the stage's own, and no path of this machine is in sight.
+The commands of an experiment start in that directory, through `sh`, with a clean environment in which `overlayfs-demo`
+is this program, the store is the stage's own, and no path of this machine is visible.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from overlayfs_demo.overlay.whiteout import USER
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
 
-# How long a command may take, and how much longer when we are interrupted, in seconds.
+# How long a command may take, and how much longer it may take when we are interrupted, in seconds.
 _PATIENCE, _LAST_WORDS = 300, 10
 _PACKAGE = Path(__file__).parents[2]
 _PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo.cli.build_layers"}
-# Where the programs and the store are: not in sight of `ls`.
+# The directories of the programs and of the store, which `ls` does not show.
 _BIN, _STORE = ".bin", ".store"
-# What a view needs beside its layers.
+# The directories that a view needs besides its layers.
 PLACES = ("upper", "work", "merged")
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A command that was run: what it printed on stdout and stderr, without the stage's own path, and its status."""
+    """A command that has run, with its status.
+
+    `output` is what it printed to stdout and stderr, without the path of the stage.
+    """
 
     command: str
     output: str
@@ -45,12 +48,15 @@ class Done:
 
 
 class Stage:
-    """The directory `root`, an absolute path, which must exist and be empty. `front` serves what its commands mount."""
+    """A stage in the directory `root`, an absolute path, which must exist and be empty.
+
+    `front` names the front that serves the views that its commands mount.
+    """
 
     def __init__(self, root: Path, front: str | None = None) -> None:
         self.root = root
         self.done: list[Done] = []
-        # How the layers looked when they were made.
+        # The layers as they were made.
         self.before: dict[str, Tree] = {}
         self._make_programs(front)
 
@@ -67,12 +73,12 @@ class Stage:
             path.chmod(0o755)
 
     def environment(self) -> dict[str, str]:
-        """What its programs need to know; and whatever else commands get is up to the caller."""
+        """Return the variables that the programs of the stage need. The caller decides about all others."""
         path = f"{self.root / _BIN}:{os.environ.get('PATH', os.defpath)}"
         return {"PATH": path, "OVERLAYFS_DEMO_STORE": str(self.root / _STORE)}
 
     def path(self, name: str) -> Path:
-        """A path of the stage; `name` may be a pattern that fits one, and `.store` is its store."""
+        """Return a path of the stage. `name` may be a pattern that matches one path, and `.store` is the store."""
         return next(iter(sorted(self.root.glob(name))), self.root / name) if "*" in name else self.root / name
 
     def layers(self, layers: Mapping[str, Content]) -> None:
@@ -84,11 +90,11 @@ class Stage:
             (self.root / name).mkdir()
 
     def tree(self, name: str) -> Tree:
-        """What stands in a directory of the stage now."""
+        """Return the present content of a directory of the stage."""
         return scan(self.path(name))
 
     def run(self, command: str) -> Done:
-        """Run a command as it is typed, and remember it. Raises OverlayError: it does not end."""
+        """Run a command as it is typed, and add it to `done`. Raises OverlayError if it does not end."""
         kept = {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "TMPDIR") if name in os.environ}
         environment = kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": str(self.root), "SOURCE_DATE_EPOCH": "1704067200"}
         with subprocess.Popen(
@@ -109,7 +115,7 @@ class Stage:
     def mount(self, redirects: bool = False) -> None:
         """Mount upper and the layers on merged. Raises MountError.
 
-        With `redirects` directories of a lower can be renamed there: root then mounts without userxattr.
+        With `redirects` the directories of a lower can be renamed there; for that, root mounts without userxattr.
         """
         marks = "trusted" if redirects and not USER.follows else "user"
         done = self.run(mount_command(*self.before, marks=marks))
@@ -118,28 +124,30 @@ class Stage:
         self.done.remove(done)
 
     def unmount(self) -> None:
-        """Unmount all views that are mounted here, whoever uses them. Raises MountError: something is left."""
+        """Unmount all views that are mounted here, even if they are in use. Raises MountError if a mount is left."""
         _unmount_below(self.root)
 
 
 def _unmount_below(root: Path) -> None:
+    # In reverse order, so that a view inside another is unmounted first.
     for where in sorted(registry.mounted(), reverse=True):
         if Path(where).is_relative_to(root):
             try:
                 mount.unmount(os.fsencode(where))
             except MountError:
                 mount.unmount(os.fsencode(where), lazy=True)
-    # What is not ours would be emptied with the directory.
-    for one in mountinfo.mounts():
-        where = os.fsdecode(one.mountpoint)
+    # Removing the directory would also empty a foreign mount in it.
+    for mounted in mountinfo.mounts():
+        where = os.fsdecode(mounted.mountpoint)
         if Path(where).is_relative_to(root):
             raise MountError(f"{where} is still mounted", f"unmount it, and remove {root}")
 
 
 def _output(process: subprocess.Popen[bytes]) -> bytes:
-    """All that a command prints. It is in a process group of its own, so that Ctrl-C interrupts us alone.
+    """Return everything that a command prints. Raises OverlayError if it does not end.
 
-    Then it may end what it does: a mount that is half made could not be found and unmounted.
+    The command has its own process group, so that Ctrl-C interrupts only us. It then has a little time to finish its
+    work, because a half-made mount could not be found and unmounted.
     """
     try:
         return process.communicate(timeout=_PATIENCE)[0]
@@ -155,15 +163,21 @@ def _output(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def mount_command(*lowers: str, marks: str = "user") -> str:
-    """The command that mounts upper and these, the topmost first. `marks`: where the overlay's attributes are."""
+    """Return the command that mounts upper and these lowers, the topmost first.
+
+    `marks` is the xattr namespace of the overlay's marks, `user` or `trusted`.
+    """
     userxattr = "userxattr," if marks == "user" else ""
-    what = f"{userxattr}lowerdir={':'.join(lowers)},upperdir=upper,workdir=work"
-    return f"overlayfs-demo mount \\\n    -o {what} merged"
+    options = f"{userxattr}lowerdir={':'.join(lowers)},upperdir=upper,workdir=work"
+    return f"overlayfs-demo mount \\\n    -o {options} merged"
 
 
 @contextmanager
 def stage(front: str | None = None, at: Path | None = None) -> Iterator[Stage]:
-    """A stage in a new temporary directory, which is gone afterwards; or in the empty directory `at`, which stays."""
+    """Make a stage in a new temporary directory, which is removed afterwards, or in the empty directory `at`.
+
+    That one stays, except the programs in it.
+    """
     root = Path(tempfile.mkdtemp(prefix="overlayfs-demo-") if at is None else at).resolve()
     before = os.umask(0o022)
     try:
@@ -177,7 +191,7 @@ def stage(front: str | None = None, at: Path | None = None) -> Iterator[Stage]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C waits until what is cleaned up is clean."""
+    """Delay a second Ctrl-C until the cleanup is complete."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
@@ -186,7 +200,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _open_up(_remove: object, path: str, _error: object) -> None:
-    """A directory that an experiment closed to its own user: open it, and try again."""
+    """Make a directory accessible that an experiment made inaccessible to its own user, and remove it again."""
     parent = os.path.dirname(path)
     os.chmod(parent, 0o700)
     if os.path.isdir(path) and not os.path.islink(path):

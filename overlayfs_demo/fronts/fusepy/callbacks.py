@@ -1,32 +1,32 @@
-"""What does a FUSE daemon do, call by call?
+"""The work of a FUSE daemon, call by call.
 
-Read this file first. A FUSE filesystem is an ordinary program that answers the kernel's questions. A
-process calls, say, open("/mnt/dir/file"); the kernel sees that /mnt is a FUSE mount, writes a request to
-/dev/fuse and lets the process wait; the daemon reads the request, does whatever it likes, and writes the
-reply. libfuse does the reading and writing, fusepy hands each request to one Python method, and the
+Read this file first. A FUSE filesystem is an ordinary program that answers the kernel's questions. When a
+process calls, say, open("/mnt/dir/file"), the kernel sees that /mnt is a FUSE mount, makes a request available
+on /dev/fuse, and lets the process wait. The daemon reads the request, does whatever it likes, and writes the
+reply. libfuse does the reading and writing, fusepy calls one Python method for each request, and the
 methods of `Callbacks` below pass it on to the engine:
 
     process  ->  kernel (VFS, fuse.ko)  ->  /dev/fuse  ->  libfuse 2  ->  fusepy  ->  Callbacks  ->  Overlay
 
-libfuse names every file by its path, which is easy to read and to write. The engine, like the kernel,
-thinks in nodes (inodes), so a callback walks the path to its node and calls one verb. What a path cannot
-say (`kernel_front` talks to /dev/fuse itself, and can) is given up here:
+libfuse names every file by its path, which makes the code easy to read and write. The engine, like the kernel,
+works with nodes (inodes), so a callback walks the path to its node and calls one verb. A path cannot express
+everything, so this front lacks some things that `fronts.kernel`, which talks to /dev/fuse itself, has:
 
-- rename(2) has no flags, so neither exchange nor "do not replace": the kernel answers EINVAL.
-- No O_TMPFILE, no fallocate(2) (both EOPNOTSUPP), no SEEK_HOLE (a file counts as all data), and
+- rename(2) has no flags: the kernel answers EINVAL to an exchange and to "do not replace".
+- There is no O_TMPFILE and no fallocate(2) (both EOPNOTSUPP), and no SEEK_HOLE (a file counts as all data);
   copy_file_range(2) copies through the kernel's cache, not within the layers' filesystem.
-- No inode flags (lsattr and chattr: ENOTTY), though those that are there are obeyed, and no time of birth.
+- There are no inode flags (lsattr and chattr: ENOTTY), although existing ones are obeyed, and no time of birth.
 - Two names of one file are two files to the kernel. It must therefore ask for attributes every time, and
-  drop a file's cached pages at each open; while both names are open, a reader through one may still see
-  what was in the file before it was overwritten through the other.
+  drop a file's cached pages at each open. While both names are open, a reader through one may still see
+  the old content after the file was overwritten through the other.
 - POSIX ACLs are kept and shown, but the kernel checks permissions by the mode alone, and applies the
-  caller's umask even where a directory's default ACL should take its place.
-- rename(2) over a file that somebody has open is two steps in the upper, see `Callbacks.rename`.
-- A directory that is removed while open, or a file that O_PATH alone holds, has no attributes any more; nor
-  has an open file when it is removed and then its directory is.
+  caller's umask even where a directory's default ACL should replace it.
+- rename(2) over a file that somebody has open takes two steps in the upper, see `Callbacks.rename`.
+- A directory that is removed while open, or a file that only O_PATH holds, no longer has attributes. The same
+  goes for an open file if first it and then its directory is removed.
 
-Needed are libfuse 2 (package libfuse2, or libfuse2t64) and, to mount as an ordinary user, a program called
-`fusermount` (package fuse3 has it, as a link to fusermount3).
+It needs libfuse 2 (package libfuse2, or libfuse2t64) and, to mount as an ordinary user, a program called
+`fusermount` (package fuse3 provides it as a link to fusermount3).
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from overlayfs_demo.overlay.types import Attrs, Caller, Change
 
 _log = logging.getLogger(__name__)
 
-# How utimensat(2) says "now" and "leave it", in the place of the nanoseconds.
+# The values of the nanoseconds by which utimensat(2) means "now" and "leave it".
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
-# How many nodes are held that nobody has open.
+# The number of nodes to keep that nobody has open.
 _RECENT = 1024
 
-# What libfuse renames a file to that is removed while somebody has it open.
+# The name that libfuse gives a file that is removed while somebody has it open.
 _HIDDEN = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
 
 
@@ -70,14 +70,14 @@ class FusepyFront:
     """The portable front, on fusepy and libfuse 2 (`--front fusepy`)."""
 
     def serve(self, view: View, ready: Callable[[], None]) -> None:
-        """See `Front.serve`. SIGTERM, SIGINT and SIGHUP unmount and end it, also while files are open."""
+        """Serve the view, see `Front.serve`. SIGTERM, SIGINT and SIGHUP unmount and end it, even with open files."""
         if os.geteuid() != 0 and shutil.which("fusermount") is None:
             raise MountError("fusermount is not installed", "install the package fuse3, or mount as root")
         callbacks = Callbacks(view, ready)
         try:
             with default_signals():
-                # Mounts, answers requests on several threads, and returns when it is unmounted. `raw_fi`
-                # hands the callbacks libfuse's record of an open file (fuse_file_info) as it is.
+                # This call mounts, answers requests on several threads, and returns when the view is unmounted.
+                # With `raw_fi` the callbacks get libfuse's record of an open file (fuse_file_info) unchanged.
                 fuse.FUSE(
                     callbacks,
                     view.mountpoint.decode(ENCODING),
@@ -88,8 +88,8 @@ class FusepyFront:
                 )
         except RuntimeError as error:
             if not callbacks.answered:
-                what = f"{os.fsdecode(view.mountpoint)}: libfuse could not mount it"
-                raise MountError(what, "its message on standard error says why") from error
+                problem = f"{os.fsdecode(view.mountpoint)}: libfuse could not mount it"
+                raise MountError(problem, "its message on standard error says why") from error
             raise
         finally:
             callbacks.close()
@@ -103,19 +103,19 @@ class _OpenFile(NamedTuple):
 
 
 class Callbacks:
-    """One method for each request of the kernel; libfuse calls them from several threads.
+    """One method for each kind of request; libfuse calls them from several threads.
 
-    A method returns its answer, or raises OSError, whose errno the calling process then finds in its own.
-    A request without a method here gets ENOSYS, "not implemented", and the kernel does without: after the
-    first ENOSYS to flush() (close(2) of a file), for one, it never asks again.
+    A method returns its answer, or raises OSError, whose errno the calling process gets.
+    A request without a method here gets ENOSYS, "not implemented", and the kernel does without it. After the
+    first ENOSYS to flush() (close(2) of a file), for example, it never asks again.
     """
 
     # fusepy: times are integers, in nanoseconds.
     use_ns = True
-    # libfuse: for an open file do not bother to find out the path, its handle is enough.
+    # libfuse: do not look up the path of an open file, because its handle is enough.
     flag_nullpath_ok = 1
     flag_nopath = 1
-    # libfuse: utimens() understands the two special values. Without it, setting one of two times does nothing.
+    # libfuse: utimens() understands the two special values. Without this, setting one of the two times does nothing.
     flag_utime_omit_ok = 1
 
     def __init__(self, view: View, ready: Callable[[], None]) -> None:
@@ -127,19 +127,18 @@ class Callbacks:
         self.failure: Exception | None = None
         self._serial = count(1)
         self._files: dict[int, _OpenFile] = {}
-        # By thread, the file whose release() it answered last: libfuse counts it as open until that thread
-        # comes with its next request, and hides it from an unlink() in between.
+        # For each thread, the file whose release() it answered last. libfuse counts that file as open until the
+        # thread brings its next request, and hides it if an unlink() comes in between.
         self._closing: dict[int, Node] = {}
         self._directories: dict[int, DirNode] = {}
-        # The engine keeps a node only as long as somebody holds it. Paths that come again and again, such
-        # as the directories on the way to a file, shall not be made anew each time.
+        # The engine keeps a node only as long as somebody holds it. This keeps the nodes of paths that occur again
+        # and again, such as the directories on the way to a file, so that they are not created each time.
         self._recent: deque[Node] = deque(maxlen=_RECENT)
-        # Removed files that are still open, by the name that libfuse knows them by. They stay as long as
-        # `_files` holds them.
+        # Removed files that are still open, by libfuse's name for them. They stay as long as `_files` holds them.
         self._hidden: WeakValueDictionary[bytes, Node] = WeakValueDictionary()
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        """fusepy's only way in: every request is a call of this, with the method's name."""
+        """Answer one request by calling the method of this name; fusepy sends every request here."""
         self._closing.pop(threading.get_ident(), None)
         self._asked[name] += 1
         try:
@@ -156,7 +155,7 @@ class Callbacks:
     # --- the mount itself --------------------------------------------------------------------------
 
     def init(self, _root: str) -> None:
-        """The first request on a new mount. Others already wait, and are answered after this one."""
+        """Answer the first request on a new mount. Others are already waiting, and are answered after this one."""
         try:
             syscalls.reserve_descriptors(1024)
             self._ready()
@@ -166,31 +165,31 @@ class Callbacks:
             fuse.fuse_exit()
 
     def close(self) -> None:
-        """Not a request: close what processes had open when the mount was taken away from them."""
+        """Close the files that processes still had open when the view was unmounted. This is not a request."""
         while self._files:
             _, opened = self._files.popitem()
             self._overlay.release(opened.node, opened.handle)
 
     def statfs(self, _path: str) -> dict[str, int]:
-        """statfs(2), df(1): how much room is there?"""
+        """statfs(2), df(1): the size of the filesystem and its free space."""
         status = self._overlay.statfs()
         return {field: getattr(status, field) for field in dir(status) if field.startswith("f_")}
 
     # --- from paths to nodes -----------------------------------------------------------------------
 
     def _node(self, path: str) -> Node:
-        """The node at a path, which is absolute and starts at the mount point."""
+        """Return the node at a path, which is absolute and starts at the mount point."""
         name = path.encode(ENCODING)
         node = self._hidden.get(os.path.basename(name)) or self._overlay.walk(name)
         self._recent.append(node)
         return node
 
     def _known(self, path: str | None, fi: Any) -> Node:
-        """The node of an open file, if `fi` is one, else the node at the path."""
+        """Return the node of the open file `fi`, or the node at the path if there is no open file."""
         return self._files[fi.fh].node if fi or path is None else self._node(path)
 
     def _place(self, path: str) -> tuple[DirNode, bytes]:
-        """The directory of a path, and the last name in it, which need not exist."""
+        """Return the directory of a path, and the path's last name, which need not exist."""
         above, name = os.path.split(path.encode(ENCODING))
         parent = self._overlay.walk(above)
         if not isinstance(parent, DirNode):
@@ -198,9 +197,9 @@ class Callbacks:
         return parent, name
 
     def _caller(self, call: str) -> Caller:
-        """The process behind the request that this thread answers.
+        """Return the process behind the request that this thread is answering.
 
-        The umask is 0, for the kernel has applied the process's own to the mode already.
+        The umask is 0, because the kernel has already applied the process's own umask to the mode.
         """
         uid, gid, pid = fuse.fuse_get_context()
         return Caller(uid, gid, pid, 0, call)
@@ -208,19 +207,19 @@ class Callbacks:
     # --- looking -----------------------------------------------------------------------------------
 
     def getattr(self, path: str | None, fi: Any = None) -> dict[str, int]:
-        """stat(2), and the lookup of every single name on the way to a file: is it there, and what is it?
+        """stat(2), and the lookup of every name on the way to a file: whether it exists, and its attributes.
 
-        ENOENT for a name is remembered by the kernel as well, for as long as it trusts names at all.
+        The kernel also remembers ENOENT for a name, for as long as it trusts names at all.
         """
         node = self._known(path, fi)
         return _stat(self._overlay.attrs(node))
 
     def readlink(self, path: str) -> str:
-        """readlink(2), and following a symbolic link. The kernel itself goes on from the target."""
+        """readlink(2), and following a symbolic link. The kernel itself continues from the target."""
         return self._overlay.readlink(self._node(path)).decode(ENCODING)
 
     def opendir(self, path: str) -> int:
-        """opendir(3). The number that is returned comes back with each request for this directory."""
+        """opendir(3). The kernel sends the returned number with each request for this directory."""
         node = self._node(path)
         if not isinstance(node, DirNode):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -231,8 +230,8 @@ class Callbacks:
     def readdir(self, _path: str | None, number: int) -> list[tuple[str, dict[str, int], int]]:
         """getdents(2): all names, each with its inode number and type.
 
-        An offset of 0 with each says "you number them": libfuse keeps the whole list for this opendir and
-        hands it to the kernel in portions, and comes here again only after rewinddir(3).
+        The offset 0 means "you number them": libfuse keeps the whole list for this opendir and
+        passes it to the kernel in portions. It calls this again only after rewinddir(3).
         """
         node = self._directories[number]
         listed = [(".", node.ino, stat.S_IFDIR), ("..", (node.parent or node).ino, stat.S_IFDIR)]
@@ -254,11 +253,11 @@ class Callbacks:
         self._overlay.mknod(*self._place(path), mode, rdev, self._caller("mknod"))
 
     def symlink(self, path: str, target: str) -> None:
-        """symlink(2); a target is any text at all."""
+        """symlink(2); a target can be any text."""
         self._overlay.symlink(*self._place(path), target.encode(ENCODING), self._caller("symlink"))
 
     def link(self, path: str, existing: str) -> None:
-        """link(2): `path` becomes one more name of an existing file."""
+        """link(2): `path` becomes another name of an existing file."""
         self._overlay.link(self._node(existing), *self._place(path), self._caller("link"))
 
     def unlink(self, path: str) -> None:
@@ -271,11 +270,11 @@ class Callbacks:
         self._overlay.rmdir(*self._place(path), self._caller("rmdir"))
 
     def rename(self, old: str, new: str) -> None:
-        """rename(2). Also unlink(2) of an open file, or rename(2) over one, which libfuse tells apart by the name.
+        """rename(2), and unlink(2) of an open file or rename(2) over one, which the new name tells apart.
 
-        A removed file lives on while somebody has it open, but libfuse must have a path for it, so it asks
-        to rename it to `.fuse_hidden...` first. The engine needs no such crutch: the file is removed, and
-        only we remember which node libfuse means by that name.
+        A removed file lives on while somebody has it open, but libfuse needs a path for it, so it asks
+        to rename it to `.fuse_hidden...` first. The engine does not need that: the file is removed, and
+        only this front remembers which node libfuse means by that name.
         """
         parent, name = self._place(new)
         if _HIDDEN.fullmatch(name):
@@ -292,11 +291,11 @@ class Callbacks:
         self._overlay.set_attrs(self._node(path), change, self._caller(call))
 
     def chmod(self, path: str, mode: int) -> None:
-        """chmod(2). Also sent by the kernel when an ordinary user writes to a file with set-id bits."""
+        """chmod(2). The kernel also sends it when an ordinary user writes to a file with set-id bits."""
         self._change(path, Change(mode=stat.S_IMODE(mode)), "chmod")
 
     def chown(self, path: str, uid: int, gid: int) -> None:
-        """chown(2); -1 leaves one as it is."""
+        """chown(2); -1 leaves the owner or group as it is."""
         owner, group = None if uid == -1 else uid, None if gid == -1 else gid
         self._change(path, Change(uid=owner, gid=group), "chown")
 
@@ -308,7 +307,7 @@ class Callbacks:
         self._change(path, change, "utimensat")
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
-        """truncate(2), by path; ftruncate(2), by handle."""
+        """truncate(2) by path, and ftruncate(2) by handle."""
         node = self._known(path, fi)
         self._overlay.set_attrs(node, Change(size=length, by_path=fi is None), self._caller("truncate"))
 
@@ -320,7 +319,7 @@ class Callbacks:
         return [os.fsencode(name).decode(ENCODING) for name in names]
 
     def getxattr(self, path: str, name: str) -> bytes:
-        """getxattr(2). Before each write(2) the kernel asks for `security.capability`, too, to drop it."""
+        """getxattr(2). Before each write(2) the kernel also asks for `security.capability`, so that it can drop it."""
         return self._overlay.xattr(self._node(path), _xattr_name(name))
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
@@ -334,13 +333,13 @@ class Callbacks:
     # --- file data ---------------------------------------------------------------------------------
 
     def _remember(self, fi: Any, node: Node, handle: Handle) -> None:
-        """Number an open file. libfuse hands `fi.fh` back with each request for it."""
+        """Give an open file a number. libfuse passes `fi.fh` back with each request for the file."""
         assert isinstance(node, FileNode)
         fi.fh = next(self._serial)
         self._files[fi.fh] = _OpenFile(node, handle)
 
     def create(self, path: str, mode: int, fi: Any) -> None:
-        """open(2) with O_CREAT, for a name that is not there."""
+        """open(2) with O_CREAT, for a name that does not exist."""
         parent, name = self._place(path)
         caller = self._caller("create")
         try:
@@ -348,45 +347,45 @@ class Callbacks:
         except FileExistsError:
             if fi.flags & os.O_EXCL:
                 raise
-            # Somebody else was quicker. Whether the caller may open what is there, the kernel finds out when it looks
-            # the name up again, which this error makes it do.
+            # Another process was quicker. This error makes the kernel look the name up again, and then it checks
+            # whether the caller may open that file.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
         self._remember(fi, node, handle)
 
     def open(self, path: str, fi: Any) -> None:
-        """open(2) of a file that is there. To open a lower file for writing is what copies it up."""
+        """open(2) of an existing file. Opening a lower file for writing copies it up."""
         node, caller = self._node(path), self._caller("open")
-        # Before a write(2) or truncate(2) the kernel itself takes the set-id bits away; O_TRUNC it leaves to us.
+        # The kernel itself clears the set-id bits before a write(2) or truncate(2), but leaves O_TRUNC to us.
         kill = bool(fi.flags & os.O_TRUNC and caller.uid)
         self._remember(fi, node, self._overlay.open(node, fi.flags | self._always, caller, kill_privileges=kill))
 
     def read(self, _path: str | None, size: int, offset: int, fi: Any) -> bytes:
-        """read(2), as far as the kernel has not cached the data. Short only at the end of the file."""
+        """read(2) of data that the kernel has not cached. The answer is short only at the end of the file."""
         buffer = memoryview(bytearray(size))
         return bytes(buffer[: self._files[fi.fh].handle.read_into(buffer, offset)])
 
     def write(self, _path: str | None, data: bytes, offset: int, fi: Any) -> int:
-        """write(2). The kernel has turned O_APPEND into an offset."""
+        """write(2). The kernel has already turned O_APPEND into an offset."""
         node, handle = self._files[fi.fh]
         return self._overlay.write(node, handle, data, offset, self._caller("write"))
 
     def fsync(self, _path: str | None, datasync: int, fi: Any) -> None:
-        """fsync(2), fdatasync(2): return when it is on the disk."""
+        """fsync(2), fdatasync(2): return when the file is on the disk."""
         self._overlay.sync_file(self._files[fi.fh].handle, bool(datasync))
 
     def fsyncdir(self, _path: str | None, _datasync: int, number: int) -> None:
-        """fsync(2) of a directory: names made and removed in it are on the disk."""
+        """fsync(2) of a directory: return when the names created and removed in it are on the disk."""
         self._overlay.sync_directory(self._directories[number])
 
     def release(self, _path: str | None, fi: Any) -> None:
-        """The last descriptor of an open file was closed, by the last process that shared it."""
+        """Release an open file whose last descriptor was closed, by the last process that shared it."""
         opened = self._files.pop(fi.fh)
         self._closing[threading.get_ident()] = opened.node
         self._overlay.release(opened.node, opened.handle)
 
 
 def _stat(attrs: Attrs) -> dict[str, int]:
-    """The engine's attributes by the names of stat(2), as fusepy wants them."""
+    """Return the engine's attributes under the names of stat(2), as fusepy expects them."""
     return {
         "st_ino": attrs.ino,
         "st_mode": attrs.mode,
@@ -404,9 +403,10 @@ def _stat(attrs: Attrs) -> dict[str, int]:
 
 
 def _time(nanoseconds: int) -> int | None:
-    """One time of utimens(). fusepy has added seconds, 0 with a special value, and nanoseconds together.
+    """Return one time of utimens(); None leaves it as it is.
 
-    So two instants in the second second of 1970 cannot be set.
+    fusepy has added the seconds, which are 0 for a special value, to the nanoseconds. So two instants in the
+    second second of 1970 cannot be set.
     """
     if nanoseconds == _UTIME_OMIT:
         return None
@@ -414,5 +414,5 @@ def _time(nanoseconds: int) -> int | None:
 
 
 def _xattr_name(name: str) -> str:
-    """An attribute's name as the `os` functions and the engine want it."""
+    """Return an attribute's name as the `os` functions and the engine expect it."""
     return os.fsdecode(name.encode(ENCODING))

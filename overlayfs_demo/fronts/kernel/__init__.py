@@ -1,5 +1,5 @@
-"""Our own loop on /dev/fuse, in the kernel's own protocol (linux/fuse.h).
+"""Our own loop on /dev/fuse, which speaks the kernel's protocol (linux/fuse.h).
 
 It may import what `fronts` may. Begin with `session`, which reads requests and writes replies; `wire` is the protocol,
-`handlers` answers each request, and `node_table` remembers what the kernel holds.
+`handlers` answers each request, and `node_table` remembers which nodes the kernel holds.
 """

@@ -1,9 +1,10 @@
-"""For how long may the kernel trust what it is told?
+"""How long the kernel may trust the answers it gets.
 
-Where changes behind the view are noticed (`overlay.behind`), for a day: `notices` makes it forget what is
-no longer so. Elsewhere for a second. Whoever mounts with a timeout gets exactly that, and no notices. What the
-time machine shows is not trusted at all, for it follows the upper. What the kernel caches without a time limit,
-the names in a directory and the data of a file, goes by the same rule.
+Where changes behind the view are noticed (`overlay.external_changes`), the kernel may trust an answer for a day,
+because `invalidation` makes it forget what is no longer true. Elsewhere it may trust an answer for a second. A mount
+with a timeout gets exactly that timeout, and no notices. The kernel never trusts what the time machine shows, because
+that follows the upper. The same rule decides about what the kernel caches without a time limit: the names in a
+directory and the data of a file.
 """
 
 from __future__ import annotations
@@ -14,32 +15,41 @@ from overlayfs_demo.overlay.node import DirNode, Node
 
 _DAY = 86400.0
 _MOMENT = 1.0
-# Whoever mounts with so long a timeout says that the layers stay as they are.
+# Seconds. A timeout this long says that the layers do not change.
 _AT_REST = 3600.0
 
 
 class Trust:
-    """Answers for one mount. `shortest` is in seconds. Safe to use from several threads."""
+    """The cache policy of one mount. Safe to use from several threads.
+
+    `shortest` is the shortest time, in seconds, for which an answer outside the time machine is valid.
+    """
 
     def __init__(self, overlay: Overlay, timeout: float | None, *, notes_all_reading: bool = False) -> None:
-        """`timeout` in seconds; None is as long as changes are noticed. With `notes_all_reading`, whoever reads a
-        directory must ask us."""
+        """Set up the policy of one mount.
+
+        `timeout` is in seconds; None means as long as changes are noticed. With `notes_all_reading` every reader
+        of a directory must ask us.
+        """
         self._watch = overlay.behind.watch
         self._is_past = overlay.is_past
         self._at_rest = timeout is not None and timeout >= _AT_REST
         self._fixed = None if timeout is None else wire.Valid(timeout)
         self._day, self._moment, self._never = wire.Valid(_DAY), wire.Valid(_MOMENT), wire.Valid(0.0)
-        # Names in a directory change its times, which is noticed only once somebody looked into it.
+        # A new or removed name changes its directory's times, which is noticed only once somebody has looked inside.
         self._name_only = wire.Valid(_DAY, _MOMENT)
         self.shortest = _MOMENT if timeout is None else timeout
-        # May the kernel open directories without asking, and keep what they list until it is told otherwise?
-        # (It can be told soon, but not at once, and the upper's past changes with every change of the view.)
-        # Nor if each reading of a directory is to be noted.
+        # Whether the kernel may open directories without asking, and keep their listings until it is told otherwise.
+        # It can be told soon, but not at once, so it may not with a time machine: the upper's past changes with every
+        # change of the view. It may not either if each reading of a directory must be noted.
         is_told = overlay.behind.started or self._at_rest
         self.keeps_listings = is_told and not overlay.has_past and not notes_all_reading
 
     def inside(self, directory: DirNode) -> wire.Valid:
-        """For what is said of names in the directory. Call before the engine is asked about them."""
+        """Return how long answers about names in the directory are valid. Call it before asking the engine for them.
+
+        That way the directory is already watched when the answer is made, and no change in between is missed.
+        """
         if self._is_past(directory):
             return self._never
         if self._fixed is not None:
@@ -47,13 +57,13 @@ class Trust:
         return self._day if directory.watched or self._watch(directory) else self._moment
 
     def entry(self, inside: wire.Valid, node: Node) -> wire.Valid:
-        """For a name together with the attributes of what it is; `inside` is what holds in its directory."""
+        """Return how long a name and its node's attributes are valid; `inside` is the result for its directory."""
         if inside is self._day and isinstance(node, DirNode) and not node.watched:
             return self._name_only
         return inside
 
     def attributes(self, node: Node) -> wire.Valid:
-        """For the attributes of a node."""
+        """Return how long the attributes of a node are valid."""
         if self._is_past(node):
             return self._never
         if self._fixed is not None:
@@ -61,7 +71,7 @@ class Trust:
         return self._day if self.keeps(node) else self._moment
 
     def keeps(self, node: Node) -> bool:
-        """May the kernel keep its data, or the names in it, from one open to the next?"""
+        """Return whether the kernel may keep a node's data, or the names in it, from one open to the next."""
         if self._is_past(node):
             return False
         if self._fixed is not None:

@@ -1,8 +1,8 @@
-"""At which offset does each name of a directory stand?
+"""Stable offsets for the names of a directory.
 
-readdir(3), telldir(3) and seekdir(3) need an offset that stays good while names come and go, for as long
-as anybody reads the directory. So each name gets a number when it is first seen and keeps it; a name
-that is gone is skipped, a new one comes last. The kernel need not open and release directories then.
+readdir(3), telldir(3) and seekdir(3) need an offset that stays valid while names come and go, for as long
+as anyone reads the directory. So each name gets a number when it is first seen, and keeps it. A name
+that is gone is skipped, and a new one comes last. The kernel then need not open and release directories.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DOT, DOT_DOT = 1, 2
 
 
 class Numbered(NamedTuple):
-    """A name as it was listed, and its number."""
+    """A listed name and its number."""
 
     number: int
     listed: Listed
@@ -34,14 +34,14 @@ class Numbering(NamedTuple):
     entries: Sequence[Numbered]
 
     def after(self, offset: int) -> Iterator[Numbered]:
-        """The names behind `offset`, which is the number of the last one read (0: none yet)."""
+        """Return the names after `offset`, which is the number of the last one read (0: none yet)."""
         entries = self.entries
         for index in range(bisect_right(entries, offset, key=_number), len(entries)):
             yield entries[index]
 
 
 class DirectoryStream:
-    """The numbers of one directory's names, for all who read it. Safe to use from several threads.
+    """The numbers of one directory's names, shared by all its readers. Safe to use from several threads.
 
     `current` is the latest numbering, None before the first `refresh`.
     """
@@ -55,10 +55,10 @@ class DirectoryStream:
         self.current: Numbering | None = None
 
     def refresh(self, take: Callable[[], Snapshot]) -> Numbering:
-        """Number the names that the directory holds now, which `take` tells.
+        """Number the names that the directory holds now, which `take` returns.
 
-        It is called with the lock held, for an older snapshot must not come after a newer one: a name that is
-        missing from it would be numbered anew later, and be listed twice by whoever is under way.
+        `take` is called with the lock held, because an older snapshot must not follow a newer one: a name missing
+        from it would later get a new number, and a reader in the middle of the directory would list it twice.
         """
         with self._lock:
             snapshot = take()
@@ -74,7 +74,10 @@ class DirectoryStream:
             return self.current
 
     def next_directory(self) -> bytes | None:
-        """The name of the first subdirectory, at the next call that of the second, and so on; None at the end."""
+        """Return the name of the first subdirectory, then of the second, and so on; None at the end.
+
+        The count starts again at each `refresh`.
+        """
         with self._lock:
             for number, listed in self.current.after(self._last_directory) if self.current else ():
                 if listed.kind == stat.S_IFDIR:

@@ -1,7 +1,7 @@
-"""What does each FUSE request about an open file, and what is in it, ask of the engine?
+"""Handlers of the FUSE requests about open files and their data.
 
-As in `requests`, there is one method a request. The kernel keeps the data's pages itself: it asks for what it
-has not cached, and writes through. Byte-range locks and flock(2) are its own affair as well.
+As in `handlers`, there is one method for each request. The kernel caches the data's pages itself: it asks for what it
+has not cached, and writes through. It also handles byte-range locks and flock(2) itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from overlayfs_demo.overlay.layer import stale
 from overlayfs_demo.overlay.node import DirNode, FileNode
 from overlayfs_demo.overlay.types import Attrs
 
-# Bytes: up to here, copying a file into the kernel's cache is cheaper than being asked for it.
+# Bytes. Up to this size, copying a file into the kernel's cache is cheaper than answering a request for it.
 _SMALL = 64 * 1024
 
 
@@ -45,7 +45,7 @@ class Files:
         pass_on: Callable[[], None],
         store: Callable[[int, memoryview], None],
     ) -> None:
-        """`pass_on` and `store` are those of `Requests`."""
+        """Set up the open files of one mount. `pass_on` and `store` are those of `Requests`."""
         self._overlay: Overlay = view.overlay
         self._nodes = nodes
         self._pass_on = pass_on
@@ -64,12 +64,12 @@ class Files:
             self._overlay.release(opened.node, opened.handle)
 
     def _opened(self, node: FileNode, handle: Handle, keep: bool) -> bytes:
-        """`keep` says that the pages of the file that the kernel has are still right."""
+        """Return the reply that gives out a handle. `keep`: the kernel's cached pages of the file are still right."""
         self.wait_for_store()
         number = next(self._serial)
         self._open[number] = _OpenFile(node, handle)
         if handle.append_only:
-            # Past the cache, so that it cannot be mapped: a page that was changed there would come as a write.
+            # Bypassing the cache means that the file cannot be mapped: a changed page would arrive as a write.
             return wire.open_reply(number, wire.FOPEN_DIRECT_IO)
         return wire.open_reply(number, wire.FOPEN_KEEP_CACHE if keep else 0)
 
@@ -85,9 +85,9 @@ class Files:
         return self._opened(node, handle, self._keeps_pages(request.nodeid, handle, flags, keep))
 
     def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool) -> bool:
-        """May the kernel read, without asking us, what it has of the file? `keep`: it is told of changes.
+        """Return whether the kernel may read its cached pages of the file without asking us.
 
-        A reading that changes the access time must reach the real file.
+        With `keep` it is told of changes. A read that changes the access time must reach the real file.
         """
         may_be_noted = handle.in_upper and flags & os.O_ACCMODE != os.O_WRONLY and not self._always
         if keep and not may_be_noted:
@@ -98,26 +98,30 @@ class Files:
         return is_same and not (may_be_noted and reading_is_noted(self._flags, status))
 
     def _store_small(self, request: Request, node: FileNode, handle: Handle) -> None:
-        """Send a small file's data along with the first open: the read that follows needs no request then."""
-        # To store a page, the kernel waits for its lock. Who holds that may wait for an answer of ours (a READ, or a
-        # WRITE of mapped pages), so a thread that answers must not wait for it: else a few such opens hang the mount
-        # for ever. Invariant: the kernel locks pages for a request only with an open file of this node, keeps the file
-        # until the request is answered, and sends RELEASE, which takes the handle from `node.handles`, only then.
-        # So no page is locked that way if this open, of which the kernel does not know yet, has the only handle; and
-        # none will be during the store, for every other reply that gives out a handle waits for it.
+        """Send a small file's data along with the first open, so that the read that follows needs no request."""
+        # To store a page, the kernel waits for the page's lock. The holder of that lock may be waiting for an answer
+        # of ours (a READ, or a WRITE of mapped pages), so a thread that answers must not wait for it: a few such opens
+        # would hang the mount for ever. Invariant: the kernel locks pages for a request only with an open file of this
+        # node, keeps the file until the request is answered, and only then sends RELEASE, which removes the handle
+        # from `node.handles`. So no page is locked that way if the only handle is that of this open, which the kernel
+        # does not know of yet; and none will be during the store, because every other reply that gives out a handle
+        # waits for it.
         if node.handles != [handle] or not self._nodes.first_store(request.nodeid):
             return
-        # Read without the lock: a slow layer must not keep other files from being opened.
+        # Read without the lock, because a slow layer must not keep other files from being opened.
         size = handle.read_into(request.room[: _SMALL + 1], 0)
         if not 0 < size <= _SMALL:
             return
         with self._storing:
-            # A copy-up turns the handle to the upper: what was read may have been changed by then.
+            # A copy-up switches the handle to the upper, and the data just read may be outdated by then.
             if node.handles == [handle] and not handle.in_upper:
                 self._store(request.nodeid, request.room[:size])
 
     def wait_for_store(self) -> None:
-        """Call before the reply that lets the kernel use a handle, or that tells of a file's new size."""
+        """Wait until no file is being stored.
+
+        Call it before a reply that lets the kernel use a handle, or that gives it a file's new size.
+        """
         with self._storing:
             pass
 
@@ -130,8 +134,8 @@ class Files:
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            # Somebody else was quicker. The kernel has not asked whether the caller may open what is there, and would
-            # not after this: it must look the name up again, and open that.
+            # Another process was quicker. The kernel has not checked whether the caller may open that file, and would
+            # not do so after this reply, so this error makes it look the name up again and open that file.
             raise stale(name) from None
 
     def tmpfile(self, request: Request) -> bytes:
@@ -215,5 +219,5 @@ class Files:
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    """What differs once somebody changed the file's data."""
+    """Return a value that differs once somebody has changed the file's data."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,7 +1,7 @@
-"""What does each FUSE request ask of the engine? (`files` has those about file data.)
+"""Handlers of the FUSE requests, except those about file data, which are in `file_handlers`.
 
-One method a request: decode, call a verb of the engine, encode. A method returns the reply's payload,
-or None for a request that gets no reply, and raises OSError for one that fails.
+There is one method for each request: it decodes the request, calls a verb of the engine, and encodes the reply. It
+returns the reply's payload, or None for a request that gets no reply, and raises OSError for a request that fails.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ class Requests:
         store: Callable[[int, memoryview], None],
         distrust: Callable[[int], None],
     ) -> None:
-        """`pass_on` is called before a request that may take long, see `turns.Turns.pass_on`; `store` puts the
-        beginning of a file, given by its id, into the kernel's cache; `distrust` makes the kernel forget what
-        it has of a node."""
+        """Set up the handlers of one mount.
+
+        `pass_on` is called before a request that may take long, see `turns.Turns.pass_on`. `store` puts the
+        beginning of a file, given by its node id, into the kernel's cache. `distrust` makes the kernel forget
+        what it has cached of a node.
+        """
         self._overlay: Overlay = view.overlay
         self._overlay.hooks.before_wait = pass_on
         self._pass_on = pass_on
@@ -61,11 +64,11 @@ class Requests:
             if hasattr(owner, opcode.name.lower())
         }
         if trust.keeps_listings:
-            # OPENDIR then gets ENOSYS: the kernel opens directories without us, and caches what they list.
+            # OPENDIR then gets ENOSYS, and the kernel opens directories without us and caches their listings.
             del self.handlers[Opcode.OPENDIR]
 
     def close(self) -> None:
-        """Release what the kernel did not (after a forced unmount)."""
+        """Release the files that the kernel did not release (after a forced unmount)."""
         self._files.close()
 
     def _node(self, request: Request) -> Node:
@@ -92,8 +95,8 @@ class Requests:
     def batch_forget(self, request: Request) -> None:
         number, _ = wire.BATCH_FORGET_IN.unpack_from(request.body)
         start = wire.BATCH_FORGET_IN.size
-        ones = request.body[start : start + number * wire.FORGET_ONE.size]
-        for nodeid, lookups in wire.FORGET_ONE.iter_unpack(ones):
+        items = request.body[start : start + number * wire.FORGET_ONE.size]
+        for nodeid, lookups in wire.FORGET_ONE.iter_unpack(items):
             self.nodes.forget(nodeid, lookups)
 
     def getattr(self, request: Request) -> bytes:
@@ -101,7 +104,7 @@ class Requests:
         return wire.attr_reply(self._overlay.attrs(node), self._trust.attributes(node))
 
     def statx(self, request: Request) -> bytes:
-        """The kernel asks this way if somebody wants to know the time of birth."""
+        """Answer STATX, which the kernel sends if somebody asks for the time of birth."""
         node = self._node(request)
         attrs, birth = self._overlay.attrs(node), self._overlay.birth_time(node)
         return wire.statx_reply(attrs, birth, self._trust.attributes(node))
@@ -198,7 +201,7 @@ class Requests:
         name, _, rest = bytes(request.body[wire.SETXATTR_IN.size :]).partition(b"\0")
         node, caller = self._node(request), request.caller("setxattr")
         self._overlay.set_xattr(node, os.fsdecode(name), rest[:size], flags, caller)
-        # The kernel sends this with a default list, too, which says nothing of the directory's own mode.
+        # The kernel also sends this flag with a default ACL, which does not affect the directory's own mode.
         if extra & wire.SETXATTR_ACL_KILL_SGID and name == acl.ACCESS.encode():
             mode = self._overlay.attrs(node).mode & ~stat.S_ISGID
             self._overlay.set_attrs(node, Change(mode=stat.S_IMODE(mode)), caller)
@@ -210,7 +213,7 @@ class Requests:
         return _EMPTY
 
     def ioctl(self, request: Request) -> bytes:
-        """Inode flags. As on the kernel's own overlay, no other ioctl means anything here."""
+        """Get or set inode flags. As on the kernel's own overlay, other ioctls get ENOTTY."""
         _, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(request.body)
         node = self._node(request)
         for form in (inode_flags.PLAIN, inode_flags.EXTENDED):
@@ -225,7 +228,7 @@ class Requests:
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
     # --- directories -------------------------------------------------------------------------------
-    # They are read by node alone, so there is nothing to open and release.
+    # The node alone is enough to read a directory, so there is nothing to open and release.
 
     def opendir(self, _request: Request) -> bytes:
         return wire.open_reply(0, 0)
@@ -256,7 +259,7 @@ class Requests:
 
 
 def _sized(value: bytes, size: int) -> bytes:
-    """An xattr reply: the value, or its size when `size` is 0. ERANGE when it does not fit."""
+    """Return an xattr reply: the value, or its size if `size` is 0. Raises OSError (ERANGE) if it does not fit."""
     if size == 0:
         return wire.XATTR_SIZE.pack(len(value))
     if len(value) > size:
@@ -271,7 +274,7 @@ def _time(valid: int, flag: int, now: int, seconds: int, nanoseconds: int) -> in
 
 
 def _setattr_call(valid: int) -> str:
-    """The system call behind a SETATTR, for events."""
+    """Return the name of the system call behind a SETATTR, for events."""
     for flags, call in (
         (wire.FATTR_SIZE, "truncate"),
         (wire.FATTR_MODE, "chmod"),

@@ -1,9 +1,9 @@
-"""How does the kernel learn that it must forget something?
+"""Notices that make the kernel forget what it has cached.
 
-By messages that answer no request: FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_INVAL_INODE and
+They are messages that answer no request: FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_INVAL_INODE and
 FUSE_NOTIFY_INC_EPOCH. To forget a name the kernel takes the lock of its directory, and to forget a page
-it waits for whoever fills it: both may be held by a caller who waits for an answer of ours. So a thread of
-its own sends them, which holds no lock and answers nothing.
+it waits until the page is filled. A caller who waits for an answer of ours may hold up both. So a separate
+thread sends the notices, which holds no lock and answers no request.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from overlayfs_demo.overlay.external_changes import Behind, Changes
 
 _log = logging.getLogger(__name__)
 
-# Seconds. After each look at what happened there is a rest, so that many changes cost little.
+# Seconds. The thread rests after each look at the changes, so that many changes cost little.
 _REST = 0.05
-# An answer that was on its way while something changed may arrive after the notice: it is sent once more.
+# Seconds. An answer that was on its way during a change may arrive after the notice, so the notice is sent again.
 _AGAIN = 0.05
+# How long the thread may take to end, in seconds.
 _PATIENCE = 2.0
 
 
 class Notices:
-    """Tells the kernel of changes behind the view, until `close`."""
+    """A thread that tells the kernel of changes behind the view, until `close`."""
 
     def __init__(self, device: int, behind: Behind, nodes: NodeTable, directories: Directories) -> None:
         self._device = device
@@ -45,11 +46,11 @@ class Notices:
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, and wait for it; not for ever, for the kernel may hold it until the device is closed."""
+        """End the thread and wait for it, but not for ever: the kernel may hold it until the device is closed."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
@@ -58,7 +59,7 @@ class Notices:
             os.close(self._wake)
 
     def distrust(self, nodeid: int) -> None:
-        """Let the kernel forget soon what it has of a node: nobody would hear if that was changed."""
+        """Make the kernel forget soon what it has cached of a node, because changes of that would go unnoticed."""
         self._distrusted.append(nodeid)
         os.eventfd_write(self._wake, 1)
 
@@ -74,6 +75,7 @@ class Notices:
             try:
                 self._send_distrust()
                 changes = self._behind.read()
+                # Again what was sent in the last round, see _AGAIN.
                 self._send(sent)
                 self._send(changes)
             except Exception:  # noqa: BLE001 - later changes must still be told
@@ -84,6 +86,7 @@ class Notices:
                 time.sleep(_REST)
 
     def _send_distrust(self) -> None:
+        # Reset the event before taking the ids: an id that is added in between then wakes this thread again.
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         for nodeid in {self._distrusted.popleft() for _ in range(len(self._distrusted))}:
@@ -112,16 +115,16 @@ class Notices:
         for nodeid in self._nodes.ids():
             self._forget_node(nodeid)
         if not self._notify(wire.NOTIFY_INC_EPOCH, b""):
-            # Before Linux 6.16: name by name, which leaves out those that were not there.
+            # Before Linux 6.16 names are forgotten one by one. That leaves out cached names that do not exist.
             for nodeid, name in self._nodes.names():
                 self._notify(wire.NOTIFY_INVAL_ENTRY, wire.inval_entry(nodeid, name))
 
     def _notify(self, code: int, body: bytes) -> bool:
-        """Send one message; False if the kernel does not understand it."""
+        """Send one message; return False if the kernel does not understand it."""
         try:
             os.write(self._device, wire.notice_head(code, len(body)) + body)
         except OSError as error:
-            # ENOENT: the kernel does not remember it (any more). ENODEV: unmounted meanwhile.
+            # ENOENT: the kernel has not cached it, or no longer. ENODEV: the view was unmounted meanwhile.
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
                 return False
         return True

@@ -1,7 +1,7 @@
-"""Which number does the kernel know a node by, and how long must it be kept?
+"""The table of the nodes that the kernel holds, with their ids.
 
-The kernel counts a lookup for every entry it is told of and takes counts back with FORGET. The table
-holds each node until its count is zero; then the engine's own weak references let it go.
+The kernel counts a lookup for every entry it is told of, and takes counts back with FORGET. The table
+holds each node until its count is zero. The engine has only weak references, so the node is then freed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Known:
 
 
 class NodeTable:
-    """Nodes by id and ids by node. Ids are never used again, so a stale one cannot mean another file."""
+    """Nodes by id and ids by node. An id is never used again, so a stale one cannot mean another file."""
 
     __slots__ = ("_by_id", "_ids", "_lock", "_serial")
 
@@ -45,7 +45,7 @@ class NodeTable:
         return len(self._by_id)
 
     def remember(self, nodes: Iterable[Node]) -> list[int]:
-        """The id of each node, with one more lookup counted."""
+        """Return the id of each node, and count one more lookup for each."""
         ids, by_id, numbers = self._ids, self._by_id, []
         with self._lock:
             for node in nodes:
@@ -59,22 +59,22 @@ class NodeTable:
         return numbers
 
     def node(self, nodeid: int) -> Node:
-        """The node of an id that the kernel still holds. KeyError otherwise."""
+        """Return the node of an id that the kernel still holds. Raises KeyError for any other id."""
         return self._by_id[nodeid].node
 
     def directory(self, nodeid: int) -> DirNode:
-        """The same for an id that must be a directory's. ENOTDIR."""
+        """Return the directory of an id. Raises KeyError like `node`, and NotADirectoryError if it is not one."""
         node = self._by_id[nodeid].node
         if not isinstance(node, DirNode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
     def id_of(self, node: Node) -> int | None:
-        """The id of a node, if the kernel holds it."""
+        """Return the id of a node, or None if the kernel does not hold it."""
         return self._ids.get(node)
 
     def stream(self, nodeid: int) -> DirectoryStream:
-        """The directory stream of a node; it lives as long as the node is held."""
+        """Return the directory stream of a node, which lives as long as the table holds the node."""
         with self._lock:
             known = self._by_id[nodeid]
             if known.stream is None:
@@ -82,36 +82,39 @@ class NodeTable:
             return known.stream
 
     def first_store(self, nodeid: int) -> bool:
-        """True the first time it is asked of a node: is its data still to be put into the kernel's cache?"""
+        """Return whether a node's data still has to be put into the kernel's cache: True once, then False."""
         known = self._by_id[nodeid]
         first, known.stored = not known.stored, True
         return first
 
     def forget_stored(self, nodeid: int) -> None:
-        """The data in the kernel's cache is no longer right."""
+        """Note that the node's data in the kernel's cache is outdated, so that `first_store` is True again."""
         known = self._by_id.get(nodeid)
         if known is not None:
             known.stored = False
 
     def is_same(self, nodeid: int, stamp: object) -> bool:
-        """Was the same said of the node the last time it was asked? None is nothing."""
+        """Return whether the stamp equals that of the last call for this node, and remember it.
+
+        Before the first call it is None.
+        """
         known = self._by_id[nodeid]
         before, known.stamp = known.stamp, stamp
         return before == stamp
 
     def ids(self) -> list[int]:
-        """All ids that the kernel holds."""
+        """Return all ids that the kernel holds."""
         with self._lock:
             return list(self._by_id)
 
     def names(self) -> list[tuple[int, bytes]]:
-        """The id of its directory and the name of every node that the kernel holds."""
+        """Return the directory's id and the name of every node that the kernel holds."""
         with self._lock:
             nodes = [(node.parent, node.name) for node in self._ids if node.parent is not None]
             return [(self._ids[parent], name) for parent, name in nodes if parent in self._ids]
 
     def forget(self, nodeid: int, lookups: int) -> None:
-        """Take `lookups` back."""
+        """Take back this many lookups of a node, and drop the node when none is left. The root stays."""
         with self._lock:
             known = self._by_id[nodeid]
             known.lookups -= lookups

@@ -1,7 +1,7 @@
-"""How are directories listed, and which one will be asked for next?
+"""Directory listings, with read-ahead of the directory that comes next.
 
-A reply holds as many names as fit. When the last of a directory's names has been handed out, whoever
-walks a tree goes on to its first subdirectory, or to the next one beside it: that one is made ready while
+A reply holds as many names as fit. After the last name of a directory, a reader that walks a tree
+goes on to the first subdirectory, or to the next one beside it. That directory is prepared while
 the reader is still busy with the names it got, as read-ahead does with the data of a file.
 """
 
@@ -24,19 +24,20 @@ from overlayfs_demo.overlay.node import DirNode
 from overlayfs_demo.overlay.tree import Completed
 from overlayfs_demo.overlay.types import Dirent
 
-# A larger directory is not read ahead, nor are more names of one looked up than a reply holds.
+# A directory with more names is not read ahead, and no more names are looked up than a reply holds.
 _AHEAD_NAMES = 1000
 _AHEAD_LOOKUPS = 150
-# What was read ahead is good for as many seconds, if the kernel may trust names for as long.
+# For how many seconds the result of reading ahead is valid, if the kernel may trust names that long.
 _AHEAD_SECONDS = 1.0
 
 _Answers = Sequence[Completed]
 
 
 class _Ahead(NamedTuple):
-    """A directory made ready: its numbering, what a lookup said of its first names, and when (monotonic).
+    """A directory that was read ahead: its numbering and the lookups of its first names.
 
-    `age` is that of all that was made ready before something changed behind the view.
+    `when` is the monotonic time in seconds. `age` is the number of changes behind the view until then, so after
+    another change it no longer matches.
     """
 
     directory: DirNode
@@ -47,17 +48,17 @@ class _Ahead(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """One reply's part of a listing; `is_last` says that it holds the directory's last name."""
+    """One reply's part of a listing; `is_last` says whether it holds the directory's last name."""
 
     payload: bytes
     is_last: bool
 
 
 class Directories:
-    """Lists the directories of one mount. Safe to use from several threads."""
+    """The directory listings of one mount. Safe to use from several threads."""
 
     def __init__(self, overlay: Overlay, nodes: NodeTable, trust: Trust) -> None:
-        """`trust`: for how long the kernel may trust an answer."""
+        """Set up the listings of one mount. `trust` says how long the kernel may trust an answer."""
         self._overlay = overlay
         self._nodes = nodes
         self._trust = trust
@@ -68,7 +69,7 @@ class Directories:
         self._preparing = threading.Lock()
 
     def readdir(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
-        """As many entries as fit into `size` bytes behind the name numbered `offset`; none at the end."""
+        """Return as many entries after the name numbered `offset` as fit into `size` bytes; none at the end."""
         self._trust.inside(directory)
         numbering, _ = self._numbering(directory, nodeid, offset)
 
@@ -80,7 +81,7 @@ class Directories:
         return _filled(numbering, offset, size, dots, wire.dirent_size, pack)
 
     def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
-        """The same, each with what LOOKUP would answer."""
+        """Return the same as `readdir`, each entry with the answer that LOOKUP would give."""
         inside, trust = self._trust.inside(directory), self._trust
         numbering, answers = self._numbering(directory, nodeid, offset)
         known = list(answers)
@@ -104,13 +105,13 @@ class Directories:
         return _filled(numbering, offset, size, dots, wire.direntplus_size, pack)
 
     def _numbering(self, directory: DirNode, nodeid: int, offset: int) -> tuple[Numbering, _Answers]:
-        """The names, read anew by whoever begins, and what is known already of the first of them."""
+        """Return the names, and the known lookups of the first of them. At offset 0 the names are read again."""
         stream = self._nodes.stream(nodeid)
         if offset and stream.current is not None:
             return stream.current, ()
         if offset == 0 and self._next is directory:
             ahead = self._take_ahead(directory)
-            # The kernel may have forgotten the directory meanwhile, and its numbers with it.
+            # The kernel may have forgotten the directory meanwhile, and with it the numbers.
             if ahead is not None and ahead.numbering is stream.current:
                 self._overlay.note_reading(directory)
                 return ahead.numbering, ahead.answers
@@ -119,7 +120,7 @@ class Directories:
     # --- read-ahead --------------------------------------------------------------------------------
 
     def _take_ahead(self, directory: DirNode) -> _Ahead | None:
-        """What was made ready for this directory, if it still holds."""
+        """Return what was read ahead of this directory, if it is still valid."""
         with self._preparing:
             ahead, self._ahead, self._next = self._ahead, None, None
         if ahead is None or ahead.directory is not directory or ahead.age != self._age:
@@ -129,11 +130,11 @@ class Directories:
         return ahead if ahead.numbering.snapshot.is_current(directory.sources) else None
 
     def forget_ahead(self) -> None:
-        """Something was changed behind the view: what was made ready, or is just being, may be old."""
+        """Drop what was read ahead, or is being read, because something changed behind the view."""
         self._age += 1
 
     def read_ahead(self, finished: DirNode) -> None:
-        """Make ready the directory that a reader who has `finished` this one will ask for next."""
+        """Read the directory that a reader who has `finished` this one will ask for next."""
         if not self._reads_ahead or self._overlay.is_past(finished) or not self._preparing.acquire(blocking=False):
             return
         try:
@@ -141,22 +142,24 @@ class Directories:
             if directory is None or (nodeid := self._nodes.id_of(directory)) is None:
                 return
             self._next = directory
+            # Taken before the names are read, so that a change while they are read makes the result outdated.
             age = self._age
             self._trust.inside(directory)
             take = partial(self._overlay.names, directory, at_most=_AHEAD_NAMES, quietly=True)
             numbering = self._nodes.stream(nodeid).refresh(take)
             names = [entry.listed for entry in numbering.entries[:_AHEAD_LOOKUPS]]
-            # A file of the upper may change before it is asked for; of the lowers' we would hear.
+            # A file of the upper may change before the kernel asks for it; a change of a lower's would be noticed.
             answers = () if directory.in_upper else self._overlay.lookup_listed(directory, numbering.snapshot, names)
             self._ahead = _Ahead(directory, numbering, answers, time.monotonic(), age)
         except (OSError, KeyError, TooManyNamesError):
-            # Removed, or forgotten by the kernel, meanwhile, or too large: whoever asks for it will be told.
+            # The directory is too large, or was removed or forgotten by the kernel meanwhile. A request for it will
+            # meet the error again, if it is one.
             self._ahead = None
         finally:
             self._preparing.release()
 
     def _following(self, directory: DirNode | None) -> DirNode | None:
-        """The next subdirectory, of this directory or of one above it, that was not made ready yet."""
+        """Return the next subdirectory, of this directory or of one above it, that was not read ahead yet."""
         while directory is not None:
             nodeid = self._nodes.id_of(directory)
             if nodeid is None:
@@ -170,7 +173,7 @@ class Directories:
 
 
 def _dots(directory: DirNode, offset: int) -> list[tuple[int, int, bytes]]:
-    """The inode number, the number and the name of `.` and `..`, as far as they are behind the offset."""
+    """Return the inode number, the number and the name of `.` and `..`, if they come after the offset."""
     dots = ((directory.ino, DOT, b"."), ((directory.parent or directory).ino, DOT_DOT, b".."))
     return [dot for dot in dots if offset < dot[1]]
 
@@ -183,12 +186,13 @@ def _filled(
     size_of: Callable[[bytes], int],
     pack: Callable[[Sequence[Numbered]], list[bytes]],
 ) -> Portion:
-    """The dots, and as many of the names behind `offset` as fit. Empty only at the end of the directory:
-    where all names of a portion turn out to be gone, the next ones take their place.
+    """Return the dots, and as many of the names after `offset` as fit.
 
-    What fits is settled before it is packed, for an entry of READDIRPLUS counts a lookup, which must then
-    reach the kernel.
+    The portion is empty only at the end of the directory: if all names of a portion turn out to be gone, the next
+    ones take their place.
     """
+    # What fits is decided before it is packed, because packing an entry of READDIRPLUS counts a lookup, and that
+    # entry must then reach the kernel.
     size -= sum(map(len, dots))
     while True:
         names = []

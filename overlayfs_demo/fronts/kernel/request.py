@@ -1,4 +1,4 @@
-"""What does every FUSE request carry, whatever it asks for?"""
+"""The parts that every FUSE request has in common."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 from overlayfs_demo.overlay.types import Caller
 
-# What a request is answered with, behind the reply's header.
+# The body of a reply, which follows the reply's header.
 Payload = bytes | memoryview
 
 
 class Request:
-    """One decoded request header, and its body. `room` is a buffer of this thread's for file data.
+    """A request's decoded header and its body. `room` is this thread's buffer for file data.
 
-    `afterwards`, if a handler sets it, is called when the reply is on its way, unless too much else is going on.
+    A handler may set `afterwards`. It is called after the reply was sent, unless all places for long requests are
+    taken.
     """
 
     __slots__ = ("afterwards", "body", "gid", "nodeid", "opcode", "pid", "room", "uid", "unique")
@@ -29,13 +30,13 @@ class Request:
         self.body = memoryview(bytes(self.body))
 
     def caller(self, call: str, umask: int = 0) -> Caller:
-        """The process that made the request, for the verb it used."""
+        """Return the process that made the request, with the system call it used."""
         return Caller(self.uid, self.gid, self.pid, umask, call)
 
     def names(self, offset: int = 0) -> list[bytes]:
-        """The NUL-terminated names after the fixed part of the body."""
+        """Return the NUL-terminated names after the first `offset` bytes of the body, its fixed part."""
         return bytes(self.body[offset:]).split(b"\0")[:-1]
 
     def name(self, offset: int = 0) -> bytes:
-        """The one name after the fixed part of the body."""
+        """Return the only name after the first `offset` bytes of the body, its fixed part."""
         return bytes(self.body[offset:-1])

@@ -1,8 +1,8 @@
-"""How is /dev/fuse served without a library in between?
+"""The front on /dev/fuse without a library: a connection to the kernel, and the threads that serve it.
 
 Threads take turns (see `turns`): a few read requests from the device, let `Requests` answer them, and write the
-replies; one that comes to a long request lets the next thread go on, so that copy-ups do not make the other callers
-wait.
+replies. A thread that gets a long request lets another thread take its turn, so that copy-ups do not make the other
+callers wait.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LONG = 8
 _THREADS = _SERVING + _LONG
 _BACKGROUND = 64
 _DESCRIPTORS = 16384
-# Seconds until the next try to read a request when the kernel was out of memory.
+# Seconds to wait before reading the next request if the kernel was out of memory.
 _PAUSE = 0.1
 # How long the threads of a session that failed may take to end, in seconds.
 _PATIENCE = 2.0
@@ -64,7 +64,7 @@ class KernelFront:
     """Our own front on /dev/fuse (`--front kernel`)."""
 
     def serve(self, view: View, ready: Callable[[], None]) -> None:
-        """See `Front.serve`."""
+        """Serve the view, see `Front.serve`."""
         with contextlib.ExitStack() as held:
             fd = attach.attach(view)
             held.callback(os.close, fd)
@@ -75,7 +75,7 @@ class KernelFront:
                 ready()
                 session.wait()
             except BaseException:
-                # A mount that nobody serves must not stay. And without it the threads end.
+                # A mount that nobody serves must not remain, and the threads end only when it is unmounted.
                 with contextlib.suppress(OSError, MountError):
                     attach.detach(view.mountpoint, lazy=True)
                 raise
@@ -92,16 +92,17 @@ class _Buffers:
 
 
 class Session:
-    """One connection to the kernel. The device is its maker's to close."""
+    """One connection to the kernel. The caller that created it closes the device."""
 
     def __init__(self, fd: int, view: View) -> None:
         self._device = fd
-        # With POSIX ACLs the kernel checks permissions whether that was asked for or not.
+        # With FUSE_POSIX_ACL the kernel checks permissions even if default_permissions was not given.
         self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
         if view.flags & syscalls.MS_STRICTATIME:
-            self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading is to be noted.
+            self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading must be noted, so it must reach us.
         self._asked = view.asked
         self._turns = Turns(_SERVING, _LONG)
+        # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
         follows = view.timeout is None and view.overlay.behind.start()
         self._requests = Requests(view, self._turns.pass_on, self._store, self._distrust)
         view.overlay.hooks.changed = self._refresh
@@ -112,7 +113,7 @@ class Session:
         self._failure: BaseException | None = None
 
     def close(self) -> None:
-        """Send nothing more, and release what the kernel did not. The file system is unmounted."""
+        """Send nothing more, and release what the kernel did not release. The view is already unmounted."""
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(_PATIENCE)
@@ -123,7 +124,7 @@ class Session:
     def start(self) -> None:
         """Answer the first request, INIT, which settles the protocol, and begin to serve.
 
-        All memory that serving takes is there on return. Raises MountError.
+        On return all memory for serving has been allocated. Raises MountError.
         """
         buffer = memoryview(bytearray(MAX_WRITE + 4096))
         size = os.readv(self._device, [buffer])
@@ -136,7 +137,7 @@ class Session:
         syscalls.reserve_descriptors(_DESCRIPTORS)
         try:
             self._start_threads()
-        except (MemoryError, RuntimeError) as error:  # The latter: "can't start new thread".
+        except (MemoryError, RuntimeError) as error:  # RuntimeError is "can't start new thread".
             raise MountError("there is too little memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
 
     def _start_threads(self) -> None:
@@ -150,7 +151,7 @@ class Session:
             self._notices.start()
 
     def wait(self) -> None:
-        """Return when the file system is unmounted."""
+        """Return when the view is unmounted. Raises what ended a thread."""
         for thread in self._threads:
             thread.join()
         if self._failure is not None:
@@ -160,7 +161,7 @@ class Session:
         try:
             self._serve(buffers)
         except BaseException as error:
-            # A thread that died silently would leave callers waiting for ever.
+            # If a thread died silently, callers would wait for ever.
             self._failure = error
             raise
         finally:
@@ -200,7 +201,7 @@ class Session:
         self._carry_out(request, handler)
 
     def _resume(self, room: memoryview, request: Request) -> None:
-        """Begin a parked request anew, with this thread's `room`."""
+        """Begin a parked request again, with this thread's `room`."""
         request.room = room
         self._carry_out(request, self._requests.handlers[request.opcode])
 
@@ -225,7 +226,7 @@ class Session:
 
     def _reply(self, unique: int, payload: Payload) -> None:
         if not self._send([wire.REPLY.pack(wire.REPLY.size + len(payload), 0, unique), payload]):
-            # The caller must get an answer. (It has EIO already if the kernel found fault with ours.)
+            # The caller must get an answer. (It already has EIO if the kernel found ours invalid.)
             self._fail(unique, errno.EIO)
 
     def _fail(self, unique: int, code: int) -> None:
@@ -237,23 +238,26 @@ class Session:
         self._send([wire.notice_head(wire.NOTIFY_STORE, len(store) + len(data)), store, data])
 
     def _refresh(self, node: Node) -> None:
-        """Let the kernel ask anew for a node's attributes. It takes no lock for that which a caller may hold."""
+        """Make the kernel ask again for a node's attributes.
+
+        Any thread may send this, because the kernel takes no lock for it that a caller may hold.
+        """
         nodeid = self._requests.nodes.id_of(node)
         if nodeid is not None:
             body = wire.inval_inode(nodeid, data=False)
             self._send([wire.notice_head(wire.NOTIFY_INVAL_INODE, len(body)), body])
 
     def _distrust(self, nodeid: int) -> None:
-        """Let the kernel forget what it has of a node."""
+        """Make the kernel forget what it has cached of a node."""
         if self._notices is not None:
             self._notices.distrust(nodeid)
 
     def _send(self, parts: list[Payload]) -> bool:
-        """Write one message; False, and a line in the log, if the kernel does not take it. Serving goes on."""
+        """Write one message; return False, and log it, if the kernel does not accept it. Serving continues."""
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            # ENOENT: the caller was interrupted and no longer waits. ENODEV: unmounted meanwhile.
+            # ENOENT: the caller was interrupted and no longer waits. ENODEV: the view was unmounted meanwhile.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 _log.warning("cannot write to %s: %s", attach.DEVICE, error.strerror)
                 return False
@@ -261,7 +265,10 @@ class Session:
 
 
 def _agree(body: memoryview, wanted: int) -> bytes:
-    """INIT's reply: the features of this kernel that are `wanted`. Raises MountError if it lacks a needed one."""
+    """Return INIT's reply, with the `wanted` features that this kernel has.
+
+    Raises MountError if the kernel lacks a needed one.
+    """
     major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
     if major != wire.MAJOR or minor < wire.OLDEST_MINOR:
         needed = f"the kernel front needs {wire.MAJOR}.{wire.OLDEST_MINOR} or later"

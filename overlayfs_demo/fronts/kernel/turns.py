@@ -1,9 +1,10 @@
-"""Turns decide which threads serve the device, and which requests may take long.
+"""Turns, which decide which threads serve the device, and how many requests may take long.
 
-Requests are mostly so short that many threads would only fight for the interpreter, so only a few threads serve the
-device at a time. A thread that comes to a long request (a copy-up, an fsync) passes its turn on, finishes the request
-beside the others, and then queues for a turn again. Only so many requests may be long at a time that there is always a
-thread left for each turn. One more is parked: it keeps no thread, and is begun anew when a place for it is free.
+Most requests are so short that many threads would only compete for the interpreter, so only a few threads serve the
+device at a time. A thread that gets a long request (a copy-up, an fsync) passes its turn on, finishes the request
+beside the others, and then queues for a turn again. The number of long requests at a time is limited so that there is
+always a thread left for each turn. A further long request is parked: it keeps no thread, and begins again when a place
+is free.
 """
 
 from __future__ import annotations
@@ -16,35 +17,35 @@ from overlayfs_demo.fronts.kernel.request import Request
 
 
 class ParkedError(Exception):
-    """All places for long requests are taken. What the request has done so far must be undone; then `Turns.park` it."""
+    """All places for long requests are taken. Undo what the request has done so far, then `Turns.park` it."""
 
 
 class _Mine(threading.local):
-    """What this thread holds: a turn to serve the device, or a place for a long request, or neither."""
+    """The state of this thread: it holds a turn to serve the device, a place for a long request, or neither."""
 
     serves = False
     is_long = False
 
 
 class Turns:
-    """`serving` threads serve the device at a time; beside them, `long` threads work on long requests."""
+    """The turns of one device: `serving` threads serve it at a time, and up to `long` others do long requests."""
 
     __slots__ = ("_ended", "_free", "_lock", "_mine", "_parked", "_serving")
 
     def __init__(self, serving: int, long: int) -> None:
         self._serving = threading.BoundedSemaphore(serving)
         self._mine = _Mine()
-        # Guards the next three. A request is parked only while no place is free, and a place becomes free only while
-        # no request is parked: so for each parked request there is a thread that will come for it.
+        # Guards the next three attributes. A request is parked only while no place is free, and a place becomes free
+        # only while no request is parked, so for each parked request there is a thread that will take it.
         self._lock = threading.Lock()
         self._free = long
         self._parked: deque[Request] = deque()
         self._ended = False
 
     def take(self, resume: Callable[[Request], None]) -> None:
-        """Wait for a turn, unless this thread has it.
+        """Wait for a turn, unless this thread has one.
 
-        A thread that comes from a long request first answers, with `resume`, what is parked.
+        A thread that has finished a long request first answers the parked requests with `resume`.
         """
         mine = self._mine
         if mine.serves:
@@ -55,12 +56,12 @@ class Turns:
         mine.serves = True
 
     def pass_on(self) -> None:
-        """Begin a long request: give up the turn, if this thread has it. Raises ParkedError."""
+        """Begin a long request: give up the turn, if this thread has one. Raises ParkedError."""
         if not self.try_pass_on():
             raise ParkedError
 
     def try_pass_on(self) -> bool:
-        """The same; False if all places for long requests are taken: then the thread keeps its turn."""
+        """Do the same, but return False if all places for long requests are taken; the thread then keeps its turn."""
         if not self._mine.serves:
             return True
         with self._lock:
@@ -71,9 +72,9 @@ class Turns:
         return True
 
     def park(self, request: Request) -> bool:
-        """Keep a request, which must not use this thread's memory, until there is a place for it.
+        """Keep a request until there is a place for it. The request must not use this thread's memory.
 
-        False if a place has become free meanwhile: this thread has it now, and must answer the request.
+        Return False if a place has become free meanwhile: this thread then has it, and must answer the request.
         """
         with self._lock:
             if not self._free:
@@ -85,13 +86,16 @@ class Turns:
         return False
 
     def leave(self) -> None:
-        """Give up the turn: this thread ends. A place for a long request goes with it, for there is one thread less."""
+        """Give up the turn, because this thread ends.
+
+        A place for a long request is not given back, because there is one thread less.
+        """
         if self._mine.serves:
             self._mine.serves = False
             self._serving.release()
 
     def end(self) -> None:
-        """Forget what is parked: nobody waits for answers any more."""
+        """Forget the parked requests, because nobody waits for answers any more."""
         with self._lock:
             self._ended = True
             self._parked.clear()
@@ -101,7 +105,7 @@ class Turns:
         self._serving.release()
 
     def _next_parked(self) -> Request | None:
-        """A parked request for this thread's place; if there is none, the place is given back."""
+        """Return a parked request for this thread's place, or give the place back if there is none."""
         if not self._mine.is_long:
             return None
         with self._lock:

@@ -1,7 +1,7 @@
-"""How does each message of the FUSE protocol look in bytes?
+"""The messages of the FUSE protocol in bytes.
 
-Packing and unpacking only: numbers and layouts of Linux include/uapi/linux/fuse.h, protocol 7.45, of
-which 7.31 (Linux 5.4) and later are spoken. No I/O and no meaning here.
+This module only packs and unpacks: it does no I/O and knows no meaning. The numbers and layouts are those of
+include/uapi/linux/fuse.h in Linux, protocol 7.45; versions from 7.31 (Linux 5.4) on are supported.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Opcode(IntEnum):
     COPY_FILE_RANGE_64 = 53
 
 
-# INIT flags; those from bit 32 on travel in flags2.
+# INIT flags; those from bit 32 on are sent in flags2.
 ASYNC_READ = 1 << 0
 ATOMIC_O_TRUNC = 1 << 3
 BIG_WRITES = 1 << 5
@@ -95,8 +95,8 @@ SETXATTR_ACL_KILL_SGID = 1
 FSYNC_FDATASYNC = 1
 
 # Requests. The header: length, opcode, unique, nodeid, uid, gid, pid, extensions' length, padding.
-# fuse.h declares offsets and sizes of files as uint64_t, but the kernel fills them from loff_t: they are signed
-# here, so that a system call gets, and judges, the number that the caller gave.
+# fuse.h declares offsets and sizes of files as uint64_t, but the kernel fills them from loff_t. They are signed
+# here, so that a system call receives, and checks, the number that the caller gave.
 HEADER = struct.Struct("=IIQQIIIHH")
 INIT_IN = struct.Struct("=IIII")
 INIT_FLAGS2_IN = struct.Struct("=16xI")
@@ -118,7 +118,7 @@ FSYNC_IN = struct.Struct("=QI4x")
 SETXATTR_IN = struct.Struct("=III4x")
 GETXATTR_IN = struct.Struct("=I4x")
 FALLOCATE_IN = struct.Struct("=QqqI4x")
-# fh, flags, command, argument, and the sizes of what was sent along, behind this, and of what is wanted back.
+# fh, flags, command, argument, the size of the data that follows, and the size of the data that is wanted back.
 IOCTL_IN = struct.Struct("=QIIQII")
 LSEEK_IN = struct.Struct("=QqI4x")
 COPY_FILE_RANGE_IN = struct.Struct("=QqQQqQQ")
@@ -131,7 +131,7 @@ _ENTRY_FORMAT = "QQQQII" + _ATTR
 _ENTRY = struct.Struct("=" + _ENTRY_FORMAT)
 _ATTR_OUT = struct.Struct("=QII" + _ATTR)
 _SX_TIME = "qI4x"
-# How long it is valid; mask, blksize, attributes; nlink, owner, mode; ino, size, blocks; times; rdev.
+# The validity; mask, blksize, attributes; nlink, owner, mode; ino, size, blocks; times; rdev.
 _STATX_OUT = struct.Struct("=QI20x" + "IIQ" + "IIIH2x" + "QQQ8x" + _SX_TIME * 4 + "II8x112x")
 _STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 _OPEN_OUT = struct.Struct("=QIi")
@@ -144,7 +144,7 @@ IOCTL_OUT = struct.Struct("=i12x")
 LSEEK_OUT = struct.Struct("=q")
 COPY_FILE_RANGE_OUT = struct.Struct("=Q")
 
-# Messages of ours that answer no request: the reply header with unique 0 and this number as its error
+# Our messages that answer no request: the reply header with unique 0 and this number as its error
 # (enum fuse_notify_code).
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
@@ -161,18 +161,18 @@ _SECOND = 1_000_000_000
 
 
 def encode_device(device: int) -> int:
-    """A device number as the kernel's 32-bit `new_encode_dev` has it."""
+    """Return a device number in the 32-bit form of the kernel's `new_encode_dev`."""
     minor = os.minor(device)
     return (minor & 0xFF) | os.major(device) << 8 | (minor & ~0xFF) << 12
 
 
 def decode_device(encoded: int) -> int:
-    """The inverse of `encode_device`."""
+    """Return the device number of the 32-bit form, the inverse of `encode_device`."""
     return os.makedev(encoded >> 8 & 0xFFF, (encoded & 0xFF) | (encoded >> 12 & 0xFFF00))
 
 
 def init_reply(minor: int, readahead: int, flags: int, background: int, max_write: int) -> bytes:
-    """INIT's reply; times have nanoseconds, and one message holds `max_write` bytes of data."""
+    """INIT's reply. Times are exact to the nanosecond, and a message holds up to `max_write` bytes of data."""
     pages = max_write // 4096
     return _INIT_OUT.pack(
         MAJOR,
@@ -216,9 +216,9 @@ def _fields(attrs: Attrs) -> tuple[int, ...]:
 
 
 class Valid:
-    """For how long the kernel may trust an answer, split as the wire wants it.
+    """The time for which the kernel may trust an answer, in seconds and nanoseconds as the protocol has it.
 
-    `attr_seconds` and `attr_nanoseconds` are for the attributes in it, which may be another time.
+    `attr_seconds` and `attr_nanoseconds` apply to the attributes in the answer, and may differ from the rest.
     """
 
     __slots__ = ("attr_nanoseconds", "attr_seconds", "nanoseconds", "seconds")
@@ -233,22 +233,22 @@ def _split(timeout: float) -> tuple[int, int]:
 
 
 def notice_head(code: int, size: int) -> bytes:
-    """The head of a message that answers no request, with `size` bytes of body to follow."""
+    """The header of a message that answers no request; `size` bytes of body follow."""
     return REPLY.pack(REPLY.size + size, code, 0)
 
 
 def inval_inode(nodeid: int, *, data: bool = True) -> bytes:
-    """NOTIFY_INVAL_INODE of a node's attributes and, with `data`, all its data or names."""
+    """The body of a NOTIFY_INVAL_INODE for a node's attributes and, with `data`, all its data or names."""
     return _INVAL_INODE.pack(nodeid, 0 if data else -1, 0)
 
 
 def inval_entry(parent: int, name: bytes) -> bytes:
-    """NOTIFY_INVAL_ENTRY of a name."""
+    """The body of a NOTIFY_INVAL_ENTRY for a name."""
     return _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0"
 
 
 def entry_reply(nodeid: int, attrs: Attrs, valid: Valid) -> bytes:
-    """A node's id and attributes. Ids are never used again, so every generation is 0."""
+    """A node's id and attributes. An id is never used again, so every generation is 0."""
     return _ENTRY.pack(
         nodeid, 0, valid.seconds, valid.attr_seconds, valid.nanoseconds, valid.attr_nanoseconds, *_fields(attrs)
     )
@@ -265,7 +265,7 @@ def attr_reply(attrs: Attrs, valid: Valid) -> bytes:
 
 
 def statx_reply(attrs: Attrs, birth_ns: int | None, valid: Valid) -> bytes:
-    """STATX's reply: the attributes and, where it is known, the time of birth."""
+    """STATX's reply: the attributes and, if it is known, the time of birth."""
     mask = _STATX_BASIC_STATS | (0 if birth_ns is None else _STATX_BTIME)
     times = (attrs.atime_ns, birth_ns or 0, attrs.ctime_ns, attrs.mtime_ns)
     return _STATX_OUT.pack(
@@ -293,7 +293,7 @@ def open_reply(handle: int, flags: int) -> bytes:
 
 
 def dirent(ino: int, offset: int, name: bytes, kind: int) -> bytes:
-    """One entry of a READDIR reply; `offset` is where the next one follows, `kind` an S_IFMT value."""
+    """One entry of a READDIR reply; the next one follows at `offset`, and `kind` is an S_IFMT value."""
     size = len(name)
     return _DIRENT.pack(ino, offset, size, kind >> 12) + name + bytes(-size & 7)
 
@@ -328,12 +328,12 @@ def bare_direntplus(ino: int, offset: int, name: bytes, kind: int) -> bytes:
 
 
 def dirent_size(name: bytes) -> int:
-    """Bytes that `dirent` takes for this name."""
+    """The number of bytes of `dirent` for this name."""
     return _DIRENT_SIZE + (len(name) + 7 & ~7)
 
 
 def direntplus_size(name: bytes) -> int:
-    """Bytes that `direntplus` takes for this name."""
+    """The number of bytes of `direntplus` for this name."""
     return ENTRY_SIZE + dirent_size(name)
 
 

@@ -1,4 +1,4 @@
-"""Which experiments does the tour show, and in which order?"""
+"""The experiments of the tour, in their order."""
 
 from __future__ import annotations
 

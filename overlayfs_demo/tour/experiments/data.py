@@ -1,4 +1,4 @@
-"""What happens to a file's data and mode when it is written through the overlay?"""
+"""Experiments with the data and the mode of a file that is written through the overlay."""
 
 from __future__ import annotations
 

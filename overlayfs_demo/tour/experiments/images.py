@@ -1,7 +1,7 @@
-"""What do images and containers cost, and where do their changes go?
+"""Experiments with the cost of images and containers, and with the place of their changes.
 
-The images are made on the fly, each with its history; their files lie at the root, so that a layer fits in a few
-lines.
+The images are made on the fly, each with its history. Their files are in the root directory, so that a layer fits in
+a few lines.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _BASE = "/bin/sh -c #(nop) ADD file:base in / "
 
 
 def tar() -> LayerTar:
-    """A layer to be filled."""
+    """Return a layer to fill."""
     return LayerTar(_WHEN)
 
 
 def base() -> Step:
-    """The first layer of most images here."""
+    """Return the first layer of most images here."""
     return Step(_BASE, tar().file("motd", "hello\n").file("tool", big(1_000_000)).finished())
 
 
 def images(**archives: Sequence[Step]) -> Callable[[Stage], None]:
-    """What writes `NAME.tar`, an archive of the image NAME:1.0, for each of these."""
+    """Return a function that writes `NAME.tar`, an archive of the image NAME:1.0, for each of these."""
 
     def prepare(stage: Stage) -> None:
         for name, steps in archives.items():
@@ -51,14 +51,16 @@ def _layers(**titles: str) -> Mapping[str, str]:
 
 
 def _shipped(stage: Stage) -> int:
-    """The data of all files in the layers that build-layers made."""
+    """Return the number of bytes of all files in the layers that build-layers made."""
     return sum(
-        one.size for path, one in stage.tree("layers").items() if one.kind is Kind.FILE and not path.startswith(".")
+        entry.size
+        for path, entry in stage.tree("layers").items()
+        if entry.kind is Kind.FILE and not path.startswith(".")
     )
 
 
 def _stored(stage: Stage, name: str) -> list[Path]:
-    """Where the store has files of this name."""
+    """Return the paths of all files in the store's layers that have this name."""
     return [path for path in stage.path(".store/layers").rglob(name) if path.is_file()]
 
 
@@ -159,7 +161,7 @@ EXPERIMENTS = (
             Check(
                 "tool is the same data in both layers",
                 lambda stage: (
-                    len({one.digest for path, one in stage.tree("layers").items() if path.endswith("/tool")}) == 1
+                    len({file.digest for path, file in stage.tree("layers").items() if path.endswith("/tool")}) == 1
                 ),
             ),
         ),

@@ -1,4 +1,4 @@
-"""Does the kernel's overlayfs see the same in an upper that was written here?"""
+"""An experiment that shows an upper written here to the kernel's overlayfs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from overlayfs_demo.tour.checks import Check
 from overlayfs_demo.tour.experiment import Experiment
 from overlayfs_demo.tour.stage import Stage
 
-# In namespaces of its own a mount needs no root, and is gone when the command ends.
+# In new namespaces a mount needs no root, and ends with the command.
 _KERNEL_MOUNT = """unshare -Urm sh -c '
     mount -t overlay overlay \\
         -o userxattr,lowerdir={lower},upperdir={upper},workdir={work} {merged} &&
@@ -17,7 +17,7 @@ _SHOW = "(cd merged && ls -R && cat motd)"
 
 
 def _missing(stage: Stage) -> str:
-    """Try it on an empty stack."""
+    """Return why this machine cannot mount the kernel's overlayfs, or "", after a trial on an empty stack."""
     names = {name: f".probe/{name}" for name in ("lower", "upper", "work", "merged")}
     for path in names.values():
         build(stage.path(path), {})

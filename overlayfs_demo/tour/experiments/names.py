@@ -1,4 +1,4 @@
-"""What happens when names are removed, made again, moved and linked?"""
+"""Experiments with names that are removed, made again, moved and linked."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ EXPERIMENTS = (
         summary="two names of one file stay together",
         question="""one and far/off/two are hard links: two names of one file. You write through the name one. What
             will you read under the other?""",
-        # Not side by side: of two names that the kernel has heard of before, it does not say which was used.
+        # The names are in different directories. If the kernel already knew both, it would not say which one was used.
         layers={"lower": {"one": "before\n", "far/off/two": HardLink("one")}},
         do=("echo after >> merged/one", "cat merged/far/off/two"),
         checks=(

@@ -1,4 +1,4 @@
-"""What do several layers, other layers, or no upper at all make of a view?"""
+"""Experiments with several layers, with other layers, and without an upper."""
 
 from __future__ import annotations
 
