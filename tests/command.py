@@ -51,9 +51,10 @@ def _text(written: BinaryIO) -> str:
 
 def _run_here(arguments: Sequence[str], out: BinaryIO, err: BinaryIO, _timeout: float) -> int:
     root = logging.getLogger()
-    handlers, root.handlers = root.handlers, []  # main() adds its own, which is pytest's only where pytest has none.
+    # main() adds a handler where there is none, and pytest has some.
+    handlers, root.handlers = root.handlers, []
     try:
-        with open(os.devnull, "rb") as nothing, _streams(nothing, out, err):
+        with Path(os.devnull).open("rb") as nothing, _streams(nothing.fileno(), out.fileno(), err.fileno()):
             return _status(arguments)
     finally:
         root.handlers = handlers
@@ -68,20 +69,12 @@ def _status(arguments: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _streams(*files: BinaryIO) -> Iterator[None]:
-    """Let the standard streams be these files, with the encoding of the locale C.UTF-8."""
+def _streams(*descriptors: int) -> Iterator[None]:
+    """Let these be stdin, stdout and stderr, with the encoding of the locale C.UTF-8. They stay open."""
+    kinds = (("stdin", "r", "surrogateescape"), ("stdout", "w", "surrogateescape"), ("stderr", "w", "backslashreplace"))
     with contextlib.ExitStack() as stack:
-        for name, file, errors in zip(
-            ("stdin", "stdout", "stderr"),
-            files,
-            ("surrogateescape", "surrogateescape", "backslashreplace"),
-            strict=True,
-        ):
-            # A buffer of its own, which is closed with the stream; the file stays open.
-            stream = open(
-                file.fileno(), "r" if name == "stdin" else "w", encoding="utf-8", errors=errors, closefd=False
-            )
-            stack.enter_context(stream)
+        for fd, (name, mode, errors) in zip(descriptors, kinds, strict=True):
+            stream = stack.enter_context(os.fdopen(fd, mode, encoding="utf-8", errors=errors, closefd=False))
             for attribute in (name, f"__{name}__"):
                 stack.enter_context(mock.patch.object(sys, attribute, stream))
         yield
@@ -115,12 +108,7 @@ def _live(arguments: Sequence[str], out: BinaryIO, err: BinaryIO) -> None:
         for number, fd in enumerate((null, out.fileno(), err.fileno())):
             os.dup2(fd, number)
         logging.getLogger().handlers.clear()
-        with (
-            open(0, "rb", closefd=False) as zero,
-            open(1, "wb", closefd=False) as one,
-            open(2, "wb", closefd=False) as two,
-            _streams(zero, one, two),
-        ):
+        with _streams(0, 1, 2):
             try:
                 status = _status(arguments)
             except BaseException:  # noqa: BLE001 - as an interpreter tells of it

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlayfs_demo.images.sample_image import write_teaching_image
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.ui.console import PROGRAM
 from tests import builders
@@ -94,6 +95,13 @@ class Place:
         record = registry.find_record(str(self.view))
         assert record is not None
         return record.pid
+
+
+def teaching_image(path: Path) -> Path:
+    """Write the archive with the image overlayfs-demo/teaching:1.0; its path."""
+    with path.open("wb") as out:
+        write_teaching_image(out)
+    return path
 
 
 def set_up(where: Path) -> Place:
