@@ -249,7 +249,15 @@ def test_helper_is_known_by_its_name_too(place: Place) -> None:
 @pytest.fixture
 def traced(place: Place) -> Iterator[tuple[Place, subprocess.Popen[str]]]:
     """A view that is served in the foreground, and tells of what happens."""
-    words = [BIN / "overlayfs-demo", "mount", "--foreground", "--trace", "-o", place.options, place.view]
+    words: list[str | Path] = [
+        BIN / "overlayfs-demo",
+        "mount",
+        "--foreground",
+        "--trace",
+        "-o",
+        place.options,
+        place.view,
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             wait_until(place.is_mounted, "the mount")

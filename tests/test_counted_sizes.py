@@ -109,7 +109,7 @@ def test_df_tells_of_layers_that_no_image_uses_apart_from_sharing(demo: Demo, tm
     loaded(demo, tmp_path, {"a:1": [layer({"a": "1"})], "b:1": [layer({"b": "22"})]})
     store = Store(tmp_path / "store")
     with store.writing():
-        store.remove_image(store.find("b:1"))
+        store.remove_image(store.find("b:1").id)
     assert demo("df").splitlines()[2:] == ["", "2B are stored in layers that no image uses: 'prune' removes them."]
 
 

@@ -90,7 +90,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("words", TABLES, ids=" ".join)
 def test_a_terminal_shows_what_a_pipe_gets_with_styles_around_it(store: Path, words: tuple[str, ...]) -> None:
-    command = ("overlayfs-demo", words[0], "--store", store, *words[1:])
+    command: tuple[str | Path, ...] = ("overlayfs-demo", words[0], "--store", store, *words[1:])
     shown, piped = on_terminal(*command), run(*command)
     assert piped.returncode == 0 and "\x1b" not in piped.stdout
     assert STYLE.sub("", shown) == piped.stdout

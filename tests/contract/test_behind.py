@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_o_creat_opens_nothing_that_its_caller_may_not_open(mounted: Mount) -> N
         assert not view.exists(name)
         real.rename(view.upper(name))
         with pytest.raises(PermissionError):
-            view.run_as(USER, 0o022, lambda name=name: view.write(name, b"evil", os.O_CREAT))
+            view.run_as(USER, 0o022, partial(view.write, name, b"evil", os.O_CREAT))
         assert view.upper(name).read_text() == "root's secret"
         view.upper(name).rename(real)
 
