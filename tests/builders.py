@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 MTIME = 1_600_000_000_123_456_789
 
-Content = Mapping[str | bytes, Any]
+Content = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[str | bytes, Any]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ def OPAQUE(content: Content | None = None, **meta: Any) -> Dir:
 
 def IMAGE_OPAQUE(content: Content | None = None) -> Dir:
     """The same in the image format's dialect."""
-    return directory({**(content or {}), ".wh..wh..opq": ""})
+    whole: dict[Any, Any] = dict(content or {})
+    return directory(whole | {".wh..wh..opq": ""})
 
 
 def FUSE_OVERLAYFS_OPAQUE(content: Content | None = None) -> Dir:

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlayfs_demo.images.sample_image import write_teaching_image
 from overlayfs_demo.mounts import registry
+from overlayfs_demo.ui.console import PROGRAM
 from tests import builders
+from tests.command import call
 
 BIN = Path(sys.executable).parent
 MINUTE = 60
@@ -29,10 +32,13 @@ _INSTALLED = {
 
 
 def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command that is given a minute; `overlayfs-demo` is this project's own."""
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    """Run a command that is given a minute; `overlayfs-demo`, this project's own, starts no interpreter for it."""
+    command = [str(word) for word in words]
+    settings = {"PATH": f"{BIN}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    if command[0] == PROGRAM:
+        return call(command[1:], settings, MINUTE, cwd)
     return subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, timeout=MINUTE, cwd=cwd, env=environment
+        command, capture_output=True, text=True, timeout=MINUTE, cwd=cwd, env={**os.environ, **settings}
     )
 
 
@@ -89,6 +95,13 @@ class Place:
         record = registry.find_record(str(self.view))
         assert record is not None
         return record.pid
+
+
+def teaching_image(path: Path) -> Path:
+    """Write the archive with the image overlayfs-demo/teaching:1.0; its path."""
+    with path.open("wb") as out:
+        write_teaching_image(out)
+    return path
 
 
 def set_up(where: Path) -> Place:

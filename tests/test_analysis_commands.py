@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.images.sample_image import write_teaching_image
 from tests.conftest import why_no_mounts
-from tests.places import fails, run
+from tests.places import fails, run, teaching_image
 
 Run = Callable[..., str]
 
@@ -26,9 +25,7 @@ def demo(tmp_path: Path) -> Run:
         assert done.returncode == status, done.stderr
         return done.stdout
 
-    with (tmp_path / "image.tar").open("wb") as file:
-        write_teaching_image(file)
-    command("load", tmp_path / "image.tar")
+    command("load", teaching_image(tmp_path / "image.tar"))
     return command
 
 

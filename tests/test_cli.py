@@ -159,6 +159,26 @@ def test_wrong_usage_is_status_2_and_names_the_word(words: list[str], said: str)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--version",),
+        ("images", "--help"),
+        ("frobnicate",),
+        ("history", "--store", "{base}/store", "none:1"),
+        ("mount", "-o", "lowerdir={base}/nowhere", "{base}"),
+    ],
+    ids=" ".join,
+)
+def test_the_installed_command_says_what_the_tests_are_told_of_it(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Most tests start no interpreter for it: tests.command."""
+    command = [word.format(base=tmp_path) for word in words]
+    settings = {**os.environ, "LC_ALL": "C.UTF-8"}
+    alone = subprocess.run([BIN / "overlayfs-demo", *command], capture_output=True, text=True, env=settings)
+    told = run("overlayfs-demo", *command)
+    assert (told.returncode, told.stdout, told.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+
+
 def test_each_verb_is_added_by_whom_the_table_names() -> None:
     for add in set(main._VERBS.values()):
         verbs = argparse.ArgumentParser().add_subparsers()
@@ -249,7 +269,15 @@ def test_helper_is_known_by_its_name_too(place: Place) -> None:
 @pytest.fixture
 def traced(place: Place) -> Iterator[tuple[Place, subprocess.Popen[str]]]:
     """A view that is served in the foreground, and tells of what happens."""
-    words = [BIN / "overlayfs-demo", "mount", "--foreground", "--trace", "-o", place.options, place.view]
+    words: list[str | Path] = [
+        BIN / "overlayfs-demo",
+        "mount",
+        "--foreground",
+        "--trace",
+        "-o",
+        place.options,
+        place.view,
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             wait_until(place.is_mounted, "the mount")

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.images.sample_image import write_teaching_image
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, docker_save_many, layer, oci_archive, symlink
-from tests.places import fails, run
+from tests.places import fails, run, teaching_image
 
 BASE = layer({"etc/motd": "hello\n", "etc/passwd": "root\n", "app/run": "#!", "app/link": symlink("run"), "old": "1"})
 APP = layer({"app/more": "12345", "old": WHITEOUT})
@@ -69,9 +68,7 @@ def test_a_container_has_a_time_machine_if_it_was_asked_for_and_keeps_it(demo: R
 
 
 def test_a_layer_is_named_by_the_line_that_made_it(demo: Run, tmp_path: Path) -> None:
-    with (tmp_path / "teaching.tar").open("wb") as out:
-        write_teaching_image(out)
-    assert demo("load", tmp_path / "teaching.tar").returncode == 0
+    assert demo("load", teaching_image(tmp_path / "teaching.tar")).returncode == 0
     merged = view(demo, image="overlayfs-demo/teaching:1.0")
     told = succeeds(run("overlayfs-demo", "which", merged / "etc/motd"))
     assert re.search(r"layer 1 \(ADD file:[0-9a-f]{12} in /\) +a file, 29B +is seen\n", told)

@@ -235,6 +235,11 @@ def kill(place: Place) -> int:
     return pid
 
 
+def live_views() -> list[str]:
+    """Where views are served; other runs may have some, too."""
+    return [record.mountpoint for record in registry.live_records()]
+
+
 def mounts_at(path: Path) -> int:
     return sum(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
@@ -250,7 +255,7 @@ def test_a_mount_after_a_kill_takes_the_place_of_the_dead_one(place: Place, fron
         assert place.mount("--front", front).returncode == 0
     pid = kill(place)
     assert os.path.exists(f"/proc/{pid}") or not zombie
-    assert not registry.is_served(str(place.view)) and registry.live_records() == []
+    assert not registry.is_served(str(place.view)) and str(place.view) not in live_views()
     mount.mount(os.fsencode(place.view), options)
     assert mounts_at(place.view) == 1
     assert (place.view / "motd").read_text() == "hello\n"
@@ -282,7 +287,7 @@ def test_a_view_that_hangs_is_known_to_be_served_without_waiting_for_it(place: P
     os.kill(place.daemon(), signal.SIGSTOP)
     try:
         assert registry.is_served(str(place.view))
-        assert [one.mountpoint for one in registry.live_records()] == [str(place.view)]
+        assert live_views().count(str(place.view)) == 1
     finally:
         os.kill(place.daemon(), signal.SIGCONT)
 

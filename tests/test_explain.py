@@ -417,7 +417,13 @@ def _has(path: Path, word: bytes) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_nothing_behind(view: Place, number: signal.Signals) -> None:
-    words = [BIN / "overlayfs-demo", "explain", "sh", "-c", "rm opt/new; echo ready >&2; sleep 27.1828"]
+    words: list[str | Path] = [
+        BIN / "overlayfs-demo",
+        "explain",
+        "sh",
+        "-c",
+        "rm opt/new; echo ready >&2; sleep 27.1828",
+    ]
     with subprocess.Popen(words, cwd=view.view, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == b"ready\n"

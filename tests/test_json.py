@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from overlayfs_demo.cli import main
 from tests.conftest import unmount_all, why_no_mounts
-from tests.places import run
+from tests.places import run, teaching_image
 
 IMAGE = "overlayfs-demo/teaching:1.0"
 TABLES = (
@@ -49,8 +48,7 @@ WITHOUT = {"mount", "umount", "tag", "save", "export", "shell", "inspect", "serv
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("json")
-    made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", where / "image.tar")
-    assert made.returncode == 0, made.stderr
+    teaching_image(where / "image.tar")
     loaded = run("overlayfs-demo", "load", "--store", where / "store", where / "image.tar")
     assert loaded.returncode == 0, loaded.stderr
     return where / "store"
@@ -79,8 +77,7 @@ def base(tmp_path: Path) -> Iterator[Path]:
     """A directory with an archive, a store that it is loaded in, and two containers."""
     if problem := why_no_mounts():
         pytest.skip(problem)
-    made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", tmp_path / "image.tar")
-    assert made.returncode == 0, made.stderr
+    teaching_image(tmp_path / "image.tar")
     for words in (
         ("load", tmp_path / "image.tar"),
         ("tag", IMAGE, "other:1"),

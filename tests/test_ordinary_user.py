@@ -19,6 +19,7 @@ import pytest
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.explain.dry_run import rehearse
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened
@@ -155,7 +156,7 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
             terminal.ends(0)
         fails(run("overlayfs-demo", "serve", home / "view"), f"mounted by user {USER}", "run this as that user")
         fails(run("overlayfs-demo", "explain", "rm", home / "view/motd"), "ask as the user who mounted it")
-        command = [BIN / "overlayfs-demo", "watch", home / "view"]
+        command: list[str | Path] = [BIN / "overlayfs-demo", "watch", home / "view"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
             assert watcher.stderr is not None and "watching" in watcher.stderr.readline()
             as_user(home, lambda: session(change))
@@ -308,9 +309,15 @@ def test_nobody_else_may_look_in(home: Path, front: str) -> None:
         os.setresuid(12345, 12345, 12345)
         os.listdir("view")
 
+    def open_home_and_ask() -> None:
+        os.chdir(home.parent)
+        os.chmod(home, 0o755)
+        os.chdir(home)
+        other()
+
     as_user(home, lambda: mount_view(front, ",userxattr"))
     with pytest.raises(PermissionError) as caught:
-        in_child(lambda: (os.chdir(home.parent), os.chmod(home, 0o755), os.chdir(home), other()))
+        in_child(open_home_and_ask)
     assert caught.value.errno == errno.EACCES
     as_user(home, lambda: mount.unmount(b"view"))
 
@@ -336,7 +343,7 @@ def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
             ("A", b"/e/a"),
             ("D", b"/d"),
         ]
-        image = containers.commit(container, "new").image
+        image = containers.commit(container, ImageName.parse("new")).image
         containers.remove(container, force=True)
         again = containers.create(image, "c2")
         assert (again.mountpoint / "e/a").read_text() == "1"
@@ -443,7 +450,7 @@ def test_what_an_ordinary_user_commits_has_the_owners_of_the_view(home: Path, fr
         (view / "new").write_text("1")
         found = [f"{one.kind.value} {os.fsdecode(one.path)}" for one in containers.diff(container)]
         assert found == ["A /new", "C /spool", "C /spool/job"]
-        image = containers.commit(container, "new").image
+        image = containers.commit(container, ImageName.parse("new")).image
         with (home / "new.tar").open("wb") as file:
             save([image], file)
         again = containers.create(image, "c2")

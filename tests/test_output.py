@@ -16,7 +16,7 @@ from overlayfs_demo.errors import ImageError, UsageError
 from overlayfs_demo.images.sample_image import TAG
 from overlayfs_demo.overlay.acl import ACCESS
 from tests.images.builders import needs_root
-from tests.places import BIN, Place, run
+from tests.places import BIN, Place, run, teaching_image
 
 NOBODY = 65534
 
@@ -230,7 +230,7 @@ def test_every_verb_with_an_output_writes_into_a_device(place: Place, verb: str)
         assert done.returncode == 0, done.stderr
 
     os.mknod(place / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    run(BIN / "python", "-m", "overlayfs_demo.images.sample_image", place / "image.tar")
+    teaching_image(place / "image.tar")
     demo("load", place / "image.tar")
     demo("create", TAG, "--name", "c1")
     demo(verb, "c1" if verb == "export" else TAG, "-o", place / "null")

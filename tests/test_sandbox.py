@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,14 +47,11 @@ def canary(inside: Place) -> Iterator[Path]:
     assert (path.read_text(), path.stat().st_mode & 0o7777) == (CANARY, 0o600)
 
 
-def explained(place: Place, *words: str, **streams: int) -> str:
+def explained(place: Place, *words: str, **streams: Any) -> str:
     """What the command says, which ran."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     done = subprocess.run(
-        [BIN / "overlayfs-demo", "explain", *words],
-        cwd=place.view,
-        text=True,
-        timeout=MINUTE,
-        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+        [str(BIN / "overlayfs-demo"), "explain", *words], cwd=place.view, text=True, timeout=MINUTE, **(pipes | streams)
     )
     assert done.returncode == 0, done.stderr
     return str(done.stderr)
@@ -83,9 +81,10 @@ def test_descriptors_that_the_caller_left_open_are_closed(inside: Place, canary:
 def test_what_the_standard_streams_lead_to_is_not_changed(inside: Place, canary: Path, stream: str) -> None:
     number = {"stdin": 0, "stderr": 2}[stream]
     with canary.open("rb") as file:
+        streams: dict[str, Any] = {stream: file}
         said = subprocess.run(
             [
-                BIN / "overlayfs-demo",
+                str(BIN / "overlayfs-demo"),
                 "explain",
                 sys.executable,
                 "-c",
@@ -94,7 +93,7 @@ def test_what_the_standard_streams_lead_to_is_not_changed(inside: Place, canary:
             cwd=inside.view,
             timeout=MINUTE,
             stdout=subprocess.DEVNULL,
-            **{stream: file},
+            **streams,
         )
     assert said.returncode in (0, 1)
 

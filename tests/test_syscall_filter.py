@@ -21,7 +21,8 @@ def answer(machine: str, number: int, *arguments: int, audit: int | None = None)
     six = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=iIQ6Q", number, AUDIT[machine] if audit is None else audit, 0, *six)
     instructions = list(struct.iter_unpack("=HBBI", program(machine)))
-    at, loaded = 0, 0
+    at = 0
+    loaded: int = 0
     while True:
         code, then, otherwise, operand = instructions[at]
         at += 1
@@ -34,7 +35,8 @@ def answer(machine: str, number: int, *arguments: int, audit: int | None = None)
                 true = {0x15: loaded == operand, 0x25: loaded > operand, 0x45: bool(loaded & operand)}[code]
                 at += then if true else otherwise
             case 0x06:
-                return {0x7FFF0000: ALLOWED, 0x80000000: KILLED, 0x00050000: operand & 0xFFFF}[operand & 0xFFFF0000]
+                ends: dict[int, int] = {0x7FFF0000: ALLOWED, 0x80000000: KILLED, 0x00050000: operand & 0xFFFF}
+                return ends[operand & 0xFFFF0000]
             case _:
                 raise AssertionError(f"an instruction that is not used: {code:#x}")
 

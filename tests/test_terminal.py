@@ -9,7 +9,6 @@ import pty
 import re
 import struct
 import subprocess
-import sys
 import termios
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import docker_save, layer
-from tests.places import BIN, MINUTE, run
+from tests.places import BIN, MINUTE, run, teaching_image
 
 IMAGE = "overlayfs-demo/teaching:1.0"
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -73,8 +72,7 @@ def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> st
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("terminal")
-    made = run(sys.executable, "-m", "overlayfs_demo.images.sample_image", where / "image.tar")
-    assert made.returncode == 0, made.stderr
+    teaching_image(where / "image.tar")
     (where / "odd.tar").write_bytes(
         docker_save(
             [
@@ -92,7 +90,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("words", TABLES, ids=" ".join)
 def test_a_terminal_shows_what_a_pipe_gets_with_styles_around_it(store: Path, words: tuple[str, ...]) -> None:
-    command = ("overlayfs-demo", words[0], "--store", store, *words[1:])
+    command: tuple[str | Path, ...] = ("overlayfs-demo", words[0], "--store", store, *words[1:])
     shown, piped = on_terminal(*command), run(*command)
     assert piped.returncode == 0 and "\x1b" not in piped.stdout
     assert STYLE.sub("", shown) == piped.stdout

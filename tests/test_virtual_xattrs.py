@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,11 +95,12 @@ def test_copies_do_not_take_them_along(view: Path, place: Place, command: list[s
 
 
 def test_they_cannot_be_set_or_removed_and_nothing_is_copied_up_for_it(view: Path, place: Place) -> None:
-    for act in (
+    acts: tuple[Callable[[], None], ...] = (
         lambda: os.setxattr(view / "motd", PREFIX + "layer", b"mine"),
         lambda: os.setxattr(view / "motd", PREFIX + "new", b"mine"),
         lambda: os.removexattr(view / "motd", PREFIX + "layer"),
-    ):
+    )
+    for act in acts:
         with pytest.raises(PermissionError):
             act()
     assert list((place / "upper").iterdir()) == []

@@ -101,18 +101,18 @@ def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
         index: bool = True,
         flags: int = 0,
         user_xattrs: bool = False,
-        **limits: int,
+        **limits: Any,
     ) -> Subject:
         builders.directories(tmp_path, "upper", "work", "merged")
         builders.fill(os.fsencode(tmp_path / "upper"), upper or {})
         if not writable:
             contents = ({}, *contents)  # The kernel takes no single layer without an upper.
         lowers = builders.layers(tmp_path, *contents)
-        above = (tmp_path / "upper", tmp_path / "work") if writable else (None, None)
         data = builders.layers(tmp_path / "data", data_only) if data_only else []
         stack = Layers(
             lowers,
-            *above,
+            tmp_path / "upper" if writable else None,
+            tmp_path / "work" if writable else None,
             tmp_path / "merged",
             tuple(data),
             metacopy,

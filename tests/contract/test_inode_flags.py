@@ -10,6 +10,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +212,11 @@ DIRECTORY_CALLS: dict[str, Callable[[Subject, str], object]] = {
 @pytest.mark.parametrize("path", ["imm", "upimm", "app", "upapp"])
 def test_what_a_files_flags_forbid_is_eperm(flagged: Mount, path: str) -> None:
     view = flagged()
-    allowed = {name for name, call in FILE_CALLS.items() if error_of(lambda call=call: call(view, path)) is None}
+    allowed = {name for name, call in FILE_CALLS.items() if error_of(partial(call, view, path)) is None}
     assert allowed == ({"append"} if path.endswith("app") else set())
     for name, call in FILE_CALLS.items():
         if name not in allowed:
-            assert error_of(lambda call=call: call(view, path)) == errno.EPERM, name
+            assert error_of(partial(call, view, path)) == errno.EPERM, name
     assert view.read(path) == view.read("plain") == b"1"
 
 
@@ -263,7 +264,7 @@ def test_append_only_file_keeps_what_it_holds_whatever_becomes_of_o_append(flagg
 @pytest.mark.parametrize("path", ["immdir", "upimmdir", "appdir", "upappdir"])
 def test_what_a_directorys_flags_forbid_is_eperm(flagged: Mount, path: str) -> None:
     view = flagged()
-    errors = {name: error_of(lambda call=call: call(view, path)) for name, call in DIRECTORY_CALLS.items()}
+    errors = {name: error_of(partial(call, view, path)) for name, call in DIRECTORY_CALLS.items()}
     allowed = {name for name, error in errors.items() if error is None}
     adding = {"create", "mkdir", "mknod", "symlink", "link into", "rename into"}
     assert allowed == {"open"} | (adding if path.endswith("appdir") else set())
@@ -302,7 +303,7 @@ def test_flags_are_the_owners_and_protection_is_roots(flagged: Mount) -> None:
         (54321, NODUMP, errno.EPERM),
         (0, IMMUTABLE, None),
     ):
-        view.run_as(uid, 0o022, lambda change=change, expected=expected: check(change, expected))
+        view.run_as(uid, 0o022, partial(check, change, expected))
 
 
 @fact
@@ -317,7 +318,7 @@ def test_other_ioctls_are_enotty(mounted: Mount) -> None:
     for path in ("a", "d"):
         fd = os.open(view.path(path), os.O_RDONLY)
         for command in (0x5401, 0x80086699, syscalls.FS_IOC_GETFLAGS + 0x40):
-            assert error_of(lambda fd=fd, command=command: fcntl.ioctl(fd, command, bytes(64))) == errno.ENOTTY
+            assert error_of(partial(fcntl.ioctl, fd, command, bytes(64))) == errno.ENOTTY
         os.close(fd)
 
 

@@ -136,7 +136,8 @@ def test_either_finds_the_data_that_the_other_left_below(kind: str, stack: Layer
     stack = replace(stack, metacopy=True)
     mine, kernel = make_subject(kind, stack), Kernel(stack)
     assert isinstance(mine, Fronted)
-    check_handover(*((mine, kernel) if ours_first else (kernel, mine)), leave_data_below, fetch_data)
+    first, second = (mine, kernel) if ours_first else (kernel, mine)
+    check_handover(first, second, leave_data_below, fetch_data)
 
 
 def leave_data_below(view: Mounted) -> None:

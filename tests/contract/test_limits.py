@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -40,7 +41,7 @@ def is_untouched(view: Subject) -> bool:
     return not any(left) and set(builders.tree(view.layers.upper)) <= {b"", b"d"} and view.read("d/big") == BIG.encode()
 
 
-def refused() -> pytest.RaisesContext[OSError]:
+def refused() -> AbstractContextManager[pytest.ExceptionInfo[OSError]]:
     return pytest.raises(OSError, match=os.strerror(errno.EDQUOT))
 
 

@@ -28,7 +28,7 @@ def is_metacopy(view: Subject, path: str) -> bool:
 @pytest.fixture
 def changed(mounted: Mount) -> Subject:
     """A lower file whose metadata alone was changed, with metacopy=on."""
-    view = mounted({"a": DATA, "d/": None}, metacopy=True)
+    view: Subject = mounted({"a": DATA, "d/": None}, metacopy=True)
     view.chmod("a", 0o600)
     assert is_metacopy(view, "a")
     assert view.upper("a").stat().st_blocks <= 8  # of attributes, at most

@@ -222,7 +222,7 @@ EXCHANGED = [("f", "g"), ("f", "d"), ("d", "e"), ("new", "f"), ("newdir", "d"), 
 @differs("fusepy-front", fusepy_has_no_flags)
 @pytest.mark.parametrize(("one", "other"), EXCHANGED)
 def test_exchange_lets_two_names_change_places(mounted: Mount, one: str, other: str) -> None:
-    view = mounted({"f": "F", "g": "G", "d/x": "X", "e/y": "Y"})
+    view: Subject = mounted({"f": "F", "g": "G", "d/x": "X", "e/y": "Y"})
     view.write("new", b"N")
     view.mkdir("newdir")
     view.write("newdir/z", b"Z")

@@ -12,6 +12,7 @@ import signal
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_two_processes_append_and_nothing_is_lost(mounted: Mount, where: str) ->
             for number in range(200):
                 assert os.write(fd, b"%s %d\n" % (mark, number)) > 0
 
-    children = [child(lambda mark=mark: append(mark)) for mark in (b"one", b"two")]
+    children = [child(partial(append, mark)) for mark in (b"one", b"two")]
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
     lines = view.read(where).splitlines()
     assert lines[: where != "new"] == [b"begin"][: where != "new"]
@@ -259,8 +260,8 @@ def open_file_lock(fd: int, kind: int) -> object:
     return fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", types[kind], os.SEEK_SET, 0, 0, 0))
 
 
-def flock(fd: int, kind: int) -> object:
-    return fcntl.flock(fd, kind | fcntl.LOCK_NB)
+def flock(fd: int, kind: int) -> None:
+    fcntl.flock(fd, kind | fcntl.LOCK_NB)
 
 
 LOCKS: dict[str, Lock] = {"flock": flock, "POSIX": record_lock, "open file": open_file_lock}

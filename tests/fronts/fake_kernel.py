@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from overlayfs_demo.fronts.front import View
-from overlayfs_demo.fronts.kernel import session, wire
+from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.session import Session
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from tests.conftest import PATIENCE
@@ -120,7 +120,7 @@ def serving(view: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKerne
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         return size
 
-    monkeypatch.setattr(session.os, "readv", read_or_unmounted)
+    monkeypatch.setattr(os, "readv", read_or_unmounted)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         served = Session(theirs.fileno(), View(view.overlay, b"/nowhere", timeout=_AT_REST))

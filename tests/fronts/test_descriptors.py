@@ -45,7 +45,7 @@ def greedy(view: Path, names: list[str], *, remove: bool = False) -> Iterator[tu
 
 
 def _open_all(names: list[str], remove: bool) -> tuple[int, int | None]:
-    held = []
+    held: list[int] = []
     try:
         while len(held) < 2 * LIMIT:
             name = names[len(held) % len(names)]

@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -295,7 +296,8 @@ def test_next_one_is_ready_before_it_is_asked_for(overlaid: Make) -> None:
 
 @pytest.mark.parametrize("size", [640, 4096, 1 << 17])
 def test_listing_that_was_made_ready_is_that_without(overlaid: Make, size: int) -> None:
-    view = overlaid({"d": directory({**MANY, **OF_ALL_KINDS})}, {"d/sub/y": "2"})
+    everything: dict[Any, Any] = {**MANY, **OF_ALL_KINDS}
+    view = overlaid({"d": directory(everything)}, {"d/sub/y": "2"})
     plain, ahead, asked = Mount(view, timeout=0), Mount(view), Asked(view)
     expected = plain.attrs("d")
     asked.names.clear()

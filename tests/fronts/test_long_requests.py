@@ -11,6 +11,7 @@ import pytest
 from overlayfs_demo.fronts.kernel import session, wire
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.overlay import copyup
+from overlayfs_demo.overlay.copy_data import copy_data
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
 from tests.fronts.fake_kernel import FakeKernel, serving
@@ -57,7 +58,6 @@ def kernel(view: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def copies(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Gate:
     """What copy-ups wait at before they copy data."""
-    copy_data = copyup.copy_data
 
     def wait_and_copy(source: int, target: int, size: int) -> None:
         gate.wait()
@@ -83,6 +83,7 @@ def all_succeed(kernel: FakeKernel, waiting: list[int]) -> None:
 
 
 def left_in_work(view: Engine) -> list[str]:
+    assert view.layers.work is not None
     return [path.name for path in (view.layers.work / "work").iterdir() if path.name.startswith("#")]
 
 
@@ -108,7 +109,7 @@ def test_copy_ups_of_many_files_leave_threads_to_others(view: Engine, kernel: Fa
     copies.open()
     all_succeed(kernel, waiting)
     assert copies.reached == MANY
-    assert all((view.layers.upper / f"f{number}").exists() for number in range(MANY))
+    assert all(view.upper(f"f{number}").exists() for number in range(MANY))
     assert left_in_work(view) == []
 
 

@@ -16,6 +16,7 @@ from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.node import FileNode
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
@@ -92,7 +93,9 @@ def test_handle_cannot_be_used_before_the_data_is_stored(
     opens = [kernel.send_open(node, os.O_RDONLY)]
     assert store.begun.wait(PATIENCE)
     opens.append(kernel.send_open(node, os.O_RDONLY))
-    wait_until(lambda: len(view.node("small").handles) == 2, "the second handle")
+    file = view.node("small")
+    assert isinstance(file, FileNode)
+    wait_until(lambda: len(file.handles) == 2, "the second handle")
     assert not kernel.receive(_A_MOMENT)
     store.may_end.set()
     assert [kernel.reply(unique).code for unique in opens] == [0, 0]
@@ -107,7 +110,7 @@ def test_new_size_is_not_told_before_the_old_data_is_stored(
     opened = kernel.send_open(node, os.O_RDONLY)
     assert store.begun.wait(PATIENCE)
     done = cut(kernel, node)
-    wait_until((view.layers.upper / "small").exists, "the copy-up")
+    wait_until(view.upper("small").exists, "the copy-up")
     while kernel.receive(_A_MOMENT):  # What the copy-up tells of other attributes.
         assert done not in kernel.replies
     store.may_end.set()
@@ -178,7 +181,14 @@ def test_files_that_are_opened_and_read_while_they_change_do_not_hang_the_mount(
     builders.fill(os.fsencode(place / "bottom"), {f"many/{number}": "x" * 60000 for number in range(8)})
     done = place.mount("--front", "kernel")
     assert done.returncode == 0, done.stderr
-    words = [sys.executable, "-c", _LOAD_PROGRAM, place.view / "many", place / "bottom/many", str(_LOAD)]
+    words: list[str | Path] = [
+        sys.executable,
+        "-c",
+        _LOAD_PROGRAM,
+        place.view / "many",
+        place / "bottom/many",
+        str(_LOAD),
+    ]
     with subprocess.Popen(words) as load:
         asked = 0
         while load.poll() is None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -64,7 +65,7 @@ def lowerdir(directories: Sequence[Path]) -> bytes:
 
 
 Content = str | bytes | Entry
-Members = Mapping[str, Content] | Sequence[tuple[str, Content]]
+Members = Mapping[str, Any] | Sequence[tuple[str, Any]]  # Each a Content.
 # The fixture `build`: layers, as members or as a tar's bytes; their directories, from the bottom to the top.
 Build = Callable[..., list[Path]]
 
@@ -160,7 +161,7 @@ def podman_save(layers: Sequence[bytes]) -> bytes:
     return archive([*members, (name, settings), _docker_manifest([(name, paths, "test:1")])])
 
 
-COMPRESSIONS = {
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "plain": lambda data: data,
     "gzip": lambda data: gzip.compress(data, mtime=0),
     "zstd": lambda data: zstandard.ZstdCompressor().compress(data),

@@ -26,7 +26,7 @@ from tests.images.test_real_archives import ARCHIVES, golden, real_archive
 pytestmark = needs_root
 
 
-def analysed(where: Path, *contents: Content, **more: bool) -> Analysis:
+def analysed(where: Path, *contents: Content, **more: Any) -> Analysis:
     """Layers of these contents, analysed."""
     made = layers(where, *contents)
     return analyse(made, [f"step {number}" for number in range(len(made))], **more)

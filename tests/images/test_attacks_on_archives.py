@@ -9,6 +9,7 @@ import tarfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,9 +163,14 @@ def test_names_of_an_image_are_written_at_once(tmp_path: Path, monkeypatch: pyte
     rows = [{"Config": "c.json", "RepoTags": [f"t:{number}" for number in range(50)], "Layers": ["l.tar"]}]
     members = [("c.json", settings), ("l.tar", BASE), ("manifest.json", json.dumps(rows).encode())]
     (tmp_path / "i.tar").write_bytes(archive(members))
-    written = []
+    written: list[int] = []
     write = Store._write_names
-    monkeypatch.setattr(Store, "_write_names", lambda store, names: (written.append(len(names)), write(store, names)))
+
+    def counted(store: Store, names: Any) -> None:
+        written.append(len(names))
+        write(store, names)
+
+    monkeypatch.setattr(Store, "_write_names", counted)
     load(Store(tmp_path / "store"), tmp_path / "i.tar")
     assert written == [50]
 

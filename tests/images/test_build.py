@@ -145,7 +145,6 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     # Unpacking waits for a word that never comes, so the run is surely busy when the signal comes.
     program = (
         "import os, signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # Ignored by background jobs of a shell.
         "from overlayfs_demo.cli import build_layers\n"
         "from overlayfs_demo.images import extract\n"
         "real = extract.unpack_layer\n"

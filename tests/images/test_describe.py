@@ -6,7 +6,7 @@ import json
 import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -281,7 +281,7 @@ def test_inspect_has_what_docker_stored_where_it_is_given() -> None:
 
 
 def test_variant_and_os_version_stand_behind_what_they_qualify() -> None:
-    more = {"architecture": "arm", "variant": "v7", "os": "windows", "os.version": "10"}
+    more: dict[str, Any] = {"architecture": "arm", "variant": "v7", "os": "windows", "os.version": "10"}
     keys = list(inspect(image(**more), FACTS))
     assert keys[keys.index("Architecture") :][:4] == ["Architecture", "Variant", "Os", "OsVersion"]
 
@@ -297,7 +297,7 @@ def test_key_unknown_to_docker_stays_in_the_config_and_out_of_inspect() -> None:
 
 def test_settings_docker_leaves_out_if_empty_appear_at_their_place() -> None:
     more = {"StopSignal": "SIGINT", "StopTimeout": 0, "Shell": ["sh", "-c"]}
-    ports = {"80/tcp": {}, "22/tcp": {}}
+    ports: dict[str, object] = {"80/tcp": {}, "22/tcp": {}}
     found = settings(**more, ExposedPorts=ports, Healthcheck={"Test": ["NONE"], "Retries": 0, "Interval": 10**9})
     assert isinstance(found, dict)
     assert list(found)[6] == "ExposedPorts" and list(found["ExposedPorts"]) == ["22/tcp", "80/tcp"]

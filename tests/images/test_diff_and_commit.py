@@ -112,6 +112,11 @@ def exchanged(view: Path) -> None:
     (view / "x").rename(view / "e")
 
 
+def file_to_directory(view: Path) -> None:
+    (view / "f").unlink()
+    (view / "f/g").mkdir(parents=True)
+
+
 def a_name_and_back(view: Path) -> None:
     (view / "f").rename(view / "g")
     (view / "g").rename(view / "f")
@@ -154,10 +159,7 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         exchanged,
         ["C /d", "A /d/c", "D /d/a", "D /d/sub", "C /e", "A /e/a", "A /e/sub", "A /e/sub/b", "D /e/c"],
     ),
-    "a file becomes a directory": (
-        lambda view: ((view / "f").unlink(), (view / "f/g").mkdir(parents=True)),
-        ["C /f", "A /f/g"],
-    ),
+    "a file becomes a directory": (file_to_directory, ["C /f", "A /f/g"]),
     "a new socket": (new_socket("s"), []),
     "a file becomes a socket": (new_socket("f"), ["D /f"]),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.errors import ImageError, OverlayError
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store import store as store_module
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.remove import tag
@@ -73,7 +74,7 @@ def test_names_given_at_once_are_all_kept(tmp_path: Path) -> None:
     (tmp_path / "image.tar").write_bytes(docker_save([BASE]))
     [loaded] = load(Store(tmp_path / "store"), tmp_path / "image.tar")
     word = loaded.image.id.encoded
-    assert at_once(lambda number: tag(Store(tmp_path / "store"), word, f"name:{number}"), 4) == []
+    assert at_once(lambda number: tag(Store(tmp_path / "store"), word, ImageName.parse(f"name:{number}")), 4) == []
     names = json.loads((tmp_path / "store/names.json").read_text())
     assert {f"name:{number}" for number in range(4 * PROCESSES)} <= {name.rpartition("/")[2] for name in names}
 

@@ -60,7 +60,7 @@ class Home:
         return self.container.mountpoint
 
     def commit(self) -> StoredImage:
-        return self.containers.commit(self.container, "new").image
+        return self.containers.commit(self.container, ImageName.parse("new")).image
 
     def members(self) -> list[tarfile.TarInfo]:
         """The members of the layer that a commit makes."""

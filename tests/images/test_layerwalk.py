@@ -248,7 +248,8 @@ def test_a_tree_of_600_levels_is_walked(tmp_path: Path) -> None:
 
 
 def test_fifos_and_names_with_newlines_are_things_like_others(tmp_path: Path) -> None:
-    made = layers(tmp_path, {"f": fifo(), "d/\n": "1", b"\xff": "2"}, {"f": fifo(), "d/\n": "2", "g": fifo()})
+    lower: dict[str | bytes, Any] = {"f": fifo(), "d/\n": "1", b"\xff": "2"}
+    made = layers(tmp_path, lower, {"f": fifo(), "d/\n": "2", "g": fifo()})
     found = analyse(made, ["", ""])
     assert [(one.path, one.why) for one in found.hidden] == [(b"d/\n", Why.OVERWRITTEN)]
     assert (found.layers[1].unchanged.files, found.layers[1].changed.files, found.layers[1].added.files) == (1, 1, 1)

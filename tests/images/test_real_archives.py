@@ -53,7 +53,8 @@ def real_archive(name: str) -> Path:
 
 def described(top: Path) -> list[str]:
     """The tree in the words of golden/merged-tree.txt: type, mode, uid, gid, size, mtime, path, target or sha256."""
-    lines, linked = [], {}
+    lines: list[str] = []
+    linked: dict[int, str] = {}
     for path in sorted(top.rglob("*"), key=lambda path: str(path.relative_to(top))):
         status, name = path.lstat(), "/" + str(path.relative_to(top))
         mode, more = status.st_mode, ""

@@ -65,7 +65,7 @@ def write(where: Path, data: bytes) -> Path:
     return path
 
 
-def loaded(store: Store, data: bytes) -> list[loading.Loaded]:
+def loaded(store: Store, data: bytes) -> loading.Outcome:
     return load(store, write(store.root, data))
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests import builders
-from tests.builders import Metacopy, directory
+from tests.builders import Dir, Metacopy, directory
 from tests.overlay.conftest import Make
 
 
@@ -46,7 +46,7 @@ def test_bad_metacopy_is_logged(overlaid: Make, caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("mark", ["redirect", "metacopy"])
 def test_mark_that_is_not_followed_is_logged_once(overlaid: Make, caplog: pytest.LogCaptureFixture, mark: str) -> None:
-    forged = Metacopy(size=4, xattrs={"user.overlay.metacopy": b""})
+    forged: Metacopy | Dir = Metacopy(size=4, xattrs={"user.overlay.metacopy": b""})
     if mark == "redirect":
         forged = directory(xattrs={"user.overlay.redirect": b"/private"})
     view = overlaid({"private/s": ""}, upper={"p/forged": forged}, user_xattrs=True)

@@ -119,6 +119,11 @@ def truncate_while_read(view: Engine) -> None:
     view.open("a", os.O_WRONLY | os.O_TRUNC).close()
 
 
+def chmod_while_read(view: Engine) -> None:
+    view.open("a")
+    view.chmod("a", 0o600)
+
+
 CHANGES: dict[str, Callable[[Engine], object]] = {
     "create": lambda v: v.open("new", os.O_CREAT | os.O_WRONLY).close(),
     "create in a lower directory": lambda v: v.open("d/e/new", os.O_CREAT | os.O_WRONLY).close(),
@@ -152,7 +157,7 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "extend": lambda v: v.truncate("a", 9),
     "open that truncates": lambda v: v.open("a", os.O_WRONLY | os.O_TRUNC).close(),
     "open that truncates while somebody reads": truncate_while_read,
-    "copy-up while somebody reads": lambda v: [v.open("a"), v.chmod("a", 0o600)],
+    "copy-up while somebody reads": chmod_while_read,
     "open that truncates an upper file": lambda v: v.open("up", os.O_WRONLY | os.O_TRUNC).close(),
     "chmod": lambda v: v.chmod("a", 0o600),
     "chown of a directory": lambda v: v.chown("d", 7, 8),

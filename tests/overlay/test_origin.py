@@ -97,9 +97,9 @@ def test_what_can_hold_no_user_attribute_is_copied_up_without_origin(tmp_path: P
         tmp_path, {"link": symlink("x"), "pipe": fifo(), "links": symlink("x"), "more": hardlink("links")}
     )
     builders.directories(tmp_path, "upper", "work")
-    above = [os.fsencode(tmp_path / name) for name in ("upper", "work")]
+    upper, work = (os.fsencode(tmp_path / name) for name in ("upper", "work"))
     for _ in range(2):
-        overlay = Overlay(Stack((os.fsencode(lowers[0]),), *above, user_xattrs=True))
+        overlay = Overlay(Stack((os.fsencode(lowers[0]),), upper, work, user_xattrs=True))
         caller = Caller(os.geteuid(), os.getegid())
         for name in (b"/link", b"/pipe", b"/links"):
             node = overlay.walk(name)

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def not_secret(data: bytes) -> None:
     assert SECRET not in data, "the canary was read"
 
 
-def _change(**what: int) -> Callable[[Engine, Node], object]:
+def _change(**what: Any) -> Callable[[Engine, Node], object]:
     return lambda view, node: view.overlay.set_attrs(node, Change(**what), CALLER)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
@@ -50,9 +51,14 @@ class Browser:
         self.driver.get(address)
         self.sees('#tree [role="treeitem"]')
 
+    def complaints(self) -> list[dict[str, Any]]:
+        """What its console says since it was last asked."""
+        get_log: Callable[[str], list[dict[str, Any]]] = self.driver.get_log  # selenium has no types for it.
+        return get_log("browser")
+
     def leave(self) -> None:
         """Close the page, of which there was nothing to complain."""
-        complaints = self.driver.get_log("browser")
+        complaints = self.complaints()
         self.driver.get("about:blank")
         assert complaints == []
 
@@ -182,7 +188,7 @@ def test_the_token_goes_from_the_address_into_a_cookie_that_no_script_can_read(
         browser.driver.delete_all_cookies()
         browser.driver.refresh()
         browser.sees("body", "the whole address that 'overlayfs-demo serve' printed")
-        assert any("403" in one["message"] for one in browser.driver.get_log("browser"))
+        assert any("403" in one["message"] for one in browser.complaints())
         browser.open(server.address)
         browser.sees("#state.live", "live")
 

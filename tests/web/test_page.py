@@ -11,6 +11,7 @@ import tomllib
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,9 +235,16 @@ def test_a_report_loads_nothing_from_anywhere(store: Store, image: MakeImage) ->
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
 
 
+def embedded_in(text: str) -> Any:
+    """The data that a report has in it."""
+    found = re.search(r'<script type="application/json" id="embedded">(.*?)</script>', text, re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
 def test_a_report_has_names_stories_waste_and_history(store: Store, image: MakeImage) -> None:
     text = report_of(store, image({"d/a": "old\n"}, {"d/a": "new\n"}, {"d/a": WHITEOUT}))
-    held = json.loads(re.search(r'<script type="application/json" id="embedded">(.*?)</script>', text, re.S)[1])
+    held = embedded_in(text)
     assert [row["name"] for row in held["trees"]["/d"]] == ["a"]
     assert "-old" in held["stories"]["/d/a"] and "+new" in held["stories"]["/d/a"]
     assert held["note"] == ""
@@ -260,7 +268,7 @@ def test_names_contents_and_steps_cannot_become_markup(store: Store, image: Make
     made = image({f"{SCRIPT[:-9]}x": BREAKOUT, "<img src=x onerror=alert(1)>": BREAKOUT}, {"a": "1"})
     text = report_of(store, made)
     page = html("page.html", page=page_of(made), policy=None, style=None, script=None, embedded=None)
-    stories = json.loads(re.search(r'id="embedded">(.*?)</script>', text, re.S)[1])["stories"]
+    stories = embedded_in(text)["stories"]
     assert len(stories) == 3
     for one in (text, page, *stories.values()):
         assert SCRIPT not in one and "alert(2)</script>" not in one

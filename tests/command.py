@@ -1,0 +1,117 @@
+"""Runs `overlayfs-demo` without a new interpreter: in this process, or in a fork of it.
+
+A new interpreter needs longer to import the program than the program needs for most of what the tests ask. What is
+about a process itself (its signals, its terminal, what it inherits) starts one with subprocess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+from unittest import mock
+
+from overlayfs_demo.cli.main import main
+from overlayfs_demo.ui.console import PROGRAM
+
+# These leave a daemon, fork, handle signals or serve: they need a process of their own.
+_FORKED = frozenset(("mount", "create", "start", "watch", "explain", "serve", "shell", "tour", "lab"))
+
+
+def call(
+    arguments: Sequence[str], environment: Mapping[str, str], timeout: float, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What `overlayfs-demo` does with these arguments, as subprocess.run tells it. Its stdin is empty.
+
+    Raises subprocess.TimeoutExpired after `timeout` seconds, but only for a verb that gets its own process.
+    """
+    run = _run_forked if arguments and arguments[0] in _FORKED else _run_here
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with mock.patch.dict(os.environ, environment), contextlib.chdir(cwd) if cwd else contextlib.nullcontext():
+            status = run(arguments, out, err, timeout)
+        return subprocess.CompletedProcess([PROGRAM, *arguments], status, _text(out), _text(err))
+
+
+def _text(written: BinaryIO) -> str:
+    written.seek(0)
+    with io.TextIOWrapper(written, "utf-8") as text:
+        return text.read()
+
+
+def _run_here(arguments: Sequence[str], out: BinaryIO, err: BinaryIO, _timeout: float) -> int:
+    root = logging.getLogger()
+    # main() adds a handler where there is none, and pytest has some.
+    handlers, root.handlers = root.handlers, []
+    try:
+        with Path(os.devnull).open("rb") as nothing, _streams(nothing.fileno(), out.fileno(), err.fileno()):
+            return _status(arguments)
+    finally:
+        root.handlers = handlers
+
+
+def _status(arguments: Sequence[str]) -> int:
+    with mock.patch.object(sys, "argv", [PROGRAM, *arguments]):
+        try:
+            return main()
+        except SystemExit as end:  # argparse's, always with a number.
+            return int(end.code or 0)
+
+
+@contextlib.contextmanager
+def _streams(*descriptors: int) -> Iterator[None]:
+    """Let these be stdin, stdout and stderr, with the encoding of the locale C.UTF-8. They stay open."""
+    kinds = (("stdin", "r", "surrogateescape"), ("stdout", "w", "surrogateescape"), ("stderr", "w", "backslashreplace"))
+    with contextlib.ExitStack() as stack:
+        for fd, (name, mode, errors) in zip(descriptors, kinds, strict=True):
+            stream = stack.enter_context(os.fdopen(fd, mode, encoding="utf-8", errors=errors, closefd=False))
+            for attribute in (name, f"__{name}__"):
+                stack.enter_context(mock.patch.object(sys, attribute, stream))
+        yield
+
+
+def _run_forked(arguments: Sequence[str], out: BinaryIO, err: BinaryIO, timeout: float) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    pid = os.fork()
+    if pid == 0:
+        _live(arguments, out, err)
+    process = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            os.kill(pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired([PROGRAM, *arguments], timeout)
+    finally:
+        os.close(process)
+        _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _live(arguments: Sequence[str], out: BinaryIO, err: BinaryIO) -> None:
+    """The life of the forked process, which does not return."""
+    status = 1
+    try:
+        gc.freeze()  # The collector would touch, and thus copy, all memory that is shared with the parent.
+        null = os.open(os.devnull, os.O_RDONLY)
+        for number, fd in enumerate((null, out.fileno(), err.fileno())):
+            os.dup2(fd, number)
+        logging.getLogger().handlers.clear()
+        with _streams(0, 1, 2):
+            try:
+                status = _status(arguments)
+            except BaseException:  # noqa: BLE001 - as an interpreter tells of it
+                traceback.print_exc()
+    finally:
+        os._exit(status)
