@@ -118,11 +118,11 @@ def test_df_explains_why_sizes_do_not_add_up(demo: Run) -> None:
         ("b:1", 17, 17, 0),
     }
     assert total == {"Listed": 39, "Stored": 22, "Unused": 0}
-    assert "add up to 39B, but 22B are stored" in succeeds(demo("df"))
+    assert "add up to 39B, but only 22B is stored" in succeeds(demo("df"))
 
 
 def test_an_unknown_image_is_one_line(demo: Run) -> None:
-    for verb in ("history", "inspect", "create", "rmi"):
+    for verb in ("history", "create", "rmi"):
         fails(demo(verb, "nothing"), "no image nothing:latest", "overlayfs-demo images")
 
 
