@@ -6,7 +6,8 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,30 +52,31 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("data", [docker_save([BASE], tag="app:1"), oci_archive([BASE], "zstd")])
-def test_archive_is_loaded_from_a_fifo(demo: Callable[..., Said], tmp_path: Path, data: bytes) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    writer = threading.Thread(target=fifo.write_bytes, args=(data,))
+@contextmanager
+def fifo(place: Path, data: bytes) -> Iterator[Path]:
+    """A FIFO into which somebody writes this data, once."""
+    path = place / "fifo"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(data,))
     writer.start()
     try:
-        status, out, err = demo("load", fifo)
+        yield path
     finally:
         writer.join()
+
+
+@pytest.mark.parametrize("data", [docker_save([BASE], tag="app:1"), oci_archive([BASE], "zstd")])
+def test_archive_is_loaded_from_a_fifo(demo: Callable[..., Said], tmp_path: Path, data: bytes) -> None:
+    with fifo(tmp_path, data) as path:
+        status, out, err = demo("load", path)
     assert (status, err) == (0, "")
     assert out.startswith("Loaded image: ")
     assert os.listdir(tmp_path / "store" / "tmp") == []
 
 
 def test_tree_is_imported_from_a_fifo_and_only_its_id_printed(demo: Callable[..., Said], tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    writer = threading.Thread(target=fifo.write_bytes, args=(BASE,))
-    writer.start()
-    try:
-        status, out, err = demo("import", fifo)
-    finally:
-        writer.join()
+    with fifo(tmp_path, BASE) as path:
+        status, out, err = demo("import", path)
     [image] = Store(tmp_path / "store").images()
     assert (status, out, err) == (0, f"{image.id}\n", "")
     assert (image.names, image.layers[0].diff_id) == ((), Digest.of(BASE))

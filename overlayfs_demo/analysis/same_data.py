@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from overlayfs_demo.analysis.differing import blocks
 from overlayfs_demo.analysis.inventory import Root, unreadable
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.linux import syscalls
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _BATCH = 1000  # rows
@@ -133,6 +136,9 @@ class SameData:
 @contextmanager
 def same_data() -> Iterator[SameData]:
     """Make a new collection, in a temporary file that is gone at the end. Raises ImageError if there is no room."""
+    # Here, because most commands that import this module compare no files.
+    import sqlite3
+
     database = sqlite3.connect("")
     try:
         database.executescript(_TABLES)

@@ -27,7 +27,7 @@ def check_config(data: bytes, member: str) -> Config:
     fields = Fields(parse_json(data, member), where)
     if fields.inner("rootfs") is None:
         raise ImageError(f"{where}: 'rootfs' is missing", _ADVICE)
-    config = Config.parse(data, member)
+    config = Config.of(fields.document, where)
     creation_time(fields)
     for key in _TEXTS:
         fields.text(key)

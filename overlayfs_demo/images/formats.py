@@ -183,9 +183,10 @@ def _of_manifest(archive: Archive) -> Contents:
 
     A list is Docker's (image/spec/spec.md, "Combined Image JSON + Filesystem Changeset"), an object is `dir:`'s.
     """
-    rows = parse_json(archive.document("manifest.json"), f"{archive.label}: member manifest.json")
+    data = archive.document("manifest.json")
+    rows = parse_json(data, f"{archive.label}: member manifest.json")
     if isinstance(rows, dict):
-        return _of_directory(archive)
+        return _of_directory(archive, data, rows)
     if not isinstance(rows, list) or not rows:
         raise archive.bad("manifest.json", "is not a list of images")
     known: dict[str, tuple[Digest, Platform | None]] = {}
@@ -294,11 +295,13 @@ def _of_layout(archive: Archive) -> Contents:
     return blobs.contents("index.json", _oci_index(blobs, archive.document("index.json"), "index.json", Names(), 0))
 
 
-def _of_directory(archive: Archive) -> Contents:
-    """Read skopeo's `dir:` (containers-transports(5)): a manifest or an index, and blobs named by their bare hashes."""
+def _of_directory(archive: Archive, data: bytes, value: object) -> Contents:
+    """Read skopeo's `dir:` (containers-transports(5)): a manifest or an index, and blobs named by their bare hashes.
+
+    `value` is what its `manifest.json`, with the bytes `data`, holds.
+    """
     member = "manifest.json"
-    data = archive.document(member)
-    document = Document(parse_json(data, member), f"{archive.label}: member {member}")
+    document = Document(value, f"{archive.label}: member {member}")
     blobs = _Blobs(archive, lambda digest: digest.encoded, lambda digest: f"{digest.encoded}.manifest.json")
     if document.has("manifests"):
         found = _oci_index(blobs, data, member, Names(), 0)

@@ -334,12 +334,17 @@ class Config:
     @classmethod
     def parse(cls, data: bytes, member: str) -> Config:
         """Read a config. Raises ImageError naming the member."""
-        document = Document(parse_json(data, member), printable(member))
+        where = printable(member)
+        return cls.of(Document(parse_json(data, member), where), where)
+
+    @classmethod
+    def of(cls, document: Document, where: str) -> Config:
+        """Take the parts from a config that is parsed already. Raises ImageError, which begins with `where`."""
         rootfs = document.document("rootfs")
-        where = f"{printable(member)}: 'rootfs.diff_ids'"
+        diff_ids = f"{where}: 'rootfs.diff_ids'"
         return cls(
             Platform(document.text("os", ""), document.text("architecture", ""), document.text("variant", "")),
-            tuple(Digest.parse(text, where) for text in rootfs.texts("diff_ids")),
+            tuple(Digest.parse(text, diff_ids) for text in rootfs.texts("diff_ids")),
             tuple(
                 History(
                     row.text("created", ""),
