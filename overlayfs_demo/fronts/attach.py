@@ -13,7 +13,7 @@ import stat
 import subprocess
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, LIBFUSE_FLAGS, SUBTYPE, View
+from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, LIBFUSE_FLAGS, SUBTYPE, View, escape_value
 from overlayfs_demo.linux import syscalls
 
 DEVICE = "/dev/fuse"
@@ -80,7 +80,7 @@ def _mount_directly(view: View) -> int:
 
 def _ask_fusermount(view: View) -> int:
     words = [flag.word for flag in LIBFUSE_FLAGS if view.flags & flag.bit]
-    words += [f"fsname={_escape(view.source)}", f"subtype={SUBTYPE}"]
+    words += [f"fsname={escape_value(view.source)}", f"subtype={SUBTYPE}"]
     if view.checked:
         words.append("default_permissions")
     if view.allow_other:
@@ -108,7 +108,3 @@ def _run(command: list[bytes], pass_fd: int | None = None) -> subprocess.Complet
         )
     except FileNotFoundError as error:
         raise MountError("fusermount3 is not installed", "install the package fuse3, or mount as root") from error
-
-
-def _escape(word: str) -> str:
-    return word.replace("\\", "\\\\").replace(",", "\\,")

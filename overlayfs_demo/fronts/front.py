@@ -68,6 +68,11 @@ class Front(Protocol):
         """
 
 
+def escape_value(text: str) -> str:
+    """Escape a value for libfuse's and fusermount3's comma-separated list of options (libfuse, lib/fuse_opt.c)."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
 def now_ns() -> int:
     """Return the time that the kernel would give a file now, in nanoseconds since the epoch."""
     return time.clock_gettime_ns(_COARSE)

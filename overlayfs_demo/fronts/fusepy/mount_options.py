@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from overlayfs_demo.fronts.front import LIBFUSE_FLAGS, SUBTYPE, View
+from overlayfs_demo.fronts.front import LIBFUSE_FLAGS, SUBTYPE, View, escape_value
 
 # fusepy turns the kernel's bytes into text and back. Names are any bytes, and in this encoding each byte
 # is one character, so nothing is lost or refused on the way.
@@ -48,7 +48,7 @@ def mount_options(view: View) -> dict[str, Any]:
         # libfuse insists on an empty mount point otherwise; mount(2) does not. fusermount3 knows no such word.
         "nonempty": root,
         "allow_other": view.allow_other,
-        "fsname": _escape(view.source),
+        "fsname": escape_value(os.fsencode(view.source).decode(ENCODING)),
         "subtype": SUBTYPE,
     }
     for flag in LIBFUSE_FLAGS:
@@ -58,11 +58,6 @@ def mount_options(view: View) -> dict[str, Any]:
         elif root and flag.opposite:
             options[flag.opposite] = True
     return options
-
-
-def _escape(word: str) -> str:
-    """One value in a comma-separated list of options, in fusepy's encoding."""
-    return os.fsencode(word).decode(ENCODING).replace("\\", "\\\\").replace(",", "\\,")
 
 
 @contextmanager
