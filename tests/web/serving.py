@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.places import BIN, MINUTE
+import overlayfs_demo.web.serve  # noqa: F401 - so that each server need not import it
+from tests.command import started
+from tests.places import MINUTE
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,7 @@ def _messages(answer: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str,
 @contextmanager
 def serving(what: str | Path, *words: str | Path) -> Iterator[Server]:
     """Serve it at a free port."""
-    process = subprocess.Popen(
-        [BIN / "overlayfs-demo", "serve", what, "--port", "0", *words], stderr=subprocess.PIPE, text=True
-    )
+    process = started(["serve", what, "--port", "0", *words], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         said = process.stderr.readline()
