@@ -194,8 +194,9 @@ Shown = dict[str, tuple[Any, ...]]
 def view_of_everything(view: Engine, path: str = "") -> Shown:
     """What can be seen, without the times that any change moves."""
     status = view.stat(path)
+    names: list[bytes] = []
     if stat.S_ISDIR(status.mode):
-        content: object = view.names(path)
+        content: object = (names := view.names(path))
     elif stat.S_ISREG(status.mode):
         content = view.read(path)
     else:
@@ -213,9 +214,8 @@ def view_of_everything(view: Engine, path: str = "") -> Shown:
             tuple((name, view.xattr(path, name)) for name in view.xattrs(path)),
         )
     }
-    if stat.S_ISDIR(status.mode):
-        for name in view.names(path):
-            shown |= view_of_everything(view, f"{path}/{os.fsdecode(name)}".lstrip("/"))
+    for name in names:
+        shown |= view_of_everything(view, f"{path}/{os.fsdecode(name)}".lstrip("/"))
     return shown
 
 

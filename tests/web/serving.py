@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,8 +98,10 @@ def serving(what: str | Path, *words: str | Path) -> Iterator[Server]:
     try:
         assert process.stderr is not None
         said = process.stderr.readline()
-        assert "serving http://127.0.0.1:" in said, said + process.stderr.read()
-        yield Server(process, said.partition("serving ")[2].split()[0])
+        # Not what it says after this, too: a server that runs says nothing more, and never ends.
+        address = re.search(r"http://127\.0\.0\.1:\S+", said)
+        assert address is not None, said
+        yield Server(process, address[0])
     finally:
         process.kill()
         process.wait(MINUTE)
