@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _claim(shared: Path, item: pytest.Item) -> bool:
     """Return whether the file of this test is newly claimed by this call."""
     try:
-        (shared / "claimed" / quote(str(item.path), safe="")).touch(exist_ok=False)
+        (shared / "claimed" / quote(item.nodeid.partition("::")[0], safe="")).touch(exist_ok=False)
     except FileExistsError:
         return False
     return True
@@ -99,8 +99,10 @@ class _Helper:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._write(data)
 
-    def pytest_sessionfinish(self) -> None:
-        self._write(None)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Say that this is the end, unless it is one before all tests have run."""
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+            self._write(None)
 
     def _write(self, data: dict[str, object] | None) -> None:
         print(ascii(data), file=self._reports, flush=True)  # Unlike JSON, this keeps tuples.
