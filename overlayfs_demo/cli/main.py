@@ -14,7 +14,7 @@ from overlayfs_demo.cli.command import Verbs, guarded, new_verb
 from overlayfs_demo.cli.mount_help import mount_help
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.events import Event
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import FRONTS, parse
 from overlayfs_demo.ui import wording
@@ -219,7 +219,7 @@ def _umount_as_helper(arguments: Sequence[str]) -> int:
         parser.add_argument(f"-{flag}", dest=flag, action="store_true")
     given = parser.parse_args(arguments)
     if given.namespace is not None:
-        syscalls.enter_mount_namespace(given.namespace)
+        mounting.enter_mount_namespace(given.namespace)
     try:
         mount.unmount(os.fsencode(given.mountpoint), lazy=given.l, force=given.f)
     except MountError:

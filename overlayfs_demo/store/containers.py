@@ -25,7 +25,7 @@ from overlayfs_demo.images.model import Digest, Document, parse_json
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
@@ -69,7 +69,7 @@ class Container:
         gains rights by what an image brings along, unless the options ask for that.
         """
         private = os.path.realpath(self.mountpoint) == os.path.realpath(self.directory / _MERGED)
-        return changed_flags(self.options, 0 if private else syscalls.MS_NOSUID | syscalls.MS_NODEV)
+        return changed_flags(self.options, 0 if private else mounting.MS_NOSUID | mounting.MS_NODEV)
 
     @property
     def upper(self) -> Path:
