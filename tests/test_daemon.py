@@ -23,6 +23,7 @@ from overlayfs_demo.mounts import daemon, mount, registry
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.store.containers import Container, Containers
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
@@ -118,7 +119,7 @@ def is_mounted_and_unmounted(place: Place) -> None:
 
 
 FAULTS: dict[str, tuple[object, str]] = {
-    "opening the layers": (Overlay, "__init__"),
+    "opening the layers": (Tree, "__init__"),
     "the note in the upper": (Overlay, "note_stack"),
     "the socket": (Server, "start"),
     "the record": (registry.Registration, "__init__"),
@@ -208,7 +209,7 @@ def test_a_caller_who_is_interrupted_leaves_no_daemon(place: Place, monkeypatch:
 
 
 def test_a_daemon_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "_PATIENCE", 0.1)
+    monkeypatch.setattr(daemon, "_TIMEOUT", 0.1)
 
     def serve(ready: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

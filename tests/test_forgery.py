@@ -21,7 +21,7 @@ from overlayfs_demo.mounts.control import client, protocol
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened, ProtocolError, WhichAnswer
 from overlayfs_demo.mounts.control.server import Server
-from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.ui.wording import outcome, said, sentence
 from tests.conftest import why_no_mounts
@@ -198,7 +198,7 @@ def test_link_to_the_socket_of_another_service_is_seen_through(directory: Path, 
 
 
 def test_daemon_makes_no_socket_in_a_directory_of_somebody_else(directory: Path, place: Place) -> None:
-    overlay = Overlay(Stack((os.fsencode(place / "top"),)))
+    overlay = open_overlay(Stack((os.fsencode(place / "top"),)))
     give_away(directory)
     server = Server(directory / "it.sock", overlay, Counter())
     with pytest.raises(MountError, match="belongs to user 12346"):
@@ -246,7 +246,7 @@ def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
     for forged in (link, {"says": "deleted", "deleted_at": "\x1b[3m"}):
         answer = protocol.decode_answer(which_answer(**forged))
         assert isinstance(answer, WhichAnswer)
-        [statement] = answer.explanation.statements
+        [statement] = answer.provenance.statements
         assert "\x1b" not in said(statement, b"/x") + outcome(statement, b"/x")
 
 

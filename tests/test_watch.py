@@ -25,6 +25,7 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Dropped, Happened
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.subjects import in_child
@@ -277,7 +278,7 @@ def served(place: Place) -> Iterator[tuple[Overlay, Path]]:
     directory = place / ("long" * 40)
     directory.mkdir()
     lowers = tuple(os.fsencode(place / name) for name in ("top", "bottom"))
-    overlay = Overlay(Stack(lowers, os.fsencode(place / "upper"), os.fsencode(place / "work")))
+    overlay = open_overlay(Stack(lowers, os.fsencode(place / "upper"), os.fsencode(place / "work")))
     server = Server(directory / "it.sock", overlay, Counter())
     server.start()
     yield overlay, directory / "it.sock"

@@ -14,7 +14,7 @@ from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
 from overlayfs_demo.errors import OverlayError, printable
-from overlayfs_demo.mounts.control.protocol import explanation_to_json
+from overlayfs_demo.mounts.control.protocol import provenance_to_json
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
@@ -60,7 +60,7 @@ def _explain(question: Question, *, as_json: bool) -> int:
                     "path": os.fsdecode(path),
                     "mountpoint": subject.mountpoint,
                     "image": subject.image,
-                    **explanation_to_json(explained),
+                    **provenance_to_json(explained),
                 }
             ]
         )

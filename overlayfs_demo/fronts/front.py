@@ -54,7 +54,7 @@ class View:
     @property
     def checked(self) -> bool:
         """Whether the kernel checks permissions, using the owners and modes that the view shows."""
-        return self.allow_other or self.overlay.owners_are_real
+        return self.allow_other or self.overlay.decides_access
 
 
 class Front(Protocol):

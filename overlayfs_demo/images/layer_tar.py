@@ -138,7 +138,7 @@ class _Writer:
         try:
             self._tar.addfile(info, cast(BinaryIO, io.BufferedReader(_Data(handle), 1 << 18)))
         finally:
-            self._view.release(node, handle)
+            self._view.files.release(node, handle)
 
     def _xattrs(self, node: Node) -> dict[str, str]:
         """Return the extended attributes as libarchive, GNU tar and Go write them."""

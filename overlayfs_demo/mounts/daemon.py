@@ -22,7 +22,7 @@ from pathlib import Path
 from overlayfs_demo.errors import MountError
 
 # How long a daemon may take to end, in seconds.
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 _READY = b"ready"
 # The descriptors below this one are the standard ones.
 _STANDARD = 3
@@ -44,7 +44,7 @@ class Daemon:
             try:
                 for number in (signal.SIGTERM, signal.SIGKILL):
                     os.kill(self._pid, number)
-                    if ended(process, _PATIENCE):
+                    if ended(process, _TIMEOUT):
                         break
             finally:
                 os.close(process)

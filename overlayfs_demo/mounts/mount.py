@@ -37,7 +37,7 @@ from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 # After how many seconds to look for the reason why a daemon is still serving.
 _LINGERS = 0.5
 _POLL = 0.02
@@ -221,7 +221,7 @@ def _lock(path: bytes) -> int:
     for a lock that belongs to no live mount. Raises MountError if the directory stays in use.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -411,7 +411,7 @@ def _await_end(process: _Process, mountpoint: str, number: str) -> None:
 
     If the mount still exists in another mount namespace, warn of that instead.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while not daemon.ended(process.descriptor, _LINGERS):
         if holder := _mounted_elsewhere(number):
             _log.warning(

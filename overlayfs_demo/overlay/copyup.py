@@ -302,7 +302,7 @@ class CopyUp:
     def _cost(self, node: FileNode, size: int, data: bool) -> tuple[int, str]:
         """Return how many of the copy's `size` bytes its event reports, and the label of the layer they come from."""
         layer = node.place.layer
-        if not (self._rehearsal and layer.number == 1):
+        if not (self._rehearsal and layer.depth == 1):
             return size, layer.label
         # The rehearsed mount has the file in its upper already, except the data of a metacopy.
         if node.data and data:

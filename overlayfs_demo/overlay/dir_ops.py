@@ -31,7 +31,7 @@ def failure(code: int, name: bytes | None = None) -> OSError:
     return OSError(code, os.strerror(code), name)
 
 
-class Names:
+class DirOps:
     """Creates and removes names in one tree."""
 
     __slots__ = ("_budget", "_copy_up", "_redirects", "_tree")
@@ -90,7 +90,7 @@ class Names:
             os.close(fd)
             raise
         node.gone = True
-        return node, node.attrs_from(status), fd
+        return node, self._tree.attrs(node, status), fd
 
     def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
         """Give a file in the upper another name, or its first one. ENOENT if it has lost its last name.
@@ -114,7 +114,7 @@ class Names:
         self._tree.share(node, node.key)
         self._tree.settle(node, parent, name)
         parent.children.put(name, node)
-        return node.attrs_from(file.stat())
+        return self._tree.attrs(node, file.stat())
 
     def _room(self, parent: DirNode, name: bytes, caller: Caller) -> tuple[UpperDir, bool]:
         """Return the upper's directory for a new name, and whether a whiteout has that name. Raises EEXIST."""
@@ -136,6 +136,8 @@ class Names:
 
         The umask applies only if the directory has no default ACL.
         """
+        asked_mode, asked_by = mode, caller
+        mode, caller = self._tree.ownership.asked(mode, caller)
         fd = above.open().fd
         directory = os.fstat(fd)
         inherits = bool(directory.st_mode & stat.S_ISGID)
@@ -151,7 +153,8 @@ class Names:
         if opaque:
             xattrs += ((self._tree.xattrs.opaque, b"y"),)
         gid = directory.st_gid if inherits else caller.gid
-        return NewObject(mode, caller.uid, gid, rdev, target, inherits, xattrs)
+        new = NewObject(mode, caller.uid, gid, rdev, target, inherits, xattrs)
+        return self._tree.ownership.finished(new, asked_mode, asked_by)
 
     def _settle_new(self, parent: DirNode, name: bytes, above: UpperDir, status: os.stat_result) -> tuple[Node, Attrs]:
         ino = self._tree.identity(status)
@@ -163,7 +166,7 @@ class Names:
             self._tree.share(node, node.key)
         node.protection = b""  # It has no `overlay.protattr` yet. Flags inherited from its directory are real ones.
         parent.children.put(name, node)
-        return node, node.attrs_from(status)
+        return node, self._tree.attrs(node, status)
 
     # --- removing ----------------------------------------------------------------------------------
 

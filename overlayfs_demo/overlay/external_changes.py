@@ -41,7 +41,7 @@ class Changes:
         return bool(self.names or self.nodes or self.everything)
 
 
-class Behind:
+class ExternalChanges:
     """Watches the layers of one tree. Owns `fd`, which is readable when something has changed, until `close`."""
 
     __slots__ = ("_complained", "_nodes", "_tree", "fd")

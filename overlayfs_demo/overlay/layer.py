@@ -107,7 +107,7 @@ _NO_MARKS = Marks(False)
 class Layer:
     """One layer of the stack.
 
-    `number` is 0 for the upper, then 1, 2, ... from the top lower down. `label` is the layer's name in messages and
+    `depth` is 0 for the upper, then 1, 2, ... from the top lower down. `label` is the layer's name in messages and
     events, `path` the path that the user gave. The layer owns `root`, its directory, until `close`. `image_dialect`:
     zero-length `.wh.NAME` files are whiteouts here. `last`: no layer is below, so few marks need to be read.
     `metacopies`: the layer may hold metacopies. `told` records what `faults` has logged.
@@ -115,12 +115,12 @@ class Layer:
 
     __slots__ = (
         "cache",
+        "depth",
         "device",
         "image_dialect",
         "label",
         "last",
         "metacopies",
-        "number",
         "path",
         "reads_quietly",
         "root_fd",
@@ -132,7 +132,7 @@ class Layer:
         self,
         path: bytes,
         root: Root,
-        number: int,
+        depth: int,
         label: str,
         xattrs: PrivateXattrs,
         cache: DescriptorCache,
@@ -142,7 +142,7 @@ class Layer:
         metacopies: bool = False,
     ) -> None:
         self.path = path
-        self.number = number
+        self.depth = depth
         self.label = label
         self.xattrs = xattrs
         self.cache = cache
@@ -156,7 +156,7 @@ class Layer:
     @property
     def is_upper(self) -> bool:
         """Whether this is the one writable layer."""
-        return self.number == 0
+        return self.depth == 0
 
     def close(self) -> None:
         """Close the root descriptor. The layer must not be used afterwards."""

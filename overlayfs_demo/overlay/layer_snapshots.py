@@ -41,7 +41,7 @@ _TREE_SHIFT = 40
 _NOTHING_PRIVATE = PrivateXattrs("none")
 
 
-class TimeMachine:
+class LayerSnapshots:
     """The trees beside a live one, whose lock they share. Call all methods with the lock held.
 
     `layers` are those in which the live tree looks names up, topmost first, including the upper; `data_layers` are
@@ -115,7 +115,7 @@ class _Alone(Layer):
         for name in Layer.__slots__:
             setattr(self, name, getattr(layer, name))
         # Not the upper: nothing can be changed here.
-        self.number, self.image_dialect, self.last = 1, False, True
+        self.depth, self.image_dialect, self.last = 1, False, True
 
     def hides(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         return False
@@ -139,7 +139,7 @@ class _Past(Tree):
         xattrs: PrivateXattrs | None = None,
     ) -> None:
         self._salt = number << _TREE_SHIFT
-        super().__init__(layers, data_layers, None, xattrs or live.xattrs, live.origins, None)
+        super().__init__(layers, data_layers, None, xattrs or live.xattrs, live.origins, None, live.ownership)
         self.lock = live.lock
 
     def identity_of(self, ino: int, device: int) -> int:
@@ -163,7 +163,7 @@ class _Shelf(_Past):
         if name not in self._made:
             self._made[name] = self._entries[name](parent, name)
         node = self._made[name]
-        return node, node.attrs_from(node.stat())
+        return node, self.attrs(node, node.stat())
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         return self.find(parent, listed.name)

@@ -87,11 +87,11 @@ class Lookup:
 
         If the data is missing, only reading fails. The lookup of any other metacopy without data fails (ovl_lookup).
         """
-        _, answers = self.explain(sources, name)
+        _, answers = self.verdict(sources, name)
         in_lower = any(answer.says is Says.METACOPY and not answer.layer.is_upper for answer in answers)
         return in_lower and answers[-1].layer in self._data_layers
 
-    def explain(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Verdict, list[Answer]]:
+    def verdict(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Verdict, list[Answer]]:
         """Return the verdict about `name`, and the answers of the layers that were asked until it was clear."""
         answers: list[Answer] = []
         return decide(self._listen(sources, name, answers)), answers
@@ -115,7 +115,7 @@ class Lookup:
     def _listen_below(self, above: Layer, path: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask the layers below `above` about an absolute path, which each resolves from its root."""
         for layer in (*self._lowers, *self._data_layers):
-            if layer.number <= above.number:
+            if layer.depth <= above.depth:
                 continue
             if layer in self._data_layers and not any(answer.says is Says.METACOPY for answer in answers):
                 return

@@ -30,7 +30,7 @@ _READER = "getfattr"
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class Provenance:
     """What each layer has at a path, from the top down."""
 
     statements: tuple[Statement, ...]
@@ -53,10 +53,10 @@ class Explanation:
         return f"{_verdict(self.statements, self.seen_from)}{tail}."
 
 
-def explain(tree: Tree, path: bytes) -> Explanation:
-    """Explain what each layer has at an absolute path of the view. Raises OSError. Call with the tree's lock held."""
+def which(tree: Tree, path: bytes) -> Provenance:
+    """Return what each layer has at an absolute path of the view. Raises OSError. Call with the tree's lock held."""
     upper = [tree.upper.layer] if tree.upper else []
-    return Explanation(tuple(testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
+    return Provenance(tuple(testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
 
 
 def are_listed(node: Node, caller: Caller) -> bool:
@@ -67,13 +67,13 @@ def are_listed(node: Node, caller: Caller) -> bool:
     return node.kind in (stat.S_IFREG, stat.S_IFDIR) and proc.command_name(caller.pid) == _READER
 
 
-def attributes(tree: Tree, node: Node, explanation: Explanation) -> dict[str, str]:
-    """Return the virtual attributes of a node that has a name, from its explanation. Call with the tree's lock held."""
+def attributes(tree: Tree, node: Node, found: Provenance) -> dict[str, str]:
+    """Return the virtual attributes of a node that has a name, given its provenance. Call with the tree's lock held."""
     values = {
-        "layer": ", ".join(explanation.seen_from),
+        "layer": ", ".join(found.seen_from),
         "origin": _origin(tree, node),
-        "why": explanation.why,
-        "shadowed": ", ".join(explanation.hidden),
+        "why": found.why,
+        "shadowed": ", ".join(found.hidden),
     }
     return {VIRTUAL + name: value for name, value in values.items() if value}
 

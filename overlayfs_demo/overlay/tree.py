@@ -22,6 +22,7 @@ from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.ownership import Ownership
 from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import USER, PrivateXattrs
@@ -51,6 +52,7 @@ class Tree:
         "lookup",
         "lowers",
         "origins",
+        "ownership",
         "root",
         "upper",
         "xattrs",
@@ -64,6 +66,7 @@ class Tree:
         xattrs: PrivateXattrs,
         origins: Origins,
         index: Index | None,
+        ownership: Ownership,
     ) -> None:
         self.lowers = tuple(lowers)
         self.upper = upper
@@ -72,6 +75,7 @@ class Tree:
         self.lookup = Lookup(lowers, data_layers)
         self.origins = origins
         self.index = index
+        self.ownership = ownership
         layers = [*([upper.layer] if upper else []), *lowers, *data_layers]
         self._devices: dict[int, int] = {}
         for layer in layers:
@@ -99,6 +103,13 @@ class Tree:
         if self.upper is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return self.upper
+
+    def attrs(self, node: Node, status: os.stat_result) -> Attrs:
+        """Return the node's attributes as the view shows them, given the real ones. Call with `lock` held.
+
+        All attributes leave the engine through here.
+        """
+        return self.ownership.shown(node, node.attrs_on_disk(status))
 
     def identity(self, status: os.stat_result) -> int:
         """Return the inode number that the view shows for a real file."""
@@ -129,7 +140,7 @@ class Tree:
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
-                return found, found.attrs_from(found.stat())
+                return found, self.attrs(found, found.stat())
             known = parent.children.get(name)
             if known is not None:
                 revalidate.displace(known, parent, name)
@@ -184,7 +195,7 @@ class Tree:
                 status = node.stat()  # This name leads to a lower file that was copied up under another name.
         if parts[0].metacopy and isinstance(node, FileNode) and node.key == key_of(parts[0].status):
             node.metacopy, node.data = True, _data_of(parts)
-        return node, node.attrs_from(status)
+        return node, self.attrs(node, status)
 
     def open(self, node: FileNode, flags: int) -> int:
         """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE.

@@ -73,16 +73,16 @@ class Story:
 
 def story(subject: Subject, ask: Ask, path: bytes) -> Story:
     """All about a path, which is checked. Raises OverlayError, OSError; FileNotFoundError if no layer knows it."""
-    explanation = ask(path)
-    if path != b"/" and all(one.mode is None and not one.deleted_at for one in explanation.statements):
+    provenance = ask(path)
+    if path != b"/" and all(one.mode is None and not one.deleted_at for one in provenance.statements):
         raise FileNotFoundError(f"no layer has {printable(path)}")
-    known = list(zip(subject.layers, explanation.statements, strict=False))
+    known = list(zip(subject.layers, provenance.statements, strict=False))
     versions = tuple(_version(layer, one) for layer, one in known if one.mode is not None and stat.S_ISREG(one.mode))
     words = tuple(_say(layer, one, path) for layer, one in known)
     return Story(
         printable(path),
         key_of(path),
-        explanation.why,
+        provenance.why,
         words,
         versions,
         tuple(_compared(old, new) for new, old in pairwise(versions)),

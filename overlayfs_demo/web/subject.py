@@ -23,12 +23,12 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.layer_facts import UPPER
 from overlayfs_demo.mounts.registry import Record
 from overlayfs_demo.overlay.layer_statements import Statement
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.store.image_view import image_stack
 from overlayfs_demo.store.store import Store, StoredImage
 
 # What every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
-Ask = Callable[[bytes], Explanation]
+Ask = Callable[[bytes], Provenance]
 
 _NUMBER = re.compile(r"layer (\d+) ")
 
@@ -79,7 +79,7 @@ def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
         for depth, (layer, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=False))
     )
     with opened(stack) as overlay:
-        yield Subject(roots, lambda: nullcontext(overlay.explain))
+        yield Subject(roots, lambda: nullcontext(overlay.which))
 
 
 def mount_subject(record: Record, socket: Path) -> Subject:

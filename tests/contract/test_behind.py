@@ -447,10 +447,10 @@ def test_the_log_says_what_is_not_followed(
     mounted: Mount, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     view = mounted(TREE)
-    assert view.overlay.behind.start()
+    assert view.overlay.external_changes.start()
     monkeypatch.setattr(fanotify, "watch", no_marks)
     for path in ("", "d", "d/e"):
-        assert not view.overlay.behind.watch(view.node(path))
+        assert not view.overlay.external_changes.watch(view.node(path))
     [upper, lower] = [record.getMessage() for record in caplog.records]
     assert "layer 1 (layer0)" in lower and "max_user_marks" in lower
     assert "upper" in upper
@@ -462,7 +462,7 @@ def test_the_number_of_watches_is_bounded(
 ) -> None:
     monkeypatch.setattr(external_changes, "_MOST_WATCHES", 3)
     view = mounted(TREE)
-    watcher = view.overlay.behind
+    watcher = view.overlay.external_changes
     assert watcher.start()
     nodes = [view.node(path) for path in ("", "d", "d/e")]
     assert [watcher.watch(node) for node in nodes] == [True, True, False]
@@ -473,7 +473,7 @@ def test_the_number_of_watches_is_bounded(
 @only(["engine"], "what this process does itself is the engine's to tell")
 def test_own_changes_are_no_news(mounted: Mount) -> None:
     view = mounted(TREE)
-    watcher = view.overlay.behind
+    watcher = view.overlay.external_changes
     assert watcher.start()
     for path in ("", "d"):
         watcher.watch(view.node(path))

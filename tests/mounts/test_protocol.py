@@ -25,7 +25,7 @@ from overlayfs_demo.mounts.control.protocol import (
 )
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 
 COPY_UP = Event(Action.COPY_UP, b"/\xff", 812, 1000, "open", "layer 1 (ADD \N{SNOWMAN})", 1234)
 RENAME = Event(Action.RENAME, b"/a", 0, (1 << 32) - 1, "rename", detail="/b")
@@ -57,7 +57,7 @@ ANSWERS: dict[str, Answer] = {
     r'{"layer": "layer 0", "says": "nothing", "wins": false, "mode": null, "size": null, "target": null, '
     r'"hidden_by": null, "hidden_at": null, "deleted_at": null, "stored_at": null}], '
     r'"why": "Seen from upper, the topmost layer that has it; what layer 1 (a) has is hidden."}': WhichAnswer(
-        b"/d/x", Explanation((UPPER, BELOW, NOTHING))
+        b"/d/x", Provenance((UPPER, BELOW, NOTHING))
     ),
 }
 

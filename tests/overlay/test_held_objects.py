@@ -38,7 +38,7 @@ def test_way_to_a_removed_file_outlives_its_handle(overlaid: Make, tmp_path: Pat
     handle = view.overlay.open(node, os.O_RDONLY, view.caller)
     view.unlink("f")
     way = node.way()
-    view.overlay.release(node, handle)
+    view.overlay.files.release(node, handle)
     others = many(tmp_path / "secret")
     fd = way.open(os.O_RDONLY)
     assert os.read(fd, 10) == b"mine"
@@ -59,7 +59,7 @@ def test_copy_of_a_removed_file_gets_nothing_of_what_is_opened_meanwhile(overlai
     def close_and_open() -> None:
         """What another thread may do while data is copied, without the tree's lock."""
         if not others:
-            view.overlay.release(node, handle)
+            view.overlay.files.release(node, handle)
             others.extend(many(secret))
 
     view.overlay.hooks.before_wait = close_and_open
@@ -76,7 +76,7 @@ def test_reader_goes_on_while_its_handle_is_closed(overlaid: Make, tmp_path: Pat
     node = regular(view, "f")
     handle = view.overlay.open(node, os.O_RDONLY, view.caller)
     held = handle.opened
-    view.overlay.release(node, handle)
+    view.overlay.files.release(node, handle)
     others = many(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     assert os.pread(held.fd, 10, 0) == b"mine"
     with pytest.raises(OSError) as failure:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.private_mount import LOWER, open_root
@@ -99,7 +99,7 @@ def test_what_can_hold_no_user_attribute_is_copied_up_without_origin(tmp_path: P
     builders.directories(tmp_path, "upper", "work")
     upper, work = (os.fsencode(tmp_path / name) for name in ("upper", "work"))
     for _ in range(2):
-        overlay = Overlay(Stack((os.fsencode(lowers[0]),), upper, work, user_xattrs=True))
+        overlay = open_overlay(Stack((os.fsencode(lowers[0]),), upper, work, user_xattrs=True))
         caller = Caller(os.geteuid(), os.getegid())
         for name in (b"/link", b"/pipe", b"/links"):
             node = overlay.walk(name)

@@ -38,7 +38,7 @@ def _opened(view: Engine, node: Node, flags: int, act: Callable[[FileNode, int],
     try:
         act(node, handle.opened.fd)
     finally:
-        view.overlay.release(node, handle)
+        view.overlay.files.release(node, handle)
 
 
 def _read(view: Engine, node: Node) -> None:

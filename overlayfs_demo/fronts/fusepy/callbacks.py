@@ -168,7 +168,7 @@ class Callbacks:
         """Close the files that processes still had open when the view was unmounted. This is not a request."""
         while self._files:
             _, opened = self._files.popitem()
-            self._overlay.release(opened.node, opened.handle)
+            self._overlay.files.release(opened.node, opened.handle)
 
     def statfs(self, _path: str) -> dict[str, int]:
         """statfs(2), df(1): the size of the filesystem and its free space."""
@@ -367,21 +367,21 @@ class Callbacks:
     def write(self, _path: str | None, data: bytes, offset: int, fi: Any) -> int:
         """write(2). The kernel has already turned O_APPEND into an offset."""
         node, handle = self._files[fi.fh]
-        return self._overlay.write(node, handle, data, offset, self._caller("write"))
+        return self._overlay.files.write(node, handle, data, offset, self._caller("write"))
 
     def fsync(self, _path: str | None, datasync: int, fi: Any) -> None:
         """fsync(2), fdatasync(2): return when the file is on the disk."""
-        self._overlay.sync_file(self._files[fi.fh].handle, bool(datasync))
+        self._overlay.files.sync_file(self._files[fi.fh].handle, bool(datasync))
 
     def fsyncdir(self, _path: str | None, _datasync: int, number: int) -> None:
         """fsync(2) of a directory: return when the names created and removed in it are on the disk."""
-        self._overlay.sync_directory(self._directories[number])
+        self._overlay.files.sync_directory(self._directories[number])
 
     def release(self, _path: str | None, fi: Any) -> None:
         """Release an open file whose last descriptor was closed, by the last process that shared it."""
         opened = self._files.pop(fi.fh)
         self._closing[threading.get_ident()] = opened.node
-        self._overlay.release(opened.node, opened.handle)
+        self._overlay.files.release(opened.node, opened.handle)
 
 
 def _stat(attrs: Attrs) -> dict[str, int]:

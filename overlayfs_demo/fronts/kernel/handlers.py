@@ -238,7 +238,7 @@ class Requests:
 
     def fsyncdir(self, request: Request) -> bytes:
         self._pass_on()
-        self._overlay.sync_directory(self.nodes.directory(request.nodeid))
+        self._overlay.files.sync_directory(self.nodes.directory(request.nodeid))
         return _EMPTY
 
     def readdir(self, request: Request) -> bytes:

@@ -39,7 +39,7 @@ _DESCRIPTORS = 16384
 # Seconds to wait before reading the next request if the kernel was out of memory.
 _PAUSE = 0.1
 # How long the threads of a session that failed may take to end, in seconds.
-_PATIENCE = 2.0
+_TIMEOUT = 2.0
 
 _WANTED = (
     wire.ASYNC_READ
@@ -103,12 +103,12 @@ class Session:
         self._asked = view.asked
         self._turns = Turns(_SERVING, _LONG)
         # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
-        follows = view.timeout is None and view.overlay.behind.start()
+        follows = view.timeout is None and view.overlay.external_changes.start()
         self._requests = Requests(view, self._turns.pass_on, self._store, self._distrust)
         view.overlay.hooks.changed = self._refresh
         self._notices: Notices | None = None
         if follows:
-            self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)
+            self._notices = Notices(fd, view.overlay.external_changes, self._requests.nodes, self._requests.directories)
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
 
@@ -116,7 +116,7 @@ class Session:
         """Send nothing more, and release what the kernel did not release. The view is already unmounted."""
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(_PATIENCE)
+                thread.join(_TIMEOUT)
         if self._notices is not None:
             self._notices.close()
         self._requests.close()

@@ -23,7 +23,7 @@ from overlayfs_demo.mounts.control.protocol import (
     WhichAnswer,
     WhichRequest,
 )
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 
 # In bytes. Each of thousands of layers may name several long paths.
 _LONGEST_ANSWER = 1 << 27
@@ -71,7 +71,7 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def which(self, path: bytes) -> Explanation:
+    def which(self, path: bytes) -> Provenance:
         """What each layer says about an absolute path of the view. Raises MountError."""
         self._send(WhichRequest(path))
         try:
@@ -80,7 +80,7 @@ class Connection:
             raise MountError(f"{self._mountpoint} was unmounted meanwhile", "mount it again") from error
         if not isinstance(answer, WhichAnswer):
             raise self._senseless()
-        return answer.explanation
+        return answer.provenance
 
     def attach(self, *, counters: bool = False) -> None:
         """Ask for events and, with `counters`, for those. Once this returns, no event is missed.

@@ -26,7 +26,7 @@ from typing import TypeVar
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 
 # Numbers are below these limits: those of the kernel's types.
 _PIDS = _UIDS = 1 << 32
@@ -66,7 +66,7 @@ class WhichAnswer:
     """What each layer says about `path`, which is absolute and normalized."""
 
     path: bytes
-    explanation: Explanation
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ def to_json(message: Request | Answer) -> dict[str, object]:
             return {"verb": "explain", "path": os.fsdecode(path)}
         case WatchRequest(counters):
             return {"verb": "events", "counters": counters}
-        case WhichAnswer(path, explanation):
-            return {"path": os.fsdecode(path), **explanation_to_json(explanation)}
+        case WhichAnswer(path, provenance):
+            return {"path": os.fsdecode(path), **provenance_to_json(provenance)}
         case Attached():
             return {"attached": True}
         case Refused(problem):
@@ -138,9 +138,9 @@ def to_json(message: Request | Answer) -> dict[str, object]:
             return {"counters": dict(counts)}
 
 
-def explanation_to_json(explanation: Explanation) -> dict[str, object]:
-    """The explanation's fields, which are also what `which --json` prints. None stands for what does not apply."""
-    return {"layers": [_statement_to_json(statement) for statement in explanation.statements], "why": explanation.why}
+def provenance_to_json(provenance: Provenance) -> dict[str, object]:
+    """The fields of a provenance, which are also what `which --json` prints. None stands for what does not apply."""
+    return {"layers": [_statement_to_json(statement) for statement in provenance.statements], "why": provenance.why}
 
 
 def _statement_to_json(statement: Statement) -> dict[str, object]:
@@ -321,7 +321,7 @@ def _decode_counters(fields: _Fields) -> Counters:
 
 def _decode_which_answer(fields: _Fields) -> WhichAnswer:
     return WhichAnswer(
-        fields.path("path"), Explanation(tuple(_decode_statement(_Fields(layer)) for layer in fields.items("layers")))
+        fields.path("path"), Provenance(tuple(_decode_statement(_Fields(layer)) for layer in fields.items("layers")))
     )
 
 

@@ -175,7 +175,7 @@ class _Client:
         # No component may lead out of a layer: `..` is resolved here, as in "/..".
         path = os.path.normpath(b"/" + path.lstrip(b"/"))
         try:
-            return WhichAnswer(path, self._overlay.explain(path))
+            return WhichAnswer(path, self._overlay.which(path))
         except OSError as error:
             return Refused(f"{os.fsdecode(path)}: {error.strerror}")
 
