@@ -18,6 +18,7 @@ from overlayfs_demo.ui.console import PROGRAM
 from tests import builders
 from tests.command import call
 
+ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 MINUTE = 60
 
@@ -27,7 +28,7 @@ _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _INSTALLED = {
     Path("/sbin/mount.fuse.overlayfs-demo"): BIN / "overlayfs-demo",
     Path("/sbin/umount.fuse.overlayfs-demo"): BIN / "overlayfs-demo",
-    Path("/sbin/umount.fuse"): Path(__file__).parent.parent / "scripts/umount.fuse",
+    Path("/sbin/umount.fuse"): ROOT / "scripts/umount.fuse",
 }
 
 

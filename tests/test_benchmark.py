@@ -12,7 +12,9 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark"
+from tests.places import ROOT
+
+SCRIPT = ROOT / "scripts" / "benchmark"
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,10 @@ import pytest
 import overlayfs_demo
 from overlayfs_demo.cli import documents, main
 from overlayfs_demo.tour import experiments
+from tests.cli.test_terminal import on_terminal
 from tests.conftest import wait_until, why_no_mounts
-from tests.places import BIN, MINUTE, run
-from tests.test_terminal import on_terminal
+from tests.places import BIN, MINUTE, ROOT, run
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "overlayfs_demo/docs"
 SHARE = DOCS / "share"
 PAGE = SHARE / "man/man1/overlayfs-demo.1"

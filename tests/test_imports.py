@@ -13,10 +13,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from tests.places import ROOT
 
 PACKAGE = "overlayfs_demo"
-SOURCES = Path(__file__).parent.parent / PACKAGE
+SOURCES = ROOT / PACKAGE
 
 # What each folder may import, and does: neither more nor less. They stand from the ground up, and within a folder
 # anything goes that is not a circle.

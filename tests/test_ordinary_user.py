@@ -48,7 +48,7 @@ from tests.contract.raw import become_root_of_namespace
 from tests.contract.subjects import in_child
 from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
 from tests.places import BIN, MINUTE, fails, run
-from tests.test_watch_view import Terminal
+from tests.watch.test_screen import Terminal
 
 # fusermount3 wants a user that has a name.
 USER = pwd.getpwnam("nobody").pw_uid

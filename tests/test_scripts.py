@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.places import ROOT
+
 SCRIPTS = [*sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci" / "run"]
 SHELLS = [script for script in SCRIPTS if script.read_text().startswith(("#!/bin/sh", "#!/bin/bash"))]
 

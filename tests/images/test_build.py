@@ -32,10 +32,10 @@ from tests.images.builders import (
     needs_root,
     snapshot,
 )
+from tests.places import ROOT
 
 LAYERS = [layer({"a": "1", "d/x": "2"}), layer({"a": WHITEOUT}), layer({"d/y": "3"})]
 Captured = pytest.CaptureFixture[str]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

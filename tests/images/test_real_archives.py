@@ -17,6 +17,7 @@ from overlayfs_demo.images.build import build_layers
 from tests.contract.conftest import make_subject, why_unavailable
 from tests.contract.subjects import Layers
 from tests.images.builders import needs_root
+from tests.places import ROOT
 
 ARCHIVES = [
     "layer-demo.docker-20.10-save.tar",
@@ -44,7 +45,7 @@ DOCKERS_OWN = {
 
 def real_archive(name: str) -> Path:
     """The file, or a skipped test."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "images"
+    beside = ROOT.parent / "shared" / "images"
     path = Path(os.environ.get("OVERLAYFS_DEMO_IMAGES", beside)) / name
     if not path.exists():
         pytest.skip(f"no {name}: set OVERLAYFS_DEMO_IMAGES to the folder that has it")

@@ -10,7 +10,6 @@ import time
 import tomllib
 from html.parser import HTMLParser
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,9 +30,9 @@ from overlayfs_demo.web.report import embedded
 from overlayfs_demo.web.subject import checked_path
 from overlayfs_demo.web.treemap import tiles
 from tests.images.builders import OPAQUE, WHITEOUT, directory, symlink
+from tests.places import ROOT
 from tests.web.conftest import MakeImage, asked
 
-ROOT = Path(__file__).parent.parent.parent
 SCRIPT = "<script>alert(1)</script>"
 BREAKOUT = "</script></pre><script>alert(2)</script><img src=x onerror=alert(3)>"
 

@@ -22,11 +22,9 @@ from overlayfs_demo.store.store import Store
 from overlayfs_demo.web.serve import browsable
 from tests.conftest import wait_until
 from tests.images.builders import WHITEOUT
-from tests.places import Place, fails, run
+from tests.places import ROOT, Place, fails, run
 from tests.web.conftest import MakeImage
 from tests.web.serving import Server, serving
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture

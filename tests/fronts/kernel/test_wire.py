@@ -10,7 +10,7 @@ import pytest
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.overlay.types import Attrs
-from tests.fronts.replies import DIRENT_START, ENTRY, ENTRY_START, attrs_at, encoded, plain, plus
+from tests.fronts.kernel.replies import DIRENT_START, ENTRY, ENTRY_START, attrs_at, encoded, plain, plus
 
 VALID = wire.Valid(3.25)
 FILE = Attrs(

@@ -23,10 +23,10 @@ from overlayfs_demo.errors import ImageError
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
+from tests.analysis.test_accounts import random_layer
 from tests.builders import WHITEOUT, fifo, hardlink, layers, sparse
 from tests.images import builders
 from tests.images.builders import docker_save, needs_root
-from tests.images.test_analysis import random_layer
 
 pytestmark = needs_root
 

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from tests.contract.conftest import why_unavailable
+from tests.mounts.test_many_layers import many
 from tests.places import Place, run
-from tests.test_many_layers import many
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from overlayfs_demo.linux import syscalls
 from tests.builders import WHITEOUT, Content, device, directory, fifo, file, symlink
 from tests.conftest import PATIENCE
 from tests.contract.engine_subject import Engine
-from tests.fronts.reader import DOTS, LONG, Asked, Mount, in_view, names_of
+from tests.fronts.kernel.reader import DOTS, LONG, Asked, Mount, in_view, names_of
 from tests.overlay.conftest import Make
 
 NAMES = [b"file-%03d" % number for number in range(200)]

@@ -12,8 +12,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.images.builders import docker_save, layer
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.places import ROOT
 
 
 def command(*words: str | Path) -> list[str | Path]:

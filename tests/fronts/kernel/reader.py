@@ -14,8 +14,8 @@ from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.tree import Completed
 from overlayfs_demo.overlay.types import Attrs
 from tests.contract.engine_subject import Engine
-from tests.fronts import replies
-from tests.fronts.replies import Entry
+from tests.fronts.kernel import replies
+from tests.fronts.kernel.replies import Entry
 
 DOTS = (b".", b"..")
 LONG = 60.0

@@ -20,7 +20,7 @@ from overlayfs_demo.overlay.node import FileNode
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
-from tests.fronts.fake_kernel import FakeKernel, Reply, serving
+from tests.fronts.kernel.fake_kernel import FakeKernel, Reply, serving
 from tests.overlay.conftest import Make
 from tests.places import Place
 

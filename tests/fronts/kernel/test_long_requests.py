@@ -14,7 +14,7 @@ from overlayfs_demo.overlay import copyup
 from overlayfs_demo.overlay.copy_data import copy_data
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
-from tests.fronts.fake_kernel import FakeKernel, serving
+from tests.fronts.kernel.fake_kernel import FakeKernel, serving
 from tests.overlay.conftest import Make
 
 MANY = 2 * session._THREADS
