@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux import proc
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.budget import Budget, kept
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.copyup_limits import Limits
@@ -148,7 +149,7 @@ class CopyUp:
         above = node
         while above.upper is None:
             if above.parent is None or above.gone:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), above.name)
+                raise failure(errno.ENOENT, above.name)
             missing.append((above, above.parent))
             above = above.parent
         made = above.upper

@@ -12,6 +12,7 @@ import os
 import stat
 
 from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, inode_flags, listing
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
@@ -24,11 +25,6 @@ from overlayfs_demo.overlay.types import Attrs, Caller
 from overlayfs_demo.overlay.upper import NewObject
 
 _log = logging.getLogger(__name__)
-
-
-def failure(code: int, name: bytes | None = None) -> OSError:
-    """Return the OSError for an errno, as a failing system call would raise it."""
-    return OSError(code, os.strerror(code), name)
 
 
 class Names:

@@ -16,11 +16,12 @@ from dataclasses import replace
 
 from overlayfs_demo.events import Action, Events
 from overlayfs_demo.linux import proc, syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, impure, inode_flags, listing, lower_fingerprint, private_mount, provenance
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
 from overlayfs_demo.overlay.copyup_limits import Limits
-from overlayfs_demo.overlay.dir_ops import Names, failure
+from overlayfs_demo.overlay.dir_ops import Names
 from overlayfs_demo.overlay.external_changes import Behind
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle

@@ -7,12 +7,12 @@ Everything behind this, including copy-up, knows only the ids on disk.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from overlayfs_demo.events import Events
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, listing
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
@@ -114,4 +114,4 @@ def _or_fail(code: int) -> Iterator[None]:
     try:
         yield
     except UnmappedError:
-        raise OSError(code, os.strerror(code)) from None
+        raise failure(code) from None

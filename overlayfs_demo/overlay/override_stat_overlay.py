@@ -17,8 +17,8 @@ import stat
 from dataclasses import replace
 
 from overlayfs_demo.events import Action
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import override_stat
-from overlayfs_demo.overlay.dir_ops import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.idmapped import MappedOverlay
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
