@@ -28,7 +28,8 @@ from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller, Links
-from overlayfs_demo.overlay.upper import Upper, resize
+from overlayfs_demo.overlay.upper import Upper
+from overlayfs_demo.overlay.upper_attributes import resize
 
 # Attributes that hold access rights: losing one silently would be worse than failing.
 _ESSENTIAL = ("security.", "system.posix_acl_")

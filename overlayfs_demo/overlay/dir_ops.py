@@ -18,11 +18,11 @@ from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of
+from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller
-from overlayfs_demo.overlay.upper import NewObject
 
 _log = logging.getLogger(__name__)
 

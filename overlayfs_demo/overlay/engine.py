@@ -485,7 +485,7 @@ class Overlay:
         with self._lock:
             protection = form.protection(value)
             stored = form.with_protection(value, b"")
-            upper.set_flags(node.pin(), self._event_path(node), form.set, stored, protection, caller)
+            upper.set_flags(node.pin(), self._event_path(node), form, stored, protection, caller)
             node.protection = protection
         self.hooks.changed(node)
 

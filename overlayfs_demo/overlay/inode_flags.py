@@ -91,11 +91,11 @@ def read(node: Node, xattrs: PrivateXattrs, form: Format) -> bytes:
     """Return a node's flags. ENOTTY if it is neither a file nor a directory, or its filesystem has no flags."""
     pinned = node.pin()
     if isinstance(pinned.place, int):
-        value = _ask(pinned.place, form)
+        value = ask(pinned.place, form)
     elif node.kind == stat.S_IFREG:
         fd = pinned.open(os.O_RDONLY)
         try:
-            value = _ask(fd, form)
+            value = ask(fd, form)
         finally:
             os.close(fd)
     else:
@@ -103,7 +103,8 @@ def read(node: Node, xattrs: PrivateXattrs, form: Format) -> bytes:
     return form.with_protection(value, form.protection(value) + protection(node, xattrs))
 
 
-def _ask(fd: int, form: Format) -> bytes:
+def ask(fd: int, form: Format) -> bytes:
+    """Return the flags of the real file open as `fd`. ENOTTY if its filesystem has none."""
     value = bytearray(max(form.size, 8))
     fcntl.ioctl(fd, form.get, value, True)
     return bytes(value[: form.size])
