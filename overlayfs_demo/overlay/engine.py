@@ -19,12 +19,14 @@ from overlayfs_demo.linux import proc, syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, impure, inode_flags, listing, lower_fingerprint, private_mount, provenance
 from overlayfs_demo.overlay.budget import Budget
-from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
+from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.copyup_limits import Limits
+from overlayfs_demo.overlay.copyup_plan import Cut
 from overlayfs_demo.overlay.dir_ops import Names
 from overlayfs_demo.overlay.external_changes import Behind
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import Descriptor, DescriptorCache, Layer
 from overlayfs_demo.overlay.layer_snapshots import TimeMachine
