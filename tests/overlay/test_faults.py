@@ -137,8 +137,10 @@ NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP)
 
 
 def chattr(view: Engine, path: str, flags: int) -> None:
+    node = view.node(path)
     try:
-        view.overlay.set_flags(view.node(path), PLAIN, flags.to_bytes(4, sys.byteorder), view.caller)
+        others = int.from_bytes(view.overlay.get_flags(node, PLAIN), sys.byteorder) & ~(IMMUTABLE | NODUMP)
+        view.overlay.set_flags(node, PLAIN, (others | flags).to_bytes(4, sys.byteorder), view.caller)
     except OSError as error:
         if error.errno in NO_FLAGS:
             pytest.skip(f"the filesystem has no inode flags: {error.strerror}")
