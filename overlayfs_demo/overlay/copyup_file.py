@@ -69,8 +69,7 @@ class FileCopy:
         # Opened before `dress`, which may set a mode that does not allow it.
         fd = cut.open(temporary, self._upper.work_fd)
         try:
-            # A file that changes its size is modified now, so it must not get its old times back.
-            keep_times = cut.size == plan.status.st_size
+            keep_times = cut.keeps_times(plan.status)
             dress(temporary, plan.source, plan.status, plan.origin, self._tree, keep_times=keep_times)
             cut.apply(fd)
         except BaseException:

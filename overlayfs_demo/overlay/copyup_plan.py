@@ -21,9 +21,12 @@ from overlayfs_demo.overlay.upper_attributes import resize
 class Cut:
     """A new size for a file, in bytes, and the `flags` of open(2) to open it with.
 
-    `by_path` is for truncate(2): if the size stays the same, the filesystem decides whether the modification time
-    changes, whereas ftruncate(2) and O_TRUNC always set it (fs/open.c, do_truncate). `admit` may refuse the open file
-    by raising OSError: then nothing is cut.
+    The copy of a lower file is made with what is left of the data, and `apply` gives it its final size and modification
+    time. If the size changes, the file is modified now; so it must not get its old times back before, see
+    `keeps_times`. If it stays the same, the call decides: ftruncate(2) and O_TRUNC always set the time, but with
+    `by_path`, which is for truncate(2), the filesystem decides (fs/open.c, do_truncate).
+
+    `admit` may refuse the open file by raising OSError: then nothing is cut.
     """
 
     size: int
@@ -36,9 +39,12 @@ class Cut:
         fd = os.open(path, self.flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         return self.admitted(fd)
 
+    def keeps_times(self, status: os.stat_result) -> bool:
+        """Whether the copy of a file with this status gets that file's times before `apply`."""
+        return self.size == status.st_size
+
     def apply(self, fd: int) -> None:
-        """Give a file that is open for writing as `fd` the new size. What its modification time becomes is decided
-        here and nowhere else."""
+        """Give a file that is open for writing as `fd` the new size."""
         resize(fd, self.size, self.by_path)
 
     def admitted(self, fd: int) -> int:
