@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.view_compare import opened
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.overlay.engine import Overlay
@@ -101,7 +102,7 @@ class _Image:
     def names(self, path: bytes) -> list[bytes]:
         directory = self._overlay.walk(path)
         if not isinstance(directory, DirNode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            raise failure(errno.ENOTDIR, path)
         return list(self._overlay.names(directory).names)
 
 

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,8 @@ from overlayfs_demo.events import Events
 from overlayfs_demo.explain.sandbox import Sandbox
 from overlayfs_demo.fronts import attach, select
 from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.linux import attributes
+from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import MountOptions, parse
 from overlayfs_demo.mounts.registry import Record
@@ -188,13 +189,9 @@ def _dress(path: bytes, stack: Stack) -> None:
     """
     assert stack.upper is not None
     private = USER if stack.user_xattrs else TRUSTED
-    status = os.stat(stack.upper)
-    os.chown(path, status.st_uid, status.st_gid)
-    for name in os.listxattr(stack.upper):
-        if not name.startswith(private.prefix):
-            os.setxattr(path, name, os.getxattr(stack.upper, name))
-    os.chmod(path, stat.S_IMODE(status.st_mode))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    names = (name for name in os.listxattr(stack.upper) if not name.startswith(private.prefix))
+    xattrs = ((name, os.getxattr(stack.upper, name)) for name in names)
+    attributes.apply(Attributes.of(os.stat(stack.upper), xattrs), path)
 
 
 @contextlib.contextmanager

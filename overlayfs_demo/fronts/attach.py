@@ -15,6 +15,7 @@ import subprocess
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, LIBFUSE_FLAGS, SUBTYPE, View, escape_value
 from overlayfs_demo.linux import mounting
+from overlayfs_demo.linux.failure import failure
 
 DEVICE = "/dev/fuse"
 
@@ -53,7 +54,7 @@ def detach(mountpoint: bytes, lazy: bool = False, force: bool = False) -> None:
     if done.returncode:
         message = os.fsdecode(done.stderr).strip()
         if "busy" in message:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mountpoint)
+            raise failure(errno.EBUSY, mountpoint)
         raise MountError(message or f"fusermount3 failed with status {done.returncode}")
 
 

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 
 # Names of unfinished files and directories begin like this. A later run that finds one may remove it.
 BUILDING = b".building-"
@@ -178,7 +179,7 @@ def _join(directory: bytes, name: bytes) -> bytes:
     if not directory:
         return name
     if len(directory) + len(name) >= LONGEST_PATH:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        raise failure(errno.ENAMETOOLONG)
     return directory + b"/" + name
 
 

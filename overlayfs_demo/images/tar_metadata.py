@@ -10,12 +10,13 @@ import errno
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images.layer_writer import LONGEST_PATH
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
-from overlayfs_demo.linux import proc
+from overlayfs_demo.linux import attributes, proc
+from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.override_stat import StatRecord
 
@@ -24,6 +25,9 @@ REBUILD = "build the image again"
 _XATTR = "SCHILY.xattr."
 # The stat record is made from the member's owner and mode; a record in the tar itself could forge them.
 _FORGED_XATTRS = (*PRIVATE_XATTRS, os.fsencode(override_stat.NAME))
+# The errors of setxattr(2) for a user who may not set an attribute.
+_NOT_ALLOWED = (errno.EPERM, errno.EACCES)
+_NO_RECORDS = "owners, which only root may set where the filesystem has no user attributes"
 _NO_OWNER = 0xFFFFFFFF  # to chown(2) this means "leave as it is"
 
 
@@ -91,21 +95,8 @@ class Metadata:
         self.left_out: Counter[str] = Counter()
 
     def give(self, info: tarfile.TarInfo, fd: int) -> None:
-        """Give a member's metadata to an open file or directory. Raises MemberError or OSError.
-
-        The order is owner, attributes, mode, times: chown(2) clears set-id bits and capabilities, and a mode may forbid
-        writing attributes.
-        """
-        record = StatRecord(*_owner(info), info.mode & 0o7777)
-        if self._owners:
-            os.fchown(fd, record.uid, record.gid)
-        if info.pax_headers:
-            self._set_xattrs(info, fd)
-        self._set_mode(fd, record)
-        try:
-            os.utime(fd, ns=_times(info))
-        except OverflowError:
-            raise MemberError("has a time that no file can have") from None
+        """Give a member's metadata to an open file or directory. Raises MemberError or OSError."""
+        self._apply(info, self._kept(StatRecord(*_owner(info), info.mode & 0o7777), fd), fd)
 
     def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
         """Give metadata to a name that cannot be opened: a symbolic link (not its target), a fifo, or a device.
@@ -113,58 +104,50 @@ class Metadata:
         Raises MemberError or OSError.
         """
         owner = _owner(info)
-        if self._owners:
-            os.chown(name, *owner, dir_fd=dir_fd, follow_symlinks=False)
-        elif owner != (0, 0):
+        if not self._owners and owner != (0, 0):
             self.left_out["owners of symbolic links and special files, which only root may set"] += 1
-        if info.pax_headers:
-            self._set_xattrs(info, proc.path_of(dir_fd, name))
-        if not info.issym():
-            os.chmod(name, info.mode & 0o7777, dir_fd=dir_fd)
-        try:
-            os.utime(name, ns=_times(info), dir_fd=dir_fd, follow_symlinks=False)
-        except OverflowError:
-            raise MemberError("has a time that no file can have") from None
+        mode = None if info.issym() else info.mode & 0o7777
+        self._apply(info, Attributes(owner if self._owners else None, mode), proc.path_of(dir_fd, name))
 
     def give_default(self, fd: int) -> None:
         """Give the default metadata, root's and mode 0755, to a directory that no member describes. Raises OSError."""
-        self._set_mode(fd, StatRecord(0, 0, 0o755))
+        attributes.apply(self._kept(StatRecord(0, 0, 0o755), fd), fd, self._may_lose)
 
-    def _set_mode(self, fd: int, record: StatRecord) -> None:
+    def _kept(self, record: StatRecord, fd: int) -> Attributes:
+        """Return an owner and mode as the file can keep them: really, or in its stat record."""
         if self._owners:
-            os.fchmod(fd, record.mode)
-            return
-        os.fchmod(fd, record.on_disk(os.fstat(fd).st_mode))
+            return Attributes((record.uid, record.gid), record.mode)
+        mode = record.on_disk(os.fstat(fd).st_mode)
+        return Attributes(mode=mode, xattrs=[(override_stat.NAME, record.encode())])
+
+    def _apply(self, info: tarfile.TarInfo, kept: Attributes, place: int | bytes) -> None:
+        """Give a file what it can keep of the owner and mode, and a member's attributes and time."""
+        given = Attributes(kept.owner, kept.mode, [*_xattrs(info), *kept.xattrs], _times(info))
         try:
-            os.setxattr(fd, override_stat.NAME, record.encode())
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            self.left_out["owners, which only root may set where the filesystem has no user attributes"] += 1
+            attributes.apply(given, place, self._may_lose)
+        except OverflowError:
+            raise MemberError("has a time that no file can have") from None
 
-    def _set_xattrs(self, info: tarfile.TarInfo, target: int | bytes) -> None:
-        """Set the attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte.
+    def _may_lose(self, name: str | bytes, error: OSError) -> bool:
+        """Count an attribute that cannot be set here. Return False if the error is another one."""
+        is_record = name == override_stat.NAME
+        if error.errno != errno.EOPNOTSUPP and (is_record or error.errno not in _NOT_ALLOWED):
+            return False
+        self.left_out[_NO_RECORDS if is_record else f"attribute {printable(name)}: {error.strerror}"] += 1
+        return True
 
-        Raises MemberError or OSError.
-        """
-        for key, value in info.pax_headers.items():
-            if not key.startswith(_XATTR):
-                continue
-            name = key.removeprefix(_XATTR).encode("utf-8", "surrogateescape")
-            if name.startswith(_FORGED_XATTRS):
-                continue
-            if b"\0" in name:
-                raise MemberError(f"has an attribute with a name that none can have: '{printable(name)}'")
-            data = value.encode("utf-8", "surrogateescape")
-            try:
-                if isinstance(target, int):
-                    os.setxattr(target, name, data)
-                else:
-                    os.setxattr(target, name, data, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
-                    raise
-                self.left_out[f"attribute {printable(name)}: {error.strerror}"] += 1
+
+def _xattrs(info: tarfile.TarInfo) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte. Raises MemberError."""
+    for key, value in info.pax_headers.items():
+        if not key.startswith(_XATTR):
+            continue
+        name = key.removeprefix(_XATTR).encode("utf-8", "surrogateescape")
+        if name.startswith(_FORGED_XATTRS):
+            continue
+        if b"\0" in name:
+            raise MemberError(f"has an attribute with a name that none can have: '{printable(name)}'")
+        yield name, value.encode("utf-8", "surrogateescape")
 
 
 def _owner(info: tarfile.TarInfo) -> tuple[int, int]:

@@ -2,5 +2,5 @@
 
 It imports nothing from the package, and only this folder may use `ctypes`. Each module is one subject of the
 manual (`xattr`, `fanotify`, `file_handle`, `landlock`, `mounting`, `mountinfo`, `proc`); begin with `syscalls`, which
-has the calls on files.
+has the calls on files. `attributes` sets a file's owner, mode and times in the right order, and `failure` makes errors.
 """

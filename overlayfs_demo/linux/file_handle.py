@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.libc import AT_EMPTY_PATH, check, libc
 
 _AT_HANDLE_FID = 0x200
@@ -47,7 +48,7 @@ def open_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int:
     Needs CAP_DAC_READ_SEARCH. Raises OSError: ESTALE if the file is gone.
     """
     if len(opaque) > _MAX_HANDLE:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise failure(errno.EINVAL)
     handle = _FileHandle(handle_bytes=len(opaque), handle_type=kind)
     ctypes.memmove(handle.f_handle, opaque, len(opaque))
     return check(libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import os
+
+from overlayfs_demo.linux.failure import failure
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -22,7 +23,7 @@ def check(result: int, *names: bytes) -> int:
     """Return the result of a call, or raise OSError with errno and the first of `names` if it is negative."""
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), *names[:1])
+        raise failure(code, *names[:1])
     return result
 
 

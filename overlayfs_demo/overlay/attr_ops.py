@@ -10,10 +10,12 @@ import os
 import stat
 
 from overlayfs_demo.linux import proc
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, inode_flags
-from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
-from overlayfs_demo.overlay.dir_ops import failure
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.copyup_plan import Cut
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.node import FileNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
@@ -21,7 +23,7 @@ from overlayfs_demo.overlay.types import Attrs, Caller, Change
 from overlayfs_demo.overlay.upper import Upper
 
 
-class Attributes:
+class AttrOps:
     """The attributes of the nodes of one tree."""
 
     __slots__ = ("_copy_up", "_hooks", "_tree")
@@ -138,7 +140,7 @@ class Attributes:
         with self._tree.lock:
             protection = form.protection(value)
             stored = form.with_protection(value, b"")
-            upper.set_flags(node.pin(), event_path(upper, node), form.set, stored, protection, caller)
+            upper.set_flags(node.pin(), event_path(upper, node), form, stored, protection, caller)
             node.protection = protection
         self._hooks.changed(node)
 

@@ -12,23 +12,19 @@ import os
 import stat
 
 from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, inode_flags, listing
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of
+from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller
-from overlayfs_demo.overlay.upper import NewObject
 
 _log = logging.getLogger(__name__)
-
-
-def failure(code: int, name: bytes | None = None) -> OSError:
-    """Return the OSError for an errno, as a failing system call would raise it."""
-    return OSError(code, os.strerror(code), name)
 
 
 class DirOps:

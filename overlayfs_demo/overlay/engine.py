@@ -17,14 +17,16 @@ from dataclasses import dataclass
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import impure, inode_flags, listing, lower_fingerprint, provenance
-from overlayfs_demo.overlay.attr_ops import Attributes, list_xattrs, read_xattr
-from overlayfs_demo.overlay.copyup import CopyUp, Hooks
-from overlayfs_demo.overlay.dir_ops import DirOps, failure
+from overlayfs_demo.overlay.attr_ops import AttrOps, list_xattrs, read_xattr
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.dir_ops import DirOps
 from overlayfs_demo.overlay.external_changes import ExternalChanges
-from overlayfs_demo.overlay.file_ops import OPEN_FLAGS, Files
+from overlayfs_demo.overlay.file_ops import OPEN_FLAGS, FileOps
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.layer import Descriptor, Layer
 from overlayfs_demo.overlay.layer_snapshots import LayerSnapshots
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -45,8 +47,8 @@ class Parts:
     tree: Tree
     layers: Sequence[Layer]
     copy_up: CopyUp
-    attributes: Attributes
-    files: Files
+    attr_ops: AttrOps
+    files: FileOps
     redirects: Redirects
     dir_ops: DirOps
     rename: Rename
@@ -72,7 +74,7 @@ class Overlay:
         self._lock = parts.tree.lock
         self._layers = parts.layers
         self._copy_up = parts.copy_up
-        self._attributes = parts.attributes
+        self._attr_ops = parts.attr_ops
         self._redirects = parts.redirects
         self._dir_ops = parts.dir_ops
         self._rename = parts.rename
@@ -229,7 +231,7 @@ class Overlay:
 
     def get_flags(self, node: Node, form: inode_flags.Format) -> bytes:
         """Return the inode flags that lsattr(1) shows."""
-        return self._attributes.get_flags(node, form)
+        return self._attr_ops.get_flags(node, form)
 
     # --- change names ------------------------------------------------------------------------------
 
@@ -288,7 +290,7 @@ class Overlay:
         self._upper_of(parent, name)
         if not isinstance(node, FileNode):
             raise failure(errno.EPERM, name)
-        self._attributes.refuse_protected(node)
+        self._attr_ops.refuse_protected(node)
         while True:
             with self._lock:
                 assert node.parent is not None
@@ -343,22 +345,22 @@ class Overlay:
     def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2). Return the new attributes."""
         self._upper_of(node)
-        return self._attributes.set(node, change, caller)
+        return self._attr_ops.set(node, change, caller)
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2). `flags` may be XATTR_CREATE or XATTR_REPLACE."""
         self._upper_of(node)
-        self._attributes.set_xattr(node, name, value, flags, caller)
+        self._attr_ops.set_xattr(node, name, value, flags, caller)
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
         """removexattr(2). ENODATA if there is none; then nothing is copied up."""
         self._upper_of(node)
-        self._attributes.remove_xattr(node, name, caller)
+        self._attr_ops.remove_xattr(node, name, caller)
 
     def set_flags(self, node: Node, form: inode_flags.Format, value: bytes, caller: Caller) -> None:
         """Set the inode flags, as chattr(1) does. Raises EPERM, ENOTTY, or the error of the upper's filesystem."""
         self._upper_of(node)
-        self._attributes.set_flags(node, form, value, caller)
+        self._attr_ops.set_flags(node, form, value, caller)
 
     # --- open --------------------------------------------------------------------------------------
 

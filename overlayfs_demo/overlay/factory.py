@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay import override_stat, private_mount
-from overlayfs_demo.overlay.attr_ops import Attributes
+from overlayfs_demo.overlay.attr_ops import AttrOps
 from overlayfs_demo.overlay.budget import Budget
-from overlayfs_demo.overlay.copyup import CopyUp, Hooks
+from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.copyup_limits import Limits
 from overlayfs_demo.overlay.dir_ops import DirOps
 from overlayfs_demo.overlay.engine import Overlay, Parts
-from overlayfs_demo.overlay.file_ops import Files
+from overlayfs_demo.overlay.file_ops import FileOps
+from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.layer_snapshots import LayerSnapshots
@@ -98,7 +99,7 @@ class _Opening:
         copy_up = CopyUp(tree, stack.metacopy, hooks, limits, self._budget, stack.rehearsal)
         redirects = Redirects(tree, stack.metacopy)
         dir_ops = DirOps(tree, copy_up, redirects, self._budget)
-        attributes = Attributes(tree, copy_up, hooks)
+        attr_ops = AttrOps(tree, copy_up, hooks)
         searched = [*([opened.upper.layer] if opened.upper else []), *opened.lowers]
         return Parts(
             events=self._events,
@@ -106,8 +107,8 @@ class _Opening:
             tree=tree,
             layers=[*opened.lowers, *opened.data_layers],
             copy_up=copy_up,
-            attributes=attributes,
-            files=Files(tree, copy_up, attributes, self._budget),
+            attr_ops=attr_ops,
+            files=FileOps(tree, copy_up, attr_ops, self._budget),
             redirects=redirects,
             dir_ops=dir_ops,
             rename=Rename(tree, copy_up, dir_ops, redirects),

@@ -10,9 +10,10 @@ import os
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import inode_flags
-from overlayfs_demo.overlay.attr_ops import Attributes, event_path
+from overlayfs_demo.overlay.attr_ops import AttrOps, event_path
 from overlayfs_demo.overlay.budget import Budget
-from overlayfs_demo.overlay.copyup import CopyUp, Cut
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.copyup_plan import Cut
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.node import DirNode, FileNode
@@ -23,22 +24,22 @@ from overlayfs_demo.overlay.types import Caller
 OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
-class Files:
+class FileOps:
     """The open files of one tree."""
 
-    __slots__ = ("_attributes", "_budget", "_copy_up", "_tree")
+    __slots__ = ("_attr_ops", "_budget", "_copy_up", "_tree")
 
-    def __init__(self, tree: Tree, copy_up: CopyUp, attributes: Attributes, budget: Budget) -> None:
+    def __init__(self, tree: Tree, copy_up: CopyUp, attr_ops: AttrOps, budget: Budget) -> None:
         self._tree = tree
         self._copy_up = copy_up
-        self._attributes = attributes
+        self._attr_ops = attr_ops
         self._budget = budget
 
     def open(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
         """open(2) of an existing file; see `Overlay.open`."""
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         if writing:
-            self._attributes.refuse_protected(node, appends=flags & (os.O_APPEND | os.O_TRUNC) == os.O_APPEND)
+            self._attr_ops.refuse_protected(node, appends=flags & (os.O_APPEND | os.O_TRUNC) == os.O_APPEND)
         if flags & os.O_TRUNC:
             return self._open_cut(node, flags & OPEN_FLAGS, caller, kill_privileges)
         if writing:
@@ -59,7 +60,7 @@ class Files:
             handle = self.opened(node, Descriptor(fd), writable=True)
         if kill_privileges:
             try:
-                self._attributes.drop_privileges(node, handle, caller)
+                self._attr_ops.drop_privileges(node, handle, caller)
             except BaseException:
                 self.release(node, handle)
                 raise
@@ -92,7 +93,7 @@ class Files:
         """pwrite(2) through a handle. With `kill_privileges`, set-id bits are cleared first."""
         handle.check_write(offset)
         if kill_privileges:
-            self._attributes.drop_privileges(node, handle, caller)
+            self._attr_ops.drop_privileges(node, handle, caller)
         written = handle.write(data, offset)
         upper = self._tree.writable()
         if upper.events.listening:
@@ -101,9 +102,9 @@ class Files:
 
     def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
         """fallocate(2) through a handle. Like a write, it clears the set-id bits if the caller is not privileged."""
-        self._attributes.refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
+        self._attr_ops.refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
         if caller.uid:
-            self._attributes.drop_privileges(node, handle, caller)
+            self._attr_ops.drop_privileges(node, handle, caller)
         opened = handle.opened
         syscalls.allocate(opened.fd, mode, offset, length)
         upper = self._tree.writable()
@@ -122,7 +123,7 @@ class Files:
         """copy_file_range(2) from `source` to `handle`, a handle of `node`. Clears set-id bits as `allocate` does."""
         handle.check_write(offset)
         if caller.uid:
-            self._attributes.drop_privileges(node, handle, caller)
+            self._attr_ops.drop_privileges(node, handle, caller)
         read, written = source.opened, handle.opened
         done = os.copy_file_range(read.fd, written.fd, length, source_offset, offset)
         upper = self._tree.writable()

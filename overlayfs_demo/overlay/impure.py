@@ -7,7 +7,6 @@ They have the mark `overlay.impure`, so that a listing of any other directory ne
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection
 
 from overlayfs_demo.linux import proc, xattr
@@ -26,8 +25,7 @@ def is_impure(node: Node, tree: Tree) -> bool:
 def mark_impure(directory: UpperDir, tree: Tree) -> None:
     """Mark the directory as impure. Call it before an impure object gets a name there, so that no listing misses it."""
     if not directory.marks.impure:
-        os.setxattr(directory.open().fd, tree.xattrs.impure, b"y")
-        directory.forget_marks()
+        tree.writable().mark_impure(directory)
 
 
 def drop_mark(node: DirNode, names: Collection[bytes], tree: Tree) -> None:
@@ -45,8 +43,7 @@ def drop_mark(node: DirNode, names: Collection[bytes], tree: Tree) -> None:
     directory.impure_name = next((name for name in names if _is_marked(directory, name, tree)), None)
     if directory.impure_name is None:
         with contextlib.suppress(OSError):
-            os.removexattr(directory.open().fd, tree.xattrs.impure)
-            directory.forget_marks()
+            tree.writable().unmark_impure(directory)
 
 
 def _is_marked(directory: UpperDir, name: bytes, tree: Tree) -> bool:

@@ -162,6 +162,7 @@ class Index:
 
     def _note(self, path: bytes, links: Links, real_names: int) -> None:
         os.setxattr(path, self._xattrs.nlink, nlink_value(links.view, real_names), follow_symlinks=False)
+        # If this one fails, names that the lower file got are counted again next time: too high does no harm.
         if links.lower is not None:
             os.setxattr(path, self._xattrs.lower_nlink, b"%d" % links.lower, follow_symlinks=False)
 

@@ -14,6 +14,7 @@ import stat
 from collections import deque
 
 from overlayfs_demo.linux import proc, syscalls, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.private_mount import Root
 from overlayfs_demo.overlay.whiteout import (
     FUSE_OVERLAYFS_OPAQUE,
@@ -48,7 +49,7 @@ def stale(name: bytes) -> OSError:
     The kernel then resolves the path again by itself and asks for every name on it: path_resolution(7), calls retry
     with LOOKUP_REVAL (fs/namei.c, retry_estale).
     """
-    return OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
+    return failure(errno.ESTALE, name)
 
 
 class Descriptor:

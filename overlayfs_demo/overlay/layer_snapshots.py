@@ -23,6 +23,7 @@ from functools import partial
 from itertools import count
 from weakref import WeakKeyDictionary
 
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, Marks
 from overlayfs_demo.overlay.listing import Listed, Snapshot
@@ -159,7 +160,7 @@ class _Shelf(_Past):
 
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         if name not in self._entries:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         if name not in self._made:
             self._made[name] = self._entries[name](parent, name)
         node = self._made[name]
@@ -199,7 +200,7 @@ class _Hidden(_Past):
                 self._over[node] = shared
                 hidden = self._hides(node, shared)
         if not hidden:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         return node, attrs
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:

@@ -12,6 +12,7 @@ import stat
 from typing import NamedTuple
 from weakref import ref
 
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
@@ -125,7 +126,7 @@ class FileNode(Node):
         if not self.metacopy:
             return Data(self.place, self.place_name, self.key)
         if self.data is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
+            raise failure(errno.ENOENT, self.name)
         return self.data
 
     def stat(self) -> os.stat_result:

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from overlayfs_demo.events import Action
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, override_stat
 from overlayfs_demo.overlay.idmap import Ids, UnmappedError
+from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.override_stat import StatRecord
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Attrs, Caller, Change
-from overlayfs_demo.overlay.upper import NewObject, Upper
+from overlayfs_demo.overlay.upper import Upper
 
 _ACLS = (acl.ACCESS, acl.DEFAULT)
 
@@ -174,7 +176,7 @@ class Recorded(IdMapped):
         if not override_stat.can_be_kept(node.kind):
             before = self.shown(node, node.attrs_on_disk(node.stat()))
             if change.uid not in (None, before.uid) or change.gid not in (None, before.gid):
-                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
+                raise failure(errno.EPERM, node.name)
             change = replace(change, uid=None, gid=None)
         # The real mode never has set-id bits, and anyone who mounts the view is its root, whose changes keep them.
         return replace(change, kill_privileges=False)
@@ -201,4 +203,4 @@ def _or_fail(code: int) -> Iterator[None]:
     try:
         yield
     except UnmappedError:
-        raise OSError(code, os.strerror(code)) from None
+        raise failure(code) from None

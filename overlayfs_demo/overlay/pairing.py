@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 
 from overlayfs_demo.linux import syscalls, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import origin
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.stack import Stack
@@ -48,7 +49,7 @@ class Pairing:
     def verify(self) -> None:
         """Raise ESTALE, as mount(2) does, if the index does not belong to the upper and the lower."""
         if self.stranger():
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self.index)
+            raise failure(errno.ESTALE, self.index)
 
     def remember(self) -> None:
         """Record on disk what belongs together; the index only if it exists. Raises OSError."""

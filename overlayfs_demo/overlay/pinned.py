@@ -58,6 +58,10 @@ class Pinned:
         """Return the names of the extended attributes."""
         return xattr.names(self.place, follow=True)
 
+    def real_path(self) -> bytes:
+        """Return the object's present path on disk, for messages: proc_pid_fd(5)."""
+        return os.readlink(proc.fd_path(self._held.fd))
+
     def readlink(self) -> bytes:
         """readlink(2) of a symbolic link."""
         return os.readlink(b"", dir_fd=self._held.fd)

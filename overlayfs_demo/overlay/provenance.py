@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.linux import proc
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.layer_statements import Statement, testify
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import Node
@@ -81,7 +82,7 @@ def attributes(tree: Tree, node: Node, found: Provenance) -> dict[str, str]:
 def value(attributes: Mapping[str, str], name: str) -> bytes:
     """Return the value of one virtual attribute as getxattr(2) does. ENODATA if there is none."""
     if name not in attributes:
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
+        raise failure(errno.ENODATA, name)
     return os.fsencode(attributes[name])
 
 

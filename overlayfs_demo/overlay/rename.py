@@ -11,9 +11,10 @@ import errno
 from dataclasses import dataclass
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import inode_flags, listing
 from overlayfs_demo.overlay.copyup import CopyUp
-from overlayfs_demo.overlay.dir_ops import DirOps, failure
+from overlayfs_demo.overlay.dir_ops import DirOps
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import UpperDir, key_of, stale
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node

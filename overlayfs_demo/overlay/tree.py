@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import revalidate
 from overlayfs_demo.overlay.index import Entry, Index
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
@@ -101,7 +102,7 @@ class Tree:
     def writable(self) -> Upper:
         """Return the upper. Raises EROFS for a mount without one."""
         if self.upper is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise failure(errno.EROFS)
         return self.upper
 
     def attrs(self, node: Node, status: os.stat_result) -> Attrs:
@@ -135,7 +136,7 @@ class Tree:
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         """Return the node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
         if parent.gone:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         parts = self.lookup.find(parent.sources, name)
         if not parts:
             if parent is self.root and name in self.beside:
@@ -144,7 +145,7 @@ class Tree:
             known = parent.children.get(name)
             if known is not None:
                 revalidate.displace(known, parent, name)
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         return self._settle(parent, name, parts)
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
@@ -181,7 +182,7 @@ class Tree:
         """Return the node for what was found as `name`: the known one if it is still the same file, else a new one."""
         status = parts[0].status
         if parts[0].metacopy and len(parts) == 1 and not self.lookup.may_lack_data(parent.sources, name):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+            raise failure(errno.EIO, name)
         known = node = parent.children.get(name)
         if node is None or not revalidate.follow(node, parts):
             if stat.S_ISDIR(status.st_mode):

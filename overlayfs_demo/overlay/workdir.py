@@ -42,13 +42,14 @@ def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
 
 
 def _open_emptied(path: bytes, xattrs: PrivateXattrs) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, _DIRECTORY)
     try:
-        for entry in os.scandir(fd):
-            if entry.is_dir(follow_symlinks=False):
-                remove_emptied(fd, os.fsencode(entry.name), xattrs)
-            else:
-                os.unlink(entry.name, dir_fd=fd)
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_emptied(fd, os.fsencode(entry.name), xattrs)
+                else:
+                    os.unlink(entry.name, dir_fd=fd)
     except BaseException:
         os.close(fd)
         raise

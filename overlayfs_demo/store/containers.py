@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +24,8 @@ from overlayfs_demo.images.model import Digest, Document, parse_json
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
-from overlayfs_demo.linux import mounting
+from overlayfs_demo.linux import attributes, mounting
+from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
@@ -95,13 +95,11 @@ class Container:
 
 def _dress(upper: Path, top: Path) -> None:
     """Give a new upper's root the metadata of the image's root, which is that of the topmost layer's."""
-    status = top.stat()
-    if os.geteuid() == 0:
-        os.chown(upper, status.st_uid, status.st_gid)
-    elif record := override_stat.read(os.fsencode(top)):
-        os.setxattr(upper, override_stat.NAME, record.encode())
-    upper.chmod(stat.S_IMODE(status.st_mode))
-    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+    given = Attributes.of(top.stat())
+    if os.geteuid() != 0:
+        record = override_stat.read(os.fsencode(top))
+        given = replace(given, owner=None, xattrs=[(override_stat.NAME, record.encode())] if record else [])
+    attributes.apply(given, os.fsencode(upper))
 
 
 def _clear_dead(container: Container) -> bool:

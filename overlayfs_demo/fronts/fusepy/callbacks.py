@@ -50,6 +50,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, now_ns
 from overlayfs_demo.fronts.fusepy.mount_options import ENCODING, default_signals, mount_options
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.types import Attrs, Caller, Change
@@ -146,11 +147,11 @@ class Callbacks:
         except OSError as error:
             if error.errno:
                 raise
-            failure: Exception = error
+            problem: Exception = error
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the caller must get an answer
-            failure = error
-        _log.error("FUSE callback %s failed", name, exc_info=failure)
-        raise OSError(errno.EIO, os.strerror(errno.EIO)) from failure
+            problem = error
+        _log.error("FUSE callback %s failed", name, exc_info=problem)
+        raise failure(errno.EIO) from problem
 
     # --- the mount itself --------------------------------------------------------------------------
 
@@ -193,7 +194,7 @@ class Callbacks:
         above, name = os.path.split(path.encode(ENCODING))
         parent = self._overlay.walk(above)
         if not isinstance(parent, DirNode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise failure(errno.ENOTDIR)
         return parent, name
 
     def _caller(self, call: str) -> Caller:
@@ -222,7 +223,7 @@ class Callbacks:
         """opendir(3). The kernel sends the returned number with each request for this directory."""
         node = self._node(path)
         if not isinstance(node, DirNode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise failure(errno.ENOTDIR)
         number = next(self._serial)
         self._directories[number] = node
         return number
@@ -349,7 +350,7 @@ class Callbacks:
                 raise
             # Another process was quicker. This error makes the kernel look the name up again, and then it checks
             # whether the caller may open that file.
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+            raise failure(errno.ESTALE) from None
         self._remember(fi, node, handle)
 
     def open(self, path: str, fi: Any) -> None:

@@ -21,6 +21,7 @@ from overlayfs_demo.fronts.kernel.readdir import Directories, Portion
 from overlayfs_demo.fronts.kernel.request import Payload, Request
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import mounting
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, inode_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
@@ -225,7 +226,7 @@ class Requests:
                 value = bytes(request.body[start : start + form.size])
                 self._overlay.set_flags(node, form, value, request.caller("chattr"))
                 return wire.IOCTL_OUT.pack(0)
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        raise failure(errno.ENOTTY)
 
     # --- directories -------------------------------------------------------------------------------
     # The node alone is enough to read a directory, so there is nothing to open and release.
@@ -263,7 +264,7 @@ def _sized(value: bytes, size: int) -> bytes:
     if size == 0:
         return wire.XATTR_SIZE.pack(len(value))
     if len(value) > size:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+        raise failure(errno.ERANGE)
     return value
 
 
