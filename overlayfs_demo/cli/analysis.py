@@ -30,8 +30,8 @@ _MOST_FILES = 10
 _WASTE = {"WASTED": "red"}
 
 
-def add_analysis_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(verbs, "analyze", "show where an image's bytes went", "analyze app:1.0 --max-wasted 10%", _analyze)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--max-wasted", type=_limit, metavar="P%|BYTES", help="exit with status 1 if more is wasted")

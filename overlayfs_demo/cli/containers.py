@@ -28,8 +28,8 @@ from overlayfs_demo.ui.text import human_size
 _SAMPLE = 0.1
 
 
-def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(
         verbs, "create", "create a container from an image, and mount it", "create app:1.0 --name c1", _create
     )

@@ -46,8 +46,8 @@ which is told.
 """
 
 
-def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verb of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = new_verb(
         verbs,
         "explain",

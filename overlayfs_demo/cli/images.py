@@ -31,8 +31,8 @@ from overlayfs_demo.ui.terminal import progress, put_table
 from overlayfs_demo.ui.text import human_size, plural
 
 
-def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
     verb.add_argument(
         "archive",

@@ -37,8 +37,8 @@ class _Listed(Protocol):
 _Any = TypeVar("_Any", bound=_Listed)
 
 
-def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     tour = _verb(
         verbs,
         "tour",

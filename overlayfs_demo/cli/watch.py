@@ -25,8 +25,8 @@ from overlayfs_demo.watch.state import Line, counted
 _FOLD = 0.5
 
 
-def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verb of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = new_verb(
         verbs,
         "watch",

@@ -23,8 +23,8 @@ from overlayfs_demo.ui.terminal import progress
 _PORT = 8080
 
 
-def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(
         verbs,
         "serve",

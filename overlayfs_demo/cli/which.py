@@ -23,8 +23,8 @@ from overlayfs_demo.ui.wording import outcome, said
 _BILLION = 10**9
 
 
-def add_which_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verb of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(
         verbs,
         "which",
