@@ -58,7 +58,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only the images of this name")
     _add_format(verb)
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
-    verb.add_argument("--digests", action="store_true", help="also show the digests that a registry gave them")
     verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
     verb.add_argument("image", metavar="IMAGE")
     _add_format(verb)
@@ -226,7 +225,7 @@ def _facts(image: StoredImage) -> list[LayerFacts]:
 
 def _images(arguments: argparse.Namespace) -> int:
     found = _inventory(store_of(arguments)).images
-    rows = describe.image_rows((describe.summarize(image.value, _facts(image)) for image in found), arguments.digests)
+    rows = describe.image_rows(describe.summarize(image.value, _facts(image)) for image in found)
     if arguments.name is not None:
         wanted = Reference.parse(arguments.name)
         rows = tuple(
@@ -238,7 +237,7 @@ def _images(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         put(docker_tables.images_json(rows, now, trunc))
     else:
-        put_table(docker_tables.images_table(rows, now, arguments.digests, trunc))
+        put_table(docker_tables.images_table(rows, now, trunc))
     return 0
 
 
@@ -282,8 +281,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         if image.layers:
             top, *below = (str(layer.directory) for layer in reversed(image.layers))
             place = {"LowerDir": ":".join(below), "UpperDir": top}
-        stored = describe.Stored(graph_driver=(PROGRAM, place))
-        found.append(describe.inspect(image.value, _facts(image), stored))
+        found.append(describe.inspect(image.value, _facts(image), describe.GraphDriver(PROGRAM, place)))
     put(docker_tables.inspect_text(found))
     return status
 

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
-from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow
+from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
 from overlayfs_demo.images.docker_archive import go_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.text import cut_end, human_size
@@ -196,16 +196,15 @@ def _counts(changes: Changes) -> list[str]:
 # --- images ----------------------------------------------------------------------------------------
 
 
-def images_table(rows: Iterable[ImageRow], now: float, digests: bool = False, trunc: bool = True) -> Table:
-    """`docker images`; `digests` is `--digests`, for which the rows were made, `trunc` False `--no-trunc`."""
-    header = ("REPOSITORY", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "CREATED", "SIZE")
+def images_table(rows: Iterable[ImageRow], now: float, trunc: bool = True) -> Table:
+    """`docker images`; `trunc` False is `--no-trunc`."""
+    header = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
     return Table(
         header,
         [
             [
                 row.repository,
                 row.tag,
-                *([row.digest] if digests else []),
                 short_id(row.id) if trunc else row.id,
                 _image_age(row, now) or "N/A",
                 human_size(row.size),
@@ -227,7 +226,7 @@ def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: 
                 "Containers": unknown,
                 "CreatedAt": _go_time(row.created, zone),
                 "CreatedSince": _image_age(row, now),
-                "Digest": row.digest,
+                "Digest": NONE,
                 "ID": short_id(row.id) if trunc else row.id,
                 "Repository": row.repository,
                 "SharedSize": unknown,
