@@ -196,12 +196,15 @@ def test_a_failed_mount_leaves_nothing_behind(place: Place) -> None:
     assert place.mount().returncode == 0
 
 
-def test_a_later_version_may_have_recorded_more(place: Place) -> None:
+def test_damaged_record_is_named(place: Place) -> None:
     assert place.mount().returncode == 0
-    record = registry.find_record(str(place.view))
     [file] = [file for file in Path("/run/overlayfs-demo").glob("*.json") if str(place.view) in file.read_text()]
-    file.write_text(json.dumps({**json.loads(file.read_text()), "told_later": "x"}))
-    assert registry.find_record(str(place.view)) == record
+    sound = file.read_text()
+    for damaged in ("", json.dumps({**json.loads(sound), "more": "x"}), "[]"):
+        file.write_text(damaged)
+        with pytest.raises(MountError, match=f"the record {file} of a mount is damaged"):
+            registry.find_record(str(place.view))
+    file.write_text(sound)
     assert place.umount().returncode == 0
 
 

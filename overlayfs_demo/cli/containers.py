@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -118,66 +119,75 @@ def _create(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    """The process that serves a mounted container: `memory` in bytes, `cpu` in percent, `uptime` in seconds."""
+
+    pid: int
+    memory: int
+    cpu: float
+    uptime: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A container in the list; `daemon` is None if it is not mounted, `upper_size` if the upper cannot be read."""
+
+    container: Container
+    daemon: _Daemon | None
+    upper_size: int | None
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table."""
+        container, daemon = self.container, self.daemon
+        process = ("Stopped", "-", "-", "-")
+        if daemon is not None:
+            up = f"Up {docker_tables.human_duration(daemon.uptime)}"
+            process = (up, str(daemon.pid), human_size(daemon.memory), f"{daemon.cpu}%")
+        upper = "?" if self.upper_size is None else human_size(self.upper_size)
+        return container.name, container.image_name, *process, upper, printable(str(container.mountpoint))
+
+    def json(self) -> dict[str, object]:
+        """Return the object for machines."""
+        container, daemon = self.container, self.daemon
+        return {
+            "Name": container.name,
+            "Image": container.image_name,
+            "ImageID": str(container.image),
+            "Created": container.created,
+            "PID": daemon.pid if daemon else None,
+            "Memory": daemon.memory if daemon else 0,
+            "CPU": daemon.cpu if daemon else 0.0,
+            "Uptime": daemon.uptime if daemon else 0.0,
+            "Upper": self.upper_size,
+            "Mountpoint": str(container.mountpoint),
+        }
+
+
 def _ps(arguments: argparse.Namespace) -> int:
-    rows = [_row(container) for container in Containers(store_of(arguments)).all()]
+    rows = [
+        _Row(container, _daemon_of(container), container.upper_size())
+        for container in Containers(store_of(arguments)).all()
+    ]
     if arguments.json:
-        put_json(rows)
+        put_json([row.json() for row in rows])
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
-    put_table(
-        Table(
-            header,
-            [
-                (
-                    str(row["Name"]),
-                    str(row["Image"]),
-                    docker_tables.human_duration(float(str(row["Uptime"]))).join(("Up ", ""))
-                    if row["PID"]
-                    else "Stopped",
-                    str(row["PID"] or "-"),
-                    human_size(int(str(row["Memory"]))) if row["PID"] else "-",
-                    f"{row['CPU']}%" if row["PID"] else "-",
-                    "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))),
-                    printable(str(row["Mountpoint"])),
-                )
-                for row in rows
-            ],
-            {"STATUS": "green"},
-        )
-    )
+    put_table(Table(header, [row.cells() for row in rows], {"STATUS": "green"}))
     return 0
 
 
-def _row(container: Container) -> dict[str, object]:
-    """What is known of a container: sizes in bytes, times in seconds.
-
-    PID is None for one that is not mounted, Upper for one that cannot be read.
-    """
-    row: dict[str, object] = {
-        "Name": container.name,
-        "Image": container.image_name,
-        "ImageID": str(container.image),
-        "Created": container.created,
-        "PID": None,
-        "Memory": 0,
-        "CPU": 0.0,
-        "Uptime": 0.0,
-        "Upper": container.upper_size(),
-        "Mountpoint": str(container.mountpoint),
-    }
+def _daemon_of(container: Container) -> _Daemon | None:
+    """Return the daemon of a container, measured for `_SAMPLE` seconds; None if the container is not mounted."""
     record = container.record
-    if record is not None:
-        try:
-            daemon = psutil.Process(record.pid)
-            row.update(
-                PID=record.pid,
-                Memory=daemon.memory_info().rss,
-                CPU=daemon.cpu_percent(_SAMPLE),
-                Uptime=max(time.time() - daemon.create_time(), 0.0),
-            )
-        except psutil.NoSuchProcess:
-            pass  # Killed, and its mount not yet taken away: as good as stopped.
-    return row
+    if record is None:
+        return None
+    try:
+        process = psutil.Process(record.pid)
+        memory, cpu = process.memory_info().rss, process.cpu_percent(_SAMPLE)
+        return _Daemon(record.pid, memory, cpu, max(time.time() - process.create_time(), 0.0))
+    except psutil.NoSuchProcess:
+        return None  # It was killed, and its mount is not yet removed: as good as stopped.
 
 
 def _diff(arguments: argparse.Namespace) -> int:

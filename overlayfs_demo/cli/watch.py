@@ -81,8 +81,6 @@ def _layers(connection: Connection, place: registry.Place) -> list[LayerFacts]:
     record = registry.find_record(place.mountpoint)
     if record is None:
         raise MountError(f"{place.mountpoint} was unmounted meanwhile", "mount it again")
-    if not record.labels:
-        raise MountError(f"{record.mountpoint}: its daemon is of an older version", "use --plain, or mount it again")
     return unwalked(record)
 
 

@@ -8,13 +8,15 @@ import os
 import pwd
 import stat
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
 from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.mounts.control.protocol import explanation_to_json
+from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
@@ -87,17 +89,17 @@ def _list(question: Question, *, as_json: bool) -> int:
     for name in names:
         path = os.path.join(top, name) if name else top
         try:
-            rows.append(_row(subject, path))
+            rows.append(_Row.of(subject, path))
         except FileNotFoundError:
             continue  # It has gone meanwhile.
         except (OSError, OverlayError) as error:
             note(_reason(subject, path, error))
             status = 1
     if as_json:
-        put_json(rows)
+        put_json([row.json() for row in rows])
     else:
         header = ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME")
-        put_table(Table(header, [_cells(row) for row in rows]))
+        put_table(Table(header, [row.cells() for row in rows]))
     return status
 
 
@@ -119,37 +121,62 @@ def _reason(subject: Subject, path: bytes, error: OSError | OverlayError) -> str
     return f"{printable(path)}: {error.strerror}"
 
 
-def _row(subject: Subject, path: bytes) -> dict[str, Any]:
-    attrs = subject.attrs(path)
-    seconds, rest = divmod(attrs.mtime_ns, _BILLION)
-    target = os.fsdecode(subject.readlink(path)) if stat.S_ISLNK(attrs.mode) else None
-    return {
-        "name": os.fsdecode(os.path.basename(path)),
-        "mode": attrs.mode,
-        "links": attrs.nlink,
-        "uid": attrs.uid,
-        "gid": attrs.gid,
-        "size": attrs.size,
-        "modified": seconds + 1e-9 * rest,
-        "target": target,
-        "path": os.fsdecode(path),
-        "layers": subject.which(path).seen_from,
-    }
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A file in the list: `target` is that of a symbolic link, `layers` are those that it is seen from."""
 
+    path: bytes
+    attrs: Attrs
+    target: bytes | None
+    layers: Sequence[str]
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    layers = ", ".join(map(printable, row["layers"]))
-    arrow = f" -> {printable(row['target'])}" if row["target"] is not None else ""
-    return (
-        stat.filemode(row["mode"]),
-        str(row["links"]),
-        _user(row["uid"]),
-        _group(row["gid"]),
-        str(row["size"]),
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(row["modified"])),
-        f"merged: {layers}" if len(row["layers"]) > 1 and stat.S_ISDIR(row["mode"]) else layers,
-        printable(row["name"]) + arrow,
-    )
+    @classmethod
+    def of(cls, subject: Subject, path: bytes) -> _Row:
+        """Ask about a path. Raises OSError, OverlayError."""
+        attrs = subject.attrs(path)
+        target = subject.readlink(path) if stat.S_ISLNK(attrs.mode) else None
+        return cls(path, attrs, target, subject.which(path).seen_from)
+
+    @property
+    def name(self) -> bytes:
+        """The last part of the path."""
+        return os.path.basename(self.path)
+
+    @property
+    def modified(self) -> float:
+        """The time of the last change of its data, in seconds since 1970."""
+        seconds, rest = divmod(self.attrs.mtime_ns, _BILLION)
+        return seconds + 1e-9 * rest
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table."""
+        attrs = self.attrs
+        layers = ", ".join(map(printable, self.layers))
+        return (
+            stat.filemode(attrs.mode),
+            str(attrs.nlink),
+            _user(attrs.uid),
+            _group(attrs.gid),
+            str(attrs.size),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(self.modified)),
+            f"merged: {layers}" if len(self.layers) > 1 and stat.S_ISDIR(attrs.mode) else layers,
+            printable(self.name) + ("" if self.target is None else f" -> {printable(self.target)}"),
+        )
+
+    def json(self) -> dict[str, object]:
+        """Return the object for machines."""
+        return {
+            "name": os.fsdecode(self.name),
+            "mode": self.attrs.mode,
+            "links": self.attrs.nlink,
+            "uid": self.attrs.uid,
+            "gid": self.attrs.gid,
+            "size": self.attrs.size,
+            "modified": self.modified,
+            "target": None if self.target is None else os.fsdecode(self.target),
+            "path": os.fsdecode(self.path),
+            "layers": self.layers,
+        }
 
 
 def _user(uid: int) -> str:

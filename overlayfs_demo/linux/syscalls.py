@@ -144,13 +144,13 @@ def _check(result: int, *names: bytes) -> int:
     return result
 
 
-def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """Open `path` below `dir_fd`, without following symbolic links or leaving that directory: openat2(2).
+def open_beneath(dir_fd: int, path: bytes, flags: int) -> int:
+    """Open what is at `path` below `dir_fd`, without following symbolic links or leaving that directory: openat2(2).
 
     The caller owns the descriptor. Raises OSError: ELOOP for a symbolic link on the way, EXDEV for a
     path that leads out of the directory.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     return _check(
         _libc.syscall(_SYS_OPENAT2, dir_fd, ctypes.c_char_p(path), ctypes.byref(how), ctypes.sizeof(how)), path
     )

@@ -142,17 +142,13 @@ def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -
 
 
 def import_tree(
-    store: Store,
-    source: Path | BinaryIO,
-    name: ImageName | None = None,
-    created: datetime | None = None,
-    progress: Progress = SILENT,
+    store: Store, source: Path | BinaryIO, name: ImageName | None = None, progress: Progress = SILENT
 ) -> Loaded:
     """Make a one-layer image from the tar of a tree, as `docker import` does. Raises ImageError."""
     with store.writing(), _opened(store, source, progress) as archive:
         diff_id = archive.whole_digest(progress)
         system = running_platform()
-        when = (created or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+        when = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         config = {
             "architecture": system.architecture,
             "config": {},

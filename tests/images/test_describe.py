@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -340,9 +341,10 @@ def without_parents(name: str) -> str:
     text = golden(name)
     for line in golden("docker-history.jsonl").splitlines()[1:]:
         whole = json.loads(line)["ID"]
-        short = whole.partition(":")[2][:12]
+        short = whole.partition(":")[2][:12] + r"\b"
         text = text.replace(f'"ID":"{whole}"', r'"ID":"\u003cmissing\u003e"')
-        text = text.replace(f'"Parent": "{whole}"', '"Parent": ""').replace(short, f"{'<missing>':12}")
+        text = text.replace(f'"Parent": "{whole}"', '"Parent": ""')
+        text = re.sub(short, f"{'<missing>':12}", text)
     return text
 
 
