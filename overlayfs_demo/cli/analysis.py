@@ -10,13 +10,15 @@ from pathlib import Path
 from overlayfs_demo.analysis.accounts import Hidden, LayerReport
 from overlayfs_demo.analysis.ghosts import extract_ghosts
 from overlayfs_demo.analysis.image_diff import PathChange, diff_trees
-from overlayfs_demo.analysis.waste import Analysis, analyse
+from overlayfs_demo.analysis.waste import Analysis
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.lowers import Lowers
 from overlayfs_demo.linux import syscalls
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import progress, put_changes, put_table
@@ -54,23 +56,13 @@ def _limit(word: str) -> tuple[float, bool]:
     return number, word.endswith("%")
 
 
-def _analysed(image: StoredImage, *, duplicates: bool = True) -> Analysis:
-    with progress() as told:
-        return analyse(
-            [layer.directory for layer in image.layers],
-            image.value.titles,
-            duplicates=duplicates,
-            recipes=[layer.recipe for layer in image.layers],
-            progress=told,
-        )
-
-
 # --- analyze ---------------------------------------------------------------------------------------
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
     image = store_of(arguments).find(arguments.image)
-    analysis = _analysed(image)
+    with progress() as told:
+        analysis = analysis_of(image, told, duplicates=True)
     if arguments.json:
         put_json([_analysis_json(image, analysis)])
     else:
@@ -195,7 +187,8 @@ def _hidden_json(one: Hidden) -> dict[str, object]:
 
 def _ghosts(arguments: argparse.Namespace) -> int:
     image = store_of(arguments).find(arguments.image)
-    found = _analysed(image, duplicates=False).ghosts
+    with progress() as told:
+        found = analysis_of(image, told).ghosts
     ghosts = sorted(found, key=lambda one: (-one.size, one.path, one.shipped_by))
     if arguments.extract is not None:
         extract_ghosts(ghosts, [layer.directory for layer in image.layers], arguments.extract)

@@ -17,8 +17,9 @@ from argcomplete.shell_integration import shellcode
 
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts import registry
-from overlayfs_demo.store.containers import Containers
-from overlayfs_demo.store.store import Store, default_root
+from overlayfs_demo.store.container import all_containers
+from overlayfs_demo.store.root import default_root
+from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
@@ -58,7 +59,7 @@ def _images(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
 
 def _containers(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     store = _store(parsed_args)
-    return [container.name for container in Containers(store).all()] if store else []
+    return [container.name for container in all_containers(store)] if store else []
 
 
 def _both(parsed_args: argparse.Namespace, **more: Any) -> list[str]:

@@ -18,7 +18,8 @@ from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError, printable
 from overlayfs_demo.images.progress import counted
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import Containers, record_of, upper_size
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
 from overlayfs_demo.ui.table import Table
@@ -166,7 +167,7 @@ class _Row:
 
 def _ps(arguments: argparse.Namespace) -> int:
     rows = [
-        _Row(container, _daemon_of(container), container.upper_size())
+        _Row(container, _daemon_of(container), upper_size(container))
         for container in Containers(store_of(arguments)).all()
     ]
     if arguments.json:
@@ -179,7 +180,7 @@ def _ps(arguments: argparse.Namespace) -> int:
 
 def _daemon_of(container: Container) -> _Daemon | None:
     """Return the daemon of a container, measured for `_SAMPLE` seconds; None if the container is not mounted."""
-    record = container.record
+    record = record_of(container)
     if record is None:
         return None
     try:
@@ -255,7 +256,7 @@ def _rm(arguments: argparse.Namespace) -> int:
 def _shell(arguments: argparse.Namespace) -> int:
     """Become the command: in mount, PID, UTS and IPC namespaces of its own, by unshare(1)."""
     container = Containers(store_of(arguments)).find(arguments.container)
-    if container.record is None:
+    if record_of(container) is None:
         raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
     root = str(container.mountpoint)
     command = arguments.command or ["/bin/sh"]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.store.store import Store, default_root
+from overlayfs_demo.store.root import default_root
+from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import PROGRAM
 
 

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import ImageError, MountError, OverlayError, printable
-from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.mounts import registry
-from overlayfs_demo.store.store import StoredImage
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import PROGRAM, note
 from overlayfs_demo.ui.terminal import progress
 
@@ -108,7 +107,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = _image(arguments)
     with progress() as told:
-        analysis = _analysis(image, told)
+        analysis = analysis_of(image, told)
     with subject.image_subject(store, image) as shown:
         serve.serve(
             shown,
@@ -160,10 +159,6 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
         raise ImageError(f"{error.problem}, and no view is mounted there", error.remedy) from None
 
 
-def _analysis(image: StoredImage, told: Progress) -> Analysis:
-    return analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
-
-
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
     note(f"serving {address} with {printable(arguments.what)}, {until}")
     if arguments.no_token:
@@ -181,7 +176,7 @@ def _report(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = store.find(arguments.image)
     with progress() as told:
-        analysis = _analysis(image, told)
+        analysis = analysis_of(image, told)
         page = model.image_page(image, analysis, time.time())
         told.step("looking at files", None)
         with subject.image_subject(store, image) as shown, shown.asking() as ask:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from overlayfs_demo.images.sample_image import LayerTar, Step, write_image
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.building import HardLink, big
 from overlayfs_demo.tour.checks import Check, entry

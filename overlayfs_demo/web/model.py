@@ -11,7 +11,7 @@ from overlayfs_demo.errors import printable
 from overlayfs_demo.images import describe
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mounts.registry import Record
-from overlayfs_demo.store.store import StoredImage
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.text import human_size, percentage
 from overlayfs_demo.web.subject import LayerRoot, Subject, key_of

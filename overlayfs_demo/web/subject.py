@@ -25,7 +25,8 @@ from overlayfs_demo.mounts.registry import Record
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.provenance import Explanation
 from overlayfs_demo.store.image_view import image_stack
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 
 # What every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
 Ask = Callable[[bytes], Explanation]
