@@ -104,8 +104,8 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     left_out: Counter[str] = Counter()
     for layer in layers:
         left_out.update(layer.left_out)
-    for what, count in sorted(left_out.items()):
-        _say(f"note: left out in {plural(count, 'member')}: {what}")
+    for reason, count in sorted(left_out.items()):
+        _say(f"note: left out in {plural(count, 'member')}: {reason}")
     if userxattr:
         _say("note: mount these with the option userxattr")
 

@@ -201,9 +201,9 @@ def _diff(arguments: argparse.Namespace) -> int:
     containers = Containers(store)
     found = containers.diff(containers.find(arguments.first))
     if arguments.json:
-        put_json([{"Kind": one.kind.value, "Path": os.fsdecode(one.path)} for one in found])
+        put_json([{"Kind": change.kind.value, "Path": os.fsdecode(change.path)} for change in found])
         return 0
-    put_changes([(one.kind.value, printable(one.path)) for one in found])
+    put_changes([(change.kind.value, printable(change.path)) for change in found])
     return 0
 
 
@@ -242,15 +242,15 @@ def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], 
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda containers, one: containers.stop(one, lazy=arguments.lazy))
+    return _each(arguments, lambda containers, container: containers.stop(container, lazy=arguments.lazy))
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda containers, one: containers.start(one))
+    return _each(arguments, lambda containers, container: containers.start(container))
 
 
 def _rm(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda containers, one: containers.remove(one, force=arguments.force))
+    return _each(arguments, lambda containers, container: containers.remove(container, force=arguments.force))
 
 
 def _shell(arguments: argparse.Namespace) -> int:

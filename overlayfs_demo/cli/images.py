@@ -91,14 +91,14 @@ def _load(arguments: argparse.Namespace) -> int:
             store_of(arguments), _source("-" if archive is None else archive), platform, told, every_platform=every
         )
     if arguments.json:
-        put_json([_loaded_json(one) for one in outcome])
-        put_json([{"Image": one.title, "Error": one_line(one.error)} for one in outcome.failed])
+        put_json([_loaded_json(loaded) for loaded in outcome])
+        put_json([{"Image": failed.title, "Error": one_line(failed.error)} for failed in outcome.failed])
     else:
-        for one in outcome:
-            _report(one, quiet=arguments.quiet, platform=every)
+        for loaded in outcome:
+            _report(loaded, quiet=arguments.quiet, platform=every)
     if outcome.others:
-        what = plural(len(outcome.others), "manifest that is not an image", "manifests that are not images")
-        note(f"note: skipped {what}: {', '.join(map(str, outcome.others))}")
+        skipped = plural(len(outcome.others), "manifest that is not an image", "manifests that are not images")
+        note(f"note: skipped {skipped}: {', '.join(map(str, outcome.others))}")
     for failed in outcome.failed:
         note(f"image {failed.title} was not loaded: {one_line(failed.error)}")
     return 1 if outcome.failed else 0
@@ -158,8 +158,8 @@ def _taken(loaded: Loaded) -> list[str]:
 
 
 def _note_left_out(loaded: Loaded) -> None:
-    for what, count in sorted(loaded.left_out.items()):
-        note(f"note: left out in {plural(count, 'member')}: {what}")
+    for reason, count in sorted(loaded.left_out.items()):
+        note(f"note: left out in {plural(count, 'member')}: {reason}")
 
 
 # --- getting images out ----------------------------------------------------------------------------

@@ -121,18 +121,18 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _view(what: str) -> tuple[registry.Record, Path] | None:
-    """The view that a path lies in, and where its daemon is asked; None if there is no such path. Raises MountError.
+def _view(path: str) -> tuple[registry.Record, Path] | None:
+    """Return the view that a path lies in, and its daemon's socket; None if there is no such path. Raises MountError.
 
     Only a view of one's own: what another user's record names would be read, and served, with more rights than theirs.
     """
     try:
-        os.stat(what)
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError:
         pass  # Not even root may look into another user's view.
-    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(what), follow=True)
+    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(path), follow=True)
     if owner != os.geteuid():
         raise MountError(
             f"{printable(mountpoint)} was mounted by user {owner}, whose layers only they may serve",

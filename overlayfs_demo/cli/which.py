@@ -68,7 +68,10 @@ def _explain(question: Question, *, as_json: bool) -> int:
         )
     else:
         put(f"{printable(path)}\n")
-        rows = [(printable(one.layer), said(one, path), outcome(one, path)) for one in explained.statements]
+        rows = [
+            (printable(statement.layer), said(statement, path), outcome(statement, path))
+            for statement in explained.statements
+        ]
         put_table(Table(("LAYER", "SAYS", ""), rows, trim=True))
         put(f"{printable(explained.why)}\n")
     return 0 if explained.seen_from else 1

@@ -48,9 +48,9 @@ def is_a(kind: Kind, path: str, rule: str) -> Mistake:
     return mistake
 
 
-def same_data(one: str, other: str, rule: str) -> Mistake:
+def same_data(first: str, second: str, rule: str) -> Mistake:
     """The mistake that the copy still has its old data, or has it again."""
-    check = checks.same(one, other)
+    check = checks.same(first, second)
     return lambda stage: f"{check.says}. {rule}" if check.holds(stage) else ""
 
 

@@ -190,7 +190,7 @@ def _layer_cells(row: HistoryRow, id_words: Callable[[str], str]) -> list[str]:
 
 
 def _counts(changes: Changes) -> list[str]:
-    return [str(one) for one in (changes.added, changes.changed, changes.deleted, changes.whiteouts)]
+    return [str(count) for count in (changes.added, changes.changed, changes.deleted, changes.whiteouts)]
 
 
 # --- images ----------------------------------------------------------------------------------------
@@ -273,6 +273,9 @@ def _go_spelling(text: str) -> str:
     # Half a surrogate pair is no character to Go.
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     # Go leaves these as they are. Escaped, the value is the same, and no terminal acts on it.
-    text = "".join(_escaped(one) if unicodedata.category(one) in ("Cc", "Cf") and one != "\n" else one for one in text)
+    text = "".join(
+        _escaped(character) if unicodedata.category(character) in ("Cc", "Cf") and character != "\n" else character
+        for character in text
+    )
     # Backslashes are matched in pairs, so that the b of \\b is not taken for a part of \b.
     return re.sub(r"\\[\\bf]", lambda match: {r"\b": r"\u0008", r"\f": r"\u000c"}.get(match[0], match[0]), text)

@@ -150,8 +150,8 @@ def _row(words: str, style: str = "") -> Text:
     return Text(words, style, no_wrap=True, overflow="ellipsis")
 
 
-def _filled(console: Console, options: ConsoleOptions, what: RenderableType, rows: int) -> RenderableType:
+def _filled(console: Console, options: ConsoleOptions, content: RenderableType, rows: int) -> RenderableType:
     """Exactly so many rows of it."""
-    lines = console.render_lines(what, options.update(height=None), pad=True)
+    lines = console.render_lines(content, options.update(height=None), pad=True)
     shaped = Segment.set_shape(lines, options.max_width, rows)
     return Segments([segment for line in shaped for segment in (*line, Segment.line())])

@@ -74,11 +74,17 @@ class Story:
 def story(subject: Subject, ask: Ask, path: bytes) -> Story:
     """All about a path, which is checked. Raises OverlayError, OSError; FileNotFoundError if no layer knows it."""
     explanation = ask(path)
-    if path != b"/" and all(one.mode is None and not one.deleted_at for one in explanation.statements):
+    if path != b"/" and all(
+        statement.mode is None and not statement.deleted_at for statement in explanation.statements
+    ):
         raise FileNotFoundError(f"no layer has {printable(path)}")
     known = list(zip(subject.layers, explanation.statements, strict=False))
-    versions = tuple(_version(layer, one) for layer, one in known if one.mode is not None and stat.S_ISREG(one.mode))
-    words = tuple(_say(layer, one, path) for layer, one in known)
+    versions = tuple(
+        _version(layer, statement)
+        for layer, statement in known
+        if statement.mode is not None and stat.S_ISREG(statement.mode)
+    )
+    words = tuple(_say(layer, statement, path) for layer, statement in known)
     return Story(
         printable(path),
         key_of(path),
@@ -89,31 +95,31 @@ def story(subject: Subject, ask: Ask, path: bytes) -> Story:
     )
 
 
-def _say(layer: LayerRoot, one: Statement, path: bytes) -> Say:
-    states = ((one.wins, "seen"), (bool(one.deleted_at), "deleted"), (bool(one.hidden_by), "hidden"))
+def _say(layer: LayerRoot, statement: Statement, path: bytes) -> Say:
+    states = ((statement.wins, "seen"), (bool(statement.deleted_at), "deleted"), (bool(statement.hidden_by), "hidden"))
     return Say(
         layer.key,
         layer.name,
         printable(layer.title),
-        said(one, path),
-        outcome(one, path),
+        said(statement, path),
+        outcome(statement, path),
         next((state for holds, state in states if holds), ""),
     )
 
 
-def _version(layer: LayerRoot, one: Statement) -> Version:
-    size = one.size or 0
+def _version(layer: LayerRoot, statement: Statement) -> Version:
+    size = statement.size or 0
     text, note, lines = "", "", None
-    if one.says is Says.METACOPY:
+    if statement.says is Says.METACOPY:
         note = "Owner, mode and times only: its data is in a layer below."
     else:
         try:
-            data = _read(layer, one.stored_at, MOST_TEXT)
+            data = _read(layer, statement.stored_at, MOST_TEXT)
         except OSError as error:
             note = f"It cannot be read: {error.strerror}."
         else:
             text, note, lines = _shown(data, size)
-    return Version(layer.key, layer.name, human_size(size), one.wins, text, note, lines)
+    return Version(layer.key, layer.name, human_size(size), statement.wins, text, note, lines)
 
 
 def _read(layer: LayerRoot, path: bytes, most: int) -> bytes:

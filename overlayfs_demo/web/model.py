@@ -99,21 +99,21 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
     )
     boxes = tuple(
         Box(
-            str(one.number),
-            f"Layer {one.number}",
-            printable(one.title),
+            str(report.number),
+            f"Layer {report.number}",
+            printable(report.title),
             (
-                ("size", human_size(one.shipped)),
-                ("entries", str(_entries(analysis, one.number))),
-                ("added", str(one.added.paths)),
-                ("changed", str(one.changed.paths)),
-                ("deleted", str(one.deleted.paths)),
-                ("whiteouts", str(one.whiteouts)),
-                ("wasted", human_size(one.wasted)),
+                ("size", human_size(report.shipped)),
+                ("entries", str(_entries(analysis, report.number))),
+                ("added", str(report.added.paths)),
+                ("changed", str(report.changed.paths)),
+                ("deleted", str(report.deleted.paths)),
+                ("whiteouts", str(report.whiteouts)),
+                ("wasted", human_size(report.wasted)),
             ),
-            one.live / one.shipped if one.shipped else None,
+            report.live / report.shipped if report.shipped else None,
         )
-        for one in reversed(analysis.layers)
+        for report in reversed(analysis.layers)
     )
     return Page(
         "image",
@@ -127,8 +127,8 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
 
 
 def _entries(analysis: Analysis, number: int) -> int:
-    one = analysis.layers[number - 1]
-    return one.added.paths + one.changed.paths + one.unchanged.paths
+    report = analysis.layers[number - 1]
+    return report.added.paths + report.changed.paths + report.unchanged.paths
 
 
 def _share(analysis: Analysis) -> str:
@@ -136,7 +136,7 @@ def _share(analysis: Analysis) -> str:
 
 
 def _waste(analysis: Analysis) -> Waste:
-    hidden = sorted((one for one in analysis.hidden if one.wasted), key=lambda one: (-one.wasted, one.path))
+    hidden = sorted((file for file in analysis.hidden if file.wasted), key=lambda file: (-file.wasted, file.path))
     return Waste(
         human_size(analysis.shipped),
         human_size(analysis.live),
@@ -149,10 +149,10 @@ def _waste(analysis: Analysis) -> Waste:
     )
 
 
-def _wasted_file(one: Hidden) -> WastedFile:
-    path = b"/" + one.path
+def _wasted_file(file: Hidden) -> WastedFile:
+    path = b"/" + file.path
     return WastedFile(
-        human_size(one.wasted), printable(path), key_of(path), one.shipped_by, one.hidden_by, one.why.value
+        human_size(file.wasted), printable(path), key_of(path), file.shipped_by, file.hidden_by, file.why.value
     )
 
 
@@ -161,14 +161,14 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
     rows = describe.history_rows(image.value, facts, every_layer=True)
     number = len(image.layers)
     found = []
-    for one in rows:
-        cells = (printable(cell) for cell in docker_tables.history_cells(one, now, trunc=False))
+    for row in rows:
+        cells = (printable(cell) for cell in docker_tables.history_cells(row, now, trunc=False))
         identity, *others = cells
-        created = "" if one.created is None else docker_tables.rfc3339(one.created)
+        created = "" if row.created is None else docker_tables.rfc3339(row.created)
         found.append(
-            HistoryRow((docker_tables.short_id(identity), *others), created, number if one.layer is not None else None)
+            HistoryRow((docker_tables.short_id(identity), *others), created, number if row.layer is not None else None)
         )
-        number -= one.layer is not None
+        number -= row.layer is not None
     return tuple(found)
 
 

@@ -61,8 +61,8 @@ def embedded(subject: Subject, ask: Ask) -> Embedded:
         found = listing(subject, ask, unquote_to_bytes(key))
         names += len(found.rows)
         left_out += found.left_out
-        trees[key] = [asdict(one) for one in found.rows]
-        pending += [one.key for one in found.rows if one.kind == "directory"]
+        trees[key] = [asdict(row) for row in found.rows]
+        pending += [row.key for row in found.rows if row.kind == "directory"]
         files += found.rows
     stories, stories_left_out = _stories(subject, ask, files)
     return Embedded(trees, stories, left_out, stories_left_out)
@@ -72,11 +72,11 @@ def _stories(subject: Subject, ask: Ask, files: list[Row]) -> tuple[dict[str, st
     stories: dict[str, str] = {}
     size = left_out = 0
     # What several layers speak of teaches most.
-    for one in sorted(files, key=lambda one: (one.said < 2 and one.hidden_by is None, one.kind == "directory")):
+    for row in sorted(files, key=lambda row: (row.said < 2 and row.hidden_by is None, row.kind == "directory")):
         if size < MOST_STORIES:
-            text = html("story.html", story=story(subject, ask, unquote_to_bytes(one.key)))
+            text = html("story.html", story=story(subject, ask, unquote_to_bytes(row.key)))
             if size + len(text) <= MOST_STORIES:
-                stories[one.key] = text
+                stories[row.key] = text
                 size += len(text)
                 continue
         left_out += 1

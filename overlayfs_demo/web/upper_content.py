@@ -70,8 +70,8 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
 
 
 def _entry(root: bytes, path: bytes, status: os.stat_result) -> Entry:
-    what, mark = _words(os.path.join(root, path), status)
-    return Entry(printable(os.path.basename(path)), key_of(b"/" + path), path.count(b"/"), what, mark)
+    words, mark = _words(os.path.join(root, path), status)
+    return Entry(printable(os.path.basename(path)), key_of(b"/" + path), path.count(b"/"), words, mark)
 
 
 def _words(real: bytes, status: os.stat_result) -> tuple[str, str]:
