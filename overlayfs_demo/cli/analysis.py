@@ -1,4 +1,4 @@
-"""What can be asked about the bytes of an image: where did they go, and in what do two images differ?"""
+"""The verbs that account for the bytes of an image, and the comparison of two images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from overlayfs_demo.ui.terminal import progress, put_changes, put_table
 from overlayfs_demo.ui.text import cut_end, human_size, percentage, plural
 from overlayfs_demo.ui.text_diff import text_lines, unified
 
-# A text longer than that is not compared line by line.
+# A text with more bytes than this is not compared line by line.
 _LONGEST_TEXT = 1 << 20
 _LONGEST_TITLE = 60
 _MOST_FILES = 10
@@ -46,7 +46,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _limit(word: str) -> tuple[float, bool]:
-    """A number, and whether it is one of percent."""
+    """Return a number, and whether it is a percentage."""
     try:
         number = float(word.removesuffix("%"))
     except ValueError:
@@ -109,7 +109,7 @@ def _layers_table(analysis: Analysis) -> Table:
 
 
 def _summary(image: StoredImage, analysis: Analysis) -> str:
-    # A copy that is hidden is waste, and counted as that.
+    # A hidden copy is already counted as waste.
     seen = [(duplicate.size, sum(copy.live for copy in duplicate.copies)) for duplicate in analysis.duplicates]
     repeated = [(size, number - 1) for size, number in seen if number > 1]
     lines = [
@@ -217,7 +217,7 @@ def _ghosts(arguments: argparse.Namespace) -> int:
 
 
 def diff_images(store: Store, first: str, second: str, *, content: bool, as_json: bool) -> int:
-    """Print in what two images, or the first layers of them, differ."""
+    """Print how two images, or their lowest layers, differ."""
     before, after = _some_layers(store, first), _some_layers(store, second)
     found = diff_trees(before, after)
     rows = [
@@ -249,7 +249,7 @@ def diff_images(store: Store, first: str, second: str, *, content: bool, as_json
 
 
 def _some_layers(store: Store, word: str) -> list[Path]:
-    """The layers' directories of IMAGE, or of IMAGE@N the N lowest."""
+    """Return the layers' directories of IMAGE, or the N lowest of IMAGE@N. Raises ImageError, UsageError."""
     name, _, number = word.rpartition("@")
     if not name or ":" in number:  # The @ of a digest is followed by its algorithm.
         return [layer.directory for layer in store.find(word).layers]
@@ -269,13 +269,13 @@ def _growth(change: PathChange) -> str:
 
 
 def _lines(old: Lowers, new: Lowers, change: PathChange) -> Sequence[str]:
-    """The lines that differ, as diff -u shows them; nothing for what is no text."""
+    """Return the lines that differ, as diff -u shows them; nothing if one is not a text."""
     before, after = _text(old, change.path), _text(new, change.path)
     return [] if before is None or after is None else unified(before, after, "before", "after")
 
 
 def _text(view: Lowers, path: bytes) -> Sequence[str] | None:
-    """The lines of a text; none for a file that is not there, None for what is no text."""
+    """Return the lines of a text: none if the file does not exist, None if it is not a text."""
     found = view.open(path)
     if found is None:
         return []

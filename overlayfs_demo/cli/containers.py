@@ -1,4 +1,4 @@
-"""What can be typed about containers: an image's layers, and one writable layer on top?"""
+"""The verbs for containers: an image's layers with one writable layer on top."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import progress, put_changes, put_table
 from overlayfs_demo.ui.text import human_size
 
-# Seconds over which the processor time of a daemon is measured.
+# For how many seconds the processor time of a daemon is measured.
 _SAMPLE = 0.1
 
 
@@ -192,7 +192,7 @@ def _daemon_of(container: Container) -> _Daemon | None:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    """`docker diff`; with two images, what `analysis_commands` says of them. Both print A, C and D."""
+    """Show what a container changed, as `docker diff` does, or how two images differ. Both print A, C and D."""
     store = store_of(arguments)
     if arguments.second is not None:
         return diff_images(store, arguments.first, arguments.second, content=arguments.content, as_json=arguments.json)
@@ -230,7 +230,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], None]) -> int:
-    """Do it to every container that is named, and name it when it is done."""
+    """Act on every container that is named, and print its name when that is done."""
     containers = Containers(store_of(arguments))
     for name in arguments.containers:
         act(containers, containers.find(name))
@@ -254,7 +254,7 @@ def _rm(arguments: argparse.Namespace) -> int:
 
 
 def _shell(arguments: argparse.Namespace) -> int:
-    """Become the command: in mount, PID, UTS and IPC namespaces of its own, by unshare(1)."""
+    """Become the command, in its own mount, PID, UTS and IPC namespaces: unshare(1)."""
     container = Containers(store_of(arguments)).find(arguments.container)
     if record_of(container) is None:
         raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")

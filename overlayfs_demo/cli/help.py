@@ -1,4 +1,4 @@
-"""What can be typed to learn about the commands: completion, the manual page and the documents."""
+"""The verbs that tell about the commands: completion, the manual page and the documents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _manual(arguments: argparse.Namespace) -> int:
-    """Print what is asked for. The parser of all verbs, which the page is made from, comes with the arguments."""
+    """Print the manual page, a document, or the list. The page is made from the parser in the arguments."""
     if arguments.list:
         width = max(map(len, documents.topics()))
         return _print("".join(f"{topic:<{width}}  {documents.title(topic)}\n" for topic in documents.topics()))

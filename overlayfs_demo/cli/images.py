@@ -70,7 +70,7 @@ def _add_other_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _source(word: str) -> Path | BinaryIO:
-    """Where an archive is read from. Raises UsageError."""
+    """Return the file or stream to read an archive from. Raises UsageError."""
     if not word:
         raise UsageError("the archive has an empty name", "name a file, or - for standard input")
     if word != "-":
@@ -119,7 +119,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _loaded_json(loaded: Loaded) -> dict[str, object]:
-    """What `load` and `import` say of an image. Sizes in bytes; LeftOut counts members."""
+    """Return what `load` and `import` report about an image. Sizes are in bytes; LeftOut counts members."""
     image = loaded.image
     return {
         "ID": str(image.id),
@@ -150,7 +150,7 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
 
 
 def _taken(loaded: Loaded) -> list[str]:
-    """A sentence for each name that another image lost to this one."""
+    """Return a sentence for each name that another image lost to this one."""
     return [
         f"The name {name} stood for {before.short} before, which is now without it"
         for name, before in loaded.displaced.items()

@@ -1,4 +1,4 @@
-"""What can be typed to learn: the experiments of the tour, and the labs?"""
+"""The verbs for learning: `tour` with its experiments, and `lab`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from overlayfs_demo.ui.text import plural
 
 
 class _Listed(Protocol):
-    """What has a name and a line that says what it is."""
+    """Something with a name and a line that says what it is."""
 
     @property
     def name(self) -> str: ...
@@ -100,7 +100,7 @@ def _find(items: Sequence[_Any], name: str, verb: str) -> _Any:
 
 
 def _hang_up(_number: int, _frame: FrameType | None) -> None:
-    """The terminal was closed: clean up, as for Ctrl-C."""
+    """Clean up as after Ctrl-C, because the terminal was closed."""
     raise KeyboardInterrupt
 
 
@@ -127,7 +127,7 @@ def _tour(arguments: argparse.Namespace) -> int:
             told, checked = told + 1, checked + count
             failed += [f"{experiment.name}: {sentence}" for sentence in wrong]
             put("\n")
-            # What there is to look at must not be scrolled away by the next question.
+            # The next question must not scroll away what people still look at.
             if asks and experiment is not chosen[-1] and _ask("Enter: next, q: leave ") == "q":
                 break
     if failed:
@@ -142,7 +142,7 @@ def _perform(experiment: Experiment, front: str | None) -> tuple[int, list[str]]
 
 
 def _ask(question: str) -> str:
-    """The first letter of the answer in small, "" for none; Ctrl-D says "q"."""
+    """Return the first letter of the answer in lower case, "" for none, "q" for Ctrl-D."""
     put_styled([(question, "dim")])
     line = sys.stdin.readline()
     return line.strip()[:1].lower() if line else "q"
@@ -182,7 +182,7 @@ def _lab(arguments: argparse.Namespace) -> int:
 
 
 def _make_empty(directory: Path) -> None:
-    """Make sure that a new directory is there to work in. Raises UsageError."""
+    """Make the directory to work in if it does not exist. Raises UsageError if it is not empty."""
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty", "name a new directory")

@@ -1,4 +1,4 @@
-"""What can be typed to look at a stack in a browser?"""
+"""The verbs that show a stack in a browser: `serve` and `report`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         view = _view(arguments.what)
     except MountError:
-        # An image may have the name of some directory here.
+        # An image may have the same name as a directory here.
         if not _is_image(arguments):
             raise
         view = None
@@ -124,7 +124,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
 def _view(path: str) -> tuple[registry.Record, Path] | None:
     """Return the view that a path lies in, and its daemon's socket; None if there is no such path. Raises MountError.
 
-    Only a view of one's own: what another user's record names would be read, and served, with more rights than theirs.
+    Only our own user's views are served: files that another's record names would be read with more rights than theirs.
     """
     try:
         os.stat(path)

@@ -1,4 +1,4 @@
-"""What does each layer say about a path in a mounted view or in an image, and why is it seen or not?"""
+"""The verb `which`: what each layer says about a path in a view or an image, and why the path is seen or not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _which(arguments: argparse.Namespace) -> int:
-    """The exit status is 1 if one of the paths is not seen, or cannot be looked up."""
+    """Answer for each path; return 1 if any of them is not seen or cannot be looked up."""
     answer = _list if arguments.long else _explain
     if arguments.image is None:
         questions = questions_about_views(arguments.paths)
@@ -81,9 +81,9 @@ def _explain(question: Question, *, as_json: bool) -> int:
 
 
 def _list(question: Question, *, as_json: bool) -> int:
-    """List a file, or what is in a directory. A name that cannot be looked up, as one with a bad mark, is told of."""
+    """List a file, or the contents of a directory. Print a note for a name that cannot be looked up (a bad mark)."""
     subject, top, given = question
-    subject.which(top)  # If it cannot be looked up, this says why, and a system call could not.
+    subject.which(top)  # If the path cannot be looked up, this says why; a system call could not.
     try:
         names = _listed(subject, top)
     except OSError as error:
@@ -94,7 +94,7 @@ def _list(question: Question, *, as_json: bool) -> int:
         try:
             rows.append(_Row.of(subject, path))
         except FileNotFoundError:
-            continue  # It has gone meanwhile.
+            continue  # It was removed meanwhile.
         except (OSError, OverlayError) as error:
             note(_reason(subject, path, error))
             status = 1
@@ -107,14 +107,14 @@ def _list(question: Question, *, as_json: bool) -> int:
 
 
 def _listed(subject: Subject, path: bytes) -> list[bytes]:
-    """The names in a directory; b"" for the file itself that is none."""
+    """Return the names in a directory; for another file, b"" alone."""
     if not stat.S_ISDIR(subject.attrs(path).mode):
         return [b""]
     return sorted(subject.names(path), key=os.fsdecode)
 
 
 def _reason(subject: Subject, path: bytes, error: OSError | OverlayError) -> str:
-    """Why a name that is there cannot be looked up."""
+    """Return why a name that exists cannot be looked up."""
     if isinstance(error, OverlayError):
         return str(error)
     try:

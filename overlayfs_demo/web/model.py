@@ -1,4 +1,4 @@
-"""What stands on the page? Values only; the templates make HTML of them."""
+"""The contents of the page as values, from which the templates make HTML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from overlayfs_demo.web.subject import LayerRoot, Subject, key_of
 from overlayfs_demo.web.treemap import Tile, tiles
 from overlayfs_demo.web.upper_content import UpperContent, upper_content
 
-# Rows of the table of what is wasted.
+# How many rows the table of wasted files has.
 _MOST_ROWS = 20
 
 
@@ -26,7 +26,7 @@ _MOST_ROWS = 20
 class Box:
     """One layer in the picture of the stack: `facts` are pairs of a word and a figure.
 
-    `live` is the share of its bytes that is seen, from 0 to 1, None where that was not counted.
+    `live` is the share of its bytes that is seen, from 0 to 1; None if that was not counted.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class WastedFile:
-    """A row of the table of what is wasted."""
+    """A row of the table of wasted files."""
 
     size: str
     path: str
@@ -50,7 +50,7 @@ class WastedFile:
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """What of an image is shipped and not seen; `left_out` more files are in no row."""
+    """The part of an image that is shipped but not seen. The rows leave out `left_out` more files."""
 
     shipped: str
     live: str
@@ -64,7 +64,7 @@ class Waste:
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
-    """A step: the cells of `history`, when it was exactly, the number of the layer it made, None: metadata only."""
+    """A step: the cells of `history`, its exact time, and the number of the layer it made (None: metadata only)."""
 
     cells: tuple[str, ...]
     created: str
@@ -73,7 +73,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that a page begins with. `kind` is "image" or "mount"; boxes are from the top down."""
+    """Everything that a page starts with. `kind` is "image" or "mount"; the boxes go from the top layer down."""
 
     kind: str
     title: str
@@ -89,7 +89,7 @@ class Page:
 
 
 def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
-    """The page of an image; `now` in seconds since 1970."""
+    """Return the page of an image; `now` is in seconds since 1970."""
     facts = (
         ("image ID", image.id.short),
         ("size", human_size(image.size)),
@@ -176,7 +176,7 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
 
 
 def mount_page(record: Record, subject: Subject) -> Page:
-    """The page of a mounted view. Raises OSError for a layer that cannot be read."""
+    """Return the page of a mounted view. Raises OSError for a layer that cannot be read."""
     upper = upper_content(subject.layers[0].directory) if _has_upper(subject.layers) else None
     facts = (
         ("front", record.front),

@@ -1,7 +1,7 @@
-"""How is an image's waste drawn, so that an area is a number of bytes?
+"""The treemap of an image's waste, in which areas are proportional to bytes.
 
-Layers first, the largest waste first, and in each its files; what is too small to be seen is one tile. The layout
-is squarify's ("Squarified Treemaps": Bruls, Huizing, van Wijk).
+Each layer has an area, the one with the most waste first, and its files share that. Files too small to be seen are one
+tile. The layout is squarify's ("Squarified Treemaps": Bruls, Huizing, van Wijk).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.text import human_size, plural
 from overlayfs_demo.web.subject import key_of
 
-# Tiles of one layer; the smallest files share the last.
 # The picture's width, divided by its height.
 _ASPECT = 2.0
+# How many tiles a layer has; the smallest files share the last one.
 _MOST_TILES = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle, in percent of the picture's width and height; `key` is the file's, "" for several files."""
+    """A rectangle, in percent of the picture's width and height. `key` is the file's key; "" for several files."""
 
     x: float
     y: float
@@ -40,7 +40,7 @@ class Tile:
 
 
 def tiles(hidden: Sequence[Hidden]) -> tuple[Tile, ...]:
-    """Return the picture of what is wasted."""
+    """Return the tiles of all files that waste bytes."""
     wasted = sorted(
         (file for file in hidden if file.wasted), key=lambda file: (file.shipped_by, -file.wasted, file.path)
     )
@@ -69,7 +69,7 @@ def _areas(
 
 
 def _groups(files: list[Hidden]) -> list[list[Hidden]]:
-    """A group for each of the largest files, and one for all the others, the largest first."""
+    """Return a group for each of the largest files and one for all the others, the largest group first."""
     if len(files) <= _MOST_TILES:
         return [[file] for file in files]
     groups = [[file] for file in files[: _MOST_TILES - 1]]
