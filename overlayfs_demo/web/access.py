@@ -44,7 +44,7 @@ def in_cookie(headers: Headers, token: str) -> bool:
 
 
 def welcome(headers: Headers, token: str) -> Response:
-    """Return a redirect that sets the cookie and removes the token from the address, where it would be seen and kept."""
+    """Return a redirect that sets the cookie and drops the token from the address, where it would be seen and kept."""
     answer = RedirectResponse("/", 303)
     answer.set_cookie(_cookie(headers), token, path="/", httponly=True, samesite="strict")
     return answer
