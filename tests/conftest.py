@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from tests.places import Place, found_by_mount_8, set_up, why_no_mount_8
 
 PATIENCE = 15.0
@@ -65,7 +65,7 @@ def unmount_all(below: str) -> None:
     """Take away all mounts below a directory, whoever still uses them."""
     for path in mount_points(below):
         try:
-            syscalls.unmount(os.fsencode(path), syscalls.MNT_DETACH)
+            mounting.unmount(os.fsencode(path), mounting.MNT_DETACH)
         except OSError as error:
             print(f"cannot unmount {path}: {error}")
 

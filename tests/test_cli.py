@@ -17,7 +17,7 @@ import pytest
 from overlayfs_demo.cli import main
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import select
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import libc, mounting
 from overlayfs_demo.mounts import registry
 from tests.conftest import wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
@@ -102,7 +102,7 @@ def test_missing_lower_is_named(place: Place) -> None:
 
 
 def test_upper_and_work_on_two_filesystems_are_refused(place: Place) -> None:
-    syscalls.mount(b"none", os.fsencode(place / "work"), b"tmpfs", 0, b"")
+    mounting.mount(b"none", os.fsencode(place / "work"), b"tmpfs", 0, b"")
     fails(place.mount(), str(place / "upper"), str(place / "work"), "two filesystems", "put both on one")
 
 
@@ -134,7 +134,7 @@ def test_missing_device_is_named_with_the_remedy(place: Place) -> None:
 def test_missing_libfuse_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     if problem := why_no_mounts():
         pytest.skip(problem)
-    monkeypatch.setattr(syscalls, "has_library", lambda name: False)
+    monkeypatch.setattr(libc, "has_library", lambda name: False)
     with pytest.raises(MountError, match=r"no libfuse 2.*install the package libfuse2"):
         select.front("fusepy")
     assert select.front("auto")[0] == "kernel"

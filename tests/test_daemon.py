@@ -18,7 +18,7 @@ import pytest
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.kernel import session
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts import daemon, mount, registry
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import parse
@@ -381,7 +381,7 @@ def test_umount_8_returns_when_the_layers_are_free(helper: Place, absolute: bool
     layers.mkdir()
     options = ",".join(f"{role}dir={layers / role}" for role in ("lower", "upper", "work"))
     for _ in range(3):
-        syscalls.mount(b"none", os.fsencode(layers), b"tmpfs", 0, b"")
+        mounting.mount(b"none", os.fsencode(layers), b"tmpfs", 0, b"")
         builders.directories(layers, "lower", "upper", "work")
         assert run("mount", "-t", "fuse.overlayfs-demo", "x", helper.view, "-o", options).returncode == 0
         (helper.view / "new").write_text("1")
@@ -393,7 +393,7 @@ def test_umount_8_returns_when_the_layers_are_free(helper: Place, absolute: bool
 def test_umount_8_of_another_fuse_file_system_is_what_it_was(helper: Place) -> None:
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
-    syscalls.mount(b"none", os.fsencode(helper.view), b"fuse.other", 0, options)
+    mounting.mount(b"none", os.fsencode(helper.view), b"fuse.other", 0, options)
     os.close(device)  # It is dead now, so that nothing need answer.
     assert run("umount", helper.view).returncode == 0
     assert not helper.is_mounted()

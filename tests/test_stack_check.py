@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.mounts import preflight
 from overlayfs_demo.mounts.preflight import Stack, checked
 from overlayfs_demo.overlay.engine import Overlay
@@ -67,7 +67,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
             pytest.skip(f"needs the kernel's {kind}")
         where = tmp_path / name
         where.mkdir(exist_ok=True)
-        syscalls.mount(os.fsencode(source), os.fsencode(where), kind.encode(), flags, os.fsencode(data))
+        mounting.mount(os.fsencode(source), os.fsencode(where), kind.encode(), flags, os.fsencode(data))
         return where
 
     try:
@@ -260,7 +260,7 @@ def test_other_mounts_of_the_kernel_do_not_matter(place: Path, mount: Mount) -> 
 def test_read_only_filesystem_is_refused(place: Path, refused: Refused, mount: Mount) -> None:
     where = mount("tmpfs", "other")
     directories(where, "upper", "work")
-    mount("tmpfs", "other", flags=syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
+    mount("tmpfs", "other", flags=mounting.MS_REMOUNT | mounting.MS_RDONLY)
     error = refused(stack(place, upper="other/upper", work="other/work"))
     reason = os.strerror(errno.EROFS)
     assert error.problem == f"workdir {where / 'work'}: cannot make a directory there: {reason}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
@@ -103,4 +103,4 @@ def as_thing(status: os.stat_result) -> Thing:
 
 def is_opaque(directory: int | bytes) -> bool:
     """Return True if a directory (a descriptor, or a path to follow) is marked opaque. Raises OSError."""
-    return any(syscalls.get_xattr(directory, marks.opaque, follow=True) == b"y" for marks in (TRUSTED, USER))
+    return any(xattr.get(directory, marks.opaque, follow=True) == b"y" for marks in (TRUSTED, USER))

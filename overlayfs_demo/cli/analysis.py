@@ -16,7 +16,7 @@ from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.lowers import Lowers
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import note, put, put_json
@@ -281,8 +281,8 @@ def _text(view: Lowers, path: bytes) -> Sequence[str] | None:
         return []
     try:
         status = os.fstat(found)
-        if not os.path.isfile(syscalls.fd_path(found)) or status.st_size > _LONGEST_TEXT:
+        if not os.path.isfile(proc.fd_path(found)) or status.st_size > _LONGEST_TEXT:
             return None
-        return text_lines(Path(os.fsdecode(syscalls.fd_path(found))).read_bytes())
+        return text_lines(Path(os.fsdecode(proc.fd_path(found))).read_bytes())
     finally:
         os.close(found)

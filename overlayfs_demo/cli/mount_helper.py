@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.ui.console import PROGRAM
@@ -48,7 +48,7 @@ def umount_as_helper(arguments: Sequence[str]) -> int:
         parser.add_argument(f"-{flag}", dest=flag, action="store_true")
     given = parser.parse_args(arguments)
     if given.namespace is not None:
-        syscalls.enter_mount_namespace(given.namespace)
+        mounting.enter_mount_namespace(given.namespace)
     try:
         mount.unmount(os.fsencode(given.mountpoint), lazy=given.l, force=given.f)
     except MountError:

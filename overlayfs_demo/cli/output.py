@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError, UsageError, printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import acl
 
 # How many symbolic links the kernel follows: path_resolution(7).
@@ -73,10 +73,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         # From here on only the descriptor counts, whatever happens to the name.
         if stat.S_ISREG(os.fstat(there).st_mode):
-            with _replacing(Path(os.fsdecode(os.readlink(syscalls.fd_path(there)))), there, made=dangling) as stream:
+            with _replacing(Path(os.fsdecode(os.readlink(proc.fd_path(there)))), there, made=dangling) as stream:
                 yield stream
         else:
-            with _straight(os.open(syscalls.fd_path(there), os.O_WRONLY | os.O_NOCTTY)) as stream:
+            with _straight(os.open(proc.fd_path(there), os.O_WRONLY | os.O_NOCTTY)) as stream:
                 yield stream
     finally:
         os.close(there)
@@ -157,6 +157,6 @@ def _dress(fd: int, like: int) -> None:
             os.fchown(fd, *ids)
     os.fchmod(fd, status.st_mode & 0o777)
     # If there is an ACL, the group bits of the mode are its mask: acl(5). Without the ACL they could allow too much.
-    wanted = syscalls.get_xattr(syscalls.fd_path(like), acl.ACCESS, follow=True)
+    wanted = xattr.get(proc.fd_path(like), acl.ACCESS, follow=True)
     if wanted is not None:
         os.setxattr(fd, acl.ACCESS, wanted)

@@ -36,7 +36,7 @@ from io import FileIO
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.explain import syscall_filter
 from overlayfs_demo.explain.relay import relay
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 
 # moby oci/caps/defaults.go, except the capabilities that concern networks.
 _CAPABILITIES = (
@@ -140,12 +140,12 @@ def _no_sandbox(why: str, remedy: str) -> MountError:
 def _protect_devices() -> None:
     """Create a mount namespace in which root cannot chmod the devices. Runs in the new process, before bubblewrap."""
     try:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount(b"none", b"/", b"none", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
+        mounting.unshare(mounting.CLONE_NEWNS)
+        mounting.mount(b"none", b"/", b"none", mounting.MS_REC | mounting.MS_PRIVATE, b"")
         for name in _DEVICES:
             path = b"/dev/" + name
-            syscalls.mount(path, path, b"none", syscalls.MS_BIND, b"")
-            syscalls.make_mount_read_only(path)
+            mounting.mount(path, path, b"none", mounting.MS_BIND, b"")
+            mounting.make_mount_read_only(path)
     except OSError as failure:
         where = f"{os.fsdecode(failure.filename)}: " if failure.filename else ""
         os.write(2, os.fsencode(f"{where}{failure.strerror}\n"))

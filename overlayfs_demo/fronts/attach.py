@@ -14,7 +14,7 @@ import subprocess
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, LIBFUSE_FLAGS, SUBTYPE, View, escape_value
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 
 DEVICE = "/dev/fuse"
 
@@ -45,8 +45,8 @@ def detach(mountpoint: bytes, lazy: bool = False, force: bool = False) -> None:
     for root only, requests that are waiting for an answer fail first. Raises OSError (EBUSY) or MountError.
     """
     if os.geteuid() == 0:
-        flags = (syscalls.MNT_DETACH if lazy else 0) | (syscalls.MNT_FORCE if force else 0)
-        syscalls.unmount(mountpoint, flags)
+        flags = (mounting.MNT_DETACH if lazy else 0) | (mounting.MNT_FORCE if force else 0)
+        mounting.unmount(mountpoint, flags)
         return
     command = [b"fusermount3", b"-u", *([b"-z"] if lazy else []), b"--", mountpoint]
     done = _run(command)
@@ -69,7 +69,7 @@ def _mount_directly(view: View) -> int:
     if view.allow_other:
         options += ",allow_other"
     try:
-        syscalls.mount(
+        mounting.mount(
             os.fsencode(view.source), view.mountpoint, FILESYSTEM_TYPE.encode(), view.flags, options.encode()
         )
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from overlayfs_demo.images.layer_writer import prefixes
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
@@ -101,7 +101,7 @@ class Lowers:
                 if not stat.S_ISDIR(os.fstat(fd).st_mode):
                     break  # a whiteout or a file: both hide what is below
                 found.append(root)
-                if syscalls.get_xattr(syscalls.fd_path(fd), self._opaque, follow=True) == b"y":
+                if xattr.get(proc.fd_path(fd), self._opaque, follow=True) == b"y":
                     break
             finally:
                 os.close(fd)
@@ -125,7 +125,7 @@ def copy_node(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
     """
     status = os.fstat(source)
     if stat.S_ISREG(status.st_mode):
-        reading = os.open(syscalls.fd_path(source), os.O_RDONLY)
+        reading = os.open(proc.fd_path(source), os.O_RDONLY)
         try:
             writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dir_fd)
             try:
@@ -149,9 +149,9 @@ def copy_metadata(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
     status = os.fstat(source)
     if owners:
         os.chown(name, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
-    origin, target = syscalls.fd_path(source), syscalls.path_of(dir_fd, name)
+    origin, target = proc.fd_path(source), proc.path_of(dir_fd, name)
     if not stat.S_ISLNK(status.st_mode):
-        for attribute in syscalls.list_xattrs(origin, follow=True):
+        for attribute in xattr.names(origin, follow=True):
             if not os.fsencode(attribute).startswith(PRIVATE_XATTRS):
                 os.setxattr(target, attribute, os.getxattr(origin, attribute), follow_symlinks=False)
         os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)

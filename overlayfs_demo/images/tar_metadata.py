@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images.layer_writer import LONGEST_PATH
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.override_stat import StatRecord
 
@@ -118,7 +118,7 @@ class Metadata:
         elif owner != (0, 0):
             self.left_out["owners of symbolic links and special files, which only root may set"] += 1
         if info.pax_headers:
-            self._set_xattrs(info, syscalls.path_of(dir_fd, name))
+            self._set_xattrs(info, proc.path_of(dir_fd, name))
         if not info.issym():
             os.chmod(name, info.mode & 0o7777, dir_fd=dir_fd)
         try:

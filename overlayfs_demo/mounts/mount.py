@@ -27,7 +27,7 @@ from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import attach, select
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, SUBTYPE, Front, View
-from overlayfs_demo.linux import mountinfo, syscalls
+from overlayfs_demo.linux import mountinfo, mounting
 from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import MountOptions, option_line, remount_flags
@@ -46,13 +46,13 @@ _POLL = 0.02
 _RARE_COLLECTIONS = (500_000, 20, 50)
 
 _REMOUNTABLE = (
-    syscalls.MS_RDONLY
-    | syscalls.MS_NOSUID
-    | syscalls.MS_NODEV
-    | syscalls.MS_NOEXEC
-    | syscalls.MS_SYNCHRONOUS
-    | syscalls.MS_NOATIME
-    | syscalls.MS_NODIRATIME
+    mounting.MS_RDONLY
+    | mounting.MS_NOSUID
+    | mounting.MS_NODEV
+    | mounting.MS_NOEXEC
+    | mounting.MS_SYNCHRONOUS
+    | mounting.MS_NOATIME
+    | mounting.MS_NODIRATIME
 )
 
 # The signals that end a daemon.
@@ -125,10 +125,10 @@ def remount(path: bytes, options: list[str]) -> bool:
         raise MountError(f"{shown} is not mounted by overlayfs-demo", "leave out 'remount' to mount it")
     record = find_record(shown)
     flags = remount_flags(options, present_flags(mountpoint)) or 0
-    if record is not None and record.upper is None and not flags & syscalls.MS_RDONLY:
+    if record is not None and record.upper is None and not flags & mounting.MS_RDONLY:
         raise MountError(f"{shown} has no upper and stays read-only", "mount it with upperdir= and workdir=")
     try:
-        syscalls.mount(b"none", mountpoint, FILESYSTEM_TYPE.encode(), flags | syscalls.MS_REMOUNT, b"")
+        mounting.mount(b"none", mountpoint, FILESYSTEM_TYPE.encode(), flags | mounting.MS_REMOUNT, b"")
     except OSError as error:
         raise MountError(f"{shown}: cannot be remounted: {error.strerror}", "only root can") from error
     return True
@@ -279,7 +279,7 @@ def _serve(
         held.callback(overlay.close)
         _warn_of_other_lowers(overlay, stack)
         # Without an upper the whole mount is read-only, as with the kernel's overlayfs.
-        flags = options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY
+        flags = options.flags if stack.upper is not None else options.flags | mounting.MS_RDONLY
         view = view_of(overlay, mountpoint, replace(options, flags=flags))
 
         # Nodes are freed by their reference counts, so the collector would walk all of them in vain.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from overlayfs_demo.events import Action
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.budget import Budget, kept
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.copyup_limits import Limits
@@ -245,7 +245,7 @@ class CopyUp:
                 if cut is not None and fd is not None:
                     cut.apply(fd)
                 if metacopy:
-                    path = syscalls.path_of(upper.work_fd, temporary)
+                    path = proc.path_of(upper.work_fd, temporary)
                     os.setxattr(path, self._tree.xattrs.metacopy, b"", follow_symlinks=False)
                 with self._tree.lock:
                     links = Links(status.st_nlink, status.st_nlink) if index and origin else None
@@ -430,7 +430,7 @@ class CopyUp:
         may change them.
         """
         upper = self._tree.writable()
-        path = syscalls.path_of(upper.work_fd, temporary)
+        path = proc.path_of(upper.work_fd, temporary)
         os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
         self._copy_xattrs(source, path)
         if origin:

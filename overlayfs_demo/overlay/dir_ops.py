@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import acl, inode_flags, listing
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
@@ -85,7 +85,7 @@ class Names:
             status = os.fstat(fd)
             # The kernel also names such a file after its inode number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
             node = FileNode(parent, b"#%d" % status.st_ino, above, b"", status, self._tree.identity(status))
-            node.anchor = Descriptor(os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
+            node.anchor = Descriptor(os.open(proc.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
         except BaseException:
             os.close(fd)
             raise
@@ -141,7 +141,7 @@ class Names:
         inherits = bool(directory.st_mode & stat.S_ISGID)
         xattrs: tuple[tuple[str, bytes], ...] = ()
         if not stat.S_ISLNK(mode):
-            default = syscalls.get_xattr(fd, acl.DEFAULT) if acl.DEFAULT in syscalls.list_xattrs(fd) else None
+            default = xattr.get(fd, acl.DEFAULT) if acl.DEFAULT in xattr.names(fd) else None
             if default:
                 mode, xattrs = acl.inherit(default, mode)
             else:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from overlayfs_demo.events import Action, Events
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls
 from overlayfs_demo.overlay import acl, impure, inode_flags, listing, lower_fingerprint, private_mount, provenance
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
@@ -95,9 +95,9 @@ class Overlay:
                 metacopies=metacopies,
             )
             self._work = Descriptor(work_fd)  # Stays open because the path below leads through it.
-            work = syscalls.fd_path(work_fd)
+            work = proc.fd_path(work_fd)
             if pairing is not None:
-                pairing = replace(pairing, upper=syscalls.fd_path(root.fd), work=work)
+                pairing = replace(pairing, upper=proc.fd_path(root.fd), work=work)
                 index = Index(layer, pairing, origins, stack.read_only)
             if stack.read_only:
                 lowers.insert(0, layer)
@@ -437,7 +437,7 @@ class Overlay:
 
     def _is_member(self, caller: Caller, gid: int) -> bool:
         """Whether the caller is in the group, or privileged: the VFS checks CAP_FSETID, we check the user id."""
-        return caller.uid == 0 or gid == caller.gid or gid in syscalls.supplementary_groups(caller.pid)
+        return caller.uid == 0 or gid == caller.gid or gid in proc.supplementary_groups(caller.pid)
 
     def _event_path(self, node: Node) -> bytes:
         return node.path() if self.events.listening else b""

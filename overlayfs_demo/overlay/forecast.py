@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay.layer import Key, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, Node
@@ -251,8 +251,8 @@ class Forecast:
         self._names[key] = left
         if left != 1:
             return not left
-        path = syscalls.path_of(part.place.open().fd, part.name)
-        return syscalls.get_xattr(path, part.place.layer.xattrs.nlink) is not None
+        path = proc.path_of(part.place.open().fd, part.name)
+        return xattr.get(path, part.place.layer.xattrs.nlink) is not None
 
     def _free(self, path: bytes, size: int) -> None:
         if size:

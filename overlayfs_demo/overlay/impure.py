@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Collection
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay.layer import UpperDir
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
@@ -53,7 +53,7 @@ def _is_marked(directory: UpperDir, name: bytes, tree: Tree) -> bool:
     """Return whether an object of the upper has a mark that refers to a lower one. True if that cannot be read."""
     xattrs = tree.xattrs
     try:
-        found = syscalls.list_xattrs(syscalls.path_of(directory.open().fd, name), False)
+        found = xattr.names(proc.path_of(directory.open().fd, name), False)
     except OSError:
         return True
     return not {xattrs.origin, xattrs.metacopy, xattrs.redirect}.isdisjoint(found)

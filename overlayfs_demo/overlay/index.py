@@ -16,7 +16,7 @@ import re
 import stat
 from typing import NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Descriptor, Layer, LayerDir, UpperDir
 from overlayfs_demo.overlay.origin import Origins
@@ -106,8 +106,8 @@ class Index:
         return Entry(self._directory, name, status)
 
     @staticmethod
-    def _noted(place: LayerDir, name: bytes, xattr: str) -> bytes | None:
-        return syscalls.get_xattr(syscalls.path_of(place.open().fd, name), xattr)
+    def _noted(place: LayerDir, name: bytes, attribute: str) -> bytes | None:
+        return xattr.get(proc.path_of(place.open().fd, name), attribute)
 
     def links(self, entry: Entry, lower_names: int | None) -> Links:
         """Return the number of names of the file. `lower_names` is the lower file's present link count, if known.
@@ -145,7 +145,7 @@ class Index:
     def take(self, work_fd: int, temporary: bytes, origin: bytes, links: Links) -> Entry:
         """Publish a finished copy, `temporary` in `work_fd`, with `links` as its number of names."""
         directory, name = self._directory or self._make(), entry_name(origin)
-        self._note(syscalls.path_of(work_fd, temporary), links, 1)
+        self._note(proc.path_of(work_fd, temporary), links, 1)
         status = os.stat(temporary, dir_fd=work_fd, follow_symlinks=False)
         # Last, because nothing may fail once the copy can be found.
         syscalls.rename(work_fd, temporary, directory.open().fd, name, syscalls.RENAME_NOREPLACE)
@@ -158,7 +158,7 @@ class Index:
         """
         fd = place.open().fd
         in_index = os.stat(name, dir_fd=fd, follow_symlinks=False).st_nlink
-        self._note(syscalls.path_of(fd, name), links, in_index)
+        self._note(proc.path_of(fd, name), links, in_index)
 
     def _note(self, path: bytes, links: Links, real_names: int) -> None:
         os.setxattr(path, self._xattrs.nlink, nlink_value(links.view, real_names), follow_symlinks=False)

@@ -13,7 +13,7 @@ import os
 import stat
 from collections import deque
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.overlay.private_mount import Root
 from overlayfs_demo.overlay.whiteout import (
     FUSE_OVERLAYFS_OPAQUE,
@@ -168,8 +168,8 @@ class Layer:
             return True
         if status.st_size or not stat.S_ISREG(status.st_mode) or not parent.marks.has_xattr_whiteouts:
             return False
-        path = syscalls.path_of(parent.open().fd, name)
-        return syscalls.get_xattr(path, self.xattrs.whiteout) is not None
+        path = proc.path_of(parent.open().fd, name)
+        return xattr.get(path, self.xattrs.whiteout) is not None
 
     def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         """Whether this regular file holds metadata only (overlayfs.rst, "Metadata only copy up").
@@ -182,8 +182,8 @@ class Layer:
             return False
         if status.st_blocks * 512 >= status.st_size and not (self.metacopies or parent.marks.impure):
             return False
-        path = syscalls.path_of(parent.open().fd, name)
-        return syscalls.get_xattr(path, self.xattrs.metacopy) is not None
+        path = proc.path_of(parent.open().fd, name)
+        return xattr.get(path, self.xattrs.metacopy) is not None
 
     def is_image_mark(self, name: bytes, status: os.stat_result) -> bool:
         """Whether this object is one of the image format's marks, which are never part of the view."""
@@ -209,19 +209,19 @@ class Layer:
 
     def redirect(self, path: bytes | int) -> bytes | None:
         """Return the object's `overlay.redirect`, unchecked, up to the first NUL, which is how the kernel reads it."""
-        value = syscalls.get_xattr(path, self.xattrs.redirect)
+        value = xattr.get(path, self.xattrs.redirect)
         return value if value is None else value.partition(b"\0")[0]
 
     def read_marks(self, dir_fd: int) -> Marks:
         """Read the marks of the directory open as `dir_fd`. Raises OSError."""
-        names = syscalls.list_xattrs(dir_fd)
+        names = xattr.names(dir_fd)
         opaque = not self.last and self.has_image_mark(dir_fd, IMAGE_OPAQUE)
         if not names and not opaque:
             return _NO_MARKS
         xattrs = self.xattrs
-        value = syscalls.get_xattr(dir_fd, xattrs.opaque) if xattrs.opaque in names else None
+        value = xattr.get(dir_fd, xattrs.opaque) if xattrs.opaque in names else None
         if FUSE_OVERLAYFS_OPAQUE in names:
-            opaque = opaque or syscalls.get_xattr(dir_fd, FUSE_OVERLAYFS_OPAQUE) == b"y"
+            opaque = opaque or xattr.get(dir_fd, FUSE_OVERLAYFS_OPAQUE) == b"y"
         return Marks(
             opaque or value == b"y",
             value == b"x",

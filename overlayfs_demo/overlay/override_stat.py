@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 from typing import NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 
 NAME = "user.containers.override_stat"
 
@@ -44,13 +44,13 @@ def parse(value: bytes) -> StatRecord | None:
 
 def read(place: int | bytes, follow: bool = False) -> StatRecord | None:
     """Return the record of a file; None if it has no valid one. Raises OSError."""
-    value = syscalls.get_xattr(place, NAME, follow)
+    value = xattr.get(place, NAME, follow)
     return None if value is None else parse(value)
 
 
 def kept_by(layer: bytes) -> bool:
     """Return whether the layer in this directory keeps records. Raises OSError."""
-    return NAME in syscalls.list_xattrs(layer, follow=True)
+    return NAME in xattr.names(layer, follow=True)
 
 
 def can_be_kept(mode: int) -> bool:

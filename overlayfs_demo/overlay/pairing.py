@@ -13,7 +13,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import syscalls, xattr
 from overlayfs_demo.overlay import origin
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.stack import Stack
@@ -72,10 +72,10 @@ def _handle(path: bytes, *, of_upper: bool = False) -> bytes | None:
 
 def _differs(path: bytes, name: str, handle: bytes | None) -> bool:
     """Return whether the record names another object. A missing or invalid record does not count (ovl_get_fh)."""
-    noted = syscalls.get_xattr(path, name, follow=True)
+    noted = xattr.get(path, name, follow=True)
     return noted is not None and origin.is_handle(noted) and handle is not None and noted != handle
 
 
 def _note(path: bytes, name: str, handle: bytes | None) -> None:
-    if handle is not None and syscalls.get_xattr(path, name, follow=True) != handle:
+    if handle is not None and xattr.get(path, name, follow=True) != handle:
         os.setxattr(path, name, handle)

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.layer_statements import Statement, testify
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import Node
@@ -64,7 +64,7 @@ def are_listed(node: Node, caller: Caller) -> bool:
 
     Only regular files and directories have any, because they are in `user.`: xattr(7).
     """
-    return node.kind in (stat.S_IFREG, stat.S_IFDIR) and syscalls.command_name(caller.pid) == _READER
+    return node.kind in (stat.S_IFREG, stat.S_IFDIR) and proc.command_name(caller.pid) == _READER
 
 
 def attributes(tree: Tree, node: Node, explanation: Explanation) -> dict[str, str]:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import revalidate
 from overlayfs_demo.overlay.index import Entry, Index
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
@@ -253,7 +253,7 @@ class Tree:
         """Return the origin of an upper object, if it has one, and the status of the lower file, if that exists."""
         if not part.place.marks.impure:
             return None, None
-        origin = syscalls.get_xattr(syscalls.path_of(part.place.open().fd, part.name), self.xattrs.origin)
+        origin = xattr.get(proc.path_of(part.place.open().fd, part.name), self.xattrs.origin)
         lower = self.origins.decode(origin) if origin else None
         if lower is not None and stat.S_IFMT(lower.st_mode) != stat.S_IFMT(part.status.st_mode):
             return None, None  # The origin is wrong: a copy-up keeps the type (ovl_check_origin_fh).

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from overlayfs_demo.events import Action, Event, Events
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.overlay import incompat, override_stat
 from overlayfs_demo.overlay.layer import Key, Layer, UpperDir, key_of, stale
 from overlayfs_demo.overlay.override_stat import StatRecord
@@ -261,7 +261,7 @@ class Upper:
         if not stat.S_ISLNK(new.mode):
             os.chmod(temporary, stat.S_IMODE(new.mode), dir_fd=self.work_fd)
         for key, value in new.xattrs:
-            os.setxattr(syscalls.path_of(self.work_fd, temporary), key, value, follow_symlinks=False)
+            os.setxattr(proc.path_of(self.work_fd, temporary), key, value, follow_symlinks=False)
 
     def _dress_open(self, fd: int, new: NewObject) -> None:
         """Like `_dress`, for a regular file that is open."""
@@ -393,7 +393,7 @@ class Upper:
         """
         with self.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
-            os.setxattr(syscalls.path_of(self.work_fd, temporary), self.xattrs.opaque, b"y")
+            os.setxattr(proc.path_of(self.work_fd, temporary), self.xattrs.opaque, b"y")
             os.chown(temporary, status.st_uid, status.st_gid, dir_fd=self.work_fd)
             os.chmod(temporary, stat.S_IMODE(status.st_mode), dir_fd=self.work_fd)
             self._exchange(temporary, directory, name, key_of(status))
@@ -424,7 +424,7 @@ class Upper:
             fcntl.ioctl(fd, command, value)
             if protection:
                 os.setxattr(fd, self.xattrs.protattr, protection)
-            elif syscalls.get_xattr(fd, self.xattrs.protattr) is not None:
+            elif xattr.get(fd, self.xattrs.protattr) is not None:
                 os.removexattr(fd, self.xattrs.protattr)
         finally:
             os.close(fd)
@@ -464,7 +464,7 @@ def resize(fd: int, size: int, by_path: bool) -> None:
 
     If the size stays the same, only ftruncate(2) always sets the modification time (fs/open.c, do_truncate).
     """
-    os.truncate(syscalls.fd_path(fd) if by_path else fd, size)
+    os.truncate(proc.fd_path(fd) if by_path else fd, size)
 
 
 def view_path(directory: UpperDir, name: bytes) -> bytes:

@@ -8,7 +8,7 @@ import os
 import stat
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import acl
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
@@ -97,13 +97,13 @@ def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
 
 def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:
     # Read by path, because that yields the names as bytes.
-    with os.scandir(syscalls.fd_path(fd)) as entries:
+    with os.scandir(proc.fd_path(fd)) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
             marked = (
                 not status.st_size
                 and stat.S_ISREG(status.st_mode)
-                and syscalls.get_xattr(syscalls.path_of(fd, entry.name), xattrs.whiteout) is not None
+                and xattr.get(proc.path_of(fd, entry.name), xattrs.whiteout) is not None
             )
             if is_whiteout(status) or marked:
                 os.unlink(entry.name, dir_fd=fd)

@@ -20,7 +20,7 @@ from overlayfs_demo.images.layer_writer import remove_tree
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
@@ -66,7 +66,7 @@ def _flags(container: Container) -> int:
     gains rights by what an image brings along, unless the options ask for that.
     """
     private = os.path.realpath(container.mountpoint) == os.path.realpath(container.directory / MERGED)
-    return changed_flags(container.options, 0 if private else syscalls.MS_NOSUID | syscalls.MS_NODEV)
+    return changed_flags(container.options, 0 if private else mounting.MS_NOSUID | mounting.MS_NODEV)
 
 
 def _clear_dead(container: Container) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
 
@@ -83,5 +83,5 @@ def _entry(path: Path) -> Entry:
 
 
 def _mark(path: Path, name: str) -> str:
-    value = syscalls.get_xattr(os.fsencode(path), name)
+    value = xattr.get(os.fsencode(path), name)
     return "" if value is None else os.fsdecode(value)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.ui.text import cut_middle, human_size
@@ -36,7 +36,7 @@ def who(pid: int, name: str = "") -> str:
         return "kernel"
     # A process names itself, so its name is as little to be trusted as a file's. One that has gone, or is in another
     # PID namespace, has none.
-    return f"{printable(name or syscalls.command_name(pid)) or 'process'}[{pid}]"
+    return f"{printable(name or proc.command_name(pid)) or 'process'}[{pid}]"
 
 
 def sentence(event: Event, name: str = "", longest: int | None = None) -> str:

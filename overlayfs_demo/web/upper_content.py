@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.mounts.layer_facts import Count, counted
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 from overlayfs_demo.ui.text import human_size
@@ -77,11 +77,11 @@ def _entry(root: bytes, path: bytes, status: os.stat_result) -> Entry:
 def _words(real: bytes, status: os.stat_result) -> tuple[str, str]:
     if is_whiteout(status):
         return "whiteout", "deleted"
-    names = syscalls.list_xattrs(real) if os.path.lexists(real) else []
+    names = xattr.names(real) if os.path.lexists(real) else []
     copied = any(marks.origin in names for marks in (TRUSTED, USER))
     mark = "copied" if copied else "new"
     if stat.S_ISDIR(status.st_mode):
-        if any(syscalls.get_xattr(real, marks.opaque) == b"y" for marks in (TRUSTED, USER)):
+        if any(xattr.get(real, marks.opaque) == b"y" for marks in (TRUSTED, USER)):
             return "opaque directory", "opaque"
         return ("directory, copied up" if copied else "new directory"), mark
     if stat.S_ISREG(status.st_mode):

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.fronts.kernel import cache_policy
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import fanotify
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay import external_changes
 from tests.builders import IMAGE_OPAQUE, OPAQUE, directory, file
@@ -391,7 +391,7 @@ def test_with_a_timeout_of_0_everything_is_asked_anew(mounted: Mount, monkeypatc
 kernel_front = only(["kernel-front"], "this is about what it does without fanotify, or with less of it")
 
 
-def no_marks(group: int, fd: int) -> syscalls.WatchKey:
+def no_marks(group: int, fd: int) -> fanotify.Key:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -406,9 +406,9 @@ def test_without_watches_what_is_shown_is_a_second_old_at_most(
     mounted: Mount, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     if missing == "marks":
-        monkeypatch.setattr(syscalls, "watch_directory", no_marks)
+        monkeypatch.setattr(fanotify, "watch", no_marks)
     else:
-        monkeypatch.setattr(syscalls, "new_watch_group", no_group)
+        monkeypatch.setattr(fanotify, "new_group", no_group)
     # The upper's part of a merged directory does not tell by its time that a lower's was changed.
     view = mounted(TREE, upper={"d": {"up": "1"}})
     look_around(view)
@@ -425,12 +425,12 @@ def test_without_watches_what_is_shown_is_a_second_old_at_most(
 def test_events_that_were_lost_make_the_kernel_forget_everything(
     mounted: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = syscalls.watch_events
+    read = fanotify.events
 
-    def lost(data: bytes) -> Iterator[syscalls.WatchEvent]:
-        return (one._replace(mask=syscalls.FAN_Q_OVERFLOW, pid=0) for one in read(data))
+    def lost(data: bytes) -> Iterator[fanotify.Event]:
+        return (one._replace(mask=fanotify.Q_OVERFLOW, pid=0) for one in read(data))
 
-    monkeypatch.setattr(syscalls, "watch_events", lost)
+    monkeypatch.setattr(fanotify, "events", lost)
     view = mounted(TREE, {"d": {"other": "1"}})
     look_around(view)
     real = layer(view, "lower")
@@ -448,7 +448,7 @@ def test_the_log_says_what_is_not_followed(
 ) -> None:
     view = mounted(TREE)
     assert view.overlay.behind.start()
-    monkeypatch.setattr(syscalls, "watch_directory", no_marks)
+    monkeypatch.setattr(fanotify, "watch", no_marks)
     for path in ("", "d", "d/e"):
         assert not view.overlay.behind.watch(view.node(path))
     [upper, lower] = [record.getMessage() for record in caplog.records]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import file_handle, syscalls
 from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from overlayfs_demo.overlay.node import DirNode
 from overlayfs_demo.overlay.types import Change
@@ -49,10 +49,10 @@ WRITING: Calls = {
     ),
     syscalls: ("rename", "link_path", "clone_file"),
 }
-OPENING: Calls = {os: ("open", "dup"), syscalls: ("open_beneath", "open_file_handle")}
+OPENING: Calls = {os: ("open", "dup"), syscalls: ("open_beneath",), file_handle: ("open_handle",)}
 READING: Calls = {
     os: ("stat", "fstat", "listxattr", "getxattr", "readlink", "scandir", "lseek", "pread"),
-    syscalls: ("file_handle",),
+    file_handle: ("handle_of",),
 }
 
 

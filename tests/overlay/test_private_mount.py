@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.overlay import private_mount
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode
@@ -34,7 +34,7 @@ def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(syscalls, "clone_mount", refuse)
+    monkeypatch.setattr(mounting, "clone_mount", refuse)
 
 
 def read_all(overlay: Overlay, node: DirNode) -> None:
@@ -45,7 +45,7 @@ def read_all(overlay: Overlay, node: DirNode) -> None:
 
 
 @pytest.mark.usefixtures("no_mounts")
-@pytest.mark.parametrize("flags", [0, syscalls.MS_NOATIME, syscalls.MS_NODIRATIME, syscalls.MS_RDONLY])
+@pytest.mark.parametrize("flags", [0, mounting.MS_NOATIME, mounting.MS_NODIRATIME, mounting.MS_RDONLY])
 def test_without_private_mounts_directories_are_read_quietly(stack: Stack, flags: int) -> None:
     overlay = Overlay(Stack(stack.lowers, stack.upper, stack.work, user_xattrs=True, flags=flags))
     read_all(overlay, overlay.root)

@@ -20,7 +20,7 @@ from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.readdir import Directories, Portion
 from overlayfs_demo.fronts.kernel.request import Payload, Request
 from overlayfs_demo.fronts.kernel.wire import Opcode
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.overlay import acl, inode_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
@@ -52,7 +52,7 @@ class Requests:
         self._overlay.hooks.before_wait = pass_on
         self._pass_on = pass_on
         self._distrust = distrust
-        strict = bool(view.flags & syscalls.MS_STRICTATIME)
+        strict = bool(view.flags & mounting.MS_STRICTATIME)
         self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)
         self.nodes = NodeTable(view.overlay.root)
         self.directories = Directories(view.overlay, self.nodes, trust)

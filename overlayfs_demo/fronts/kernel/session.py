@@ -25,7 +25,7 @@ from overlayfs_demo.fronts.kernel.invalidation import Notices
 from overlayfs_demo.fronts.kernel.request import Payload, Request
 from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
 from overlayfs_demo.fronts.kernel.wire import Opcode
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.overlay.node import Node
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Session:
         self._device = fd
         # With FUSE_POSIX_ACL the kernel checks permissions even if default_permissions was not given.
         self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
-        if view.flags & syscalls.MS_STRICTATIME:
+        if view.flags & mounting.MS_STRICTATIME:
             self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading must be noted, so it must reach us.
         self._asked = view.asked
         self._turns = Turns(_SERVING, _LONG)
