@@ -196,7 +196,7 @@ def test_a_failed_mount_leaves_nothing_behind(place: Place) -> None:
     assert place.mount().returncode == 0
 
 
-def test_damaged_record_is_named(place: Place) -> None:
+def test_damaged_record_is_named_and_hides_no_other_view(place: Place) -> None:
     assert place.mount().returncode == 0
     [file] = [file for file in Path("/run/overlayfs-demo").glob("*.json") if str(place.view) in file.read_text()]
     sound = file.read_text()
@@ -204,7 +204,9 @@ def test_damaged_record_is_named(place: Place) -> None:
         file.write_text(damaged)
         with pytest.raises(MountError, match=f"the record {file} of a mount is damaged"):
             registry.find_record(str(place.view))
+        assert str(place.view) not in {record.mountpoint for record in registry.live_records()}
     file.write_text(sound)
+    assert str(place.view) in {record.mountpoint for record in registry.live_records()}
     assert place.umount().returncode == 0
 
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE
 from overlayfs_demo.linux import mountinfo
 from overlayfs_demo.mounts import runtime_directory
+
+_log = logging.getLogger(__name__)
 
 _SUFFIX = ".json"
 
@@ -137,11 +140,16 @@ def forget_dead(mountpoint: str) -> None:
 
 
 def live_records() -> list[Record]:
-    """Return the records of all views that are mounted now, and served."""
+    """Return the records of all views that are mounted now, and served. A damaged record is left out with a warning."""
     live = mounted()
+    noted = []
     with runtime_directory.mine() as directory:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
-        noted = [_read(directory, name) for name in names]
+        for name in sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX)):
+            try:
+                noted.append(_read(directory, name))
+            except MountError as error:
+                # It must not keep the other views from being used.
+                _log.warning("%s", error)
     return [found.record for found in noted if found is not None and found.served and found.record.mountpoint in live]
 
 
