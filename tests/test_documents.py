@@ -32,7 +32,7 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    [found] = [action for action in main._parser([])._actions if isinstance(action, argparse._SubParsersAction)]
+    [found] = [action for action in main.parser_for([])._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(found.choices)
 
 

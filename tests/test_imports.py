@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import pytest
+
 from tests.places import ROOT
 
 PACKAGE = "overlayfs_demo"
@@ -217,11 +219,18 @@ def test_the_command_line_loads_without_libfuse() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=SOURCES.parent, check=True)
 
 
-def test_a_mount_waits_for_nothing_that_images_and_tables_need() -> None:
+@pytest.mark.parametrize(
+    ("verb", "unneeded"),
+    [
+        ("mount", (f"{PACKAGE}.images", "rich")),
+        ("images", (f"{PACKAGE}.mounts", f"{PACKAGE}.fronts", "psutil", "rich")),
+    ],
+)
+def test_verb_waits_for_no_import_that_only_other_verbs_need(verb: str, unneeded: tuple[str, ...]) -> None:
     script = (
         f"from {PACKAGE}.cli import main as cli\nimport sys\n"
-        "try:\n    cli.main(['mount', '--help'])\nexcept SystemExit:\n    pass\n"
-        f"found = [one for one in sys.modules if one.startswith(('{PACKAGE}.images', 'rich'))]\n"
+        f"try:\n    cli.main(['{verb}', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"found = [module for module in sys.modules if module.startswith({unneeded})]\n"
         "assert not found, found"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=SOURCES.parent, capture_output=True, text=True)

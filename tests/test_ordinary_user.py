@@ -25,7 +25,8 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay import override_stat
-from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.remove import prune
 from overlayfs_demo.store.save import save

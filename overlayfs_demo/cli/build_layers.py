@@ -1,4 +1,4 @@
-"""What does `scripts/build-layers` take, and what does it print?"""
+"""The command line of `scripts/build-layers`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: exit status 0, 1 (with one line on stderr), or 2 for wrong usage."""
+    """Run the command and return its exit status: 0, 1 (with one line on stderr), or 2 for wrong usage."""
     arguments = _arguments(argv)
     signal.signal(signal.SIGHUP, _stop)
     return guarded(_PROGRAM, lambda: _build(arguments))
@@ -104,17 +104,17 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     left_out: Counter[str] = Counter()
     for layer in layers:
         left_out.update(layer.left_out)
-    for what, count in sorted(left_out.items()):
-        _say(f"note: left out in {plural(count, 'member')}: {what}")
+    for reason, count in sorted(left_out.items()):
+        _say(f"note: left out in {plural(count, 'member')}: {reason}")
     if userxattr:
         _say("note: mount these with the option userxattr")
 
 
 def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -> None:
-    """Whether other users may reach what the layers hold, and what that means; `new`: we made the directory."""
+    """Report whether other users may reach the layers' files, and what that means; `new`: we made the directory."""
     name = printable(str(outdir))
     if new:
-        # Two short lines, because the demonstration shows them on a projector.
+        # Two short lines, because demonstrations show them on a projector.
         _say(f"note: {name} is private (0700): --mode 0755 or chmod opens it")
         _say("note: once open, its set-id programs and devices work for anybody")
         return

@@ -21,7 +21,7 @@ from overlayfs_demo.ui.text import human_size, plural
 
 # How many paths are shown without --all.
 _SHOWN = 10
-# What may stand around a path in a word for a shell, or before it in dd's words.
+# The characters that can surround a path in a word for a shell, or precede it in dd's words.
 _AROUND = re.compile(r"[\s;|&<>()'\"=]+")
 
 _HELP = """\
@@ -46,8 +46,8 @@ which is told.
 """
 
 
-def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verb of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = new_verb(
         verbs,
         "explain",
@@ -81,7 +81,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _view_of(on: str | None, command: Sequence[str]) -> str:
-    """The mount point of the view that is meant. Raises MountError, UsageError."""
+    """Return the mount point of the view that is meant. Raises MountError, UsageError."""
     if on is not None:
         return registry.place_in_view(os.fsencode(on), follow=True).mountpoint
     pieces = [piece for word in command[1:] for piece in _AROUND.split(word) if piece and not piece.startswith("-")]
@@ -115,7 +115,7 @@ def _sum(effects: Sequence[Effect]) -> int:
 
 
 def _by_layer(effects: Sequence[Effect]) -> Iterator[tuple[str, list[Effect]]]:
-    """The effects of each layer, with how it is shown."""
+    """Yield each layer's printable name and the effects on it."""
     for layer in sorted({effect.layer for effect in effects}):
         yield printable(layer), [effect for effect in effects if effect.layer == layer]
 

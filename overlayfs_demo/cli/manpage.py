@@ -1,6 +1,6 @@
-"""What does the manual page say?
+"""The manual page, in man(7)'s language.
 
-What each verb does and takes is said once, in the parsers: the page is made of those. It is in man(7)'s language.
+It is made from the parsers, the only place that says what each verb does and takes.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ what root has mounted; of others
 and the kernel's
 .I Documentation/filesystems/overlayfs.rst
 """
-# A parser shows its usage over several lines, for a terminal.
+# A parser breaks its usage into lines for a terminal.
 _USAGE = re.compile(r"^usage:\s*")
 
 
 def manual(parser: argparse.ArgumentParser) -> str:
-    """The page, of the parser of all verbs."""
+    """Return the page for the parser of all verbs."""
     pages = [
         _verb(verb)
         for action in parser._actions
@@ -100,6 +100,6 @@ def _as_it_is(lines: Sequence[str]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text in which nothing has a meaning to man(7)."""
+    """Return the text, escaped so that man(7) takes all of it literally."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("`", r"\(ga")
     return rf"\&{escaped}" if escaped.startswith(".") else escaped or r"\&"

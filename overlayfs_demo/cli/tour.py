@@ -1,4 +1,4 @@
-"""What can be typed to learn: the experiments of the tour, and the labs?"""
+"""The verbs for learning: `tour` with its experiments, and `lab`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from overlayfs_demo.ui.text import plural
 
 
 class _Listed(Protocol):
-    """What has a name and a line that says what it is."""
+    """Something with a name and a line that says what it is."""
 
     @property
     def name(self) -> str: ...
@@ -37,8 +37,8 @@ class _Listed(Protocol):
 _Any = TypeVar("_Any", bound=_Listed)
 
 
-def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     tour = _verb(
         verbs,
         "tour",
@@ -79,26 +79,28 @@ def _verb(
     return verb
 
 
-def _list(what: Sequence[_Listed], as_json: bool) -> int:
+def _list(items: Sequence[_Listed], as_json: bool) -> int:
     if as_json:
-        put_json([{"Number": number, "Name": one.name, "Summary": one.summary} for number, one in enumerate(what, 1)])
+        put_json(
+            [{"Number": number, "Name": item.name, "Summary": item.summary} for number, item in enumerate(items, 1)]
+        )
         return 0
     # docker's table would be wider than a terminal.
-    width = max(len(one.name) for one in what)
-    for number, one in enumerate(what, 1):
-        put_styled([(f"{number:>2}  ", "dim"), (one.name.ljust(width), "cyan"), (f"  {one.summary}\n", "")])
+    width = max(len(item.name) for item in items)
+    for number, item in enumerate(items, 1):
+        put_styled([(f"{number:>2}  ", "dim"), (item.name.ljust(width), "cyan"), (f"  {item.summary}\n", "")])
     return 0
 
 
-def _find(what: Sequence[_Any], name: str, verb: str) -> _Any:
-    for number, one in enumerate(what, 1):
-        if name in (one.name, str(number)):
-            return one
+def _find(items: Sequence[_Any], name: str, verb: str) -> _Any:
+    for number, item in enumerate(items, 1):
+        if name in (item.name, str(number)):
+            return item
     raise UsageError(f"there is no '{name}' here", f"'{PROGRAM} {verb} --list' says what there is")
 
 
 def _hang_up(_number: int, _frame: FrameType | None) -> None:
-    """The terminal was closed: clean up, as for Ctrl-C."""
+    """Clean up as after Ctrl-C, because the terminal was closed."""
     raise KeyboardInterrupt
 
 
@@ -115,18 +117,18 @@ def _tour(arguments: argparse.Namespace) -> int:
     asks = not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
     told = checked = 0
     failed: list[str] = []
-    for one in chosen:
-        introduce(one, f"{ALL.index(one) + 1} of {len(ALL)}", put_styled)
+    for experiment in chosen:
+        introduce(experiment, f"{ALL.index(experiment) + 1} of {len(ALL)}", put_styled)
         answer = _ask("Enter: go on, q: leave, n: skip ") if asks else ""
         if answer == "q":
             break
         if answer != "n":
-            count, wrong = _perform(one, arguments.front)
+            count, wrong = _perform(experiment, arguments.front)
             told, checked = told + 1, checked + count
-            failed += [f"{one.name}: {sentence}" for sentence in wrong]
+            failed += [f"{experiment.name}: {sentence}" for sentence in wrong]
             put("\n")
-            # What there is to look at must not be scrolled away by the next question.
-            if asks and one is not chosen[-1] and _ask("Enter: next, q: leave ") == "q":
+            # The next question must not scroll away what people still look at.
+            if asks and experiment is not chosen[-1] and _ask("Enter: next, q: leave ") == "q":
                 break
     if failed:
         raise OverlayError(f"{len(failed)} of {plural(checked, 'sentence')} did not hold", "; ".join(failed))
@@ -134,13 +136,13 @@ def _tour(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _perform(one: Experiment, front: str | None) -> tuple[int, list[str]]:
+def _perform(experiment: Experiment, front: str | None) -> tuple[int, list[str]]:
     with stage(front) as made:
-        return perform(one, made, put_styled)
+        return perform(experiment, made, put_styled)
 
 
 def _ask(question: str) -> str:
-    """The first letter of the answer in small, "" for none; Ctrl-D says "q"."""
+    """Return the first letter of the answer in lower case, "" for none, "q" for Ctrl-D."""
     put_styled([(question, "dim")])
     line = sys.stdin.readline()
     return line.strip()[:1].lower() if line else "q"
@@ -180,7 +182,7 @@ def _lab(arguments: argparse.Namespace) -> int:
 
 
 def _make_empty(directory: Path) -> None:
-    """Make sure that a new directory is there to work in. Raises UsageError."""
+    """Make the directory to work in if it does not exist. Raises UsageError if it is not empty."""
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty", "name a new directory")

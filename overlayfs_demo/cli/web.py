@@ -1,4 +1,4 @@
-"""What can be typed to look at a stack in a browser?"""
+"""The verbs that show a stack in a browser: `serve` and `report`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import ImageError, MountError, OverlayError, printable
-from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.mounts import registry
-from overlayfs_demo.store.store import StoredImage
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import PROGRAM, note
 from overlayfs_demo.ui.terminal import progress
 
 _PORT = 8080
 
 
-def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(
         verbs,
         "serve",
@@ -80,7 +79,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         view = _view(arguments.what)
     except MountError:
-        # An image may have the name of some directory here.
+        # An image may have the same name as a directory here.
         if not _is_image(arguments):
             raise
         view = None
@@ -108,7 +107,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = _image(arguments)
     with progress() as told:
-        analysis = _analysis(image, told)
+        analysis = analysis_of(image, told)
     with subject.image_subject(store, image) as shown:
         serve.serve(
             shown,
@@ -122,18 +121,18 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _view(what: str) -> tuple[registry.Record, Path] | None:
-    """The view that a path lies in, and where its daemon is asked; None if there is no such path. Raises MountError.
+def _view(path: str) -> tuple[registry.Record, Path] | None:
+    """Return the view that a path lies in, and its daemon's socket; None if there is no such path. Raises MountError.
 
-    Only a view of one's own: what another user's record names would be read, and served, with more rights than theirs.
+    Only our own user's views are served: files that another's record names would be read with more rights than theirs.
     """
     try:
-        os.stat(what)
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError:
         pass  # Not even root may look into another user's view.
-    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(what), follow=True)
+    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(path), follow=True)
     if owner != os.geteuid():
         raise MountError(
             f"{printable(mountpoint)} was mounted by user {owner}, whose layers only they may serve",
@@ -160,10 +159,6 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
         raise ImageError(f"{error.problem}, and no view is mounted there", error.remedy) from None
 
 
-def _analysis(image: StoredImage, told: Progress) -> Analysis:
-    return analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
-
-
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
     note(f"serving {address} with {printable(arguments.what)}, {until}")
     if arguments.no_token:
@@ -181,7 +176,7 @@ def _report(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = store.find(arguments.image)
     with progress() as told:
-        analysis = _analysis(image, told)
+        analysis = analysis_of(image, told)
         page = model.image_page(image, analysis, time.time())
         told.step("looking at files", None)
         with subject.image_subject(store, image) as shown, shown.asking() as ask:

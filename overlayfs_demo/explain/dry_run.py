@@ -50,8 +50,6 @@ class Outcome:
 
 def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
     """Try a command on the mounted view of this record, without changing the view. Raises MountError."""
-    if not record.options:
-        raise MountError(f"{record.mountpoint} does not say how it was mounted", "mount it with this version")
     options = parse([record.options])
     work = options.stack.work
     if work is None:

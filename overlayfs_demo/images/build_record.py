@@ -11,6 +11,7 @@ from pathlib import Path
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images.layer_writer import BUILDING
 from overlayfs_demo.images.model import Document, parse_json
+from overlayfs_demo.images.record_file import read_file
 
 RECORD = ".layers.json"
 
@@ -39,7 +40,7 @@ def read_record(outdir: Path) -> dict[str, Entry]:
     """Return what was built, keyed by the directory's name; empty without a record. Raises ImageError or OSError."""
     path = outdir / RECORD
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return {}
     record = Document(parse_json(data, str(path)), printable(str(path)))
@@ -49,7 +50,7 @@ def read_record(outdir: Path) -> dict[str, Entry]:
             row.text("chain_id"),
             row.text("marks"),
             row.flag("owners"),
-            row.text("made_by", ""),
+            row.text("made_by"),
             row.size("size"),
         )
         for row in record.documents("layers")

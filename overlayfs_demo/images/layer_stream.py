@@ -201,11 +201,11 @@ class LayerReader:
         require_digest(self._diff_id, self._plain_hash.hexdigest(), self._label, "its diff ID in the config")
 
 
-def require_digest(expected: Digest, found: str, label: str, what: str) -> None:
+def require_digest(expected: Digest, found: str, label: str, source: str) -> None:
     """Raise ImageError unless `found`, a hash in hexadecimal, is the expected one."""
     if found != expected.encoded:
         raise ImageError(
-            f"{label} is not what {what} promises: {printable(str(expected))} expected, "
+            f"{label} is not what {source} promises: {printable(str(expected))} expected, "
             f"{expected.algorithm}:{found} found",
             "fetch or export the image again",
         )

@@ -49,16 +49,16 @@ def write_layer(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
         _Writer(after, out, newest).difference(before)
 
 
-def write_tree(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
+def write_tree(stack: Stack, out: BinaryIO) -> None:
     """Write everything that the view of `stack` shows, as `docker export` does; otherwise like `write_layer`."""
     with opened(stack) as view:
-        _Writer(view, out, newest).everything()
+        _Writer(view, out).everything()
 
 
 class _Writer:
     """Writer of one tar. Paths are bytes without a leading slash."""
 
-    def __init__(self, view: Overlay, out: BinaryIO, newest: int | None) -> None:
+    def __init__(self, view: Overlay, out: BinaryIO, newest: int | None = None) -> None:
         self._view = view
         self._newest = newest
         self._tar = tarfile.open(  # noqa: SIM115 - closed by `difference` and `everything`

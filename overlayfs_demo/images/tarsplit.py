@@ -34,7 +34,6 @@ from typing import IO, BinaryIO, cast
 import zstandard
 
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK
 from overlayfs_demo.linux import syscalls
@@ -176,11 +175,12 @@ def tar_size(recipe: BinaryIO, label: str = "the layer") -> int:
     return int(size)
 
 
-def file_checksums(recipe: BinaryIO, label: str = "the layer") -> Iterator[tuple[bytes, int, int]]:
+def file_checksums(recipe: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Yield the path, the size in bytes and the CRC-32 of each file to which the recipe refers.
 
     `recipe` is read forward from its start; the caller keeps ownership of it. Raises ImageError if it is damaged.
     """
+    label = "the layer"
     tar_size(recipe, label)
     for part in _records(recipe, label):
         if isinstance(part, _Reference):
@@ -206,13 +206,6 @@ def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer")
             done += part.size
     if done != size:
         raise _damaged(label, f"it makes a tar of {done} bytes, not {size}")
-
-
-def assembled_digest(recipe: BinaryIO, root_fd: int, algorithm: str = "sha256", label: str = "the layer") -> Digest:
-    """Return the digest of the tar that `assemble` makes, to compare with the layer's diff ID. Raises as it does."""
-    hasher = Digest(algorithm, "").hasher()
-    assemble(recipe, root_fd, hasher.update, label)
-    return Digest(algorithm, hasher.hexdigest())
 
 
 def _copy_file(root_fd: int, reference: _Reference, out: Out, label: str) -> None:

@@ -50,13 +50,13 @@ libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uin
 libc.syncfs.argtypes = (ctypes.c_int,)
 
 
-def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """Open `path` below `dir_fd`, without following symbolic links or leaving that directory: openat2(2).
+def open_beneath(dir_fd: int, path: bytes, flags: int) -> int:
+    """Open what is at `path` below `dir_fd`, without following symbolic links or leaving that directory: openat2(2).
 
     The caller owns the descriptor. Raises OSError: ELOOP for a symbolic link on the way, EXDEV for a
     path that leads out of the directory.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     return check(libc.syscall(_SYS_OPENAT2, dir_fd, ctypes.c_char_p(path), ctypes.byref(how), ctypes.sizeof(how)), path)
 
 

@@ -12,7 +12,8 @@ from overlayfs_demo.images.progress import SILENT, Progress, counted
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.store.load import Loaded, load_one
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 
 
 def commit(

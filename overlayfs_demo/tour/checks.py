@@ -98,22 +98,23 @@ def symlink(path: str, target: str) -> Check:
     )
 
 
-def same(one: str, other: str) -> Check:
+def same(first: str, second: str) -> Check:
     """Check that two files have the same data."""
 
     def holds(stage: Stage) -> bool:
-        first, second = entry(stage, one), entry(stage, other)
-        return first is not None and second is not None and first.digest == second.digest != ""
+        found, compared = entry(stage, first), entry(stage, second)
+        return found is not None and compared is not None and found.digest == compared.digest != ""
 
-    return Check(f"{one} and {other} have the same data", holds)
+    return Check(f"{first} and {second} have the same data", holds)
 
 
-def one_file(one: str, other: str) -> Check:
+def one_file(first: str, second: str) -> Check:
     """Check that two names belong to the same file."""
     return Check(
-        f"{one} and {other} are one file",
+        f"{first} and {second} are one file",
         lambda stage: (
-            all(stage.path(path).is_file() for path in (one, other)) and stage.path(one).samefile(stage.path(other))
+            all(stage.path(path).is_file() for path in (first, second))
+            and stage.path(first).samefile(stage.path(second))
         ),
     )
 

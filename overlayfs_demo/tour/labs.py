@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from overlayfs_demo.images.sample_image import LayerTar, Step, write_image
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.building import HardLink, big
 from overlayfs_demo.tour.checks import Check, entry
@@ -47,9 +48,9 @@ def is_a(kind: Kind, path: str, rule: str) -> Mistake:
     return mistake
 
 
-def same_data(one: str, other: str, rule: str) -> Mistake:
+def same_data(first: str, second: str, rule: str) -> Mistake:
     """The mistake that the copy still has its old data, or has it again."""
-    check = checks.same(one, other)
+    check = checks.same(first, second)
     return lambda stage: f"{check.says}. {rule}" if check.holds(stage) else ""
 
 

@@ -1,4 +1,4 @@
-"""The addresses that the server answers, all of them read-only."""
+"""The web application: the addresses that the server answers, all of them read-only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from overlayfs_demo.web.upper_content import upper_content
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is live on a page of a mounted view: where it is mounted, and where its daemon is asked."""
+    """A mounted view, whose page is live: its mount point and its daemon's socket."""
 
     mountpoint: str
     socket: Path
@@ -36,7 +36,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served: the layers, the page that they make (made again each time), and the view, if it is one."""
+    """What is served: the layers, a function that makes their page for each request, and the view if it is mounted."""
 
     subject: Subject
     page: Callable[[], Page]
@@ -45,7 +45,7 @@ class Served:
 
 
 def application(served: Served, host: str, token: str | None) -> ASGIApp:
-    """The server's application, for requests that name `host` or this machine and show the token, if there is one."""
+    """Return the server's application, for requests that name `host` or this machine and show the token, if any."""
     routes = _Routes(served)
     return Guard(
         Starlette(
@@ -66,14 +66,14 @@ def application(served: Served, host: str, token: str | None) -> ASGIApp:
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
-    """The answer where a path is not valid or not there, a layer cannot be read, or the view has ended."""
+    """Return the answer if a path is not valid or does not exist, a layer cannot be read, or the view has ended."""
     status = 400 if isinstance(error, UsageError) else 404 if isinstance(error, FileNotFoundError) else 503
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     return PlainTextResponse(text.encode("utf-8", "backslashreplace"), status)
 
 
 def _argument(request: Request, name: str) -> bytes:
-    """A query argument as bytes, of which any may be in a path; Starlette would take them for UTF-8."""
+    """Return a query argument as bytes. A path may hold any bytes, and Starlette would decode them as UTF-8."""
     for pair in request.scope["query_string"].split(b"&"):
         key, _, value = pair.partition(b"=")
         if key == name.encode():
@@ -82,7 +82,7 @@ def _argument(request: Request, name: str) -> bytes:
 
 
 class _Routes:
-    """The answers. Those that are not coroutines run in threads."""
+    """The answer to each address. Methods that are not coroutines run in threads."""
 
     def __init__(self, served: Served) -> None:
         self._served = served

@@ -17,7 +17,7 @@ from overlayfs_demo.web.app import Served, View, application
 from overlayfs_demo.web.model import Page
 from overlayfs_demo.web.subject import Subject
 
-# How many seconds open pages have to learn that the server stops.
+# How many seconds the server waits for open pages before it stops.
 _TIMEOUT = 2
 
 
@@ -31,9 +31,9 @@ def serve(
     *,
     secret: bool,
 ) -> None:
-    """Serve until a signal comes, or the view is unmounted; `ready` is told the address. Raises OverlayError.
+    """Serve until a signal comes, or the view is unmounted. `ready` gets the address. Raises OverlayError.
 
-    `secret`: the address has a token in it, and nobody gets anything without that.
+    With `secret`, the address contains a token, without which nobody gets anything.
     """
     token = new_token() if secret else None
     listening = _listen(host, port)
@@ -62,7 +62,7 @@ def serve(
 
 
 def browsable(host: str) -> str:
-    """How a browser on this machine calls a host to listen at, of which 0.0.0.0 and :: mean all."""
+    """Return the name by which a browser on this machine reaches a host to listen at; 0.0.0.0 and :: mean all."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{name}]" if ":" in name else name
 
@@ -75,7 +75,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        # What Python adds to the message is in ours already.
+        # Our message already says what Python adds to its own.
         problem = os.strerror(error.errno) if error.errno else str(error)
         raise OverlayError(
             f"cannot listen at {host}, port {port}: {problem}", "choose another --port; 0 takes any that is free"
@@ -83,7 +83,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _await_end(view: View, server: uvicorn.Server) -> None:
-    """Let the server stop when the view is unmounted: its daemon then closes all connections."""
+    """Stop the server when the view is unmounted, because its daemon then closes all connections."""
     try:
         with Connection(view.socket, view.mountpoint) as connection:
             connection.receive(None)

@@ -457,13 +457,6 @@ def test_without_namespaces_the_command_does_not_run(place: Place) -> None:
     assert not (place.view / "ran").exists()
 
 
-def test_a_view_of_an_older_version_is_refused(one_view: Place) -> None:
-    record = registry.find_record(str(one_view.view))
-    assert record is not None
-    with pytest.raises(MountError, match="mount it with this version"):
-        rehearse(registry.Record(record.mountpoint, record.pid, record.front, record.lowers), ["true"], b"/")
-
-
 @pytest.mark.parametrize(
     ("error", "why"), [(OSError(errno.EIO, "Input/output error"), "Input/output error"), (RuntimeError(), "it ended")]
 )

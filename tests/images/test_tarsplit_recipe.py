@@ -14,8 +14,8 @@ import pytest
 import zstandard
 
 from overlayfs_demo.errors import ImageError
-from overlayfs_demo.images.tarsplit import assembled_digest, tar_size
-from tests.images.builders import WHITEOUT, Entry, Members, digest, directory, hard_link, layer, needs_root
+from overlayfs_demo.images.tarsplit import tar_size
+from tests.images.builders import WHITEOUT, Entry, Members, directory, hard_link, layer, needs_root
 from tests.images.splitting import LABEL, Split, SplitTar, split_stream, unlike
 
 
@@ -229,16 +229,6 @@ def test_recipe_of_a_later_version_is_refused(split: SplitTar) -> None:
     recipe[26] = 2
     with pytest.raises(ImageError, match=r"the layer: .* version 2, not 1"):
         tar_size(io.BytesIO(recipe))
-
-
-def test_digest_of_the_assembled_tar_is_the_diff_id(split: SplitTar) -> None:
-    data = layer({"a": "1"})
-    done = split(data)
-    fd = os.open(done.top, os.O_RDONLY)
-    try:
-        assert str(assembled_digest(io.BytesIO(done.recipe), fd)) == digest(data)
-    finally:
-        os.close(fd)
 
 
 def test_file_changed_while_the_layer_is_unpacked_is_named(tmp_path: Path) -> None:

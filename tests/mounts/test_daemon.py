@@ -24,7 +24,8 @@ from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.tree import Tree
-from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import Containers, record_of
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
 from tests import builders
@@ -302,9 +303,10 @@ def container(tmp_path: Path) -> Iterator[tuple[Containers, Container]]:
     containers = Containers(store)
     made = containers.create(loaded.image, "c1")
     os.listdir(made.mountpoint)
-    assert made.record is not None
-    process = os.pidfd_open(made.record.pid)
-    os.kill(made.record.pid, signal.SIGKILL)
+    record = record_of(made)
+    assert record is not None
+    process = os.pidfd_open(record.pid)
+    os.kill(record.pid, signal.SIGKILL)
     assert daemon.ended(process, PATIENCE)
     os.close(process)
     yield containers, made
@@ -313,11 +315,11 @@ def container(tmp_path: Path) -> Iterator[tuple[Containers, Container]]:
 
 def test_a_container_whose_daemon_was_killed_is_stopped(container: tuple[Containers, Container]) -> None:
     containers, made = container
-    assert made.record is None
+    assert record_of(made) is None
     root = made.directory.parent.parent
     assert "Stopped" in run("overlayfs-demo", "ps", "--store", root).stdout
     containers.start(made)
-    assert made.record is not None and mounts_at(made.mountpoint) == 1
+    assert record_of(made) is not None and mounts_at(made.mountpoint) == 1
     assert (made.mountpoint / "motd").read_text() == "hello\n"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from overlayfs_demo.errors import ImageError, OverlayError
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.store import store as store_module
+from overlayfs_demo.store import root as root_module
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.remove import tag
 from overlayfs_demo.store.store import Store
@@ -79,16 +79,16 @@ def test_names_given_at_once_are_all_kept(tmp_path: Path) -> None:
     assert {f"name:{number}" for number in range(4 * PROCESSES)} <= {name.rpartition("/")[2] for name in names}
 
 
-@pytest.mark.parametrize("written", [None, 0, 1, 10, len(store_module._VERSION)])
+@pytest.mark.parametrize("written", [None, 0, 1, 10, len(root_module.VERSION)])
 def test_who_is_killed_while_making_a_store_leaves_what_the_next_one_completes(
     tmp_path: Path, written: int | None
 ) -> None:
     root = tmp_path / "store"
     root.mkdir()
     if written is not None:
-        (root / "version").write_bytes(store_module._VERSION[:written])
+        (root / "version").write_bytes(root_module.VERSION[:written])
     assert at_once(lambda _: Store(root).images()) == []
-    assert (root / "version").read_bytes() == store_module._VERSION
+    assert (root / "version").read_bytes() == root_module.VERSION
     assert sorted(os.listdir(root)) == ["images", "layers", "tmp", "version"]
 
 

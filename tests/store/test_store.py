@@ -19,7 +19,8 @@ from overlayfs_demo.store import load as loading
 from overlayfs_demo.store.load import import_tree, load
 from overlayfs_demo.store.remove import prune, remove_image, tag
 from overlayfs_demo.store.save import save
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from tests.images.builders import (
     WHITEOUT,
     archive,

@@ -18,7 +18,8 @@ from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.stacked_view import Why
 from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.text import plural
 from overlayfs_demo.web import browse, content, report
 from overlayfs_demo.web.browse import listing, search
