@@ -270,7 +270,7 @@ def test_what_the_upper_has_is_changed_at_no_cost(one_view: Place) -> None:
     told = explain(one_view, "chmod", "700", "only", "opt/new")
     assert effects(told) == {("change", "/only", 0), ("change", "/opt/new", 0)}
     done = run("overlayfs-demo", "explain", "chmod", "700", "only", "opt/new", cwd=one_view.view)
-    assert done.stdout.startswith("would change 1 file and 1 directory that the upper has already\n")
+    assert done.stdout.startswith("would change 1 file and 1 directory already in the upper\n")
 
 
 def test_a_directory_in_the_place_of_a_deleted_one_is_opaque(one_view: Place) -> None:

@@ -93,7 +93,7 @@ def test_stream_that_begins_within_a_file_is_read_from_there(tmp_path: Path) -> 
 def test_archive_is_named_as_docker_names_it(demo: Callable[..., Said], archive: Path) -> None:
     assert demo("load", "-i", archive) == (0, "Loaded image: app:1\n", "")
     status, _, err = demo("load", "-i", archive, archive)
-    assert (status, err) == (2, "overlayfs-demo: two archives are given: name one\n")
+    assert (status, err) == (2, "overlayfs-demo: two archives were given: name one\n")
 
 
 def test_empty_name_is_not_the_present_directory(demo: Callable[..., Said]) -> None:
@@ -125,7 +125,7 @@ def test_inspect_prints_what_there_is_and_names_the_rest(demo: Callable[..., Sai
     demo("load", archive)
     status, out, err = demo("inspect", "nothing", "app:1")
     assert (status, [one["RepoTags"] for one in json.loads(out)]) == (1, [["app:1"]])
-    assert err == "overlayfs-demo: no image nothing:latest: 'overlayfs-demo images' lists what there is\n"
+    assert err == "overlayfs-demo: no image nothing:latest: 'overlayfs-demo images' lists the images\n"
 
 
 def test_image_that_is_taken_for_a_container_is_called_that(demo: Callable[..., Said], archive: Path) -> None:

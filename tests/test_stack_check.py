@@ -158,7 +158,7 @@ def test_upper_and_work_must_not_contain_one_another(place: Path, refused: Refus
     directories(place, "upper/in", "work/in")
     (place / "link").symlink_to("upper")
     error = refused(stack(place, upper=upper, work=work))
-    assert f"upperdir {place / upper} and workdir {place / work} must not contain one another" in error.problem
+    assert f"upperdir {place / upper} and workdir {place / work} must not contain each other" in error.problem
     assert error.remedy == "make them two directories side by side"
 
 

@@ -305,7 +305,7 @@ def test_keys_pause_and_choose(mounted: Place, terminal: Terminal) -> None:
     assert "opened /motd" not in terminal.text(at)
     at = terminal.press("pf")
     terminal.shows("opened /motd", at)
-    terminal.shows("f shows: copy-ups and whiteouts", at)
+    terminal.shows("f show: copy-ups and whiteouts", at)
 
 
 def test_a_resize_is_followed(terminal: Terminal) -> None:

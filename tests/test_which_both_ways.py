@@ -244,4 +244,4 @@ def test_redirects_and_metacopies_are_followed(ways: Ways) -> None:
 
     assert [name for name, one in layers("/moved").items() if one["wins"]] == ["layer 2", "layer 1"]
     assert layers("/moved/a")["layer 1"]["stored_at"] == "d/a"
-    assert layers("/metacopy")["layer 3"]["says"] == "a file whose data is below"
+    assert layers("/metacopy")["layer 3"]["says"] == "a file with its data below"

@@ -58,7 +58,7 @@ def unreadable(label: str, path: bytes, error: OSError) -> ImageError:
     """Return the error for a path of a layer that cannot be read."""
     return ImageError(
         f"{label}: '/{printable(path)}' cannot be read: {error.strerror}",
-        "read the layers as root, or as the user who built them",
+        "run this as root, or as the user who built the layers",
     )
 
 

@@ -41,7 +41,7 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="an archive written by docker save, podman save or skopeo; a directory with one unpacked (an OCI layout, "
         "skopeo's dir:); or - for standard input (the default)",
     )
-    verb.add_argument("--input", "-i", metavar="FILE", help="the same FILE, as docker takes it")
+    verb.add_argument("--input", "-i", metavar="FILE", help="the same as FILE, as in docker")
     verb.add_argument(
         "--platform",
         metavar="OS/ARCH|all",
@@ -50,12 +50,12 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     add_json(verb)
-    verb = add_verb(verbs, "import", "create an image from the tar of a tree", "import rootfs.tar app:flat", _import)
+    verb = add_verb(verbs, "import", "create an image from a tar of a file tree", "import rootfs.tar app:flat", _import)
     verb.add_argument("archive", metavar="FILE", help="a tar as docker export writes it, or - for standard input")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     add_json(verb)
     verb = add_verb(verbs, "images", "list images", "images app", _images)
-    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only the images of this name")
+    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only images with this name")
     _add_format(verb)
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
     verb.add_argument("--digests", action="store_true", help="also show the digests that a registry gave them")
@@ -74,7 +74,7 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb = add_verb(verbs, "layers", "list every stored layer and the images that use it", "layers", _layers)
     _add_format(verb)
-    verb = add_verb(verbs, "df", "show how much space images take and share", "df", _df)
+    verb = add_verb(verbs, "df", "show how much space images use and share", "df", _df)
     add_json(verb)
     verb = add_verb(verbs, "save", "write images to an archive", "save app:1.0 -o app.tar", _save)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
@@ -82,11 +82,11 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "tag", "give an image another name", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")
-    verb = add_verb(verbs, "rmi", "remove names of images, and images without a name", "rmi app:1.0", _rmi)
+    verb = add_verb(verbs, "rmi", "remove image names, and images left without a name", "rmi app:1.0", _rmi)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument("--force", "-f", action="store_true", help="remove an image by ID even if it has several names")
     add_json(verb)
-    verb = add_verb(verbs, "prune", "remove what nothing uses", "prune --all", _prune)
+    verb = add_verb(verbs, "prune", "remove unused images and layers", "prune --all", _prune)
     verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
     add_json(verb)
 
@@ -98,7 +98,7 @@ def _add_format(verb: argparse.ArgumentParser) -> None:
 
 def _truth(word: str) -> bool:
     if word not in ("true", "false"):
-        raise argparse.ArgumentTypeError("say true or false")
+        raise argparse.ArgumentTypeError("use true or false")
     return word == "true"
 
 
@@ -118,7 +118,7 @@ def _source(word: str) -> Path | BinaryIO:
 
 def _load(arguments: argparse.Namespace) -> int:
     if None not in (arguments.archive, arguments.input):
-        raise UsageError("two archives are given", "name one")
+        raise UsageError("two archives were given", "name one")
     archive = arguments.input if arguments.archive is None else arguments.archive
     every = arguments.platform == "all"
     platform = Platform.parse(arguments.platform) if arguments.platform and not every else None
@@ -177,7 +177,7 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
     if not quiet and loaded.skipped:
         saved = human_size(sum(layer.size for layer in loaded.skipped))
         layers = f"{len(loaded.skipped)} of {plural(len(image.layers), 'layer')}"
-        put(f"Already here, and stored once: {layers} ({saved})\n")
+        put(f"Already stored: {layers} ({saved})\n")
     for name in loaded.names:
         put(f"Loaded image: {name}{suffix}\n")
     if not loaded.names:
@@ -188,14 +188,14 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
 def _taken(loaded: Loaded) -> list[str]:
     """A sentence for each name that another image lost to this one."""
     return [
-        f"The name {name} stood for {before.short} before, which is now without it"
+        f"Moved the name {name} from image {before.short} to this one"
         for name, before in loaded.displaced.items()
     ]
 
 
 def _note_left_out(loaded: Loaded) -> None:
     for what, count in sorted(loaded.left_out.items()):
-        note(f"note: left out in {plural(count, 'member')}: {what}")
+        note(f"note: left out of {plural(count, 'member')}: {what}")
 
 
 # --- getting images out ----------------------------------------------------------------------------
@@ -376,11 +376,11 @@ def _df(arguments: argparse.Namespace) -> int:
     told, used = [], stored - unused
     if listed > used:
         told.append(
-            f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer that several "
+            f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer shared by several "
             "images have is stored once."
         )
     if unused:
-        told.append(f"{human_size(unused)} is stored in layers that no image uses: 'prune' removes them.")
+        told.append(f"{human_size(unused)} is in layers that no image uses: 'prune' removes them.")
     if told:
         put("\n" + "".join(line + "\n" for line in told))
     return 0

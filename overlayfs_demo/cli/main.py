@@ -61,7 +61,7 @@ def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
-    mount.add_argument("--front", choices=FRONTS, help="how to speak to the kernel (default: auto)")
+    mount.add_argument("--front", choices=FRONTS, help="how to talk to the kernel (default: auto)")
     mount.add_argument("--foreground", "-f", action="store_true", help="serve in this process until unmounted")
     mount.add_argument("--trace", action="store_true", help="with --foreground: report each change in a sentence")
     mount.add_argument("mountpoint", metavar="MOUNTPOINT")
@@ -72,7 +72,7 @@ def _add_mount_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "unmount a view",
         f"{PROGRAM} umount merged",
         _umount,
-        "Unmount a view; if it is busy, say who uses it.",
+        "Unmount a view. If it is busy, show which processes use it.",
     )
     umount.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")

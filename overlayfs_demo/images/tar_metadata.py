@@ -63,7 +63,7 @@ def clean_path(name: str) -> bytes:
     """
     parts = _parts(name)
     if b".." in parts:
-        raise MemberError("climbs out of the layer through '..'")
+        raise MemberError("leaves the layer through '..'")
     return _joined(parts, "")
 
 
@@ -75,7 +75,7 @@ def _parts(name: str) -> list[bytes]:
 def _joined(parts: Sequence[bytes], verb: str) -> bytes:
     path = b"/".join(parts)
     if len(path) > LONGEST_PATH or b"\0" in path:
-        raise MemberError(f"{verb}is not a name that a file can have")
+        raise MemberError(f"{verb}is not a valid file name")
     return path
 
 
@@ -105,7 +105,7 @@ class Metadata:
         try:
             os.utime(fd, ns=_times(info))
         except OverflowError:
-            raise MemberError("has a time that no file can have") from None
+            raise MemberError("has an invalid time") from None
 
     def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
         """Give metadata to a name that cannot be opened: a symbolic link (not its target), a fifo, or a device.
@@ -124,7 +124,7 @@ class Metadata:
         try:
             os.utime(name, ns=_times(info), dir_fd=dir_fd, follow_symlinks=False)
         except OverflowError:
-            raise MemberError("has a time that no file can have") from None
+            raise MemberError("has an invalid time") from None
 
     def give_default(self, fd: int) -> None:
         """Give the default metadata, root's and mode 0755, to a directory that no member describes. Raises OSError."""
@@ -154,7 +154,7 @@ class Metadata:
             if name.startswith(_FORGED_XATTRS):
                 continue
             if b"\0" in name:
-                raise MemberError(f"has an attribute with a name that none can have: '{printable(name)}'")
+                raise MemberError(f"has an attribute with an invalid name: '{printable(name)}'")
             data = value.encode("utf-8", "surrogateescape")
             try:
                 if isinstance(target, int):
@@ -170,7 +170,7 @@ class Metadata:
 def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
     """Return the owner's uid and gid. Raises MemberError for numbers that chown(2) does not accept."""
     if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
-        raise MemberError(f"has no such owner: {info.uid}:{info.gid}")
+        raise MemberError(f"has an invalid owner: {info.uid}:{info.gid}")
     return info.uid, info.gid
 
 
@@ -181,7 +181,7 @@ def _times(info: tarfile.TarInfo) -> tuple[int, int]:
         return int(info.mtime) * 10**9, int(info.mtime) * 10**9
     whole, _, fraction = text.removeprefix("-").partition(".")
     if not (whole + fraction).isdecimal() or not text.isascii() or len(text) > 40:
-        raise MemberError(f"has no such time: '{printable(text)}'")
+        raise MemberError(f"has an invalid time: '{printable(text)}'")
     nanoseconds = int(whole or "0") * 10**9 + int(fraction[:9].ljust(9, "0"))
     if text.startswith("-"):
         nanoseconds = -nanoseconds

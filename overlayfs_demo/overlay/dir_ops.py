@@ -262,4 +262,4 @@ class Names:
             if not was_in_upper:
                 self._tree.index.note_links(node.place, node.place_name, node.links)
         except OSError as error:
-            _log.warning("the index does not know of a name that was removed: %s", error)
+            _log.warning("cannot note in the index that a name was removed: %s", error)

@@ -147,7 +147,7 @@ class Containers:
         except ImageError as error:
             raise MountError(
                 f"the record of container '{name}' is damaged ({error.problem})",
-                f"save what it changed, in 'upper' of {printable(str(directory))}, then remove that directory",
+                f"save its changes from 'upper' in {printable(str(directory))}, then remove that directory",
             ) from None
 
     def _instead_of(self, name: str) -> str:
@@ -155,8 +155,8 @@ class Containers:
         try:
             self._store.identify(name)
         except ImageError:
-            return "'overlayfs-demo ps' lists what there is"
-        return "that is an image: 'create' makes a container of it, and 'diff IMAGE IMAGE' compares two"
+            return "'overlayfs-demo ps' lists the containers"
+        return "that is an image: 'create' makes a container from it, and 'diff IMAGE IMAGE' compares two images"
 
     def users(self) -> Mapping[Digest, list[str]]:
         """Return the names of the containers made from each image."""
@@ -186,7 +186,7 @@ class Containers:
         with self._store.writing():
             self._root.mkdir(mode=0o700, exist_ok=True)
             if directory.exists():
-                raise MountError(f"there is a container '{name}' already", "choose another --name, or 'rm' that one")
+                raise MountError(f"container '{name}' already exists", "choose another --name, or remove that container with 'rm'")
             staged = self._store.tmp / name
             for directory_name in ("", "upper", "work", _MERGED):
                 (staged / directory_name).mkdir(mode=0o755)
@@ -217,7 +217,7 @@ class Containers:
     def start(self, container: Container, front: str = "auto") -> None:
         """Mount the container. Raises MountError."""
         if container.record is not None:
-            raise MountError(f"container '{container.name}' is mounted already", f"on {container.mountpoint}")
+            raise MountError(f"container '{container.name}' is already mounted", f"on {container.mountpoint}")
         options = MountOptions(self.stack(container), front, container.flags, source=container.name)
         mount.mount(os.fsencode(container.mountpoint), options)
 
@@ -307,5 +307,5 @@ class Containers:
         for chain_id in reversed(container.chain_ids):
             layer = self._store.layer(chain_id)
             if layer is None:
-                raise MountError(f"container '{container.name}' has lost its layer {chain_id}", "load its image again")
+                raise MountError(f"container '{container.name}' is missing its layer {chain_id}", "load its image again")
             yield os.fsencode(layer.directory)

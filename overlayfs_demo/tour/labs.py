@@ -140,7 +140,7 @@ def _clean_image(stage: Stage) -> StoredImage | None:
 def _no_clean_image(stage: Stage) -> str:
     if _clean_image(stage) is not None:
         return ""
-    return "There is no image app:clean yet. 'overlayfs-demo images' lists what there is."
+    return "There is no image app:clean yet. 'overlayfs-demo images' lists the images."
 
 
 def _layers_with(stage: Stage, name: str) -> Iterator[int]:

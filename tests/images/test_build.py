@@ -348,7 +348,7 @@ def test_ordinary_user_builds_too_and_is_told_what_is_left_out() -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)  # pytest's own directories are closed to others
         told, record = _build_as_nobody(Path(name))
-    assert "devices, which only root may make" in told
+    assert "devices, which only root may create" in told
     assert "owners" not in told
     assert "security.capability" in told
     assert "userxattr" in told

@@ -196,7 +196,7 @@ def test_the_token_goes_from_the_address_into_a_cookie_that_no_script_can_read(
 def test_the_page_says_that_the_view_has_ended(browser: Browser, mounted: Place) -> None:
     with looking_at(browser, mounted):
         assert mounted.umount().returncode == 0
-        browser.sees("#state.ended", "ended: it was unmounted")
+        browser.sees("#state.ended", "ended: the view was unmounted")
 
 
 # --- a report --------------------------------------------------------------------------------------

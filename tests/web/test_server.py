@@ -61,7 +61,7 @@ def test_the_page_of_an_image_has_its_layers_waste_and_history(still: Server) ->
 
 def test_the_page_of_a_view_has_its_upper_and_lowers(server: Server, mounted: Place) -> None:
     page = server.get("/").text
-    for part in (str(mounted.view), 'id="box-upper"', 'id="box-2"', 'id="box-1"', "Empty: nothing was changed."):
+    for part in (str(mounted.view), 'id="box-upper"', 'id="box-2"', 'id="box-1"', "Empty: nothing has been changed."):
         assert part in page
     story = server.get("/file?path=/motd").text
     assert "-below" in story and "+hello" in story
