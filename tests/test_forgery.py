@@ -215,7 +215,9 @@ def test_root_does_not_serve_the_view_of_another_user(place: Place, monkeypatch:
     assert place.mount().returncode == 0
     assert _view(str(place.view)) is not None
     monkeypatch.setattr(registry, "_owner", lambda mounted: ALICE)
-    with pytest.raises(MountError, match="mounted by user 12345, and only that user may serve its layers: run this as that"):
+    with pytest.raises(
+        MountError, match="mounted by user 12345, and only that user may serve its layers: run this as that"
+    ):
         _view(str(place.view))
 
 

@@ -55,7 +55,9 @@ def _make_target(target: Path) -> bool:
             return False
         raise ImageError(f"{printable(str(target))} is not an empty directory", "choose another") from None
     except OSError as error:
-        raise ImageError(f"{printable(str(target))} cannot be created: {error.strerror}", "choose another place") from None
+        raise ImageError(
+            f"{printable(str(target))} cannot be created: {error.strerror}", "choose another place"
+        ) from None
 
 
 def _fill(ghosts: Sequence[Hidden], directories: Sequence[Path], target: Path, target_fd: int) -> list[Path]:

@@ -145,7 +145,8 @@ def same_data() -> Iterator[SameData]:
         yield SameData(database)
     except sqlite3.Error as error:
         raise ImageError(
-            f"the files cannot be compared: {error}", "free some space for temporary files, or set TMPDIR to another directory"
+            f"the files cannot be compared: {error}",
+            "free some space for temporary files, or set TMPDIR to another directory",
         ) from None
     finally:
         database.close()

@@ -35,7 +35,7 @@ def _line(number: int, layer: BuiltLayer) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
-        description="Build one directory per layer from an image archive, and print the lowerdir= line that mounts them.",
+        description="Build one directory per layer from an image archive, and print the lowerdir= line to mount them.",
     )
     parser.add_argument(
         "archive",

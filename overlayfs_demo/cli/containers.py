@@ -70,7 +70,9 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
     verb.add_argument("--author", "-a", default="", metavar="WHO", help="the author that inspect shows")
     add_json(verb)
-    verb = add_verb(verbs, "export", "write a container's file tree to a tar archive", "export c1 -o rootfs.tar", _export)
+    verb = add_verb(
+        verbs, "export", "write a container's file tree to a tar archive", "export c1 -o rootfs.tar", _export
+    )
     verb.add_argument("container", metavar="C")
     add_output(verb)
     _add_running_verbs(verbs)
@@ -251,7 +253,8 @@ def _shell(arguments: argparse.Namespace) -> int:
     command = arguments.command or ["/bin/sh"]
     if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
         raise MountError(
-            f"container '{container.name}' has no program {printable(command[0])}", "choose a program that its image contains"
+            f"container '{container.name}' has no program {printable(command[0])}",
+            "choose a program that its image contains",
         )
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
     if os.geteuid() != 0:

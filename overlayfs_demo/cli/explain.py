@@ -70,7 +70,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     mountpoint = _view_of(arguments.on, command)
     record = registry.find_record(mountpoint)
     if record is None:
-        raise MountError(f"{printable(mountpoint)} is not recorded as mounted by this user", "run this as the user who mounted it")
+        raise MountError(
+            f"{printable(mountpoint)} is not recorded as mounted by this user", "run this as the user who mounted it"
+        )
     outcome = rehearse(record, command, os.getcwdb())
     if arguments.json:
         put_json([_json(mountpoint, command, outcome)])

@@ -187,10 +187,7 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
 
 def _taken(loaded: Loaded) -> list[str]:
     """A sentence for each name that another image lost to this one."""
-    return [
-        f"Moved the name {name} from image {before.short} to this one"
-        for name, before in loaded.displaced.items()
-    ]
+    return [f"Moved the name {name} from image {before.short} to this one" for name, before in loaded.displaced.items()]
 
 
 def _note_left_out(loaded: Loaded) -> None:
@@ -376,8 +373,8 @@ def _df(arguments: argparse.Namespace) -> int:
     told, used = [], stored - unused
     if listed > used:
         told.append(
-            f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer shared by several "
-            "images have is stored once."
+            f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer "
+            "shared by several images is stored once."
         )
     if unused:
         told.append(f"{human_size(unused)} is in layers that no image uses: 'prune' removes them.")

@@ -54,7 +54,9 @@ def output(path: Path | None) -> Iterator[BinaryIO]:
 
 def _refuse_terminal(stream: BinaryIO) -> None:
     if stream.isatty():
-        raise UsageError("refusing to write an archive to a terminal", "name a file with --output, or redirect the output")
+        raise UsageError(
+            "refusing to write an archive to a terminal", "name a file with --output, or redirect the output"
+        )
 
 
 @contextmanager

@@ -40,7 +40,9 @@ def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--json", action="store_true", help="one JSON object per line; repeated writes are not joined")
     verb.add_argument("--plain", action="store_true", help="print plain sentences on a terminal too")
     actions = ", ".join(action.value for action in Action)
-    verb.add_argument("--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"report only these actions: {actions}")
+    verb.add_argument(
+        "--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"report only these actions: {actions}"
+    )
     verb.add_argument("--path", metavar="GLOB", help="report only matching paths in the view; * also matches /")
 
 

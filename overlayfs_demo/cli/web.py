@@ -37,7 +37,11 @@ def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine)"
     )
     verb.add_argument(
-        "--port", type=_port, default=_PORT, metavar="N", help=f"port to listen on (default: {_PORT}; 0 picks a free one)"
+        "--port",
+        type=_port,
+        default=_PORT,
+        metavar="N",
+        help=f"port to listen on (default: {_PORT}; 0 picks a free one)",
     )
     verb.add_argument(
         "--no-token",

@@ -144,7 +144,9 @@ class Archive:
         """
         fd = self._whole()
         if fd is None:
-            raise ImageError(f"{self.label} is not a tar archive", "use a tar of a file tree, as docker export writes it")
+            raise ImageError(
+                f"{self.label} is not a tar archive", "use a tar of a file tree, as docker export writes it"
+            )
         progress.step(f"hashing {self.label}", self._whole_size())
         hasher = Digest("sha256", "").hasher()
         position = 0

@@ -123,7 +123,11 @@ class _Build:
         found = self._record.get(name)
         if found is not None and found.same_layer(wanted) and stat.S_ISDIR(status.st_mode):
             return found
-        why = "was built on different layers or for a different kind of mount" if found else "was not built by this program"
+        why = (
+            "was built on different layers or for a different kind of mount"
+            if found
+            else "was not built by this program"
+        )
         raise ImageError(
             f"{printable(str(self._outdir / name))} is in the way: it {why}", "remove it, or choose another directory"
         )

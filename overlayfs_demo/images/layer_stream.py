@@ -205,7 +205,6 @@ def require_digest(expected: Digest, found: str, label: str, what: str) -> None:
     """Raise ImageError unless `found`, a hash in hexadecimal, is the expected one."""
     if found != expected.encoded:
         raise ImageError(
-            f"{label} does not match {what}: expected {printable(str(expected))}, "
-            f"found {expected.algorithm}:{found}",
+            f"{label} does not match {what}: expected {printable(str(expected))}, found {expected.algorithm}:{found}",
             "fetch or export the image again",
         )

@@ -415,8 +415,8 @@ def _await_end(process: _Process, mountpoint: str, number: str) -> None:
     while not daemon.ended(process.descriptor, _LINGERS):
         if holder := _mounted_elsewhere(number):
             _log.warning(
-                "%s is unmounted here, but still mounted in the mount namespace of %s: until that process ends, the daemon "
-                "(process %s) keeps running and the upper stays in use",
+                "%s is unmounted here, but still mounted in the mount namespace of %s: until that process ends, the "
+                "daemon (process %s) keeps running and the upper stays in use",
                 mountpoint,
                 holder,
                 process.pid,

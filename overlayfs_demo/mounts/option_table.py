@@ -211,7 +211,9 @@ def _take_remount(_draft: Draft, word: Word) -> None:
 _ADDED = (
     "instead of lowerdir=: add one more layer below, or one that\nonly provides data; only a comma needs a backslash"
 )
-_UPPER = "where changes go, both on one filesystem; without them\nthe view is read-only and every write fails with EROFS"
+_UPPER = (
+    "where changes go, both on one filesystem; without them\nthe view is read-only and every write fails with EROFS"
+)
 _SAME_HERE = "accepted for compatibility, without effect; the kernel's\nother values are refused"
 _MAPPING = "map owners on disk to owners in the view"
 _SQUASH = "show all files as owned by one user or group"

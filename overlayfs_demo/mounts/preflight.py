@@ -81,7 +81,7 @@ def _check_follows(stack: Stack) -> None:
     asked = "metacopy=on" if stack.metacopy else "a data-only layer" if stack.data_only else ""
     if asked and stack.user_xattrs and not USER.follows:
         raise MountError(
-            f"{asked} is not available to root with 'userxattr': anyone who owns a file there could use it to read all others",
+            f"root cannot use {asked} with 'userxattr': anyone who owns a file there could use it to read all others",
             "leave out 'userxattr', or mount as the owner of the layers",
         )
 
@@ -218,13 +218,13 @@ def _check_index(stack: Stack) -> None:
         raise MountError(f"workdir {work}: its index cannot be read: {error.strerror}") from error
     if stranger == "upper":
         raise MountError(
-            f"workdir {work} has the index of a different upper, not of upperdir {upper}: it would show the wrong changes",
+            f"workdir {work} has the index of another upper, not of upperdir {upper}: it would show the wrong changes",
             "name the workdir that this upper was used with, or an empty one, or mount with index=off",
         )
     if stranger == "lower":
         raise MountError(
-            f"upperdir {upper} was used over a different topmost lower, not {os.fsdecode(pairing.lower)}, and the index in "
-            f"workdir {work} refers to files of that lower",
+            f"upperdir {upper} was used over a different topmost lower, not {os.fsdecode(pairing.lower)}, and the "
+            f"index in workdir {work} refers to files of that lower",
             "mount it over the original lowers, or with an empty workdir, or with index=off",
         )
 

@@ -209,7 +209,9 @@ def _owner(mounted: mountinfo.Mounted) -> int:
         name, _, value = option.partition("=")
         if name == "user_id":
             return int(value)
-    raise MountError(f"{os.fsdecode(mounted.mountpoint)} does not say who mounted it", "mount it again with this version")
+    raise MountError(
+        f"{os.fsdecode(mounted.mountpoint)} does not say who mounted it", "mount it again with this version"
+    )
 
 
 def _lies_in(path: bytes, directory: bytes) -> bool:

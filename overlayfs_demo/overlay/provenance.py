@@ -52,7 +52,9 @@ class Explanation:
         verdict = _verdict(self.statements, self.seen_from)
         if not hidden:
             return f"{verdict}."
-        return f"{verdict}; {f'the one in {hidden[0]} is' if len(hidden) == 1 else f'those in {_and(hidden)} are'} hidden."
+        return (
+            f"{verdict}; {f'the one in {hidden[0]} is' if len(hidden) == 1 else f'those in {_and(hidden)} are'} hidden."
+        )
 
 
 def explain(tree: Tree, path: bytes) -> Explanation:

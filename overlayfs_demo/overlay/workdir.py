@@ -90,9 +90,7 @@ def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
             os.close(fd)
         os.rmdir(name, dir_fd=work_fd)
     except OSError as error:
-        _log.warning(
-            "'%s' stays in the work directory: it still has contents: %s", printable(name), error.strerror
-        )
+        _log.warning("'%s' stays in the work directory: it still has contents: %s", printable(name), error.strerror)
 
 
 def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:

@@ -186,7 +186,9 @@ class Containers:
         with self._store.writing():
             self._root.mkdir(mode=0o700, exist_ok=True)
             if directory.exists():
-                raise MountError(f"container '{name}' already exists", "choose another --name, or remove that container with 'rm'")
+                raise MountError(
+                    f"container '{name}' already exists", "choose another --name, or remove that container with 'rm'"
+                )
             staged = self._store.tmp / name
             for directory_name in ("", "upper", "work", _MERGED):
                 (staged / directory_name).mkdir(mode=0o755)
@@ -307,5 +309,7 @@ class Containers:
         for chain_id in reversed(container.chain_ids):
             layer = self._store.layer(chain_id)
             if layer is None:
-                raise MountError(f"container '{container.name}' is missing its layer {chain_id}", "load its image again")
+                raise MountError(
+                    f"container '{container.name}' is missing its layer {chain_id}", "load its image again"
+                )
             yield os.fsencode(layer.directory)

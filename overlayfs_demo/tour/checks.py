@@ -73,7 +73,8 @@ def text(path: str, content: str) -> Check:
     """Check that the path is a file with this content."""
     shown = content.strip().replace("\n", " / ")
     return Check(
-        f"{path} contains: {shown}", lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content
+        f"{path} contains: {shown}",
+        lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content,
     )
 
 

@@ -22,8 +22,8 @@ EXPERIMENTS = (
             "echo 'I am new' > merged/new",
         ),
         checks=(checks.text("upper/new", "I am new\n"), checks.exactly("upper", "new")),
-        explained="""The lower is never written: a new file is created in the upper. merged itself stores nothing; it only
-            shows what the layers contain.""",
+        explained="""The lower is never written: a new file is created in the upper. merged itself stores nothing;
+            it only shows what the layers contain.""",
     ),
     Experiment(
         name="edit",
@@ -83,7 +83,7 @@ EXPERIMENTS = (
             checks.text("upper/log", "first line\nsecond line\n"),
             checks.text("lower/log", "first line\n"),
         ),
-        explained="""Here it does: a reader who has the file open is switched to the copy, because it is the same file to
-            them. The kernel's overlayfs would leave such a reader with the old file in the lower.""",
+        explained="""Here it does: a reader who has the file open is switched to the copy, because it is the same
+            file to them. The kernel's overlayfs would leave such a reader with the old file in the lower.""",
     ),
 )

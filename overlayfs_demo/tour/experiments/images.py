@@ -113,8 +113,8 @@ EXPERIMENTS = (
             Check("four steps made three layers", lambda stage: len(list(stage.root.glob("layers/0*"))) == 3),
             Check("the layers hold 1,250,006 bytes, the sum of SIZE", lambda stage: _shipped(stage) == 1_250_006),
         ),
-        explained="""SIZE is the data of the files in a step's layer: ENV creates no layer at all, and rm creates one with
-            nothing but a whiteout in it. du reports more, because it counts whole blocks, and directories.""",
+        explained="""SIZE is the data of the files in a step's layer: ENV creates no layer at all, and rm creates
+            one with nothing but a whiteout in it. du reports more, because it counts whole blocks, and directories.""",
     ),
     Experiment(
         name="delete-does-not-shrink",
@@ -142,8 +142,8 @@ EXPERIMENTS = (
             checks.printed("2MB", "/cache", by=2),
             Check("the layers ship 2,000,006 bytes", lambda stage: _shipped(stage) == 2_000_006),
         ),
-        explained="""The third layer can only hide the file in the second, which is still shipped to everyone: anyone can
-            read a password deleted in this way. Delete it in the same RUN line, or build in stages.""",
+        explained="""The third layer can only hide the file in the second, which is still shipped to everyone:
+            anyone can read a password deleted in this way. Delete it in the same RUN line, or build in stages.""",
     ),
     Experiment(
         name="chmod-doubles",
@@ -165,8 +165,8 @@ EXPERIMENTS = (
                 ),
             ),
         ),
-        explained="""chmod copied the whole file up, so the builder put all of it into the new layer. COPY --chmod=755 sets
-            the mode when the file is added, and costs nothing.""",
+        explained="""chmod copied the whole file up, so the builder put all of it into the new layer. COPY
+            --chmod=755 sets the mode when the file is added, and costs nothing.""",
     ),
     Experiment(
         name="shared-layers",
@@ -224,7 +224,7 @@ EXPERIMENTS = (
                 lambda stage: stage.done[6].output.splitlines()[1].split()[-2:] == ["c1", "12"],
             ),
         ),
-        explained="""Everything in the upper is a change: Added, Changed or Deleted. commit packs it into one more layer on
-            top of the old ones, which are not copied.""",
+        explained="""Everything in the upper is a change: Added, Changed or Deleted. commit packs it into one more
+            layer on top of the old ones, which are not copied.""",
     ),
 )

@@ -50,7 +50,7 @@ EXPERIMENTS = (
             checks.opaque("upper/docs"),
             checks.exactly("merged"),
         ),
-        explained="""Whiteouts and opaque marks are written in the kernel's format, so an upper can move from one program
-            to the other, in either direction.""",
+        explained="""Whiteouts and opaque marks are written in the kernel's format, so an upper can move from one
+            program to the other, in either direction.""",
     ),
 )

@@ -61,8 +61,8 @@ EXPERIMENTS = (
         layers={"lower": {"old": big(100_000)}},
         do=("mv merged/old merged/new",),
         checks=(checks.same("lower/old", "upper/new"), checks.whiteout("upper/old"), checks.exactly("merged", "new")),
-        explained="""The whole file is copied up and gets its new name there, and a whiteout hides the old name. So moving a
-            big file of an image costs its size again.""",
+        explained="""The whole file is copied up and gets its new name there, and a whiteout hides the old name. So
+            moving a big file of an image costs its size again.""",
     ),
     Experiment(
         name="rename-directory",
@@ -77,9 +77,9 @@ EXPERIMENTS = (
             checks.exactly("upper", "docs", "papers"),
             checks.same("lower/docs/big", "merged/papers/big"),
         ),
-        explained="""Only the directory itself is created in the upper, with the mark redirect, which names the directory
-            below. With the option userxattr, anyone who owns a directory can set such marks. So when root mounts with
-            userxattr, redirects are not followed and directories of a lower cannot be renamed.""",
+        explained="""Only the directory itself is created in the upper, with the mark redirect, which names the
+            directory below. With the option userxattr, anyone who owns a directory can set such marks. So when root
+            mounts with userxattr, redirects are not followed and directories of a lower cannot be renamed.""",
     ),
     Experiment(
         name="hard-link",
@@ -95,8 +95,8 @@ EXPERIMENTS = (
             checks.exactly("upper", "one"),
             checks.text("lower/far/off/two", "before\n"),
         ),
-        explained="""The copy is also recorded in an index in the work directory, so the other name leads to it, and both
-            stay one file. With index=off, the default of the kernel's overlayfs, they would become two files.""",
+        explained="""The copy is also recorded in an index in the work directory, so the other name leads to it, and
+            both stay one file. With index=off, the default of the kernel's overlayfs, they would become two files.""",
     ),
     Experiment(
         name="symlink",

@@ -31,8 +31,8 @@ EXPERIMENTS = (
             checks.text("merged/conf/b", "b of the middle\n"),
             checks.exactly("upper"),
         ),
-        explained="""Only the topmost file is visible; it hides those below. Directories are merged: each name in them is
-            looked up from the top down.""",
+        explained="""Only the topmost file is visible; it hides those below. Directories are merged: each name in
+            them is looked up from the top down.""",
     ),
     Experiment(
         name="middle-whiteout",
@@ -163,7 +163,7 @@ EXPERIMENTS = (
             checks.printed("colour = grey", "sound", by=4),
             checks.exactly("merged", "config", "sound"),
         ),
-        explained="""lowerdir= names the topmost layer first, and that one wins. In reverse order the old file comes back,
-            and the whiteout at the bottom has nothing left to hide.""",
+        explained="""lowerdir= names the topmost layer first, and that one wins. In reverse order the old file comes
+            back, and the whiteout at the bottom has nothing left to hide.""",
     ),
 )
