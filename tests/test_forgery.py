@@ -153,7 +153,7 @@ def test_root_asks_its_own_daemon_and_not_who_forges_its_socket_in_tmp(place: Pl
     with forged_by_mallory(place.view):
         assert registry.place_in_view(os.fsencode(place.view), follow=True).socket.parent == Path("/run/overlayfs-demo")
         done = run("overlayfs-demo", "which", place.view / "motd")
-        assert done.returncode == 0 and "is seen" in done.stdout
+        assert done.returncode == 0 and "visible" in done.stdout
         record = registry.find_record(str(place.view))
         assert record is not None and record.lowers == [str(place / "top"), str(place / "bottom")]
 
@@ -227,7 +227,7 @@ def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
     assert runtime == Path("/run/overlayfs-demo")
     command = f"mount -t tmpfs -o mode=777 none {runtime} && exec overlayfs-demo which {place.view}/motd"
     done = run("unshare", "--mount", "--propagation", "private", "sh", "-c", command)
-    fails(done, str(runtime), "written to by others")
+    fails(done, str(runtime), "writable by users other")
 
 
 def which_answer(**statement: object) -> bytes:

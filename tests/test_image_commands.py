@@ -149,7 +149,7 @@ def test_hidden_copy_is_not_a_file_that_is_seen_twice(demo: Callable[..., Said],
     load(Store(place), io.BytesIO(docker_save([layer({"a": "same\n"}), layer({"a": "same\n"})], tag="hidden:1")))
     load(Store(place), io.BytesIO(docker_save([layer({"a": "same\n"}), layer({"b": "same\n"})], tag="twice:1")))
     assert "Not counted as waste" not in demo("analyze", "hidden:1")[1]
-    assert "Not counted as waste: 5B in 1 file whose data is seen" in demo("analyze", "twice:1")[1]
+    assert "Not counted as waste: 5B in 1 file whose data appears" in demo("analyze", "twice:1")[1]
 
 
 def test_last_image_of_a_name_is_the_one_that_is_built(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
             assert watcher.stderr is not None and "watching" in watcher.stderr.readline()
             as_user(home, lambda: session(change))
-            assert "made directory /made in the upper" in watcher.communicate(timeout=MINUTE)[0]
+            assert "created directory /made in the upper" in watcher.communicate(timeout=MINUTE)[0]
     finally:
         unmount_all(str(home))
         shutil.rmtree(runtime or f"/tmp/overlayfs-demo-{USER}")

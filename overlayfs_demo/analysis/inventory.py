@@ -72,7 +72,7 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
             try:
                 fd = os.open(directory, _DIRECTORY)
             except OSError as error:
-                raise ImageError(f"{label}: {error.strerror}", "give the directories that were built") from None
+                raise ImageError(f"{label}: {error.strerror}", "name the directories that were built") from None
             stack.callback(os.close, fd)
             found.append((label, fd))
         yield found

@@ -105,7 +105,7 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     for layer in layers:
         left_out.update(layer.left_out)
     for what, count in sorted(left_out.items()):
-        _say(f"note: left out of {plural(count, 'member')}: {what}")
+        _say(f"note: skipped in {plural(count, 'member')}: {what}")
     if userxattr:
         _say("note: mount these layers with -o userxattr")
 

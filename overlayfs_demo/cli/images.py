@@ -192,7 +192,7 @@ def _taken(loaded: Loaded) -> list[str]:
 
 def _note_left_out(loaded: Loaded) -> None:
     for what, count in sorted(loaded.left_out.items()):
-        note(f"note: left out of {plural(count, 'member')}: {what}")
+        note(f"note: skipped in {plural(count, 'member')}: {what}")
 
 
 # --- getting images out ----------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def _note_counters(asked: Mapping[str, int]) -> None:
     On stdout a pipe gets one line for each change and nothing else, so that `| wc -l` counts them.
     """
     if words := counted(asked):
-        note(f"requests answered meanwhile: {words}")
+        note(f"requests answered: {words}")
 
 
 def _is_wanted(update: Update, only: frozenset[str] | None, glob: str | None) -> bool:

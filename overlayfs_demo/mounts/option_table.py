@@ -293,7 +293,7 @@ OPTIONS = (
         "copyup_warn=SIZE",
         Owner.OURS,
         "copyup_warn",
-        "warn about such a copy-up, in the log and in watch",
+        "warn about copying up more data than this, in the log\nand in watch",
         values.size,
         str,
     ),

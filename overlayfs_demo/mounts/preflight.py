@@ -117,8 +117,7 @@ def _check_distinct(stack: Stack) -> None:
         outer = next((seen[above] for above in _above(place) if above in seen), None)
         if outer is not None:
             raise MountError(
-                f"{roles[number]}, {os.fsdecode(paths[number])}, lies inside {roles[outer]}, "
-                f"{os.fsdecode(paths[outer])}",
+                f"{roles[number]}, {os.fsdecode(paths[number])}, is inside {roles[outer]}, {os.fsdecode(paths[outer])}",
                 "its files would appear twice: use directories that do not contain each other",
             )
 

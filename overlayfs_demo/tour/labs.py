@@ -349,6 +349,6 @@ LABS: tuple[Lab, ...] = (
         before=("overlayfs-demo load app.tar",),
         mistakes=(_no_clean_image, _ships_secret),
         goals=(Check("app:clean has the file motd", lambda stage: any(_layers_with(stage, "motd"))),),
-        solved="Exporting a container gives one flat tree, without hidden files and without the history.",
+        solved="An exported container is one flat tree, without the files that layers hide and without the history.",
     ),
 )

@@ -73,7 +73,7 @@ def test_load_says_which_of_the_two_has_the_name(store: Store, capsys: pytest.Ca
     first, taken, second = capsys.readouterr().out.splitlines()
     identity = Digest.of(config(ONE))
     assert first == f"Loaded image ID: {identity}"
-    assert taken.startswith(f"The name app:1 stood for {identity.short} before")
+    assert taken.startswith(f"Moved the name app:1 from image {identity.short} to")
     assert second == "Loaded image: app:1"
 
 

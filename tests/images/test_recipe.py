@@ -207,11 +207,11 @@ CHECKED = zlib.crc32(b"text").to_bytes(4, "big")
         (b"F\0\4" + b"\4".rjust(8, b"\0") + CHECKED + b"../aE", "'../a', which is part of its tar, cannot be opened"),
         (b"F\0\2" + b"\4".rjust(8, b"\0") + CHECKED + b"/aE", "'/a', which is part of its tar, cannot be opened"),
         (b"F\0\0" + b"\4".rjust(8, b"\0") + CHECKED + b"E", "'', which is part of its tar, cannot be opened"),
-        (b"I\0\0\0\3texE", "it makes a tar of 3 bytes, not 4"),
+        (b"I\0\0\0\3texE", "it produces a tar of 3 bytes, not 4"),
         (b"I\0\0\0\4text", "it ends too early"),
         (b"I\xff\xff\xff\xfftextE", "it ends too early"),
         (b"", "it ends too early"),
-        (b"I\0\0\0\4text\x1bE", r"a record of the unknown kind '\x1b'"),
+        (b"I\0\0\0\4text\x1bE", r"a record of unknown kind '\x1b'"),
         (b"I\0\0\0\4textEE", "it has data after its end"),
     ],
 )

@@ -275,7 +275,7 @@ class _Fields:
         except UnicodeEncodeError as error:  # A surrogate that stands for no byte.
             raise ProtocolError(f"{name} is not a valid path") from error
         if b"\0" in path:
-            raise ProtocolError(f"{name} holds a null byte")
+            raise ProtocolError(f"{name} contains a null byte")
         return path
 
     def items(self, name: str) -> list[object]:

@@ -111,7 +111,7 @@ EXPERIMENTS = (
         checks=(
             checks.printed("1000006", "250000", by=1),
             Check("four steps made three layers", lambda stage: len(list(stage.root.glob("layers/0*"))) == 3),
-            Check("the layers hold 1,250,006 bytes, the sum of SIZE", lambda stage: _shipped(stage) == 1_250_006),
+            Check("the layers contain 1,250,006 bytes, the sum of SIZE", lambda stage: _shipped(stage) == 1_250_006),
         ),
         explained="""SIZE is the data of the files in a step's layer: ENV creates no layer at all, and rm creates
             one with nothing but a whiteout in it. du reports more, because it counts whole blocks, and directories.""",

@@ -51,7 +51,7 @@ EXPERIMENTS = (
             checks.text("merged/b", "b again\n"),
             checks.printed("deleted in layer 2"),
         ),
-        explained="""A whiteout hides a name in the layers below it, and says nothing about those above. So a later
+        explained="""A whiteout hides a name in the layers below it, and does not affect those above. So a later
             layer may bring back what an earlier one deleted.""",
     ),
     Experiment(
