@@ -84,8 +84,8 @@ EXPERIMENTS = (
     Experiment(
         name="hard-link",
         summary="two names of one file stay together",
-        question="""one and far/off/two are hard links: two names of one file. You write to one. What will you read from
-            the other?""",
+        question="""one and far/off/two are hard links: two names of one file. You write to the file one. What will you
+            read from far/off/two?""",
         # The names are in different directories. If the kernel already knew both, it would not say which one was used.
         layers={"lower": {"one": "before\n", "far/off/two": HardLink("one")}},
         do=("echo after >> merged/one", "cat merged/far/off/two"),
