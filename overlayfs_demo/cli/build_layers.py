@@ -41,11 +41,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "archive",
         type=Path,
         metavar="IMAGE.tar",
-        help="from docker save, podman save, skopeo (OCI) or docker export; may be compressed",
+        help="an archive from docker save, podman save, skopeo (OCI) or docker export; may be compressed",
     )
-    parser.add_argument("outdir", type=Path, metavar="OUTDIR", help="where the layer directories go")
-    parser.add_argument("--image", metavar="NAME", help="which image, if the archive holds several")
-    parser.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
+    parser.add_argument("outdir", type=Path, metavar="OUTDIR", help="the directory for the layer directories")
+    parser.add_argument("--image", metavar="NAME", help="the image to build, if the archive contains several")
+    parser.add_argument("--platform", metavar="OS/ARCH", help="the platform to build, if not this machine's")
     parser.add_argument(
         "--userxattr",
         action="store_true",

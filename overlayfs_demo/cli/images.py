@@ -38,14 +38,14 @@ def add_image_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "archive",
         nargs="?",
         metavar="FILE",
-        help="an archive written by docker save, podman save or skopeo; a directory with one unpacked (an OCI layout, "
-        "skopeo's dir:); or - for standard input (the default)",
+        help="an archive from docker save, podman save or skopeo, a directory with an unpacked one (an OCI layout, "
+        "skopeo's dir:), or - for standard input (the default)",
     )
     verb.add_argument("--input", "-i", metavar="FILE", help="the same as FILE, as in docker")
     verb.add_argument(
         "--platform",
         metavar="OS/ARCH|all",
-        help="load this platform instead of the machine's; 'all' loads every one, and the name goes to this "
+        help="load this platform instead of this machine's; 'all' loads every platform, and gives the name to this "
         "machine's, or else to the last",
     )
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")

@@ -73,9 +73,9 @@ def _verb(
     description: str,
 ) -> argparse.ArgumentParser:
     verb = new_verb(verbs, name, summary, examples, run, description)
-    verb.add_argument("--list", action="store_true", help="list their names")
+    verb.add_argument("--list", action="store_true", help="list the names")
     verb.add_argument("--json", action="store_true", help="with --list: one JSON object per line")
-    verb.add_argument("--front", choices=FRONTS, help="which front serves the mounts (default: auto)")
+    verb.add_argument("--front", choices=FRONTS, help="front that serves the mounts (default: auto)")
     return verb
 
 
