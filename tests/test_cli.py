@@ -135,7 +135,7 @@ def test_missing_libfuse_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     if problem := why_no_mounts():
         pytest.skip(problem)
     monkeypatch.setattr(syscalls, "has_library", lambda name: False)
-    with pytest.raises(MountError, match=r"no libfuse 2.*install the package libfuse2"):
+    with pytest.raises(MountError, match=r"libfuse 2 is not installed.*install the package libfuse2"):
         select.front("fusepy")
     assert select.front("auto")[0] == "kernel"
 

@@ -453,7 +453,7 @@ def test_without_namespaces_the_command_does_not_run(place: Place) -> None:
         "sys.exit(guarded('explain', lambda: Sandbox(place, place, place).run(['touch', sys.argv[1] + '/ran'])))"
     )
     done = run("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", sys.executable, "-c", code, place.view)
-    fails(done, "no sandbox can be made", "Operation not permitted", "permission to create namespaces")
+    fails(done, "cannot create a sandbox", "Operation not permitted", "permission to create namespaces")
     assert not (place.view / "ran").exists()
 
 

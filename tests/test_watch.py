@@ -346,7 +346,7 @@ def test_nobody_but_its_user_and_root_is_answered(served: tuple[Overlay, Path]) 
 def test_what_is_no_request_is_answered_so(served: tuple[Overlay, Path], line: bytes) -> None:
     with Connection(served[1], "view") as connection:
         connection._socket.sendall(line)
-        assert "not a request" in json.loads(connection._socket.recv(1000))["error"]
+        assert "not a valid request" in json.loads(connection._socket.recv(1000))["error"]
         assert connection.which(b"/motd")
 
 
