@@ -262,7 +262,7 @@ def test_read_only_filesystem_is_refused(place: Path, refused: Refused, mount: M
     mount("tmpfs", "other", flags=syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
     error = refused(stack(place, upper="other/upper", work="other/work"))
     reason = os.strerror(errno.EROFS)
-    assert error.problem == f"workdir {where / 'work'}: cannot make a directory there: {reason}"
+    assert error.problem == f"workdir {where / 'work'}: cannot create a directory there: {reason}"
     assert error.remedy == "upper and work must be writable"
 
 
