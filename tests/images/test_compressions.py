@@ -80,7 +80,7 @@ def test_an_archive_may_be_compressed_with_bzip2(store: Store) -> None:
 
 
 def test_a_layer_of_nothing_in_bzip2_is_not_taken_for_a_tar(store: Store) -> None:
-    with pytest.raises(ImageError, match="is not what its diff ID"):
+    with pytest.raises(ImageError, match="does not match its diff ID"):
         loaded(store, stored_layer(bz2.compress(b"")))
 
 
