@@ -23,8 +23,8 @@ class Difference(enum.Enum):
     """How two objects at one path differ."""
 
     NONE = "the same"
-    METADATA = "the same data, other metadata"
-    CONTENT = "other data, or another kind of file"
+    METADATA = "same data, different metadata"
+    CONTENT = "different data or file type"
 
 
 def difference(place: Place, old: int, new: int) -> Difference:

@@ -58,7 +58,7 @@ def unreadable(label: str, path: bytes, error: OSError) -> ImageError:
     """Return the error for a path of a layer that cannot be read."""
     return ImageError(
         f"{label}: '/{printable(path)}' cannot be read: {error.strerror}",
-        "read the layers as root, or as the user who built them",
+        "run this as root, or as the user who built the layers",
     )
 
 
@@ -72,7 +72,7 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
             try:
                 fd = os.open(directory, _DIRECTORY)
             except OSError as error:
-                raise ImageError(f"{label}: {error.strerror}", "give the directories that were built") from None
+                raise ImageError(f"{label}: {error.strerror}", "name the directories that were built") from None
             stack.callback(os.close, fd)
             found.append((label, fd))
         yield found

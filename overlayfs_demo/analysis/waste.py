@@ -75,7 +75,7 @@ def analyse(
     titles as directories, and as many recipes if there are any.
     """
     if len(titles) != len(directories) or len(recipes) not in (0, len(directories)):
-        raise ValueError("there must be a title, and a recipe or none, for each layer")
+        raise ValueError("each layer needs a title, and a recipe or None")
     with ExitStack() as stack:
         roots = stack.enter_context(opened(directories))
         same = stack.enter_context(same_data()) if duplicates else None

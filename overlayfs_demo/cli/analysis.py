@@ -52,7 +52,7 @@ def _limit(word: str) -> tuple[float, bool]:
     except ValueError:
         number = -1
     if number < 0:
-        raise argparse.ArgumentTypeError("say a share, as in 10%, or a number of bytes")
+        raise argparse.ArgumentTypeError("use a percentage such as 10%, or a number of bytes")
     return number, word.endswith("%")
 
 
@@ -114,14 +114,14 @@ def _summary(image: StoredImage, analysis: Analysis) -> str:
     repeated = [(size, number - 1) for size, number in seen if number > 1]
     lines = [
         f"{printable(image.title)} ships {human_size(analysis.shipped)} of files: "
-        f"{human_size(analysis.live)} are seen, "
-        f"{human_size(analysis.wasted)}{_share(analysis)} are hidden by later layers.",
+        f"{human_size(analysis.live)} visible, "
+        f"{human_size(analysis.wasted)}{_share(analysis)} hidden by later layers.",
         f"dive's efficiency score: {percentage(analysis.dive_score, 1, digits=2)}",
     ]
     if repeated:
         copies, files = sum(size * number for size, number in repeated), plural(len(repeated), "file")
         lines.append(
-            f"Not counted as waste: {human_size(copies)} in {files} whose data is seen in the image more than once."
+            f"Not counted as waste: {human_size(copies)} in {files} whose data appears in the image more than once."
         )
     return "".join(line + "\n" for line in lines)
 
@@ -142,7 +142,7 @@ def _put_hidden(analysis: Analysis, most: int | None) -> None:
     put("\n")
     put_table(Table(("WASTED", "SHIPPED BY", "HIDDEN BY", "FILE"), rows, _WASTE))
     if left := len(hidden) - len(rows):
-        put(f"... and {left} more, see --all\n")
+        put(f"... and {left} more (use --all to show them)\n")
 
 
 def _analysis_json(image: StoredImage, analysis: Analysis) -> dict[str, object]:

@@ -36,7 +36,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs, "create", "create a container from an image, and mount it", "create app:1.0 --name c1", _create
     )
     verb.add_argument("image", metavar="IMAGE")
-    verb.add_argument("--name", metavar="C", help="its name (default: a random one)")
+    verb.add_argument("--name", metavar="C", help="container name (default: a random one)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
     verb.add_argument(
         "-o",
@@ -44,8 +44,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="mount options of mount(8), also used by 'start'. With --at, where others may enter, nosuid and nodev "
-        "apply unless you say suid or dev",
+        help="mount(8) options, also used by 'start'. With --at, where other users may enter, nosuid and nodev "
+        "apply unless you add suid or dev",
     )
     verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
@@ -59,7 +59,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         _diff,
     )
     verb.add_argument(
-        "first", metavar="C|IMAGE[@N]", help="a container; or an image, of which @N takes only the N lowest layers"
+        "first", metavar="C|IMAGE[@N]", help="a container, or an image; @N takes only its N lowest layers"
     )
     verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare it with")
     verb.add_argument(
@@ -72,21 +72,23 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
     verb.add_argument("--author", "-a", default="", metavar="WHO", help="the author that inspect shows")
     add_json(verb)
-    verb = add_verb(verbs, "export", "write a container's tree to a tar", "export c1 -o rootfs.tar", _export)
+    verb = add_verb(
+        verbs, "export", "write a container's file tree to a tar archive", "export c1 -o rootfs.tar", _export
+    )
     verb.add_argument("container", metavar="C")
     add_output(verb)
     _add_running_verbs(verbs)
 
 
 def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    verb = add_verb(verbs, "stop", "unmount containers, keeping what they changed", "stop c1", _stop)
+    verb = add_verb(verbs, "stop", "unmount containers and keep their changes", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
     add_json(verb)
     verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
     add_json(verb)
-    verb = add_verb(verbs, "rm", "remove containers and what they changed", "rm c1", _rm)
+    verb = add_verb(verbs, "rm", "remove containers and their changes", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
     add_json(verb)
@@ -262,7 +264,8 @@ def _shell(arguments: argparse.Namespace) -> int:
     command = arguments.command or ["/bin/sh"]
     if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
         raise MountError(
-            f"container '{container.name}' has no {printable(command[0])}", "name a program that its image has"
+            f"container '{container.name}' has no program {printable(command[0])}",
+            "choose a program that its image contains",
         )
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
     if os.geteuid() != 0:

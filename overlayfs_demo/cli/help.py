@@ -17,24 +17,23 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs,
         "completion",
-        "print what a shell needs to complete our words",
+        "print the completion script for a shell",
         f"source <({PROGRAM} completion bash)\n{PROGRAM} completion fish | source",
         lambda arguments: _print(script(arguments.shell)),
     )
-    verb.add_argument("shell", choices=SHELLS, help="which shell reads it")
+    verb.add_argument("shell", choices=SHELLS, help="the shell that reads it")
     verb = new_verb(
         verbs,
         "manual",
-        "print the manual page, or a document",
+        "print the manual page or a document",
         f"{PROGRAM} manual | man -l -\n{PROGRAM} manual --list\n{PROGRAM} manual differences\n"
         f"{PROGRAM} manual architecture | less",
         _manual,
-        "Print the manual page, in man(7)'s language, or a document: formatted on a terminal, and in a pipe as the "
-        "Markdown that it is.",
+        "Print the manual page as man(7) source, or a document: formatted on a terminal, plain Markdown in a pipe.",
     )
     topics = documents.topics()
     verb.add_argument(
-        "topic", nargs="?", choices=topics, metavar="TOPIC", help=f"a document instead: {', '.join(topics)}"
+        "topic", nargs="?", choices=topics, metavar="TOPIC", help=f"print this document instead: {', '.join(topics)}"
     )
     verb.add_argument("--list", action="store_true", help="list the documents")
 

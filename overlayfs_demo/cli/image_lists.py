@@ -28,7 +28,7 @@ from overlayfs_demo.ui.text import human_size
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
     verb = add_verb(verbs, "images", "list images", "images app", _images)
-    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only the images of this name")
+    verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only images with this name")
     _add_format(verb)
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
     verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
@@ -46,7 +46,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb = add_verb(verbs, "layers", "list every stored layer and the images that use it", "layers", _layers)
     _add_format(verb)
-    verb = add_verb(verbs, "df", "show how much space images take and share", "df", _df)
+    verb = add_verb(verbs, "df", "show how much space images use and share", "df", _df)
     add_json(verb)
 
 
@@ -57,7 +57,7 @@ def _add_format(verb: argparse.ArgumentParser) -> None:
 
 def _truth(word: str) -> bool:
     if word not in ("true", "false"):
-        raise argparse.ArgumentTypeError("say true or false")
+        raise argparse.ArgumentTypeError("use true or false")
     return word == "true"
 
 
@@ -228,11 +228,11 @@ def _df(arguments: argparse.Namespace) -> int:
     told, used = [], stored - unused
     if listed > used:
         told.append(
-            f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer that several "
-            "images have is stored once."
+            f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer "
+            "shared by several images is stored once."
         )
     if unused:
-        told.append(f"{human_size(unused)} is stored in layers that no image uses: 'prune' removes them.")
+        told.append(f"{human_size(unused)} is in layers that no image uses: 'prune' removes them.")
     if told:
         put("\n" + "".join(line + "\n" for line in told))
     return 0

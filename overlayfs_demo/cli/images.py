@@ -30,19 +30,19 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "archive",
         nargs="?",
         metavar="FILE",
-        help="an archive written by docker save, podman save or skopeo; a directory with one unpacked (an OCI layout, "
-        "skopeo's dir:); or - for standard input (the default)",
+        help="an archive from docker save, podman save or skopeo, a directory with an unpacked one (an OCI layout, "
+        "skopeo's dir:), or - for standard input (the default)",
     )
-    verb.add_argument("--input", "-i", metavar="FILE", help="the same FILE, as docker takes it")
+    verb.add_argument("--input", "-i", metavar="FILE", help="the same as FILE, as in docker")
     verb.add_argument(
         "--platform",
         metavar="OS/ARCH|all",
-        help="load this platform instead of the machine's; 'all' loads every one, and the name goes to this "
+        help="load this platform instead of this machine's; 'all' loads every platform, and gives the name to this "
         "machine's, or else to the last",
     )
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     add_json(verb)
-    verb = add_verb(verbs, "import", "create an image from the tar of a tree", "import rootfs.tar app:flat", _import)
+    verb = add_verb(verbs, "import", "create an image from a tar of a file tree", "import rootfs.tar app:flat", _import)
     verb.add_argument("archive", metavar="FILE", help="a tar as docker export writes it, or - for standard input")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     add_json(verb)
@@ -57,11 +57,11 @@ def _add_other_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "tag", "give an image another name", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")
-    verb = add_verb(verbs, "rmi", "remove names of images, and images without a name", "rmi app:1.0", _rmi)
+    verb = add_verb(verbs, "rmi", "remove image names, and images left without a name", "rmi app:1.0", _rmi)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument("--force", "-f", action="store_true", help="remove an image by ID even if it has several names")
     add_json(verb)
-    verb = add_verb(verbs, "prune", "remove what nothing uses", "prune --all", _prune)
+    verb = add_verb(verbs, "prune", "remove unused images and layers", "prune --all", _prune)
     verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
     add_json(verb)
 
@@ -82,7 +82,7 @@ def _source(word: str) -> Path | BinaryIO:
 
 def _load(arguments: argparse.Namespace) -> int:
     if None not in (arguments.archive, arguments.input):
-        raise UsageError("two archives are given", "name one")
+        raise UsageError("two archives were given", "name one")
     archive = arguments.input if arguments.archive is None else arguments.archive
     every = arguments.platform == "all"
     platform = Platform.parse(arguments.platform) if arguments.platform and not every else None
@@ -141,7 +141,7 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
     if not quiet and loaded.skipped:
         saved = human_size(sum(layer.size for layer in loaded.skipped))
         layers = f"{len(loaded.skipped)} of {plural(len(image.layers), 'layer')}"
-        put(f"Already here, and stored once: {layers} ({saved})\n")
+        put(f"Already stored: {layers} ({saved})\n")
     for name in loaded.names:
         put(f"Loaded image: {name}{suffix}\n")
     if not loaded.names:
@@ -151,15 +151,12 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
 
 def _taken(loaded: Loaded) -> list[str]:
     """Return a sentence for each name that another image lost to this one."""
-    return [
-        f"The name {name} stood for {before.short} before, which is now without it"
-        for name, before in loaded.displaced.items()
-    ]
+    return [f"Moved the name {name} from image {before.short} to this one" for name, before in loaded.displaced.items()]
 
 
 def _note_left_out(loaded: Loaded) -> None:
     for reason, count in sorted(loaded.left_out.items()):
-        note(f"note: left out in {plural(count, 'member')}: {reason}")
+        note(f"note: skipped in {plural(count, 'member')}: {reason}")
 
 
 # --- getting images out ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ _HELP_COLUMN = 28
 _WIDTH = 88
 
 _FRAME = """\
-Mount a stack of layers as one tree, and return when it answers.
+Mount a stack of layers as one tree, and return when the view is ready.
 
 options (-o, comma-separated; a comma in a path is written '\\,'):
 {options}

@@ -28,7 +28,7 @@ _MOST_LINKS = 40
 def add_output(verb: argparse.ArgumentParser, *, required: bool = False) -> None:
     """Give the verb the option --output, whose value `output` takes."""
     default = "" if required else " (default: stdout)"
-    verb.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=f"where to{default}")
+    verb.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=f"output file{default}")
 
 
 @contextmanager
@@ -54,7 +54,9 @@ def output(path: Path | None) -> Iterator[BinaryIO]:
 
 def _refuse_terminal(stream: BinaryIO) -> None:
     if stream.isatty():
-        raise UsageError("an archive is not written to a terminal", "name a file with --output, or redirect it")
+        raise UsageError(
+            "refusing to write an archive to a terminal", "name a file with --output, or redirect the output"
+        )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
-    verb.add_argument("--front", choices=FRONTS, help="how to speak to the kernel (default: auto)")
+    verb.add_argument("--front", choices=FRONTS, help="how to talk to the kernel (default: auto)")
     verb.add_argument("--foreground", "-f", action="store_true", help="serve in this process until unmounted")
     verb.add_argument("--trace", action="store_true", help="with --foreground: report each change in a sentence")
     verb.add_argument("mountpoint", metavar="MOUNTPOINT")
@@ -36,7 +36,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "unmount a view",
         f"{PROGRAM} umount merged",
         _umount,
-        "Unmount a view; if it is busy, say who uses it.",
+        "Unmount a view. If it is busy, show which processes use it.",
     )
     verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
     verb.add_argument("mountpoint", metavar="MOUNTPOINT")

@@ -33,15 +33,17 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "report every change in a view as it happens",
         f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
         _watch,
-        "Tell of each change in a view, as it happens, until it is unmounted. A terminal shows the stack"
-        " of layers, too; a pipe gets a sentence a line.",
+        "Report every change in a view as it happens, until it is unmounted. A terminal also shows the stack of "
+        "layers; a pipe gets one sentence per line.",
     )
-    verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="or any path in it")
+    verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="the view, or any path in it")
     verb.add_argument("--json", action="store_true", help="one JSON object per line; repeated writes are not joined")
     verb.add_argument("--plain", action="store_true", help="print plain sentences on a terminal too")
     actions = ", ".join(action.value for action in Action)
-    verb.add_argument("--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"of these: {actions}")
-    verb.add_argument("--path", metavar="GLOB", help="only paths in the view that match; * also matches /")
+    verb.add_argument(
+        "--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"report only these actions: {actions}"
+    )
+    verb.add_argument("--path", metavar="GLOB", help="report only matching paths in the view; * also matches /")
 
 
 def _actions(words: str) -> frozenset[str]:
@@ -80,7 +82,7 @@ def _layers(connection: Connection, place: registry.Place) -> list[LayerFacts]:
         return told(statement.layer for statement in connection.which(b"/").statements)
     record = registry.find_record(place.mountpoint)
     if record is None:
-        raise MountError(f"{place.mountpoint} was unmounted meanwhile", "mount it again")
+        raise MountError(f"{place.mountpoint} was unmounted in the meantime", "mount it again")
     return unwalked(record)
 
 
@@ -142,7 +144,7 @@ def _note_counters(asked: Mapping[str, int]) -> None:
     On stdout a pipe gets one line for each change and nothing else, so that `| wc -l` counts them.
     """
     if words := counted(asked):
-        note(f"meanwhile the mount answered {words}")
+        note(f"requests answered: {words}")
 
 
 def _is_wanted(update: Update, only: frozenset[str] | None, glob: str | None) -> bool:

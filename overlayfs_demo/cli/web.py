@@ -33,10 +33,14 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")
     verb.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine)"
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine)"
     )
     verb.add_argument(
-        "--port", type=_port, default=_PORT, metavar="N", help=f"which port (default: {_PORT}; 0 takes any free one)"
+        "--port",
+        type=_port,
+        default=_PORT,
+        metavar="N",
+        help=f"port to listen on (default: {_PORT}; 0 picks a free one)",
     )
     verb.add_argument(
         "--no-token",
@@ -56,7 +60,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def _port(word: str) -> int:
     if not word.isdigit() or int(word) > 65535:
-        raise argparse.ArgumentTypeError("say a number from 0 to 65535")
+        raise argparse.ArgumentTypeError("use a number from 0 to 65535")
     return int(word)
 
 
@@ -135,12 +139,12 @@ def _view(path: str) -> tuple[registry.Record, Path] | None:
     mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(path), follow=True)
     if owner != os.geteuid():
         raise MountError(
-            f"{printable(mountpoint)} was mounted by user {owner}, whose layers only they may serve",
-            "run this as that user, with runuser(1)",
+            f"{printable(mountpoint)} was mounted by user {owner}, and only that user may serve its layers",
+            "run this as that user, for example with runuser(1)",
         )
     record = registry.find_record(mountpoint)
     if record is None:
-        raise MountError(f"{printable(mountpoint)}: its daemon has just ended", "mount it again")
+        raise MountError(f"{printable(mountpoint)}: its daemon has just exited", "mount it again")
     return record, socket
 
 
@@ -160,11 +164,11 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
 
 
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
-    note(f"serving {address} with {printable(arguments.what)}, {until}")
+    note(f"serving {printable(arguments.what)} at {address} {until}")
     if arguments.no_token:
-        note("warning: without a token, whoever reaches this port can read every file of the layers")
+        note("warning: without a token, anyone who reaches this port can read every file of the layers")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":
-        note("outside this virtual machine, such an address works after --host 0.0.0.0")
+        note("to reach the page from outside this virtual machine, use --host 0.0.0.0")
 
 
 # --- report ----------------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ def _report(arguments: argparse.Namespace) -> int:
     with progress() as told:
         analysis = analysis_of(image, told)
         page = model.image_page(image, analysis, time.time())
-        told.step("looking at files", None)
+        told.step("reading files", None)
         with subject.image_subject(store, image) as shown, shown.asking() as ask:
             held = report.embedded(shown, ask)
     with output(arguments.output) as out:

@@ -37,7 +37,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("paths", nargs="+", metavar="PATH")
     verb.add_argument("--image", metavar="IMAGE", help="look in this image instead of a mounted view")
     verb.add_argument(
-        "-l", dest="long", action="store_true", help="list a directory as ls -l does, with the layers of each name"
+        "-l", dest="long", action="store_true", help="list a directory like ls -l, with the layers of each name"
     )
     add_json(verb)
 

@@ -60,7 +60,7 @@ def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
         base = tempfile.mkdtemp(prefix=b"explain-", dir=work)
     except OSError as error:
         raise MountError(
-            f"workdir {os.fsdecode(work)}: {error.strerror}", "it takes a directory for the trial there"
+            f"workdir {os.fsdecode(work)}: {error.strerror}", "the dry run needs a directory there"
         ) from error
     server = _Server(base, options)
     try:
@@ -99,7 +99,7 @@ class _Server:
         os.close(held)
         said = os.read(self._answers, 4096)
         if said != _READY:
-            raise MountError(os.fsdecode(said).strip() or "the trial's view could not be mounted")
+            raise MountError(os.fsdecode(said).strip() or "the view for the dry run could not be mounted")
         self._is_ready = True
 
     def finish(self) -> list[Effect]:
@@ -133,7 +133,7 @@ class _Server:
             os.write(answers, os.fsencode(str(error)))
             return 1
         except Exception:  # noqa: BLE001 - a child must not go on as its parent
-            _log.exception("the trial failed")
+            _log.exception("the dry run failed")
             return 1
         with os.fdopen(answers, "wb") as out:
             out.write(told)

@@ -94,7 +94,7 @@ def _ask_fusermount(view: View) -> int:
             raise MountError(os.fsdecode(done.stderr).strip() or "fusermount3 failed")
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     if not descriptors:
-        raise MountError("fusermount3 sent no device")
+        raise MountError("fusermount3 did not send a device")
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
 

@@ -29,7 +29,7 @@ def front(wanted: str) -> tuple[str, Front]:
         return "kernel", KernelFront()
     if not libc.has_library("fuse"):
         why = f"; nor can the kernel front: {problem}" if problem else ""
-        raise MountError(f"the fusepy front cannot be used: there is no libfuse 2{why}", LIBFUSE_REMEDY)
+        raise MountError(f"the fusepy front cannot be used: libfuse 2 is not installed{why}", LIBFUSE_REMEDY)
     # Imported only here, because fusepy loads libfuse 2 on import, and the kernel front must work without it.
     from overlayfs_demo.fronts.fusepy.callbacks import FusepyFront
 

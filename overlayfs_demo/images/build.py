@@ -69,7 +69,7 @@ def build_layers(
     with _output(outdir) as out_fd, open_archive(archive_path, scratch=outdir) as archive:
         image = select_image(archive, name, platform)
         if not image.layers:
-            raise ImageError(f"{archive.label}: the image has no layers", "there is nothing to build of it")
+            raise ImageError(f"{archive.label}: the image has no layers", "there is nothing to build")
         work = _Build(archive, image, outdir, out_fd, userxattr if userxattr is not None else not root, root, mode)
         return work.run()
 
@@ -123,7 +123,11 @@ class _Build:
         found = self._record.get(name)
         if found is not None and found.same_layer(wanted) and stat.S_ISDIR(status.st_mode):
             return found
-        why = "was built on other layers or for another kind of mount" if found else "was not built by this program"
+        why = (
+            "was built on different layers or for a different kind of mount"
+            if found
+            else "was not built by this program"
+        )
         raise ImageError(
             f"{printable(str(self._outdir / name))} is in the way: it {why}", "remove it, or choose another directory"
         )
@@ -221,7 +225,7 @@ def _lock(fd: int, outdir: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ImageError(
-            f"{printable(str(outdir))} is in use by another run of this program", "wait for it to end"
+            f"{printable(str(outdir))} is in use by another run of this program", "wait for it to finish"
         ) from None
 
 

@@ -101,7 +101,7 @@ class GraphDriver:
 def image_id(image: Image) -> Digest:
     """Return the image ID, the digest of the config. Raises ImageError for a flat tree, which has no config."""
     if not image.config:
-        raise ImageError("a flat tree is not an image: it has no config", "make it one with docker import")
+        raise ImageError("a flat tree is not an image: it has no config", "turn it into one with docker import")
     return Digest.of(image.config)
 
 
@@ -131,7 +131,7 @@ def history_rows(image: Image, layers: Sequence[LayerFacts], every_layer: bool =
         names, size = None, 0
         if not step.empty_layer:
             if used == len(named):
-                raise ImageError(f"{where}: made a layer, but the image has only {used}", "export the image again")
+                raise ImageError(f"{where}: creates a layer, but the image has only {used}", "export the image again")
             names, size = named[used]
             used += 1
         seconds, _ = read_time(step.created, where)

@@ -95,7 +95,7 @@ class _Writer:
         for member in found.members():
             if member.name.startswith(IMAGE_WHITEOUT_PREFIX):
                 raise ImageError(
-                    f"'/{printable(path + member.name)}' cannot be in a layer, where names with '.wh.' delete others",
+                    f"'/{printable(path + member.name)}' cannot be in a layer, where names with '.wh.' mean deletions",
                     "rename it",
                 )
             self._member(path + member.name, member.node, member.attrs)

@@ -165,7 +165,7 @@ class LayerTree:
             elif stat.S_ISLNK(status.st_mode):
                 links += 1
                 if links > _MOST_LINKS:
-                    raise BlockedError(child, "a symbolic link that leads round in a circle or is one of too many")
+                    raise BlockedError(child, "a symbolic link in a loop or in a chain that is too long")
                 target = os.readlink(part, dir_fd=self.directory(at))
                 if target.startswith(b"/"):
                     at = b""

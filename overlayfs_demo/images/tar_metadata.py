@@ -67,7 +67,7 @@ def clean_path(name: str) -> bytes:
     """
     parts = _parts(name)
     if b".." in parts:
-        raise MemberError("climbs out of the layer through '..'")
+        raise MemberError("leaves the layer through '..'")
     return _joined(parts, "")
 
 
@@ -79,7 +79,7 @@ def _parts(name: str) -> list[bytes]:
 def _joined(parts: Sequence[bytes], verb: str) -> bytes:
     path = b"/".join(parts)
     if len(path) > LONGEST_PATH or b"\0" in path:
-        raise MemberError(f"{verb}is not a name that a file can have")
+        raise MemberError(f"{verb}is not a valid file name")
     return path
 
 
@@ -126,7 +126,7 @@ class Metadata:
         try:
             attributes.apply(given, place, self._may_lose)
         except OverflowError:
-            raise MemberError("has a time that no file can have") from None
+            raise MemberError("has an invalid time") from None
 
     def _may_lose(self, name: str | bytes, error: OSError) -> bool:
         """Count an attribute that cannot be set here. Return False if the error is another one."""
@@ -146,14 +146,14 @@ def _xattrs(info: tarfile.TarInfo) -> Iterator[tuple[bytes, bytes]]:
         if name.startswith(_FORGED_XATTRS):
             continue
         if b"\0" in name:
-            raise MemberError(f"has an attribute with a name that none can have: '{printable(name)}'")
+            raise MemberError(f"has an attribute with an invalid name: '{printable(name)}'")
         yield name, value.encode("utf-8", "surrogateescape")
 
 
 def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
     """Return the owner's uid and gid. Raises MemberError for numbers that chown(2) does not accept."""
     if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
-        raise MemberError(f"has no such owner: {info.uid}:{info.gid}")
+        raise MemberError(f"has an invalid owner: {info.uid}:{info.gid}")
     return info.uid, info.gid
 
 
@@ -164,7 +164,7 @@ def _times(info: tarfile.TarInfo) -> tuple[int, int]:
         return int(info.mtime) * 10**9, int(info.mtime) * 10**9
     whole, _, fraction = text.removeprefix("-").partition(".")
     if not (whole + fraction).isdecimal() or not text.isascii() or len(text) > 40:
-        raise MemberError(f"has no such time: '{printable(text)}'")
+        raise MemberError(f"has an invalid time: '{printable(text)}'")
     nanoseconds = int(whole or "0") * 10**9 + int(fraction[:9].ljust(9, "0"))
     if text.startswith("-"):
         nanoseconds = -nanoseconds

@@ -45,7 +45,7 @@ def _report(subject: str, used: Written, *, is_refused: bool) -> None:
     problem = f"{subject} is in use as {used.role} {os.fsdecode(used.path)} of the mount on {used.mountpoint}"
     if is_refused:
         raise MountError(problem, "unmount that first; for a lower layer, index=off makes it a warning")
-    _log.warning("%s: what is seen through both is undefined", problem)
+    _log.warning("%s: what both mounts show is undefined", problem)
 
 
 def _ours() -> Iterator[Written]:

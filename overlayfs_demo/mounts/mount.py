@@ -145,7 +145,7 @@ def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
     try:
         return built_titles(lowers)
     except (ImageError, OSError) as error:
-        _log.warning("what made the layers cannot be told: %s", error)
+        _log.warning("cannot read what made the layers: %s", error)
         return ()
 
 
@@ -232,7 +232,7 @@ def _lock(path: bytes) -> int:
                 where = f" (mounted on {holder.mountpoint} by process {holder.pid})" if holder else ""
                 raise MountError(
                     f"{os.fsdecode(path)} is in use by another mount{where}",
-                    "unmount that first, or give this mount an upper and work directory of its own",
+                    "unmount that first, or use a separate upper and work directory for this mount",
                 ) from None
             time.sleep(_POLL)
         else:
@@ -319,8 +319,8 @@ def _warn_of_other_lowers(overlay: Overlay, stack: Stack) -> None:
     before, now = overlay.note_stack()
     if before:
         _log.warning(
-            "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
-            "changed there may look odd here",
+            "upperdir %s was last mounted over lowerdir=%s, and is now mounted over lowerdir=%s: its changes may "
+            "not fit these layers",
             os.fsdecode(stack.upper or b""),
             before,
             now,
@@ -366,7 +366,7 @@ def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
     mountpoint = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
     top = _top(os.fsencode(mountpoint))
     if top is None or top.kind != FILESYSTEM_TYPE:
-        remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists what is"
+        remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists the views"
         raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
     with _following(mountpoint) as process:
         try:
@@ -415,15 +415,15 @@ def _await_end(process: _Process, mountpoint: str, number: str) -> None:
     while not daemon.ended(process.descriptor, _LINGERS):
         if holder := _mounted_elsewhere(number):
             _log.warning(
-                "%s is unmounted here, but a mount namespace of its own keeps it for %s: until that ends, its daemon "
-                "(process %s) serves on, and its upper is in use",
+                "%s is unmounted here, but still mounted in the mount namespace of %s: until that process ends, the "
+                "daemon (process %s) keeps running and the upper stays in use",
                 mountpoint,
                 holder,
                 process.pid,
             )
             return
         if time.monotonic() > deadline:
-            raise MountError(f"unmounted, but its daemon (process {process.pid}) does not end")
+            raise MountError(f"unmounted, but its daemon (process {process.pid}) does not exit")
 
 
 def _mounted_elsewhere(number: str) -> str:

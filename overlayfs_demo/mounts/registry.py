@@ -87,7 +87,7 @@ def _file_name(mountpoint: str) -> str:
 
 
 def _read(directory: int, name: str) -> _Noted | None:
-    """Return a record, or None if there is none, perhaps because its daemon has just ended. Raises MountError."""
+    """Return a record, or None if there is none, perhaps because its daemon has just exited. Raises MountError."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
@@ -204,7 +204,7 @@ def place_in_view(path: bytes, *, follow: bool) -> Place:
     found = max(enumerate(above), key=lambda numbered: (len(numbered[1].mountpoint), numbered[0]))[1]
     mountpoint = os.fsdecode(found.mountpoint)
     if found.kind != FILESYSTEM_TYPE:
-        raise MountError(f"{os.fsdecode(path)} does not lie in a view", f"'findmnt -t {FILESYSTEM_TYPE}' lists those")
+        raise MountError(f"{os.fsdecode(path)} is not in a view", f"'findmnt -t {FILESYSTEM_TYPE}' lists the views")
     owner = _owner(found)
     if os.geteuid() not in (0, owner):
         raise MountError(f"{mountpoint} was mounted by user {owner}", "only they and root can ask its daemon")

@@ -33,7 +33,7 @@ class Limits:
         shown = f"'{printable(path)}'"
         if self.most is not None and size > self.most:
             _log.warning(
-                "refused to copy %s up from %s: its %d bytes are over copyup_max=%d: change a smaller file, "
+                "refused to copy up %s from %s: its %d bytes exceed copyup_max=%d:  change a smaller file, "
                 "or mount with a higher copyup_max",
                 shown,
                 layer,
@@ -43,5 +43,5 @@ class Limits:
             upper.emit(Action.REFUSE, path, caller, layer, size, f"copyup_max={self.most}")
             raise failure(errno.EDQUOT, path)
         if self.warn is not None and size > self.warn:
-            _log.warning("copying %s up from %s: its %d bytes are over copyup_warn=%d", shown, layer, size, self.warn)
+            _log.warning("copying up %s from %s: its %d bytes exceed copyup_warn=%d", shown, layer, size, self.warn)
             upper.emit(Action.WARN, path, caller, layer, size, f"copyup_warn={self.warn}")

@@ -261,4 +261,4 @@ class DirOps:
             if not was_in_upper:
                 self._tree.index.note_links(node.place, node.place_name, node.links)
         except OSError as error:
-            _log.warning("the index does not know of a name that was removed: %s", error)
+            _log.warning("cannot note in the index that a name was removed: %s", error)

@@ -87,7 +87,7 @@ class Effect(NamedTuple):
     """One thing that would happen to one path of the view.
 
     `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or a new object), `opaque`, `free`
-    (space in the upper), `create`, `write`, `rename`, `change` (of an object that the upper has already), `refuse`
+    (space in the upper), `create`, `write`, `rename`, `change` (of an object already in the upper), `refuse`
     and `warn`. `size` is the number of bytes copied, hidden, freed or written, `files` the number of hidden files.
     `detail` is `directory` for a directory, the old path of a rename, or the limit for `refuse` and `warn`.
     """

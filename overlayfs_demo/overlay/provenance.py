@@ -50,8 +50,12 @@ class Provenance:
     def why(self) -> str:
         """One sentence that says which layer wins, why, and what is hidden. Names in it may hold any character."""
         hidden = self.hidden
-        tail = f"; what {_and(hidden)} {'has' if len(hidden) == 1 else 'have'} is hidden" if hidden else ""
-        return f"{_verdict(self.statements, self.seen_from)}{tail}."
+        verdict = _verdict(self.statements, self.seen_from)
+        if not hidden:
+            return f"{verdict}."
+        return (
+            f"{verdict}; {f'the one in {hidden[0]} is' if len(hidden) == 1 else f'those in {_and(hidden)} are'} hidden."
+        )
 
 
 def which(tree: Tree, path: bytes) -> Provenance:
@@ -106,17 +110,17 @@ def _origin(tree: Tree, node: Node) -> str:
 
 def _verdict(statements: Sequence[Statement], winners: Sequence[str]) -> str:
     if not winners:
-        return f"Not seen: {_why_not(statements)}"
+        return f"Not visible: {_why_not(statements)}"
     first = next(statement for statement in statements if statement.wins)
     if first.says is Says.METACOPY:
-        data = f", and its data from {winners[1]}" if len(winners) > 1 else "; no layer below has its data"
-        return f"Seen with the owner, mode and times from {winners[0]}{data}"
+        data = f", data from {winners[1]}" if len(winners) > 1 else "; no layer below has the data"
+        return f"Owner, mode and times come from {winners[0]}{data}"
     if len(winners) > 1:
-        return f"Merged from {_and(winners)}, whose names are seen together"
+        return f"Merged from {_and(winners)}, whose entries appear together"
     if first.says in (Says.DIRECTORY, Says.OPAQUE_DIRECTORY):
-        alone = "hides all below" if first.says is Says.OPAQUE_DIRECTORY else "is not merged with another"
-        return f"Seen from {winners[0]}, whose directory {alone}"
-    return f"Seen from {winners[0]}, the topmost layer that has it"
+        alone = "hides everything below it" if first.says is Says.OPAQUE_DIRECTORY else "is not merged with any other"
+        return f"Comes from {winners[0]}, whose directory {alone}"
+    return f"Comes from {winners[0]}, the topmost layer that has it"
 
 
 def _why_not(statements: Sequence[Statement]) -> str:
@@ -125,7 +129,7 @@ def _why_not(statements: Sequence[Statement]) -> str:
             return f"{os.fsdecode(statement.deleted_at)} is deleted in {statement.layer}"
     for statement in statements:
         if statement.hidden_by:
-            return f"{os.fsdecode(statement.hidden_at)} in {statement.hidden_by} hides what is below"
+            return f"{os.fsdecode(statement.hidden_at)} in {statement.hidden_by} hides everything below it"
     return "no layer has it"
 
 

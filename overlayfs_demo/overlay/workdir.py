@@ -32,7 +32,7 @@ def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
         fd = _open_emptied(work, xattrs)
         if not _is_private(fd):
             os.close(fd)
-            raise PermissionError(errno.EPERM, "somebody else replaced this directory while it was made", work)
+            raise PermissionError(errno.EPERM, "someone else replaced this directory while it was being created", work)
     try:
         inherit_nothing(fd)
     except BaseException:
@@ -91,9 +91,7 @@ def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
             os.close(fd)
         os.rmdir(name, dir_fd=work_fd)
     except OSError as error:
-        _log.warning(
-            "'%s' stays in the work directory: it holds what nobody removed: %s", printable(name), error.strerror
-        )
+        _log.warning("'%s' stays in the work directory: it still has contents: %s", printable(name), error.strerror)
 
 
 def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:

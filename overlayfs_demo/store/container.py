@@ -113,7 +113,7 @@ def find_container(store: Store, name: str) -> Container:
     except ImageError as error:
         raise MountError(
             f"the record of container '{name}' is damaged ({error.problem})",
-            f"save what it changed, in 'upper' of {printable(str(directory))}, then remove that directory",
+            f"save its changes from 'upper' in {printable(str(directory))}, then remove that directory",
         ) from None
 
 
@@ -122,5 +122,5 @@ def _instead_of(store: Store, name: str) -> str:
     try:
         store.identify(name)
     except ImageError:
-        return "'overlayfs-demo ps' lists what there is"
-    return "that is an image: 'create' makes a container of it, and 'diff IMAGE IMAGE' compares two"
+        return "'overlayfs-demo ps' lists the containers"
+    return "that is an image: 'create' makes a container from it, and 'diff IMAGE IMAGE' compares two images"

@@ -118,7 +118,9 @@ class Containers:
         with self._store.writing():
             self._root.mkdir(mode=0o700, exist_ok=True)
             if directory.exists():
-                raise MountError(f"there is a container '{name}' already", "choose another --name, or 'rm' that one")
+                raise MountError(
+                    f"container '{name}' already exists", "choose another --name, or remove that container with 'rm'"
+                )
             staged = self._store.tmp / name
             for directory_name in ("", "upper", "work", MERGED):
                 (staged / directory_name).mkdir(mode=0o755)
@@ -136,7 +138,7 @@ class Containers:
     def start(self, container: Container, front: str = "auto") -> None:
         """Mount the container. Raises MountError."""
         if record_of(container) is not None:
-            raise MountError(f"container '{container.name}' is mounted already", f"on {container.mountpoint}")
+            raise MountError(f"container '{container.name}' is already mounted", f"on {container.mountpoint}")
         options = MountOptions(self.stack(container), front, _flags(container), source=container.name)
         mount.mount(os.fsencode(container.mountpoint), options)
 
@@ -226,5 +228,7 @@ class Containers:
         for chain_id in reversed(container.chain_ids):
             layer = self._store.layer(chain_id)
             if layer is None:
-                raise MountError(f"container '{container.name}' has lost its layer {chain_id}", "load its image again")
+                raise MountError(
+                    f"container '{container.name}' is missing its layer {chain_id}", "load its image again"
+                )
             yield os.fsencode(layer.directory)

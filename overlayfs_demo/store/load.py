@@ -131,7 +131,7 @@ def _load_candidate(store: Store, archive: Archive, candidate: Candidate, progre
         if not image.config:
             raise ImageError(
                 f"{archive.label} is the tree of a container, not an image",
-                "'overlayfs-demo import' makes an image of it",
+                "'overlayfs-demo import' turns it into an image",
             )
         outcome.add(_Load(store, archive, image, progress).run())
     except (ImageError, OSError) as error:
@@ -205,7 +205,7 @@ class _Load:
             stored = self._store.layer(chain_id)
             title = f"layer {number} of {total} ({layer.diff_id.short})"
             if stored is not None:
-                self._progress.step(f"{title} is here already", 0)
+                self._progress.step(f"{title} is already stored", 0)
                 self._require_usable(stored)
                 skipped.append(stored)
                 below.append(stored.directory)

@@ -45,7 +45,7 @@ def read_sound_names(path: Path, problems: list[ImageError]) -> Names:
 
 def _damaged(error: ImageError, remedy: str) -> ImageError:
     return ImageError(
-        f"the names of images are damaged ({error.problem})",
+        f"the list of image names is damaged ({error.problem})",
         f"{remedy}: the images stay, and 'overlayfs-demo tag' names them again",
     )
 

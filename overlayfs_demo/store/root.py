@@ -44,9 +44,9 @@ def create(root: Path) -> None:
         if version == VERSION:
             return
         if version is not None and not VERSION.startswith(version):
-            raise ImageError(f"{printable(str(root))} is a store of another version", "choose another --store")
+            raise ImageError(f"{printable(str(root))} is a store of a different version", "choose another --store")
         if set(os.listdir(fd)) - {_VERSION_FILE}:
-            raise ImageError(f"{printable(str(root))} is not a store, and not empty", "choose another --store")
+            raise ImageError(f"{printable(str(root))} is not empty and not a store", "choose another --store")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(_VERSION_FILE, flags, 0o644, dir_fd=fd), "wb") as file:
             file.write(VERSION)

@@ -128,7 +128,7 @@ class _Archive:
         finally:
             os.close(root_fd)
         if hasher.hexdigest() != layer.diff_id.encoded:
-            raise ImageError(f"{label} is no longer what was loaded: {layer.directory}", "load its image again")
+            raise ImageError(f"{label} has changed since it was loaded: {layer.directory}", "load its image again")
 
     def end(self) -> None:
         self._out.write(bytes(2 * tarfile.BLOCKSIZE))

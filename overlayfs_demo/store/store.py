@@ -75,7 +75,7 @@ class Store:
         except OSError as error:
             raise ImageError(
                 f"the store {printable(str(self.root))}: {error.strerror}",
-                "name a directory of yours with --store or OVERLAYFS_DEMO_STORE",
+                "use --store or OVERLAYFS_DEMO_STORE to name a directory that you own",
             ) from None
 
     def _require_own(self) -> None:
@@ -160,7 +160,7 @@ class Store:
         except (ImageError, OSError) as error:
             raise ImageError(
                 f"the record of layer {chain_id.short} is damaged ({_words(error)})",
-                "remove the images that have it with 'overlayfs-demo rmi', then load them again",
+                "remove the images that use it with 'overlayfs-demo rmi', then load them again",
             ) from None
 
     def layer_ids(self) -> list[Digest]:
@@ -227,7 +227,7 @@ class Store:
         for chain_id in chain_ids(parsed.diff_ids):
             layer = self.layer(chain_id)
             if layer is None:
-                raise ImageError(f"image {identity.short} has lost its layer {chain_id}", "load it again")
+                raise ImageError(f"image {identity.short} is missing its layer {chain_id}", "load it again")
             layers.append(layer)
         return StoredImage(identity, config, parsed, tuple(layers), names)
 
@@ -236,10 +236,10 @@ class Store:
         try:
             config = read_file(path)
             if Digest.of(config) != identity:
-                raise ImageError("it is not what was loaded")
+                raise ImageError("it has changed since it was loaded")
             return config, check_config(config, str(path))
         except FileNotFoundError:
-            raise ImageError(f"no image {identity}", "'overlayfs-demo images' lists what there is") from None
+            raise ImageError(f"no image {identity}", "'overlayfs-demo images' lists the images") from None
         except ImageError as error:
             raise ImageError(
                 f"the config of image {identity.short} is damaged ({_words(error)})",
@@ -278,7 +278,7 @@ class Store:
                 problems.append(error)
         problems += [
             ImageError(
-                f"the name {name} stands for {identity}, which is not here",
+                f"the name {name} refers to {identity}, which does not exist",
                 f"remove it with 'overlayfs-demo rmi {name}'",
             )
             for identity, given in names.items()
@@ -314,7 +314,7 @@ class Store:
         identities = dict.fromkeys([*_named_by_hash(self._images), *names])
         images = (Named(identity, names.get(identity, ())) for identity in identities)
         try:
-            return find_image(word, images, "", "'overlayfs-demo images' lists what there is")
+            return find_image(word, images, "", "'overlayfs-demo images' lists the images")
         except ImageError:
             if problems:
                 raise problems[0] from None

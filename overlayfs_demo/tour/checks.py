@@ -65,7 +65,7 @@ def absent(path: str) -> Check:
 
 def exactly(where: str, *paths: str) -> Check:
     """Check that a directory holds exactly these paths."""
-    says = f"{where} holds {', '.join(paths)} and nothing else" if paths else f"{where} is empty"
+    says = f"{where} contains {', '.join(paths)} and nothing else" if paths else f"{where} is empty"
     return Check(says, lambda stage: set(stage.tree(where)) == set(paths))
 
 
@@ -73,7 +73,8 @@ def text(path: str, content: str) -> Check:
     """Check that the path is a file with this content."""
     shown = content.strip().replace("\n", " / ")
     return Check(
-        f"{path} says: {shown}", lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content
+        f"{path} contains: {shown}",
+        lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content,
     )
 
 
@@ -85,7 +86,7 @@ def size(path: str, bytes_: int) -> Check:
 def mode(path: str, bits: int) -> Check:
     """Check that the path has these permissions."""
     return Check(
-        f"{path} has the mode {bits:o}",
+        f"{path} has mode {bits:o}",
         lambda stage: stage.path(path).exists() and stat.S_IMODE(stage.path(path).stat().st_mode) == bits,
     )
 
@@ -121,13 +122,13 @@ def one_file(first: str, second: str) -> Check:
 
 def unchanged(where: str) -> Check:
     """Check that a layer is as it was made: names, data, modes, times."""
-    return Check(f"{where} is what it was, to the last byte", lambda stage: stage.tree(where) == stage.before[where])
+    return Check(f"{where} is unchanged, to the last byte", lambda stage: stage.tree(where) == stage.before[where])
 
 
 def printed(*words: str, by: int = -1) -> Check:
     """Check that a command printed all these words. `by` is the command's index, by default that of the last one."""
     says = " and ".join(f'"{word}"' for word in words)
     return Check(
-        f"that printed {says}" if by == -1 else f"command {by + 1} printed {says}",
+        f"the last command printed {says}" if by == -1 else f"command {by + 1} printed {says}",
         lambda stage: all(word in stage.done[by].output for word in words),
     )

@@ -74,7 +74,7 @@ def perform(experiment: Experiment, stage: Stage, put: Put) -> tuple[int, list[s
     Return the number of sentences that were checked, and those that do not hold.
     """
     if reason := experiment.missing(stage):
-        put([(wrapped(f"Left out: {reason}"), "yellow")])
+        put([(wrapped(f"Skipped: {reason}"), "yellow")])
         return 0, []
     experiment.prepare(stage)
     if experiment.layers:
@@ -109,7 +109,7 @@ def _do(command: str | Refused, stage: Stage, put: Put) -> None:
     done = stage.run(typed)
     put([("".join(f"{line}\n" for long in done.output.splitlines() for line in _folded(long)), "")])
     if (done.status != 0) != isinstance(command, Refused):
-        raise OverlayError(f"'{typed}' ended with the status {done.status}", "the tour expects otherwise")
+        raise OverlayError(f"'{typed}' exited with status {done.status}", "the tour expected otherwise")
 
 
 def _folded(line: str) -> list[str]:

@@ -153,7 +153,7 @@ def _output(process: subprocess.Popen[bytes]) -> bytes:
         return process.communicate(timeout=_TIMEOUT)[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        raise OverlayError("a command does not end", f"it had {_TIMEOUT} seconds") from None
+        raise OverlayError("a command did not finish", f"the limit is {_TIMEOUT} seconds") from None
     except BaseException:
         try:
             process.wait(_LAST_WORDS)

@@ -20,7 +20,7 @@ _HEADER_STYLE = "bold"
 # Cells that look the same in every column.
 _WORD_STYLES = {
     **dict.fromkeys(("<missing>", "<none>", "metadata only", "nothing", "Stopped", "-", "0", "0B"), "dim"),
-    "is seen": "green",
+    "visible": "green",
 }
 
 

@@ -69,11 +69,11 @@ class _Drawing:
     def _foot(self) -> RenderableType:
         scene = self._scene
         if not scene.has_keys:
-            return _row("Ctrl-C ends", "dim")
-        keys = f"   f shows: {scene.choice.value}   c clears   q quits"
+            return _row("Ctrl-C to quit", "dim")
+        keys = f"   f show: {scene.choice.value}   c clear   q quit"
         if scene.unseen is None:
-            return _row("p pauses" + keys)
-        return _row("").append(f"paused, {scene.unseen} more", "bold yellow").append("   p goes on" + keys)
+            return _row("p pause" + keys)
+        return _row("").append(f"paused, {scene.unseen} more", "bold yellow").append("   p resume" + keys)
 
     # --- the sentences ---
 

@@ -79,7 +79,7 @@ class Line:
     def words(self, longest: int | None = None) -> str:
         """Return the sentence. Paths longer than `longest` characters are cut in the middle."""
         if self.event is None:
-            return f"{plural(self.missing, 'more event')} came faster than they could be told"
+            return f"{plural(self.missing, 'more event')} came faster than they could be shown"
         return sentence(self.event, self.who, longest)
 
     def joined(self, later: Line) -> Line | None:

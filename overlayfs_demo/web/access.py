@@ -14,8 +14,8 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 _ARGUMENT = "token"
 _HTTP_PORT = "80"
 _REFUSAL = (
-    "This page opens with its token only: use the whole address that 'overlayfs-demo serve' printed when it started,\n"
-    f"http://.../?{_ARGUMENT}=... It is another one each time.\n"
+    "This page needs its token: use the full address that 'overlayfs-demo serve' printed when it started,\n"
+    f"http://.../?{_ARGUMENT}=... The token is different each time.\n"
 )
 
 

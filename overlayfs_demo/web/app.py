@@ -115,13 +115,13 @@ class _Routes:
     def upper(self, _request: Request) -> Response:
         upper = next((layer for layer in self._served.subject.layers if layer.key == UPPER), None)
         if upper is None:
-            raise FileNotFoundError("there is no upper here")
+            raise FileNotFoundError("this view has no upper")
         return HTMLResponse(html("upper.html", upper=upper_content(upper.directory)))
 
     async def events(self, _request: Request) -> Response:
         view = self._served.view
         if view is None:
-            return PlainTextResponse("nothing happens in an image", 404)
+            return PlainTextResponse("an image has no events", 404)
         if self._threads.available_tokens < 1:
             return PlainTextResponse(f"{live.MOST_PAGES} pages are open: close one", 503)
         stream = live.Stream(self._served.subject, view.mountpoint, view.socket, self._threads, self._served.stopping)

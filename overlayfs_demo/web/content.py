@@ -112,12 +112,12 @@ def _version(layer: LayerRoot, statement: Statement) -> Version:
     size = statement.size or 0
     text, note, lines = "", "", None
     if statement.says is Says.METACOPY:
-        note = "Owner, mode and times only: its data is in a layer below."
+        note = "Owner, mode and times only; the data is in a layer below."
     else:
         try:
             data = _read(layer, statement.stored_at, MOST_TEXT)
         except OSError as error:
-            note = f"It cannot be read: {error.strerror}."
+            note = f"Cannot be read: {error.strerror}."
         else:
             text, note, lines = _shown(data, size)
     return Version(layer.key, layer.name, human_size(size), statement.wins, text, note, lines)
@@ -136,12 +136,12 @@ def _shown(data: bytes, size: int) -> tuple[str, str, tuple[str, ...] | None]:
     # The end may be in the middle of a character.
     lines = text_lines(data) if whole else text_lines(data[: data.rfind(b"\n") + 1] or data)
     if lines is None:
-        beginning = f", of which the first {_DUMPED} are shown" if size > _DUMPED else ""
-        return _dump(data[:_DUMPED]), f"No text: {plural(size, 'byte')}{beginning}.", None
+        beginning = f", the first {_DUMPED} are shown" if size > _DUMPED else ""
+        return _dump(data[:_DUMPED]), f"Not text: {plural(size, 'byte')}{beginning}.", None
     safe = tuple(map(_plain, lines))
     if whole:
-        return "".join(safe), "" if size else "An empty file.", safe
-    return "".join(safe), f"Only the beginning is shown, of {human_size(size)}.", None
+        return "".join(safe), "" if size else "Empty file.", safe
+    return "".join(safe), f"Only the beginning of {human_size(size)} is shown.", None
 
 
 def _plain(line: str) -> str:
@@ -162,7 +162,7 @@ def _dump(data: bytes) -> str:
 def _compared(old: Version, new: Version) -> Comparison:
     if old.lines is None or new.lines is None:
         same = old.text == new.text and old.size == new.size
-        note = "They cannot be compared line by line." if not same else "What is shown of them is the same."
+        note = "These versions cannot be compared line by line." if not same else "The parts shown are the same."
         return Comparison(old.name, new.name, (), note)
     lines = [(_DIFF_CLASSES.get(line[0], ""), line) for line in unified(old.lines, new.lines, old.name, new.name)[2:]]
-    return Comparison(old.name, new.name, tuple(lines), "" if lines else "The same text: only metadata differs.")
+    return Comparison(old.name, new.name, tuple(lines), "" if lines else "Same text; only metadata differs.")

@@ -58,7 +58,7 @@ class Guard:
         """Return the answer that replaces the application's; None if the application may answer."""
         headers = Headers(scope=scope)
         if not is_known(headers.get("host", ""), self._host):
-            return PlainTextResponse("This server is not asked by that name: use its address.\n", 400)
+            return PlainTextResponse("This server does not answer to that name: use its address.\n", 400)
         if self._token is None:
             return None
         if scope["path"] == "/" and access.in_address(scope["query_string"], self._token):

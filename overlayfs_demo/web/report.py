@@ -42,7 +42,7 @@ class Embedded:
             parts.append(f"at least {plural(self.names_left_out, 'name')} beyond the first {MOST_NAMES}")
         if self.stories_left_out:
             files = plural(self.stories_left_out, "file")
-            parts.append(f"the content of {files}, beyond {MOST_STORIES // 1_000_000} MB in all")
+            parts.append(f"the content of {files}, beyond {MOST_STORIES // 1_000_000} MB in total")
         return f"Not in this file: {' and '.join(parts)}." if parts else ""
 
 

@@ -71,14 +71,14 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except socket.gaierror as error:
-        raise UsageError(f"--host {host}: {error.strerror}", "give an address of this machine") from None
+        raise UsageError(f"--host {host}: {error.strerror}", "use an address of this machine") from None
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         # Our message already says what Python adds to its own.
         problem = os.strerror(error.errno) if error.errno else str(error)
         raise OverlayError(
-            f"cannot listen at {host}, port {port}: {problem}", "choose another --port; 0 takes any that is free"
+            f"cannot listen at {host}, port {port}: {problem}", "choose another --port; 0 picks a free one"
         ) from None
 
 

@@ -93,7 +93,7 @@ def mount_subject(record: Record, socket: Path) -> Subject:
 
     with asking() as ask:
         labels = [statement.layer for statement in ask(b"/").statements]
-    upper = [(UPPER, "what was changed in this view", record.upper)] if record.upper is not None else []
+    upper = [(UPPER, "changes made in this view", record.upper)] if record.upper is not None else []
     titles = record.titles or [""] * len(record.lowers)
     below = [
         (_number(label), title or Path(path).name, path)
@@ -124,7 +124,7 @@ def checked_path(path: bytes) -> bytes:
     try:
         return b"/" + clean_path(os.fsdecode(path.lstrip(b"/")))
     except MemberError as error:
-        raise UsageError(f"'{printable(path)}' {error.rule}", "write a path as it is seen in the view") from None
+        raise UsageError(f"'{printable(path)}' {error.rule}", "use a path as it appears in the view") from None
 
 
 def key_of(path: bytes) -> str:

@@ -111,7 +111,7 @@ def test_df_tells_of_layers_that_no_image_uses_apart_from_sharing(demo: Demo, tm
     store = Store(tmp_path / "store")
     with store.writing():
         store.remove_image(store.find("b:1").id)
-    assert demo("df").splitlines()[2:] == ["", "2B is stored in layers that no image uses: 'prune' removes them."]
+    assert demo("df").splitlines()[2:] == ["", "2B is in layers that no image uses: 'prune' removes them."]
 
 
 # --- words -----------------------------------------------------------------------------------------

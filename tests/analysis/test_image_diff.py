@@ -82,11 +82,11 @@ def test_a_file_that_cannot_be_read_is_named_with_its_layer_and_a_remedy(tmp_pat
     with opened(made) as roots:
         place = next(walk(roots))
         (made[0] / "a").unlink()
-        with pytest.raises(ImageError, match=r"layer0: '/a' cannot be read: No such file .*: read the layers as root"):
+        with pytest.raises(ImageError, match=r"layer0: '/a' cannot be read: No such file .*: run this as root"):
             difference(place, 1, 2)
 
 
 def test_a_layer_that_is_no_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match="file: Not a directory: give the directories that were built"):
+    with pytest.raises(ImageError, match="file: Not a directory: name the directories that were built"):
         diff_trees([], [tmp_path / "file"])

@@ -204,15 +204,15 @@ CHECKED = zlib.crc32(b"text").to_bytes(4, "big")
     [
         (b"I\0\0\0\4textE", None),
         (b"F\0\1" + b"\4".rjust(8, b"\0") + CHECKED + b"aE", None),
-        (b"F\0\4" + b"\4".rjust(8, b"\0") + CHECKED + b"../aE", "'../a', which is a part of its tar, cannot be opened"),
-        (b"F\0\2" + b"\4".rjust(8, b"\0") + CHECKED + b"/aE", "'/a', which is a part of its tar, cannot be opened"),
-        (b"F\0\0" + b"\4".rjust(8, b"\0") + CHECKED + b"E", "'', which is a part of its tar, cannot be opened"),
-        (b"I\0\0\0\3texE", "it makes a tar of 3 bytes, not 4"),
+        (b"F\0\4" + b"\4".rjust(8, b"\0") + CHECKED + b"../aE", "'../a', which is part of its tar, cannot be opened"),
+        (b"F\0\2" + b"\4".rjust(8, b"\0") + CHECKED + b"/aE", "'/a', which is part of its tar, cannot be opened"),
+        (b"F\0\0" + b"\4".rjust(8, b"\0") + CHECKED + b"E", "'', which is part of its tar, cannot be opened"),
+        (b"I\0\0\0\3texE", "it produces a tar of 3 bytes, not 4"),
         (b"I\0\0\0\4text", "it ends too early"),
         (b"I\xff\xff\xff\xfftextE", "it ends too early"),
         (b"", "it ends too early"),
-        (b"I\0\0\0\4text\x1bE", r"a record of the unknown kind '\x1b'"),
-        (b"I\0\0\0\4textEE", "it goes on after its end"),
+        (b"I\0\0\0\4text\x1bE", r"a record of unknown kind '\x1b'"),
+        (b"I\0\0\0\4textEE", "it has data after its end"),
     ],
 )
 def test_recipe_is_of_the_documented_format(split: SplitTar, records: bytes, what: str | None) -> None:

@@ -350,7 +350,7 @@ def test_later_noallow_other_wins() -> None:
         ("lowerdir=/a,lowerdir=", "lowerdir=", "lowerdir=TOP"),
         ("lowerdir=/a,lowerdir+=/b", "lowerdir+=/b follows lowerdir=", "lowerdir+="),
         ("lowerdir=/a,datadir+=/b", "datadir+=/b follows lowerdir=", "datadir+="),
-        ("datadir+=/d,lowerdir+=/a", "lowerdir+=/a follows a data-only layer", "behind the last lowerdir+="),
+        ("datadir+=/d,lowerdir+=/a", "lowerdir+=/a follows a data-only layer", "after the last lowerdir+="),
         ("datadir+=/d", "lowerdir=", "lowerdir=TOP"),
         ("lowerdir=:/a", "lowerdir=:/a", "colon"),
         ("lowerdir=/a:", "lowerdir=/a:", "colon"),

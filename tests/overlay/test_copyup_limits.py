@@ -59,7 +59,7 @@ def test_a_warning_comes_before_the_copy_up(tmp_path: Path, caplog: pytest.LogCa
     assert code == 0
     assert [(one.action, one.size) for one in told] == [(Action.WARN, SIZE), (Action.COPY_UP, SIZE)]
     [record] = caplog.records
-    assert "over copyup_warn=4999" in record.getMessage()
+    assert "exceed copyup_warn=4999" in record.getMessage()
 
 
 def test_just_the_limit_is_told_to_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -174,7 +174,7 @@ def test_a_name_that_stands_for_nothing_is_named_and_can_be_removed(store: Store
     names(store, lambda found: found.update({"lost:1": f"sha256:{'0' * 64}"}))
     out, err = said(store, capsys, "images")
     assert "good" in out
-    assert "the name lost:1 stands for" in err
+    assert "the name lost:1 refers to" in err
     assert "rmi lost:1" in err
     assert list(map(str, remove_image(store, "lost:1", {}).names)) == ["lost:1"]
     assert said(store, capsys, "images") == (out, "")
@@ -185,7 +185,7 @@ def test_images_are_found_by_id_while_the_names_are_damaged(store: Store, text: 
     good = store.find("good:1").id
     (store.root / "names.json").write_text(text)
     assert store.find(good.short).id == good
-    with pytest.raises(ImageError, match=r"names of images are damaged .*remove (that file|the row 'good:1')"):
+    with pytest.raises(ImageError, match=r"list of image names is damaged .*remove (that file|the row 'good:1')"):
         store.find("good:1")
     out, err = said(store, capsys, "images")
     assert out.count("<none>") == 4

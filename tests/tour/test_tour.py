@@ -68,7 +68,7 @@ def sections(text: str) -> dict[str, str]:
 def test_experiment_is_done_shown_and_holds(told: str, name: str) -> None:
     section = sections(told)[name]
     one = ALL[NAMES.index(name)]
-    if "Left out:" in section:
+    if "Skipped:" in section:
         pytest.skip(section)
     for command in one.do:
         typed = command if isinstance(command, str) else command.command
@@ -160,7 +160,7 @@ def test_a_changed_lower_fails_the_tour(
 ) -> None:
     edit = ALL[NAMES.index("edit")]
     assert tour_of(monkeypatch, dataclasses.replace(edit, do=(*edit.do, "touch lower/notes"))) == 1
-    assert "[DOES NOT HOLD] lower is what it was" in capfd.readouterr().out
+    assert "[DOES NOT HOLD] lower is unchanged" in capfd.readouterr().out
 
 
 def test_a_command_that_fails_ends_the_tour(
@@ -169,14 +169,14 @@ def test_a_command_that_fails_ends_the_tour(
     assert tour_of(monkeypatch, dataclasses.replace(ALL[0], do=("rmdir upper/none",))) == 1
     out, err = capfd.readouterr()
     assert "failed to remove 'upper/none'" in out
-    assert "'rmdir upper/none' ended with the status 1" in err
+    assert "'rmdir upper/none' exited with status 1" in err
 
 
 def test_what_a_machine_cannot_do_is_left_out_with_the_reason(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert tour_of(monkeypatch, dataclasses.replace(ALL[-1], missing=lambda stage: "it is too old")) == 0
-    assert "Left out: it is too old\n" in capfd.readouterr().out
+    assert "Skipped: it is too old\n" in capfd.readouterr().out
 
 
 def test_ctrl_c_leaves_nothing_behind(temporary: Path) -> None:
@@ -202,13 +202,13 @@ def test_ctrl_c_leaves_nothing_behind(temporary: Path) -> None:
 
 def test_a_learner_is_asked_before_it_is_done(temporary: Path) -> None:
     shown = at_terminal("\n", "tour", "new-file")
-    assert shown.index("where will it be?") < shown.index("Enter: go on, q: leave, n: skip") < shown.index("$ ls")
+    assert shown.index("Where will it be?") < shown.index("Enter: go on, q: quit, n: skip") < shown.index("$ ls")
     assert shown.endswith("status 0")
 
 
 def test_a_learner_has_time_to_look_before_the_next_question(temporary: Path) -> None:
     shown = at_terminal("\nq\n", "tour", "edit", "delete")
-    assert "[ok]" in shown and "Enter: next, q: leave" in shown and "delete" not in shown
+    assert "[ok]" in shown and "Enter: next, q: quit" in shown and "delete" not in shown
     assert shown.endswith("status 0")
 
 

@@ -105,7 +105,7 @@ def test_what_is_no_text_is_dumped_and_what_is_long_is_cut(store: Store, image: 
     assert binary.text.startswith("00000000  00 01 41 42 43 ") and binary.text.endswith("..ABC\n")
     assert "5 bytes" in binary.note
     assert len(cut.text) <= content.MOST_TEXT and long.startswith(cut.text) and "80kB" in cut.note
-    assert (empty.text, empty.note) == ("", "An empty file.")
+    assert (empty.text, empty.note) == ("", "Empty file.")
 
 
 def test_control_characters_and_marks_of_direction_are_shown_as_text(store: Store, image: MakeImage) -> None:

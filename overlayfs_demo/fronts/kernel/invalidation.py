@@ -79,7 +79,7 @@ class Notices:
                 self._send(sent)
                 self._send(changes)
             except Exception:  # noqa: BLE001 - later changes must still be told
-                _log.exception("cannot tell the kernel what was changed behind the view")
+                _log.exception("cannot tell the kernel what changed behind the view")
                 changes = Changes(everything=True)
             sent = changes
             if ready:
@@ -124,7 +124,7 @@ class Notices:
         try:
             os.write(self._device, wire.notice_head(code, len(body)) + body)
         except OSError as error:
-            # ENOENT: the kernel has not cached it, or no longer. ENODEV: the view was unmounted meanwhile.
+            # ENOENT: the kernel has not cached it, or no longer. ENODEV: the view was unmounted in the meantime.
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
                 return False
         return True

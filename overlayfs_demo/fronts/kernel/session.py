@@ -138,7 +138,7 @@ class Session:
         try:
             self._start_threads()
         except (MemoryError, RuntimeError) as error:  # RuntimeError is "can't start new thread".
-            raise MountError("there is too little memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
+            raise MountError("not enough memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
 
     def _start_threads(self) -> None:
         self._threads = [
@@ -257,7 +257,7 @@ class Session:
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            # ENOENT: the caller was interrupted and no longer waits. ENODEV: the view was unmounted meanwhile.
+            # ENOENT: the caller was interrupted and no longer waits. ENODEV: the view was unmounted in the meantime.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 _log.warning("cannot write to %s: %s", attach.DEVICE, error.strerror)
                 return False
@@ -279,5 +279,5 @@ def _agree(body: memoryview, wanted: int) -> bytes:
     missing = _NEEDED & ~flags
     if missing:
         remedy = "use --front fusepy, or Linux 5.15 or later"
-        raise MountError(f"the kernel's FUSE lacks needed features ({missing:#x})", remedy)
+        raise MountError(f"the kernel's FUSE lacks required features ({missing:#x})", remedy)
     return wire.init_reply(min(minor, wire.MINOR), readahead, flags & wanted, _BACKGROUND, MAX_WRITE)

@@ -194,7 +194,7 @@ def decode_answer(line: bytes) -> Answer:
     for name, decode in _ANSWERS.items():
         if name in fields:
             return decode(fields)
-    raise ProtocolError("it has no field of an answer")
+    raise ProtocolError("it is not a known answer")
 
 
 def _parse(line: bytes) -> _Fields:
@@ -235,7 +235,7 @@ class _Fields:
     def flag(self, name: str) -> bool:
         value = self.value(name)
         if not isinstance(value, bool):
-            raise ProtocolError(f"{name} is neither true nor false")
+            raise ProtocolError(f"{name} is not true or false")
         return value
 
     def number(self, name: str, limit: int) -> int:
@@ -266,7 +266,7 @@ class _Fields:
         try:
             return words(text)
         except ValueError as error:
-            raise ProtocolError(f"{name} is {text[:_QUOTED]!r}, which is unknown here") from error
+            raise ProtocolError(f"{name} is {text[:_QUOTED]!r}, which is unknown") from error
 
     def path(self, name: str) -> bytes:
         """A path, or another name that system calls take."""
@@ -275,7 +275,7 @@ class _Fields:
         except UnicodeEncodeError as error:  # A surrogate that stands for no byte.
             raise ProtocolError(f"{name} is not a valid path") from error
         if b"\0" in path:
-            raise ProtocolError(f"{name} holds a null byte")
+            raise ProtocolError(f"{name} contains a null byte")
         return path
 
     def items(self, name: str) -> list[object]:

@@ -163,7 +163,7 @@ class _Client:
         try:
             request = protocol.decode_request(line)
         except ProtocolError as error:
-            self._send(Refused(f"not a request: {error}"))
+            self._send(Refused(f"not a valid request: {error}"))
             return True
         if isinstance(request, WatchRequest):
             self._stream(counters=request.counters)
