@@ -96,7 +96,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     serve.serve(
         shown,
         lambda: model.mount_page(record, shown),
-        app.View(record.mountpoint, socket),
+        app.LiveView(record.mountpoint, socket),
         arguments.host,
         arguments.port,
         lambda address: _tell(arguments, address, "until it is unmounted"),
@@ -125,7 +125,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _view(path: str) -> tuple[registry.Record, Path] | None:
+def _view(path: str) -> tuple[registry.MountRecord, Path] | None:
     """Return the view that a path lies in, and its daemon's socket; None if there is no such path. Raises MountError.
 
     Only our own user's views are served: files that another's record names would be read with more rights than theirs.

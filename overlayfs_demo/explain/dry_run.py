@@ -27,7 +27,7 @@ from overlayfs_demo.linux import attributes
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import MountOptions, parse
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.overlay.forecast import Effect
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
@@ -48,7 +48,7 @@ class Outcome:
     status: int
 
 
-def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
+def rehearse(record: MountRecord, command: Sequence[str], cwd: bytes) -> Outcome:
     """Try a command on the mounted view of this record, without changing the view. Raises MountError."""
     options = parse([record.options])
     work = options.stack.work

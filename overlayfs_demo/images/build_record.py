@@ -17,7 +17,7 @@ RECORD = ".layers.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RecordedLayer:
     """What `.layers.json` says about a directory. The same layer on different layers is a different directory.
 
     `marks` names the attributes that mark opaque directories, `owners` says whether owners were kept, `made_by` is the
@@ -31,12 +31,12 @@ class Entry:
     made_by: str
     size: int
 
-    def same_layer(self, other: Entry) -> bool:
+    def same_layer(self, other: RecordedLayer) -> bool:
         """Return whether both describe the same files, so that either can be used in a mount."""
         return (self.chain_id, self.marks, self.owners) == (other.chain_id, other.marks, other.owners)
 
 
-def read_record(outdir: Path) -> dict[str, Entry]:
+def read_record(outdir: Path) -> dict[str, RecordedLayer]:
     """Return what was built, keyed by the directory's name; empty without a record. Raises ImageError or OSError."""
     path = outdir / RECORD
     try:
@@ -45,7 +45,7 @@ def read_record(outdir: Path) -> dict[str, Entry]:
         return {}
     record = Document(parse_json(data, str(path)), printable(str(path)))
     return {
-        row.text("directory"): Entry(
+        row.text("directory"): RecordedLayer(
             row.text("diff_id"),
             row.text("chain_id"),
             row.text("marks"),
@@ -57,7 +57,7 @@ def read_record(outdir: Path) -> dict[str, Entry]:
     }
 
 
-def write_record(out_fd: int, record: Mapping[str, Entry]) -> None:
+def write_record(out_fd: int, record: Mapping[str, RecordedLayer]) -> None:
     """Write the record into the directory `out_fd`, atomically for readers. Raises OSError."""
     rows = [
         {

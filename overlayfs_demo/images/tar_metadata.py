@@ -18,7 +18,7 @@ from overlayfs_demo.images.lowers import PRIVATE_XATTRS
 from overlayfs_demo.linux import attributes, proc
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.overlay import override_stat
-from overlayfs_demo.overlay.override_stat import StatRecord
+from overlayfs_demo.overlay.override_stat import OverrideStat
 
 REBUILD = "build the image again"
 
@@ -96,7 +96,7 @@ class Metadata:
 
     def give(self, info: tarfile.TarInfo, fd: int) -> None:
         """Give a member's metadata to an open file or directory. Raises MemberError or OSError."""
-        self._apply(info, self._kept(StatRecord(*_owner(info), info.mode & 0o7777), fd), fd)
+        self._apply(info, self._kept(OverrideStat(*_owner(info), info.mode & 0o7777), fd), fd)
 
     def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
         """Give metadata to a name that cannot be opened: a symbolic link (not its target), a fifo, or a device.
@@ -111,9 +111,9 @@ class Metadata:
 
     def give_default(self, fd: int) -> None:
         """Give the default metadata, root's and mode 0755, to a directory that no member describes. Raises OSError."""
-        attributes.apply(self._kept(StatRecord(0, 0, 0o755), fd), fd, self._may_lose)
+        attributes.apply(self._kept(OverrideStat(0, 0, 0o755), fd), fd, self._may_lose)
 
-    def _kept(self, record: StatRecord, fd: int) -> Attributes:
+    def _kept(self, record: OverrideStat, fd: int) -> Attributes:
         """Return an owner and mode as the file can keep them: really, or in its stat record."""
         if self._owners:
             return Attributes((record.uid, record.gid), record.mode)

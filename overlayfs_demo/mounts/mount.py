@@ -31,7 +31,7 @@ from overlayfs_demo.linux import mountinfo, mounting
 from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import MountOptions, option_line, remount_flags
-from overlayfs_demo.mounts.registry import Record, find_record, live_records, mounted
+from overlayfs_demo.mounts.registry import MountRecord, find_record, live_records, mounted
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
@@ -300,9 +300,9 @@ def _serve(
         front.serve(view, answered)
 
 
-def _record(mountpoint: bytes, options: MountOptions) -> Record:
+def _record(mountpoint: bytes, options: MountOptions) -> MountRecord:
     stack = options.stack
-    return Record(
+    return MountRecord(
         os.fsdecode(mountpoint),
         os.getpid(),
         options.front,

@@ -28,7 +28,7 @@ _SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class MountRecord:
     """The record of a live mount. Paths are text, with surrogates for undecodable bytes.
 
     `lowers` has the topmost layer first. `titles` say what made each of them, see `Stack`; "" if that is unknown.
@@ -51,7 +51,7 @@ class Record:
 class Registration:
     """The record of a view that this process serves, locked until `forget` or the end of the process."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: MountRecord) -> None:
         """Write the record, so that readers see it whole or not at all. Raises MountError, OSError."""
         self._name = _file_name(record.mountpoint)
         unfinished = f"{self._name}.{os.getpid()}"
@@ -78,7 +78,7 @@ class Registration:
 class _Noted(NamedTuple):
     """A record, and whether its daemon is alive."""
 
-    record: Record
+    record: MountRecord
     served: bool
 
 
@@ -94,7 +94,7 @@ def _read(directory: int, name: str) -> _Noted | None:
         return None
     with os.fdopen(fd) as file:
         try:
-            record = Record(**json.load(file))
+            record = MountRecord(**json.load(file))
         except (ValueError, TypeError):
             raise MountError(
                 f"the record {runtime_directory.of_this_user() / name} of a mount is damaged",
@@ -112,7 +112,7 @@ def _noted(mountpoint: str) -> _Noted | None:
         return _read(directory, _file_name(mountpoint))
 
 
-def find_record(mountpoint: str) -> Record | None:
+def find_record(mountpoint: str) -> MountRecord | None:
     """Return the record of a mount point, or None. Its daemon may have been killed."""
     noted = _noted(mountpoint)
     return noted.record if noted is not None else None
@@ -139,7 +139,7 @@ def forget_dead(mountpoint: str) -> None:
                     os.unlink(left, dir_fd=directory)
 
 
-def live_records() -> list[Record]:
+def live_records() -> list[MountRecord]:
     """Return the records of all views that are mounted now, and served. A damaged record is left out with a warning."""
     live = mounted()
     noted = []

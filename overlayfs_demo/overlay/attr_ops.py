@@ -19,7 +19,7 @@ from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.node import FileNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from overlayfs_demo.overlay.upper import Upper
 
 
@@ -35,13 +35,13 @@ class AttrOps:
 
     # --- owner, mode, size and times ---------------------------------------------------------------
 
-    def set(self, node: Node, change: Change, caller: Caller) -> Attrs:
+    def set(self, node: Node, change: AttrChange, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2), in an order in which none undoes another.
 
         The size comes first because it sets the modification time, the owner before the mode because chown(2) clears
         set-id bits, and the times last.
         """
-        if change != Change(kill_privileges=True):  # That alone is part of a write, which `open` has checked.
+        if change != AttrChange(kill_privileges=True):  # That alone is part of a write, which `open` has checked.
             self.refuse_protected(node, appends=change.only_touches)
         with self._tree.lock:
             change = self._tree.ownership.change(node, change)

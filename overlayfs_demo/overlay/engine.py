@@ -33,7 +33,7 @@ from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.rename import Place, Rename
 from overlayfs_demo.overlay.tree import Completed, Tree
-from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import VIRTUAL
 
@@ -342,7 +342,7 @@ class Overlay:
 
     # --- change a node -----------------------------------------------------------------------------
 
-    def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
+    def set_attrs(self, node: Node, change: AttrChange, caller: Caller) -> Attrs:
         """chmod(2), chown(2), utimensat(2) and truncate(2). Return the new attributes."""
         self._upper_of(node)
         return self._attr_ops.set(node, change, caller)

@@ -25,7 +25,7 @@ from overlayfs_demo.overlay.index import Index
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.layer_snapshots import LayerSnapshots
 from overlayfs_demo.overlay.origin import Origins
-from overlayfs_demo.overlay.ownership import IdMapped, Ownership, Recorded
+from overlayfs_demo.overlay.ownership import IdMapped, Overridden, Ownership
 from overlayfs_demo.overlay.pairing import Pairing, pairing_of
 from overlayfs_demo.overlay.private_mount import Root
 from overlayfs_demo.overlay.redirect import Redirects
@@ -51,7 +51,7 @@ def ownership_of(stack: Stack) -> Ownership:
     layers = stack.lowers if stack.upper is None else (*stack.lowers, stack.upper)
     # Root can really change owners. And records would be dangerous for root: any owner of a file may write one.
     if os.geteuid() != 0 and any(override_stat.kept_by(layer) for layer in layers):
-        return Recorded(stack.ids)
+        return Overridden(stack.ids)
     return IdMapped(stack.ids) if stack.ids else Ownership()
 
 

@@ -20,9 +20,9 @@ from overlayfs_demo.overlay import acl, override_stat
 from overlayfs_demo.overlay.idmap import Ids, UnmappedError
 from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.node import Node
-from overlayfs_demo.overlay.override_stat import StatRecord
+from overlayfs_demo.overlay.override_stat import OverrideStat
 from overlayfs_demo.overlay.pinned import Pinned
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from overlayfs_demo.overlay.upper import Upper
 
 _ACLS = (acl.ACCESS, acl.DEFAULT)
@@ -68,14 +68,14 @@ class Ownership:
         """Return a new object as it is made on disk, given the mode and the caller that `asked` was called with."""
         return new
 
-    def change(self, node: Node, change: Change) -> Change:
+    def change(self, node: Node, change: AttrChange) -> AttrChange:
         """Return a change of attributes in terms of the disk. Called before anything is changed or copied up.
 
         Raises OSError if the owner cannot be stored: EINVAL if it has no id on disk.
         """
         return change
 
-    def apply(self, upper: Upper, node: Node, pinned: Pinned, path: bytes, change: Change, caller: Caller) -> None:
+    def apply(self, upper: Upper, node: Node, pinned: Pinned, path: bytes, change: AttrChange, caller: Caller) -> None:
         """Change the owner and mode of an object of the upper as far as `change` asks.
 
         The owner comes before the mode because chown(2) clears set-id bits. `path` is the node's path, for events.
@@ -112,7 +112,7 @@ class IdMapped(Ownership):
             uid, gid = self._ids.users.stored(caller.uid), self._ids.groups.stored(caller.gid)
         return mode, caller._replace(uid=uid, gid=gid)
 
-    def change(self, node: Node, change: Change) -> Change:
+    def change(self, node: Node, change: AttrChange) -> AttrChange:
         with _or_fail(errno.EINVAL):
             return replace(
                 change,
@@ -127,12 +127,12 @@ class IdMapped(Ownership):
             return self._ids.stored_acl(value)
 
 
-class Recorded(IdMapped):
-    """The layers keep owners and modes in records, because they belong to an ordinary user, see `override_stat`.
+class Overridden(IdMapped):
+    """The layers keep owners and modes in an attribute, because they belong to an ordinary user, see `override_stat`.
 
-    The view shows the owner and mode of the record, and chmod(2) and chown(2) write it. A copy-up copies the record
-    like any attribute. A file without a record is shown as it is, except files in a lower that cannot have one: they
-    are shown as root's, as they are in an image.
+    The view shows the owner and mode of the attribute, and chmod(2) and chown(2) write it. A copy-up copies it like any
+    other. A file without it is shown as it is, except files in a lower that cannot have it: they are shown as root's,
+    as they are in an image.
 
     The owners in the view do not decide what the layers' owner may do, so the kernel must not check access by them:
     the user who mounts such a view is its root.
@@ -145,10 +145,10 @@ class Recorded(IdMapped):
             ours = not node.in_upper and attrs.uid == os.geteuid()
             return attrs._replace(uid=0, gid=0) if ours else super().shown(node, attrs)
         pinned = node.pin()  # Holds what its place leads to.
-        record = override_stat.read(pinned.place, follow=True)
-        if record is None:
+        override = override_stat.read(pinned.place, follow=True)
+        if override is None:
             return super().shown(node, attrs)
-        return attrs._replace(uid=record.uid, gid=record.gid, mode=stat.S_IFMT(attrs.mode) | record.mode)
+        return attrs._replace(uid=override.uid, gid=override.gid, mode=stat.S_IFMT(attrs.mode) | override.mode)
 
     def hides(self, name: str) -> bool:
         return name == override_stat.NAME
@@ -164,15 +164,15 @@ class Recorded(IdMapped):
         """Record the owner's permissions that were asked for, if the real ones have to be wider."""
         owners = mode & ~caller.umask & stat.S_IRWXU
         uid, gid = self._ids.users.shown(new.uid), self._ids.groups.shown(new.gid)
-        record = StatRecord(uid, gid, stat.S_IMODE(new.mode) & (owners | ~stat.S_IRWXU))
-        real = record.on_disk(new.mode)
-        if not override_stat.can_be_kept(new.mode) or real == record.mode:
+        override = OverrideStat(uid, gid, stat.S_IMODE(new.mode) & (owners | ~stat.S_IRWXU))
+        real = override.on_disk(new.mode)
+        if not override_stat.can_be_kept(new.mode) or real == override.mode:
             return new
-        xattrs = (*new.xattrs, (override_stat.NAME, record.encode()))
+        xattrs = (*new.xattrs, (override_stat.NAME, override.encode()))
         return replace(new, mode=stat.S_IFMT(new.mode) | real, xattrs=xattrs)
 
-    def change(self, node: Node, change: Change) -> Change:
-        """Return the change; its owner is for the record. EPERM for a new owner of a file that cannot have a record."""
+    def change(self, node: Node, change: AttrChange) -> AttrChange:
+        """Return the change; its owner is for the override. EPERM for a new owner of a file that cannot have one."""
         if not override_stat.can_be_kept(node.kind):
             before = self.shown(node, node.attrs_on_disk(node.stat()))
             if change.uid not in (None, before.uid) or change.gid not in (None, before.gid):
@@ -181,20 +181,20 @@ class Recorded(IdMapped):
         # The real mode never has set-id bits, and anyone who mounts the view is its root, whose changes keep them.
         return replace(change, kill_privileges=False)
 
-    def apply(self, upper: Upper, node: Node, pinned: Pinned, path: bytes, change: Change, caller: Caller) -> None:
+    def apply(self, upper: Upper, node: Node, pinned: Pinned, path: bytes, change: AttrChange, caller: Caller) -> None:
         if not override_stat.can_be_kept(node.kind):
             super().apply(upper, node, pinned, path, change, caller)
             return
         before = self.shown(node, node.attrs_on_disk(pinned.stat()))
-        record = StatRecord(before.uid, before.gid, stat.S_IMODE(before.mode))
+        override = OverrideStat(before.uid, before.gid, stat.S_IMODE(before.mode))
         if change.uid is not None or change.gid is not None:
-            uid = record.uid if change.uid is None else change.uid
-            gid = record.gid if change.gid is None else change.gid
-            record = record._replace(uid=uid, gid=gid)
-            upper.record(pinned, path, record, Action.CHOWN, f"{uid}:{gid}", caller)
+            uid = override.uid if change.uid is None else change.uid
+            gid = override.gid if change.gid is None else change.gid
+            override = override._replace(uid=uid, gid=gid)
+            upper.set_override_stat(pinned, path, override, Action.CHOWN, f"{uid}:{gid}", caller)
         if change.mode is not None:
-            record = record._replace(mode=stat.S_IMODE(change.mode))
-            upper.record(pinned, path, record, Action.CHMOD, f"{record.mode:04o}", caller)
+            override = override._replace(mode=stat.S_IMODE(change.mode))
+            upper.set_override_stat(pinned, path, override, Action.CHMOD, f"{override.mode:04o}", caller)
 
 
 @contextmanager

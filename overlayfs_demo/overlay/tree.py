@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import revalidate
-from overlayfs_demo.overlay.index import Entry, Index
+from overlayfs_demo.overlay.index import Index, IndexEntry
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
@@ -286,7 +286,7 @@ class Tree:
         return self.origins.encode(place.layer, place.open().fd, name)
 
     def _from_index(
-        self, parent: DirNode, name: bytes, parts: Sequence[Part], entry: Entry, lower: os.stat_result | None
+        self, parent: DirNode, name: bytes, parts: Sequence[Part], entry: IndexEntry, lower: os.stat_result | None
     ) -> FileNode:
         """Return the node of the index's copy that `name` leads to, as a hard link in the upper or from a lower."""
         assert self.index is not None

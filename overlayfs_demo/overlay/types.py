@@ -86,7 +86,7 @@ class Links(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class AttrChange:
     """The attributes to change together. None leaves an attribute as it is.
 
     `mode` holds permission bits only. Times are nanoseconds since the epoch. `only_touches`: nothing but the times is

@@ -15,7 +15,7 @@ from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import inode_flags, override_stat
 from overlayfs_demo.overlay.inode_flags import Format
 from overlayfs_demo.overlay.layer import UpperDir
-from overlayfs_demo.overlay.override_stat import StatRecord
+from overlayfs_demo.overlay.override_stat import OverrideStat
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
@@ -101,15 +101,15 @@ class UpperAttributes:
         os.chown(pinned.place, uid, gid)
         self.emit(Action.CHOWN, path, caller, detail=f"{uid}:{gid}")
 
-    def record(
-        self, pinned: Pinned, path: bytes, record: StatRecord, action: Action, detail: str, caller: Caller
+    def set_override_stat(
+        self, pinned: Pinned, path: bytes, override: OverrideStat, action: Action, detail: str, caller: Caller
     ) -> None:
-        """Store the owner and mode of a file or directory in its record. `action` and `detail` tell which is new."""
+        """Store the owner and mode of a file or directory in its override. `action` and `detail` tell which is new."""
         before = pinned.stat().st_mode
-        # First, because undoing it needs no space on the disk, which the record may lack.
-        os.chmod(pinned.place, record.on_disk(before))
+        # First, because undoing it needs no space on the disk, which the override may lack.
+        os.chmod(pinned.place, override.on_disk(before))
         with _undone_if_it_fails(pinned, lambda: os.chmod(pinned.place, stat.S_IMODE(before))):
-            os.setxattr(pinned.place, override_stat.NAME, record.encode())
+            os.setxattr(pinned.place, override_stat.NAME, override.encode())
         self.emit(action, path, caller, detail=detail)
 
     def utimens(self, pinned: Pinned, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:

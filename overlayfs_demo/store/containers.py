@@ -45,7 +45,7 @@ def _dress(upper: Path, top: Path) -> None:
     attributes.apply(given, os.fsencode(upper))
 
 
-def record_of(container: Container) -> registry.Record | None:
+def record_of(container: Container) -> registry.MountRecord | None:
     """Return the record of the container's mount; None unless it is mounted and served."""
     where = str(container.mountpoint)
     return next((record for record in registry.live_records() if record.mountpoint == where), None)

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from overlayfs_demo.tour.scan import Entry, Kind
+from overlayfs_demo.tour.scan import Kind, ScanEntry
 from overlayfs_demo.tour.stage import Stage
 
 
@@ -22,7 +22,7 @@ class Check:
     holds: Callable[[Stage], bool]
 
 
-def entry(stage: Stage, path: str) -> Entry | None:
+def entry(stage: Stage, path: str) -> ScanEntry | None:
     """Return the entry at a path, or None if there is none."""
     directory, _, name = path.partition("/")
     return stage.tree(directory).get(name)

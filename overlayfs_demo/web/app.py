@@ -27,7 +27,7 @@ from overlayfs_demo.web.upper_content import upper_content
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class LiveView:
     """A mounted view, whose page is live: its mount point and its daemon's socket."""
 
     mountpoint: str
@@ -40,7 +40,7 @@ class Served:
 
     subject: Subject
     page: Callable[[], Page]
-    view: View | None
+    view: LiveView | None
     stopping: Callable[[], bool]
 
 

@@ -10,7 +10,7 @@ from overlayfs_demo.analysis.waste import Analysis
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images import describe
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.text import human_size, percentage
@@ -175,7 +175,7 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
 # --- a mounted view --------------------------------------------------------------------------------
 
 
-def mount_page(record: Record, subject: Subject) -> Page:
+def mount_page(record: MountRecord, subject: Subject) -> Page:
     """Return the page of a mounted view. Raises OSError for a layer that cannot be read."""
     upper = upper_content(subject.layers[0].directory) if _has_upper(subject.layers) else None
     facts = (

@@ -13,7 +13,7 @@ import uvicorn
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.web.access import address_with, new_token
-from overlayfs_demo.web.app import Served, View, application
+from overlayfs_demo.web.app import LiveView, Served, application
 from overlayfs_demo.web.model import Page
 from overlayfs_demo.web.subject import Subject
 
@@ -24,7 +24,7 @@ _TIMEOUT = 2
 def serve(
     subject: Subject,
     page: Callable[[], Page],
-    view: View | None,
+    view: LiveView | None,
     host: str,
     port: int,
     ready: Callable[[str], None],
@@ -82,7 +82,7 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def _await_end(view: View, server: uvicorn.Server) -> None:
+def _await_end(view: LiveView, server: uvicorn.Server) -> None:
     """Stop the server when the view is unmounted, because its daemon then closes all connections."""
     try:
         with Connection(view.socket, view.mountpoint) as connection:

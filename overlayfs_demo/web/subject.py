@@ -21,7 +21,7 @@ from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.layer_facts import UPPER
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.store.image_view import image_stack
@@ -83,7 +83,7 @@ def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
         yield Subject(roots, lambda: nullcontext(overlay.which))
 
 
-def mount_subject(record: Record, socket: Path) -> Subject:
+def mount_subject(record: MountRecord, socket: Path) -> Subject:
     """Return the layers of a mounted view, whose daemon is asked at `socket`. Raises MountError."""
 
     @contextmanager

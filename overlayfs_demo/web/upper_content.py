@@ -20,7 +20,7 @@ MOST_ENTRIES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class UpperEntry:
     """One name in an upper. `what` says what it means; `mark` is "deleted", "opaque", "copied" or "new"."""
 
     name: str
@@ -35,7 +35,7 @@ class UpperContent:
     """The names in an upper, each directory before its contents; `left_out` more names are not shown."""
 
     count: Count
-    entries: tuple[Entry, ...]
+    entries: tuple[UpperEntry, ...]
     left_out: int
 
 
@@ -69,9 +69,9 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         pending += [os.path.join(path, name) for name in names]
 
 
-def _entry(root: bytes, path: bytes, status: os.stat_result) -> Entry:
+def _entry(root: bytes, path: bytes, status: os.stat_result) -> UpperEntry:
     words, mark = _words(os.path.join(root, path), status)
-    return Entry(printable(os.path.basename(path)), key_of(b"/" + path), path.count(b"/"), words, mark)
+    return UpperEntry(printable(os.path.basename(path)), key_of(b"/" + path), path.count(b"/"), words, mark)
 
 
 def _words(real: bytes, status: os.stat_result) -> tuple[str, str]:

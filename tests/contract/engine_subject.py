@@ -11,7 +11,7 @@ from typing import Any
 from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from tests.contract.subjects import Directory, File, Layers, Name, Subject
 
 
@@ -110,7 +110,7 @@ class Engine(Subject):
         self._change(path, atime_ns=atime_ns, mtime_ns=mtime_ns)
 
     def _change(self, path: Name, **what: Any) -> None:
-        self.overlay.set_attrs(self.node(path), Change(**what), self.caller)
+        self.overlay.set_attrs(self.node(path), AttrChange(**what), self.caller)
 
     def set_xattr(self, path: Name, name: str, value: bytes, flags: int = 0) -> None:
         self.overlay.set_xattr(self.node(path), name, value, flags, self.caller)
@@ -154,7 +154,7 @@ class _Opened:
         return self._overlay.attrs(self._node)
 
     def chmod(self, mode: int) -> None:
-        self._overlay.set_attrs(self._node, Change(mode=mode), self._subject.caller)
+        self._overlay.set_attrs(self._node, AttrChange(mode=mode), self._subject.caller)
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         self._overlay.files.allocate(self._node, self._handle, mode, offset, length, self._subject.caller)

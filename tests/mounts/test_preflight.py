@@ -17,7 +17,7 @@ from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.mounts import preflight
 from overlayfs_demo.mounts.preflight import Stack, checked
 from overlayfs_demo.overlay.factory import open_overlay
-from overlayfs_demo.overlay.types import Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Caller
 from tests.builders import directories
 from tests.conftest import unmount_all, why_no_mounts
 
@@ -361,7 +361,7 @@ def indexed(place: Path) -> Path:
     (place / "top/a").write_text("old")
     (place / "top/b").hardlink_to(place / "top/a")
     overlay = open_overlay(stack(place))
-    overlay.set_attrs(overlay.walk(b"/a"), Change(mode=0o600), Caller(os.geteuid(), os.getegid()))
+    overlay.set_attrs(overlay.walk(b"/a"), AttrChange(mode=0o600), Caller(os.geteuid(), os.getegid()))
     overlay.close()
     assert os.listdir(place / "work/index")
     return place

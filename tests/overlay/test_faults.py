@@ -25,8 +25,8 @@ from overlayfs_demo.linux import file_handle, syscalls
 from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from overlayfs_demo.overlay.inode_flags import PLAIN
 from overlayfs_demo.overlay.node import DirNode
-from overlayfs_demo.overlay.override_stat import StatRecord
-from overlayfs_demo.overlay.types import Change
+from overlayfs_demo.overlay.override_stat import OverrideStat
+from overlayfs_demo.overlay.types import AttrChange
 from overlayfs_demo.overlay.whiteout import TRUSTED
 from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
@@ -150,7 +150,9 @@ def chattr(view: Engine, path: str, flags: int) -> None:
 def write_record(view: Engine, path: str) -> None:
     """What chmod(2) and chown(2) do where layers keep owners in records."""
     upper = view.overlay._tree.writable()
-    upper.record(view.node(path).pin(), b"/up", StatRecord(7, 8, 0o4711), Action.CHMOD, "4711", view.caller)
+    upper.set_override_stat(
+        view.node(path).pin(), b"/up", OverrideStat(7, 8, 0o4711), Action.CHMOD, "4711", view.caller
+    )
 
 
 CHANGES: dict[str, Callable[[Engine], object]] = {
@@ -357,7 +359,7 @@ HELD: dict[str, Callable[[Engine], Callable[[], object]]] = {
     "mkdir in a directory": lambda v: _held_create(v, b"new"),
     **{
         f"chmod of {path}": lambda v, path=path: partial(  # type: ignore[misc]
-            v.overlay.set_attrs, v.node(path), Change(mode=0o700), v.caller
+            v.overlay.set_attrs, v.node(path), AttrChange(mode=0o700), v.caller
         )
         for path in ("a", "d", "d/e", "d/e/f", "l1", "both")
     },

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.overlay.node import DirNode, FileNode
-from overlayfs_demo.overlay.types import Change
+from overlayfs_demo.overlay.types import AttrChange
 from overlayfs_demo.overlay.upper import Upper
 from tests.builders import WHITEOUT, directory, file
 from tests.contract.engine_subject import Engine
@@ -63,7 +63,7 @@ def test_copy_of_a_removed_file_gets_nothing_of_what_is_opened_meanwhile(overlai
             others.extend(many(secret))
 
     view.overlay.hooks.before_wait = close_and_open
-    view.overlay.set_attrs(node, Change(mode=0o700), view.caller)
+    view.overlay.set_attrs(node, AttrChange(mode=0o700), view.caller)
     assert others, "nothing was opened meanwhile: nothing is tested"
     assert view.overlay.xattrs(node, view.caller) == ["user.own"]
     assert view.overlay.attrs(node).size == 4
@@ -142,7 +142,7 @@ def test_removed_files_that_somebody_changes_are_counted(overlaid: Make, monkeyp
     monkeypatch.setattr("overlayfs_demo.overlay.budget.Budget.has_room", lambda *_: False)
     monkeypatch.setattr("overlayfs_demo.overlay.budget.Budget.check", _refuse)
     with pytest.raises(OSError) as failure:
-        view.overlay.set_attrs(node, Change(mode=0o700), view.caller)
+        view.overlay.set_attrs(node, AttrChange(mode=0o700), view.caller)
     assert failure.value.errno == errno.ENFILE
     assert view.work_is_empty()
 

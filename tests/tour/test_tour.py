@@ -19,7 +19,7 @@ from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.experiment import Experiment
 from overlayfs_demo.tour.experiments import ALL
 from overlayfs_demo.tour.picture import WIDTH, picture
-from overlayfs_demo.tour.scan import Entry, Kind
+from overlayfs_demo.tour.scan import Kind, ScanEntry
 from tests.conftest import unmount_all, why_no_mounts, why_no_mounts_of_others
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, at_terminal, fails, run
@@ -243,15 +243,15 @@ def test_wrong_words_are_one_line() -> None:
 
 def test_picture_shows_each_kind_as_what_it_is() -> None:
     lower = {
-        "docs": Entry(Kind.DIRECTORY, 0o755),
-        "docs/a": Entry(Kind.FILE, 0o755, 1500, 2),
-        "link": Entry(Kind.SYMLINK, 0o777, target="docs/a"),
-        "pipe": Entry(Kind.OTHER, 0o644),
+        "docs": ScanEntry(Kind.DIRECTORY, 0o755),
+        "docs/a": ScanEntry(Kind.FILE, 0o755, 1500, 2),
+        "link": ScanEntry(Kind.SYMLINK, 0o777, target="docs/a"),
+        "pipe": ScanEntry(Kind.OTHER, 0o644),
     }
     upper = {
-        "docs": Entry(Kind.DIRECTORY, 0o755, opaque=True),
-        "link": Entry(Kind.WHITEOUT, 0),
-        "moved": Entry(Kind.DIRECTORY, 0o755, redirect="/old"),
+        "docs": ScanEntry(Kind.DIRECTORY, 0o755, opaque=True),
+        "link": ScanEntry(Kind.WHITEOUT, 0),
+        "moved": ScanEntry(Kind.DIRECTORY, 0o755, redirect="/old"),
     }
     assert picture({"lower": lower, "upper": upper}) == [
         "        lower              upper",
@@ -269,7 +269,7 @@ def test_picture_of_nothing_says_so() -> None:
 
 
 def test_picture_never_exceeds_a_terminal() -> None:
-    names = {"n" * 200: Entry(Kind.SYMLINK, 0o777, target="t" * 200), "\n": Entry(Kind.FILE, 0o644)}
+    names = {"n" * 200: ScanEntry(Kind.SYMLINK, 0o777, target="t" * 200), "\n": ScanEntry(Kind.FILE, 0o644)}
     for count in range(1, 6):
         lines = picture({f"layer {number}": names for number in range(count)})
         assert max(map(len, lines)) <= WIDTH and all(line.isprintable() for line in lines)

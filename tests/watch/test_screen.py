@@ -23,7 +23,7 @@ from rich.console import Console
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.layer_facts import Count, LayerFacts, unwalked, walked
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.watch.screen import drawing, visible
 from overlayfs_demo.watch.state import Choice, Line, Scene, State
 from tests import builders
@@ -190,7 +190,7 @@ def test_a_layer_that_is_not_there_is_unknown(tmp_path: Path) -> None:
 
 def test_a_record_names_its_layers_as_events_do() -> None:
     labels = ["layer 3 (RUN b)", "layer 2 (a)", "layer 1 (data)"]
-    record = Record("/v", 1, "kernel", ["/b", "/a"], "/u", ["RUN b"], ["/data"], labels, "")
+    record = MountRecord("/v", 1, "kernel", ["/b", "/a"], "/u", ["RUN b"], ["/data"], labels, "")
     upper, *below = [(one.label, one.title, one.path) for one in unwalked(record)]
     assert upper == ("upper", "", "/u")
     assert below == list(zip(labels, ("RUN b", "", ""), ("/b", "/a", "/data"), strict=True))

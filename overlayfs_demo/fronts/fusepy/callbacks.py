@@ -53,7 +53,7 @@ from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 
 _log = logging.getLogger(__name__)
 
@@ -288,29 +288,29 @@ class Callbacks:
 
     # --- changing what is there --------------------------------------------------------------------
 
-    def _change(self, path: str, change: Change, call: str) -> None:
+    def _change(self, path: str, change: AttrChange, call: str) -> None:
         self._overlay.set_attrs(self._node(path), change, self._caller(call))
 
     def chmod(self, path: str, mode: int) -> None:
         """chmod(2). The kernel also sends it when an ordinary user writes to a file with set-id bits."""
-        self._change(path, Change(mode=stat.S_IMODE(mode)), "chmod")
+        self._change(path, AttrChange(mode=stat.S_IMODE(mode)), "chmod")
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         """chown(2); -1 leaves the owner or group as it is."""
         owner, group = None if uid == -1 else uid, None if gid == -1 else gid
-        self._change(path, Change(uid=owner, gid=group), "chown")
+        self._change(path, AttrChange(uid=owner, gid=group), "chown")
 
     def utimens(self, path: str, times: tuple[int, int] | None) -> None:
         """utimensat(2): access and modification time, in nanoseconds since the epoch."""
         atime, mtime = times or (_UTIME_NOW, _UTIME_NOW)
         touches = atime == mtime == _UTIME_NOW
-        change = Change(atime_ns=_time(atime), mtime_ns=_time(mtime), only_touches=touches)
+        change = AttrChange(atime_ns=_time(atime), mtime_ns=_time(mtime), only_touches=touches)
         self._change(path, change, "utimensat")
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
         """truncate(2) by path, and ftruncate(2) by handle."""
         node = self._known(path, fi)
-        self._overlay.set_attrs(node, Change(size=length, by_path=fi is None), self._caller("truncate"))
+        self._overlay.set_attrs(node, AttrChange(size=length, by_path=fi is None), self._caller("truncate"))
 
     # --- extended attributes -----------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, inode_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
-from overlayfs_demo.overlay.types import Attrs, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs
 
 _EMPTY = b""
 
@@ -180,7 +180,7 @@ class Requests:
 
     def setattr(self, request: Request) -> bytes:
         valid, _, size, _, atime, mtime, ansec, mnsec, mode, uid, gid = wire.SETATTR_IN.unpack_from(request.body)
-        change = Change(
+        change = AttrChange(
             mode=stat.S_IMODE(mode) if valid & wire.FATTR_MODE else None,
             uid=uid if valid & wire.FATTR_UID else None,
             gid=gid if valid & wire.FATTR_GID else None,
@@ -205,7 +205,7 @@ class Requests:
         # The kernel also sends this flag with a default ACL, which does not affect the directory's own mode.
         if extra & wire.SETXATTR_ACL_KILL_SGID and name == acl.ACCESS.encode():
             mode = self._overlay.attrs(node).mode & ~stat.S_ISGID
-            self._overlay.set_attrs(node, Change(mode=stat.S_IMODE(mode)), caller)
+            self._overlay.set_attrs(node, AttrChange(mode=stat.S_IMODE(mode)), caller)
         return _EMPTY
 
     def removexattr(self, request: Request) -> bytes:
