@@ -15,7 +15,7 @@ from pathlib import Path
 from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.inventory import opened, unreadable
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.images.layer_writer import LayerTree
+from overlayfs_demo.images.layer_tree import LayerTree
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.copy_data import copy_data
 

@@ -22,7 +22,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Events
 from overlayfs_demo.explain.sandbox import Sandbox
 from overlayfs_demo.fronts import attach, select
-from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.linux import attributes
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount

@@ -26,7 +26,7 @@ from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.archive import Archive, open_archive
 from overlayfs_demo.images.build_record import RECORD, RecordedLayer, read_record, write_record
 from overlayfs_demo.images.extract import extract_layer
-from overlayfs_demo.images.layer_writer import BUILDING, remove_tree
+from overlayfs_demo.images.layer_tree import BUILDING, remove_tree
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform
 from overlayfs_demo.images.select import select_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER

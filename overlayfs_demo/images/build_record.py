@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.images.layer_writer import BUILDING
+from overlayfs_demo.images.layer_tree import BUILDING
 from overlayfs_demo.images.model import Document, parse_json
 from overlayfs_demo.images.record_file import read_file
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from overlayfs_demo.images.layer_writer import prefixes
+from overlayfs_demo.images.layer_tree import prefixes
 from overlayfs_demo.linux import attributes, proc, syscalls, xattr
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.overlay.copy_data import copy_data

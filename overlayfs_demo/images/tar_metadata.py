@@ -1,6 +1,6 @@
 """The metadata of a member of a layer's tar, checked and given to its file.
 
-It is the name, the owner, the mode, the time and the extended attributes: pax(1), "ustar Interchange Format" and "pax
+It is the owner, the mode, the time and the extended attributes: pax(1), "ustar Interchange Format" and "pax
 Extended Header"; image-spec, layer.md, "File Attributes".
 """
 
@@ -10,17 +10,15 @@ import errno
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.images.layer_writer import LONGEST_PATH
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
+from overlayfs_demo.images.member_names import MemberError
 from overlayfs_demo.linux import attributes, proc
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.override_stat import OverrideStat
-
-REBUILD = "build the image again"
 
 _XATTR = "SCHILY.xattr."
 # The stat record is made from the member's owner and mode; a record in the tar itself could forge them.
@@ -29,58 +27,6 @@ _FORGED_XATTRS = (*PRIVATE_XATTRS, os.fsencode(override_stat.NAME))
 _NOT_ALLOWED = (errno.EPERM, errno.EACCES)
 _NO_RECORDS = "owners, which only root may set where the filesystem has no user attributes"
 _NO_OWNER = 0xFFFFFFFF  # to chown(2) this means "leave as it is"
-
-
-class MemberError(Exception):
-    """A member breaks a rule. The text is the rest of a sentence that begins with the member's name."""
-
-    def __init__(self, rule: str, remedy: str = REBUILD) -> None:
-        super().__init__(rule)
-        self.rule = rule
-        self.remedy = remedy
-
-
-def member_path(name: str, verb: str = "") -> bytes:
-    """Return a member's name, or a hard link's target, as a relative path without `.` and `..`; b"" is the root.
-
-    Every name starts at the layer's root: a leading `/` is dropped, and `..` removes the part before it and stops at
-    the root, as in Docker (moby, pkg/archive: filepath.Clean, then Join). Symbolic links play no part in this, see
-    `LayerTree.locate`. Raises MemberError, its rule begun with `verb`, if no file can have the name.
-    """
-    parts = _parts(name)
-    if b".." in parts:
-        folded: list[bytes] = []
-        for part in parts:
-            if part != b"..":
-                folded.append(part)
-            elif folded:
-                folded.pop()
-        parts = folded
-    return _joined(parts, verb)
-
-
-def clean_path(name: str) -> bytes:
-    """Return a path that a person gives, relative to the root of a view, without `.`; b"" is the root.
-
-    Raises MemberError if no file can have the path, or if it has a `..`, which may mean another place after a symbolic
-    link.
-    """
-    parts = _parts(name)
-    if b".." in parts:
-        raise MemberError("leaves the layer through '..'")
-    return _joined(parts, "")
-
-
-def _parts(name: str) -> list[bytes]:
-    raw = name.encode("utf-8", "surrogateescape")
-    return [part for part in raw.split(b"/") if part and part != b"."]
-
-
-def _joined(parts: Sequence[bytes], verb: str) -> bytes:
-    path = b"/".join(parts)
-    if len(path) > LONGEST_PATH or b"\0" in path:
-        raise MemberError(f"{verb}is not a valid file name")
-    return path
 
 
 class Metadata:

@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.images.layer_writer import BlockedError, LayerTree, prefixes
+from overlayfs_demo.images.layer_tree import BlockedError, LayerTree, prefixes
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
-from overlayfs_demo.images.tar_metadata import MemberError, Metadata, member_path
+from overlayfs_demo.images.member_names import MemberError, member_path
+from overlayfs_demo.images.tar_metadata import Metadata
 from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
 from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX, PrivateXattrs, make_whiteout

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo.errors import MountError, OverlayError, UsageError, printable
-from overlayfs_demo.images.layer_tar import write_tree
-from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.images.layer_tar_writer import write_tree
+from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes

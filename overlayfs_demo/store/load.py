@@ -22,7 +22,7 @@ from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive, open_stream
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.formats import Candidate, NotAnImage, contents
-from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.config import check_config
-from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.images.model import Config, Digest, Document, chain_ids, parse_json
 from overlayfs_demo.images.record_file import read_file
 from overlayfs_demo.images.reference import Found, ImageName, Named, find_image

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 from overlayfs_demo.errors import UsageError, printable
-from overlayfs_demo.images.tar_metadata import MemberError, clean_path
+from overlayfs_demo.images.member_names import MemberError, clean_path
 from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.mounts.control.client import Connection
