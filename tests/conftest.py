@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from tests.places import Place, found_by_mount_8, set_up, why_no_mount_8
 
 pytest_plugins = ["tests.side_by_side"]
@@ -67,7 +67,7 @@ def unmount_all(below: str) -> None:
     """Take away all mounts below a directory, whoever still uses them."""
     for path in mount_points(below):
         try:
-            syscalls.unmount(os.fsencode(path), syscalls.MNT_DETACH)
+            mounting.unmount(os.fsencode(path), mounting.MNT_DETACH)
         except OSError as error:
             print(f"cannot unmount {path}: {error}")
 

@@ -32,7 +32,7 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    [found] = [action for action in main._parser([])._actions if isinstance(action, argparse._SubParsersAction)]
+    [found] = [action for action in main.parser_for([])._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(found.choices)
 
 
@@ -125,14 +125,14 @@ def test_the_readme_links_every_document() -> None:
 
 
 def test_the_architecture_names_only_modules_that_exist() -> None:
-    """In the list of rooms, a word in backquotes is a module or a folder of that room."""
-    rooms = (DOCS / "architecture.md").read_text().partition("## The rooms")[2].partition("\n## ")[0]
-    for room in re.split(r"\n- ", rooms)[1:]:
-        folder = re.match(r"\*\*`([a-z]+)/`\*\*", room)
-        assert folder, room
+    """In the list of folders, a word in backquotes is a module or a folder of that folder."""
+    folders = (DOCS / "architecture.md").read_text().partition("## The folders")[2].partition("\n## ")[0]
+    for item in re.split(r"\n- ", folders)[1:]:
+        folder = re.match(r"\*\*`([a-z]+)/`\*\*", item)
+        assert folder, item
         base = ROOT / "overlayfs_demo" / folder[1]
         assert base.is_dir(), base
-        for name in re.findall(r"`([a-z_]+)`", room[folder.end() :]):
+        for name in re.findall(r"`([a-z_]+)`", item[folder.end() :]):
             found = [*base.rglob(f"{name}.py"), *(path for path in base.rglob(name) if path.is_dir())]
             assert found or name in ("ctypes", "report", "stat"), f"{folder[1]}: {name}"
 

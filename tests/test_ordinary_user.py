@@ -25,7 +25,8 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay import override_stat
-from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.remove import prune
 from overlayfs_demo.store.save import save
@@ -155,12 +156,12 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
             terminal.press("q")
             terminal.ends(0)
         fails(run("overlayfs-demo", "serve", home / "view"), f"mounted by user {USER}", "run this as that user")
-        fails(run("overlayfs-demo", "explain", "rm", home / "view/motd"), "ask as the user who mounted it")
+        fails(run("overlayfs-demo", "explain", "rm", home / "view/motd"), "run this as the user who mounted it")
         command: list[str | Path] = [BIN / "overlayfs-demo", "watch", home / "view"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
             assert watcher.stderr is not None and "watching" in watcher.stderr.readline()
             as_user(home, lambda: session(change))
-            assert "made directory /made in the upper" in watcher.communicate(timeout=MINUTE)[0]
+            assert "created directory /made in the upper" in watcher.communicate(timeout=MINUTE)[0]
     finally:
         unmount_all(str(home))
         shutil.rmtree(runtime or f"/tmp/overlayfs-demo-{USER}")

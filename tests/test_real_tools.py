@@ -241,7 +241,7 @@ def test_what_docker_saves_has_the_same_layers(image: Image, docker: list[str | 
     succeeds(*docker, "load", "-i", image.archive)
     succeeds(*docker, "save", NAME, "-o", image.where / "docker.tar")
     told = image.ours("load", image.where / "docker.tar")
-    assert told.startswith("Already here, and stored once: 2 of 2 layers ") and told.endswith(f"Loaded image: {NAME}\n")
+    assert told.startswith("Already stored: 2 of 2 layers ") and told.endswith(f"Loaded image: {NAME}\n")
 
 
 # --- what podman, buildah and skopeo write, in every form ------------------------------------------

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from overlayfs_demo.analysis.inventory import unreadable
 from overlayfs_demo.analysis.layer_walk import Place
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 
 _BLOCK = 1 << 18  # bytes
 _ZEROS = bytes(_BLOCK)
@@ -23,8 +23,8 @@ class Difference(enum.Enum):
     """How two objects at one path differ."""
 
     NONE = "the same"
-    METADATA = "the same data, other metadata"
-    CONTENT = "other data, or another kind of file"
+    METADATA = "same data, different metadata"
+    CONTENT = "different data or file type"
 
 
 def difference(place: Place, old: int, new: int) -> Difference:
@@ -95,8 +95,8 @@ def _attributes(place: Place, number: int) -> dict[str, bytes]:
         return {}
     fd = place.open(number, os.O_PATH)
     try:
-        real = syscalls.fd_path(fd)
-        names = syscalls.list_xattrs(real, follow=True)
+        real = proc.fd_path(fd)
+        names = xattr.names(real, follow=True)
         return {name: os.getxattr(real, name) for name in names if not os.fsencode(name).startswith(PRIVATE_XATTRS)}
     finally:
         os.close(fd)

@@ -15,7 +15,7 @@ from pathlib import Path
 from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.inventory import opened, unreadable
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.images.layer_writer import LayerTree
+from overlayfs_demo.images.layer_tree import LayerTree
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.copy_data import copy_data
 
@@ -39,7 +39,9 @@ def extract_ghosts(ghosts: Sequence[Hidden], directories: Sequence[Path], target
         finally:
             os.close(target_fd)
     except OSError as error:
-        raise ImageError(f"{printable(str(target))} cannot be used: {error.strerror}", "choose another place") from None
+        raise ImageError(
+            f"{printable(str(target))} cannot be used: {error.strerror}", "choose another directory"
+        ) from None
     finally:
         if made and not os.listdir(target):
             target.rmdir()
@@ -55,7 +57,9 @@ def _make_target(target: Path) -> bool:
             return False
         raise ImageError(f"{printable(str(target))} is not an empty directory", "choose another") from None
     except OSError as error:
-        raise ImageError(f"{printable(str(target))} cannot be made: {error.strerror}", "choose another place") from None
+        raise ImageError(
+            f"{printable(str(target))} cannot be created: {error.strerror}", "choose another directory"
+        ) from None
 
 
 def _fill(ghosts: Sequence[Hidden], directories: Sequence[Path], target: Path, target_fd: int) -> list[Path]:
@@ -104,5 +108,7 @@ def _copy(root_fd: int, source: bytes, tree: LayerTree, path: bytes) -> None:
 
 def _explained(label: str, path: bytes, error: OSError) -> ImageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return ImageError(f"{label}: '/{printable(path)}' cannot be copied: {error.strerror}", "choose another place")
+        return ImageError(
+            f"{label}: '/{printable(path)}' cannot be copied: {error.strerror}", "choose another directory"
+        )
     return unreadable(label, path, error)

@@ -17,7 +17,7 @@ from overlayfs_demo.analysis.layer_walk import Place, walk
 from overlayfs_demo.analysis.stacked_view import Hiding, lay
 
 
-class Change(enum.Enum):
+class ChangeKind(enum.Enum):
     """The kind of change to a path."""
 
     ADDED = "added"
@@ -31,7 +31,7 @@ class PathChange:
     """One path that differs. Sizes are the bytes of regular files; None where the path is not visible."""
 
     path: bytes
-    change: Change
+    change: ChangeKind
     size_before: int | None
     size_after: int | None
 
@@ -62,9 +62,9 @@ def diff_trees(before: Sequence[Path], after: Sequence[Path]) -> TreeDiff:
                 changes.append(PathChange(place.path, kind, was, now))
     changes.sort(key=lambda change: change.path)
     return TreeDiff(
-        tuple(change for change in changes if change.change is Change.ADDED),
-        tuple(change for change in changes if change.change in (Change.CONTENT, Change.METADATA)),
-        tuple(change for change in changes if change.change is Change.DELETED),
+        tuple(change for change in changes if change.change is ChangeKind.ADDED),
+        tuple(change for change in changes if change.change in (ChangeKind.CONTENT, ChangeKind.METADATA)),
+        tuple(change for change in changes if change.change is ChangeKind.DELETED),
     )
 
 
@@ -88,10 +88,10 @@ class _Stack:
         return None if laid.shown is None else self._numbers[laid.shown]
 
 
-def _change(place: Place, old: int | None, new: int | None) -> Change | None:
+def _change(place: Place, old: int | None, new: int | None) -> ChangeKind | None:
     if old is None or new is None:
-        return Change.ADDED if new is not None else Change.DELETED if old is not None else None
+        return ChangeKind.ADDED if new is not None else ChangeKind.DELETED if old is not None else None
     how = difference(place, old, new)
     if how is Difference.NONE:
         return None
-    return Change.CONTENT if how is Difference.CONTENT else Change.METADATA
+    return ChangeKind.CONTENT if how is Difference.CONTENT else ChangeKind.METADATA

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
@@ -58,7 +58,7 @@ def unreadable(label: str, path: bytes, error: OSError) -> ImageError:
     """Return the error for a path of a layer that cannot be read."""
     return ImageError(
         f"{label}: '/{printable(path)}' cannot be read: {error.strerror}",
-        "read the layers as root, or as the user who built them",
+        "run this as root, or as the user who built the layers",
     )
 
 
@@ -72,7 +72,7 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
             try:
                 fd = os.open(directory, _DIRECTORY)
             except OSError as error:
-                raise ImageError(f"{label}: {error.strerror}", "give the directories that were built") from None
+                raise ImageError(f"{label}: {error.strerror}", "name the directories that were built") from None
             stack.callback(os.close, fd)
             found.append((label, fd))
         yield found
@@ -103,4 +103,4 @@ def as_thing(status: os.stat_result) -> Thing:
 
 def is_opaque(directory: int | bytes) -> bool:
     """Return True if a directory (a descriptor, or a path to follow) is marked opaque. Raises OSError."""
-    return any(syscalls.get_xattr(directory, marks.opaque, follow=True) == b"y" for marks in (TRUSTED, USER))
+    return any(xattr.get(directory, marks.opaque, follow=True) == b"y" for marks in (TRUSTED, USER))

@@ -114,7 +114,7 @@ class SameData:
         self._flush()
         self._database.execute(_CANDIDATES)
         [total] = self._database.execute("SELECT total(size) FROM candidate").fetchone()
-        progress.step("comparing files of one size", int(total))
+        progress.step("comparing files of equal size", int(total))
         for layer, path, size, live in self._database.execute("SELECT layer, path, size, live FROM candidate"):
             digest = _digest(roots[layer - 1], path)
             self._database.execute("INSERT INTO hashed VALUES (?, ?, ?, ?, ?)", (size, digest, layer, path, live))
@@ -145,7 +145,8 @@ def same_data() -> Iterator[SameData]:
         yield SameData(database)
     except sqlite3.Error as error:
         raise ImageError(
-            f"the files cannot be compared: {error}", "make room for temporary files, or name a place in TMPDIR"
+            f"the files cannot be compared: {error}",
+            "free some space for temporary files, or set TMPDIR to another directory",
         ) from None
     finally:
         database.close()

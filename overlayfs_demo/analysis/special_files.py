@@ -10,7 +10,7 @@ from pathlib import Path
 
 from overlayfs_demo.analysis.inventory import opened
 from overlayfs_demo.analysis.layer_walk import Place, walk
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay.merge import Says
 
 # xattr(7), capabilities(7): "File capabilities".
@@ -46,6 +46,6 @@ def _gives_rights(place: Place, number: int) -> bool:
 def _has_capabilities(place: Place, number: int) -> bool:
     fd = place.open(number, os.O_PATH)
     try:
-        return syscalls.get_xattr(syscalls.fd_path(fd), _CAPABILITIES, follow=True) is not None
+        return xattr.get(proc.fd_path(fd), _CAPABILITIES, follow=True) is not None
     finally:
         os.close(fd)

@@ -22,6 +22,7 @@ from overlayfs_demo.analysis.layer_walk import walk
 from overlayfs_demo.analysis.same_data import Duplicate, SameData, same_data
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.record_file import open_file
 from overlayfs_demo.images.tarsplit import file_checksums
 
 
@@ -74,7 +75,7 @@ def analyse(
     titles as directories, and as many recipes if there are any.
     """
     if len(titles) != len(directories) or len(recipes) not in (0, len(directories)):
-        raise ValueError("there must be a title, and a recipe or none, for each layer")
+        raise ValueError("each layer needs a title, and a recipe or None")
     with ExitStack() as stack:
         roots = stack.enter_context(opened(directories))
         same = stack.enter_context(same_data()) if duplicates else None
@@ -98,7 +99,7 @@ def analyse(
 
 def _know(same: SameData, number: int, recipe: Path) -> None:
     """Hand over a recipe's checksums, if possible: the files of a layer without a sound recipe are read instead."""
-    with suppress(OSError, ImageError), recipe.open("rb") as file:
+    with suppress(OSError, ImageError), open_file(recipe) as file:
         same.know(number, file_checksums(file))
 
 

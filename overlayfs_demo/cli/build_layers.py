@@ -1,4 +1,4 @@
-"""What does `scripts/build-layers` take, and what does it print?"""
+"""The command line of `scripts/build-layers`."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def _line(number: int, layer: BuiltLayer) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
-        description="Build one directory a layer from an image archive, and print the lowerdir= line to mount them.",
+        description="Build one directory per layer from an image archive, and print the lowerdir= line to mount them.",
     )
     parser.add_argument(
         "archive",
         type=Path,
         metavar="IMAGE.tar",
-        help="from docker save, podman save, skopeo (OCI) or docker export; may be compressed",
+        help="an archive from docker save, podman save, skopeo (OCI) or docker export; may be compressed",
     )
-    parser.add_argument("outdir", type=Path, metavar="OUTDIR", help="where the layer directories go")
-    parser.add_argument("--image", metavar="NAME", help="which image, if the archive holds several")
-    parser.add_argument("--platform", metavar="OS/ARCH", help="which platform, if not this machine's")
+    parser.add_argument("outdir", type=Path, metavar="OUTDIR", help="the directory for the layer directories")
+    parser.add_argument("--image", metavar="NAME", help="the image to build, if the archive contains several")
+    parser.add_argument("--platform", metavar="OS/ARCH", help="the platform to build, if not this machine's")
     parser.add_argument(
         "--userxattr",
         action="store_true",
@@ -56,14 +56,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--mode",
         type=_mode,
         metavar="MODE",
-        help="OUTDIR's permissions, such as 0755 (default: 0700 if it is made, else as they are)",
+        help="OUTDIR's permissions, such as 0755 (default: 0700 for a new directory, otherwise unchanged)",
     )
     return parser.parse_args(argv)
 
 
 def _mode(word: str) -> int:
     if not re.fullmatch("0?[0-7]{3}", word):
-        raise argparse.ArgumentTypeError("say permissions in octal, such as 0755")
+        raise argparse.ArgumentTypeError("write permissions in octal, such as 0755")
     return int(word, 8)
 
 
@@ -72,7 +72,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: exit status 0, 1 (with one line on stderr), or 2 for wrong usage."""
+    """Run the command and return its exit status: 0, 1 (with one line on stderr), or 2 for wrong usage."""
     arguments = _arguments(argv)
     signal.signal(signal.SIGHUP, _stop)
     return guarded(_PROGRAM, lambda: _build(arguments))
@@ -104,19 +104,19 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     left_out: Counter[str] = Counter()
     for layer in layers:
         left_out.update(layer.left_out)
-    for what, count in sorted(left_out.items()):
-        _say(f"note: left out in {plural(count, 'member')}: {what}")
+    for reason, count in sorted(left_out.items()):
+        _say(f"note: skipped in {plural(count, 'member')}: {reason}")
     if userxattr:
-        _say("note: mount these with the option userxattr")
+        _say("note: mount these layers with -o userxattr")
 
 
 def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -> None:
-    """Whether other users may reach what the layers hold, and what that means; `new`: we made the directory."""
+    """Report whether other users may reach the layers' files, and what that means; `new`: we made the directory."""
     name = printable(str(outdir))
     if new:
-        # Two short lines, because the demonstration shows them on a projector.
-        _say(f"note: {name} is private (0700): --mode 0755 or chmod opens it")
-        _say("note: once open, its set-id programs and devices work for anybody")
+        # Two short lines, because demonstrations show them on a projector.
+        _say(f"note: {name} is private (0700); --mode 0755 or chmod opens it")
+        _say("note: once open, its set-id programs and devices work for anyone")
         return
     mode = stat.S_IMODE(outdir.stat().st_mode)
     if not mode & 0o011:
@@ -124,7 +124,7 @@ def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -
     try:
         found = powers([layer.directory for layer in layers])
     except ImageError as error:
-        _say(f"warning: other users may enter {name}, and what they find there cannot be told: {error}")
+        _say(f"warning: other users may enter {name}, but it cannot be searched for set-id programs: {error}")
         return
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""

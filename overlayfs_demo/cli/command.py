@@ -1,4 +1,4 @@
-"""What do all commands have in common?"""
+"""What all commands share: how a verb is added, and how a failure becomes a line and an exit status."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def new_verb(
     run: Callable[[argparse.Namespace], int],
     description: str = "",
 ) -> argparse.ArgumentParser:
-    """A verb with examples (one a line, each the whole of what is typed) in its help; without a description of its own
-    the summary is that."""
+    """Add a verb. Its help shows the examples, one per line, each a whole command line.
+
+    The summary serves as the description if there is no other.
+    """
     verb = verbs.add_parser(
         name,
         help=summary,
@@ -37,7 +39,7 @@ def new_verb(
 
 
 class _Terminated(BaseException):
-    """SIGTERM came: like KeyboardInterrupt, no error that anybody in between should handle."""
+    """SIGTERM came. Like KeyboardInterrupt, this is not an error that code in between should handle."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
@@ -46,7 +48,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def _raising_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise _Terminated, so that what is unfinished is removed. A mount's daemon sets its own handler."""
+    """Let SIGTERM raise _Terminated, so that unfinished files are removed. A mount's daemon sets its own handler."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -55,15 +57,15 @@ def _raising_sigterm() -> Iterator[None]:
 
 
 def guarded(program: str, action: Callable[[], int]) -> int:
-    """The exit status of a command, whose failure is one line on stderr.
+    """Run a command and return its exit status. A failure is one line on stderr.
 
-    1, or 2 for wrong usage, 130 interrupted, 143 terminated.
+    The status of a failure is 1, or 2 for wrong usage, 130 if interrupted, 143 if terminated.
     """
     try:
         with _raising_sigterm():
             return action()
     except BrokenPipeError:
-        # Whoever read has gone. Python flushes once more at exit, and must not fail again.
+        # The reader has gone. Python flushes again at exit, and that must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OverlayError as error:
@@ -71,7 +73,7 @@ def guarded(program: str, action: Callable[[], int]) -> int:
     except OSError as error:
         return _fail(program, one_line(error), 1)
     except RecursionError:
-        # What walks trees here goes down by calls; the mounts do not.
+        # Commands walk trees by recursion; the mounts do not.
         return _fail(program, "directories are nested too deeply for this command", 1)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
@@ -80,7 +82,7 @@ def guarded(program: str, action: Callable[[], int]) -> int:
 
 
 def one_line(error: OverlayError | OSError) -> str:
-    """What a person is told of an error."""
+    """Return an error as one line for a person."""
     if isinstance(error, OverlayError):
         return " ".join(str(error).splitlines())
     where = f"{printable(error.filename)}: " if error.filename else ""

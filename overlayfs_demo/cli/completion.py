@@ -1,7 +1,7 @@
-"""What may be meant by a word that is half typed, when Tab is pressed?
+"""Completion of half-typed words in a shell.
 
-argcomplete does the work: it knows bash, zsh and fish, and takes verbs and options from the parser. What it cannot
-know is what images, containers and views there are now.
+argcomplete does the work: it knows bash, zsh and fish, and takes verbs and options from the parser. This module adds
+what it cannot know: which images, containers and views exist now.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from argcomplete.shell_integration import shellcode
 
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts import registry
-from overlayfs_demo.store.containers import Containers
-from overlayfs_demo.store.store import Store, default_root
+from overlayfs_demo.store.container import all_containers
+from overlayfs_demo.store.root import default_root
+from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
 
 
 def script(shell: str) -> str:
-    """What the shell must read to complete our words."""
+    """Return the script that a shell reads to complete our words."""
     return shellcode([PROGRAM], shell=shell).strip() + "\n"
 
 
@@ -46,7 +47,7 @@ def _verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]
 
 
 def _store(arguments: argparse.Namespace) -> Store | None:
-    """The store that the words so far name; None if there is none, for asking must not make one."""
+    """Return the store that the words so far name; None if there is none, because completion must not make one."""
     root: Path = arguments.store or default_root()
     return Store(root) if (root / "version").exists() else None
 
@@ -58,7 +59,7 @@ def _images(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
 
 def _containers(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     store = _store(parsed_args)
-    return [container.name for container in Containers(store).all()] if store else []
+    return [container.name for container in all_containers(store)] if store else []
 
 
 def _both(parsed_args: argparse.Namespace, **more: Any) -> list[str]:
@@ -70,7 +71,7 @@ def _views(**_: Any) -> list[str]:
 
 
 def _quietly(candidates: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """Where the store cannot be read, there is nothing to offer; a command will say why."""
+    """Return the same function, which offers nothing if the store cannot be read: a command will say why."""
 
     def offered(**context: Any) -> list[str]:
         try:
@@ -81,7 +82,7 @@ def _quietly(candidates: Callable[..., list[str]]) -> Callable[..., list[str]]:
     return offered
 
 
-# By what the help calls the word.
+# By the name of the word in the help.
 _COMPLETERS = {
     "IMAGE": _quietly(_images),
     "IMAGE[@N]": _quietly(_images),

@@ -1,4 +1,4 @@
-"""What can be typed about containers: an image's layers, and one writable layer on top?"""
+"""The verbs for containers: an image's layers with one writable layer on top."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,24 +18,25 @@ from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError, printable
 from overlayfs_demo.images.progress import counted
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import Containers, record_of, upper_size
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import progress, put_changes, put_table
 from overlayfs_demo.ui.text import human_size
 
-# Seconds over which the processor time of a daemon is measured.
+# For how many seconds the processor time of a daemon is measured.
 _SAMPLE = 0.1
 
 
-def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(
         verbs, "create", "create a container from an image, and mount it", "create app:1.0 --name c1", _create
     )
     verb.add_argument("image", metavar="IMAGE")
-    verb.add_argument("--name", metavar="C", help="its name (default: a random one)")
+    verb.add_argument("--name", metavar="C", help="container name (default: a random one)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
     verb.add_argument(
         "-o",
@@ -42,8 +44,8 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="mount options of mount(8), also used by 'start'. With --at, where others may enter, nosuid and nodev "
-        "apply unless you say suid or dev",
+        help="mount(8) options, also used by 'start'. With --at, where other users may enter, nosuid and nodev "
+        "apply unless you add suid or dev",
     )
     verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
@@ -57,7 +59,7 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         _diff,
     )
     verb.add_argument(
-        "first", metavar="C|IMAGE[@N]", help="a container; or an image, of which @N takes only the N lowest layers"
+        "first", metavar="C|IMAGE[@N]", help="a container, or an image; @N takes only its N lowest layers"
     )
     verb.add_argument("second", nargs="?", metavar="IMAGE[@N]", help="the image to compare it with")
     verb.add_argument(
@@ -70,21 +72,23 @@ def add_container_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
     verb.add_argument("--author", "-a", default="", metavar="WHO", help="the author that inspect shows")
     add_json(verb)
-    verb = add_verb(verbs, "export", "write a container's tree to a tar", "export c1 -o rootfs.tar", _export)
+    verb = add_verb(
+        verbs, "export", "write a container's file tree to a tar archive", "export c1 -o rootfs.tar", _export
+    )
     verb.add_argument("container", metavar="C")
     add_output(verb)
     _add_running_verbs(verbs)
 
 
 def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    verb = add_verb(verbs, "stop", "unmount containers, keeping what they changed", "stop c1", _stop)
+    verb = add_verb(verbs, "stop", "unmount containers and keep their changes", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
     add_json(verb)
     verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
     add_json(verb)
-    verb = add_verb(verbs, "rm", "remove containers and what they changed", "rm c1", _rm)
+    verb = add_verb(verbs, "rm", "remove containers and their changes", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
     add_json(verb)
@@ -118,70 +122,79 @@ def _create(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    """The process that serves a mounted container: `memory` in bytes, `cpu` in percent, `uptime` in seconds."""
+
+    pid: int
+    memory: int
+    cpu: float
+    uptime: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A container in the list; `daemon` is None if it is not mounted, `upper_size` if the upper cannot be read."""
+
+    container: Container
+    daemon: _Daemon | None
+    upper_size: int | None
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table."""
+        container, daemon = self.container, self.daemon
+        process = ("Stopped", "-", "-", "-")
+        if daemon is not None:
+            up = f"Up {docker_tables.human_duration(daemon.uptime)}"
+            process = (up, str(daemon.pid), human_size(daemon.memory), f"{daemon.cpu}%")
+        upper = "?" if self.upper_size is None else human_size(self.upper_size)
+        return container.name, container.image_name, *process, upper, printable(str(container.mountpoint))
+
+    def json(self) -> dict[str, object]:
+        """Return the object for machines."""
+        container, daemon = self.container, self.daemon
+        return {
+            "Name": container.name,
+            "Image": container.image_name,
+            "ImageID": str(container.image),
+            "Created": container.created,
+            "PID": daemon.pid if daemon else None,
+            "Memory": daemon.memory if daemon else 0,
+            "CPU": daemon.cpu if daemon else 0.0,
+            "Uptime": daemon.uptime if daemon else 0.0,
+            "Upper": self.upper_size,
+            "Mountpoint": str(container.mountpoint),
+        }
+
+
 def _ps(arguments: argparse.Namespace) -> int:
-    rows = [_row(container) for container in Containers(store_of(arguments)).all()]
+    rows = [
+        _Row(container, _daemon_of(container), upper_size(container))
+        for container in Containers(store_of(arguments)).all()
+    ]
     if arguments.json:
-        put_json(rows)
+        put_json([row.json() for row in rows])
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
-    put_table(
-        Table(
-            header,
-            [
-                (
-                    str(row["Name"]),
-                    str(row["Image"]),
-                    docker_tables.human_duration(float(str(row["Uptime"]))).join(("Up ", ""))
-                    if row["PID"]
-                    else "Stopped",
-                    str(row["PID"] or "-"),
-                    human_size(int(str(row["Memory"]))) if row["PID"] else "-",
-                    f"{row['CPU']}%" if row["PID"] else "-",
-                    "?" if row["Upper"] is None else human_size(int(str(row["Upper"]))),
-                    printable(str(row["Mountpoint"])),
-                )
-                for row in rows
-            ],
-            {"STATUS": "green"},
-        )
-    )
+    put_table(Table(header, [row.cells() for row in rows], {"STATUS": "green"}))
     return 0
 
 
-def _row(container: Container) -> dict[str, object]:
-    """What is known of a container: sizes in bytes, times in seconds.
-
-    PID is None for one that is not mounted, Upper for one that cannot be read.
-    """
-    row: dict[str, object] = {
-        "Name": container.name,
-        "Image": container.image_name,
-        "ImageID": str(container.image),
-        "Created": container.created,
-        "PID": None,
-        "Memory": 0,
-        "CPU": 0.0,
-        "Uptime": 0.0,
-        "Upper": container.upper_size(),
-        "Mountpoint": str(container.mountpoint),
-    }
-    record = container.record
-    if record is not None:
-        try:
-            daemon = psutil.Process(record.pid)
-            row.update(
-                PID=record.pid,
-                Memory=daemon.memory_info().rss,
-                CPU=daemon.cpu_percent(_SAMPLE),
-                Uptime=max(time.time() - daemon.create_time(), 0.0),
-            )
-        except psutil.NoSuchProcess:
-            pass  # Killed, and its mount not yet taken away: as good as stopped.
-    return row
+def _daemon_of(container: Container) -> _Daemon | None:
+    """Return the daemon of a container, measured for `_SAMPLE` seconds; None if the container is not mounted."""
+    record = record_of(container)
+    if record is None:
+        return None
+    try:
+        process = psutil.Process(record.pid)
+        memory, cpu = process.memory_info().rss, process.cpu_percent(_SAMPLE)
+        return _Daemon(record.pid, memory, cpu, max(time.time() - process.create_time(), 0.0))
+    except psutil.NoSuchProcess:
+        return None  # It was killed, and its mount is not yet removed: as good as stopped.
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    """`docker diff`; with two images, what `analysis_commands` says of them. Both print A, C and D."""
+    """Show what a container changed, as `docker diff` does, or how two images differ. Both print A, C and D."""
     store = store_of(arguments)
     if arguments.second is not None:
         return diff_images(store, arguments.first, arguments.second, content=arguments.content, as_json=arguments.json)
@@ -190,9 +203,9 @@ def _diff(arguments: argparse.Namespace) -> int:
     containers = Containers(store)
     found = containers.diff(containers.find(arguments.first))
     if arguments.json:
-        put_json([{"Kind": one.kind.value, "Path": os.fsdecode(one.path)} for one in found])
+        put_json([{"Kind": change.kind.value, "Path": os.fsdecode(change.path)} for change in found])
         return 0
-    put_changes([(one.kind.value, printable(one.path)) for one in found])
+    put_changes([(change.kind.value, printable(change.path)) for change in found])
     return 0
 
 
@@ -219,7 +232,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], None]) -> int:
-    """Do it to every container that is named, and name it when it is done."""
+    """Act on every container that is named, and print its name when that is done."""
     containers = Containers(store_of(arguments))
     for name in arguments.containers:
         act(containers, containers.find(name))
@@ -231,27 +244,28 @@ def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], 
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda containers, one: containers.stop(one, lazy=arguments.lazy))
+    return _each(arguments, lambda containers, container: containers.stop(container, lazy=arguments.lazy))
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda containers, one: containers.start(one))
+    return _each(arguments, lambda containers, container: containers.start(container))
 
 
 def _rm(arguments: argparse.Namespace) -> int:
-    return _each(arguments, lambda containers, one: containers.remove(one, force=arguments.force))
+    return _each(arguments, lambda containers, container: containers.remove(container, force=arguments.force))
 
 
 def _shell(arguments: argparse.Namespace) -> int:
-    """Become the command: in mount, PID, UTS and IPC namespaces of its own, by unshare(1)."""
+    """Become the command, in its own mount, PID, UTS and IPC namespaces: unshare(1)."""
     container = Containers(store_of(arguments)).find(arguments.container)
-    if container.record is None:
+    if record_of(container) is None:
         raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
     root = str(container.mountpoint)
     command = arguments.command or ["/bin/sh"]
     if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
         raise MountError(
-            f"container '{container.name}' has no {printable(command[0])}", "name a program that its image has"
+            f"container '{container.name}' has no program {printable(command[0])}",
+            "choose a program that its image contains",
         )
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
     if os.geteuid() != 0:

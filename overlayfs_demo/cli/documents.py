@@ -12,16 +12,16 @@ _FOLDER = resources.files("overlayfs_demo").joinpath("docs")
 
 
 def topics() -> list[str]:
-    """All topics, sorted."""
+    """Return all topics, sorted."""
     files = (file.name for file in _FOLDER.iterdir() if file.name.endswith(_SUFFIX))
     return sorted(name.removesuffix(_SUFFIX).replace("_", "-") for name in files)
 
 
 def read(topic: str) -> str:
-    """The document of one of the topics, as Markdown."""
+    """Return the document of a topic, as Markdown."""
     return _FOLDER.joinpath(topic.replace("-", "_") + _SUFFIX).read_text("utf-8")
 
 
 def title(topic: str) -> str:
-    """The title of one of the documents."""
+    """Return the title of a topic's document."""
     return read(topic).partition("\n")[0].removeprefix("# ")

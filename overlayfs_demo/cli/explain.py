@@ -21,44 +21,44 @@ from overlayfs_demo.ui.text import human_size, plural
 
 # How many paths are shown without --all.
 _SHOWN = 10
-# What may stand around a path in a word for a shell, or before it in dd's words.
+# The characters that can surround a path in a word for a shell, or precede it in dd's words.
 _AROUND = re.compile(r"[\s;|&<>()'\"=]+")
 
 _HELP = """\
-Tell what a command would copy up, white out, free and write in a view, without doing it.
+Show what a command would copy up, white out, free and write in a view, without doing it.
 
-The command really runs, on a second view of the same layers that is taken away afterwards. It runs in a
-sandbox made by bubblewrap: in the place of the view it finds the second one, and all other directories are
-read-only, /tmp, too. It has no network and no socket to any daemon, sees no other process, and nothing that
-it starts outlives it. Root has no more capabilities there than in a container of Docker's.
+The command really runs, on a second view of the same layers that is removed afterwards. It runs in a
+sandbox made by bubblewrap: the second view takes the place of the first, and all other directories, even
+/tmp, are read-only. The command has no network and cannot reach any daemon. It sees no other processes, and
+everything that it starts ends with it. Root has no more capabilities than in a Docker container.
 
-Its standard streams are pipes, so it sees no terminal. What it prints goes to stderr; the explanation alone
-goes to stdout. It reads our standard input: in a shell's `while read` loop that reads from a pipe, add
-</dev/null to it.
+The command's standard streams are pipes, so it sees no terminal. Its output goes to stderr; only the
+explanation goes to stdout. It reads the standard input of explain: inside a shell's `while read` loop that
+reads from a pipe, add </dev/null.
 
 The command can still read whatever you can read, print to your terminal, take data out of a FIFO, lock files
-that it can read, and use up memory, processor time, and the space beside the view's work directory. Where the
-kernel has no Landlock (Linux 5.19) it can also write to FIFOs outside the view.
+that it can read, and use up memory, processor time, and the space beside the view's work directory. On a
+kernel without Landlock (Linux 5.19), it can also write to FIFOs outside the view.
 
-The view is the one named by --on; else the one that a word of the command names a path in; else the one of
-the current directory. The exit status is 0 if the explanation is complete, whatever the command's own was,
-which is told.
+The view is the one named by --on; otherwise the one in which an argument of the command is a path; otherwise
+the one of the current directory. The exit status is 0 if the explanation is complete; the command's own exit
+status is part of the explanation.
 """
 
 
-def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verb of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = new_verb(
         verbs,
         "explain",
-        "tell what a command would change in a view, without doing it",
+        "show what a command would change in a view, without doing it",
         f"{PROGRAM} explain chmod -R g+w view/opt\n{PROGRAM} explain --on view sh -c 'cd view/etc && sed -i s/a/b/ *'",
         _explain,
         _HELP,
     )
     verb.add_argument("--on", metavar="MOUNTPOINT", help="the view, or any path in it")
-    verb.add_argument("--json", action="store_true", help="one object: totals, and every path")
-    verb.add_argument("--all", action="store_true", help=f"show all paths, and not the {_SHOWN} largest")
+    verb.add_argument("--json", action="store_true", help="one JSON object with totals and every path")
+    verb.add_argument("--all", action="store_true", help=f"show all paths instead of the {_SHOWN} largest")
     verb.add_argument("command", metavar="COMMAND")
     verb.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
 
@@ -66,11 +66,13 @@ def add_explain_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _explain(arguments: argparse.Namespace) -> int:
     command = [arguments.command, *arguments.arguments]
     if shutil.which(arguments.command) is None:
-        raise UsageError(f"there is no command '{printable(arguments.command)}'", "name a program and its arguments")
+        raise UsageError(f"command not found: '{printable(arguments.command)}'", "name a program and its arguments")
     mountpoint = _view_of(arguments.on, command)
     record = registry.find_record(mountpoint)
     if record is None:
-        raise MountError(f"{printable(mountpoint)} has no record here", "ask as the user who mounted it")
+        raise MountError(
+            f"{printable(mountpoint)} is not recorded as mounted by this user", "run this as the user who mounted it"
+        )
     outcome = rehearse(record, command, os.getcwdb())
     if arguments.json:
         put_json([_json(mountpoint, command, outcome)])
@@ -81,7 +83,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _view_of(on: str | None, command: Sequence[str]) -> str:
-    """The mount point of the view that is meant. Raises MountError, UsageError."""
+    """Return the mount point of the view that is meant. Raises MountError, UsageError."""
     if on is not None:
         return registry.place_in_view(os.fsencode(on), follow=True).mountpoint
     pieces = [piece for word in command[1:] for piece in _AROUND.split(word) if piece and not piece.startswith("-")]
@@ -90,7 +92,7 @@ def _view_of(on: str | None, command: Sequence[str]) -> str:
             return registry.place_in_view(os.fsencode(piece), follow=False).mountpoint
         except MountError:
             continue
-    raise UsageError("no word of the command names a path in a view", "name the view: --on MOUNTPOINT")
+    raise UsageError("no argument of the command is a path in a view", "name the view: --on MOUNTPOINT")
 
 
 # --- in words --------------------------------------------------------------------------------------
@@ -115,9 +117,13 @@ def _sum(effects: Sequence[Effect]) -> int:
 
 
 def _by_layer(effects: Sequence[Effect]) -> Iterator[tuple[str, list[Effect]]]:
-    """The effects of each layer, with how it is shown."""
+    """Yield each layer's printable name and the effects on it."""
     for layer in sorted({effect.layer for effect in effects}):
         yield printable(layer), [effect for effect in effects if effect.layer == layer]
+
+
+def _copy(effect: Effect) -> str:
+    return f"{printable(effect.path)} ({human_size(effect.size)}) from {printable(effect.layer)}"
 
 
 def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
@@ -127,25 +133,26 @@ def _sentences(mountpoint: str, outcome: Outcome) -> Iterator[str]:
     if not of:
         yield f"would change nothing in {printable(mountpoint)}"
     yield from _sentences_of_copies(of["copy up"])
-    for word, verb in (("refuse", "be refused to copy up"), ("warn", "be warned of copying up")):
-        for effect in of[word]:
-            yield f"would {verb} {printable(effect.path)}, {human_size(effect.size)}: over {effect.detail}"
+    for effect in of["refuse"]:
+        yield f"would be refused copy-up of {_copy(effect)}: over {effect.detail}"
+    for effect in of["warn"]:
+        yield f"would exceed {effect.detail}: copy-up of {_copy(effect)}"
     yield from _sentences_of_marks(of)
     yield from _sentences_of_upper(of)
     if outcome.status:
         yield (
-            f"the command itself ended with exit status {outcome.status}, as it would for real "
-            "unless it was stopped by the sandbox"
+            f"the command exited with status {outcome.status}, as it would outside the sandbox "
+            "unless the sandbox stopped it"
         )
 
 
 def _sentences_of_marks(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
     if some := of["whiteout"]:
-        yield f"would leave {plural(len(some), 'whiteout')}"
+        yield f"would create {plural(len(some), 'whiteout')}"
     for layer, some in _by_layer(of["hide"]):
         number = sum(effect.files for effect in some)
-        stay = "it stays there" if number == 1 else "they stay there"
-        yield f"would hide {_files(number)} of {human_size(_sum(some))} in {layer}; {stay}: an image does not shrink"
+        stay = "it stays" if number == 1 else "they stay"
+        yield f"would hide {_files(number)} ({human_size(_sum(some))}) in {layer}; {stay} there, so no image shrinks"
     if some := of["opaque"]:
         yield f"would mark {_directories(len(some))} opaque"
 
@@ -160,18 +167,18 @@ def _sentences_of_upper(of: Mapping[str, Sequence[Effect]]) -> Iterator[str]:
     if some := of["rename"]:
         yield f"would rename {plural(len(some), 'file or directory', 'files or directories')}"
     if some := of["change"]:
-        yield f"would change {_files_and_directories(some)} that the upper has already"
+        yield f"would change {_files_and_directories(some)} already in the upper"
 
 
 def _sentences_of_copies(copies: Sequence[Effect]) -> Iterator[str]:
     for layer, some in _by_layer(copies):
         directories = sum(effect.detail == "directory" for effect in some)
         files = len(some) - directories
-        words = [f"{_files(files)}, {human_size(_sum(some))} of data"] if files else []
+        words = [f"{_files(files)} ({human_size(_sum(some))})"] if files else []
         if directories:
-            its = "its" if directories == 1 else "their"
-            words.append(f"{_directories(directories)} without {its} content")
-        yield f"would copy up {', and '.join(words)}, from {layer}"
+            alone = "itself only" if directories == 1 else "themselves only"
+            words.append(f"{_directories(directories)} ({alone})")
+        yield f"would copy up {' and '.join(words)} from {layer}"
 
 
 def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
@@ -185,7 +192,7 @@ def _put_paths(effects: Sequence[Effect], at_most: int | None) -> None:
     put("\n")
     put_table(Table(("WHAT", "SIZE", "LAYER", "PATH"), rows))
     if at_most is not None and len(ordered) > at_most:
-        put(f"and {len(ordered) - at_most} more, which --all shows\n")
+        put(f"... and {len(ordered) - at_most} more (use --all to show them)\n")
 
 
 def _path_cell(effect: Effect) -> str:

@@ -1,10 +1,8 @@
-"""What can be typed to learn about the commands: completion, the manual page and the documents."""
+"""The verbs that tell about the commands: completion, the manual page and the documents."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 
 from overlayfs_demo.cli import documents
 from overlayfs_demo.cli.command import Verbs, new_verb
@@ -14,39 +12,39 @@ from overlayfs_demo.ui.console import PROGRAM, put
 from overlayfs_demo.ui.terminal import put_markdown
 
 
-def add_shell_verbs(verbs: Verbs[argparse.ArgumentParser], whole_parser: Callable[[], argparse.ArgumentParser]) -> None:
-    """The verbs of this module; `whole_parser` makes the parser of all verbs."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = new_verb(
         verbs,
         "completion",
-        "print what a shell needs to complete our words",
+        "print the completion script for a shell",
         f"source <({PROGRAM} completion bash)\n{PROGRAM} completion fish | source",
         lambda arguments: _print(script(arguments.shell)),
     )
-    verb.add_argument("shell", choices=SHELLS, help="which shell reads it")
+    verb.add_argument("shell", choices=SHELLS, help="the shell that reads it")
     verb = new_verb(
         verbs,
         "manual",
-        "print the manual page, or a document",
+        "print the manual page or a document",
         f"{PROGRAM} manual | man -l -\n{PROGRAM} manual --list\n{PROGRAM} manual differences\n"
         f"{PROGRAM} manual architecture | less",
-        partial(_manual, whole_parser),
-        "Print the manual page, in man(7)'s language, or a document: formatted on a terminal, and in a pipe as the "
-        "Markdown that it is.",
+        _manual,
+        "Print the manual page as man(7) source, or a document: formatted on a terminal, plain Markdown in a pipe.",
     )
     topics = documents.topics()
     verb.add_argument(
-        "topic", nargs="?", choices=topics, metavar="TOPIC", help=f"a document instead: {', '.join(topics)}"
+        "topic", nargs="?", choices=topics, metavar="TOPIC", help=f"print this document instead: {', '.join(topics)}"
     )
     verb.add_argument("--list", action="store_true", help="list the documents")
 
 
-def _manual(whole_parser: Callable[[], argparse.ArgumentParser], arguments: argparse.Namespace) -> int:
+def _manual(arguments: argparse.Namespace) -> int:
+    """Print the manual page, a document, or the list. The page is made from the parser in the arguments."""
     if arguments.list:
         width = max(map(len, documents.topics()))
         return _print("".join(f"{topic:<{width}}  {documents.title(topic)}\n" for topic in documents.topics()))
     if arguments.topic is None:
-        return _print(manual(whole_parser()))
+        return _print(manual(arguments.whole_parser()))
     put_markdown(documents.read(arguments.topic))
     return 0
 

@@ -1,6 +1,6 @@
-"""What does the manual page say?
+"""The manual page, in man(7)'s language.
 
-What each verb does and takes is said once, in the parsers: the page is made of those. It is in man(7)'s language.
+It is made from the parsers, the only place that says what each verb does and takes.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ overlayfs\-demo \- an overlay filesystem you can watch
 .I COMMAND
 [\fIOPTION\fR]... [\fIARGUMENT\fR]...
 .SH DESCRIPTION
-A view is a stack of directories, its layers, seen as one tree. Those called lower are never changed. The upper one
-takes all changes: a file that is written to is copied up first, and what is deleted leaves a whiteout there. The layers
-of container images are such directories, and a container is an image with an upper of its own.
+A view shows a stack of directories, its layers, as one tree. The lower layers are never changed. The upper layer takes
+all changes: a file is copied up before it is written to, and deleting a file of a lower layer leaves a whiteout. The
+layers of container images are such directories, and a container is an image with its own upper.
 .PP
-Layers and uppers are in the format of the kernel's overlayfs, which mounts them as well.
+Layers and uppers use the format of the kernel's overlayfs, so the kernel can mount them, too.
 .SH COMMANDS
 """
 _TAIL = r""".SH EXIT STATUS
-0 if it was done, 1 if it failed, 2 for wrong usage. A failure is one line on standard error.
+0 for success, 1 for a failure, 2 for wrong usage. A failure prints one line on standard error.
 .SH ENVIRONMENT
 .TP
 .B OVERLAYFS_DEMO_STORE
-where images and containers are kept, if not in the directory below
+the directory of images and containers, instead of the default below
 .TP
 .B XDG_RUNTIME_DIR
-where an ordinary user's mounts are remembered
+where an ordinary user's mounts are recorded
 .TP
 .B SOURCE_DATE_EPOCH
-the time of what
-.B commit
-makes, in seconds since 1970: the same changes then make the same image
+the creation time of images made by
+.BR commit ,
+in seconds since 1970: the same changes then give the same image
 .TP
 .B NO_COLOR
-if set, no colours on a terminal
+if set, print no colours on a terminal
 .SH FILES
 .TP
 .I /var/lib/overlayfs\-demo
-root's store; of others
+root's store; for other users
 .I ~/.local/share/overlayfs\-demo
 .TP
 .I /run/overlayfs\-demo
-what root has mounted; of others
+records of root's mounts; for other users
 .I $XDG_RUNTIME_DIR/overlayfs\-demo
 .SH SEE ALSO
 .BR mount (8),
@@ -57,12 +57,12 @@ what root has mounted; of others
 and the kernel's
 .I Documentation/filesystems/overlayfs.rst
 """
-# A parser shows its usage over several lines, for a terminal.
+# A parser breaks its usage into lines for a terminal.
 _USAGE = re.compile(r"^usage:\s*")
 
 
 def manual(parser: argparse.ArgumentParser) -> str:
-    """The page, of the parser of all verbs."""
+    """Return the page for the parser of all verbs."""
     pages = [
         _verb(verb)
         for action in parser._actions
@@ -100,6 +100,6 @@ def _as_it_is(lines: Sequence[str]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text in which nothing has a meaning to man(7)."""
+    """Return the text, escaped so that man(7) takes all of it literally."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("`", r"\(ga")
     return rf"\&{escaped}" if escaped.startswith(".") else escaped or r"\&"

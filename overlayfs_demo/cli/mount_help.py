@@ -13,7 +13,7 @@ _HELP_COLUMN = 28
 _WIDTH = 88
 
 _FRAME = """\
-Mount a stack of layers as one tree, and return when it answers.
+Mount a stack of layers as one tree, and return when the view is ready.
 
 options (-o, comma-separated; a comma in a path is written '\\,'):
 {options}
@@ -24,13 +24,13 @@ example:
 
 
 def mount_help() -> str:
-    """The description in `mount --help` and in the manual page. Neighbours with the same help share an entry."""
+    """Return the description in `mount --help` and the manual page. Neighbours with the same help share an entry."""
     entries = (_entry(help, options) for help, options in groupby(OPTIONS, key=lambda option: option.help))
     return _FRAME.format(options="\n".join(entries))
 
 
 def _entry(help: str, options: Iterable[MountOption]) -> str:
-    """The options, and behind them their help, which begins on a line of its own if they leave no room for it."""
+    """Return the options followed by their help, which begins on its own line if they leave no room for it."""
     usages = ", ".join(option.usage for option in options)
     lines = textwrap.wrap(
         usages, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False

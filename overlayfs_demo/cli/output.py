@@ -1,7 +1,7 @@
-"""Where a verb writes its result: the file of --output, or stdout.
+"""The output of a verb that writes an archive: the file of --output, or stdout.
 
-A regular file is replaced in one step, so it is there only when it is whole. Anything else (a device, a FIFO, a
-descriptor such as /dev/stdout) is written straight into, because it is not ours to replace.
+A regular file is replaced in one step, so that nobody sees half of it. Anything else (a device, a FIFO, a descriptor
+such as /dev/stdout) is written to directly, because it is not ours to replace.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError, UsageError, printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import acl
 
-# As many symbolic links as the kernel follows: path_resolution(7).
+# How many symbolic links the kernel follows: path_resolution(7).
 _MOST_LINKS = 40
 
 
 def add_output(verb: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Let the verb take --output, whose value goes to `output`."""
+    """Give the verb the option --output, whose value `output` takes."""
     default = "" if required else " (default: stdout)"
-    verb.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=f"where to{default}")
+    verb.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=f"output file{default}")
 
 
 @contextmanager
 def output(path: Path | None) -> Iterator[BinaryIO]:
-    """Give a stream to write the result to; None is stdout. Raises UsageError for a terminal, ImageError.
+    """Give a stream to write the result to; None means stdout. Raises ImageError, and UsageError for a terminal.
 
-    A file that is replaced keeps its permissions and, where we may set it, its owner. It stays what it
-    was if the caller raises.
+    A file that is replaced keeps its permissions and, if we may set it, its owner. If the caller raises, the file stays
+    as it was.
     """
     if path is None:
         _refuse_terminal(sys.stdout.buffer)
@@ -54,7 +54,9 @@ def output(path: Path | None) -> Iterator[BinaryIO]:
 
 def _refuse_terminal(stream: BinaryIO) -> None:
     if stream.isatty():
-        raise UsageError("an archive is not written to a terminal", "name a file with --output, or redirect it")
+        raise UsageError(
+            "refusing to write an archive to a terminal", "name a file with --output, or redirect the output"
+        )
 
 
 @contextmanager
@@ -71,22 +73,22 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield stream
         return
     try:
-        # From here on the descriptor says what is meant, whatever becomes of the name.
+        # From here on only the descriptor counts, whatever happens to the name.
         if stat.S_ISREG(os.fstat(there).st_mode):
-            with _replacing(Path(os.fsdecode(os.readlink(syscalls.fd_path(there)))), there, made=dangling) as stream:
+            with _replacing(Path(os.fsdecode(os.readlink(proc.fd_path(there)))), there, made=dangling) as stream:
                 yield stream
         else:
-            with _straight(os.open(syscalls.fd_path(there), os.O_WRONLY | os.O_NOCTTY)) as stream:
+            with _straight(os.open(proc.fd_path(there), os.O_WRONLY | os.O_NOCTTY)) as stream:
                 yield stream
     finally:
         os.close(there)
 
 
 def _own_descriptor(path: Path) -> int | None:
-    """The descriptor of this process that a path such as /dev/stdout stands for; None for other paths.
+    """Return the descriptor of this process that a path such as /dev/stdout stands for; None for other paths.
 
-    A file that is opened by such a path is written from its start, over what others wrote: proc_pid_fd(5). The
-    descriptor itself goes on where they stopped.
+    A file opened by such a path would be written from its start, over what others wrote: proc_pid_fd(5). The
+    descriptor itself continues where they stopped.
     """
     ours = os.path.realpath("/proc/self/fd")
     for _ in range(_MOST_LINKS):
@@ -100,10 +102,10 @@ def _own_descriptor(path: Path) -> int | None:
 
 
 def _look(path: Path) -> int | None:
-    """A descriptor (O_PATH) of what is there; None if there is nothing. The result is the caller's to close.
+    """Return an O_PATH descriptor of what is there, which the caller closes; None if nothing is.
 
     The kernel follows symbolic links for us, because it knows which are safe to follow: proc_sys_fs(5),
-    protected_symlinks. So it also makes the file that a dangling one leads to.
+    protected_symlinks. So it also makes the file to which a dangling link leads.
     """
     try:
         return os.open(path, os.O_PATH)
@@ -116,7 +118,7 @@ def _look(path: Path) -> int | None:
 
 @contextmanager
 def _straight(fd: int) -> Iterator[BinaryIO]:
-    """A stream into the open file, which it closes."""
+    """Give a stream into the open file, and close it at the end."""
     with os.fdopen(fd, "wb") as stream:
         _refuse_terminal(stream)
         yield stream
@@ -124,9 +126,10 @@ def _straight(fd: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(path: Path, before: int | None, *, made: bool = False) -> Iterator[BinaryIO]:
-    """A stream into a new file, which takes the place of `path` in the end.
+    """Give a stream into a new file, which replaces `path` at the end.
 
-    `before` is a descriptor of what is there; `made` says that we have just made that, so it goes if the caller raises.
+    `before` is a descriptor of the present file. `made` says that we have just made that file; it is then removed if
+    the caller raises.
     """
     unfinished = path.with_name(f".overlayfs-demo-{secrets.token_hex(8)}.unfinished")
     fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if before is None else 0o600)
@@ -147,15 +150,15 @@ def _replacing(path: Path, before: int | None, *, made: bool = False) -> Iterato
 def _dress(fd: int, like: int) -> None:
     """Give an empty file the owner, the permissions and the ACL of another.
 
-    It gets no set-id bits: a write drops those, too.
+    It gets no set-id bits, because a write would also drop those.
     """
     status = os.fstat(like)
     for ids in ((-1, status.st_gid), (status.st_uid, -1)):
-        # Only root gives files away, and not in a user namespace that lacks the owner.
+        # Only root may give files away, and only to an owner whom its user namespace maps.
         with contextlib.suppress(OSError):
             os.fchown(fd, *ids)
     os.fchmod(fd, status.st_mode & 0o777)
-    # Where there is an ACL, the group's bits of the mode are its mask: acl(5). Alone they could say too much.
-    wanted = syscalls.get_xattr(syscalls.fd_path(like), acl.ACCESS, follow=True)
+    # If there is an ACL, the group bits of the mode are its mask: acl(5). Without the ACL they could allow too much.
+    wanted = xattr.get(proc.fd_path(like), acl.ACCESS, follow=True)
     if wanted is not None:
         os.setxattr(fd, acl.ACCESS, wanted)

@@ -1,4 +1,4 @@
-"""What do the verbs that work on the store have in common?"""
+"""The options that verbs on the store share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.store.store import Store, default_root
+from overlayfs_demo.store.root import default_root
+from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import PROGRAM
 
 
@@ -18,17 +19,17 @@ def add_verb(
     examples: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    """A verb that works on the store, with examples (one a line, without our name) in its help."""
+    """Add a verb that works on the store. Its help shows the examples, one per line, given without our name."""
     verb = new_verb(verbs, name, summary, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
     verb.add_argument("--store", type=Path, metavar="DIR", help=f"where images are stored (default: {default_root()})")
     return verb
 
 
 def add_json(verb: argparse.ArgumentParser) -> None:
-    """Let the verb print its result for machines."""
+    """Give the verb the option --json."""
     verb.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
 def store_of(arguments: argparse.Namespace) -> Store:
-    """The store that a command works on."""
+    """Return the store that a command works on. Raises ImageError."""
     return Store(arguments.store or default_root())

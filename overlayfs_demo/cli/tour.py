@@ -1,4 +1,4 @@
-"""What can be typed to learn: the experiments of the tour, and the labs?"""
+"""The verbs for learning: `tour` with its experiments, and `lab`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from overlayfs_demo.ui.text import plural
 
 
 class _Listed(Protocol):
-    """What has a name and a line that says what it is."""
+    """Something with a name and a line that says what it is."""
 
     @property
     def name(self) -> str: ...
@@ -37,31 +37,31 @@ class _Listed(Protocol):
 _Any = TypeVar("_Any", bound=_Listed)
 
 
-def add_tour_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     tour = _verb(
         verbs,
         "tour",
-        "walk through the classic experiments with an overlay",
+        "walk through the classic overlay experiments",
         f"{PROGRAM} tour\n{PROGRAM} tour delete re-create\n{PROGRAM} tour --yes > slides.txt",
         _tour,
-        "Walk through the classic experiments with an overlay: each asks what will happen, does it on a real mount,\n"
-        "shows lower, upper and merged, and checks on the disk whatever it says.",
+        "Walk through the classic overlay experiments: each asks what will happen, does it on a real mount,\n"
+        "shows lower, upper and merged, and checks each statement on the disk.",
     )
-    tour.add_argument("names", nargs="*", metavar="NAME", help="only these experiments, by name or number")
+    tour.add_argument("names", nargs="*", metavar="NAME", help="run only these experiments, by name or number")
     tour.add_argument("--yes", "-y", action="store_true", help="do not wait for Enter")
     lab = _verb(
         verbs,
         "lab",
-        "do a task in a shell, and have the result checked",
+        "solve a task in a shell and have the result checked",
         f"{PROGRAM} lab whiteout\necho 'rm merged/motd' | {PROGRAM} lab whiteout",
         _lab,
-        "Do a task in a shell. When it ends, the layers on the disk are checked, and mistakes are explained.\n"
-        "Without a terminal the shell reads its commands from stdin.",
+        "Solve a task in a shell. When it ends, the layers on the disk are checked, and mistakes are explained.\n"
+        "Without a terminal, the shell reads its commands from stdin.",
     )
-    lab.add_argument("name", nargs="?", metavar="NAME", help="which one")
-    lab.add_argument("--at", type=Path, metavar="DIR", help="where: a new or empty directory, which is kept")
-    lab.add_argument("--check-only", action="store_true", help="take commands from stdin, on a terminal, too")
+    lab.add_argument("name", nargs="?", metavar="NAME", help="the lab to do")
+    lab.add_argument("--at", type=Path, metavar="DIR", help="work in this new or empty directory, and keep it")
+    lab.add_argument("--check-only", action="store_true", help="read commands from stdin, even on a terminal")
 
 
 def _verb(
@@ -73,32 +73,34 @@ def _verb(
     description: str,
 ) -> argparse.ArgumentParser:
     verb = new_verb(verbs, name, summary, examples, run, description)
-    verb.add_argument("--list", action="store_true", help="say what there is")
+    verb.add_argument("--list", action="store_true", help="list the names")
     verb.add_argument("--json", action="store_true", help="with --list: one JSON object per line")
-    verb.add_argument("--front", choices=FRONTS, help="which front serves the mounts (default: auto)")
+    verb.add_argument("--front", choices=FRONTS, help="front that serves the mounts (default: auto)")
     return verb
 
 
-def _list(what: Sequence[_Listed], as_json: bool) -> int:
+def _list(items: Sequence[_Listed], as_json: bool) -> int:
     if as_json:
-        put_json([{"Number": number, "Name": one.name, "Summary": one.summary} for number, one in enumerate(what, 1)])
+        put_json(
+            [{"Number": number, "Name": item.name, "Summary": item.summary} for number, item in enumerate(items, 1)]
+        )
         return 0
     # docker's table would be wider than a terminal.
-    width = max(len(one.name) for one in what)
-    for number, one in enumerate(what, 1):
-        put_styled([(f"{number:>2}  ", "dim"), (one.name.ljust(width), "cyan"), (f"  {one.summary}\n", "")])
+    width = max(len(item.name) for item in items)
+    for number, item in enumerate(items, 1):
+        put_styled([(f"{number:>2}  ", "dim"), (item.name.ljust(width), "cyan"), (f"  {item.summary}\n", "")])
     return 0
 
 
-def _find(what: Sequence[_Any], name: str, verb: str) -> _Any:
-    for number, one in enumerate(what, 1):
-        if name in (one.name, str(number)):
-            return one
-    raise UsageError(f"there is no '{name}' here", f"'{PROGRAM} {verb} --list' says what there is")
+def _find(items: Sequence[_Any], name: str, verb: str) -> _Any:
+    for number, item in enumerate(items, 1):
+        if name in (item.name, str(number)):
+            return item
+    raise UsageError(f"unknown name '{name}'", f"'{PROGRAM} {verb} --list' shows the names")
 
 
 def _hang_up(_number: int, _frame: FrameType | None) -> None:
-    """The terminal was closed: clean up, as for Ctrl-C."""
+    """Clean up as after Ctrl-C, because the terminal was closed."""
     raise KeyboardInterrupt
 
 
@@ -109,38 +111,38 @@ def _tour(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(ALL, arguments.json)
     if arguments.json:
-        raise UsageError("--json is for the list", "add --list")
+        raise UsageError("--json needs --list", "add --list")
     chosen = [_find(ALL, name, "tour") for name in arguments.names] or list(ALL)
     signal.signal(signal.SIGHUP, _hang_up)
     asks = not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
     told = checked = 0
     failed: list[str] = []
-    for one in chosen:
-        introduce(one, f"{ALL.index(one) + 1} of {len(ALL)}", put_styled)
-        answer = _ask("Enter: go on, q: leave, n: skip ") if asks else ""
+    for experiment in chosen:
+        introduce(experiment, f"{ALL.index(experiment) + 1} of {len(ALL)}", put_styled)
+        answer = _ask("Enter: go on, q: quit, n: skip ") if asks else ""
         if answer == "q":
             break
         if answer != "n":
-            count, wrong = _perform(one, arguments.front)
+            count, wrong = _perform(experiment, arguments.front)
             told, checked = told + 1, checked + count
-            failed += [f"{one.name}: {sentence}" for sentence in wrong]
+            failed += [f"{experiment.name}: {sentence}" for sentence in wrong]
             put("\n")
-            # What there is to look at must not be scrolled away by the next question.
-            if asks and one is not chosen[-1] and _ask("Enter: next, q: leave ") == "q":
+            # The next question must not scroll away what people still look at.
+            if asks and experiment is not chosen[-1] and _ask("Enter: next, q: quit ") == "q":
                 break
     if failed:
         raise OverlayError(f"{len(failed)} of {plural(checked, 'sentence')} did not hold", "; ".join(failed))
-    put(wrapped(f"Experiments: {told}. Sentences checked on the disk: {checked}. All of them hold."))
+    put(wrapped(f"Experiments: {told}. Sentences checked on the disk: {checked}. All hold."))
     return 0
 
 
-def _perform(one: Experiment, front: str | None) -> tuple[int, list[str]]:
+def _perform(experiment: Experiment, front: str | None) -> tuple[int, list[str]]:
     with stage(front) as made:
-        return perform(one, made, put_styled)
+        return perform(experiment, made, put_styled)
 
 
 def _ask(question: str) -> str:
-    """The first letter of the answer in small, "" for none; Ctrl-D says "q"."""
+    """Return the first letter of the answer in lower case, "" for none, "q" for Ctrl-D."""
     put_styled([(question, "dim")])
     line = sys.stdin.readline()
     return line.strip()[:1].lower() if line else "q"
@@ -153,9 +155,9 @@ def _lab(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(LABS, arguments.json)
     if arguments.json:
-        raise UsageError("--json is for the list", "add --list")
+        raise UsageError("--json needs --list", "add --list")
     if arguments.name is None:
-        raise UsageError("which lab?", f"'{PROGRAM} lab --list' says what there is")
+        raise UsageError("which lab?", f"'{PROGRAM} lab --list' shows the names")
     lab = _find(LABS, arguments.name, "lab")
     signal.signal(signal.SIGHUP, _hang_up)
     at_terminal = not arguments.check_only and sys.stdin.isatty() and sys.stdout.isatty()
@@ -180,7 +182,7 @@ def _lab(arguments: argparse.Namespace) -> int:
 
 
 def _make_empty(directory: Path) -> None:
-    """Make sure that a new directory is there to work in. Raises UsageError."""
+    """Make the directory to work in if it does not exist. Raises UsageError if it is not empty."""
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty", "name a new directory")
+        raise UsageError(f"{directory} is not empty", "use a new or empty directory")

@@ -1,4 +1,4 @@
-"""The verb `watch`: reports every change in a view as it happens."""
+"""The verb `watch`, which reports every change in a view as it happens."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ from overlayfs_demo.watch.state import Line, counted
 _FOLD = 0.5
 
 
-def add_watch_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verb of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = new_verb(
         verbs,
         "watch",
         "report every change in a view as it happens",
         f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
         _watch,
-        "Tell of each change in a view, as it happens, until it is unmounted. A terminal shows the stack"
-        " of layers, too; a pipe gets a sentence a line.",
+        "Report every change in a view as it happens, until it is unmounted. A terminal also shows the stack of "
+        "layers; a pipe gets one sentence per line.",
     )
-    verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="or any path in it")
+    verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="the view, or any path in it")
     verb.add_argument("--json", action="store_true", help="one JSON object per line; repeated writes are not joined")
     verb.add_argument("--plain", action="store_true", help="print plain sentences on a terminal too")
     actions = ", ".join(action.value for action in Action)
-    verb.add_argument("--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"of these: {actions}")
-    verb.add_argument("--path", metavar="GLOB", help="only paths in the view that match; * also matches /")
+    verb.add_argument(
+        "--only", type=_actions, metavar="ACTION[,ACTION...]", help=f"report only these actions: {actions}"
+    )
+    verb.add_argument("--path", metavar="GLOB", help="report only matching paths in the view; * also matches /")
 
 
 def _actions(words: str) -> frozenset[str]:
@@ -67,22 +69,20 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _is_screen() -> bool:
-    """Whether stdout can show a picture that changes."""
+    """Return whether stdout can show a picture that changes."""
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def _layers(connection: Connection, place: registry.Place) -> list[LayerFacts]:
-    """The layers of a view from the top down. Raises MountError.
+    """Return the layers of a view from the top down. Raises MountError.
 
-    Of another user's view only what their daemon says is shown: root could be led anywhere by the paths in a record.
+    For another user's view, only what the daemon says is shown, because the paths in a record could lead root anywhere.
     """
     if place.owner != os.geteuid():
         return told(statement.layer for statement in connection.which(b"/").statements)
     record = registry.find_record(place.mountpoint)
     if record is None:
-        raise MountError(f"{place.mountpoint} was unmounted meanwhile", "mount it again")
-    if not record.labels:
-        raise MountError(f"{record.mountpoint}: its daemon is of an older version", "use --plain, or mount it again")
+        raise MountError(f"{place.mountpoint} was unmounted in the meantime", "mount it again")
     return unwalked(record)
 
 
@@ -129,7 +129,7 @@ def _tell(connection: Connection, mountpoint: str, arguments: argparse.Namespace
 
 
 def _last_counters(connection: Connection) -> Mapping[str, int]:
-    """The counters as they are now: the last ones that came may be a second old."""
+    """Return the counters as they are now, because the last ones that came may be a second old."""
     asked: Mapping[str, int] = {}
     connection.detach()
     with contextlib.suppress(EOFError):
@@ -144,7 +144,7 @@ def _note_counters(asked: Mapping[str, int]) -> None:
     On stdout a pipe gets one line for each change and nothing else, so that `| wc -l` counts them.
     """
     if words := counted(asked):
-        note(f"meanwhile the mount answered {words}")
+        note(f"requests answered: {words}")
 
 
 def _is_wanted(update: Update, only: frozenset[str] | None, glob: str | None) -> bool:
@@ -157,7 +157,7 @@ def _is_wanted(update: Update, only: frozenset[str] | None, glob: str | None) ->
 
 
 class _Teller:
-    """Prints what happened, as JSON or as sentences. Writes that follow each other become one sentence."""
+    """Printer of what happens, as JSON or as sentences. Successive writes become one sentence."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -165,7 +165,7 @@ class _Teller:
         self._until = 0.0
 
     def timeout(self) -> float | None:
-        """For how many seconds to wait for the next update; None: without end."""
+        """Return how many seconds to wait for the next update; None means for ever."""
         return None if self._write is None else max(self._until - time.monotonic(), 0.001)
 
     def tell(self, update: Happened | Dropped) -> None:

@@ -1,4 +1,4 @@
-"""What can be typed to look at a stack in a browser?"""
+"""The verbs that show a stack in a browser: `serve` and `report`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import ImageError, MountError, OverlayError, printable
-from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.mounts import registry
-from overlayfs_demo.store.store import StoredImage
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import PROGRAM, note
 from overlayfs_demo.ui.terminal import progress
 
 _PORT = 8080
 
 
-def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verbs of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(
         verbs,
         "serve",
@@ -34,10 +33,14 @@ def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")
     verb.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine)"
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine)"
     )
     verb.add_argument(
-        "--port", type=_port, default=_PORT, metavar="N", help=f"which port (default: {_PORT}; 0 takes any free one)"
+        "--port",
+        type=_port,
+        default=_PORT,
+        metavar="N",
+        help=f"port to listen on (default: {_PORT}; 0 picks a free one)",
     )
     verb.add_argument(
         "--no-token",
@@ -57,7 +60,7 @@ def add_web_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def _port(word: str) -> int:
     if not word.isdigit() or int(word) > 65535:
-        raise argparse.ArgumentTypeError("say a number from 0 to 65535")
+        raise argparse.ArgumentTypeError("use a number from 0 to 65535")
     return int(word)
 
 
@@ -80,7 +83,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         view = _view(arguments.what)
     except MountError:
-        # An image may have the name of some directory here.
+        # An image may have the same name as a directory here.
         if not _is_image(arguments):
             raise
         view = None
@@ -93,7 +96,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     serve.serve(
         shown,
         lambda: model.mount_page(record, shown),
-        app.View(record.mountpoint, socket),
+        app.LiveView(record.mountpoint, socket),
         arguments.host,
         arguments.port,
         lambda address: _tell(arguments, address, "until it is unmounted"),
@@ -108,7 +111,7 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = _image(arguments)
     with progress() as told:
-        analysis = _analysis(image, told)
+        analysis = analysis_of(image, told)
     with subject.image_subject(store, image) as shown:
         serve.serve(
             shown,
@@ -122,26 +125,26 @@ def _serve_image(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _view(what: str) -> tuple[registry.Record, Path] | None:
-    """The view that a path lies in, and where its daemon is asked; None if there is no such path. Raises MountError.
+def _view(path: str) -> tuple[registry.MountRecord, Path] | None:
+    """Return the view that a path lies in, and its daemon's socket; None if there is no such path. Raises MountError.
 
-    Only a view of one's own: what another user's record names would be read, and served, with more rights than theirs.
+    Only our own user's views are served: files that another's record names would be read with more rights than theirs.
     """
     try:
-        os.stat(what)
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError:
         pass  # Not even root may look into another user's view.
-    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(what), follow=True)
+    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(path), follow=True)
     if owner != os.geteuid():
         raise MountError(
-            f"{printable(mountpoint)} was mounted by user {owner}, whose layers only they may serve",
-            "run this as that user, with runuser(1)",
+            f"{printable(mountpoint)} was mounted by user {owner}, and only that user may serve its layers",
+            "run this as that user, for example with runuser(1)",
         )
     record = registry.find_record(mountpoint)
     if record is None:
-        raise MountError(f"{printable(mountpoint)}: its daemon has just ended", "mount it again")
+        raise MountError(f"{printable(mountpoint)}: its daemon has just exited", "mount it again")
     return record, socket
 
 
@@ -160,16 +163,12 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
         raise ImageError(f"{error.problem}, and no view is mounted there", error.remedy) from None
 
 
-def _analysis(image: StoredImage, told: Progress) -> Analysis:
-    return analyse([one.directory for one in image.layers], image.value.titles, duplicates=False, progress=told)
-
-
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
-    note(f"serving {address} with {printable(arguments.what)}, {until}")
+    note(f"serving {printable(arguments.what)} at {address} {until}")
     if arguments.no_token:
-        note("warning: without a token, whoever reaches this port can read every file of the layers")
+        note("warning: without a token, anyone who reaches this port can read every file of the layers")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":
-        note("outside this virtual machine, such an address works after --host 0.0.0.0")
+        note("to reach the page from outside this virtual machine, use --host 0.0.0.0")
 
 
 # --- report ----------------------------------------------------------------------------------------
@@ -181,9 +180,9 @@ def _report(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     image = store.find(arguments.image)
     with progress() as told:
-        analysis = _analysis(image, told)
+        analysis = analysis_of(image, told)
         page = model.image_page(image, analysis, time.time())
-        told.step("looking at files", None)
+        told.step("reading files", None)
         with subject.image_subject(store, image) as shown, shown.asking() as ask:
             held = report.embedded(shown, ask)
     with output(arguments.output) as out:

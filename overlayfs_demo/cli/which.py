@@ -1,4 +1,4 @@
-"""What does each layer say about a path in a mounted view or in an image, and why is it seen or not?"""
+"""The verb `which`: what each layer says about a path in a view or an image, and why the path is seen or not."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import os
 import pwd
 import stat
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
 from overlayfs_demo.errors import OverlayError, printable
-from overlayfs_demo.mounts.control.protocol import explanation_to_json
+from overlayfs_demo.mounts.control.protocol import provenance_to_json
+from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
@@ -23,8 +25,8 @@ from overlayfs_demo.ui.wording import outcome, said
 _BILLION = 10**9
 
 
-def add_which_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """The verb of this module."""
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
     verb = add_verb(
         verbs,
         "which",
@@ -35,13 +37,13 @@ def add_which_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("paths", nargs="+", metavar="PATH")
     verb.add_argument("--image", metavar="IMAGE", help="look in this image instead of a mounted view")
     verb.add_argument(
-        "-l", dest="long", action="store_true", help="list a directory as ls -l does, with the layers of each name"
+        "-l", dest="long", action="store_true", help="list a directory like ls -l, with the layers of each name"
     )
     add_json(verb)
 
 
 def _which(arguments: argparse.Namespace) -> int:
-    """The exit status is 1 if one of the paths is not seen, or cannot be looked up."""
+    """Answer for each path; return 1 if any of them is not seen or cannot be looked up."""
     answer = _list if arguments.long else _explain
     if arguments.image is None:
         questions = questions_about_views(arguments.paths)
@@ -60,13 +62,16 @@ def _explain(question: Question, *, as_json: bool) -> int:
                     "path": os.fsdecode(path),
                     "mountpoint": subject.mountpoint,
                     "image": subject.image,
-                    **explanation_to_json(explained),
+                    **provenance_to_json(explained),
                 }
             ]
         )
     else:
         put(f"{printable(path)}\n")
-        rows = [(printable(one.layer), said(one, path), outcome(one, path)) for one in explained.statements]
+        rows = [
+            (printable(statement.layer), said(statement, path), outcome(statement, path))
+            for statement in explained.statements
+        ]
         put_table(Table(("LAYER", "SAYS", ""), rows, trim=True))
         put(f"{printable(explained.why)}\n")
     return 0 if explained.seen_from else 1
@@ -76,9 +81,9 @@ def _explain(question: Question, *, as_json: bool) -> int:
 
 
 def _list(question: Question, *, as_json: bool) -> int:
-    """List a file, or what is in a directory. A name that cannot be looked up, as one with a bad mark, is told of."""
+    """List a file, or the contents of a directory. Print a note for a name that cannot be looked up (a bad mark)."""
     subject, top, given = question
-    subject.which(top)  # If it cannot be looked up, this says why, and a system call could not.
+    subject.which(top)  # If the path cannot be looked up, this says why; a system call could not.
     try:
         names = _listed(subject, top)
     except OSError as error:
@@ -87,29 +92,29 @@ def _list(question: Question, *, as_json: bool) -> int:
     for name in names:
         path = os.path.join(top, name) if name else top
         try:
-            rows.append(_row(subject, path))
+            rows.append(_Row.of(subject, path))
         except FileNotFoundError:
-            continue  # It has gone meanwhile.
+            continue  # It was removed meanwhile.
         except (OSError, OverlayError) as error:
             note(_reason(subject, path, error))
             status = 1
     if as_json:
-        put_json(rows)
+        put_json([row.json() for row in rows])
     else:
         header = ("MODE", "LINKS", "OWNER", "GROUP", "SIZE", "MODIFIED", "LAYER", "NAME")
-        put_table(Table(header, [_cells(row) for row in rows]))
+        put_table(Table(header, [row.cells() for row in rows]))
     return status
 
 
 def _listed(subject: Subject, path: bytes) -> list[bytes]:
-    """The names in a directory; b"" for the file itself that is none."""
+    """Return the names in a directory; for another file, b"" alone."""
     if not stat.S_ISDIR(subject.attrs(path).mode):
         return [b""]
     return sorted(subject.names(path), key=os.fsdecode)
 
 
 def _reason(subject: Subject, path: bytes, error: OSError | OverlayError) -> str:
-    """Why a name that is there cannot be looked up."""
+    """Return why a name that exists cannot be looked up."""
     if isinstance(error, OverlayError):
         return str(error)
     try:
@@ -119,37 +124,62 @@ def _reason(subject: Subject, path: bytes, error: OSError | OverlayError) -> str
     return f"{printable(path)}: {error.strerror}"
 
 
-def _row(subject: Subject, path: bytes) -> dict[str, Any]:
-    attrs = subject.attrs(path)
-    seconds, rest = divmod(attrs.mtime_ns, _BILLION)
-    target = os.fsdecode(subject.readlink(path)) if stat.S_ISLNK(attrs.mode) else None
-    return {
-        "name": os.fsdecode(os.path.basename(path)),
-        "mode": attrs.mode,
-        "links": attrs.nlink,
-        "uid": attrs.uid,
-        "gid": attrs.gid,
-        "size": attrs.size,
-        "modified": seconds + 1e-9 * rest,
-        "target": target,
-        "path": os.fsdecode(path),
-        "layers": subject.which(path).seen_from,
-    }
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A file in the list: `target` is that of a symbolic link, `layers` are those that it is seen from."""
 
+    path: bytes
+    attrs: Attrs
+    target: bytes | None
+    layers: Sequence[str]
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    layers = ", ".join(map(printable, row["layers"]))
-    arrow = f" -> {printable(row['target'])}" if row["target"] is not None else ""
-    return (
-        stat.filemode(row["mode"]),
-        str(row["links"]),
-        _user(row["uid"]),
-        _group(row["gid"]),
-        str(row["size"]),
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(row["modified"])),
-        f"merged: {layers}" if len(row["layers"]) > 1 and stat.S_ISDIR(row["mode"]) else layers,
-        printable(row["name"]) + arrow,
-    )
+    @classmethod
+    def of(cls, subject: Subject, path: bytes) -> _Row:
+        """Ask about a path. Raises OSError, OverlayError."""
+        attrs = subject.attrs(path)
+        target = subject.readlink(path) if stat.S_ISLNK(attrs.mode) else None
+        return cls(path, attrs, target, subject.which(path).seen_from)
+
+    @property
+    def name(self) -> bytes:
+        """The last part of the path."""
+        return os.path.basename(self.path)
+
+    @property
+    def modified(self) -> float:
+        """The time of the last change of its data, in seconds since 1970."""
+        seconds, rest = divmod(self.attrs.mtime_ns, _BILLION)
+        return seconds + 1e-9 * rest
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table."""
+        attrs = self.attrs
+        layers = ", ".join(map(printable, self.layers))
+        return (
+            stat.filemode(attrs.mode),
+            str(attrs.nlink),
+            _user(attrs.uid),
+            _group(attrs.gid),
+            str(attrs.size),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(self.modified)),
+            f"merged: {layers}" if len(self.layers) > 1 and stat.S_ISDIR(attrs.mode) else layers,
+            printable(self.name) + ("" if self.target is None else f" -> {printable(self.target)}"),
+        )
+
+    def json(self) -> dict[str, object]:
+        """Return the object for machines."""
+        return {
+            "name": os.fsdecode(self.name),
+            "mode": self.attrs.mode,
+            "links": self.attrs.nlink,
+            "uid": self.attrs.uid,
+            "gid": self.attrs.gid,
+            "size": self.attrs.size,
+            "modified": self.modified,
+            "target": None if self.target is None else os.fsdecode(self.target),
+            "path": os.fsdecode(self.path),
+            "layers": self.layers,
+        }
 
 
 def _user(uid: int) -> str:

@@ -12,11 +12,12 @@ from typing import NamedTuple, Protocol
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.view_compare import opened
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.store.image_view import image_stack, resolve
 from overlayfs_demo.store.store import Store
@@ -33,7 +34,7 @@ class Subject(Protocol):
     def image(self) -> str | None:
         """The name that the image was given by; None for a mounted view."""
 
-    def which(self, path: bytes) -> Explanation:
+    def which(self, path: bytes) -> Provenance:
         """What each layer says about a path. Raises OverlayError."""
 
     def attrs(self, path: bytes) -> Attrs:
@@ -86,9 +87,9 @@ class _Image:
         self.image = image
         self._overlay = overlay
 
-    def which(self, path: bytes) -> Explanation:
+    def which(self, path: bytes) -> Provenance:
         try:
-            return self._overlay.explain(path)
+            return self._overlay.which(path)
         except OSError as error:
             raise ImageError(f"{printable(self.image)}: {printable(path)}: {error.strerror}") from error
 
@@ -101,7 +102,7 @@ class _Image:
     def names(self, path: bytes) -> list[bytes]:
         directory = self._overlay.walk(path)
         if not isinstance(directory, DirNode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            raise failure(errno.ENOTDIR, path)
         return list(self._overlay.names(directory).names)
 
 

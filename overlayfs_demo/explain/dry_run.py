@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,12 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Events
 from overlayfs_demo.explain.sandbox import Sandbox
 from overlayfs_demo.fronts import attach, select
-from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.images.layer_tree import remove_tree
+from overlayfs_demo.linux import attributes
+from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import MountOptions, parse
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.overlay.forecast import Effect
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
@@ -47,10 +48,8 @@ class Outcome:
     status: int
 
 
-def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
+def rehearse(record: MountRecord, command: Sequence[str], cwd: bytes) -> Outcome:
     """Try a command on the mounted view of this record, without changing the view. Raises MountError."""
-    if not record.options:
-        raise MountError(f"{record.mountpoint} does not say how it was mounted", "mount it with this version")
     options = parse([record.options])
     work = options.stack.work
     if work is None:
@@ -61,7 +60,7 @@ def rehearse(record: Record, command: Sequence[str], cwd: bytes) -> Outcome:
         base = tempfile.mkdtemp(prefix=b"explain-", dir=work)
     except OSError as error:
         raise MountError(
-            f"workdir {os.fsdecode(work)}: {error.strerror}", "it takes a directory for the trial there"
+            f"workdir {os.fsdecode(work)}: {error.strerror}", "the dry run needs a directory there"
         ) from error
     server = _Server(base, options)
     try:
@@ -100,7 +99,7 @@ class _Server:
         os.close(held)
         said = os.read(self._answers, 4096)
         if said != _READY:
-            raise MountError(os.fsdecode(said).strip() or "the trial's view could not be mounted")
+            raise MountError(os.fsdecode(said).strip() or "the view for the dry run could not be mounted")
         self._is_ready = True
 
     def finish(self) -> list[Effect]:
@@ -134,7 +133,7 @@ class _Server:
             os.write(answers, os.fsencode(str(error)))
             return 1
         except Exception:  # noqa: BLE001 - a child must not go on as its parent
-            _log.exception("the trial failed")
+            _log.exception("the dry run failed")
             return 1
         with os.fdopen(answers, "wb") as out:
             out.write(told)
@@ -188,13 +187,9 @@ def _dress(path: bytes, stack: Stack) -> None:
     """
     assert stack.upper is not None
     private = USER if stack.user_xattrs else TRUSTED
-    status = os.stat(stack.upper)
-    os.chown(path, status.st_uid, status.st_gid)
-    for name in os.listxattr(stack.upper):
-        if not name.startswith(private.prefix):
-            os.setxattr(path, name, os.getxattr(stack.upper, name))
-    os.chmod(path, stat.S_IMODE(status.st_mode))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    names = (name for name in os.listxattr(stack.upper) if not name.startswith(private.prefix))
+    xattrs = ((name, os.getxattr(stack.upper, name)) for name in names)
+    attributes.apply(Attributes.of(os.stat(stack.upper), xattrs), path)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from io import FileIO
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.explain import syscall_filter
 from overlayfs_demo.explain.relay import relay
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 
 # moby oci/caps/defaults.go, except the capabilities that concern networks.
 _CAPABILITIES = (
@@ -55,7 +55,7 @@ _CAPABILITIES = (
 # The device nodes that `bwrap --dev` binds.
 _DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty")
 _NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
-_NEEDS = "that takes Linux 5.12 and the right to make namespaces, which a container, sysctl or AppArmor may forbid"
+_NEEDS = "this needs Linux 5.12 and permission to create namespaces, which a container, sysctl or AppArmor may deny"
 _READ_ONLY = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc")
 
 
@@ -99,7 +99,7 @@ class Sandbox:
             says_ready.close()
             shows.close()
             if not ready.read(1):
-                raise _no_sandbox(os.fsdecode(shown.read()).strip() or "it ended at once", _NEEDS)
+                raise _no_sandbox(os.fsdecode(shown.read()).strip() or "it exited immediately", _NEEDS)
             relay(given, gives, shown)
             code = process.wait()
         return code if code >= 0 else 128 - code
@@ -121,7 +121,7 @@ class Sandbox:
 def _find_bubblewrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
-        raise _no_sandbox("there is no bwrap", "install the package bubblewrap")
+        raise _no_sandbox("bwrap is not installed", "install the package bubblewrap")
     return found
 
 
@@ -129,23 +129,23 @@ def _filter() -> bytes:
     machine = platform.machine()
     if machine not in syscall_filter.MACHINES:
         known = ", ".join(syscall_filter.MACHINES)
-        raise _no_sandbox(f"the system calls of {machine} are not known", f"use a machine of these: {known}")
+        raise _no_sandbox(f"the system calls of {machine} are unknown", f"use one of these architectures: {known}")
     return syscall_filter.program(machine)
 
 
 def _no_sandbox(why: str, remedy: str) -> MountError:
-    return MountError(f"no sandbox can be made to try the command in: {why}", remedy)
+    return MountError(f"cannot create a sandbox for the command: {why}", remedy)
 
 
 def _protect_devices() -> None:
     """Create a mount namespace in which root cannot chmod the devices. Runs in the new process, before bubblewrap."""
     try:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount(b"none", b"/", b"none", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
+        mounting.unshare(mounting.CLONE_NEWNS)
+        mounting.mount(b"none", b"/", b"none", mounting.MS_REC | mounting.MS_PRIVATE, b"")
         for name in _DEVICES:
             path = b"/dev/" + name
-            syscalls.mount(path, path, b"none", syscalls.MS_BIND, b"")
-            syscalls.make_mount_read_only(path)
+            mounting.mount(path, path, b"none", mounting.MS_BIND, b"")
+            mounting.make_mount_read_only(path)
     except OSError as failure:
         where = f"{os.fsdecode(failure.filename)}: " if failure.filename else ""
         os.write(2, os.fsencode(f"{where}{failure.strerror}\n"))

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import landlock
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     ready, view, *command = sys.argv[1:]
     os.set_inheritable(int(ready), False)
     # /dev is harmless: it has only pseudo-terminals, and nodes that store no data.
-    syscalls.write_only_beneath([os.fsencode(view), b"/dev"])
+    landlock.write_only_beneath([os.fsencode(view), b"/dev"])
     # With a limit of 1 the kernel starts no core dump handler, core(5), which would leave a report of a crash outside
     # the sandbox. A limit may be lowered, but not raised, so a limit of 0 stays.
     if resource.getrlimit(resource.RLIMIT_CORE)[1]:

@@ -14,7 +14,8 @@ import subprocess
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, LIBFUSE_FLAGS, SUBTYPE, View, escape_value
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
+from overlayfs_demo.linux.failure import failure
 
 DEVICE = "/dev/fuse"
 
@@ -45,15 +46,15 @@ def detach(mountpoint: bytes, lazy: bool = False, force: bool = False) -> None:
     for root only, requests that are waiting for an answer fail first. Raises OSError (EBUSY) or MountError.
     """
     if os.geteuid() == 0:
-        flags = (syscalls.MNT_DETACH if lazy else 0) | (syscalls.MNT_FORCE if force else 0)
-        syscalls.unmount(mountpoint, flags)
+        flags = (mounting.MNT_DETACH if lazy else 0) | (mounting.MNT_FORCE if force else 0)
+        mounting.unmount(mountpoint, flags)
         return
     command = [b"fusermount3", b"-u", *([b"-z"] if lazy else []), b"--", mountpoint]
     done = _run(command)
     if done.returncode:
         message = os.fsdecode(done.stderr).strip()
         if "busy" in message:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), mountpoint)
+            raise failure(errno.EBUSY, mountpoint)
         raise MountError(message or f"fusermount3 failed with status {done.returncode}")
 
 
@@ -69,7 +70,7 @@ def _mount_directly(view: View) -> int:
     if view.allow_other:
         options += ",allow_other"
     try:
-        syscalls.mount(
+        mounting.mount(
             os.fsencode(view.source), view.mountpoint, FILESYSTEM_TYPE.encode(), view.flags, options.encode()
         )
     except OSError as error:
@@ -93,7 +94,7 @@ def _ask_fusermount(view: View) -> int:
             raise MountError(os.fsdecode(done.stderr).strip() or "fusermount3 failed")
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     if not descriptors:
-        raise MountError("fusermount3 sent no device")
+        raise MountError("fusermount3 did not send a device")
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS
 from overlayfs_demo.overlay.engine import Overlay
 
@@ -27,7 +27,7 @@ LIBFUSE_FLAGS = tuple(flag for flag in MOUNT_FLAGS if flag.word in _LIBFUSE_WORD
 # CLOCK_REALTIME_COARSE, Linux clock 5: the kernel takes file times from it. Python has no name for it.
 _COARSE = 5
 # With either of these mount(2) flags, no access time changes.
-NO_READING_NOTED = syscalls.MS_NOATIME | syscalls.MS_RDONLY
+NO_READING_NOTED = mounting.MS_NOATIME | mounting.MS_RDONLY
 # An access time this old is updated again: relatime_need_update in fs/inode.c.
 _DAY_NS = 24 * 60 * 60 * 1_000_000_000
 
@@ -54,7 +54,7 @@ class View:
     @property
     def checked(self) -> bool:
         """Whether the kernel checks permissions, using the owners and modes that the view shows."""
-        return self.allow_other or self.overlay.owners_are_real
+        return self.allow_other or self.overlay.decides_access
 
 
 class Front(Protocol):
@@ -85,7 +85,7 @@ def reading_is_noted(flags: int, status: os.stat_result) -> bool:
     """
     if flags & NO_READING_NOTED:
         return False
-    if flags & syscalls.MS_STRICTATIME:
+    if flags & mounting.MS_STRICTATIME:
         return True
     atime = status.st_atime_ns
     return atime <= status.st_mtime_ns or atime <= status.st_ctime_ns or now_ns() - atime >= _DAY_NS

@@ -9,7 +9,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import attach
 from overlayfs_demo.fronts.front import Front
 from overlayfs_demo.fronts.kernel.session import KernelFront
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import libc
 
 LIBFUSE_REMEDY = "install the package libfuse2 (libfuse2t64 on Debian 13 and Ubuntu 24.04), or use --front kernel"
 
@@ -27,9 +27,9 @@ def front(wanted: str) -> tuple[str, Front]:
             remedy = "install the package fuse3, or mount as root"
             raise MountError(f"the kernel front cannot be used: {problem}", remedy)
         return "kernel", KernelFront()
-    if not syscalls.has_library("fuse"):
+    if not libc.has_library("fuse"):
         why = f"; nor can the kernel front: {problem}" if problem else ""
-        raise MountError(f"the fusepy front cannot be used: there is no libfuse 2{why}", LIBFUSE_REMEDY)
+        raise MountError(f"the fusepy front cannot be used: libfuse 2 is not installed{why}", LIBFUSE_REMEDY)
     # Imported only here, because fusepy loads libfuse 2 on import, and the kernel front must work without it.
     from overlayfs_demo.fronts.fusepy.callbacks import FusepyFront
 

@@ -79,7 +79,7 @@ class Archive:
         wanted = name
         for _ in range(_MAX_LINKS):
             if name in self._twice:
-                raise self.bad(name, "is there twice, and which of the two is meant cannot be known")
+                raise self.bad(name, "occurs twice, so it is ambiguous")
             member = self._members.get(name)
             if member is None:
                 way = "" if name == wanted else f"links to '{printable(name)}', which "
@@ -89,7 +89,7 @@ class Archive:
             if member.target is None:
                 return name, member
             name = member.target
-        raise self.bad(wanted, "is a link that leads to itself")
+        raise self.bad(wanted, "is a link to itself")
 
     def bad(self, member: str, problem: str) -> ImageError:
         """Return the error for a member that this program cannot use."""
@@ -144,7 +144,9 @@ class Archive:
         """
         fd = self._whole()
         if fd is None:
-            raise ImageError(f"{self.label} is not a tar archive", "give the tar of a tree, as docker export writes it")
+            raise ImageError(
+                f"{self.label} is not a tar archive", "use a tar of a file tree, as docker export writes it"
+            )
         progress.step(f"hashing {self.label}", self._whole_size())
         hasher = Digest("sha256", "").hasher()
         position = 0
@@ -284,7 +286,7 @@ def _unpacked(path: Path, label: str) -> UnpackedArchive:
     if not any((path / name).is_file() for name in ("oci-layout", "manifest.json")):
         raise ImageError(
             f"{label} is a directory, but not an unpacked image (it has neither 'oci-layout' nor 'manifest.json')",
-            "name an image archive; the tar of a tree, for 'import', is made by tar -C DIRECTORY -cf TREE.tar .",
+            "name an image archive; to 'import' a directory, pack it first: tar -C DIRECTORY -cf TREE.tar .",
         )
     return UnpackedArchive(path, label)
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.archive import Archive, open_archive
-from overlayfs_demo.images.build_record import RECORD, Entry, read_record, write_record
+from overlayfs_demo.images.build_record import RECORD, RecordedLayer, read_record, write_record
 from overlayfs_demo.images.extract import extract_layer
-from overlayfs_demo.images.layer_writer import BUILDING, remove_tree
+from overlayfs_demo.images.layer_tree import BUILDING, remove_tree
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform
 from overlayfs_demo.images.select import select_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
@@ -69,7 +69,7 @@ def build_layers(
     with _output(outdir) as out_fd, open_archive(archive_path, scratch=outdir) as archive:
         image = select_image(archive, name, platform)
         if not image.layers:
-            raise ImageError(f"{archive.label}: the image has no layers", "there is nothing to build of it")
+            raise ImageError(f"{archive.label}: the image has no layers", "there is nothing to build")
         work = _Build(archive, image, outdir, out_fd, userxattr if userxattr is not None else not root, root, mode)
         return work.run()
 
@@ -89,7 +89,7 @@ class _Build:
         self._mode = mode
         self._record = read_record(outdir)
         # Directories built by this run, keyed by their final names; until `_publish` they have `.building-` names.
-        self._staged: dict[str, Entry] = {}
+        self._staged: dict[str, RecordedLayer] = {}
 
     def run(self) -> list[BuiltLayer]:
         built = []
@@ -98,7 +98,7 @@ class _Build:
         together = zip(self._image.layers, self._image.chain_ids, self._image.titles, strict=True)
         for number, (layer, chain_id, made_by) in enumerate(together, start=1):
             name = f"{number:0{width}}-{layer.diff_id.short}"
-            entry = Entry(str(layer.diff_id), str(chain_id), self._marks.prefix, self._owners, made_by, 0)
+            entry = RecordedLayer(str(layer.diff_id), str(chain_id), self._marks.prefix, self._owners, made_by, 0)
             left_out: Mapping[str, int] = {}
             known = self._standing(name, entry)
             if known is None:
@@ -111,7 +111,7 @@ class _Build:
         self._publish()
         return built
 
-    def _standing(self, name: str, wanted: Entry) -> Entry | None:
+    def _standing(self, name: str, wanted: RecordedLayer) -> RecordedLayer | None:
         """Return the record of a directory that is already there and is the right one; None if there is no directory.
 
         Raises ImageError if something else is in its place.
@@ -123,7 +123,11 @@ class _Build:
         found = self._record.get(name)
         if found is not None and found.same_layer(wanted) and stat.S_ISDIR(status.st_mode):
             return found
-        why = "was built on other layers or for another kind of mount" if found else "was not built by this program"
+        why = (
+            "was built on different layers or for a different kind of mount"
+            if found
+            else "was not built by this program"
+        )
         raise ImageError(
             f"{printable(str(self._outdir / name))} is in the way: it {why}", "remove it, or choose another directory"
         )
@@ -221,7 +225,7 @@ def _lock(fd: int, outdir: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ImageError(
-            f"{printable(str(outdir))} is in use by another run of this program", "wait for it to end"
+            f"{printable(str(outdir))} is in use by another run of this program", "wait for it to finish"
         ) from None
 
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.images.layer_writer import BUILDING
+from overlayfs_demo.images.layer_tree import BUILDING
 from overlayfs_demo.images.model import Document, parse_json
+from overlayfs_demo.images.record_file import read_file
 
 RECORD = ".layers.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RecordedLayer:
     """What `.layers.json` says about a directory. The same layer on different layers is a different directory.
 
     `marks` names the attributes that mark opaque directories, `owners` says whether owners were kept, `made_by` is the
@@ -30,33 +31,33 @@ class Entry:
     made_by: str
     size: int
 
-    def same_layer(self, other: Entry) -> bool:
+    def same_layer(self, other: RecordedLayer) -> bool:
         """Return whether both describe the same files, so that either can be used in a mount."""
         return (self.chain_id, self.marks, self.owners) == (other.chain_id, other.marks, other.owners)
 
 
-def read_record(outdir: Path) -> dict[str, Entry]:
+def read_record(outdir: Path) -> dict[str, RecordedLayer]:
     """Return what was built, keyed by the directory's name; empty without a record. Raises ImageError or OSError."""
     path = outdir / RECORD
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return {}
     record = Document(parse_json(data, str(path)), printable(str(path)))
     return {
-        row.text("directory"): Entry(
+        row.text("directory"): RecordedLayer(
             row.text("diff_id"),
             row.text("chain_id"),
             row.text("marks"),
             row.flag("owners"),
-            row.text("made_by", ""),
+            row.text("made_by"),
             row.size("size"),
         )
         for row in record.documents("layers")
     }
 
 
-def write_record(out_fd: int, record: Mapping[str, Entry]) -> None:
+def write_record(out_fd: int, record: Mapping[str, RecordedLayer]) -> None:
     """Write the record into the directory `out_fd`, atomically for readers. Raises OSError."""
     rows = [
         {

@@ -41,7 +41,7 @@ def check_config(data: bytes, member: str) -> Config:
     made = sum(not step.empty_layer for step in config.history)
     if made > len(config.diff_ids):
         raise ImageError(
-            f"{where}: 'history' has {made} steps that made a layer, but 'rootfs' has only {len(config.diff_ids)}",
+            f"{where}: 'history' has {made} steps that create a layer, but 'rootfs' lists only {len(config.diff_ids)}",
             _ADVICE,
         )
     return config

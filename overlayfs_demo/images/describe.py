@@ -5,7 +5,8 @@ Docker 20.10: moby daemon/images/image_history.go, images.go and image_inspect.g
 cli/command/formatter/image.go. Sizes are in bytes, times in seconds since 1970.
 
 An archive does not hold what belongs to one machine's Docker: an image's parents there, the digests by which it was
-pulled, the places of its layers, the time when it was tagged. The caller may give these.
+pulled, the places of its layers, the time when it was tagged. What is shown is what Docker shows of an image that it
+has loaded from an archive; the caller may give the places of the layers.
 """
 
 from __future__ import annotations
@@ -76,7 +77,6 @@ class Summary:
     created: int
     size: int
     tags: tuple[str, ...]
-    digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,33 +85,23 @@ class ImageRow:
 
     repository: str
     tag: str
-    digest: str
     id: str
     created: int
     size: int
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What only the Docker that stores an image knows about it, for `inspect`.
+class GraphDriver:
+    """What stores an image's layers, and where they are: `data` is None if the image has none."""
 
-    `digests` are `name@algorithm:hex`. `graph_driver` is the storage driver's name and its data about the image's top
-    layer (None if it has no data); `last_tag_time` is RFC 3339 text. If one of these two is None, `inspect` omits it.
-    """
-
-    parent: Digest | None = None
-    digests: tuple[str, ...] = ()
-    graph_driver: tuple[str, Mapping[str, str] | None] | None = None
-    last_tag_time: str | None = None
-
-
-_NOTHING_STORED = Stored()
+    name: str
+    data: Mapping[str, str] | None
 
 
 def image_id(image: Image) -> Digest:
     """Return the image ID, the digest of the config. Raises ImageError for a flat tree, which has no config."""
     if not image.config:
-        raise ImageError("a flat tree is not an image: it has no config", "make it one with docker import")
+        raise ImageError("a flat tree is not an image: it has no config", "turn it into one with docker import")
     return Digest.of(image.config)
 
 
@@ -123,16 +113,13 @@ def _fields(image: Image) -> Fields:
 # --- history ---------------------------------------------------------------------------------------
 
 
-def history_rows(
-    image: Image, layers: Sequence[LayerFacts], parents: Sequence[Digest] = (), every_layer: bool = False
-) -> tuple[HistoryRow, ...]:
+def history_rows(image: Image, layers: Sequence[LayerFacts], every_layer: bool = False) -> tuple[HistoryRow, ...]:
     """Return the rows of `docker history`, the newest first.
 
-    `layers` are given from the bottom up. `parents` are the locally stored images from which this one was built, the
-    nearest first: a loaded image has none, so all rows except the top one are `<missing>`. With `every_layer`, layers
-    that the history does not reach also get rows; Docker leaves them out. Raises ImageError if there is no config, if
-    more steps made a layer than there are layers, or if a time is not valid; ValueError unless there are facts for
-    every layer.
+    `layers` are given from the bottom up. The images from which this one was built are not here, so all rows except the
+    top one are `<missing>`. With `every_layer`, layers that the history does not reach also get rows; Docker leaves
+    them out. Raises ImageError if there is no config, if more steps made a layer than there are layers, or if a time is
+    not valid; ValueError unless there are facts for every layer.
     """
     named = [
         (LayerNames(layer.diff_id, chain_id, facts.changes), facts.size)
@@ -144,7 +131,7 @@ def history_rows(
         names, size = None, 0
         if not step.empty_layer:
             if used == len(named):
-                raise ImageError(f"{where}: made a layer, but the image has only {used}", "export the image again")
+                raise ImageError(f"{where}: creates a layer, but the image has only {used}", "export the image again")
             names, size = named[used]
             used += 1
         seconds, _ = read_time(step.created, where)
@@ -152,51 +139,37 @@ def history_rows(
     if every_layer:
         rows += [HistoryRow(MISSING, None, "", size, "", names) for names, size in named[used:]]
     rows.reverse()
-    for index, identity in zip(range(len(rows)), (image_id(image), *parents), strict=False):
-        rows[index] = replace(rows[index], id=str(identity))
-    return tuple(rows)
+    identity = str(image_id(image))
+    return tuple(replace(row, id=row.id if number else identity) for number, row in enumerate(rows))
 
 
 # --- images ----------------------------------------------------------------------------------------
 
 
-def summarize(image: Image, layers: Sequence[LayerFacts], digests: Iterable[str] = ()) -> Summary:
-    """Return an image's entry for the list; `layers` as for `history_rows`, `digests` as in `Stored`.
+def summarize(image: Image, layers: Sequence[LayerFacts]) -> Summary:
+    """Return an image's entry for the list; `layers` as for `history_rows`.
 
     Raises ImageError if there is no config or its time is not valid; ValueError unless there are facts for every layer.
     """
     created, _ = creation_time(_fields(image))
-    return Summary(str(image_id(image)), created, _size(image, layers), _sorted(image.tags), _sorted(digests))
+    return Summary(str(image_id(image)), created, _size(image, layers), _sorted(image.tags))
 
 
-def image_rows(summaries: Iterable[Summary], digests: bool = False) -> tuple[ImageRow, ...]:
-    """Return the rows of `docker images`, the newest image first: one per tag, or with `digests` one per digest of it.
+def image_rows(summaries: Iterable[Summary]) -> tuple[ImageRow, ...]:
+    """Return the rows of `docker images`, the newest image first: one per tag, or `<none>` for an image without tags.
 
-    A name that has only digests gets one row with the tag `<none>`, or with `digests` one row for each. The names of
-    one image are sorted; Docker has them in the random order of a Go map.
+    The names of one image are sorted; Docker has them in the random order of a Go map.
     """
     return tuple(
         ImageRow(*name, image.id, image.created, image.size)
         for image in sorted(summaries, key=lambda summary: summary.created, reverse=True)
-        for name in _name_rows(image, digests)
+        for name in _repositories_and_tags(image)
     )
 
 
-def _name_rows(summary: Summary, with_digests: bool) -> list[tuple[str, str, str]]:
-    tags = [reference.rpartition(":")[::2] for reference in summary.tags]
-    digests: dict[str, list[str]] = {}
-    for reference in summary.digests:
-        name, _, digest = reference.partition("@")
-        digests.setdefault(name, []).append(digest)
-    rows = [
-        (name, tag, digest) for name, tag in tags for digest in (digests.get(name) if with_digests else None) or [NONE]
-    ]
-    tagged = {name for name, _ in tags}
-    for name, found in digests.items():
-        if name not in tagged:
-            # Without --digests Docker has "" there, not <none>, which only its JSON shows.
-            rows += [(name, NONE, digest) for digest in (found if with_digests else [""])]
-    return rows or [(NONE, NONE, NONE)]
+def _repositories_and_tags(summary: Summary) -> list[tuple[str, str]]:
+    named = [reference.rpartition(":") for reference in summary.tags]
+    return [(repository, tag) for repository, _, tag in named] or [(NONE, NONE)]
 
 
 def _size(image: Image, layers: Sequence[LayerFacts]) -> int:
@@ -230,11 +203,11 @@ def _reference(text: str) -> tuple[str, str]:
 # --- inspect ---------------------------------------------------------------------------------------
 
 
-def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHING_STORED) -> dict[str, object]:
+def inspect(image: Image, layers: Sequence[LayerFacts], driver: GraphDriver | None = None) -> dict[str, object]:
     """Return the object that `docker inspect` prints, keys in Docker's order (moby api/types/types.go, ImageInspect).
 
-    Raises ImageError if there is no config, or if a part of it has the wrong type; ValueError unless there are facts
-    for every layer.
+    Without a `driver`, its key is left out. Raises ImageError if there is no config, or if a part of it has the wrong
+    type; ValueError unless there are facts for every layer.
     """
     fields = _fields(image)
     size = _size(image, layers)
@@ -242,8 +215,8 @@ def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHIN
     found: dict[str, object] = {
         "Id": str(image_id(image)),
         "RepoTags": list(_sorted(image.tags)),
-        "RepoDigests": list(_sorted(stored.digests)),
-        "Parent": str(stored.parent or ""),
+        "RepoDigests": [],
+        "Parent": "",
         "Comment": fields.text("comment") or last,
         "Created": creation_time(fields)[1],
         "Container": fields.text("container"),
@@ -258,14 +231,11 @@ def inspect(image: Image, layers: Sequence[LayerFacts], stored: Stored = _NOTHIN
         "Size": size,
         "VirtualSize": size,
     }
-    if stored.graph_driver is not None:
-        name, data = stored.graph_driver
-        found["GraphDriver"] = {"Data": None if data is None else dict(sorted(data.items())), "Name": name}
+    if driver is not None:
+        found["GraphDriver"] = {"Data": driver.data and dict(sorted(driver.data.items())), "Name": driver.name}
     rootfs = fields.inner("rootfs") or Fields({}, "config")
     diff_ids = [str(layer.diff_id) for layer in image.layers]
     found["RootFS"] = {"Type": rootfs.text("type"), **_unless_empty("Layers", diff_ids)}
-    if stored.last_tag_time is not None:
-        found["Metadata"] = {"LastTagTime": stored.last_tag_time}
     return found
 
 

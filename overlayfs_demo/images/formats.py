@@ -110,8 +110,8 @@ def contents(archive: Archive) -> Contents:
         return Contents((Candidate(Names(), None, None, lambda: _flat_image(archive)),))
     if "repositories" in archive:
         raise ImageError(
-            f"{archive.label} is of a Docker before 1.10, and has no manifest.json",
-            "load it into a later Docker, and save it there",
+            f"{archive.label} comes from Docker before 1.10 and has no manifest.json",
+            "load it into a newer Docker, and save it again",
         )
     raise ImageError(
         f"{archive.label} is not an image: it has neither manifest.json (docker save), nor oci-layout and "
@@ -156,12 +156,12 @@ def _image(
 ) -> Image:
     """Make an image of a config and the (member, digest, media type) of each of its layers. Raises ImageError."""
     if len(layers) > _MAX_LAYERS:
-        raise archive.bad(member, f"is of an image with {len(layers)} layers; this program takes {_MAX_LAYERS}")
+        raise archive.bad(member, f"belongs to an image with {len(layers)} layers; this program accepts {_MAX_LAYERS}")
     parsed = check_config(config, f"{archive.label}: member {member}")
     if len(parsed.diff_ids) != len(layers):
         raise archive.bad(
             member,
-            "has another number of layers than its manifest: "
+            "has a different number of layers than its manifest: "
             f"{len(parsed.diff_ids)} (rootfs.diff_ids), not {len(layers)}",
         )
     return Image(
@@ -277,9 +277,9 @@ class _Blobs:
         if not found and self.others:
             count = len(self.others)
             raise ImageError(
-                f"{self.archive.label} holds no image, only {count} manifest{'s' * (count > 1)} of other things: "
+                f"{self.archive.label} contains no image, only {count} manifest{'s' * (count > 1)} of other kinds: "
                 f"{', '.join(map(str, self.others))}",
-                "export the image that they belong to",
+                "export the image that they describe",
             )
         if not found:
             raise self.archive.bad(member, "lists no image for any platform")
@@ -290,7 +290,7 @@ def _of_layout(archive: Archive) -> Contents:
     layout = Document(parse_json(archive.document("oci-layout"), "oci-layout"), f"{archive.label}: member oci-layout")
     version = layout.text("imageLayoutVersion")
     if not version.startswith("1."):
-        raise archive.bad("oci-layout", f"is of version {printable(version)}; this program reads 1.x")
+        raise archive.bad("oci-layout", f"has version {printable(version)}; this program reads 1.x")
     blobs = _Blobs(archive, _blob, _blob)
     return blobs.contents("index.json", _oci_index(blobs, archive.document("index.json"), "index.json", Names(), 0))
 
@@ -428,7 +428,7 @@ def _oci_image(blobs: _Blobs, manifest: Document, identity: Digest, names: Names
             raise archive.bad(member, "is an encrypted layer; decrypt the image first")
         stored, promised = archive.stored_size(member), row.size("size")
         if stored != promised:
-            raise archive.bad(member, f"has {stored} bytes, but the manifest promises {promised}")
+            raise archive.bad(member, f"has {stored} bytes, but the manifest says {promised}")
         layers.append((member, digest, kind))
     member = blobs.place(identity)
     return _image(archive, archive.document(member, identity), member, layers, names)

@@ -83,7 +83,7 @@ def compression(fd: int, offset: int, size: int, label: str) -> str:
     for start, name, undo in _OTHERS:
         if start.match(magic):
             raise ImageError(
-                f"{label} is compressed with {name}, which this program does not read", f"decompress it first: {undo}"
+                f"{label} is compressed with {name}, which this program cannot read", f"decompress it first: {undo}"
             )
     return next((name for start, name, _ in _FORMATS if start.match(magic)), "")
 
@@ -139,7 +139,7 @@ class _Plain(io.RawIOBase):
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # The file cannot be read. bz2 reports damage as an OSError without a number.
             raise ImageError(
-                f"{self._label}: its {self._kind} data is damaged or cut short ({error})", "fetch or export it again"
+                f"{self._label}: its {self._kind} data is damaged or truncated ({error})", "fetch or export it again"
             ) from None
         if self._hasher is not None:
             self._hasher.update(view[:count])
@@ -201,11 +201,10 @@ class LayerReader:
         require_digest(self._diff_id, self._plain_hash.hexdigest(), self._label, "its diff ID in the config")
 
 
-def require_digest(expected: Digest, found: str, label: str, what: str) -> None:
+def require_digest(expected: Digest, found: str, label: str, source: str) -> None:
     """Raise ImageError unless `found`, a hash in hexadecimal, is the expected one."""
     if found != expected.encoded:
         raise ImageError(
-            f"{label} is not what {what} promises: {printable(str(expected))} expected, "
-            f"{expected.algorithm}:{found} found",
+            f"{label} does not match {source}: expected {printable(str(expected))}, found {expected.algorithm}:{found}",
             "fetch or export the image again",
         )

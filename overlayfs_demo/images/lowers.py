@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from overlayfs_demo.images.layer_writer import prefixes
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.images.layer_tree import prefixes
+from overlayfs_demo.linux import attributes, proc, syscalls, xattr
+from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
@@ -101,7 +103,7 @@ class Lowers:
                 if not stat.S_ISDIR(os.fstat(fd).st_mode):
                     break  # a whiteout or a file: both hide what is below
                 found.append(root)
-                if syscalls.get_xattr(syscalls.fd_path(fd), self._opaque, follow=True) == b"y":
+                if xattr.get(proc.fd_path(fd), self._opaque, follow=True) == b"y":
                     break
             finally:
                 os.close(fd)
@@ -125,7 +127,7 @@ def copy_node(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
     """
     status = os.fstat(source)
     if stat.S_ISREG(status.st_mode):
-        reading = os.open(syscalls.fd_path(source), os.O_RDONLY)
+        reading = os.open(proc.fd_path(source), os.O_RDONLY)
         try:
             writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dir_fd)
             try:
@@ -144,16 +146,15 @@ def copy_node(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
 def copy_metadata(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
     """Give `name` the owner (if `owners`), extended attributes, mode and mtime of `source`. Raises OSError.
 
-    The owner comes first, because chown(2) clears set-id bits and capabilities.
+    A symbolic link has no attributes that belong to an image.
     """
     status = os.fstat(source)
-    if owners:
-        os.chown(name, status.st_uid, status.st_gid, dir_fd=dir_fd, follow_symlinks=False)
-    origin, target = syscalls.fd_path(source), syscalls.path_of(dir_fd, name)
-    if not stat.S_ISLNK(status.st_mode):
-        for attribute in syscalls.list_xattrs(origin, follow=True):
-            if not os.fsencode(attribute).startswith(PRIVATE_XATTRS):
-                os.setxattr(target, attribute, os.getxattr(origin, attribute), follow_symlinks=False)
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dir_fd)
-    times = (status.st_atime_ns, status.st_mtime_ns)
-    os.utime(name, ns=times, dir_fd=dir_fd, follow_symlinks=False)
+    given = Attributes.of(status, () if stat.S_ISLNK(status.st_mode) else _xattrs(proc.fd_path(source)))
+    attributes.apply(given if owners else replace(given, owner=None), proc.path_of(dir_fd, name))
+
+
+def _xattrs(path: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the extended attributes that belong to an image."""
+    for name in xattr.names(path, follow=True):
+        if not os.fsencode(name).startswith(PRIVATE_XATTRS):
+            yield name, os.getxattr(path, name)

@@ -319,7 +319,7 @@ class Document:
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "nothing"}
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "nothing"}
     return kinds.get(type(value), "a number")
 
 

@@ -8,8 +8,8 @@ from typing import BinaryIO, cast
 class Progress:
     """Receiver of reports on long work, step by step. This class ignores them; subclasses show them to a person."""
 
-    def step(self, what: str, size: int | None = None) -> None:
-        """Report that the step `what` begins; `size` is its number of bytes, if known."""
+    def step(self, title: str, size: int | None = None) -> None:
+        """Report that the step `title` begins; `size` is its number of bytes, if known."""
 
     def advance(self, count: int) -> None:
         """Report that `count` more bytes are done. Another thread may call this."""

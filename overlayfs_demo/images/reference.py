@@ -57,7 +57,7 @@ def _repository(text: str, whole: str) -> Repository:
     """Read `[DOMAIN/]PATH`, a part of `whole`. Raises ImageError."""
     domain, path = _split_domain(text)
     if _ID.fullmatch(text):
-        raise _invalid(whole, "64 hexadecimal digits are an image ID")
+        raise _invalid(whole, "64 hexadecimal digits would be an image ID")
     if (domain, path) == (_HUB, f"{_OFFICIAL}/sha256"):
         # Docker's reference store has this rule, because such a name would be taken for another image's ID.
         raise _invalid(whole, "'sha256:' begins an image ID")
@@ -94,7 +94,7 @@ class ImageName:
         """Read `NAME[:TAG]`; without a tag, the tag is `latest`. Raises ImageError."""
         reference = Reference.parse(text)
         if reference.digest is not None:
-            raise _invalid(text, "a digest names contents and cannot be given to an image")
+            raise _invalid(text, "a digest identifies content and cannot be used as a name")
         return reference.name
 
     @property
@@ -183,7 +183,7 @@ def find_image(word: str, images: Iterable[Named], place: str, remedy: str) -> F
     matches = {image.id for image in images if is_id and image.id.encoded.startswith(digits)}
     if len(matches) > 1:
         raise ImageError(
-            f"'{printable(word)}' is ambiguous{place}: it begins the IDs of {len(matches)} images", "give more digits"
+            f"'{printable(word)}' is ambiguous{place}: it matches {len(matches)} images", "use more digits"
         )
     if matches:
         return Found(matches.pop(), None)
@@ -222,4 +222,4 @@ def _missing(reference: Reference, digits: str, images: Iterable[Named], place: 
     if not alike:
         return ImageError(problem, remedy)
     more = f" and {len(alike) - _MOST_SUGGESTIONS} more" if len(alike) > _MOST_SUGGESTIONS else ""
-    return ImageError(problem, f"there is {', '.join(map(str, alike[:_MOST_SUGGESTIONS]))}{more}")
+    return ImageError(problem, f"similar names: {', '.join(map(str, alike[:_MOST_SUGGESTIONS]))}{more}")

@@ -40,7 +40,7 @@ def of_platform(archive: Archive, group: Sequence[Candidate], wanted: Platform |
         return list(group)
     raise ImageError(
         f"{archive.label} has no image for {wanted or running_platform()}",
-        f"choose with --platform: {', '.join(sorted({str(candidate.platform) for candidate in group}))}",
+        f"choose one with --platform: {', '.join(sorted({str(candidate.platform) for candidate in group}))}",
     )
 
 
@@ -70,9 +70,9 @@ def select_image(archive: Archive, name: str | None = None, platform: Platform |
     """
     candidates: Sequence[Candidate] = contents(archive).candidates
     listed = ", ".join(dict.fromkeys(candidate.title for candidate in candidates))
-    several = ImageError(f"{archive.label} holds several images", f"choose one of them with --image NAME: {listed}")
+    several = ImageError(f"{archive.label} contains several images", f"choose one with --image NAME: {listed}")
     if name is not None:
-        candidates = _meant(archive, candidates, name, f"it has: {listed}")
+        candidates = _meant(archive, candidates, name, f"it contains: {listed}")
     if len({image.names for image in candidates}) > 1 and len({image.identity for image in candidates}) > 1:
         raise several
     chosen = of_platform(archive, candidates, platform)

@@ -1,6 +1,6 @@
 """The metadata of a member of a layer's tar, checked and given to its file.
 
-It is the name, the owner, the mode, the time and the extended attributes: pax(1), "ustar Interchange Format" and "pax
+It is the owner, the mode, the time and the extended attributes: pax(1), "ustar Interchange Format" and "pax
 Extended Header"; image-spec, layer.md, "File Attributes".
 """
 
@@ -10,73 +10,23 @@ import errno
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.images.layer_writer import LONGEST_PATH
 from overlayfs_demo.images.lowers import PRIVATE_XATTRS
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.images.member_names import MemberError
+from overlayfs_demo.linux import attributes, proc
+from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.overlay import override_stat
-from overlayfs_demo.overlay.override_stat import StatRecord
-
-REBUILD = "build the image again"
+from overlayfs_demo.overlay.override_stat import OverrideStat
 
 _XATTR = "SCHILY.xattr."
 # The stat record is made from the member's owner and mode; a record in the tar itself could forge them.
 _FORGED_XATTRS = (*PRIVATE_XATTRS, os.fsencode(override_stat.NAME))
+# The errors of setxattr(2) for a user who may not set an attribute.
+_NOT_ALLOWED = (errno.EPERM, errno.EACCES)
+_NO_RECORDS = "owners, which only root may set where the filesystem has no user attributes"
 _NO_OWNER = 0xFFFFFFFF  # to chown(2) this means "leave as it is"
-
-
-class MemberError(Exception):
-    """A member breaks a rule. The text is the rest of a sentence that begins with the member's name."""
-
-    def __init__(self, rule: str, remedy: str = REBUILD) -> None:
-        super().__init__(rule)
-        self.rule = rule
-        self.remedy = remedy
-
-
-def member_path(name: str, verb: str = "") -> bytes:
-    """Return a member's name, or a hard link's target, as a relative path without `.` and `..`; b"" is the root.
-
-    Every name starts at the layer's root: a leading `/` is dropped, and `..` removes the part before it and stops at
-    the root, as in Docker (moby, pkg/archive: filepath.Clean, then Join). Symbolic links play no part in this, see
-    `LayerTree.locate`. Raises MemberError, its rule begun with `verb`, if no file can have the name.
-    """
-    parts = _parts(name)
-    if b".." in parts:
-        folded: list[bytes] = []
-        for part in parts:
-            if part != b"..":
-                folded.append(part)
-            elif folded:
-                folded.pop()
-        parts = folded
-    return _joined(parts, verb)
-
-
-def clean_path(name: str) -> bytes:
-    """Return a path that a person gives, relative to the root of a view, without `.`; b"" is the root.
-
-    Raises MemberError if no file can have the path, or if it has a `..`, which may mean another place after a symbolic
-    link.
-    """
-    parts = _parts(name)
-    if b".." in parts:
-        raise MemberError("climbs out of the layer through '..'")
-    return _joined(parts, "")
-
-
-def _parts(name: str) -> list[bytes]:
-    raw = name.encode("utf-8", "surrogateescape")
-    return [part for part in raw.split(b"/") if part and part != b"."]
-
-
-def _joined(parts: Sequence[bytes], verb: str) -> bytes:
-    path = b"/".join(parts)
-    if len(path) > LONGEST_PATH or b"\0" in path:
-        raise MemberError(f"{verb}is not a name that a file can have")
-    return path
 
 
 class Metadata:
@@ -91,21 +41,8 @@ class Metadata:
         self.left_out: Counter[str] = Counter()
 
     def give(self, info: tarfile.TarInfo, fd: int) -> None:
-        """Give a member's metadata to an open file or directory. Raises MemberError or OSError.
-
-        The order is owner, attributes, mode, times: chown(2) clears set-id bits and capabilities, and a mode may forbid
-        writing attributes.
-        """
-        record = StatRecord(*_owner(info), info.mode & 0o7777)
-        if self._owners:
-            os.fchown(fd, record.uid, record.gid)
-        if info.pax_headers:
-            self._set_xattrs(info, fd)
-        self._set_mode(fd, record)
-        try:
-            os.utime(fd, ns=_times(info))
-        except OverflowError:
-            raise MemberError("has a time that no file can have") from None
+        """Give a member's metadata to an open file or directory. Raises MemberError or OSError."""
+        self._apply(info, self._kept(OverrideStat(*_owner(info), info.mode & 0o7777), fd), fd)
 
     def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
         """Give metadata to a name that cannot be opened: a symbolic link (not its target), a fifo, or a device.
@@ -113,64 +50,56 @@ class Metadata:
         Raises MemberError or OSError.
         """
         owner = _owner(info)
-        if self._owners:
-            os.chown(name, *owner, dir_fd=dir_fd, follow_symlinks=False)
-        elif owner != (0, 0):
+        if not self._owners and owner != (0, 0):
             self.left_out["owners of symbolic links and special files, which only root may set"] += 1
-        if info.pax_headers:
-            self._set_xattrs(info, syscalls.path_of(dir_fd, name))
-        if not info.issym():
-            os.chmod(name, info.mode & 0o7777, dir_fd=dir_fd)
-        try:
-            os.utime(name, ns=_times(info), dir_fd=dir_fd, follow_symlinks=False)
-        except OverflowError:
-            raise MemberError("has a time that no file can have") from None
+        mode = None if info.issym() else info.mode & 0o7777
+        self._apply(info, Attributes(owner if self._owners else None, mode), proc.path_of(dir_fd, name))
 
     def give_default(self, fd: int) -> None:
         """Give the default metadata, root's and mode 0755, to a directory that no member describes. Raises OSError."""
-        self._set_mode(fd, StatRecord(0, 0, 0o755))
+        attributes.apply(self._kept(OverrideStat(0, 0, 0o755), fd), fd, self._may_lose)
 
-    def _set_mode(self, fd: int, record: StatRecord) -> None:
+    def _kept(self, record: OverrideStat, fd: int) -> Attributes:
+        """Return an owner and mode as the file can keep them: really, or in its stat record."""
         if self._owners:
-            os.fchmod(fd, record.mode)
-            return
-        os.fchmod(fd, record.on_disk(os.fstat(fd).st_mode))
+            return Attributes((record.uid, record.gid), record.mode)
+        mode = record.on_disk(os.fstat(fd).st_mode)
+        return Attributes(mode=mode, xattrs=[(override_stat.NAME, record.encode())])
+
+    def _apply(self, info: tarfile.TarInfo, kept: Attributes, place: int | bytes) -> None:
+        """Give a file what it can keep of the owner and mode, and a member's attributes and time."""
+        given = Attributes(kept.owner, kept.mode, [*_xattrs(info), *kept.xattrs], _times(info))
         try:
-            os.setxattr(fd, override_stat.NAME, record.encode())
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            self.left_out["owners, which only root may set where the filesystem has no user attributes"] += 1
+            attributes.apply(given, place, self._may_lose)
+        except OverflowError:
+            raise MemberError("has an invalid time") from None
 
-    def _set_xattrs(self, info: tarfile.TarInfo, target: int | bytes) -> None:
-        """Set the attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte.
+    def _may_lose(self, name: str | bytes, error: OSError) -> bool:
+        """Count an attribute that cannot be set here. Return False if the error is another one."""
+        is_record = name == override_stat.NAME
+        if error.errno != errno.EOPNOTSUPP and (is_record or error.errno not in _NOT_ALLOWED):
+            return False
+        self.left_out[_NO_RECORDS if is_record else f"attribute {printable(name)}: {error.strerror}"] += 1
+        return True
 
-        Raises MemberError or OSError.
-        """
-        for key, value in info.pax_headers.items():
-            if not key.startswith(_XATTR):
-                continue
-            name = key.removeprefix(_XATTR).encode("utf-8", "surrogateescape")
-            if name.startswith(_FORGED_XATTRS):
-                continue
-            if b"\0" in name:
-                raise MemberError(f"has an attribute with a name that none can have: '{printable(name)}'")
-            data = value.encode("utf-8", "surrogateescape")
-            try:
-                if isinstance(target, int):
-                    os.setxattr(target, name, data)
-                else:
-                    os.setxattr(target, name, data, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
-                    raise
-                self.left_out[f"attribute {printable(name)}: {error.strerror}"] += 1
+
+def _xattrs(info: tarfile.TarInfo) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the attributes that star(1), GNU tar and Docker keep in pax headers, byte for byte. Raises MemberError."""
+    for key, value in info.pax_headers.items():
+        if not key.startswith(_XATTR):
+            continue
+        name = key.removeprefix(_XATTR).encode("utf-8", "surrogateescape")
+        if name.startswith(_FORGED_XATTRS):
+            continue
+        if b"\0" in name:
+            raise MemberError(f"has an attribute with an invalid name: '{printable(name)}'")
+        yield name, value.encode("utf-8", "surrogateescape")
 
 
 def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
     """Return the owner's uid and gid. Raises MemberError for numbers that chown(2) does not accept."""
     if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
-        raise MemberError(f"has no such owner: {info.uid}:{info.gid}")
+        raise MemberError(f"has an invalid owner: {info.uid}:{info.gid}")
     return info.uid, info.gid
 
 
@@ -181,7 +110,7 @@ def _times(info: tarfile.TarInfo) -> tuple[int, int]:
         return int(info.mtime) * 10**9, int(info.mtime) * 10**9
     whole, _, fraction = text.removeprefix("-").partition(".")
     if not (whole + fraction).isdecimal() or not text.isascii() or len(text) > 40:
-        raise MemberError(f"has no such time: '{printable(text)}'")
+        raise MemberError(f"has an invalid time: '{printable(text)}'")
     nanoseconds = int(whole or "0") * 10**9 + int(fraction[:9].ljust(9, "0"))
     if text.startswith("-"):
         nanoseconds = -nanoseconds

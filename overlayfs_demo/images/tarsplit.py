@@ -34,7 +34,6 @@ from typing import IO, BinaryIO, cast
 import zstandard
 
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK
 from overlayfs_demo.linux import syscalls
@@ -169,18 +168,19 @@ def tar_size(recipe: BinaryIO, label: str = "the layer") -> int:
     """Return the size in bytes of the tar that `recipe`, read from its start, makes. Raises ImageError if damaged."""
     head = recipe.read(_HEAD.size)
     if len(head) != _HEAD.size or not head.startswith(_MAGIC):
-        raise _damaged(label, "it does not begin like one")
+        raise _damaged(label, "it does not start with the right bytes")
     _magic, version, size = _HEAD.unpack(head)
     if version != _VERSION:
-        raise ImageError(f"{label}: the recipe of its tar is of version {version}, not {_VERSION}", _REMEDY)
+        raise ImageError(f"{label}: the recipe of its tar has version {version}, not {_VERSION}", _REMEDY)
     return int(size)
 
 
-def file_checksums(recipe: BinaryIO, label: str = "the layer") -> Iterator[tuple[bytes, int, int]]:
+def file_checksums(recipe: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Yield the path, the size in bytes and the CRC-32 of each file to which the recipe refers.
 
     `recipe` is read forward from its start; the caller keeps ownership of it. Raises ImageError if it is damaged.
     """
+    label = "the layer"
     tar_size(recipe, label)
     for part in _records(recipe, label):
         if isinstance(part, _Reference):
@@ -205,14 +205,7 @@ def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer")
             _copy_file(root_fd, part, out, label)
             done += part.size
     if done != size:
-        raise _damaged(label, f"it makes a tar of {done} bytes, not {size}")
-
-
-def assembled_digest(recipe: BinaryIO, root_fd: int, algorithm: str = "sha256", label: str = "the layer") -> Digest:
-    """Return the digest of the tar that `assemble` makes, to compare with the layer's diff ID. Raises as it does."""
-    hasher = Digest(algorithm, "").hasher()
-    assemble(recipe, root_fd, hasher.update, label)
-    return Digest(algorithm, hasher.hexdigest())
+        raise _damaged(label, f"it produces a tar of {done} bytes, not {size}")
 
 
 def _copy_file(root_fd: int, reference: _Reference, out: Out, label: str) -> None:
@@ -221,7 +214,7 @@ def _copy_file(root_fd: int, reference: _Reference, out: Out, label: str) -> Non
     try:
         fd = syscalls.open_beneath(root_fd, reference.path, _READ)
     except OSError as error:
-        raise ImageError(f"{name}, which is a part of its tar, cannot be opened: {error.strerror}", _REMEDY) from None
+        raise ImageError(f"{name}, which is part of its tar, cannot be opened: {error.strerror}", _REMEDY) from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -311,14 +304,14 @@ def _records(frame: BinaryIO, label: str) -> Iterator[bytes | _Reference]:
             length, size, crc = _FILE_HEAD.unpack(exact(_FILE_HEAD.size))
             yield _Reference(exact(length), size, crc)
         else:
-            raise _damaged(label, f"it has a record of the unknown kind '{printable(kind)}'")
+            raise _damaged(label, f"it has a record of unknown kind '{printable(kind)}'")
     # zstd checks the checksum only when it reads past the last record.
     try:
         more = plain.read(1)
     except zstandard.ZstdError as error:
         raise _damaged(label, str(error)) from None
     if more:
-        raise _damaged(label, "it goes on after its end")
+        raise _damaged(label, "it has data after its end")
 
 
 def _damaged(label: str, how: str) -> ImageError:

@@ -147,7 +147,7 @@ class TarStream:
 
     def _broken(self, problem: str) -> ImageError:
         where = (
-            f"damaged or cut short: after member '{printable(self._last)}'"
+            f"damaged or truncated: after member '{printable(self._last)}'"
             if self._last
             else "not a tar archive, or damaged at its start"
         )

@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError, printable
-from overlayfs_demo.images.layer_writer import BlockedError, LayerTree, prefixes
+from overlayfs_demo.images.layer_tree import BlockedError, LayerTree, prefixes
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
-from overlayfs_demo.images.tar_metadata import MemberError, Metadata, member_path
+from overlayfs_demo.images.member_names import MemberError, member_path
+from overlayfs_demo.images.tar_metadata import Metadata
 from overlayfs_demo.images.tarsplit import Recorder
 from overlayfs_demo.images.tarstream import TarStream
 from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX, PrivateXattrs, make_whiteout
@@ -148,9 +149,9 @@ class _Unpacking:
             return
         kind = self._kinds.get(info.type)
         if kind is None:
-            raise MemberError(f"is of the unknown type '{printable(info.type)}'", "build the image with another tool")
+            raise MemberError(f"has the unknown type '{printable(info.type)}'", "build the image with another tool")
         if not path and kind != self._directory:
-            raise MemberError("stands for the layer's root, which must be a directory")
+            raise MemberError("is the layer's root, which must be a directory")
         kind(info, path)
 
     def _located(self, path: bytes) -> bytes:
@@ -182,7 +183,7 @@ class _Unpacking:
             return False
         hidden = name.removeprefix(IMAGE_WHITEOUT_PREFIX)
         if hidden in (b"", b".", b".."):
-            raise MemberError("is a whiteout that names nothing", "build the image with another tool")
+            raise MemberError("is a whiteout without a name", "build the image with another tool")
         self._whiteouts.add(parent + b"/" + hidden if parent else hidden)
         return True
 
@@ -228,7 +229,7 @@ class _Unpacking:
                     self._recorder.refer(path, info.size)
                 self._tar.copy(info.size, fd)
             else:
-                raise MemberError("is said to be longer than its data")
+                raise MemberError("claims to be longer than its data")
             self._metadata.give(info, fd)
         finally:
             os.close(fd)
@@ -241,9 +242,9 @@ class _Unpacking:
         # Stretches must be in order and must not overlap, as Go's archive/tar requires.
         sound = all(end <= offset and size >= 0 for end, (offset, size) in zip(ends, stretches, strict=False))
         if info.size > _LARGEST_FILE:
-            raise MemberError(f"has a size that no file can have: {info.size}")
+            raise MemberError(f"has an invalid size: {info.size}")
         if not sound or ends[-1] > info.size or sum(size for _, size in stretches) > stored:
-            raise MemberError("has a map of holes that does not fit it")
+            raise MemberError("has a sparse map that does not fit its size")
         for offset, size in stretches:
             os.lseek(fd, offset, os.SEEK_SET)
             self._tar.copy(size, fd)
@@ -253,7 +254,7 @@ class _Unpacking:
         name = path.rpartition(b"/")[2]
         target = info.linkname.encode("utf-8", "surrogateescape")
         if b"\0" in target:
-            raise MemberError("links to a name that no file can have")
+            raise MemberError("links to an invalid name")
         self._place(path, lambda dir_fd: os.symlink(target, name, dir_fd=dir_fd))
         self.size += len(target)
         self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
@@ -264,7 +265,7 @@ class _Unpacking:
         device = 0
         if not info.isfifo():
             if not (0 <= info.devmajor < 1 << 12 and 0 <= info.devminor < 1 << 20):
-                raise MemberError(f"has no such device number: {info.devmajor}:{info.devminor}")
+                raise MemberError(f"has an invalid device number: {info.devmajor}:{info.devminor}")
             device = os.makedev(info.devmajor, info.devminor)
             if info.ischr() and device == 0:
                 self._whiteouts.add(path)
@@ -275,7 +276,7 @@ class _Unpacking:
         except PermissionError:
             if self._owners:
                 raise
-            self.left_out["devices, which only root may make"] += 1
+            self.left_out["devices, which only root may create"] += 1
             return
         self._metadata.give_name(info, self._tree.directory(path.rpartition(b"/")[0]), name)
 

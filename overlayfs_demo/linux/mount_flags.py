@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +18,17 @@ class MountFlag:
 
 
 MOUNT_FLAGS = (
-    MountFlag(syscalls.MS_RDONLY, "ro", "rw"),
-    MountFlag(syscalls.MS_NOSUID, "nosuid", "suid"),
-    MountFlag(syscalls.MS_NODEV, "nodev", "dev"),
-    MountFlag(syscalls.MS_NOEXEC, "noexec", "exec"),
-    MountFlag(syscalls.MS_SYNCHRONOUS, "sync", "async"),
-    MountFlag(syscalls.MS_DIRSYNC, "dirsync", ""),
-    MountFlag(syscalls.MS_NOATIME, "noatime", "atime"),
-    MountFlag(syscalls.MS_NODIRATIME, "nodiratime", "diratime"),
-    MountFlag(syscalls.MS_RELATIME, "relatime", "norelatime"),
-    MountFlag(syscalls.MS_STRICTATIME, "strictatime", "nostrictatime"),
-    MountFlag(syscalls.MS_LAZYTIME, "lazytime", "nolazytime"),
+    MountFlag(mounting.MS_RDONLY, "ro", "rw"),
+    MountFlag(mounting.MS_NOSUID, "nosuid", "suid"),
+    MountFlag(mounting.MS_NODEV, "nodev", "dev"),
+    MountFlag(mounting.MS_NOEXEC, "noexec", "exec"),
+    MountFlag(mounting.MS_SYNCHRONOUS, "sync", "async"),
+    MountFlag(mounting.MS_DIRSYNC, "dirsync", ""),
+    MountFlag(mounting.MS_NOATIME, "noatime", "atime"),
+    MountFlag(mounting.MS_NODIRATIME, "nodiratime", "diratime"),
+    MountFlag(mounting.MS_RELATIME, "relatime", "norelatime"),
+    MountFlag(mounting.MS_STRICTATIME, "strictatime", "nostrictatime"),
+    MountFlag(mounting.MS_LAZYTIME, "lazytime", "nolazytime"),
 )
 _SET = {flag.word: flag.bit for flag in MOUNT_FLAGS}
 _CLEAR = {flag.opposite: flag.bit for flag in MOUNT_FLAGS if flag.opposite}

@@ -22,7 +22,7 @@ from pathlib import Path
 from overlayfs_demo.errors import MountError
 
 # How long a daemon may take to end, in seconds.
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 _READY = b"ready"
 # The descriptors below this one are the standard ones.
 _STANDARD = 3
@@ -44,7 +44,7 @@ class Daemon:
             try:
                 for number in (signal.SIGTERM, signal.SIGKILL):
                     os.kill(self._pid, number)
-                    if ended(process, _PATIENCE):
+                    if ended(process, _TIMEOUT):
                         break
             finally:
                 os.close(process)
@@ -90,7 +90,9 @@ def start(serve: Callable[[Callable[[], None]], None]) -> Daemon:
         if said != _READY:
             daemon.end()
     if said != _READY:
-        raise MountError(*(json.loads(said) if said else ("the daemon died while starting", "--foreground shows more")))
+        raise MountError(
+            *(json.loads(said) if said else ("the daemon died while starting", "run it with --foreground to see more"))
+        )
     return daemon
 
 
@@ -119,7 +121,9 @@ def _live(serve: Callable[[Callable[[], None]], None], report: int) -> int:
             _log.exception("the daemon failed")
             return 1
         if not isinstance(error, MountError):
-            error = MountError(f"the daemon failed: {error or type(error).__name__}", "--foreground shows more")
+            error = MountError(
+                f"the daemon failed: {error or type(error).__name__}", "run it with --foreground to see more"
+            )
         os.write(report, json.dumps([error.problem, error.remedy]).encode())
         return 1
     return 0

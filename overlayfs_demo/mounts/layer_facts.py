@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX, is_whiteout
 
 UPPER = "upper"
@@ -42,7 +42,7 @@ class LayerFacts:
         return self.label.partition(" (")[0]
 
 
-def unwalked(record: Record) -> list[LayerFacts]:
+def unwalked(record: MountRecord) -> list[LayerFacts]:
     """Return the layers of a view from the top down, the upper first, with no counts yet."""
     upper = [] if record.upper is None else [LayerFacts(UPPER, "", record.upper)]
     paths = [*record.lowers, *record.data_only]

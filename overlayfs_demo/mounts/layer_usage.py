@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.errors import MountError
 from overlayfs_demo.linux import mountinfo
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.mounts.preflight import Written, written_by_kernel
@@ -41,19 +41,16 @@ def check_unused(stack: Stack) -> None:
                 _report(f"{role}, {os.fsdecode(path)},", used, is_refused=is_refused)
 
 
-def _report(what: str, used: Written, *, is_refused: bool) -> None:
-    problem = f"{what} is in use as {used.role} {os.fsdecode(used.path)} of the mount on {used.mountpoint}"
+def _report(subject: str, used: Written, *, is_refused: bool) -> None:
+    problem = f"{subject} is in use as {used.role} {os.fsdecode(used.path)} of the mount on {used.mountpoint}"
     if is_refused:
         raise MountError(problem, "unmount that first; for a lower layer, index=off makes it a warning")
-    _log.warning("%s: what is seen through both is undefined", problem)
+    _log.warning("%s: what both mounts show is undefined", problem)
 
 
 def _ours() -> Iterator[Written]:
     for record in live_records():
-        try:
-            stack = parse([record.options]).stack
-        except UsageError:  # The mount was made by a version with other options.
-            continue
+        stack = parse([record.options]).stack
         for role, path in (("upperdir", stack.upper), ("workdir", stack.work)):
             if path is not None:
                 yield Written(role, path, record.mountpoint)

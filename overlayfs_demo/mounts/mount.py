@@ -27,17 +27,17 @@ from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import attach, select
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, SUBTYPE, Front, View
-from overlayfs_demo.linux import mountinfo, syscalls
+from overlayfs_demo.linux import mountinfo, mounting
 from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import MountOptions, option_line, remount_flags
-from overlayfs_demo.mounts.registry import Record, find_record, live_records, mounted
+from overlayfs_demo.mounts.registry import MountRecord, find_record, live_records, mounted
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 # After how many seconds to look for the reason why a daemon is still serving.
 _LINGERS = 0.5
 _POLL = 0.02
@@ -46,13 +46,13 @@ _POLL = 0.02
 _RARE_COLLECTIONS = (500_000, 20, 50)
 
 _REMOUNTABLE = (
-    syscalls.MS_RDONLY
-    | syscalls.MS_NOSUID
-    | syscalls.MS_NODEV
-    | syscalls.MS_NOEXEC
-    | syscalls.MS_SYNCHRONOUS
-    | syscalls.MS_NOATIME
-    | syscalls.MS_NODIRATIME
+    mounting.MS_RDONLY
+    | mounting.MS_NOSUID
+    | mounting.MS_NODEV
+    | mounting.MS_NOEXEC
+    | mounting.MS_SYNCHRONOUS
+    | mounting.MS_NOATIME
+    | mounting.MS_NODIRATIME
 )
 
 # The signals that end a daemon.
@@ -125,10 +125,10 @@ def remount(path: bytes, options: list[str]) -> bool:
         raise MountError(f"{shown} is not mounted by overlayfs-demo", "leave out 'remount' to mount it")
     record = find_record(shown)
     flags = remount_flags(options, present_flags(mountpoint)) or 0
-    if record is not None and record.upper is None and not flags & syscalls.MS_RDONLY:
+    if record is not None and record.upper is None and not flags & mounting.MS_RDONLY:
         raise MountError(f"{shown} has no upper and stays read-only", "mount it with upperdir= and workdir=")
     try:
-        syscalls.mount(b"none", mountpoint, FILESYSTEM_TYPE.encode(), flags | syscalls.MS_REMOUNT, b"")
+        mounting.mount(b"none", mountpoint, FILESYSTEM_TYPE.encode(), flags | mounting.MS_REMOUNT, b"")
     except OSError as error:
         raise MountError(f"{shown}: cannot be remounted: {error.strerror}", "only root can") from error
     return True
@@ -145,7 +145,7 @@ def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
     try:
         return built_titles(lowers)
     except (ImageError, OSError) as error:
-        _log.warning("what made the layers cannot be told: %s", error)
+        _log.warning("cannot read what made the layers: %s", error)
         return ()
 
 
@@ -221,7 +221,7 @@ def _lock(path: bytes) -> int:
     for a lock that belongs to no live mount. Raises MountError if the directory stays in use.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,7 +232,7 @@ def _lock(path: bytes) -> int:
                 where = f" (mounted on {holder.mountpoint} by process {holder.pid})" if holder else ""
                 raise MountError(
                     f"{os.fsdecode(path)} is in use by another mount{where}",
-                    "unmount that first, or give this mount an upper and work directory of its own",
+                    "unmount that first, or use a separate upper and work directory for this mount",
                 ) from None
             time.sleep(_POLL)
         else:
@@ -279,7 +279,7 @@ def _serve(
         held.callback(overlay.close)
         _warn_of_other_lowers(overlay, stack)
         # Without an upper the whole mount is read-only, as with the kernel's overlayfs.
-        flags = options.flags if stack.upper is not None else options.flags | syscalls.MS_RDONLY
+        flags = options.flags if stack.upper is not None else options.flags | mounting.MS_RDONLY
         view = view_of(overlay, mountpoint, replace(options, flags=flags))
 
         # Nodes are freed by their reference counts, so the collector would walk all of them in vain.
@@ -300,9 +300,9 @@ def _serve(
         front.serve(view, answered)
 
 
-def _record(mountpoint: bytes, options: MountOptions) -> Record:
+def _record(mountpoint: bytes, options: MountOptions) -> MountRecord:
     stack = options.stack
-    return Record(
+    return MountRecord(
         os.fsdecode(mountpoint),
         os.getpid(),
         options.front,
@@ -319,8 +319,8 @@ def _warn_of_other_lowers(overlay: Overlay, stack: Stack) -> None:
     before, now = overlay.note_stack()
     if before:
         _log.warning(
-            "upperdir %s was last mounted over lowerdir=%s, and now over lowerdir=%s: what was deleted or "
-            "changed there may look odd here",
+            "upperdir %s was last mounted over lowerdir=%s, and is now mounted over lowerdir=%s: its changes may "
+            "not fit these layers",
             os.fsdecode(stack.upper or b""),
             before,
             now,
@@ -366,7 +366,7 @@ def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
     mountpoint = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
     top = _top(os.fsencode(mountpoint))
     if top is None or top.kind != FILESYSTEM_TYPE:
-        remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists what is"
+        remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists the views"
         raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
     with _following(mountpoint) as process:
         try:
@@ -411,19 +411,19 @@ def _await_end(process: _Process, mountpoint: str, number: str) -> None:
 
     If the mount still exists in another mount namespace, warn of that instead.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while not daemon.ended(process.descriptor, _LINGERS):
         if holder := _mounted_elsewhere(number):
             _log.warning(
-                "%s is unmounted here, but a mount namespace of its own keeps it for %s: until that ends, its daemon "
-                "(process %s) serves on, and its upper is in use",
+                "%s is unmounted here, but still mounted in the mount namespace of %s: until that process ends, the "
+                "daemon (process %s) keeps running and the upper stays in use",
                 mountpoint,
                 holder,
                 process.pid,
             )
             return
         if time.monotonic() > deadline:
-            raise MountError(f"unmounted, but its daemon (process {process.pid}) does not end")
+            raise MountError(f"unmounted, but its daemon (process {process.pid}) does not exit")
 
 
 def _mounted_elsewhere(number: str) -> str:

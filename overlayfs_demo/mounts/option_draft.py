@@ -144,7 +144,7 @@ class Draft:
         redirect_dir = self.kernel_settings.get("redirect_dir")
         if self.user_xattrs and not USER.follows and redirect_dir is not None:
             raise UsageError(
-                f"redirect_dir={redirect_dir} cannot be had by root with 'userxattr'",
+                f"root cannot use redirect_dir={redirect_dir} with 'userxattr'",
                 "leave it out, or leave out 'userxattr'",
             )
 

@@ -175,7 +175,7 @@ def _add_lower(draft: Draft, word: Word) -> None:
     """One more layer below those named before."""
     path = _next_layer(draft, word)
     if draft.data_only:
-        raise UsageError(f"{word.text} follows a data-only layer", "put every datadir+= behind the last lowerdir+=")
+        raise UsageError(f"{word.text} follows a data-only layer", "put every datadir+= after the last lowerdir+=")
     draft.lowers += (path,)
 
 
@@ -209,14 +209,16 @@ def _take_remount(_draft: Draft, word: Word) -> None:
 
 # Help of options that are described together.
 _ADDED = (
-    "instead of lowerdir=: one more layer below, or one of which\nonly data is used; only a comma needs a backslash"
+    "instead of lowerdir=: add one more layer below, or one that\nonly provides data; only a comma needs a backslash"
 )
-_UPPER = "where changes go, on one filesystem; without them\nthe view is read-only and every write is EROFS"
-_SAME_HERE = "the kernel has more values; those accepted here say what is\nso in any case, and change nothing"
-_MAPPING = "who owns in the view what an id owns on disk"
-_SQUASH = "show all files as belonging to one"
-_FLAGS = "as mount(8) has them"
-_IGNORED = "ignored: they are for other programs, see fstab(5)"
+_UPPER = (
+    "where changes go, both on one filesystem; without them\nthe view is read-only and every write fails with EROFS"
+)
+_SAME_HERE = "accepted for compatibility, without effect; the kernel's\nother values are refused"
+_MAPPING = "map owners on disk to owners in the view"
+_SQUASH = "show all files as owned by one user or group"
+_FLAGS = "as in mount(8)"
+_IGNORED = "ignored: these are for other programs, see fstab(5)"
 
 # In the order of the help. `option_line` writes its words in this order, too.
 OPTIONS = (
@@ -228,7 +230,7 @@ OPTIONS = (
         _write_lowers,
     ),
     MountOption(
-        "lowerdir=...::DATA", Owner.KERNEL, "a layer of which only data is used, by metacopies above", _take_lowers
+        "lowerdir=...::DATA", Owner.KERNEL, "a layer that only provides data for metacopies above it", _take_lowers
     ),
     MountOption("lowerdir+=", Owner.KERNEL, _ADDED, _add_lower),
     MountOption("datadir+=PATH", Owner.KERNEL, _ADDED, _add_data_only),
@@ -239,8 +241,8 @@ OPTIONS = (
         "volatile",
         Owner.KERNEL,
         "volatile",
-        "never wait for data to reach the disk; the upper is then\n"
-        "marked, and not mounted again until the mark is gone",
+        "never wait for data to reach the disk; this marks the upper,\n"
+        "and it cannot be mounted again until the mark is removed",
     ),
     _choice(
         "whiteouts",
@@ -261,9 +263,9 @@ OPTIONS = (
         Owner.KERNEL,
         "metacopy",
         {"on": True, "off": False},
-        "let chmod, chown and the like copy no data up, or do (the\n"
-        "default); existing metacopies are read in any case, but\n"
-        "not by root with userxattr",
+        "copy up only metadata on chmod, chown and so on, or also the\n"
+        "data (the default); existing metacopies are always read,\n"
+        "except by root with userxattr",
     ),
     _same_here("redirect_dir", "on", "follow"),
     _same_here("nfs_export", "off"),
@@ -274,16 +276,16 @@ OPTIONS = (
         "timemachine",
         Owner.OURS,
         "time_machine",
-        "add a hidden directory .layers, in which each layer N is\n"
-        "seen alone (N/only), with those below (N/upto), and what\n"
-        "it hides (N/hidden); 'ls' and 'find' do not list it",
+        "add a hidden directory .layers that shows each layer N\n"
+        "alone (N/only), with those below it (N/upto), and what it\n"
+        "hides (N/hidden); 'ls' and 'find' do not list it",
     ),
     _value(
         "copyup_max=SIZE",
         Owner.OURS,
         "copyup_max",
-        'refuse a copy-up of more data (EDQUOT, "Disk quota exceeded");\n'
-        "SIZE is in bytes, or as in 10M, 1.5G (powers of 1024)",
+        'refuse to copy up more data than this (EDQUOT, "Disk quota\n'
+        'exceeded"); SIZE is in bytes, or 10M, 1.5G (powers of 1024)',
         values.size,
         str,
     ),
@@ -291,7 +293,7 @@ OPTIONS = (
         "copyup_warn=SIZE",
         Owner.OURS,
         "copyup_warn",
-        "warn of one, in the log and to whoever watches",
+        "warn about copying up more data than this, in the log\nand in watch",
         values.size,
         str,
     ),
@@ -299,8 +301,8 @@ OPTIONS = (
         "timeout=SECONDS",
         Owner.OURS,
         "timeout",
-        "how long the kernel may trust what it was told; without it\n"
-        "the layers are watched, and changes are seen at once",
+        "how long the kernel may cache names and attributes; without\n"
+        "it, the layers are watched and changes show at once",
         values.seconds,
         "{:.30f}".format,
     ),
@@ -328,7 +330,7 @@ OPTIONS = (
     _switch("allow_other", Owner.FUSE, "allow_other", ""),
     _switch("noallow_other", Owner.OURS, "allow_other", "", value=False),
     *_flag_options(),
-    MountOption("remount", Owner.MOUNT, "with these: change them on a view that is mounted", _take_remount),
+    MountOption("remount", Owner.MOUNT, "change these flags on a mounted view", _take_remount),
     *map(_ignored, ("defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group")),
     _ignored("default_permissions", Owner.KERNEL),
     *map(_ignored, ("comment=TEXT", "x-*", "X-*")),

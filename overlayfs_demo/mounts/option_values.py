@@ -42,7 +42,7 @@ def layers(value: str) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     if value and ("" in layered + data or any(len(split_escaped(path, ":")) > 1 for path in data)):
         raise UsageError(
             f"lowerdir={value} has an empty path, or a layer after a data-only one",
-            r"separate layers by one colon, put :: before each data-only layer, write \: for a colon in a path",
+            r"separate layers with one colon, put :: before each data-only layer, write \: for a colon in a path",
         )
     return tuple(unescape(path) for path in layered if path), tuple(map(unescape, data))
 
@@ -51,14 +51,14 @@ def size(word: Word) -> int:
     """A number of bytes, which may have a unit: 4096, 10M, 1.5G."""
     match = _SIZE.fullmatch(word.value or "")
     if match is None:
-        raise word.wrong("the value is a size, such as 4096, 10M or 1.5G (of 1024s)")
+        raise word.wrong("use a size such as 4096, 10M or 1.5G (powers of 1024)")
     return int(float(match[1]) * 1024 ** ("", *"kmgtp").index(match[2].lower()))
 
 
 def seconds(word: Word) -> float:
     """A time in seconds."""
     if not _SECONDS.fullmatch(word.value or ""):
-        raise word.wrong("timeout= takes seconds, such as timeout=1.5")
+        raise word.wrong("use seconds, such as timeout=1.5")
     return float(word.value or "")
 
 
@@ -77,7 +77,7 @@ def identity(word: Word) -> int:
     value = word.value or ""
     if value.isascii() and value.isdigit() and int(value) < _NO_ID:
         return int(value)
-    raise word.wrong("the value is an id")
+    raise word.wrong("use a numeric ID")
 
 
 def ranges(word: Word) -> tuple[Range, ...]:

@@ -50,7 +50,7 @@ def changed_flags(line: str, flags: int) -> int:
     words = [word for word in line.split(",") if word]
     for word in words:
         if word not in FLAG_WORDS:
-            raise UsageError(f"mount option '{word}'", "those of mount(8) are meant here: ro, suid, dev, noexec, ...")
+            raise UsageError(f"mount option '{word}'", "use options of mount(8) here: ro, suid, dev, noexec, ...")
     return changed(flags, words)
 
 

@@ -68,7 +68,7 @@ def _check_directory(path: bytes, role: str) -> None:
         remedy = {
             errno.ENOENT: "check the path; in lowerdir= a ':' inside it is written '\\:'",
             errno.ENOTDIR: "name a directory",
-        }.get(error.errno or 0, "make it readable for the one who mounts")
+        }.get(error.errno or 0, "make it readable by the user who mounts it")
         raise MountError(f"{role}, {shown}: {error.strerror}", remedy) from error
     assert stat.S_ISDIR(status.st_mode)
 
@@ -81,7 +81,7 @@ def _check_follows(stack: Stack) -> None:
     asked = "metacopy=on" if stack.metacopy else "a data-only layer" if stack.data_only else ""
     if asked and stack.user_xattrs and not USER.follows:
         raise MountError(
-            f"{asked} cannot be had by root with 'userxattr': whoever owns a file there could read all others by it",
+            f"root cannot use {asked} with 'userxattr': anyone who owns a file there could use it to read all others",
             "leave out 'userxattr', or mount as the owner of the layers",
         )
 
@@ -117,9 +117,8 @@ def _check_distinct(stack: Stack) -> None:
         outer = next((seen[above] for above in _above(place) if above in seen), None)
         if outer is not None:
             raise MountError(
-                f"{roles[number]}, {os.fsdecode(paths[number])}, lies inside {roles[outer]}, "
-                f"{os.fsdecode(paths[outer])}",
-                "its files would be seen twice: name directories that do not contain one another",
+                f"{roles[number]}, {os.fsdecode(paths[number])}, is inside {roles[outer]}, {os.fsdecode(paths[outer])}",
+                "its files would appear twice: use directories that do not contain each other",
             )
 
 
@@ -133,13 +132,13 @@ def _check_apart(stack: Stack, upper: bytes, work: bytes) -> None:
     apart = "filesystems" if os.stat(upper).st_dev != os.stat(work).st_dev else "mounts"
     if apart == "filesystems" or mountinfo.mount_number(upper) != mountinfo.mount_number(work):
         raise MountError(
-            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} are on two {apart}",
+            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} are on different {apart}",
             "a change is published by a rename from work to upper: put both on one",
         )
     above, below, *lowers = mountinfo.places((upper, work, *stack.lowers))
     if above.is_within(below) or below.is_within(above):
         raise MountError(
-            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} must not contain one another",
+            f"upperdir {os.fsdecode(upper)} and workdir {os.fsdecode(work)} must not contain each other",
             "make them two directories side by side",
         )
     for number, (lower, path) in enumerate(zip(lowers, stack.lowers, strict=True), 1):
@@ -188,7 +187,7 @@ def _check_compatible(upper: bytes, work: bytes) -> None:
     try:
         found = incompat.features(work)
     except OSError as error:
-        raise MountError(f"workdir {os.fsdecode(work)}: cannot read what is in it: {error.strerror}") from error
+        raise MountError(f"workdir {os.fsdecode(work)}: cannot read its contents: {error.strerror}") from error
     mark = os.path.join(os.fsdecode(work), "work", "incompat")
     if incompat.VOLATILE in found:
         raise MountError(
@@ -198,8 +197,8 @@ def _check_compatible(upper: bytes, work: bytes) -> None:
     if found:
         raise MountError(
             f"workdir {os.fsdecode(work)} says that upperdir {os.fsdecode(upper)} uses the feature "
-            f"'{os.fsdecode(found[0])}', which is not known here",
-            "mount it with what made it",
+            f"'{os.fsdecode(found[0])}', which is unknown to this program",
+            "mount it with the program that created it",
         )
 
 
@@ -218,30 +217,30 @@ def _check_index(stack: Stack) -> None:
         raise MountError(f"workdir {work}: its index cannot be read: {error.strerror}") from error
     if stranger == "upper":
         raise MountError(
-            f"workdir {work} has the index of another upper than upperdir {upper}: it would show that one's changes",
+            f"workdir {work} has the index of another upper, not of upperdir {upper}: it would show the wrong changes",
             "name the workdir that this upper was used with, or an empty one, or mount with index=off",
         )
     if stranger == "lower":
         raise MountError(
-            f"upperdir {upper} was used over another topmost lower than {os.fsdecode(pairing.lower)}, and the index in "
-            f"workdir {work} is about that one's files",
-            "mount it over the lowers it was used over, or with an empty workdir, or with index=off",
+            f"upperdir {upper} was used over a different topmost lower, not {os.fsdecode(pairing.lower)}, and the "
+            f"index in workdir {work} refers to files of that lower",
+            "mount it over the original lowers, or with an empty workdir, or with index=off",
         )
 
 
 def _check_abilities(work: bytes, opaque: str) -> None:
     """Try everything in the work directory that the upper's filesystem must support. Raises MountError."""
     probe = None
-    doing = "make a directory"
+    doing = "create a directory"
     try:
         probe = tempfile.mkdtemp(prefix=b"#probe-", dir=work)
         fd = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             doing = f"set the attribute {opaque}"
             os.setxattr(fd, opaque, b"y")
-            doing = "make a whiteout (character device 0/0)"
+            doing = "create a whiteout (character device 0/0)"
             make_whiteout(fd, b"whiteout")
-            doing = "make a hard link"
+            doing = "create a hard link"
             os.link(b"whiteout", b"link", src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
             doing = "rename without replacing"
             syscalls.rename(fd, b"link", fd, b"moved", syscalls.RENAME_NOREPLACE)

@@ -11,8 +11,9 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +22,13 @@ from overlayfs_demo.fronts.front import FILESYSTEM_TYPE
 from overlayfs_demo.linux import mountinfo
 from overlayfs_demo.mounts import runtime_directory
 
+_log = logging.getLogger(__name__)
+
 _SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class MountRecord:
     """The record of a live mount. Paths are text, with surrogates for undecodable bytes.
 
     `lowers` has the topmost layer first. `titles` say what made each of them, see `Stack`; "" if that is unknown.
@@ -38,17 +41,17 @@ class Record:
     pid: int
     front: str
     lowers: list[str]
-    upper: str | None = None
-    titles: list[str] = field(default_factory=list)
-    data_only: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    options: str = ""
+    upper: str | None
+    titles: list[str]
+    data_only: list[str]
+    labels: list[str]
+    options: str
 
 
 class Registration:
     """The record of a view that this process serves, locked until `forget` or the end of the process."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: MountRecord) -> None:
         """Write the record, so that readers see it whole or not at all. Raises MountError, OSError."""
         self._name = _file_name(record.mountpoint)
         unfinished = f"{self._name}.{os.getpid()}"
@@ -75,7 +78,7 @@ class Registration:
 class _Noted(NamedTuple):
     """A record, and whether its daemon is alive."""
 
-    record: Record
+    record: MountRecord
     served: bool
 
 
@@ -84,17 +87,19 @@ def _file_name(mountpoint: str) -> str:
 
 
 def _read(directory: int, name: str) -> _Noted | None:
-    """Return a record, or None if there is none, perhaps because its daemon has just ended.
-
-    Fields that only a later version knows are ignored.
-    """
+    """Return a record, or None if there is none, perhaps because its daemon has just exited. Raises MountError."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
         return None
     with os.fdopen(fd) as file:
-        found = json.load(file)
-        record = Record(**{name: found[name] for name in Record.__slots__ if name in found})
+        try:
+            record = MountRecord(**json.load(file))
+        except (ValueError, TypeError):
+            raise MountError(
+                f"the record {runtime_directory.of_this_user() / name} of a mount is damaged",
+                "unmount its view with umount(8), then remove that file",
+            ) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,7 +112,7 @@ def _noted(mountpoint: str) -> _Noted | None:
         return _read(directory, _file_name(mountpoint))
 
 
-def find_record(mountpoint: str) -> Record | None:
+def find_record(mountpoint: str) -> MountRecord | None:
     """Return the record of a mount point, or None. Its daemon may have been killed."""
     noted = _noted(mountpoint)
     return noted.record if noted is not None else None
@@ -134,12 +139,17 @@ def forget_dead(mountpoint: str) -> None:
                     os.unlink(left, dir_fd=directory)
 
 
-def live_records() -> list[Record]:
-    """Return the records of all views that are mounted now, and served."""
+def live_records() -> list[MountRecord]:
+    """Return the records of all views that are mounted now, and served. A damaged record is left out with a warning."""
     live = mounted()
+    noted = []
     with runtime_directory.mine() as directory:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
-        noted = [_read(directory, name) for name in names]
+        for name in sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX)):
+            try:
+                noted.append(_read(directory, name))
+            except MountError as error:
+                # It must not keep the other views from being used.
+                _log.warning("%s", error)
     return [found.record for found in noted if found is not None and found.served and found.record.mountpoint in live]
 
 
@@ -194,7 +204,7 @@ def place_in_view(path: bytes, *, follow: bool) -> Place:
     found = max(enumerate(above), key=lambda numbered: (len(numbered[1].mountpoint), numbered[0]))[1]
     mountpoint = os.fsdecode(found.mountpoint)
     if found.kind != FILESYSTEM_TYPE:
-        raise MountError(f"{os.fsdecode(path)} does not lie in a view", f"'findmnt -t {FILESYSTEM_TYPE}' lists those")
+        raise MountError(f"{os.fsdecode(path)} is not in a view", f"'findmnt -t {FILESYSTEM_TYPE}' lists the views")
     owner = _owner(found)
     if os.geteuid() not in (0, owner):
         raise MountError(f"{mountpoint} was mounted by user {owner}", "only they and root can ask its daemon")
@@ -204,12 +214,8 @@ def place_in_view(path: bytes, *, follow: bool) -> Place:
 
 
 def _owner(mounted: mountinfo.Mounted) -> int:
-    """Return the user who mounted a view. The kernel itself records it, so nobody can forge it. Raises MountError."""
-    for option in mounted.options:
-        name, _, value = option.partition("=")
-        if name == "user_id":
-            return int(value)
-    raise MountError(f"{os.fsdecode(mounted.mountpoint)} does not say who mounted it", "mount it with this version")
+    """Return the user who mounted a view, whom the kernel itself shows for every FUSE mount: nobody can forge that."""
+    return next(int(option.removeprefix("user_id=")) for option in mounted.options if option.startswith("user_id="))
 
 
 def _lies_in(path: bytes, directory: bytes) -> bool:

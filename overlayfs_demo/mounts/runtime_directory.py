@@ -15,7 +15,7 @@ from pathlib import Path
 from overlayfs_demo.errors import MountError
 
 _OF_ROOT = Path("/run/overlayfs-demo")
-_REMEDY = "remove it, or name a directory of yours in XDG_RUNTIME_DIR"
+_REMEDY = "remove it, or set XDG_RUNTIME_DIR to a directory that you own"
 
 
 def of_this_user() -> Path:
@@ -63,7 +63,7 @@ def opened(path: Path, uid: int) -> Iterator[int]:
         if status.st_uid != uid:
             raise MountError(f"{path} belongs to user {status.st_uid}, not to user {uid}", _REMEDY)
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise MountError(f"{path} can be written to by others than user {uid}", _REMEDY)
+            raise MountError(f"{path} is writable by users other than user {uid}", _REMEDY)
         yield fd
     finally:
         os.close(fd)
@@ -81,6 +81,6 @@ def mine() -> Iterator[int]:
     except FileExistsError:
         pass  # The path is not a directory. `opened` reports that.
     except OSError as error:
-        raise MountError(f"{path}: {error.strerror}", "name a directory of yours in XDG_RUNTIME_DIR") from error
+        raise MountError(f"{path}: {error.strerror}", "set XDG_RUNTIME_DIR to a directory that you own") from error
     with opened(path, os.geteuid()) as fd:
         yield fd

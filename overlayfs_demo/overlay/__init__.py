@@ -1,5 +1,5 @@
 """The engine: a union of layers, in the on-disk formats that the kernel's overlayfs reads and writes.
 
 It may import `linux`, `events` and `errors`; it knows no FUSE and no images. Start with `engine`, whose methods are the
-verbs; `factory` chooses and opens an engine, and `merge` holds the pure rule that decides which layer wins a name.
+verbs; `factory` opens the layers and puts it together, and `merge` holds the pure rule that decides which layer wins.
 """

@@ -13,6 +13,8 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from overlayfs_demo.linux.failure import failure
+
 # The most directories to keep open, and the descriptors reserved for the verbs in progress.
 _MOST_DIRECTORIES = 4096
 _SPARE = 128
@@ -44,7 +46,7 @@ class Budget:
     def check(self, fd: int) -> None:
         """Raise ENFILE if the descriptor may not be kept."""
         if not self.has_room(fd):
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+            raise failure(errno.ENFILE)
 
     def admitted(self, fd: int) -> int:
         """Return the descriptor if it may be kept; else close it and raise ENFILE."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.upper import Upper
 
@@ -33,7 +33,7 @@ class Limits:
         shown = f"'{printable(path)}'"
         if self.most is not None and size > self.most:
             _log.warning(
-                "refused to copy %s up from %s: its %d bytes are over copyup_max=%d: change a smaller file, "
+                "refused to copy up %s from %s: its %d bytes exceed copyup_max=%d:  change a smaller file, "
                 "or mount with a higher copyup_max",
                 shown,
                 layer,
@@ -41,7 +41,7 @@ class Limits:
                 self.most,
             )
             upper.emit(Action.REFUSE, path, caller, layer, size, f"copyup_max={self.most}")
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), path)
+            raise failure(errno.EDQUOT, path)
         if self.warn is not None and size > self.warn:
-            _log.warning("copying %s up from %s: its %d bytes are over copyup_warn=%d", shown, layer, size, self.warn)
+            _log.warning("copying up %s from %s: its %d bytes exceed copyup_warn=%d", shown, layer, size, self.warn)
             upper.emit(Action.WARN, path, caller, layer, size, f"copyup_warn={self.warn}")

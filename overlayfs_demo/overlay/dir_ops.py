@@ -11,27 +11,23 @@ import logging
 import os
 import stat
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, inode_flags, listing
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of
+from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Attrs, Caller
-from overlayfs_demo.overlay.upper import NewObject
 
 _log = logging.getLogger(__name__)
 
 
-def failure(code: int, name: bytes | None = None) -> OSError:
-    """Return the OSError for an errno, as a failing system call would raise it."""
-    return OSError(code, os.strerror(code), name)
-
-
-class Names:
+class DirOps:
     """Creates and removes names in one tree."""
 
     __slots__ = ("_budget", "_copy_up", "_redirects", "_tree")
@@ -85,12 +81,12 @@ class Names:
             status = os.fstat(fd)
             # The kernel also names such a file after its inode number, in /proc/PID/fd (fs/dcache.c, d_mark_tmpfile).
             node = FileNode(parent, b"#%d" % status.st_ino, above, b"", status, self._tree.identity(status))
-            node.anchor = Descriptor(os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
+            node.anchor = Descriptor(os.open(proc.fd_path(fd), os.O_PATH | os.O_CLOEXEC))
         except BaseException:
             os.close(fd)
             raise
         node.gone = True
-        return node, node.attrs_from(status), fd
+        return node, self._tree.attrs(node, status), fd
 
     def link(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
         """Give a file in the upper another name, or its first one. ENOENT if it has lost its last name.
@@ -114,7 +110,7 @@ class Names:
         self._tree.share(node, node.key)
         self._tree.settle(node, parent, name)
         parent.children.put(name, node)
-        return node.attrs_from(file.stat())
+        return self._tree.attrs(node, file.stat())
 
     def _room(self, parent: DirNode, name: bytes, caller: Caller) -> tuple[UpperDir, bool]:
         """Return the upper's directory for a new name, and whether a whiteout has that name. Raises EEXIST."""
@@ -136,12 +132,14 @@ class Names:
 
         The umask applies only if the directory has no default ACL.
         """
+        asked_mode, asked_by = mode, caller
+        mode, caller = self._tree.ownership.asked(mode, caller)
         fd = above.open().fd
         directory = os.fstat(fd)
         inherits = bool(directory.st_mode & stat.S_ISGID)
         xattrs: tuple[tuple[str, bytes], ...] = ()
         if not stat.S_ISLNK(mode):
-            default = syscalls.get_xattr(fd, acl.DEFAULT) if acl.DEFAULT in syscalls.list_xattrs(fd) else None
+            default = xattr.get(fd, acl.DEFAULT) if acl.DEFAULT in xattr.names(fd) else None
             if default:
                 mode, xattrs = acl.inherit(default, mode)
             else:
@@ -151,7 +149,8 @@ class Names:
         if opaque:
             xattrs += ((self._tree.xattrs.opaque, b"y"),)
         gid = directory.st_gid if inherits else caller.gid
-        return NewObject(mode, caller.uid, gid, rdev, target, inherits, xattrs)
+        new = NewObject(mode, caller.uid, gid, rdev, target, inherits, xattrs)
+        return self._tree.ownership.finished(new, asked_mode, asked_by)
 
     def _settle_new(self, parent: DirNode, name: bytes, above: UpperDir, status: os.stat_result) -> tuple[Node, Attrs]:
         ino = self._tree.identity(status)
@@ -163,7 +162,7 @@ class Names:
             self._tree.share(node, node.key)
         node.protection = b""  # It has no `overlay.protattr` yet. Flags inherited from its directory are real ones.
         parent.children.put(name, node)
-        return node, node.attrs_from(status)
+        return node, self._tree.attrs(node, status)
 
     # --- removing ----------------------------------------------------------------------------------
 
@@ -262,4 +261,4 @@ class Names:
             if not was_in_upper:
                 self._tree.index.note_links(node.place, node.place_name, node.links)
         except OSError as error:
-            _log.warning("the index does not know of a name that was removed: %s", error)
+            _log.warning("cannot note in the index that a name was removed: %s", error)

@@ -11,112 +11,76 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
-from overlayfs_demo.events import Action, Events
+from overlayfs_demo.events import Events
 from overlayfs_demo.linux import syscalls
-from overlayfs_demo.overlay import acl, impure, inode_flags, listing, lower_fingerprint, private_mount, provenance
-from overlayfs_demo.overlay.budget import Budget
-from overlayfs_demo.overlay.copyup import CopyUp, Cut, Hooks
-from overlayfs_demo.overlay.copyup_limits import Limits
-from overlayfs_demo.overlay.dir_ops import Names, failure
-from overlayfs_demo.overlay.external_changes import Behind
+from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.overlay import impure, inode_flags, listing, lower_fingerprint, provenance
+from overlayfs_demo.overlay.attr_ops import AttrOps, list_xattrs, read_xattr
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.dir_ops import DirOps
+from overlayfs_demo.overlay.external_changes import ExternalChanges
+from overlayfs_demo.overlay.file_ops import OPEN_FLAGS, FileOps
 from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.index import Index
-from overlayfs_demo.overlay.layer import Descriptor, DescriptorCache, Layer
-from overlayfs_demo.overlay.layer_snapshots import TimeMachine
+from overlayfs_demo.overlay.hooks import Hooks
+from overlayfs_demo.overlay.layer import Descriptor, Layer
+from overlayfs_demo.overlay.layer_snapshots import LayerSnapshots
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.origin import Origins
-from overlayfs_demo.overlay.pairing import pairing_of
-from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.rename import Place, Rename
-from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.tree import Completed, Tree
-from overlayfs_demo.overlay.types import Attrs, Caller, Change, Dirent
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller, Dirent
 from overlayfs_demo.overlay.upper import Upper
-from overlayfs_demo.overlay.whiteout import TRUSTED, USER, VIRTUAL
+from overlayfs_demo.overlay.whiteout import VIRTUAL
 
-# The flags of open(2) that concern the real file: the kernel handles the others before the engine is called.
-_OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an overlay is made of, see `factory`. `layers` are all that are read, from the top lower down."""
+
+    events: Events
+    hooks: Hooks
+    tree: Tree
+    layers: Sequence[Layer]
+    copy_up: CopyUp
+    attr_ops: AttrOps
+    files: FileOps
+    redirects: Redirects
+    dir_ops: DirOps
+    rename: Rename
+    past: LayerSnapshots | None
 
 
 class Overlay:
-    """The merged view of a `Stack`. Owns descriptors of all layers until `close`.
+    """The merged view of a `Stack`, made by `factory.open_overlay`.
 
-    `owners_are_real`: the owner and mode that the view shows decide who may access a file.
+    `files` has the verbs on open files. `events` tells listeners about every change, and `external_changes` tells a
+    front about those made behind the view. `hooks` are the front's callbacks. `decides_access`: the owner and mode
+    that the view shows decide who may access a file.
     """
 
-    owners_are_real = True
-
-    def __init__(self, stack: Stack, events: Events | None = None) -> None:
-        """Open the layers. Raises OSError, with the layer at fault as its `filename`."""
-        xattrs = USER if stack.user_xattrs else TRUSTED
-        pairing = pairing_of(stack)
-        if pairing is not None:
-            pairing.verify()
-        self.events = events or Events()
-        self._budget = Budget.of_process()
-        self._cache = DescriptorCache(self._budget.directories)
-        upper, index = None, None
-        metacopies = stack.metacopy or bool(stack.data_only)
-        self._work: Descriptor | None = None
-        self._layers = [
-            # In an upper, names that begin with `.wh.` are ordinary ones.
-            Layer(
-                path,
-                private_mount.open_root(path, private_mount.LOWER),
-                number,
-                label,
-                xattrs,
-                self._cache,
-                image_dialect=stack.image_whiteouts and not (stack.rehearsal and number == 1),
-                last=number == len(stack.lowers) + len(stack.data_only),
-                metacopies=metacopies,
-            )
-            for number, (path, label) in enumerate(zip(stack.lowers + stack.data_only, stack.labels(), strict=True), 1)
-        ]
-        lowers, data_layers = self._layers[: len(stack.lowers)], self._layers[len(stack.lowers) :]
-        origins = Origins(lowers)
-        if stack.upper is not None and stack.work is not None:
-            attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
-            root, work_fd = private_mount.open_upper(stack.upper, stack.work, attributes)
-            layer = Layer(
-                stack.upper,
-                root,
-                0,
-                "upper",
-                xattrs,
-                self._cache,
-                image_dialect=False,
-                last=False,
-                metacopies=metacopies,
-            )
-            self._work = Descriptor(work_fd)  # Stays open because the path below leads through it.
-            work = syscalls.fd_path(work_fd)
-            if pairing is not None:
-                pairing = replace(pairing, upper=syscalls.fd_path(root.fd), work=work)
-                index = Index(layer, pairing, origins, stack.read_only)
-            if stack.read_only:
-                lowers.insert(0, layer)
-                self._layers.append(layer)
-            else:
-                upper = Upper(layer, work, xattrs, self.events, stack.volatile)
-        self._tree = Tree(lowers, data_layers, upper, xattrs, origins, index)
-        self._lock = self._tree.lock
-        self.behind = Behind(self._tree)
-        self.hooks = Hooks()
-        limits = Limits(stack.copyup_max, stack.copyup_warn)
-        self._copy_up = CopyUp(self._tree, stack.metacopy, self.hooks, limits, self._budget, stack.rehearsal)
-        self._redirects = Redirects(self._tree, stack.metacopy)
-        self._names = Names(self._tree, self._copy_up, self._redirects, self._budget)
-        self._rename = Rename(self._tree, self._copy_up, self._names, self._redirects)
-        self._past: TimeMachine | None = None
-        if stack.time_machine:
-            layers = [*([upper.layer] if upper else []), *lowers]
-            self._past = TimeMachine(self._tree, layers, data_layers)
+    def __init__(self, parts: Parts, resources: ExitStack) -> None:
+        """Take over the parts of an overlay, and the resources that they use until `close`."""
+        self.events = parts.events
+        self.hooks = parts.hooks
+        self.files = parts.files
+        self.external_changes = ExternalChanges(parts.tree)
+        self.decides_access = parts.tree.ownership.decides_access
+        self._tree = parts.tree
+        self._lock = parts.tree.lock
+        self._layers = parts.layers
+        self._copy_up = parts.copy_up
+        self._attr_ops = parts.attr_ops
+        self._redirects = parts.redirects
+        self._dir_ops = parts.dir_ops
+        self._rename = parts.rename
+        self._past = parts.past
+        self._resources = resources
+        resources.callback(self.external_changes.close)
 
     def note_stack(self) -> tuple[str, str]:
         """Record the lowers in the upper. Return the names of the previous and the present lowers if the upper was
@@ -136,14 +100,7 @@ class Overlay:
 
     def close(self) -> None:
         """Release all layers. No node may be used afterwards; open handles still belong to their owners."""
-        self.behind.close()
-        self._cache.close()
-        if self._tree.upper is not None:
-            self._tree.upper.close()
-            self._tree.upper.layer.close()
-        for layer in self._layers:
-            layer.close()
-        self._work = None
+        self._resources.close()
 
     # --- find --------------------------------------------------------------------------------------
 
@@ -197,7 +154,7 @@ class Overlay:
     def attrs(self, node: Node) -> Attrs:
         """Return the node's attributes as stat(2) shows them, even after its name was removed."""
         with self._lock:
-            return node.attrs_from(node.stat())
+            return self._tree_of(node).attrs(node, node.stat())
 
     def birth_time(self, node: Node) -> int | None:
         """Return the creation time of the topmost real file, in nanoseconds since the epoch; None if unknown."""
@@ -246,14 +203,14 @@ class Overlay:
         layer = self._tree.upper.layer if self._tree.upper else self._layers[0]
         return os.fstatvfs(layer.root_fd)
 
-    def explain(self, path: bytes) -> provenance.Explanation:
-        """Explain what each layer has at an absolute path of the view (without `.` or `..`), and which one wins."""
+    def which(self, path: bytes) -> provenance.Provenance:
+        """Return what each layer has at an absolute path of the view (without `.` or `..`), and which one wins."""
         with self._lock:
             tree, inside = self._past.split(path) if self._past else (self._tree, path)
-            return provenance.explain(tree, inside)
+            return provenance.which(tree, inside)
 
     def _virtual(self, node: Node) -> dict[str, str]:
-        return {} if node.gone else provenance.attributes(self._tree_of(node), node, self.explain(node.path()))
+        return {} if node.gone else provenance.attributes(self._tree_of(node), node, self.which(node.path()))
 
     def xattrs(self, node: Node, caller: Caller) -> list[str]:
         """Return the names of the extended attributes that the view shows; the overlay's own are hidden.
@@ -262,35 +219,39 @@ class Overlay:
         `provenance`.
         """
         with self._lock:
-            tree, names = self._tree_of(node), node.pin().xattrs()
             virtual = list(self._virtual(node)) if provenance.are_listed(node, caller) else []
-        shown = (tree.xattrs.shown(name) for name in names)
-        stored = [name for name in shown if name and (caller.uid == 0 or not name.startswith("trusted."))]
-        return stored + virtual
+            return list_xattrs(self._tree_of(node), node, caller) + virtual
 
     def xattr(self, node: Node, name: str) -> bytes:
         """Return an extended attribute's value. ENODATA if there is none."""
         with self._lock:
             if name.startswith(VIRTUAL):
                 return provenance.value(self._virtual(node), name)
-            pinned = node.pin()
-            return os.getxattr(pinned.place, self._tree_of(node).xattrs.stored(name))
+            return read_xattr(self._tree_of(node), node, name)
+
+    def get_flags(self, node: Node, form: inode_flags.Format) -> bytes:
+        """Return the inode flags that lsattr(1) shows."""
+        return self._attr_ops.get_flags(node, form)
 
     # --- change names ------------------------------------------------------------------------------
 
-    def _refuse_past(self, node: Node, name: bytes = b"") -> None:
-        """Raise EROFS if the node, or the name in it, belongs to the time machine."""
-        if self.is_past(node) or (node is self._tree.root and name in self._tree.beside):
-            raise failure(errno.EROFS, name or node.name)
+    def _upper_of(self, node: Node, name: bytes = b"") -> Upper:
+        """Return the upper for a change of a node, or of a name in it.
+
+        EROFS if there is none: in a view without one, and for all nodes and names of the past.
+        """
+        with self._lock:
+            child = self._tree.beside.get(name) if node is self._tree.root else None
+            return self._tree_of(node if child is None else child).writable()
 
     def create(
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, Handle]:
         """Create a regular file and open it: open(2) with O_CREAT|O_EXCL. Raises EEXIST."""
-        self._refuse_past(parent, name)
+        self._upper_of(parent, name)
         with self._lock:
-            node, attrs, fd = self._names.create(parent, name, mode, flags & _OPEN_FLAGS, caller)
-            return node, attrs, self._opened(node, Descriptor(fd), writable=bool(flags & os.O_ACCMODE))
+            node, attrs, fd = self._dir_ops.create(parent, name, mode, flags & OPEN_FLAGS, caller)
+            return node, attrs, self.files.opened(node, Descriptor(fd), writable=bool(flags & os.O_ACCMODE))
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, Handle]:
         """Create a regular file without a name and open it: open(2) with O_TMPFILE.
@@ -298,52 +259,52 @@ class Overlay:
         Only `link` can name it later, and not even that if `flags` include O_EXCL. EOPNOTSUPP where the upper's
         filesystem has no such files.
         """
-        self._refuse_past(parent)
+        self._upper_of(parent)
         with self._lock:
-            node, attrs, fd = self._names.tmpfile(parent, mode, flags & (_OPEN_FLAGS | os.O_EXCL), caller)
-            return node, attrs, self._opened(node, Descriptor(fd), writable=True)
+            node, attrs, fd = self._dir_ops.tmpfile(parent, mode, flags & (OPEN_FLAGS | os.O_EXCL), caller)
+            return node, attrs, self.files.opened(node, Descriptor(fd), writable=True)
 
     def mkdir(self, parent: DirNode, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attrs]:
         """mkdir(2)."""
-        self._refuse_past(parent, name)
+        self._upper_of(parent, name)
         with self._lock:
-            return self._names.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
+            return self._dir_ops.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
 
     def mknod(self, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> tuple[Node, Attrs]:
         """mknod(2). EPERM for character device 0/0, as in the kernel's overlayfs: it is a whiteout."""
-        self._refuse_past(parent, name)
+        self._upper_of(parent, name)
         if stat.S_ISCHR(mode) and rdev == 0:
             raise failure(errno.EPERM, name)
         with self._lock:
-            return self._names.make(parent, name, mode, caller, rdev=rdev)
+            return self._dir_ops.make(parent, name, mode, caller, rdev=rdev)
 
     def symlink(self, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> tuple[Node, Attrs]:
         """symlink(2)."""
-        self._refuse_past(parent, name)
+        self._upper_of(parent, name)
         with self._lock:
-            return self._names.make(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
+            return self._dir_ops.make(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
 
     def link(self, node: Node, parent: DirNode, name: bytes, caller: Caller) -> Attrs:
         """link(2): give a file another name, after copying the file up. EPERM for a directory."""
-        self._refuse_past(node)
-        self._refuse_past(parent, name)
+        self._upper_of(node)
+        self._upper_of(parent, name)
         if not isinstance(node, FileNode):
             raise failure(errno.EPERM, name)
-        self._refuse_protected(node)
+        self._attr_ops.refuse_protected(node)
         while True:
             with self._lock:
                 assert node.parent is not None
                 data = self._redirects.wants_data(node, node.parent, node.name, False)
                 if data is None:
-                    return self._names.link(node, parent, name, caller)
+                    return self._dir_ops.link(node, parent, name, caller)
             self._copy_up.node(node, caller, data=data)
 
     def unlink(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """unlink(2). Leaves a whiteout where a lower has the name."""
-        self._refuse_past(parent, name)
+        self._upper_of(parent, name)
         while True:
             with self._lock:
-                linked = self._names.unlink(parent, name, caller)
+                linked = self._dir_ops.unlink(parent, name, caller)
             if linked is None:
                 return
             # The copy is made without the lock, so the name must be looked up again.
@@ -351,9 +312,9 @@ class Overlay:
 
     def rmdir(self, parent: DirNode, name: bytes, caller: Caller) -> None:
         """rmdir(2). The directory must be empty in the view."""
-        self._refuse_past(parent, name)
-        with self._tree.writable().swept(), self._lock:
-            self._names.rmdir(parent, name, caller)
+        upper = self._upper_of(parent, name)
+        with upper.swept(), self._lock:
+            self._dir_ops.rmdir(parent, name, caller)
 
     def rename(
         self, old_parent: DirNode, old: bytes, new_parent: DirNode, new: bytes, flags: int, caller: Caller
@@ -362,9 +323,8 @@ class Overlay:
         exchange = bool(flags & syscalls.RENAME_EXCHANGE)
         if flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
             raise failure(errno.EINVAL, old)
-        self._refuse_past(old_parent, old)
-        self._refuse_past(new_parent, new)
-        upper = self._tree.writable()
+        self._upper_of(old_parent, old)
+        upper = self._upper_of(new_parent, new)
         while True:
             with upper.swept(), self._lock:
                 source = Place(old_parent, old, self._tree.child(old_parent, old))
@@ -382,243 +342,42 @@ class Overlay:
 
     # --- change a node -----------------------------------------------------------------------------
 
-    def set_attrs(self, node: Node, change: Change, caller: Caller) -> Attrs:
-        """chmod(2), chown(2), utimensat(2) and truncate(2), in an order in which none undoes another.
-
-        The size comes first because it sets the modification time, the owner before the mode because chown(2) clears
-        set-id bits, and the times last.
-        """
-        self._refuse_past(node)
-        if change != Change(kill_privileges=True):  # That alone is part of a write, which `open` has checked.
-            self._refuse_protected(node, appends=change.only_touches)
-        if change.size is not None:
-            fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY, change.by_path))
-            os.close(fd)
-        upper = self._copy_up.node(node, caller, data=False)
-        with self._lock:
-            pinned, path = node.pin(), self._event_path(node)
-            if change.uid is not None or change.gid is not None:
-                uid = -1 if change.uid is None else change.uid
-                gid = -1 if change.gid is None else change.gid
-                upper.chown(pinned, path, uid, gid, caller)
-            if change.mode is not None:
-                upper.chmod(pinned, path, stat.S_IMODE(change.mode), caller)
-            elif change.kill_privileges:
-                self._kill_privileges(node, pinned, caller)
-            if change.atime_ns is not None or change.mtime_ns is not None:
-                status = pinned.stat()
-                atime = status.st_atime_ns if change.atime_ns is None else change.atime_ns
-                mtime = status.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
-                upper.utimens(pinned, path, atime, mtime, caller)
-            return node.attrs_from(pinned.stat())
-
-    def _kill_privileges(self, node: Node, pinned: Pinned, caller: Caller) -> None:
-        """Clear the set-id bits of a file in the upper, as the VFS does for a caller without CAP_FSETID.
-
-        The VFS itself drops `security.capability` when the real file is written or truncated. A front has told the
-        kernel that the set-id bits are cleared here, so the kernel keeps the bits it has cached and would run the
-        program that was just written with them: it must hear of the change before the caller does.
-        """
-        status = pinned.stat()
-        mode = stat.S_IMODE(status.st_mode)
-        dropped = mode & ~stat.S_ISUID
-        # Without the group's execute bit, S_ISGID once meant mandatory locking, so members of the group keep it
-        # (fs/attr.c, setattr_should_drop_sgid).
-        if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not self._is_member(caller, status.st_gid)):
-            dropped &= ~stat.S_ISGID
-        if dropped != mode:
-            self._tree.writable().chmod(pinned, self._event_path(node), dropped, caller)
-            self.hooks.changed(node)
-
-    def _drop_privileges(self, node: FileNode, handle: Handle, caller: Caller) -> None:
-        """Clear the set-id bits of a file that the caller changes through a handle."""
-        with self._lock:
-            self._kill_privileges(node, Pinned.opened(handle.opened), caller)
-
-    def _is_member(self, caller: Caller, gid: int) -> bool:
-        """Whether the caller is in the group, or privileged: the VFS checks CAP_FSETID, we check the user id."""
-        return caller.uid == 0 or gid == caller.gid or gid in syscalls.supplementary_groups(caller.pid)
-
-    def _event_path(self, node: Node) -> bytes:
-        return node.path() if self.events.listening else b""
+    def set_attrs(self, node: Node, change: AttrChange, caller: Caller) -> Attrs:
+        """chmod(2), chown(2), utimensat(2) and truncate(2). Return the new attributes."""
+        self._upper_of(node)
+        return self._attr_ops.set(node, change, caller)
 
     def set_xattr(self, node: Node, name: str, value: bytes, flags: int, caller: Caller) -> None:
         """setxattr(2). `flags` may be XATTR_CREATE or XATTR_REPLACE."""
-        self._refuse_past(node)
-        self._refuse_protected(node)
-        stored = self._tree.xattrs.stored(name)
-        upper = self._copy_up.node(node, caller, data=False)
-        with self._lock:
-            upper.set_xattr(node.pin(), self._event_path(node), stored, value, flags, caller)
+        self._upper_of(node)
+        self._attr_ops.set_xattr(node, name, value, flags, caller)
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
-        """removexattr(2). ENODATA if there is none; then nothing is copied up.
-
-        A missing access control list of a file in the upper is left to the real filesystem, which knows its own answer.
-        """
-        self._refuse_past(node)
-        self._tree.writable()
-        stored = self._tree.xattrs.stored(name)
-        self._refuse_protected(node)
-        if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
-            self.xattr(node, name)
-        upper = self._copy_up.node(node, caller, data=False)
-        with self._lock:
-            upper.remove_xattr(node.pin(), self._event_path(node), stored, caller)
-
-    def _refuse_protected(self, node: Node, *, appends: bool = False) -> None:
-        """Raise EPERM for a change that inode flags forbid, see `inode_flags`."""
-        with self._lock:
-            inode_flags.refuse(node, self._tree.xattrs, appends=appends)
-
-    def get_flags(self, node: Node, form: inode_flags.Format) -> bytes:
-        """Return the flags that lsattr(1) shows."""
-        with self._lock:
-            return inode_flags.read(node, self._tree.xattrs, form)
+        """removexattr(2). ENODATA if there is none; then nothing is copied up."""
+        self._upper_of(node)
+        self._attr_ops.remove_xattr(node, name, caller)
 
     def set_flags(self, node: Node, form: inode_flags.Format, value: bytes, caller: Caller) -> None:
-        """Set the flags, as chattr(1) does. Raises EPERM, ENOTTY, or the error of the upper's filesystem."""
-        self._refuse_past(node)
-        inode_flags.check_permission(self.get_flags(node, form), value, form, self.attrs(node).uid, caller)
-        upper = self._copy_up.node(node, caller, data=False)
-        with self._lock:
-            protection = form.protection(value)
-            stored = form.with_protection(value, b"")
-            upper.set_flags(node.pin(), self._event_path(node), form.set, stored, protection, caller)
-            node.protection = protection
-        self.hooks.changed(node)
+        """Set the inode flags, as chattr(1) does. Raises EPERM, ENOTTY, or the error of the upper's filesystem."""
+        self._upper_of(node)
+        self._attr_ops.set_flags(node, form, value, caller)
 
     # --- open --------------------------------------------------------------------------------------
 
     def open(self, node: Node, flags: int, caller: Caller, *, kill_privileges: bool = False) -> Handle:
-        """open(2) of an existing file; opening for writing copies it up. The caller must `release` the handle.
+        """open(2) of an existing file; opening for writing copies it up. The caller must `files.release` the handle.
 
         O_TRUNC copies no data; with `kill_privileges` it also clears set-id bits. The front handles O_APPEND, O_CREAT
         and O_EXCL. Raises OSError, ENFILE while too many files are open.
         """
         if not isinstance(node, FileNode):
             raise failure(errno.EISDIR, node.name)
-        writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
-        if writing:
-            self._refuse_past(node)
-            self._refuse_protected(node, appends=flags & (os.O_APPEND | os.O_TRUNC) == os.O_APPEND)
-        if flags & os.O_TRUNC:
-            return self._open_cut(node, flags & _OPEN_FLAGS, caller, kill_privileges)
-        if writing:
-            self._copy_up.node(node, caller)
-        while True:
-            where = node.where
-            opened = Descriptor(self._budget.admitted(self._tree.open(node, flags & _OPEN_FLAGS)))
-            with self._lock:
-                # If it was copied up in the meantime, this is the lower file: open the copy instead.
-                if node.where == where:
-                    return self._opened(node, opened, writable=writing)
-
-    def _open_cut(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
-        if not flags & os.O_ACCMODE:
-            flags |= os.O_RDWR  # open(2) allows O_RDONLY|O_TRUNC, but ftruncate(2) needs a file open for writing.
-        fd = self._copy_up.truncated(node, caller, Cut(0, flags & ~os.O_TRUNC, admit=self._budget.check))
-        with self._lock:
-            handle = self._opened(node, Descriptor(fd), writable=True)
-        if kill_privileges:
-            try:
-                self._drop_privileges(node, handle, caller)
-            except BaseException:
-                self.release(node, handle)
-                raise
-        return handle
-
-    def _opened(self, node: FileNode, opened: Descriptor, *, writable: bool) -> Handle:
-        """Return a new handle for an open file. Call with the lock held."""
-        append_only = writable and inode_flags.APPEND in inode_flags.protection(node, self._tree.xattrs)
-        in_upper = node.in_upper and not node.metacopy
-        handle = Handle(opened, writable=writable, in_upper=in_upper, append_only=append_only)
-        node.handles.append(handle)
-        return handle
-
-    def release(self, node: FileNode, handle: Handle) -> None:
-        """Close a handle."""
-        with self._lock:
-            node.handles.remove(handle)
-        handle.close()
-
-    def write(
-        self,
-        node: FileNode,
-        handle: Handle,
-        data: bytes | memoryview,
-        offset: int,
-        caller: Caller,
-        *,
-        kill_privileges: bool = False,
-    ) -> int:
-        """pwrite(2) through a handle. With `kill_privileges`, set-id bits are cleared first."""
-        handle.check_write(offset)
-        if kill_privileges:
-            self._drop_privileges(node, handle, caller)
-        written = handle.write(data, offset)
-        if self.events.listening:
-            self._tree.writable().emit(Action.WRITE, node.path(), caller, size=written)
-        return written
-
-    def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
-        """fallocate(2) through a handle. Like a write, it clears the set-id bits if the caller is not privileged."""
-        self._refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
-        if caller.uid:
-            self._drop_privileges(node, handle, caller)
-        opened = handle.opened
-        syscalls.allocate(opened.fd, mode, offset, length)
-        self._tree.writable().emit(Action.FALLOCATE, self._event_path(node), caller, size=length)
-
-    def copy_range(
-        self,
-        source: Handle,
-        source_offset: int,
-        node: FileNode,
-        handle: Handle,
-        offset: int,
-        length: int,
-        caller: Caller,
-    ) -> int:
-        """copy_file_range(2) from `source` to `handle`, a handle of `node`. Clears set-id bits as `allocate` does."""
-        handle.check_write(offset)
-        if caller.uid:
-            self._drop_privileges(node, handle, caller)
-        read, written = source.opened, handle.opened
-        done = os.copy_file_range(read.fd, written.fd, length, source_offset, offset)
-        self._tree.writable().emit(Action.WRITE, self._event_path(node), caller, size=done)
-        return done
-
-    def _is_volatile(self) -> bool:
-        return self._tree.upper is not None and self._tree.upper.volatile
-
-    def sync_file(self, handle: Handle, data_only: bool) -> None:
-        """fsync(2), or fdatasync(2) with `data_only`. A volatile overlay never waits for the disk."""
-        if not self._is_volatile():
-            opened = handle.opened
-            (os.fdatasync if data_only else os.fsync)(opened.fd)
-
-    def sync_directory(self, node: DirNode) -> None:
-        """fsync(2) of a directory. A lower directory never has anything to write."""
-        if node.in_upper and not self._is_volatile():
-            with self._lock:
-                held = node.front()
-            os.fsync(held.fd)
-
-    def sync(self) -> None:
-        """syncfs(2) of the upper's filesystem."""
-        if self._tree.upper is not None and not self._is_volatile():
-            syscalls.sync_filesystem(self._tree.upper.layer.root_fd)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self._upper_of(node)
+        return self.files.open(node, flags, caller, kill_privileges)
 
 
 def _directory(node: Node) -> DirNode:
     if not isinstance(node, DirNode):
         raise failure(errno.ENOTDIR, node.name)
     return node
-
-
-def _file(node: Node) -> FileNode:
-    """Return the node if it is a regular file; raise EISDIR or EINVAL, as truncate(2) does, if it is not."""
-    if isinstance(node, FileNode) and node.kind == stat.S_IFREG:
-        return node
-    raise failure(errno.EISDIR if node.is_directory else errno.EINVAL, node.name)

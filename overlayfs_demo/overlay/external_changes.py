@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from weakref import ref
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import fanotify
 from overlayfs_demo.overlay.layer import LayerDir
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
@@ -41,14 +41,14 @@ class Changes:
         return bool(self.names or self.nodes or self.everything)
 
 
-class Behind:
+class ExternalChanges:
     """Watches the layers of one tree. Owns `fd`, which is readable when something has changed, until `close`."""
 
     __slots__ = ("_complained", "_nodes", "_tree", "fd")
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._nodes: dict[syscalls.WatchKey, list[ref[DirNode]]] = {}
+        self._nodes: dict[fanotify.Key, list[ref[DirNode]]] = {}
         self._complained: set[str] = set()
         self.fd = -1
 
@@ -60,7 +60,7 @@ class Behind:
     def start(self) -> bool:
         """Start, in the process that serves the view. Return False if this machine does not allow it."""
         try:
-            self.fd = syscalls.new_watch_group()
+            self.fd = fanotify.new_group()
         except OSError as error:
             self._complain(f"changes behind the view are not noticed at once: fanotify_init: {error.strerror}")
         return self.started
@@ -90,7 +90,7 @@ class Behind:
                 self._complain(f"more than {_MOST_WATCHES} directories: changes behind others are not noticed at once")
                 return False
         try:
-            key = syscalls.watch_directory(self.fd, source.open().fd)
+            key = fanotify.watch(self.fd, source.open().fd)
         except OSError as error:
             hint = "; see fs.fanotify.max_user_marks" if error.errno == errno.ENOSPC else ""
             self._complain(
@@ -117,10 +117,10 @@ class Behind:
         """Return the changes since the last call. Never waits."""
         changes = Changes()
         ours = os.getpid()
-        events: dict[tuple[syscalls.WatchKey, bytes], int] = {}
+        events: dict[tuple[fanotify.Key, bytes], int] = {}
         while data := self._read_some():
-            for mask, pid, key, name in syscalls.watch_events(data):
-                if mask & syscalls.FAN_Q_OVERFLOW:
+            for mask, pid, key, name in fanotify.events(data):
+                if mask & fanotify.Q_OVERFLOW:
                     changes.everything = True
                 elif pid != ours:
                     events[key, name] = events.get((key, name), 0) | mask
@@ -138,7 +138,7 @@ class Behind:
         except BlockingIOError:
             return b""
 
-    def _note(self, key: syscalls.WatchKey, name: bytes, mask: int, changes: Changes) -> None:
+    def _note(self, key: fanotify.Key, name: bytes, mask: int, changes: Changes) -> None:
         if name == b".":
             for node in self._known(key) or self._search(key):
                 self._note_itself(node, changes)
@@ -151,22 +151,22 @@ class Behind:
                     self._note_name(node, name[len(IMAGE_WHITEOUT_PREFIX) :], changes)
             child = node.children.get(name)
             # A change of attributes may also turn an object into a whiteout, or back.
-            if mask & syscalls.FAN_NAMES or (child is None and mask & syscalls.FAN_ATTRIB):
+            if mask & fanotify.NAMES or (child is None and mask & fanotify.ATTRIB):
                 self._note_name(node, name, changes)
-            if child is not None and mask & (syscalls.FAN_MODIFY | syscalls.FAN_ATTRIB):
+            if child is not None and mask & (fanotify.MODIFY | fanotify.ATTRIB):
                 self._note_content(child, changes)
 
-    def _known(self, key: syscalls.WatchKey) -> list[DirNode]:
+    def _known(self, key: fanotify.Key) -> list[DirNode]:
         held = [holder() for holder in self._nodes.get(key, ())]
         return [node for node in held if node is not None and not node.gone]
 
-    def _search(self, key: syscalls.WatchKey) -> list[DirNode]:
+    def _search(self, key: fanotify.Key) -> list[DirNode]:
         """Return the directories with this key that are not watched themselves because nobody has used them yet."""
         found = []
         for node in _below(self._tree.root):
             if isinstance(node, DirNode) and not node.watched:
                 with contextlib.suppress(OSError):
-                    if any(syscalls.watch_key(source.open().fd) == key for source in node.sources):
+                    if any(fanotify.key_of(source.open().fd) == key for source in node.sources):
                         found.append(node)
         return found
 

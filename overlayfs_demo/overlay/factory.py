@@ -1,21 +1,165 @@
-"""The choice of the kind of overlay for a stack."""
+"""Opening an overlay: from the description of a stack to an engine that is ready.
+
+Everything that is opened on the way belongs to one `ExitStack`, so a failure leaves nothing open, and `Overlay.close`
+releases all of it.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 from overlayfs_demo.events import Events
-from overlayfs_demo.overlay import override_stat
-from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.overlay.idmapped import MappedOverlay
-from overlayfs_demo.overlay.override_stat_overlay import RecordedOverlay
+from overlayfs_demo.linux import proc
+from overlayfs_demo.overlay import override_stat, private_mount
+from overlayfs_demo.overlay.attr_ops import AttrOps
+from overlayfs_demo.overlay.budget import Budget
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.copyup_limits import Limits
+from overlayfs_demo.overlay.dir_ops import DirOps
+from overlayfs_demo.overlay.engine import Overlay, Parts
+from overlayfs_demo.overlay.file_ops import FileOps
+from overlayfs_demo.overlay.hooks import Hooks
+from overlayfs_demo.overlay.index import Index
+from overlayfs_demo.overlay.layer import DescriptorCache, Layer
+from overlayfs_demo.overlay.layer_snapshots import LayerSnapshots
+from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.ownership import IdMapped, Overridden, Ownership
+from overlayfs_demo.overlay.pairing import Pairing, pairing_of
+from overlayfs_demo.overlay.private_mount import Root
+from overlayfs_demo.overlay.redirect import Redirects
+from overlayfs_demo.overlay.rename import Rename
 from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.upper import Upper
+from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
 
 def open_overlay(stack: Stack, events: Events | None = None) -> Overlay:
     """Open the overlay of a stack. Raises OSError, with the layer at fault as its `filename`."""
+    pairing = pairing_of(stack)
+    if pairing is not None:
+        pairing.verify()
+    with ExitStack() as resources:
+        opening = _Opening(stack, events or Events(), Budget.of_process(), pairing, resources)
+        return Overlay(opening.parts(), resources.pop_all())
+
+
+def ownership_of(stack: Stack) -> Ownership:
+    """Return the strategy for the owners of a stack's files. Raises OSError."""
     layers = stack.lowers if stack.upper is None else (*stack.lowers, stack.upper)
     # Root can really change owners. And records would be dangerous for root: any owner of a file may write one.
     if os.geteuid() != 0 and any(override_stat.kept_by(layer) for layer in layers):
-        return RecordedOverlay(stack, events)
-    return MappedOverlay(stack, events) if stack.ids else Overlay(stack, events)
+        return Overridden(stack.ids)
+    return IdMapped(stack.ids) if stack.ids else Ownership()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """The layers of a stack, open. `lowers` are searched for names; `data_layers` are below them."""
+
+    lowers: list[Layer]
+    data_layers: list[Layer]
+    upper: Upper | None
+    index: Index | None
+    origins: Origins
+
+
+class _Opening:
+    """An overlay that is being opened. What it opens belongs to `resources`."""
+
+    def __init__(
+        self, stack: Stack, events: Events, budget: Budget, pairing: Pairing | None, resources: ExitStack
+    ) -> None:
+        self._stack = stack
+        self._events = events
+        self._budget = budget
+        self._pairing = pairing
+        self._resources = resources
+        self._xattrs: PrivateXattrs = USER if stack.user_xattrs else TRUSTED
+        self._cache = DescriptorCache(budget.directories)
+
+    def parts(self) -> Parts:
+        """Open the layers and assemble the engine's parts. Raises OSError."""
+        stack, opened = self._stack, self._layers()
+        # Before the layers are closed: the cache holds descriptors of directories in them.
+        self._resources.callback(self._cache.close)
+        hooks = Hooks()
+        tree = Tree(
+            opened.lowers,
+            opened.data_layers,
+            opened.upper,
+            self._xattrs,
+            opened.origins,
+            opened.index,
+            ownership_of(stack),
+        )
+        limits = Limits(stack.copyup_max, stack.copyup_warn)
+        copy_up = CopyUp(tree, stack.metacopy, hooks, limits, self._budget, stack.rehearsal)
+        redirects = Redirects(tree, stack.metacopy)
+        dir_ops = DirOps(tree, copy_up, redirects, self._budget)
+        attr_ops = AttrOps(tree, copy_up, hooks)
+        searched = [*([opened.upper.layer] if opened.upper else []), *opened.lowers]
+        return Parts(
+            events=self._events,
+            hooks=hooks,
+            tree=tree,
+            layers=[*opened.lowers, *opened.data_layers],
+            copy_up=copy_up,
+            attr_ops=attr_ops,
+            files=FileOps(tree, copy_up, attr_ops, self._budget),
+            redirects=redirects,
+            dir_ops=dir_ops,
+            rename=Rename(tree, copy_up, dir_ops, redirects),
+            past=LayerSnapshots(tree, searched, opened.data_layers) if stack.time_machine else None,
+        )
+
+    def _layers(self) -> _Opened:
+        stack = self._stack
+        paths = stack.lowers + stack.data_only
+        layers = [
+            self._layer(
+                path,
+                private_mount.open_root(path, private_mount.LOWER),
+                depth,
+                label,
+                # In an upper, names that begin with `.wh.` are ordinary ones.
+                image_dialect=stack.image_whiteouts and not (stack.rehearsal and depth == 1),
+                last=depth == len(paths),
+            )
+            for depth, (path, label) in enumerate(zip(paths, stack.labels(), strict=True), 1)
+        ]
+        lowers, data_layers = layers[: len(stack.lowers)], layers[len(stack.lowers) :]
+        origins = Origins(lowers)
+        if stack.upper is None or stack.work is None:
+            return _Opened(lowers, data_layers, None, None, origins)
+        attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
+        root, work_fd = private_mount.open_upper(stack.upper, stack.work, attributes)
+        self._resources.callback(os.close, work_fd)  # Stays open because the path below leads through it.
+        layer = self._layer(stack.upper, root, 0, "upper", image_dialect=False, last=False)
+        work, index = proc.fd_path(work_fd), None
+        if self._pairing is not None:
+            pairing = replace(self._pairing, upper=proc.fd_path(root.fd), work=work)
+            index = Index(layer, pairing, origins, stack.read_only)
+        if stack.read_only:
+            return _Opened([layer, *lowers], data_layers, None, index, origins)
+        upper = Upper(layer, work, self._xattrs, self._events, stack.volatile)
+        self._resources.callback(upper.close)
+        return _Opened(lowers, data_layers, upper, index, origins)
+
+    def _layer(self, path: bytes, root: Root, depth: int, label: str, *, image_dialect: bool, last: bool) -> Layer:
+        metacopies = self._stack.metacopy or bool(self._stack.data_only)
+        layer = Layer(
+            path,
+            root,
+            depth,
+            label,
+            self._xattrs,
+            self._cache,
+            image_dialect=image_dialect,
+            last=last,
+            metacopies=metacopies,
+        )
+        self._resources.callback(layer.close)
+        return layer

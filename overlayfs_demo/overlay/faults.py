@@ -60,8 +60,8 @@ def _check_follows(place: LayerDir, name: bytes, mark: str) -> None:
             place,
             name,
             mark,
-            f"cannot be looked up, for root's mount does not follow its attribute {xattrs.prefix}{mark}, which any "
-            "owner may set; look at it in a mount of the upper's owner, or without userxattr",
+            f"cannot be looked up because root's mount does not follow its attribute {xattrs.prefix}{mark}, which any "
+            "owner may set; look at it in a mount by the upper's owner, or without userxattr",
         )
 
 
@@ -70,7 +70,7 @@ def broken(
 ) -> OSError:
     """Log a bad `overlay.MARK` (None: missing) of the object `name` in `place`, and return the error for it."""
     shown = "none" if value is None else f"'{printable(value[:_LONGEST])}'"
-    problem = f"cannot be used, for its attribute overlay.{mark} is wrong: {shown}; {remedy}"
+    problem = f"cannot be used because its attribute overlay.{mark} is wrong: {shown}; {remedy}"
     return _told(code, place, name, mark, problem)
 
 

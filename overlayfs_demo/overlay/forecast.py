@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay.layer import Key, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.tree import Tree
 
-# The number of the layer that is the mount's upper.
+# The depth of the layer that is the mount's upper.
 _UPPER = 1
 
 # A hard-linked file: the label of its layer, and its identity.
@@ -87,7 +87,7 @@ class Effect(NamedTuple):
     """One thing that would happen to one path of the view.
 
     `what` is one of `copy up`, `whiteout`, `hide` (files in a layer, by a whiteout or a new object), `opaque`, `free`
-    (space in the upper), `create`, `write`, `rename`, `change` (of an object that the upper has already), `refuse`
+    (space in the upper), `create`, `write`, `rename`, `change` (of an object already in the upper), `refuse`
     and `warn`. `size` is the number of bytes copied, hidden, freed or written, `files` the number of hidden files.
     `detail` is `directory` for a directory, the old path of a rename, or the limit for `refuse` and `warn`.
     """
@@ -161,7 +161,7 @@ class Forecast:
     def _below(self, path: bytes) -> Part | None:
         """Return what the mount's lowers would show there if its upper had nothing."""
         parent, name = self._parent(path)
-        lowers = [source for source in parent.lowers if source.layer.number != _UPPER]
+        lowers = [source for source in parent.lowers if source.layer.depth != _UPPER]
         parts = self._tree.lookup.find(lowers, name) if lowers else ()
         return parts[0] if parts else None
 
@@ -174,7 +174,7 @@ class Forecast:
         fate = self._fate(event.path)
         before = self._before(event.path)
         fate.directory = event.detail == "directory"
-        if before is not None and before.place.layer.number == _UPPER and fate.part is None:
+        if before is not None and before.place.layer.depth == _UPPER and fate.part is None:
             fate.part = before
             fate.kept = _data_size(before)
             if not event.size:
@@ -236,7 +236,7 @@ class Forecast:
                 self._free(path, fate.kept)
         elif fate is None or not (fate.created or fate.moved_from):
             before = self._before(path)
-            if before is not None and before.place.layer.number == _UPPER and _place(before) not in self._left:
+            if before is not None and before.place.layer.depth == _UPPER and _place(before) not in self._left:
                 self._left.add(_place(before))
                 if self._is_last_name(before):
                     self._free(path, _data_size(before))
@@ -251,8 +251,8 @@ class Forecast:
         self._names[key] = left
         if left != 1:
             return not left
-        path = syscalls.path_of(part.place.open().fd, part.name)
-        return syscalls.get_xattr(path, part.place.layer.xattrs.nlink) is not None
+        path = proc.path_of(part.place.open().fd, part.name)
+        return xattr.get(path, part.place.layer.xattrs.nlink) is not None
 
     def _free(self, path: bytes, size: int) -> None:
         if size:
@@ -273,7 +273,7 @@ class Forecast:
         fate = self._move(old, new)
         if fate.part is not None:
             self._left.add(_place(fate.part))
-        elif (before := self._before(old)) is not None and before.place.layer.number == _UPPER:
+        elif (before := self._before(old)) is not None and before.place.layer.depth == _UPPER:
             self._left.add(_place(before))
         below_old, below_new = self._below(old), self._below(new)
         if below_old is not None:
@@ -282,7 +282,7 @@ class Forecast:
         if below_new is None:
             return
         if isinstance(node, DirNode):
-            merges = any(source.layer.number != _UPPER for source in node.lowers)
+            merges = any(source.layer.depth != _UPPER for source in node.lowers)
             fate.opaque = not merges and below_new.directory is not None
         elif fate.hides is None and self._before(new) is not None:
             fate.hides = _file_hidden(below_new)

@@ -6,6 +6,7 @@ import errno
 import os
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.layer import Descriptor
 
 
@@ -34,7 +35,7 @@ class Handle:
         """
         opened = self._opened
         if opened is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise failure(errno.EBADF)
         return opened
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
@@ -67,7 +68,7 @@ class Handle:
     def check_write(self, offset: int) -> None:
         """Raise EPERM if inode flags forbid a write at byte `offset`: ioctl_iflags(2), FS_APPEND_FL."""
         if self.append_only and offset < os.fstat(self.opened.fd).st_size:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            raise failure(errno.EPERM)
 
     def retarget(self, opened: Descriptor) -> None:
         """Switch to another open file, atomically for readers in other threads."""

@@ -103,7 +103,7 @@ def parse_ranges(text: str) -> tuple[Range, ...]:
     ranges = [Range(*numbers[start : start + 3]) for start in range(0, len(numbers), 3)]
     for ids in ranges:
         if not ids.length or max(ids.disk, ids.view) + ids.length > 2**32 - 1:
-            raise ValueError(f"{ids.disk}:{ids.view}:{ids.length} is empty or goes beyond the largest id")
+            raise ValueError(f"{ids.disk}:{ids.view}:{ids.length} is empty or exceeds the largest ID")
     for column in (0, 1):
         ordered = sorted(ranges, key=lambda ids: ids[column])
         for below, above in pairwise(ordered):

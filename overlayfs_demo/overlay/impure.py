@@ -7,10 +7,9 @@ They have the mark `overlay.impure`, so that a listing of any other directory ne
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay.layer import UpperDir
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
@@ -26,8 +25,7 @@ def is_impure(node: Node, tree: Tree) -> bool:
 def mark_impure(directory: UpperDir, tree: Tree) -> None:
     """Mark the directory as impure. Call it before an impure object gets a name there, so that no listing misses it."""
     if not directory.marks.impure:
-        os.setxattr(directory.open().fd, tree.xattrs.impure, b"y")
-        directory.forget_marks()
+        tree.writable().mark_impure(directory)
 
 
 def drop_mark(node: DirNode, names: Collection[bytes], tree: Tree) -> None:
@@ -45,15 +43,14 @@ def drop_mark(node: DirNode, names: Collection[bytes], tree: Tree) -> None:
     directory.impure_name = next((name for name in names if _is_marked(directory, name, tree)), None)
     if directory.impure_name is None:
         with contextlib.suppress(OSError):
-            os.removexattr(directory.open().fd, tree.xattrs.impure)
-            directory.forget_marks()
+            tree.writable().unmark_impure(directory)
 
 
 def _is_marked(directory: UpperDir, name: bytes, tree: Tree) -> bool:
     """Return whether an object of the upper has a mark that refers to a lower one. True if that cannot be read."""
     xattrs = tree.xattrs
     try:
-        found = syscalls.list_xattrs(syscalls.path_of(directory.open().fd, name), False)
+        found = xattr.names(proc.path_of(directory.open().fd, name), False)
     except OSError:
         return True
     return not {xattrs.origin, xattrs.metacopy, xattrs.redirect}.isdisjoint(found)

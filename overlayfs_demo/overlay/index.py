@@ -16,7 +16,7 @@ import re
 import stat
 from typing import NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Descriptor, Layer, LayerDir, UpperDir
 from overlayfs_demo.overlay.origin import Origins
@@ -46,7 +46,7 @@ class IndexDir(UpperDir):
         return b"index"
 
 
-class Entry(NamedTuple):
+class IndexEntry(NamedTuple):
     """One copy in the index: its directory, its name there, and its status."""
 
     place: IndexDir
@@ -89,7 +89,7 @@ class Index:
         self._directory = directory
         return directory
 
-    def find(self, origin: bytes, kind: int) -> Entry | None:
+    def find(self, origin: bytes, kind: int) -> IndexEntry | None:
         """Return the copy of the lower file with this origin and S_IFMT kind, or None if there is none.
 
         EIO, as from the kernel's overlayfs, if the file with its name cannot be that copy.
@@ -103,13 +103,13 @@ class Index:
         noted = self._noted(self._directory, name, self._xattrs.origin)
         if noted != origin or stat.S_IFMT(status.st_mode) != kind:
             raise faults.broken(errno.EIO, self._directory, name, "origin", noted, "remove that file from the index")
-        return Entry(self._directory, name, status)
+        return IndexEntry(self._directory, name, status)
 
     @staticmethod
-    def _noted(place: LayerDir, name: bytes, xattr: str) -> bytes | None:
-        return syscalls.get_xattr(syscalls.path_of(place.open().fd, name), xattr)
+    def _noted(place: LayerDir, name: bytes, attribute: str) -> bytes | None:
+        return xattr.get(proc.path_of(place.open().fd, name), attribute)
 
-    def links(self, entry: Entry, lower_names: int | None) -> Links:
+    def links(self, entry: IndexEntry, lower_names: int | None) -> Links:
         """Return the number of names of the file. `lower_names` is the lower file's present link count, if known.
 
         The view never has fewer names than the upper. If nothing valid is stored, the result is rather one too high
@@ -123,7 +123,7 @@ class Index:
         links = Links(noted, int(before) if _COUNT.fullmatch(before) else None).met(lower_names)
         return links._replace(view=max(links.view, in_upper))
 
-    def is_metacopy(self, entry: Entry) -> bool:
+    def is_metacopy(self, entry: IndexEntry) -> bool:
         """Whether the copy holds metadata only. Raises OSError if that mark is broken or not followed, see `faults`."""
         value = self._noted(entry.place, entry.name, self._xattrs.metacopy)
         if value is None:
@@ -131,7 +131,7 @@ class Index:
         faults.check_metacopy(value, entry.place, entry.name)
         return True
 
-    def _noted_links(self, entry: Entry, lower_names: int | None) -> int | None:
+    def _noted_links(self, entry: IndexEntry, lower_names: int | None) -> int | None:
         match = _NLINK.fullmatch(self._noted(entry.place, entry.name, self._xattrs.nlink) or b"")
         if match is None:
             return None
@@ -142,14 +142,14 @@ class Index:
             return None
         return relative_to + int(match[2])
 
-    def take(self, work_fd: int, temporary: bytes, origin: bytes, links: Links) -> Entry:
+    def take(self, work_fd: int, temporary: bytes, origin: bytes, links: Links) -> IndexEntry:
         """Publish a finished copy, `temporary` in `work_fd`, with `links` as its number of names."""
         directory, name = self._directory or self._make(), entry_name(origin)
-        self._note(syscalls.path_of(work_fd, temporary), links, 1)
+        self._note(proc.path_of(work_fd, temporary), links, 1)
         status = os.stat(temporary, dir_fd=work_fd, follow_symlinks=False)
         # Last, because nothing may fail once the copy can be found.
         syscalls.rename(work_fd, temporary, directory.open().fd, name, syscalls.RENAME_NOREPLACE)
-        return Entry(directory, name, status)
+        return IndexEntry(directory, name, status)
 
     def note_links(self, place: LayerDir, name: bytes, links: Links) -> None:
         """Store the number of names, relative to the copy's link count.
@@ -158,10 +158,11 @@ class Index:
         """
         fd = place.open().fd
         in_index = os.stat(name, dir_fd=fd, follow_symlinks=False).st_nlink
-        self._note(syscalls.path_of(fd, name), links, in_index)
+        self._note(proc.path_of(fd, name), links, in_index)
 
     def _note(self, path: bytes, links: Links, real_names: int) -> None:
         os.setxattr(path, self._xattrs.nlink, nlink_value(links.view, real_names), follow_symlinks=False)
+        # If this one fails, names that the lower file got are counted again next time: too high does no harm.
         if links.lower is not None:
             os.setxattr(path, self._xattrs.lower_nlink, b"%d" % links.lower, follow_symlinks=False)
 
@@ -176,7 +177,7 @@ class Index:
             os.unlink(name, dir_fd=fd)
         return in_upper
 
-    def _lower_names(self, entry: Entry) -> int | None:
+    def _lower_names(self, entry: IndexEntry) -> int | None:
         origin = self._noted(entry.place, entry.name, self._xattrs.origin)
         status = self._origins.decode(origin) if origin else None
         return status.st_nlink if status else None
@@ -188,7 +189,7 @@ class Index:
             status = directory.stat(name)
             if status is None or status.st_nlink > 1:
                 continue
-            if self._noted_links(Entry(directory, name, status), None) == 0:
+            if self._noted_links(IndexEntry(directory, name, status), None) == 0:
                 os.unlink(name, dir_fd=directory.open().fd)
 
 

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller
@@ -83,26 +84,27 @@ def refuse(node: Node, xattrs: PrivateXattrs, *, appends: bool = False) -> None:
     """Raise EPERM if a node's flags forbid a change. `appends`: the change is allowed on an append-only node."""
     found = protection(node, xattrs)
     if IMMUTABLE in found or (APPEND in found and not appends):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
+        raise failure(errno.EPERM, node.name)
 
 
 def read(node: Node, xattrs: PrivateXattrs, form: Format) -> bytes:
     """Return a node's flags. ENOTTY if it is neither a file nor a directory, or its filesystem has no flags."""
     pinned = node.pin()
     if isinstance(pinned.place, int):
-        value = _ask(pinned.place, form)
+        value = ask(pinned.place, form)
     elif node.kind == stat.S_IFREG:
         fd = pinned.open(os.O_RDONLY)
         try:
-            value = _ask(fd, form)
+            value = ask(fd, form)
         finally:
             os.close(fd)
     else:
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY), node.name)
+        raise failure(errno.ENOTTY, node.name)
     return form.with_protection(value, form.protection(value) + protection(node, xattrs))
 
 
-def _ask(fd: int, form: Format) -> bytes:
+def ask(fd: int, form: Format) -> bytes:
+    """Return the flags of the real file open as `fd`. ENOTTY if its filesystem has none."""
     value = bytearray(max(form.size, 8))
     fcntl.ioctl(fd, form.get, value, True)
     return bytes(value[: form.size])
@@ -114,4 +116,4 @@ def check_permission(before: bytes, after: bytes, form: Format, owner: int, call
     if caller.uid == 0:
         return
     if caller.uid != owner or form.protection(before) != form.protection(after):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        raise failure(errno.EPERM)

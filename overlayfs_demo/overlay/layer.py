@@ -13,7 +13,8 @@ import os
 import stat
 from collections import deque
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.private_mount import Root
 from overlayfs_demo.overlay.whiteout import (
     FUSE_OVERLAYFS_OPAQUE,
@@ -48,7 +49,7 @@ def stale(name: bytes) -> OSError:
     The kernel then resolves the path again by itself and asks for every name on it: path_resolution(7), calls retry
     with LOOKUP_REVAL (fs/namei.c, retry_estale).
     """
-    return OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
+    return failure(errno.ESTALE, name)
 
 
 class Descriptor:
@@ -107,7 +108,7 @@ _NO_MARKS = Marks(False)
 class Layer:
     """One layer of the stack.
 
-    `number` is 0 for the upper, then 1, 2, ... from the top lower down. `label` is the layer's name in messages and
+    `depth` is 0 for the upper, then 1, 2, ... from the top lower down. `label` is the layer's name in messages and
     events, `path` the path that the user gave. The layer owns `root`, its directory, until `close`. `image_dialect`:
     zero-length `.wh.NAME` files are whiteouts here. `last`: no layer is below, so few marks need to be read.
     `metacopies`: the layer may hold metacopies. `told` records what `faults` has logged.
@@ -115,12 +116,12 @@ class Layer:
 
     __slots__ = (
         "cache",
+        "depth",
         "device",
         "image_dialect",
         "label",
         "last",
         "metacopies",
-        "number",
         "path",
         "reads_quietly",
         "root_fd",
@@ -132,7 +133,7 @@ class Layer:
         self,
         path: bytes,
         root: Root,
-        number: int,
+        depth: int,
         label: str,
         xattrs: PrivateXattrs,
         cache: DescriptorCache,
@@ -142,7 +143,7 @@ class Layer:
         metacopies: bool = False,
     ) -> None:
         self.path = path
-        self.number = number
+        self.depth = depth
         self.label = label
         self.xattrs = xattrs
         self.cache = cache
@@ -156,7 +157,7 @@ class Layer:
     @property
     def is_upper(self) -> bool:
         """Whether this is the one writable layer."""
-        return self.number == 0
+        return self.depth == 0
 
     def close(self) -> None:
         """Close the root descriptor. The layer must not be used afterwards."""
@@ -168,8 +169,8 @@ class Layer:
             return True
         if status.st_size or not stat.S_ISREG(status.st_mode) or not parent.marks.has_xattr_whiteouts:
             return False
-        path = syscalls.path_of(parent.open().fd, name)
-        return syscalls.get_xattr(path, self.xattrs.whiteout) is not None
+        path = proc.path_of(parent.open().fd, name)
+        return xattr.get(path, self.xattrs.whiteout) is not None
 
     def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         """Whether this regular file holds metadata only (overlayfs.rst, "Metadata only copy up").
@@ -182,8 +183,8 @@ class Layer:
             return False
         if status.st_blocks * 512 >= status.st_size and not (self.metacopies or parent.marks.impure):
             return False
-        path = syscalls.path_of(parent.open().fd, name)
-        return syscalls.get_xattr(path, self.xattrs.metacopy) is not None
+        path = proc.path_of(parent.open().fd, name)
+        return xattr.get(path, self.xattrs.metacopy) is not None
 
     def is_image_mark(self, name: bytes, status: os.stat_result) -> bool:
         """Whether this object is one of the image format's marks, which are never part of the view."""
@@ -209,19 +210,19 @@ class Layer:
 
     def redirect(self, path: bytes | int) -> bytes | None:
         """Return the object's `overlay.redirect`, unchecked, up to the first NUL, which is how the kernel reads it."""
-        value = syscalls.get_xattr(path, self.xattrs.redirect)
+        value = xattr.get(path, self.xattrs.redirect)
         return value if value is None else value.partition(b"\0")[0]
 
     def read_marks(self, dir_fd: int) -> Marks:
         """Read the marks of the directory open as `dir_fd`. Raises OSError."""
-        names = syscalls.list_xattrs(dir_fd)
+        names = xattr.names(dir_fd)
         opaque = not self.last and self.has_image_mark(dir_fd, IMAGE_OPAQUE)
         if not names and not opaque:
             return _NO_MARKS
         xattrs = self.xattrs
-        value = syscalls.get_xattr(dir_fd, xattrs.opaque) if xattrs.opaque in names else None
+        value = xattr.get(dir_fd, xattrs.opaque) if xattrs.opaque in names else None
         if FUSE_OVERLAYFS_OPAQUE in names:
-            opaque = opaque or syscalls.get_xattr(dir_fd, FUSE_OVERLAYFS_OPAQUE) == b"y"
+            opaque = opaque or xattr.get(dir_fd, FUSE_OVERLAYFS_OPAQUE) == b"y"
         return Marks(
             opaque or value == b"y",
             value == b"x",

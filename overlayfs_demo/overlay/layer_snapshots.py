@@ -23,6 +23,7 @@ from functools import partial
 from itertools import count
 from weakref import WeakKeyDictionary
 
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, Marks
 from overlayfs_demo.overlay.listing import Listed, Snapshot
@@ -41,7 +42,7 @@ _TREE_SHIFT = 40
 _NOTHING_PRIVATE = PrivateXattrs("none")
 
 
-class TimeMachine:
+class LayerSnapshots:
     """The trees beside a live one, whose lock they share. Call all methods with the lock held.
 
     `layers` are those in which the live tree looks names up, topmost first, including the upper; `data_layers` are
@@ -115,7 +116,7 @@ class _Alone(Layer):
         for name in Layer.__slots__:
             setattr(self, name, getattr(layer, name))
         # Not the upper: nothing can be changed here.
-        self.number, self.image_dialect, self.last = 1, False, True
+        self.depth, self.image_dialect, self.last = 1, False, True
 
     def hides(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         return False
@@ -139,7 +140,7 @@ class _Past(Tree):
         xattrs: PrivateXattrs | None = None,
     ) -> None:
         self._salt = number << _TREE_SHIFT
-        super().__init__(layers, data_layers, None, xattrs or live.xattrs, live.origins, None)
+        super().__init__(layers, data_layers, None, xattrs or live.xattrs, live.origins, None, live.ownership)
         self.lock = live.lock
 
     def identity_of(self, ino: int, device: int) -> int:
@@ -159,11 +160,11 @@ class _Shelf(_Past):
 
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         if name not in self._entries:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         if name not in self._made:
             self._made[name] = self._entries[name](parent, name)
         node = self._made[name]
-        return node, node.attrs_from(node.stat())
+        return node, self.attrs(node, node.stat())
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
         return self.find(parent, listed.name)
@@ -199,7 +200,7 @@ class _Hidden(_Past):
                 self._over[node] = shared
                 hidden = self._hides(node, shared)
         if not hidden:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         return node, attrs
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:

@@ -62,19 +62,19 @@ def testify(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], p
     """
     names = [name for name in path.split(b"/") if name]
     hearing = _hear(lookup, layers, root, names)
-    heard = {answer.layer.number: answer for answer in hearing.answers}
-    winners = {hearing.answers[position].layer.number for position in hearing.positions}
+    heard = {answer.layer.depth: answer for answer in hearing.answers}
+    winners = {hearing.answers[position].layer.depth for position in hearing.positions}
     if not names:
-        winners = {source.layer.number for source in root}
-    known = {layer.number for layer in layers}
-    data = [answer.layer for answer in hearing.answers if answer.layer.number not in known]
+        winners = {source.layer.depth for source in root}
+    known = {layer.depth for layer in layers}
+    data = [answer.layer for answer in hearing.answers if answer.layer.depth not in known]
     found = []
     for layer in (*layers, *data):
-        answer = heard.get(layer.number)
+        answer = heard.get(layer.depth)
         deleted_at = _path(names)
         if answer is None:
             answer, deleted_at = _alone(layer, hearing.sources, names)
-        found.append(_statement(answer, layer.number in winners, hearing.hidden.get(layer.number), deleted_at))
+        found.append(_statement(answer, layer.depth in winners, hearing.hidden.get(layer.depth), deleted_at))
     return found
 
 
@@ -88,7 +88,7 @@ def _hear(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], nam
         _hide_below(hearing, layers, root[-1].layer, b"/")
     sources: Sequence[LayerDir] = root
     for depth, name in enumerate(names):
-        verdict, answers = lookup.explain(sources, name)
+        verdict, answers = lookup.verdict(sources, name)
         _note_hidden(hearing, layers, verdict, answers, _path(names[: depth + 1]))
         if depth == len(names) - 1:
             hearing.sources, hearing.answers, hearing.positions = sources, answers, verdict.positions
@@ -108,13 +108,13 @@ def _note_hidden(
     _hide_below(hearing, layers, decider.layer, path)
     if decider.part is not None and verdict.decided_by not in verdict.positions:
         # A file below merged directories ends the merge, and the lowest of them hides it.
-        hearing.hidden.setdefault(decider.layer.number, (answers[verdict.positions[-1]].layer, path))
+        hearing.hidden.setdefault(decider.layer.depth, (answers[verdict.positions[-1]].layer, path))
 
 
 def _hide_below(hearing: _Hearing, layers: Sequence[Layer], decider: Layer, path: bytes) -> None:
     for layer in layers:
-        if layer.number > decider.number:
-            hearing.hidden.setdefault(layer.number, (decider, path))
+        if layer.depth > decider.depth:
+            hearing.hidden.setdefault(layer.depth, (decider, path))
 
 
 def _alone(layer: Layer, sources: Sequence[LayerDir], names: Sequence[bytes]) -> tuple[Answer, bytes]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.layer import LayerDir, UpperDir
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
@@ -55,7 +55,7 @@ def note_reading(source: LayerDir) -> None:
     """Update the access time of a directory that was read quietly, by reading one entry. Raises OSError."""
     if not source.layer.reads_quietly:
         directory = source.open()
-        with os.scandir(syscalls.fd_path(directory.fd)) as entries:
+        with os.scandir(proc.fd_path(directory.fd)) as entries:
             next(entries, None)
 
 
@@ -89,7 +89,7 @@ def _read(
     # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading by
     # path opens the directory again, without O_NOATIME, and yields the names as bytes.
     quietly = quietly or layer.reads_quietly
-    place: Any = directory.fd if quietly else syscalls.fd_path(directory.fd)
+    place: Any = directory.fd if quietly else proc.fd_path(directory.fd)
     with os.scandir(place) as entries:
         for entry in entries:
             name: bytes = os.fsencode(entry.name) if quietly else entry.name

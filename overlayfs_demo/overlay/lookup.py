@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
@@ -87,11 +87,11 @@ class Lookup:
 
         If the data is missing, only reading fails. The lookup of any other metacopy without data fails (ovl_lookup).
         """
-        _, answers = self.explain(sources, name)
+        _, answers = self.verdict(sources, name)
         in_lower = any(answer.says is Says.METACOPY and not answer.layer.is_upper for answer in answers)
         return in_lower and answers[-1].layer in self._data_layers
 
-    def explain(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Verdict, list[Answer]]:
+    def verdict(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Verdict, list[Answer]]:
         """Return the verdict about `name`, and the answers of the layers that were asked until it was clear."""
         answers: list[Answer] = []
         return decide(self._listen(sources, name, answers)), answers
@@ -115,7 +115,7 @@ class Lookup:
     def _listen_below(self, above: Layer, path: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask the layers below `above` about an absolute path, which each resolves from its root."""
         for layer in (*self._lowers, *self._data_layers):
-            if layer.number <= above.number:
+            if layer.depth <= above.depth:
                 continue
             if layer in self._data_layers and not any(answer.says is Says.METACOPY for answer in answers):
                 return
@@ -140,8 +140,8 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
             return Answer(Says.ABSENT, None, layer)
         metacopy = layer.is_metacopy(name, status, source)
         if metacopy:
-            path = syscalls.path_of(source.open().fd, name)
-            faults.check_metacopy(syscalls.get_xattr(path, layer.xattrs.metacopy) or b"", source, name)
+            path = proc.path_of(source.open().fd, name)
+            faults.check_metacopy(xattr.get(path, layer.xattrs.metacopy) or b"", source, name)
         return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy), layer)
     directory = source.child(name, key_of(status))
     part = Part(source, name, status, directory)
@@ -171,7 +171,7 @@ def _redirect(answer: Answer) -> bytes | None:
     if part is None or part.place.layer.last or answer.says is Says.OPAQUE_DIRECTORY:
         return None
     if part.metacopy:
-        value = part.place.layer.redirect(syscalls.path_of(part.place.open().fd, part.name))
+        value = part.place.layer.redirect(proc.path_of(part.place.open().fd, part.name))
     else:
         value = part.directory.marks.redirect if part.directory else None
     return None if value is None else faults.checked_redirect(value, part.place, part.name)

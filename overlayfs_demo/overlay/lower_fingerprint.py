@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.overlay.layer import Layer
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
@@ -27,7 +27,7 @@ def last_stack(upper: Layer, lowers: Sequence[Layer], xattrs: PrivateXattrs) -> 
 
     Also "" if the upper is empty or has no record.
     """
-    value = syscalls.get_xattr(upper.root_fd, xattrs.lowers)
+    value = xattr.get(upper.root_fd, xattrs.lowers)
     if value is None or not os.listdir(upper.root_fd):
         return ""
     now = _description(lowers)
@@ -43,7 +43,7 @@ def last_stack(upper: Layer, lowers: Sequence[Layer], xattrs: PrivateXattrs) -> 
 def remember(upper: Layer, lowers: Sequence[Layer], xattrs: PrivateXattrs) -> None:
     """Record the stack. Errors are ignored: the upper works without the record."""
     value = json.dumps(_description(lowers)).encode()
-    if value != syscalls.get_xattr(upper.root_fd, xattrs.lowers):
+    if value != xattr.get(upper.root_fd, xattrs.lowers):
         with contextlib.suppress(OSError):
             os.setxattr(upper.root_fd, xattrs.lowers, value)
 

@@ -18,9 +18,9 @@ class Says(enum.Enum):
     ABSENT = "nothing"
     WHITEOUT = "deleted"
     FILE = "a file"
-    METACOPY = "a file whose data is below"
+    METACOPY = "a file with its data below"
     DIRECTORY = "a directory"
-    OPAQUE_DIRECTORY = "a directory that hides all below"
+    OPAQUE_DIRECTORY = "an opaque directory"
 
 
 class Verdict(NamedTuple):

@@ -12,6 +12,7 @@ import stat
 from typing import NamedTuple
 from weakref import ref
 
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
@@ -67,8 +68,8 @@ class Node:
         """Return the topmost real object, held open for reading or changing it. Raises OSError, ESTALE."""
         raise NotImplementedError
 
-    def attrs_from(self, status: os.stat_result) -> Attrs:
-        """Return the view's attributes, given the real ones."""
+    def attrs_on_disk(self, status: os.stat_result) -> Attrs:
+        """Return the attributes of the node, given the real ones. `Tree.attrs` shows the owner and mode of the view."""
         raise NotImplementedError
 
     def path(self) -> bytes:
@@ -125,7 +126,7 @@ class FileNode(Node):
         if not self.metacopy:
             return Data(self.place, self.place_name, self.key)
         if self.data is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
+            raise failure(errno.ENOENT, self.name)
         return self.data
 
     def stat(self) -> os.stat_result:
@@ -158,7 +159,7 @@ class FileNode(Node):
         """A value that changes when the node moves or stands for another object."""
         return self.place, self.place_name, self.key, self.metacopy, self.anchor
 
-    def attrs_from(self, status: os.stat_result) -> Attrs:
+    def attrs_on_disk(self, status: os.stat_result) -> Attrs:
         # A removed lower file is still in its layer, with the links it has there.
         nlink = 0 if self.gone and not self.in_upper else status.st_nlink
         if self.links is not None:
@@ -252,7 +253,7 @@ class DirNode(Node):
     def pin(self) -> Pinned:
         return Pinned.opened(self.front())
 
-    def attrs_from(self, status: os.stat_result) -> Attrs:
+    def attrs_on_disk(self, status: os.stat_result) -> Attrs:
         # find(1) derives the number of subdirectories from a link count above 2; 1 means "do not count". The kernel's
         # overlayfs also reports 1 for merged directories (fs/overlayfs/inode.c, ovl_getattr).
         nlink = 0 if self.gone else 1 if len(self.sources) > 1 else status.st_nlink

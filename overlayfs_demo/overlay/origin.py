@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import file_handle, proc, syscalls
 from overlayfs_demo.overlay.layer import Layer
 
 _VERSION, _MAGIC, _NATIVE_ENDIAN = 0, 0xFB, 0
@@ -61,7 +61,7 @@ class Origins:
             if fd is None:
                 continue
             try:
-                root, path = (os.readlink(syscalls.fd_path(opened)) for opened in (layer.root_fd, fd))
+                root, path = (os.readlink(proc.fd_path(opened)) for opened in (layer.root_fd, fd))
                 inside = path.removeprefix(root.rstrip(b"/"))
                 # On the layer's own mount, a file outside the layer has a path that leads nowhere, or to another file.
                 if inside.startswith(b"/") and _is_at(layer.root_fd, inside[1:], os.fstat(fd)):
@@ -82,7 +82,7 @@ class Origins:
         if flags != _NATIVE_ENDIAN or layer is None or self._uuids.get(layer.device) != uuid:
             return None
         try:
-            return syscalls.open_file_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
+            return file_handle.open_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
         except OSError as error:
             if error.errno in (errno.ESTALE, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
                 return None
@@ -112,7 +112,7 @@ def handle_of(dir_fd: int, name: bytes, uuid: bytes, *, of_upper: bool = False) 
     If `name` is empty, the file is the directory `dir_fd` itself. None where there are no handles.
     """
     try:
-        kind, opaque = syscalls.file_handle(dir_fd, name)
+        kind, opaque = file_handle.handle_of(dir_fd, name)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM):
             return None

@@ -1,8 +1,8 @@
-"""Records of owner and mode, for layers of an ordinary user, who may not change owners.
+"""Overrides of owner and mode, for layers of an ordinary user, who may not change owners.
 
-Each file and directory has its record in an attribute that containers/storage and fuse-overlayfs(1)
-("xattr_permissions") also read. A layer that keeps such records has one on its root.
-Symbolic links and special files cannot have a `user.` attribute (xattr(7)), so they have no record.
+Each file and directory has its override in an attribute that containers/storage and fuse-overlayfs(1)
+("xattr_permissions") also read. A layer that keeps such overrides has one on its root.
+Symbolic links and special files cannot have a `user.` attribute (xattr(7)), so they have no override.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import stat
 from typing import NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 
 NAME = "user.containers.override_stat"
 
 
-class StatRecord(NamedTuple):
+class OverrideStat(NamedTuple):
     """The owner, and the permission, set-id and sticky bits."""
 
     uid: int
@@ -31,30 +31,30 @@ class StatRecord(NamedTuple):
         return self.mode & 0o1777 | needs(kind)
 
 
-def parse(value: bytes) -> StatRecord | None:
+def parse(value: bytes) -> OverrideStat | None:
     """Parse an attribute's value, which may have the file type as a fourth part. Return None if it is not valid."""
     parts = value.split(b":")
     try:
-        record = StatRecord(int(parts[0]), int(parts[1]), int(parts[2], 8))
+        override = OverrideStat(int(parts[0]), int(parts[1]), int(parts[2], 8))
     except (IndexError, ValueError):
         return None
-    valid = 0 <= record.uid < 2**32 - 1 and 0 <= record.gid < 2**32 - 1 and 0 <= record.mode <= 0o7777
-    return record if valid else None
+    valid = 0 <= override.uid < 2**32 - 1 and 0 <= override.gid < 2**32 - 1 and 0 <= override.mode <= 0o7777
+    return override if valid else None
 
 
-def read(place: int | bytes, follow: bool = False) -> StatRecord | None:
-    """Return the record of a file; None if it has no valid one. Raises OSError."""
-    value = syscalls.get_xattr(place, NAME, follow)
+def read(place: int | bytes, follow: bool = False) -> OverrideStat | None:
+    """Return the override of a file; None if it has no valid one. Raises OSError."""
+    value = xattr.get(place, NAME, follow)
     return None if value is None else parse(value)
 
 
 def kept_by(layer: bytes) -> bool:
-    """Return whether the layer in this directory keeps records. Raises OSError."""
-    return NAME in syscalls.list_xattrs(layer, follow=True)
+    """Return whether the layer in this directory keeps overrides. Raises OSError."""
+    return NAME in xattr.names(layer, follow=True)
 
 
 def can_be_kept(mode: int) -> bool:
-    """Return whether a file of this type can have a record."""
+    """Return whether a file of this type can have an override."""
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 

@@ -13,7 +13,8 @@ import errno
 import os
 from dataclasses import dataclass
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import syscalls, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import origin
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.stack import Stack
@@ -48,7 +49,7 @@ class Pairing:
     def verify(self) -> None:
         """Raise ESTALE, as mount(2) does, if the index does not belong to the upper and the lower."""
         if self.stranger():
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self.index)
+            raise failure(errno.ESTALE, self.index)
 
     def remember(self) -> None:
         """Record on disk what belongs together; the index only if it exists. Raises OSError."""
@@ -72,10 +73,10 @@ def _handle(path: bytes, *, of_upper: bool = False) -> bytes | None:
 
 def _differs(path: bytes, name: str, handle: bytes | None) -> bool:
     """Return whether the record names another object. A missing or invalid record does not count (ovl_get_fh)."""
-    noted = syscalls.get_xattr(path, name, follow=True)
+    noted = xattr.get(path, name, follow=True)
     return noted is not None and origin.is_handle(noted) and handle is not None and noted != handle
 
 
 def _note(path: bytes, name: str, handle: bytes | None) -> None:
-    if handle is not None and syscalls.get_xattr(path, name, follow=True) != handle:
+    if handle is not None and xattr.get(path, name, follow=True) != handle:
         os.setxattr(path, name, handle)

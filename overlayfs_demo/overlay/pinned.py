@@ -12,7 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
 
 # A FIFO must not block the daemon, and a terminal must not become its controlling terminal: open(2).
@@ -40,7 +40,7 @@ class Pinned:
         The descriptor's link in /proc leads to that object and no further, even if it is a symbolic link or has no
         name any more: proc_pid_fd(5).
         """
-        return cls(held, syscalls.fd_path(held.fd))
+        return cls(held, proc.fd_path(held.fd))
 
     def stat(self) -> os.stat_result:
         """stat(2)."""
@@ -48,15 +48,19 @@ class Pinned:
 
     def open(self, flags: int) -> int:
         """open(2) of a regular file; the caller owns the descriptor. EAGAIN if somebody has a lease on it, fcntl(2)."""
-        return os.open(syscalls.fd_path(self._held.fd), flags | _HARMLESS)
+        return os.open(proc.fd_path(self._held.fd), flags | _HARMLESS)
 
     def xattr(self, name: str) -> bytes | None:
         """Return an extended attribute's value, or None if there is none."""
-        return syscalls.get_xattr(self.place, name, follow=True)
+        return xattr.get(self.place, name, follow=True)
 
     def xattrs(self) -> list[str]:
         """Return the names of the extended attributes."""
-        return syscalls.list_xattrs(self.place, follow=True)
+        return xattr.names(self.place, follow=True)
+
+    def real_path(self) -> bytes:
+        """Return the object's present path on disk, for messages: proc_pid_fd(5)."""
+        return os.readlink(proc.fd_path(self._held.fd))
 
     def readlink(self) -> bytes:
         """readlink(2) of a symbolic link."""

@@ -13,11 +13,11 @@ import errno
 import os
 from typing import NamedTuple
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 
 # MOUNT_ATTR_* of a lower. No device may ever be opened there, whatever its name: the kernel opens a view's devices by
 # their numbers.
-LOWER = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOATIME | syscalls.MOUNT_ATTR_NODEV
+LOWER = mounting.MOUNT_ATTR_RDONLY | mounting.MOUNT_ATTR_NOATIME | mounting.MOUNT_ATTR_NODEV
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ONLY_A_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -39,11 +39,11 @@ class Root(NamedTuple):
 
 def upper_attributes(flags: int) -> int:
     """Return the MOUNT_ATTR_* of an upper for a view that is mounted with these MS_* flags of mount(2)."""
-    files = syscalls.MOUNT_ATTR_STRICTATIME if flags & syscalls.MS_STRICTATIME else syscalls.MOUNT_ATTR_RELATIME
-    if flags & (syscalls.MS_NOATIME | syscalls.MS_RDONLY):
-        files = syscalls.MOUNT_ATTR_NOATIME
-    directories = syscalls.MOUNT_ATTR_NODIRATIME if flags & syscalls.MS_NODIRATIME else 0
-    return files | directories | syscalls.MOUNT_ATTR_NODEV
+    files = mounting.MOUNT_ATTR_STRICTATIME if flags & mounting.MS_STRICTATIME else mounting.MOUNT_ATTR_RELATIME
+    if flags & (mounting.MS_NOATIME | mounting.MS_RDONLY):
+        files = mounting.MOUNT_ATTR_NOATIME
+    directories = mounting.MOUNT_ATTR_NODIRATIME if flags & mounting.MS_NODIRATIME else 0
+    return files | directories | mounting.MOUNT_ATTR_NODEV
 
 
 def open_root(path: bytes, attributes: int) -> Root:
@@ -70,7 +70,7 @@ def open_upper(upper: bytes, work: bytes, attributes: int) -> tuple[Root, int]:
     common = os.path.commonpath([above, below])
     tree = _clone(common, attributes)
     if tree is None:
-        quietly = attributes & (syscalls.MOUNT_ATTR_NOATIME | syscalls.MOUNT_ATTR_NODIRATIME)
+        quietly = attributes & (mounting.MOUNT_ATTR_NOATIME | mounting.MOUNT_ATTR_NODIRATIME)
         return Root(os.open(upper, _DIRECTORY), bool(quietly)), os.open(work, _ONLY_A_PLACE)
     try:
         root = Root(os.open(os.path.relpath(above, common), _DIRECTORY, dir_fd=tree), False)
@@ -85,7 +85,7 @@ def open_upper(upper: bytes, work: bytes, attributes: int) -> tuple[Root, int]:
 
 def _clone(path: bytes, attributes: int) -> int | None:
     try:
-        return syscalls.clone_mount(path, attributes)
+        return mounting.clone_mount(path, attributes)
     except OSError as error:
         if error.errno in _IMPOSSIBLE:
             return None

@@ -18,7 +18,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.layer_statements import Statement, testify
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import Node
@@ -30,7 +31,7 @@ _READER = "getfattr"
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class Provenance:
     """What each layer has at a path, from the top down."""
 
     statements: tuple[Statement, ...]
@@ -49,14 +50,18 @@ class Explanation:
     def why(self) -> str:
         """One sentence that says which layer wins, why, and what is hidden. Names in it may hold any character."""
         hidden = self.hidden
-        tail = f"; what {_and(hidden)} {'has' if len(hidden) == 1 else 'have'} is hidden" if hidden else ""
-        return f"{_verdict(self.statements, self.seen_from)}{tail}."
+        verdict = _verdict(self.statements, self.seen_from)
+        if not hidden:
+            return f"{verdict}."
+        return (
+            f"{verdict}; {f'the one in {hidden[0]} is' if len(hidden) == 1 else f'those in {_and(hidden)} are'} hidden."
+        )
 
 
-def explain(tree: Tree, path: bytes) -> Explanation:
-    """Explain what each layer has at an absolute path of the view. Raises OSError. Call with the tree's lock held."""
+def which(tree: Tree, path: bytes) -> Provenance:
+    """Return what each layer has at an absolute path of the view. Raises OSError. Call with the tree's lock held."""
     upper = [tree.upper.layer] if tree.upper else []
-    return Explanation(tuple(testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
+    return Provenance(tuple(testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
 
 
 def are_listed(node: Node, caller: Caller) -> bool:
@@ -64,16 +69,16 @@ def are_listed(node: Node, caller: Caller) -> bool:
 
     Only regular files and directories have any, because they are in `user.`: xattr(7).
     """
-    return node.kind in (stat.S_IFREG, stat.S_IFDIR) and syscalls.command_name(caller.pid) == _READER
+    return node.kind in (stat.S_IFREG, stat.S_IFDIR) and proc.command_name(caller.pid) == _READER
 
 
-def attributes(tree: Tree, node: Node, explanation: Explanation) -> dict[str, str]:
-    """Return the virtual attributes of a node that has a name, from its explanation. Call with the tree's lock held."""
+def attributes(tree: Tree, node: Node, found: Provenance) -> dict[str, str]:
+    """Return the virtual attributes of a node that has a name, given its provenance. Call with the tree's lock held."""
     values = {
-        "layer": ", ".join(explanation.seen_from),
+        "layer": ", ".join(found.seen_from),
         "origin": _origin(tree, node),
-        "why": explanation.why,
-        "shadowed": ", ".join(explanation.hidden),
+        "why": found.why,
+        "shadowed": ", ".join(found.hidden),
     }
     return {VIRTUAL + name: value for name, value in values.items() if value}
 
@@ -81,7 +86,7 @@ def attributes(tree: Tree, node: Node, explanation: Explanation) -> dict[str, st
 def value(attributes: Mapping[str, str], name: str) -> bytes:
     """Return the value of one virtual attribute as getxattr(2) does. ENODATA if there is none."""
     if name not in attributes:
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
+        raise failure(errno.ENODATA, name)
     return os.fsencode(attributes[name])
 
 
@@ -105,17 +110,17 @@ def _origin(tree: Tree, node: Node) -> str:
 
 def _verdict(statements: Sequence[Statement], winners: Sequence[str]) -> str:
     if not winners:
-        return f"Not seen: {_why_not(statements)}"
+        return f"Not visible: {_why_not(statements)}"
     first = next(statement for statement in statements if statement.wins)
     if first.says is Says.METACOPY:
-        data = f", and its data from {winners[1]}" if len(winners) > 1 else "; no layer below has its data"
-        return f"Seen with the owner, mode and times from {winners[0]}{data}"
+        data = f", data from {winners[1]}" if len(winners) > 1 else "; no layer below has the data"
+        return f"Owner, mode and times come from {winners[0]}{data}"
     if len(winners) > 1:
-        return f"Merged from {_and(winners)}, whose names are seen together"
+        return f"Merged from {_and(winners)}, whose entries appear together"
     if first.says in (Says.DIRECTORY, Says.OPAQUE_DIRECTORY):
-        alone = "hides all below" if first.says is Says.OPAQUE_DIRECTORY else "is not merged with another"
-        return f"Seen from {winners[0]}, whose directory {alone}"
-    return f"Seen from {winners[0]}, the topmost layer that has it"
+        alone = "hides everything below it" if first.says is Says.OPAQUE_DIRECTORY else "is not merged with any other"
+        return f"Comes from {winners[0]}, whose directory {alone}"
+    return f"Comes from {winners[0]}, the topmost layer that has it"
 
 
 def _why_not(statements: Sequence[Statement]) -> str:
@@ -124,7 +129,7 @@ def _why_not(statements: Sequence[Statement]) -> str:
             return f"{os.fsdecode(statement.deleted_at)} is deleted in {statement.layer}"
     for statement in statements:
         if statement.hidden_by:
-            return f"{os.fsdecode(statement.hidden_at)} in {statement.hidden_by} hides what is below"
+            return f"{os.fsdecode(statement.hidden_at)} in {statement.hidden_by} hides everything below it"
     return "no layer has it"
 
 

@@ -8,9 +8,9 @@ and "Metadata only copy up"; fs/overlayfs/dir.c, ovl_set_redirect).
 from __future__ import annotations
 
 import errno
-import os
 import stat
 
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
@@ -46,7 +46,7 @@ class Redirects:
     def refuse(self, node: Node) -> None:
         """Raise EXDEV for a directory that needs a redirect to move where redirects are not followed (ovl_can_move)."""
         if isinstance(node, DirNode) and node.lowers and not self._tree.xattrs.follows:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), node.name)
+            raise failure(errno.EXDEV, node.name)
 
     def write(self, node: Node, parent: DirNode, name: bytes, same_parent: bool, caller: Caller) -> None:
         """Write the redirect of an object in the upper, if it has a lower part. EXDEV if the path is too long."""
@@ -54,7 +54,7 @@ class Redirects:
         if redirect is None:
             return
         if len(redirect) > _LONGEST_PATH:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+            raise failure(errno.EXDEV, name)
         self._tree.writable().set_xattr(node.pin(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller)
         if isinstance(node, DirNode):
             node.redirect = redirect

@@ -11,9 +11,10 @@ import errno
 from dataclasses import dataclass
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import inode_flags, listing
 from overlayfs_demo.overlay.copyup import CopyUp
-from overlayfs_demo.overlay.dir_ops import Names, failure
+from overlayfs_demo.overlay.dir_ops import DirOps
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import UpperDir, key_of, stale
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -34,12 +35,12 @@ class Place:
 class Rename:
     """Moves names in one tree. Everything here runs with the tree's lock held."""
 
-    __slots__ = ("_copy_up", "_names", "_redirects", "_tree")
+    __slots__ = ("_copy_up", "_dir_ops", "_redirects", "_tree")
 
-    def __init__(self, tree: Tree, copy_up: CopyUp, names: Names, redirects: Redirects) -> None:
+    def __init__(self, tree: Tree, copy_up: CopyUp, dir_ops: DirOps, redirects: Redirects) -> None:
         self._tree = tree
         self._copy_up = copy_up
-        self._names = names
+        self._dir_ops = dir_ops
         self._redirects = redirects
 
     def check(self, old: Place, new: Place, flags: int) -> bool:
@@ -58,9 +59,9 @@ class Rename:
             raise failure(errno.EINVAL, old.name)
         if new.node is not None and not exchange:
             self._check_replaced(old.node, new.node, new.name)
-        self._names.refuse_removal(old.parent, old.node)
+        self._dir_ops.refuse_removal(old.parent, old.node)
         if new.node is not None:
-            self._names.refuse_removal(new.parent, new.node)
+            self._dir_ops.refuse_removal(new.parent, new.node)
         else:
             inode_flags.refuse(new.parent, self._tree.xattrs, appends=True)
         self._redirects.refuse(old.node)
@@ -107,16 +108,16 @@ class Rename:
             flags = syscalls.RENAME_EXCHANGE
         if new.node is not None:
             # Before `clear`, which puts another directory at the node's name.
-            self._names.anchor(new.node, new.parent, new.name)
+            self._dir_ops.anchor(new.node, new.parent, new.name)
             if replaced is not None and isinstance(new.node, DirNode) and new.node.in_upper:
                 if key_of(replaced) != new.node.key:
                     raise stale(new.name)
                 upper.clear(above_new, new.name, replaced, caller)
             if isinstance(new.node, FileNode):
-                self._names.before_link_count(new.node)
+                self._dir_ops.before_link_count(new.node)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
         if new.node is not None:
-            self._names.forget(new.node, new.parent, new.name, replaced is not None)
+            self._dir_ops.forget(new.node, new.parent, new.name, replaced is not None)
         self._relocate(old, new, above_new)
         if swap and not covered_old:
             upper.remove_whiteout(above_old, old.name)

@@ -13,7 +13,7 @@ _LONGEST_TITLE = 40
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The layers and options of an `engine.Overlay`.
+    """The layers and options of an overlay, see `factory.open_overlay`.
 
     `lowers` are paths, topmost first, at least one. `upper` and `work` are both set, on one filesystem, or are
     both None for a read-only view. `user_xattrs` keeps the private attributes under `user.` instead of `trusted.`.

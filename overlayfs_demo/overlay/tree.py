@@ -14,14 +14,16 @@ import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import revalidate
-from overlayfs_demo.overlay.index import Entry, Index
+from overlayfs_demo.overlay.index import Index, IndexEntry
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.ownership import Ownership
 from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import USER, PrivateXattrs
@@ -51,6 +53,7 @@ class Tree:
         "lookup",
         "lowers",
         "origins",
+        "ownership",
         "root",
         "upper",
         "xattrs",
@@ -64,6 +67,7 @@ class Tree:
         xattrs: PrivateXattrs,
         origins: Origins,
         index: Index | None,
+        ownership: Ownership,
     ) -> None:
         self.lowers = tuple(lowers)
         self.upper = upper
@@ -72,6 +76,7 @@ class Tree:
         self.lookup = Lookup(lowers, data_layers)
         self.origins = origins
         self.index = index
+        self.ownership = ownership
         layers = [*([upper.layer] if upper else []), *lowers, *data_layers]
         self._devices: dict[int, int] = {}
         for layer in layers:
@@ -97,8 +102,15 @@ class Tree:
     def writable(self) -> Upper:
         """Return the upper. Raises EROFS for a mount without one."""
         if self.upper is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise failure(errno.EROFS)
         return self.upper
+
+    def attrs(self, node: Node, status: os.stat_result) -> Attrs:
+        """Return the node's attributes as the view shows them, given the real ones. Call with `lock` held.
+
+        All attributes leave the engine through here.
+        """
+        return self.ownership.shown(node, node.attrs_on_disk(status))
 
     def identity(self, status: os.stat_result) -> int:
         """Return the inode number that the view shows for a real file."""
@@ -124,16 +136,16 @@ class Tree:
     def find(self, parent: DirNode, name: bytes) -> tuple[Node, Attrs]:
         """Return the node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
         if parent.gone:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         parts = self.lookup.find(parent.sources, name)
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
-                return found, found.attrs_from(found.stat())
+                return found, self.attrs(found, found.stat())
             known = parent.children.get(name)
             if known is not None:
                 revalidate.displace(known, parent, name)
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise failure(errno.ENOENT, name)
         return self._settle(parent, name, parts)
 
     def find_listed(self, parent: DirNode, listed: Listed, current: bool) -> Completed:
@@ -170,7 +182,7 @@ class Tree:
         """Return the node for what was found as `name`: the known one if it is still the same file, else a new one."""
         status = parts[0].status
         if parts[0].metacopy and len(parts) == 1 and not self.lookup.may_lack_data(parent.sources, name):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+            raise failure(errno.EIO, name)
         known = node = parent.children.get(name)
         if node is None or not revalidate.follow(node, parts):
             if stat.S_ISDIR(status.st_mode):
@@ -184,7 +196,7 @@ class Tree:
                 status = node.stat()  # This name leads to a lower file that was copied up under another name.
         if parts[0].metacopy and isinstance(node, FileNode) and node.key == key_of(parts[0].status):
             node.metacopy, node.data = True, _data_of(parts)
-        return node, node.attrs_from(status)
+        return node, self.attrs(node, status)
 
     def open(self, node: FileNode, flags: int) -> int:
         """Open a regular file's data; the caller owns the descriptor. Raises OSError, ESTALE.
@@ -253,7 +265,7 @@ class Tree:
         """Return the origin of an upper object, if it has one, and the status of the lower file, if that exists."""
         if not part.place.marks.impure:
             return None, None
-        origin = syscalls.get_xattr(syscalls.path_of(part.place.open().fd, part.name), self.xattrs.origin)
+        origin = xattr.get(proc.path_of(part.place.open().fd, part.name), self.xattrs.origin)
         lower = self.origins.decode(origin) if origin else None
         if lower is not None and stat.S_IFMT(lower.st_mode) != stat.S_IFMT(part.status.st_mode):
             return None, None  # The origin is wrong: a copy-up keeps the type (ovl_check_origin_fh).
@@ -274,7 +286,7 @@ class Tree:
         return self.origins.encode(place.layer, place.open().fd, name)
 
     def _from_index(
-        self, parent: DirNode, name: bytes, parts: Sequence[Part], entry: Entry, lower: os.stat_result | None
+        self, parent: DirNode, name: bytes, parts: Sequence[Part], entry: IndexEntry, lower: os.stat_result | None
     ) -> FileNode:
         """Return the node of the index's copy that `name` leads to, as a hard link in the upper or from a lower."""
         assert self.index is not None

@@ -86,13 +86,13 @@ class Links(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class AttrChange:
     """The attributes to change together. None leaves an attribute as it is.
 
     `mode` holds permission bits only. Times are nanoseconds since the epoch. `only_touches`: nothing but the times is
     changed, and both are set to the present. `kill_privileges` drops set-user-ID, set-group-ID and capabilities, as
     the VFS does when an ordinary user writes or truncates. `by_path`: the size is changed by truncate(2) and not by
-    ftruncate(2), see `upper.resize`.
+    ftruncate(2), see `upper_attributes.resize`.
     """
 
     mode: int | None = None

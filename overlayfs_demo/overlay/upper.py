@@ -1,14 +1,13 @@
 """The changes that can be made to the upper, each as one atomic step.
 
-These primitives are the only code that writes to the upper, and each emits one event. A change that takes
-more than one system call is prepared in the work directory and published with one rename, so the upper
-shows the old state or the new one, never half of either.
+Every change that a view shows is one of these primitives, or one of `upper_attributes`, and each emits one event. A
+change that takes more than one system call is prepared in the work directory and published with one rename, so the
+upper shows the old state or the new one, never half of either. `docs/architecture.md` lists what else is written there.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -16,16 +15,18 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 
-from overlayfs_demo.events import Action, Event, Events
-from overlayfs_demo.linux import syscalls
-from overlayfs_demo.overlay import incompat, override_stat
+from overlayfs_demo.events import Action, Events
+from overlayfs_demo.linux import attributes, proc, syscalls
+from overlayfs_demo.linux.attributes import Attributes
+from overlayfs_demo.overlay import incompat
 from overlayfs_demo.overlay.layer import Key, Layer, UpperDir, key_of, stale
-from overlayfs_demo.overlay.override_stat import StatRecord
+from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.upper_attributes import UpperAttributes
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, Whiteouts, is_whiteout
 from overlayfs_demo.overlay.workdir import open_work, remove_emptied
 
@@ -34,58 +35,22 @@ _log = logging.getLogger(__name__)
 _ACTIONS = {stat.S_IFREG: Action.CREATE, stat.S_IFDIR: Action.MKDIR, stat.S_IFLNK: Action.SYMLINK}
 
 
-@dataclass(frozen=True, slots=True)
-class NewObject:
-    """A file, directory, symbolic link or device to create. `mode` is complete: S_IFMT and permission bits.
-
-    `inherits_gid`: the group comes from the directory, by its set-group-ID bit. `xattrs` are set before
-    the object becomes visible. `target` is a symbolic link's.
-    """
-
-    mode: int
-    uid: int
-    gid: int
-    rdev: int = 0
-    target: bytes = b""
-    inherits_gid: bool = False
-    xattrs: tuple[tuple[str, bytes], ...] = ()
-
-    def make(self, dir_fd: int, name: bytes) -> None:
-        """Create the object, without owner and xattrs. EEXIST if the name is taken."""
-        kind = stat.S_IFMT(self.mode)
-        if kind == stat.S_IFDIR:
-            os.mkdir(name, stat.S_IMODE(self.mode), dir_fd=dir_fd)
-        elif kind == stat.S_IFLNK:
-            os.symlink(self.target, name, dir_fd=dir_fd)
-        else:
-            os.mknod(name, self.mode, self.rdev, dir_fd=dir_fd)
-
-
-class Upper:
+class Upper(UpperAttributes):
     """The writable layer and its work directory.
 
     Owns `work_fd` until `close`. The methods take directories of the upper, which must exist. They
     raise OSError with the errno of the call that failed, and then nothing is changed.
+
+    A name may lead to another object than a moment ago, see `pinned`. Names are created and removed all the same, as
+    mkdir(2) and unlink(2) do: a new object takes nobody's name, and the caller asked to remove whatever has the name.
+    Where more than one name would go, or a staged object takes the place of another, that is compared: see `_exchange`.
     """
 
-    __slots__ = (
-        "_discarded",
-        "_ids",
-        "_mark",
-        "_serial",
-        "_whiteouts",
-        "events",
-        "layer",
-        "root",
-        "volatile",
-        "work_fd",
-        "xattrs",
-    )
+    __slots__ = ("_discarded", "_ids", "_mark", "_serial", "_whiteouts", "layer", "root", "volatile", "work_fd")
 
     def __init__(self, layer: Layer, work_path: bytes, xattrs: PrivateXattrs, events: Events, volatile: bool) -> None:
+        super().__init__(xattrs, events)
         self.layer = layer
-        self.xattrs = xattrs
-        self.events = events
         self.volatile = volatile
         self.root = UpperDir(layer, None, b"")
         self.work_fd = open_work(work_path, xattrs)
@@ -105,13 +70,6 @@ class Upper:
         os.close(self.work_fd)
 
     # --- events and staging ------------------------------------------------------------------------
-
-    def emit(
-        self, action: Action, path: bytes, caller: Caller, layer: str = "", size: int = 0, detail: str = ""
-    ) -> None:
-        """Emit the event of a change to `path`. Call it after the change, once for each."""
-        if self.events.listening:
-            self.events.emit(Event(action, path, caller.pid, caller.uid, caller.call, layer, size, detail))
 
     def _tell(
         self, action: Action, directory: UpperDir, name: bytes, caller: Caller, layer: str = "", detail: str = ""
@@ -173,10 +131,10 @@ class Upper:
     ) -> os.stat_result:
         """Create an object and return its status. `over_whiteout`: the name holds a whiteout, which is replaced."""
         fd = directory.open().fd
-        if over_whiteout or not self._is_born_right(new):
+        if over_whiteout or not new.is_born_right(*self._ids):
             with self.staged() as temporary:
                 new.make(self.work_fd, temporary)
-                self._dress(temporary, new)
+                attributes.apply(new.attributes, proc.path_of(self.work_fd, temporary))
                 status = os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)
                 self.publish(temporary, directory, name, over_whiteout, stat.S_ISDIR(new.mode))
             # The rename changed the ctime. But the object exists now, so a failed stat(2) must not make this fail.
@@ -184,6 +142,7 @@ class Upper:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         else:
             new.make(fd, name)
+            # If another object has the name by now, the status is that object's, as in a lookup a moment later.
             try:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except BaseException:
@@ -209,13 +168,13 @@ class Upper:
         """
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         mode = stat.S_IMODE(new.mode)
-        if over_whiteout or not self._is_born_right(new):
+        if over_whiteout or not new.is_born_right(*self._ids):
             with self.staged() as temporary:
                 # Opened before it is published, so that an open that fails leaves no file behind.
                 fd = os.open(temporary, flags, mode, dir_fd=self.work_fd)
                 try:
                     check(fd)
-                    self._dress_open(fd, new)
+                    attributes.apply(new.attributes, fd)
                     self.publish(temporary, directory, name, over_whiteout, False)
                 except BaseException:
                     os.close(fd)
@@ -239,36 +198,13 @@ class Upper:
         """
         fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.work_fd)
         try:
-            self._dress_open(fd, new)
+            attributes.apply(new.attributes, fd)
         except BaseException:
             os.close(fd)
             raise
         if self.events.listening:
             self.emit(Action.TMPFILE, b"/" + directory.path(), caller)
         return fd
-
-    def _is_born_right(self, new: NewObject) -> bool:
-        """Whether the object would have the right owner, group and attributes from the moment it is created."""
-        uid, gid = self._ids
-        return not new.xattrs and new.uid == uid and (new.inherits_gid or new.gid == gid)
-
-    def _dress(self, temporary: bytes, new: NewObject) -> None:
-        """Set the owner, mode and attributes of a staged object.
-
-        The mode comes after the owner because chown(2) clears set-user-ID and set-group-ID bits.
-        """
-        os.chown(temporary, new.uid, new.gid, dir_fd=self.work_fd, follow_symlinks=False)
-        if not stat.S_ISLNK(new.mode):
-            os.chmod(temporary, stat.S_IMODE(new.mode), dir_fd=self.work_fd)
-        for key, value in new.xattrs:
-            os.setxattr(syscalls.path_of(self.work_fd, temporary), key, value, follow_symlinks=False)
-
-    def _dress_open(self, fd: int, new: NewObject) -> None:
-        """Like `_dress`, for a regular file that is open."""
-        os.fchown(fd, new.uid, new.gid)
-        os.fchmod(fd, stat.S_IMODE(new.mode))
-        for key, value in new.xattrs:
-            os.setxattr(fd, key, value)
 
     def publish(
         self, temporary: bytes, directory: UpperDir, name: bytes, over_whiteout: bool, is_directory: bool
@@ -338,7 +274,8 @@ class Upper:
     def rmdir(self, directory: UpperDir, name: bytes, key: Key, caller: Caller) -> None:
         """Remove a directory that only the upper has. It may hold whiteouts but nothing else.
 
-        ESTALE if it is not empty on disk and does not have the identity `key`.
+        ESTALE if it is not empty on disk and does not have the identity `key`. An empty one is not compared: another
+        directory that was put there loses its name and nothing else.
         """
         fd = directory.open().fd
         try:
@@ -393,78 +330,10 @@ class Upper:
         """
         with self.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
-            os.setxattr(syscalls.path_of(self.work_fd, temporary), self.xattrs.opaque, b"y")
-            os.chown(temporary, status.st_uid, status.st_gid, dir_fd=self.work_fd)
-            os.chmod(temporary, stat.S_IMODE(status.st_mode), dir_fd=self.work_fd)
+            given = replace(Attributes.of(status, [(self.xattrs.opaque, b"y")]), times_ns=None)
+            attributes.apply(given, proc.path_of(self.work_fd, temporary))
             self._exchange(temporary, directory, name, key_of(status))
         self._tell(Action.OPAQUE, directory, name, caller)
-
-    # --- attributes --------------------------------------------------------------------------------
-
-    def set_xattr(self, pinned: Pinned, path: bytes, name: str, value: bytes, flags: int, caller: Caller) -> None:
-        """setxattr(2). `flags` may be XATTR_CREATE or XATTR_REPLACE."""
-        os.setxattr(pinned.place, name, value, flags)
-        if name == self.xattrs.redirect:
-            self.emit(Action.REDIRECT, path, caller, detail=os.fsdecode(value))
-        else:
-            self.emit(Action.OPAQUE if name == self.xattrs.opaque else Action.SETXATTR, path, caller, detail=name)
-
-    def remove_xattr(self, pinned: Pinned, path: bytes, name: str, caller: Caller) -> None:
-        """removexattr(2)."""
-        os.removexattr(pinned.place, name)
-        self.emit(Action.REMOVEXATTR, path, caller, detail=name)
-
-    def set_flags(
-        self, pinned: Pinned, path: bytes, command: int, value: bytes, protection: bytes, caller: Caller
-    ) -> None:
-        """Set inode flags with the ioctl `command`, and store the `protection` beside them, see `inode_flags`."""
-        fd = os.dup(pinned.place) if isinstance(pinned.place, int) else pinned.open(os.O_RDONLY)
-        try:
-            # First, because it is the call that a filesystem may refuse: then nothing is changed.
-            fcntl.ioctl(fd, command, value)
-            if protection:
-                os.setxattr(fd, self.xattrs.protattr, protection)
-            elif syscalls.get_xattr(fd, self.xattrs.protattr) is not None:
-                os.removexattr(fd, self.xattrs.protattr)
-        finally:
-            os.close(fd)
-        self.emit(Action.SETXATTR, path, caller, detail="inode flags")
-
-    def chmod(self, pinned: Pinned, path: bytes, mode: int, caller: Caller) -> None:
-        """chmod(2). `mode` holds permission, set-id and sticky bits."""
-        os.chmod(pinned.place, mode)
-        self.emit(Action.CHMOD, path, caller, detail=f"{mode:04o}")
-
-    def chown(self, pinned: Pinned, path: bytes, uid: int, gid: int, caller: Caller) -> None:
-        """chown(2). -1 leaves an id as it is."""
-        os.chown(pinned.place, uid, gid)
-        self.emit(Action.CHOWN, path, caller, detail=f"{uid}:{gid}")
-
-    def record(
-        self, pinned: Pinned, path: bytes, record: StatRecord, action: Action, detail: str, caller: Caller
-    ) -> None:
-        """Store the owner and mode of a file or directory in its record. `action` and `detail` tell which is new."""
-        os.chmod(pinned.place, record.on_disk(pinned.stat().st_mode))
-        os.setxattr(pinned.place, override_stat.NAME, record.encode())
-        self.emit(action, path, caller, detail=detail)
-
-    def utimens(self, pinned: Pinned, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
-        """utimensat(2). Times are nanoseconds since the epoch."""
-        os.utime(pinned.place, ns=(atime_ns, mtime_ns))
-        self.emit(Action.UTIMENS, path, caller)
-
-    def truncate(self, fd: int, path: bytes, size: int, caller: Caller, *, by_path: bool) -> None:
-        """Set the size of a file that is open for writing, see `resize`."""
-        resize(fd, size, by_path)
-        self.emit(Action.TRUNCATE, path, caller, size=size)
-
-
-def resize(fd: int, size: int, by_path: bool) -> None:
-    """ftruncate(2), or truncate(2) with `by_path`, of a file that is open for writing. `size` is in bytes.
-
-    If the size stays the same, only ftruncate(2) always sets the modification time (fs/open.c, do_truncate).
-    """
-    os.truncate(syscalls.fd_path(fd) if by_path else fd, size)
 
 
 def view_path(directory: UpperDir, name: bytes) -> bytes:

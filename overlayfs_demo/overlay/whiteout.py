@@ -12,6 +12,8 @@ import errno
 import os
 import stat
 
+from overlayfs_demo.linux.failure import failure
+
 # The whiteout in the work directory that all others are hard links to. No staged object has this name.
 SHARED = b"#whiteout"
 # The errors of link(2) where it never works: no hard links, or none between these directories (a project quota).
@@ -89,7 +91,7 @@ class PrivateXattrs:
         if shown.startswith(self.prefix):
             return self.escape + shown[len(self.prefix) :]
         if shown.startswith(VIRTUAL) or shown == FUSE_OVERLAYFS_OPAQUE:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            raise failure(errno.EPERM)
         return shown
 
 

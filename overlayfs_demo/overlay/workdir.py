@@ -8,7 +8,7 @@ import os
 import stat
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import acl
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, is_whiteout
 
@@ -32,7 +32,7 @@ def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
         fd = _open_emptied(work, xattrs)
         if not _is_private(fd):
             os.close(fd)
-            raise PermissionError(errno.EPERM, "somebody else replaced this directory while it was made", work)
+            raise PermissionError(errno.EPERM, "someone else replaced this directory while it was being created", work)
     try:
         inherit_nothing(fd)
     except BaseException:
@@ -42,13 +42,14 @@ def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
 
 
 def _open_emptied(path: bytes, xattrs: PrivateXattrs) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, _DIRECTORY)
     try:
-        for entry in os.scandir(fd):
-            if entry.is_dir(follow_symlinks=False):
-                remove_emptied(fd, os.fsencode(entry.name), xattrs)
-            else:
-                os.unlink(entry.name, dir_fd=fd)
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_emptied(fd, os.fsencode(entry.name), xattrs)
+                else:
+                    os.unlink(entry.name, dir_fd=fd)
     except BaseException:
         os.close(fd)
         raise
@@ -90,20 +91,18 @@ def remove_emptied(work_fd: int, name: bytes, xattrs: PrivateXattrs) -> None:
             os.close(fd)
         os.rmdir(name, dir_fd=work_fd)
     except OSError as error:
-        _log.warning(
-            "'%s' stays in the work directory: it holds what nobody removed: %s", printable(name), error.strerror
-        )
+        _log.warning("'%s' stays in the work directory: it still has contents: %s", printable(name), error.strerror)
 
 
 def _remove_whiteouts(fd: int, xattrs: PrivateXattrs) -> None:
     # Read by path, because that yields the names as bytes.
-    with os.scandir(syscalls.fd_path(fd)) as entries:
+    with os.scandir(proc.fd_path(fd)) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
             marked = (
                 not status.st_size
                 and stat.S_ISREG(status.st_mode)
-                and syscalls.get_xattr(syscalls.path_of(fd, entry.name), xattrs.whiteout) is not None
+                and xattr.get(proc.path_of(fd, entry.name), xattrs.whiteout) is not None
             )
             if is_whiteout(status) or marked:
                 os.unlink(entry.name, dir_fd=fd)

@@ -6,13 +6,14 @@ import json
 from datetime import UTC, datetime
 
 from overlayfs_demo.images.archive import open_archive
-from overlayfs_demo.images.layer_tar import write_layer
+from overlayfs_demo.images.layer_tar_writer import write_layer
 from overlayfs_demo.images.model import Config, Digest, Image, Layer, parse_json
 from overlayfs_demo.images.progress import SILENT, Progress, counted
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.store.load import Loaded, load_one
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 
 
 def commit(

@@ -1,31 +1,26 @@
-"""Containers: an image's layers, one new upper on top of them, and a name.
+"""Containers: an image's layers, one new upper on top of them, and a name; made, mounted, and read.
 
-STORE/containers/NAME/container.json   its image, its layers, its time of creation and its mount point
-STORE/containers/NAME/upper, work      what it changed
-STORE/containers/NAME/merged           its mount point by default
+What is known of a container that is not mounted, and where it is kept, is in `container`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import secrets
-import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError, MountError, OverlayError, UsageError, printable
-from overlayfs_demo.images.layer_tar import write_tree
-from overlayfs_demo.images.layer_writer import remove_tree
-from overlayfs_demo.images.model import Digest, Document, parse_json
+from overlayfs_demo.errors import MountError, OverlayError, UsageError, printable
+from overlayfs_demo.images.layer_tar_writer import write_tree
+from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import attributes, mounting
+from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
@@ -33,75 +28,43 @@ from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.idmap import ALL_ROOT
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.store.commit import commit
+from overlayfs_demo.store.container import MERGED, NAME, Container, all_containers, directory_of, find_container
 from overlayfs_demo.store.load import Loaded
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 
-# The names that Docker allows.
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _NAME_RULE = "write at least two letters, digits, '_', '.' or '-', a letter or digit first"
-_RECORD = "container.json"
-_MERGED = "merged"
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """A container.
-
-    `created` is RFC 3339 text; `image_name` is the name that the image had then; `time_machine` says whether its view
-    has one, see `overlay.layer_snapshots`; `options` are the requested options in mount(8)'s words.
-    """
-
-    name: str
-    directory: Path
-    image: Digest
-    image_name: str
-    chain_ids: tuple[Digest, ...]
-    created: str
-    mountpoint: Path
-    time_machine: bool = False
-    options: str = ""
-
-    @property
-    def flags(self) -> int:
-        """The MS_* flags of its mount. Raises UsageError if its options are not valid.
-
-        The store is private. Outside it, other users may enter the view, so the mount is nosuid and nodev: nobody
-        gains rights by what an image brings along, unless the options ask for that.
-        """
-        private = os.path.realpath(self.mountpoint) == os.path.realpath(self.directory / _MERGED)
-        return changed_flags(self.options, 0 if private else syscalls.MS_NOSUID | syscalls.MS_NODEV)
-
-    @property
-    def upper(self) -> Path:
-        """The directory that holds its changes."""
-        return self.directory / "upper"
-
-    @property
-    def work(self) -> Path:
-        """The overlay's work directory."""
-        return self.directory / "work"
-
-    @property
-    def record(self) -> registry.Record | None:
-        """Its mount, if it is mounted and served."""
-        where = str(self.mountpoint)
-        return next((record for record in registry.live_records() if record.mountpoint == where), None)
-
-    def upper_size(self) -> int | None:
-        """Return the bytes of the files in the upper, each file once; None if the upper cannot be read."""
-        count = walked(LayerFacts(UPPER, "", str(self.upper))).count
-        return None if count is None else count.size
 
 
 def _dress(upper: Path, top: Path) -> None:
     """Give a new upper's root the metadata of the image's root, which is that of the topmost layer's."""
-    status = top.stat()
-    if os.geteuid() == 0:
-        os.chown(upper, status.st_uid, status.st_gid)
-    elif record := override_stat.read(os.fsencode(top)):
-        os.setxattr(upper, override_stat.NAME, record.encode())
-    upper.chmod(stat.S_IMODE(status.st_mode))
-    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+    given = Attributes.of(top.stat())
+    if os.geteuid() != 0:
+        record = override_stat.read(os.fsencode(top))
+        given = replace(given, owner=None, xattrs=[(override_stat.NAME, record.encode())] if record else [])
+    attributes.apply(given, os.fsencode(upper))
+
+
+def record_of(container: Container) -> registry.MountRecord | None:
+    """Return the record of the container's mount; None unless it is mounted and served."""
+    where = str(container.mountpoint)
+    return next((record for record in registry.live_records() if record.mountpoint == where), None)
+
+
+def upper_size(container: Container) -> int | None:
+    """Return the bytes of the files in the upper, each file once; None if the upper cannot be read."""
+    count = walked(LayerFacts(UPPER, "", str(container.upper))).count
+    return None if count is None else count.size
+
+
+def _flags(container: Container) -> int:
+    """Return the MS_* flags of its mount. Raises UsageError if its options are not valid.
+
+    The store is private. Outside it, other users may enter the view, so the mount is nosuid and nodev: nobody
+    gains rights by what an image brings along, unless the options ask for that.
+    """
+    private = os.path.realpath(container.mountpoint) == os.path.realpath(container.directory / MERGED)
+    return changed_flags(container.options, 0 if private else mounting.MS_NOSUID | mounting.MS_NODEV)
 
 
 def _clear_dead(container: Container) -> bool:
@@ -114,56 +77,15 @@ class Containers:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._root = store.root / "containers"
+        self._root = directory_of(store)
 
     def all(self) -> list[Container]:
-        """Return every container, sorted by name."""
-        if not self._root.is_dir():
-            return []
-        return [self.find(path.name) for path in sorted(self._root.iterdir()) if (path / _RECORD).exists()]
+        """Return every container, sorted by name. Raises MountError."""
+        return all_containers(self._store)
 
     def find(self, name: str) -> Container:
         """Return the container with this name. Raises MountError."""
-        directory = self._root / name
-        try:
-            if not _NAME.fullmatch(name):
-                raise FileNotFoundError
-            data = (directory / _RECORD).read_bytes()
-        except FileNotFoundError:
-            raise MountError(f"no container '{printable(name)}'", self._instead_of(name)) from None
-        try:
-            row = Document(parse_json(data, str(directory / _RECORD)), printable(name))
-            return Container(
-                name,
-                directory,
-                row.digest("image"),
-                row.text("image_name"),
-                tuple(Digest.parse(text, name) for text in row.texts("layers")),
-                row.text("created"),
-                Path(row.text("mountpoint")),
-                row.flag("time_machine"),
-                row.text("options", ""),
-            )
-        except ImageError as error:
-            raise MountError(
-                f"the record of container '{name}' is damaged ({error.problem})",
-                f"save what it changed, in 'upper' of {printable(str(directory))}, then remove that directory",
-            ) from None
-
-    def _instead_of(self, name: str) -> str:
-        """Return the advice for a name that no container has."""
-        try:
-            self._store.identify(name)
-        except ImageError:
-            return "'overlayfs-demo ps' lists what there is"
-        return "that is an image: 'create' makes a container of it, and 'diff IMAGE IMAGE' compares two"
-
-    def users(self) -> Mapping[Digest, list[str]]:
-        """Return the names of the containers made from each image."""
-        found: dict[Digest, list[str]] = {}
-        for container in self.all():
-            found.setdefault(container.image, []).append(container.name)
-        return found
+        return find_container(self._store, name)
 
     def create(
         self,
@@ -179,34 +101,33 @@ class Containers:
         `options` are words of mount(8), such as `suid,dev`; `start` also heeds them.
         """
         name = name or secrets.token_hex(6)
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise UsageError(f"'{printable(name)}' is not a valid container name", _NAME_RULE)
         directory = self._root / name
-        mountpoint = (at or directory / _MERGED).absolute()
+        container = Container(
+            name,
+            directory,
+            image.id,
+            image.title,
+            tuple(layer.chain_id for layer in image.layers),
+            datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            (at or directory / MERGED).absolute(),
+            time_machine,
+            options,
+        )
         with self._store.writing():
             self._root.mkdir(mode=0o700, exist_ok=True)
             if directory.exists():
-                raise MountError(f"there is a container '{name}' already", "choose another --name, or 'rm' that one")
+                raise MountError(
+                    f"container '{name}' already exists", "choose another --name, or remove that container with 'rm'"
+                )
             staged = self._store.tmp / name
-            for directory_name in ("", "upper", "work", _MERGED):
+            for directory_name in ("", "upper", "work", MERGED):
                 (staged / directory_name).mkdir(mode=0o755)
             _dress(staged / "upper", image.layers[-1].directory if image.layers else self._store.empty_directory())
-            (staged / _RECORD).write_text(
-                json.dumps(
-                    {
-                        "image": str(image.id),
-                        "image_name": image.title,
-                        "layers": [str(layer.chain_id) for layer in image.layers],
-                        "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-                        "mountpoint": str(mountpoint),
-                        "time_machine": time_machine,
-                        "options": options,
-                    }
-                )
-            )
+            container.write(staged)
             # Last: a container exists once its directory has its name.
             staged.rename(directory)
-        container = self.find(name)
         try:
             self.start(container)
         except OverlayError:
@@ -216,14 +137,14 @@ class Containers:
 
     def start(self, container: Container, front: str = "auto") -> None:
         """Mount the container. Raises MountError."""
-        if container.record is not None:
-            raise MountError(f"container '{container.name}' is mounted already", f"on {container.mountpoint}")
-        options = MountOptions(self.stack(container), front, container.flags, source=container.name)
+        if record_of(container) is not None:
+            raise MountError(f"container '{container.name}' is already mounted", f"on {container.mountpoint}")
+        options = MountOptions(self.stack(container), front, _flags(container), source=container.name)
         mount.mount(os.fsencode(container.mountpoint), options)
 
     def stop(self, container: Container, *, lazy: bool = False) -> None:
         """Unmount the container; its upper stays. Raises MountError."""
-        if container.record is None:
+        if record_of(container) is None:
             if not _clear_dead(container):
                 raise MountError(f"container '{container.name}' is not mounted", "'start' mounts it")
             return
@@ -231,7 +152,7 @@ class Containers:
 
     def remove(self, container: Container, *, force: bool = False) -> None:
         """Remove the container and its changes. Raises MountError if it is mounted, unless `force` unmounts it."""
-        if container.record is not None:
+        if record_of(container) is not None:
             if not force:
                 raise MountError(f"container '{container.name}' is mounted", "'stop' it first, or use --force")
             self.stop(container)
@@ -307,5 +228,7 @@ class Containers:
         for chain_id in reversed(container.chain_ids):
             layer = self._store.layer(chain_id)
             if layer is None:
-                raise MountError(f"container '{container.name}' has lost its layer {chain_id}", "load its image again")
+                raise MountError(
+                    f"container '{container.name}' is missing its layer {chain_id}", "load its image again"
+                )
             yield os.fsencode(layer.directory)

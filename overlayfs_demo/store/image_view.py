@@ -9,7 +9,8 @@ from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import USER
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 
 # path_resolution(7)
 _MOST_LINKS = 40

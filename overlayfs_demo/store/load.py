@@ -22,12 +22,13 @@ from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive, open_stream
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.formats import Candidate, NotAnImage, contents
-from overlayfs_demo.images.layer_writer import remove_tree
+from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform, running_platform
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.select import by_name, nameless_but, of_platform
-from overlayfs_demo.store.store import RECIPE, Store, StoredImage, StoredLayer
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import RECIPE, StoredImage, StoredLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +105,16 @@ def load(
                 _load_candidate(store, archive, candidate, progress, outcome)
         if not outcome.images and len(outcome.failed) == 1:
             raise outcome.failed[0].error
-        outcome.images = [_as_it_is_now(store, loaded) for loaded in outcome.images]
+        now = store.names_by_image()
+        outcome.images = [_named(loaded, now.get(loaded.image.id, ())) for loaded in outcome.images]
     return outcome
 
 
-def _as_it_is_now(store: Store, loaded: Loaded) -> Loaded:
-    """Return the same, without the names that a later image of the archive has taken."""
-    image = store.image(loaded.image.id)
-    names = tuple(name for name in loaded.names if name in image.names)
-    return replace(loaded, image=replace(image, name=names[0] if names else None), names=names)
+def _named(loaded: Loaded, now: tuple[ImageName, ...]) -> Loaded:
+    """Return the same with the names that the image has now: a later one of the archive may have taken some."""
+    names = tuple(name for name in loaded.names if name in now)
+    image = replace(loaded.image, names=now, name=names[0] if names else None)
+    return replace(loaded, image=image, names=names)
 
 
 def _all_platforms(archive: Archive, group: list[Candidate]) -> list[Candidate]:
@@ -129,7 +131,7 @@ def _load_candidate(store: Store, archive: Archive, candidate: Candidate, progre
         if not image.config:
             raise ImageError(
                 f"{archive.label} is the tree of a container, not an image",
-                "'overlayfs-demo import' makes an image of it",
+                "'overlayfs-demo import' turns it into an image",
             )
         outcome.add(_Load(store, archive, image, progress).run())
     except (ImageError, OSError) as error:
@@ -142,17 +144,13 @@ def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -
 
 
 def import_tree(
-    store: Store,
-    source: Path | BinaryIO,
-    name: ImageName | None = None,
-    created: datetime | None = None,
-    progress: Progress = SILENT,
+    store: Store, source: Path | BinaryIO, name: ImageName | None = None, progress: Progress = SILENT
 ) -> Loaded:
     """Make a one-layer image from the tar of a tree, as `docker import` does. Raises ImageError."""
     with store.writing(), _opened(store, source, progress) as archive:
         diff_id = archive.whole_digest(progress)
         system = running_platform()
-        when = (created or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+        when = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         config = {
             "architecture": system.architecture,
             "config": {},
@@ -207,7 +205,7 @@ class _Load:
             stored = self._store.layer(chain_id)
             title = f"layer {number} of {total} ({layer.diff_id.short})"
             if stored is not None:
-                self._progress.step(f"{title} is here already", 0)
+                self._progress.step(f"{title} is already stored", 0)
                 self._require_usable(stored)
                 skipped.append(stored)
                 below.append(stored.directory)

@@ -49,7 +49,7 @@ def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]
         if users := used_by.get(found.id):
             raise ImageError(
                 f"image {found.name or found.id.short} is used by {', '.join(f'container {user}' for user in users)}",
-                "remove what uses it first, with 'rm'",
+                "remove the containers first, with 'rm'",
             )
         return _remove(store, [found.id])
 

@@ -16,9 +16,10 @@ from typing import BinaryIO
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.progress import SILENT, Progress
+from overlayfs_demo.images.record_file import open_file
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.tarsplit import assemble, tar_size
-from overlayfs_demo.store.store import StoredImage, StoredLayer
+from overlayfs_demo.store.stored import StoredImage, StoredLayer
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -102,7 +103,7 @@ class _Archive:
     def layer(self, layer: StoredLayer) -> dict[str, object]:
         """Write a layer's tar, put together again; return its descriptor."""
         label = f"layer {layer.diff_id.short}"
-        with layer.recipe.open("rb") as recipe:
+        with open_file(layer.recipe) as recipe:
             size = tar_size(recipe, label)
         if layer.diff_id not in self._blobs:
             self._blobs.add(layer.diff_id)
@@ -122,12 +123,12 @@ class _Archive:
 
         root_fd = os.open(layer.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with layer.recipe.open("rb") as recipe:
+            with open_file(layer.recipe) as recipe:
                 assemble(recipe, root_fd, take, label)
         finally:
             os.close(root_fd)
         if hasher.hexdigest() != layer.diff_id.encoded:
-            raise ImageError(f"{label} is no longer what was loaded: {layer.directory}", "load its image again")
+            raise ImageError(f"{label} has changed since it was loaded: {layer.directory}", "load its image again")
 
     def end(self) -> None:
         self._out.write(bytes(2 * tarfile.BLOCKSIZE))

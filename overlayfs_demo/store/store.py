@@ -28,109 +28,23 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.config import check_config
-from overlayfs_demo.images.layer_writer import remove_tree
-from overlayfs_demo.images.model import Config, Digest, Document, Image, Layer, chain_ids, parse_json
-from overlayfs_demo.images.names import Names, names_by_image, names_json, read_names, read_sound_names
+from overlayfs_demo.images.layer_tree import remove_tree
+from overlayfs_demo.images.model import Config, Digest, Document, chain_ids, parse_json
+from overlayfs_demo.images.record_file import read_file
 from overlayfs_demo.images.reference import Found, ImageName, Named, find_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
+from overlayfs_demo.store.names import Names, NamesByImage, names_by_image, names_json, read_names, read_sound_names
+from overlayfs_demo.store.root import VERSION, create, read_version
+from overlayfs_demo.store.stored import RECIPE, Inventory, StoredImage, StoredLayer
 
-_VERSION_FILE, _VERSION = "version", b"overlayfs-demo store 1\n"
-_RECORD, RECIPE = ".json", ".recipe"
+_RECORD = ".json"
 
 _HASH = re.compile("[0-9a-f]{64,128}")
-
-
-def default_root() -> Path:
-    """Return the default place of the store: the machine's for root, the user's own for others."""
-    if chosen := os.environ.get("OVERLAYFS_DEMO_STORE"):
-        return Path(chosen)
-    if os.geteuid() == 0:
-        return Path("/var/lib/overlayfs-demo")
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
-    return Path(home) / "overlayfs-demo"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredLayer:
-    """A layer's directory and what it holds: `size` bytes of file data and link targets.
-
-    `marks` is the prefix of the attributes that mark its opaque directories; `owners` says whether owners were kept.
-    """
-
-    chain_id: Digest
-    diff_id: Digest
-    directory: Path
-    size: int
-    marks: str
-    owners: bool
-
-    @property
-    def recipe(self) -> Path:
-        """The file that, together with the directory, is enough to put the layer's tar together again."""
-        return self.directory.with_suffix(RECIPE)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An image: its config, its layers from the bottom to the top, its names (sorted).
-
-    `name` is the name by which it was requested, or the first one in a list; None if it was requested by ID or has
-    none.
-    """
-
-    id: Digest
-    config: bytes
-    parsed: Config
-    layers: tuple[StoredLayer, ...]
-    names: tuple[ImageName, ...]
-    name: ImageName | None = None
-
-    @property
-    def size(self) -> int:
-        """The bytes of all its layers, as `docker images` counts them, including shared layers and hidden files."""
-        return sum(layer.size for layer in self.layers)
-
-    @property
-    def title(self) -> str:
-        """Its title in messages: `name`, or the beginning of its ID."""
-        return str(self.name) if self.name is not None else self.id.short
-
-    @property
-    def layer_titles(self) -> tuple[str, ...]:
-        """The title of each layer: the step that made it, or the beginning of its diff ID."""
-        return tuple(title or layer.diff_id.short for title, layer in zip(self.value.titles, self.layers, strict=True))
-
-    @property
-    def value(self) -> Image:
-        """The image as a value, independent of where it is kept."""
-        return Image(
-            self.config,
-            tuple(Layer(layer.diff_id, "") for layer in self.layers),
-            self.parsed.history,
-            tuple(map(str, self.names)),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """Everything in a store: images by ID, layers by chain ID, and for each damaged object what to do about it.
-
-    `needed` are the chain IDs of all images' layers, including images that have lost a layer; None if not known.
-    """
-
-    images: tuple[StoredImage, ...]
-    layers: tuple[StoredLayer, ...]
-    problems: tuple[ImageError, ...]
-    needed: frozenset[Digest] | None
-
-    def may_need(self, layer: StoredLayer) -> bool:
-        """Return False only if certainly no image has this layer, not even a damaged one."""
-        return self.needed is None or layer.chain_id in self.needed
 
 
 def _named_by_hash(directory: Path) -> list[Digest]:
@@ -143,40 +57,6 @@ def _words(error: ImageError | OSError) -> str:
     return error.problem if isinstance(error, ImageError) else error.strerror or str(error)
 
 
-def _version(root: Path) -> bytes | None:
-    """Return the contents of a store's version file; None if there is no such file."""
-    try:
-        return (root / _VERSION_FILE).read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _create(root: Path) -> None:
-    """Make an empty directory a store by writing its version. Raises ImageError if it holds anything else.
-
-    Several processes may do this at once. The first to lock the directory writes the version, and the others find it
-    written. A process that is killed in between leaves the beginning of the version, which the next one completes.
-    """
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        version = _version(root)
-        if version == _VERSION:
-            return
-        if version is not None and not _VERSION.startswith(version):
-            raise ImageError(f"{printable(str(root))} is a store of another version", "choose another --store")
-        if set(os.listdir(fd)) - {_VERSION_FILE}:
-            raise ImageError(f"{printable(str(root))} is not a store, and not empty", "choose another --store")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(_VERSION_FILE, flags, 0o644, dir_fd=fd), "wb") as file:
-            file.write(_VERSION)
-            file.flush()
-            # A store whose version was lost in a power failure would be refused.
-            os.fsync(file.fileno())
-    finally:
-        os.close(fd)
-
-
 class Store:
     """The store in the directory `root`, which is made if it does not exist."""
 
@@ -185,8 +65,8 @@ class Store:
         self.root = root.absolute()
         try:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if _version(self.root) != _VERSION:
-                _create(self.root)
+            if read_version(self.root) != VERSION:
+                create(self.root)
             self._require_own()
             for directory in (self._layers, self._images, self.tmp):
                 directory.mkdir(mode=0o700, exist_ok=True)
@@ -195,7 +75,7 @@ class Store:
         except OSError as error:
             raise ImageError(
                 f"the store {printable(str(self.root))}: {error.strerror}",
-                "name a directory of yours with --store or OVERLAYFS_DEMO_STORE",
+                "use --store or OVERLAYFS_DEMO_STORE to name a directory that you own",
             ) from None
 
     def _require_own(self) -> None:
@@ -268,7 +148,7 @@ class Store:
             return None
         record = directory.with_suffix(_RECORD)
         try:
-            row = Document(parse_json(record.read_bytes(), str(record)), printable(str(record)))
+            row = Document(parse_json(read_file(record), str(record)), printable(str(record)))
             return StoredLayer(
                 row.digest("chain_id"),
                 row.digest("diff_id"),
@@ -280,7 +160,7 @@ class Store:
         except (ImageError, OSError) as error:
             raise ImageError(
                 f"the record of layer {chain_id.short} is damaged ({_words(error)})",
-                "remove the images that have it with 'overlayfs-demo rmi', then load them again",
+                "remove the images that use it with 'overlayfs-demo rmi', then load them again",
             ) from None
 
     def layer_ids(self) -> list[Digest]:
@@ -347,20 +227,19 @@ class Store:
         for chain_id in chain_ids(parsed.diff_ids):
             layer = self.layer(chain_id)
             if layer is None:
-                raise ImageError(f"image {identity.short} has lost its layer {chain_id}", "load it again")
+                raise ImageError(f"image {identity.short} is missing its layer {chain_id}", "load it again")
             layers.append(layer)
         return StoredImage(identity, config, parsed, tuple(layers), names)
 
     def _config(self, identity: Digest) -> tuple[bytes, Config]:
         path = self._images / identity.encoded
         try:
-            config = path.read_bytes()
-        except FileNotFoundError:
-            raise ImageError(f"no image {identity}", "'overlayfs-demo images' lists what there is") from None
-        try:
+            config = read_file(path)
             if Digest.of(config) != identity:
-                raise ImageError("it is not what was loaded")
+                raise ImageError("it has changed since it was loaded")
             return config, check_config(config, str(path))
+        except FileNotFoundError:
+            raise ImageError(f"no image {identity}", "'overlayfs-demo images' lists the images") from None
         except ImageError as error:
             raise ImageError(
                 f"the config of image {identity.short} is damaged ({_words(error)})",
@@ -399,7 +278,7 @@ class Store:
                 problems.append(error)
         problems += [
             ImageError(
-                f"the name {name} stands for {identity}, which is not here",
+                f"the name {name} refers to {identity}, which does not exist",
                 f"remove it with 'overlayfs-demo rmi {name}'",
             )
             for identity, given in names.items()
@@ -422,17 +301,20 @@ class Store:
 
     def find(self, word: str) -> StoredImage:
         """Return the image that a name, an ID or the start of an ID means, see `find_image`. Raises ImageError."""
-        found = self.identify(word)
-        return replace(self.image(found.id), name=found.name)
+        names, problems = self._sound_names()
+        found = self._identify(word, names, problems)
+        image = self._image(found.id, *self._config(found.id), names.get(found.id, ()))
+        return replace(image, name=found.name)
 
     def identify(self, word: str) -> Found:
         """Return the ID and name that `find` would find, even if the image is damaged. Raises ImageError."""
-        problems: list[ImageError] = []
-        names = names_by_image(read_sound_names(self._names_file, problems))
+        return self._identify(word, *self._sound_names())
+
+    def _identify(self, word: str, names: NamesByImage, problems: Sequence[ImageError]) -> Found:
         identities = dict.fromkeys([*_named_by_hash(self._images), *names])
         images = (Named(identity, names.get(identity, ())) for identity in identities)
         try:
-            return find_image(word, images, "", "'overlayfs-demo images' lists what there is")
+            return find_image(word, images, "", "'overlayfs-demo images' lists the images")
         except ImageError:
             if problems:
                 raise problems[0] from None
@@ -444,9 +326,18 @@ class Store:
     def _names_file(self) -> Path:
         return self.root / "names.json"
 
+    def _sound_names(self) -> tuple[NamesByImage, Sequence[ImageError]]:
+        """Return the names of each image that are not damaged, sorted as they are shown, and what is damaged."""
+        problems: list[ImageError] = []
+        return names_by_image(read_sound_names(self._names_file, problems)), problems
+
+    def names_by_image(self) -> NamesByImage:
+        """Return the names of each image that are not damaged, sorted as they are shown."""
+        return self._sound_names()[0]
+
     def names_of(self, identity: Digest) -> tuple[ImageName, ...]:
         """Return the names of an image that are not damaged, sorted as they are shown."""
-        return names_by_image(read_sound_names(self._names_file, [])).get(identity, ())
+        return self.names_by_image().get(identity, ())
 
     def name_image(self, name: ImageName, identity: Digest) -> Digest | None:
         """Let a name stand for an image; return the different image that it stood for, if any. Call while `writing`."""

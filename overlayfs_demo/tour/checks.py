@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from overlayfs_demo.tour.scan import Entry, Kind
+from overlayfs_demo.tour.scan import Kind, ScanEntry
 from overlayfs_demo.tour.stage import Stage
 
 
@@ -22,7 +22,7 @@ class Check:
     holds: Callable[[Stage], bool]
 
 
-def entry(stage: Stage, path: str) -> Entry | None:
+def entry(stage: Stage, path: str) -> ScanEntry | None:
     """Return the entry at a path, or None if there is none."""
     directory, _, name = path.partition("/")
     return stage.tree(directory).get(name)
@@ -65,7 +65,7 @@ def absent(path: str) -> Check:
 
 def exactly(where: str, *paths: str) -> Check:
     """Check that a directory holds exactly these paths."""
-    says = f"{where} holds {', '.join(paths)} and nothing else" if paths else f"{where} is empty"
+    says = f"{where} contains {', '.join(paths)} and nothing else" if paths else f"{where} is empty"
     return Check(says, lambda stage: set(stage.tree(where)) == set(paths))
 
 
@@ -73,7 +73,8 @@ def text(path: str, content: str) -> Check:
     """Check that the path is a file with this content."""
     shown = content.strip().replace("\n", " / ")
     return Check(
-        f"{path} says: {shown}", lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content
+        f"{path} contains: {shown}",
+        lambda stage: _is(path, Kind.FILE)(stage) and stage.path(path).read_text() == content,
     )
 
 
@@ -85,7 +86,7 @@ def size(path: str, bytes_: int) -> Check:
 def mode(path: str, bits: int) -> Check:
     """Check that the path has these permissions."""
     return Check(
-        f"{path} has the mode {bits:o}",
+        f"{path} has mode {bits:o}",
         lambda stage: stage.path(path).exists() and stat.S_IMODE(stage.path(path).stat().st_mode) == bits,
     )
 
@@ -98,35 +99,36 @@ def symlink(path: str, target: str) -> Check:
     )
 
 
-def same(one: str, other: str) -> Check:
+def same(first: str, second: str) -> Check:
     """Check that two files have the same data."""
 
     def holds(stage: Stage) -> bool:
-        first, second = entry(stage, one), entry(stage, other)
-        return first is not None and second is not None and first.digest == second.digest != ""
+        found, compared = entry(stage, first), entry(stage, second)
+        return found is not None and compared is not None and found.digest == compared.digest != ""
 
-    return Check(f"{one} and {other} have the same data", holds)
+    return Check(f"{first} and {second} have the same data", holds)
 
 
-def one_file(one: str, other: str) -> Check:
+def one_file(first: str, second: str) -> Check:
     """Check that two names belong to the same file."""
     return Check(
-        f"{one} and {other} are one file",
+        f"{first} and {second} are one file",
         lambda stage: (
-            all(stage.path(path).is_file() for path in (one, other)) and stage.path(one).samefile(stage.path(other))
+            all(stage.path(path).is_file() for path in (first, second))
+            and stage.path(first).samefile(stage.path(second))
         ),
     )
 
 
 def unchanged(where: str) -> Check:
     """Check that a layer is as it was made: names, data, modes, times."""
-    return Check(f"{where} is what it was, to the last byte", lambda stage: stage.tree(where) == stage.before[where])
+    return Check(f"{where} is unchanged, to the last byte", lambda stage: stage.tree(where) == stage.before[where])
 
 
 def printed(*words: str, by: int = -1) -> Check:
     """Check that a command printed all these words. `by` is the command's index, by default that of the last one."""
     says = " and ".join(f'"{word}"' for word in words)
     return Check(
-        f"that printed {says}" if by == -1 else f"command {by + 1} printed {says}",
+        f"the last command printed {says}" if by == -1 else f"command {by + 1} printed {says}",
         lambda stage: all(word in stage.done[by].output for word in words),
     )

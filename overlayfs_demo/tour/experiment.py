@@ -62,34 +62,34 @@ def side_by_side(*layers: str) -> Mapping[str, str]:
     return {name: name for name in (*reversed(layers), "upper", "merged")}
 
 
-def introduce(one: Experiment, number: str, put: Put) -> None:
+def introduce(experiment: Experiment, number: str, put: Put) -> None:
     """Print the heading of an experiment, and the question what will happen."""
-    put([(f"--- {number}: {one.name} ".ljust(WIDTH - 1, "-"), "bold"), ("\n", "")])
-    put([(wrapped(one.question), ""), ("\n", "")])
+    put([(f"--- {number}: {experiment.name} ".ljust(WIDTH - 1, "-"), "bold"), ("\n", "")])
+    put([(wrapped(experiment.question), ""), ("\n", "")])
 
 
-def perform(one: Experiment, stage: Stage, put: Put) -> tuple[int, list[str]]:
+def perform(experiment: Experiment, stage: Stage, put: Put) -> tuple[int, list[str]]:
     """Perform an experiment on the stage. Raises OverlayError.
 
     Return the number of sentences that were checked, and those that do not hold.
     """
-    if reason := one.missing(stage):
-        put([(wrapped(f"Left out: {reason}"), "yellow")])
+    if reason := experiment.missing(stage):
+        put([(wrapped(f"Skipped: {reason}"), "yellow")])
         return 0, []
-    one.prepare(stage)
-    if one.layers:
-        stage.layers(one.layers)
-        if one.mounted:
-            stage.mount(one.redirects)
-    for command in one.do:
+    experiment.prepare(stage)
+    if experiment.layers:
+        stage.layers(experiment.layers)
+        if experiment.mounted:
+            stage.mount(experiment.redirects)
+    for command in experiment.do:
         _do(command, stage, put)
     put([("\n", "")])
-    if one.look:
-        heading, *lines = picture({title: stage.tree(path) for title, path in one.look.items()})
+    if experiment.look:
+        heading, *lines = picture({title: stage.tree(path) for title, path in experiment.look.items()})
         put([(heading, "bold"), ("\n", ""), ("".join(f"{line}\n" for line in lines), ""), ("\n", "")])
-    checks = (*one.checks, *map(unchanged, one.layers))
+    checks = (*experiment.checks, *map(unchanged, experiment.layers))
     failed = [check.says for check in checks if not _told(check, stage, put)]
-    put([("\n", ""), (wrapped(one.explained), "")])
+    put([("\n", ""), (wrapped(experiment.explained), "")])
     return len(checks), failed
 
 
@@ -109,7 +109,7 @@ def _do(command: str | Refused, stage: Stage, put: Put) -> None:
     done = stage.run(typed)
     put([("".join(f"{line}\n" for long in done.output.splitlines() for line in _folded(long)), "")])
     if (done.status != 0) != isinstance(command, Refused):
-        raise OverlayError(f"'{typed}' ended with the status {done.status}", "the tour expects otherwise")
+        raise OverlayError(f"'{typed}' exited with status {done.status}", "the tour expected otherwise")
 
 
 def _folded(line: str) -> list[str]:

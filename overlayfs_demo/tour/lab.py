@@ -64,7 +64,7 @@ def work(lab: Lab, stage: Stage, shell: str) -> None:
     try:
         subprocess.run([shell], cwd=stage.root, env={**os.environ, **stage.environment()}, check=False)
     except OSError as error:
-        raise OverlayError(f"{shell}: {error.strerror}", "name a shell in SHELL") from error
+        raise OverlayError(f"{shell}: {error.strerror}", "set SHELL to an existing shell") from error
     stage.unmount()
 
 
@@ -77,14 +77,14 @@ def judge(lab: Lab, stage: Stage) -> str:
     if gone:
         for name in gone:
             stage.path(name).mkdir()
-        return f"The directory {gone[0]} was gone, and is there again, empty. What is in it may be removed, but not it."
+        return f"The directory {gone[0]} was removed; it is back, but empty. You may remove only what is in it."
     for name, content in lab.layers.items():
         if changed := _changed(stage, name):
             shutil.rmtree(stage.path(name))
             build(stage.path(name), content)
             return (
-                f"{name}/{changed} was changed in the lower itself. An overlay never writes a lower, for others may "
-                f"stand on it: work in merged, and the change goes to the upper. {name} has been put back."
+                f"{name}/{changed} was changed in the lower itself. An overlay never writes to a lower, because other "
+                f"mounts may use it. Work in merged, so that the change goes to the upper. {name} has been restored."
             )
     for mistake in lab.mistakes:
         if found := mistake(stage):
@@ -92,7 +92,7 @@ def judge(lab: Lab, stage: Stage) -> str:
     missing = [check.says for check in lab.goals if not check.holds(stage)]
     if not missing:
         return ""
-    return f"On the disk this does not hold: {'; '.join(missing)}. 'find upper -ls' shows what is there."
+    return f"On the disk, this is not true: {'; '.join(missing)}. 'find upper -ls' shows what is there."
 
 
 def _changed(stage: Stage, name: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from overlayfs_demo.images.sample_image import LayerTar, Step, write_image
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.building import HardLink, big
 from overlayfs_demo.tour.checks import Check, entry
@@ -20,7 +21,7 @@ from overlayfs_demo.ui.text import human_size
 
 def nothing_at(path: str, rule: str) -> Mistake:
     """The mistake that nothing exists at this path."""
-    return lambda stage: "" if entry(stage, path) else f"There is nothing at {path}. {rule}"
+    return lambda stage: "" if entry(stage, path) else f"{path} does not exist. {rule}"
 
 
 def also_holds(*expected: str, rule: str) -> Mistake:
@@ -32,7 +33,7 @@ def also_holds(*expected: str, rule: str) -> Mistake:
         if not others:
             return ""
         size = human_size(sum(upper[path].size for path in others))
-        return f"The upper also holds {', '.join(others)} ({size}). {rule}"
+        return f"The upper also contains {', '.join(others)} ({size}). {rule}"
 
     return mistake
 
@@ -47,9 +48,9 @@ def is_a(kind: Kind, path: str, rule: str) -> Mistake:
     return mistake
 
 
-def same_data(one: str, other: str, rule: str) -> Mistake:
+def same_data(first: str, second: str, rule: str) -> Mistake:
     """The mistake that the copy still has its old data, or has it again."""
-    check = checks.same(one, other)
+    check = checks.same(first, second)
     return lambda stage: f"{check.says}. {rule}" if check.holds(stage) else ""
 
 
@@ -63,9 +64,9 @@ def _whiteouts_inside(stage: Stage) -> str:
     if not inside:
         return ""
     return (
-        f"upper/docs has whiteouts for {', '.join(path.removeprefix('docs/') for path in sorted(inside))}. Names that "
+        f"upper/docs has whiteouts for {', '.join(path.removeprefix('docs/') for path in sorted(inside))}. Files that "
         "are deleted one by one get a whiteout each, and the directory still merges with the one below. Remove the "
-        "directory itself, and make it anew: that one is opaque."
+        "directory itself and create it again: the new one is opaque."
     )
 
 
@@ -73,8 +74,8 @@ def _image_whiteout(stage: Stage) -> str:
     if entry(stage, "upper/.wh.notes") is None:
         return ""
     return (
-        "upper/.wh.notes is how the tar of an image's layer says 'deleted'. In an upper it is an ordinary file: there "
-        "a whiteout is a character device 0/0, and rm in merged makes it."
+        "upper/.wh.notes is how the tar of an image layer says 'deleted'. In an upper it is an ordinary file. There, "
+        "a whiteout is a character device 0/0, and rm in merged creates it."
     )
 
 
@@ -83,8 +84,8 @@ def _copied_directory(stage: Stage) -> str:
     if not inside:
         return ""
     return (
-        f"upper/papers holds copies: {', '.join(sorted(inside))}. cp reads and writes every file; mv only renames the "
-        "directory, and the overlay notes in a redirect where its files lie."
+        f"upper/papers contains copies: {', '.join(sorted(inside))}. cp reads and writes every file; mv only renames "
+        "the directory, and the overlay records in a redirect where its files are."
     )
 
 
@@ -93,8 +94,8 @@ def _answer(stage: Stage) -> str:
     said = answer.read_text(errors="replace").strip() if answer.is_file() else ""
     if said == "docs":
         return ""
-    found = f"The file answer says '{said}'" if said else "There is no answer in the file answer yet"
-    return f"{found}. Ask for the mark: getfattr -d -m redirect upper/papers"
+    found = f"The file answer says '{said}'" if said else "The file answer is still empty"
+    return f"{found}. To read the mark: getfattr -d -m redirect upper/papers"
 
 
 def _parted(stage: Stage) -> str:
@@ -102,8 +103,8 @@ def _parted(stage: Stage) -> str:
     if not single:
         return ""
     return (
-        f"upper/{single[0]} is a file with one name. sed -i and many editors write a new file and put it in the place "
-        "of the old one, which parts it from its other names. Write into the file: echo ... >> merged/one"
+        f"upper/{single[0]} is a file with one name. sed -i and many editors replace the old file with a new "
+        "one, which separates it from its other names. Write into the file itself: echo ... >> merged/one"
     )
 
 
@@ -140,7 +141,7 @@ def _clean_image(stage: Stage) -> StoredImage | None:
 def _no_clean_image(stage: Stage) -> str:
     if _clean_image(stage) is not None:
         return ""
-    return "There is no image app:clean yet. 'overlayfs-demo images' lists what there is."
+    return "There is no image app:clean yet. 'overlayfs-demo images' lists the images."
 
 
 def _layers_with(stage: Stage, name: str) -> Iterator[int]:
@@ -157,31 +158,31 @@ def _ships_secret(stage: Stage) -> str:
     if number is None:
         return ""
     return (
-        f"Layer {number} of app:clean still has the file {_SECRET}. What a lower layer has is shipped, whatever a "
-        "later one hides. Make an image that is not built on that layer: export a container of app:1.0, and import "
-        "the tar."
+        f"Layer {number} of app:clean still has the file {_SECRET}. A file in a lower layer is shipped even if "
+        "a later layer hides it. Make an image that is not built on that layer: export a container of app:1.0, and "
+        "import the tar."
     )
 
 
 LABS: tuple[Lab, ...] = (
     Lab(
         name="copy-up",
-        summary="change one file, and only that",
-        task="""Change the text of motd in merged, in any way you like. In the end the upper must hold motd with its
-            new text, and nothing else.""",
+        summary="change one file, and nothing else",
+        task="""Change the text of motd in merged, in any way you like. In the end, the upper must contain motd with
+            its new text, and nothing else.""",
         layers={"lower": {"motd": "hello\n", "notes": "leave me alone\n", "big": big(1_000_000)}},
         mistakes=(
-            nothing_at("upper/motd", "Only what is written through merged is copied up; reading copies nothing."),
+            nothing_at("upper/motd", "Only writing through merged copies a file up; reading copies nothing."),
             also_holds(
                 "motd",
-                rule="""Whatever is written is copied up, and whatever is made stays in the upper.
-                Remove what is too much from the upper itself: rm upper/...""",
+                rule="""Every file that is written is copied up, and every new file stays in the
+                upper. Remove the extra files from the upper itself: rm upper/...""",
             ),
-            is_a(Kind.WHITEOUT, "upper/motd", "You deleted motd: remove the whiteout from the upper, and write motd."),
+            is_a(Kind.WHITEOUT, "upper/motd", "You deleted motd. Remove the whiteout from the upper, and write motd."),
             same_data(
                 "lower/motd",
                 "upper/motd",
-                """A new mode or time copies a file up as well, but its text is
+                """Changing the mode or a time also copies a file up, but its text is
                 still the old one: echo ... > merged/motd""",
             ),
         ),
@@ -190,17 +191,17 @@ LABS: tuple[Lab, ...] = (
     ),
     Lab(
         name="whiteout",
-        summary="make a file of the lower vanish",
-        task="""Delete notes in merged. The lower must stay as it is, and the upper must hold one whiteout and nothing
-            else.""",
+        summary="make a file of the lower disappear",
+        task="""Delete notes in merged. The lower must stay as it is, and the upper must contain one whiteout and
+            nothing else.""",
         layers={"lower": {"motd": "hello\n", "notes": "delete me\n"}},
         mistakes=(
             _image_whiteout,
-            nothing_at("upper/notes", "So notes of the lower is still seen. Delete it in merged: rm merged/notes"),
-            is_a(Kind.FILE, "upper/notes", "An empty file is a file all the same, and is seen: rm merged/notes"),
+            nothing_at("upper/notes", "So notes of the lower is still visible. Delete it in merged: rm merged/notes"),
+            is_a(Kind.FILE, "upper/notes", "An empty file is still a file, and visible: rm merged/notes"),
             also_holds(
                 "notes",
-                rule="""A whiteout alone was asked for. If you renamed notes: a rename is a copy under
+                rule="""The task was a whiteout alone. If you renamed notes: a rename makes a copy with
                 the new name, and a whiteout for the old one.""",
             ),
         ),
@@ -210,24 +211,24 @@ LABS: tuple[Lab, ...] = (
     Lab(
         name="opaque",
         summary="replace a directory, so that nothing shows through",
-        task="""Replace the directory docs in merged by a new one that holds one file, three. Nothing of the old docs
-            may show through, and one mark must say so: upper/docs must be opaque.""",
+        task="""Replace the directory docs in merged with a new one that contains one file, three. Nothing of the old
+            docs may show through, and one mark must ensure that: upper/docs must be opaque.""",
         layers={"lower": {"docs/one": "1\n", "docs/two": "2\n"}},
         mistakes=(
-            nothing_at("upper/docs", "Remove docs in merged, and make it anew."),
-            is_a(Kind.WHITEOUT, "upper/docs", "docs is deleted, but not yet made again: mkdir merged/docs"),
+            nothing_at("upper/docs", "Remove docs in merged, and create it again."),
+            is_a(Kind.WHITEOUT, "upper/docs", "docs is deleted, but not created again yet: mkdir merged/docs"),
             _whiteouts_inside,
-            nothing_at("upper/docs/three", "Make the file: echo 3 > merged/docs/three"),
+            nothing_at("upper/docs/three", "Create the file: echo 3 > merged/docs/three"),
         ),
         goals=(checks.opaque("upper/docs"), checks.exactly("upper", "docs", "docs/three")),
-        solved="The new docs took the place of a whiteout, and was marked opaque: it merges with nothing below.",
+        solved="The new docs replaced a whiteout and was marked opaque, so it merges with nothing below.",
     ),
     Lab(
         name="undelete",
         summary="bring a deleted file back, without writing it",
-        task="""Somebody deleted report in merged. Bring it back without writing its text: in the end the upper must
-            say nothing about it. (overlayfs-demo umount merged takes the view away, should you want to work on the
-            upper itself.)""",
+        task="""Someone deleted report in merged. Bring it back without writing its text: in the end, the upper must
+            contain nothing for it. (If you want to work on the upper itself, overlayfs-demo umount merged unmounts
+            the view.)""",
         layers={"lower": {"report": big(200_000), "motd": "hello\n"}},
         before=("rm merged/report",),
         mistakes=(
@@ -235,21 +236,21 @@ LABS: tuple[Lab, ...] = (
                 Kind.WHITEOUT,
                 "upper/report",
                 """It still hides the report of the lower. merged does not show a
-                whiteout, so it must be removed from the upper itself: rm upper/report""",
+                whiteout, so remove it from the upper itself: rm upper/report""",
             ),
             is_a(
                 Kind.FILE,
                 "upper/report",
                 """That is a new file, with its bytes stored a second time. The lower still
-                has the report: take the new one out of the upper, rm upper/report, and nothing hides it.""",
+                has the report. Remove the new one from the upper, rm upper/report, and nothing hides it.""",
             ),
         ),
         goals=(checks.exactly("upper"),),
-        solved="The report was never gone: it was hidden. Without the whiteout it is seen again.",
+        solved="The report was never gone, only hidden. Without the whiteout it is visible again.",
     ),
     Lab(
         name="smallest-upper",
-        summary="make a script executable, for as few bytes as can be",
+        summary="make a script executable, using as few bytes as possible",
         task="""Make tools/run.sh executable in merged, with as few bytes in the upper as possible.""",
         layers={
             "lower": {
@@ -259,13 +260,13 @@ LABS: tuple[Lab, ...] = (
             }
         },
         mistakes=(
-            nothing_at("upper/tools/run.sh", "A new mode is kept with the file, so run.sh must be copied up: chmod +x"),
+            nothing_at("upper/tools/run.sh", "The mode is stored with the file, so run.sh must be copied up: chmod +x"),
             also_holds(
                 "tools",
                 "tools/run.sh",
                 rule="""chmod copies up every file whose mode it sets, with all its
                 data, so chmod -R on a big directory is expensive. Remove the others from the upper itself, and those
-                of the lower are seen again.""",
+                of the lower are visible again.""",
             ),
         ),
         goals=(
@@ -281,8 +282,8 @@ LABS: tuple[Lab, ...] = (
     Lab(
         name="rename",
         summary="move a directory, and find its redirect",
-        task="""Rename docs to papers in merged, without copying what is in it. Then find the extended attribute by
-            which upper/papers says where its files lie, and write its value into the file answer, beside merged.""",
+        task="""Rename docs to papers in merged, without copying its files. Then find the extended attribute of
+            upper/papers that says where its files are, and write its value into the file answer, beside merged.""",
         layers={"lower": {"docs/big": big(1_000_000), "docs/small": "little\n"}},
         redirects=True,
         mistakes=(
@@ -295,12 +296,12 @@ LABS: tuple[Lab, ...] = (
             checks.whiteout("upper/docs"),
             checks.exactly("upper", "docs", "papers"),
         ),
-        solved="A directory is renamed for the price of a mark: whoever looks into papers is led to docs below.",
+        solved="Renaming a directory costs one mark: a lookup in papers is redirected to docs below.",
     ),
     Lab(
         name="no-trace",
         summary="undo an edit, so that the upper is empty again",
-        task="""Somebody wrote into motd by mistake, and it was copied up. Undo it without a trace: merged must show
+        task="""Someone wrote into motd by mistake, and it was copied up. Undo it without a trace: merged must show
             the old text, and the upper must be empty.""",
         layers={"lower": {"motd": "hello\n"}},
         before=("echo 'written by mistake' >> merged/motd",),
@@ -308,14 +309,14 @@ LABS: tuple[Lab, ...] = (
             is_a(
                 Kind.WHITEOUT,
                 "upper/motd",
-                """rm in merged hides the file of the lower as well. The copy must be
-                removed from the upper itself, and so must the whiteout now: rm upper/motd""",
+                """rm in merged also hides the file of the lower. You should have removed the copy
+                from the upper itself; now remove the whiteout there: rm upper/motd""",
             ),
             same_data(
                 "lower/motd",
                 "upper/motd",
                 """The text is right again, but the copy stays in the upper, and
-                would hide the motd of a newer lower, too. Nothing in merged takes a copy back: rm upper/motd""",
+                would also hide the motd of a newer lower. Nothing you do in merged removes a copy: rm upper/motd""",
             ),
             is_a(Kind.FILE, "upper/motd", "The copy is still there, and hides the motd of the lower."),
         ),
@@ -324,29 +325,31 @@ LABS: tuple[Lab, ...] = (
     ),
     Lab(
         name="hard-link",
-        summary="write a file that has two names, so that it stays one",
+        summary="write to a file with two names, so that it stays one file",
         task="""one and two are two names of one file. Append a line to it in merged, so that both names show it, and
             the file is stored once in the upper.""",
         layers={"lower": {"one": "first line\n", "two": HardLink("one")}},
         mistakes=(
-            lambda stage: "" if stage.tree("upper") else "The upper is empty: nothing was written through merged yet.",
-            is_a(Kind.WHITEOUT, "upper/one", "one is deleted now, and no name of the file any more."),
-            is_a(Kind.WHITEOUT, "upper/two", "two is deleted now, and no name of the file any more."),
+            lambda stage: (
+                "" if stage.tree("upper") else "The upper is empty: nothing has been written through merged yet."
+            ),
+            is_a(Kind.WHITEOUT, "upper/one", "one has been deleted, so it is no longer a name of the file."),
+            is_a(Kind.WHITEOUT, "upper/two", "two has been deleted, so it is no longer a name of the file."),
             _parted,
         ),
-        goals=(Check("the upper has one copy, which the index knows, with a line more than before", _linked_copy),),
-        solved="The index in the work directory knows the copy as that file, so its other name leads to it, too.",
+        goals=(Check("the upper has one copy, recorded in the index, with one line more than before", _linked_copy),),
+        solved="The index in the work directory records the copy of that file, so its other name also leads to it.",
     ),
     Lab(
         name="shrink",
         summary="make an image that does not ship a deleted password",
-        task="""The image app:1.0 is loaded. One of its layers brings the file password, and a later one deletes it, so
+        task="""The image app:1.0 is loaded. One of its layers adds the file password, and a later one deletes it, so
             it still ships: overlayfs-demo ghosts app:1.0 shows it. Make an image app:clean that looks the same and
-            does not ship it. (overlayfs-demo create, commit, export and import may be of use; --help says how.)""",
+            does not ship it. (overlayfs-demo create, commit, export and import may help; see their --help.)""",
         prepare=_secret_image,
         before=("overlayfs-demo load app.tar",),
         mistakes=(_no_clean_image, _ships_secret),
         goals=(Check("app:clean has the file motd", lambda stage: any(_layers_with(stage, "motd"))),),
-        solved="A container's export is one flat tree: what is hidden is not in it, and neither is the history.",
+        solved="An exported container is one flat tree, without the files that layers hide and without the history.",
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.tour.scan import Entry, Kind, Tree
+from overlayfs_demo.tour.scan import Kind, ScanEntry, Tree
 from overlayfs_demo.ui.text import cut_end, human_size
 
 # The maximal number of characters in a line.
@@ -34,7 +34,7 @@ def picture(trees: Mapping[str, Tree]) -> list[str]:
     ]
 
 
-def _is_directory(entry: Entry | None) -> bool:
+def _is_directory(entry: ScanEntry | None) -> bool:
     return entry is not None and entry.kind is Kind.DIRECTORY
 
 
@@ -43,7 +43,7 @@ def _label(path: str, directory: bool) -> str:
     return "  " * len(above) + printable(name) + ("/" if directory else "")
 
 
-def _cell(entry: Entry | None) -> str:
+def _cell(entry: ScanEntry | None) -> str:
     if entry is None:
         return _ABSENT
     match entry.kind:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
 
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ScanEntry:
     """One name. `size` is in bytes, `digest` is the SHA-256 of a file, and `target` is that of a symbolic link.
 
     `opaque` and `redirect` are the overlay's marks of a directory, in either of the two xattr namespaces.
@@ -43,7 +43,7 @@ class Entry:
 
 
 # The entries by their paths, which are relative to the scanned directory.
-Tree = Mapping[str, Entry]
+Tree = Mapping[str, ScanEntry]
 
 
 def scan(top: Path) -> Tree:
@@ -60,13 +60,13 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def _entry(path: Path) -> Entry:
+def _entry(path: Path) -> ScanEntry:
     status = path.lstat()
     mode, mtime = stat.S_IMODE(status.st_mode), status.st_mtime_ns
     if is_whiteout(status):
-        return Entry(Kind.WHITEOUT, mode, mtime_ns=mtime)
+        return ScanEntry(Kind.WHITEOUT, mode, mtime_ns=mtime)
     if stat.S_ISDIR(status.st_mode):
-        return Entry(
+        return ScanEntry(
             Kind.DIRECTORY,
             mode,
             opaque=any(_mark(path, namespace.opaque) == "y" for namespace in (TRUSTED, USER)),
@@ -74,14 +74,14 @@ def _entry(path: Path) -> Entry:
             mtime_ns=mtime,
         )
     if stat.S_ISLNK(status.st_mode):
-        return Entry(Kind.SYMLINK, mode, target=os.readlink(path), mtime_ns=mtime)
+        return ScanEntry(Kind.SYMLINK, mode, target=os.readlink(path), mtime_ns=mtime)
     if stat.S_ISREG(status.st_mode):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Entry(Kind.FILE, mode, status.st_size, status.st_nlink, digest, mtime_ns=mtime)
-    return Entry(Kind.OTHER, mode, mtime_ns=mtime)
+        return ScanEntry(Kind.FILE, mode, status.st_size, status.st_nlink, digest, mtime_ns=mtime)
+    return ScanEntry(Kind.OTHER, mode, mtime_ns=mtime)
 
 
 def _mark(path: Path, name: str) -> str:
-    value = syscalls.get_xattr(os.fsencode(path), name)
+    value = xattr.get(os.fsencode(path), name)
     return "" if value is None else os.fsdecode(value)

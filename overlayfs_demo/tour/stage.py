@@ -26,7 +26,7 @@ from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
 
 # How long a command may take, and how much longer it may take when we are interrupted, in seconds.
-_PATIENCE, _LAST_WORDS = 300, 10
+_TIMEOUT, _LAST_WORDS = 300, 10
 _PACKAGE = Path(__file__).parents[2]
 _PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo.cli.build_layers"}
 # The directories of the programs and of the store, which `ls` does not show.
@@ -150,10 +150,10 @@ def _output(process: subprocess.Popen[bytes]) -> bytes:
     work, because a half-made mount could not be found and unmounted.
     """
     try:
-        return process.communicate(timeout=_PATIENCE)[0]
+        return process.communicate(timeout=_TIMEOUT)[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        raise OverlayError("a command does not end", f"it had {_PATIENCE} seconds") from None
+        raise OverlayError("a command did not finish", f"the limit is {_TIMEOUT} seconds") from None
     except BaseException:
         try:
             process.wait(_LAST_WORDS)

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
-from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow
+from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
 from overlayfs_demo.images.docker_archive import go_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.text import cut_end, human_size
@@ -190,22 +190,21 @@ def _layer_cells(row: HistoryRow, id_words: Callable[[str], str]) -> list[str]:
 
 
 def _counts(changes: Changes) -> list[str]:
-    return [str(one) for one in (changes.added, changes.changed, changes.deleted, changes.whiteouts)]
+    return [str(count) for count in (changes.added, changes.changed, changes.deleted, changes.whiteouts)]
 
 
 # --- images ----------------------------------------------------------------------------------------
 
 
-def images_table(rows: Iterable[ImageRow], now: float, digests: bool = False, trunc: bool = True) -> Table:
-    """`docker images`; `digests` is `--digests`, for which the rows were made, `trunc` False `--no-trunc`."""
-    header = ("REPOSITORY", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "CREATED", "SIZE")
+def images_table(rows: Iterable[ImageRow], now: float, trunc: bool = True) -> Table:
+    """`docker images`; `trunc` False is `--no-trunc`."""
+    header = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
     return Table(
         header,
         [
             [
                 row.repository,
                 row.tag,
-                *([row.digest] if digests else []),
                 short_id(row.id) if trunc else row.id,
                 _image_age(row, now) or "N/A",
                 human_size(row.size),
@@ -227,7 +226,7 @@ def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: 
                 "Containers": unknown,
                 "CreatedAt": _go_time(row.created, zone),
                 "CreatedSince": _image_age(row, now),
-                "Digest": row.digest,
+                "Digest": NONE,
                 "ID": short_id(row.id) if trunc else row.id,
                 "Repository": row.repository,
                 "SharedSize": unknown,
@@ -274,6 +273,9 @@ def _go_spelling(text: str) -> str:
     # Half a surrogate pair is no character to Go.
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     # Go leaves these as they are. Escaped, the value is the same, and no terminal acts on it.
-    text = "".join(_escaped(one) if unicodedata.category(one) in ("Cc", "Cf") and one != "\n" else one for one in text)
+    text = "".join(
+        _escaped(character) if unicodedata.category(character) in ("Cc", "Cf") and character != "\n" else character
+        for character in text
+    )
     # Backslashes are matched in pairs, so that the b of \\b is not taken for a part of \b.
     return re.sub(r"\\[\\bf]", lambda match: {r"\b": r"\u0008", r"\f": r"\u000c"}.get(match[0], match[0]), text)

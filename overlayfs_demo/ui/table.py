@@ -20,7 +20,7 @@ _HEADER_STYLE = "bold"
 # Cells that look the same in every column.
 _WORD_STYLES = {
     **dict.fromkeys(("<missing>", "<none>", "metadata only", "nothing", "Stopped", "-", "0", "0B"), "dim"),
-    "is seen": "green",
+    "visible": "green",
 }
 
 
@@ -68,11 +68,11 @@ def _lines(table: Table) -> Iterator[list[_Cell]]:
     for row in (table.header, *table.rows):
         line: list[_Cell] = []
         for cell, column_style in zip(row, column_styles, strict=True):
-            first, *others = (list(_cells(part, column_style)) for part in cell.split("\n"))
+            first, *rest = (list(_cells(part, column_style)) for part in cell.split("\n"))
             line += first
-            for other in others:
+            for following in rest:
                 yield line
-                line = other
+                line = following
         yield line
 
 

@@ -68,10 +68,10 @@ class _Bar(Progress):
         self._bars = bars
         self._task: rich_progress.TaskID | None = None
 
-    def step(self, what: str, size: int | None = None) -> None:
+    def step(self, title: str, size: int | None = None) -> None:
         if self._task is not None:
             self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(what, total=size)
+        self._task = self._bars.add_task(title, total=size)
 
     def advance(self, count: int) -> None:
         if self._task is not None:

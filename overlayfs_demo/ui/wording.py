@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import stat
-from collections.abc import Mapping
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.ui.text import cut_middle, human_size
 
-# Why a file was copied up or hidden, by the call that did it. A directory may be copied up for what is in it.
-_COPY_CAUSES = {
-    "open": "opened {} for writing",
-    "truncate": "cut {}",
-    "chmod": "changed the mode of {}",
-    "chown": "changed the owner of {}",
-    "utimensat": "set the times of {}",
-    "setxattr": "set an attribute of {}",
-    "removexattr": "removed an attribute of {}",
-    "link": "gave {} another name",
-    "rename": "renamed {}",
-    "unlink": "removed a name of {}",
+# Why a file was copied up, by the call that needed it in the upper.
+_COPY_REASONS = {
+    "open": "to write to it",
+    "truncate": "to truncate it",
+    "chmod": "to change its mode",
+    "chown": "to change its owner",
+    "utimensat": "to set its times",
+    "setxattr": "to set an attribute",
+    "removexattr": "to remove an attribute",
+    "link": "to give it another name",
+    "rename": "to rename it",
+    "unlink": "to remove one of its names",
 }
-_WHITEOUT_CAUSES = {"unlink": "removed {}", "rmdir": "removed directory {}", "rename": "renamed {} away"}
+# What a whiteout was created for, by the call that did it.
+_WHITEOUT_NAMES = {"unlink": "{}", "rmdir": "directory {}", "rename": "the old name {}"}
 # The call that an action is named by where that is not its own word. Another one is said beside the action.
 _OWN_CALLS = {Action.UTIMENS: "utimensat"}
 
@@ -36,7 +37,7 @@ def who(pid: int, name: str = "") -> str:
         return "kernel"
     # A process names itself, so its name is as little to be trusted as a file's. One that has gone, or is in another
     # PID namespace, has none.
-    return f"{printable(name or syscalls.command_name(pid)) or 'process'}[{pid}]"
+    return f"{printable(name or proc.command_name(pid)) or 'process'}[{pid}]"
 
 
 def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
@@ -44,14 +45,10 @@ def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
 
     Paths longer than `longest` characters are cut.
     """
-    path, detail = printable(event.path), printable(event.detail)
+    path, detail = printable(event.path), printable(_place(event))
     if longest is not None:
         path, detail = cut_middle(path, longest), cut_middle(detail, longest)
     return f"{who(event.pid, name)} {_what(event, path, detail)}"
-
-
-def _cause(causes: Mapping[str, str], event: Event, path: str) -> str:
-    return causes[event.call].format(path) if event.call in causes else f"changed {path}{_aside(event)}"
 
 
 def _aside(event: Event) -> str:
@@ -59,50 +56,64 @@ def _aside(event: Event) -> str:
     return f" ({printable(event.call)})" if event.call not in ("", usual) else ""
 
 
-def _copied_up(event: Event, path: str, layer: str) -> str:
-    if event.detail == "directory":
-        return f"needed directory {path} in the upper{_aside(event)}: copied it up from {layer}, without what is in it"
-    return f"{_cause(_COPY_CAUSES, event, path)}: copied {human_size(event.size)} up from {layer}"
+def _place(event: Event) -> str:
+    """The detail; for a redirect the absolute path that it leads to, because a bare name is one beside the path."""
+    if event.action is not Action.REDIRECT:
+        return event.detail
+    return os.path.join(os.path.dirname(os.fsdecode(event.path)), event.detail)
+
+
+def _copy(event: Event, path: str, layer: str) -> str:
+    """The copy-up of a file: which, how much, from where and why."""
+    reason = f" {_COPY_REASONS[event.call]}" if event.call in _COPY_REASONS else _aside(event)
+    return f"{path} ({human_size(event.size)}) from {layer}{reason}"
+
+
+def _whiteout(event: Event, path: str, layer: str) -> str:
+    name = _WHITEOUT_NAMES[event.call].format(path) if event.call in _WHITEOUT_NAMES else f"{path}{_aside(event)}"
+    return f"created whiteout for {name}, hiding the one in {layer}"
 
 
 def _what(event: Event, path: str, detail: str) -> str:
     layer = printable(event.layer)
     if event.action is Action.COPY_UP:
-        return _copied_up(event, path, layer)
+        if event.detail == "directory":
+            return f"copied up directory {path} (itself only) from {layer}"
+        return f"copied up {_copy(event, path, layer)}"
     if event.action is Action.WHITEOUT:
-        return f"{_cause(_WHITEOUT_CAUSES, event, path)}: left a whiteout, hiding the one in {layer}"
-    size = human_size(event.size)
+        return _whiteout(event, path, layer)
     if event.action is Action.WARN:
-        return f"{_cause(_COPY_CAUSES, event, path)}: copying {size} up from {layer} is over {detail}"
+        return f"exceeded {detail}: copy-up of {_copy(event, path, layer)}"
     if event.action is Action.REFUSE:
-        return f"may not copy {path} up from {layer}{_aside(event)}: {size} is over {detail}"
-    return _changed(event.action, path, detail, size) + _aside(event)
+        return f"was refused copy-up of {_copy(event, path, layer)}: over {detail}"
+    return _changed(event, path, detail) + _aside(event)
 
 
-def _changed(action: Action, path: str, detail: str, size: str) -> str:
+def _changed(event: Event, path: str, detail: str) -> str:
+    size = human_size(event.size)
     phrases = {
         Action.CREATE: f"created {path} in the upper",
-        Action.TMPFILE: f"made a file without a name for {path} in the upper's filesystem",
-        Action.MKDIR: f"made directory {path} in the upper",
-        Action.MKNOD: f"made special file {path} in the upper",
-        Action.SYMLINK: f"made symbolic link {path} -> {detail} in the upper",
-        Action.LINK: f"gave a file in the upper the name {path}",
-        Action.UNLINK: f"removed {path}, which only the upper had",
-        Action.RMDIR: f"removed directory {path}, which only the upper had",
+        Action.TMPFILE: f"created an unnamed file for {path} in the upper",
+        Action.MKDIR: f"created directory {path} in the upper",
+        Action.MKNOD: f"created special file {path} in the upper",
+        Action.SYMLINK: f"created symbolic link {path} -> {detail} in the upper",
+        Action.LINK: f"created hard link {path} in the upper",
+        Action.UNLINK: f"removed {path} from the upper, no whiteout needed",
+        Action.RMDIR: f"removed directory {path} from the upper, no whiteout needed",
         Action.RENAME: f"renamed {path} to {detail} in the upper",
         Action.EXCHANGE: f"exchanged {path} and {detail} in the upper",
         Action.OPAQUE: f"marked {path} opaque: nothing below shows through",
-        Action.REDIRECT: f"noted in {path} that its lower part is called {detail}",
+        Action.REDIRECT: f"set a redirect on {path}: its lower files are in {detail}",
         Action.WRITE: f"wrote {size} to {path} in the upper",
-        Action.FALLOCATE: f"changed the allocation of {size} of {path} in the upper",
-        Action.TRUNCATE: f"cut {path} to {size} in the upper",
+        Action.FALLOCATE: f"changed the allocation of {path} ({size}) in the upper",
+        Action.TRUNCATE: f"truncated {path} to {size}" if event.size else f"truncated {path}",
         Action.CHMOD: f"set the mode of {path} to {detail} in the upper",
         Action.CHOWN: f"set the owner of {path} to {detail} in the upper",
         Action.UTIMENS: f"set the times of {path} in the upper",
-        Action.SETXATTR: f"set {detail} of {path} in the upper",
-        Action.REMOVEXATTR: f"removed {detail} of {path} in the upper",
+        Action.SETXATTR: f"set {detail} on {path} in the upper",
+        Action.REMOVEXATTR: f"removed {detail} from {path} in the upper",
     }
-    return phrases[action]
+    return phrases[event.action]
 
 
 # --- what a layer says about a path ----------------------------------------------------------------
@@ -121,7 +132,7 @@ def said(one: Statement, path: bytes) -> str:
 def outcome(one: Statement, path: bytes) -> str:
     """What becomes of what a layer says about `path`: is it seen, or what hides it? "" if it says nothing."""
     if one.wins:
-        return "is seen"
+        return "visible"
     if not one.hidden_by:
         return ""
     at = "" if one.hidden_at == path else f", at {printable(one.hidden_at)}"

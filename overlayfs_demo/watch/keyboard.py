@@ -1,4 +1,4 @@
-"""Single key presses from the terminal, without echo; afterwards the terminal is as it was."""
+"""Single key presses from the terminal, without echo."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOCAL, _CONTROL = 3, 6  # Where termios.tcgetattr has what termios(3) calls c_lflag and c_cc.
+_LOCAL, _CONTROL = 3, 6  # The places of c_lflag and c_cc, see termios(3), in the list of termios.tcgetattr.
 
 
 @contextmanager
 def keys() -> Iterator[int | None]:
-    """While inside, each key can be read at once from the descriptor that is given, and is not shown.
+    """Give a descriptor from which each key can be read at once, without echo; None if stdin is not a terminal.
 
-    None if stdin is no terminal. Ctrl-C interrupts as ever; Ctrl-Z does nothing, for a stopped program could not
-    give the screen back.
+    Afterwards the terminal is as it was. Ctrl-C interrupts as usual. Ctrl-Z does nothing, because a stopped program
+    could not give the screen back.
     """
     if not sys.stdin.isatty():
         yield None
@@ -28,7 +28,7 @@ def keys() -> Iterator[int | None]:
     changed[_LOCAL] &= ~(termios.ICANON | termios.ECHO)
     changed[_CONTROL][termios.VSUSP] = b"\0"  # _POSIX_VDISABLE
     try:
-        # Not TCSAFLUSH: what was typed before may be meant for us.
+        # Not TCSAFLUSH, because keys typed earlier may be meant for us.
         termios.tcsetattr(fd, termios.TCSADRAIN, changed)
         yield fd
     finally:
@@ -36,7 +36,7 @@ def keys() -> Iterator[int | None]:
 
 
 def pressed(fd: int) -> str | None:
-    """The keys that wait, as characters (an arrow is several), None if there is none; "" if the terminal has gone."""
+    """Return the keys that wait, as characters (an arrow is several); None without any, "" if the terminal has gone."""
     if not select.select([fd], [], [], 0)[0]:
         return None
     return os.read(fd, 1024).decode(errors="replace")

@@ -18,9 +18,9 @@ from overlayfs_demo.watch.keyboard import keys, pressed
 from overlayfs_demo.watch.screen import drawing
 from overlayfs_demo.watch.state import State
 
-# How long to wait for an update, and for more that come together with it, in seconds.
+# In seconds: how long to wait for an update, and for others that follow it at once.
 _IDLE, _TOGETHER = 0.2, 0.05
-# The upper is walked again after so many seconds at the earliest, and walking takes at most this share of the time.
+# The upper is walked again after this many seconds at the earliest, and walking takes at most this share of the time.
 _WALK_INTERVAL = 1.0
 _WALK_SHARE = 0.2
 
@@ -33,13 +33,13 @@ def show(
     *,
     walk: bool,
 ) -> tuple[Mapping[str, int], bool]:
-    """Show what comes over an attached connection, until `q` is pressed or the mount ends.
+    """Show the updates of an attached connection, until `q` is pressed or the mount ends.
 
     `layers` are from the top down; `walk`: count what is in them. Returns the view's counters of requests, and whether
     the mount has ended. Events that are not wanted are only counted. The terminal is left as it was, whatever happens.
     Raises MountError.
     """
-    # A terminal in another encoding gets question marks.
+    # On a terminal with another encoding, question marks replace what it cannot show.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     walker = _Walker(layers, walk=walk)
     console = Console(file=sys.stdout)
@@ -50,7 +50,7 @@ def show(
         state = State(mountpoint, has_keys=fd is not None)
         before: tuple[object, ...] = ()
         while True:
-            # Also if select(2) saw nothing: the connection may have buffered more than one update.
+            # Even if select(2) saw nothing, because the connection may have buffered more than one update.
             if not _take(connection, state, walker, is_wanted):
                 return state.asked, True
             now = (state.scene(walker.facts()), console.size)
@@ -63,7 +63,7 @@ def show(
 
 
 def _take(connection: Connection, state: State, walker: _Walker, is_wanted: Callable[[Update], bool]) -> bool:
-    """Take in what has come, and what comes within a moment: many events make few pictures. False at the end."""
+    """Take in all updates of a moment, so that many events make few pictures; return False at the end."""
     until = time.monotonic() + _TOGETHER
     try:
         while (update := connection.receive(max(until - time.monotonic(), 0))) is not None:
@@ -78,7 +78,7 @@ def _take(connection: Connection, state: State, walker: _Walker, is_wanted: Call
 
 
 def _press(typed: str | None, state: State) -> bool:
-    """Act on the keys that were typed, if any; False if one of them quits."""
+    """Act on the keys that were typed; return False if one of them quits."""
     for key in typed or "":
         if key == "q":
             return False
@@ -87,7 +87,7 @@ def _press(typed: str | None, state: State) -> bool:
 
 
 class _Walker:
-    """Walks the layers in its own thread: each once, and the upper again after changes."""
+    """Thread that walks the layers: each once, and the upper again after changes."""
 
     def __init__(self, layers: Sequence[LayerFacts], *, walk: bool) -> None:
         self._facts = list(layers)
@@ -96,11 +96,11 @@ class _Walker:
             threading.Thread(target=self._run, name="walker", daemon=True).start()
 
     def facts(self) -> tuple[LayerFacts, ...]:
-        """What is known now, from the top down."""
+        """Return what is known now, from the top layer down."""
         return tuple(self._facts)
 
     def note(self) -> None:
-        """The upper has changed."""
+        """Note that the upper has changed."""
         self._changed.set()
 
     def _run(self) -> None:

@@ -21,11 +21,11 @@ from overlayfs_demo.mounts.layer_facts import UPPER, Count, LayerFacts
 from overlayfs_demo.ui.text import cut_middle, human_size, plural
 from overlayfs_demo.watch.state import Line, Scene
 
-# From how many columns on the stack stands beside the sentences, and not above them.
+# On a terminal with at least this many columns, the stack is beside the sentences, otherwise above them.
 _WIDE = 70
-# Rows of a box that tells all, and of one without a row of its own for what made the layer.
+# Rows of a full box, and of one without a separate row for the step that made the layer.
 _TALL, _LOW = 4, 3
-# Rows above and below, and at most for one sentence.
+# Rows above and below the sentences, and at most for each sentence.
 _FRAME = 3
 _LONGEST_SENTENCE = 4
 
@@ -33,7 +33,7 @@ _COLOURS = {Action.COPY_UP: "cyan", Action.WHITEOUT: "red", Action.OPAQUE: "red"
 
 
 def drawing(scene: Scene) -> RenderableType:
-    """The picture of a scene; it takes the whole of the terminal it is printed on."""
+    """The picture of a scene, which fills the terminal that it is printed on."""
     return _Drawing(scene)
 
 
@@ -69,16 +69,16 @@ class _Drawing:
     def _foot(self) -> RenderableType:
         scene = self._scene
         if not scene.has_keys:
-            return _row("Ctrl-C ends", "dim")
-        keys = f"   f shows: {scene.choice.value}   c clears   q quits"
+            return _row("Ctrl-C to quit", "dim")
+        keys = f"   f show: {scene.choice.value}   c clear   q quit"
         if scene.unseen is None:
-            return _row("p pauses" + keys)
-        return _row("").append(f"paused, {scene.unseen} more", "bold yellow").append("   p goes on" + keys)
+            return _row("p pause" + keys)
+        return _row("").append(f"paused, {scene.unseen} more", "bold yellow").append("   p resume" + keys)
 
     # --- the sentences ---
 
     def _sentences(self, console: Console, width: int, rows: int) -> list[Text]:
-        """The rows of the newest sentences, the newest last."""
+        """Return the rows of the newest sentences, the newest last."""
         shown: list[Text] = []
         for line in reversed(self._scene.lines):
             if len(shown) >= rows:
@@ -89,7 +89,7 @@ class _Drawing:
     # --- the stack ---
 
     def _stack(self, rows: int, width: int) -> list[RenderableType]:
-        """The boxes that fit, and how many are left out where."""
+        """Return the boxes that fit, and notes where boxes are left out."""
         boxes, lit = self._scene.boxes, self._scene.lit
         height = _TALL if len(boxes) * _TALL <= rows else _LOW
         shown = visible(len(boxes), [at for at, layer in enumerate(boxes) if layer.label in lit], rows, height)
@@ -105,8 +105,10 @@ class _Drawing:
 
 
 def visible(count: int, lit: Sequence[int], rows: int, height: int) -> list[int]:
-    """Which of `count` boxes of that height are drawn in so many rows, with a row for each gap: the first, those
-    that are lit, and then the topmost."""
+    """Return which of `count` boxes of this height fit in so many rows, with a row for each gap.
+
+    The first one comes first, then those that are lit, then the topmost.
+    """
     chosen: list[int] = []
     for at in dict.fromkeys([*range(min(count, 1)), *lit, *range(count)]):
         more = sorted([*chosen, at])
@@ -146,12 +148,12 @@ def _sentence(line: Line, width: int) -> Text:
 
 
 def _row(words: str, style: str = "") -> Text:
-    """One row, however narrow the terminal is."""
+    """Return one row, however narrow the terminal is."""
     return Text(words, style, no_wrap=True, overflow="ellipsis")
 
 
-def _filled(console: Console, options: ConsoleOptions, what: RenderableType, rows: int) -> RenderableType:
-    """Exactly so many rows of it."""
-    lines = console.render_lines(what, options.update(height=None), pad=True)
+def _filled(console: Console, options: ConsoleOptions, content: RenderableType, rows: int) -> RenderableType:
+    """Return the content, cut or filled to exactly this many rows."""
+    lines = console.render_lines(content, options.update(height=None), pad=True)
     shaped = Segment.set_shape(lines, options.max_width, rows)
     return Segments([segment for line in shaped for segment in (*line, Segment.line())])

@@ -1,4 +1,4 @@
-"""What a watcher knows about a view, and what of it is shown."""
+"""The state of a watcher: what it knows about a view, and the part that is shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _QUESTIONS = {
 
 
 def counted(asked: Mapping[str, int]) -> str:
-    """How many questions of which kind were answered: `120 lookups, 14 stats`; "" if none was."""
+    """Return the numbers of answered questions by kind, such as `120 lookups, 14 stats`; "" if there were none."""
     numbers = {word: sum(asked.get(name, 0) for name in names) for word, names in _QUESTIONS.items()}
     return ", ".join(plural(number, word) for word, number in numbers.items() if number)
 
@@ -44,14 +44,14 @@ class Choice(enum.Enum):
     NO_WRITES = "all but writes"
 
     def takes(self, line: Line) -> bool:
-        """Whether a line is shown."""
+        """Return whether a line is shown."""
         if line.event is None or self is Choice.ALL:
             return True
         wanted = line.event.action in (Action.COPY_UP, Action.WHITEOUT)
         return wanted if self is Choice.COPY_ON_WRITE else not line.is_write
 
     def following(self) -> Choice:
-        """The choice after this one, in a circle."""
+        """Return the next choice; the first follows the last."""
         choices = list(Choice)
         return choices[(choices.index(self) + 1) % len(choices)]
 
@@ -66,24 +66,24 @@ class Line:
 
     @classmethod
     def of(cls, update: Happened | Dropped) -> Line:
-        """The sentence for what a daemon sent."""
+        """Return the line for an update of a daemon."""
         if isinstance(update, Dropped):
             return cls(None, missing=update.count)
         return cls(update.event, update.who)
 
     @property
     def is_write(self) -> bool:
-        """Whether it is about written data."""
+        """Whether the event is a write."""
         return self.event is not None and self.event.action is Action.WRITE
 
     def words(self, longest: int | None = None) -> str:
-        """The sentence. Paths longer than `longest` characters are cut in the middle."""
+        """Return the sentence. Paths longer than `longest` characters are cut in the middle."""
         if self.event is None:
-            return f"{plural(self.missing, 'more event')} came faster than they could be told"
+            return f"{plural(self.missing, 'more event')} came faster than they could be shown"
         return sentence(self.event, self.who, longest)
 
     def joined(self, later: Line) -> Line | None:
-        """One line for both if both are writes of one process to one file, else None."""
+        """Return one line for both if both are writes of one process to one file, else None."""
         earlier, event = self.event, later.event
         if earlier is None or event is None or not earlier.action is event.action is Action.WRITE:
             return None
@@ -101,20 +101,23 @@ class Totals:
     whiteouts: int = 0
 
     def plus(self, event: Event) -> Totals:
-        """With one more event."""
+        """Return the totals after one more event."""
         copied, hidden = event.action is Action.COPY_UP, event.action is Action.WHITEOUT
         return Totals(self.copy_ups + copied, self.size + event.size * copied, self.whiteouts + hidden)
 
     def words(self) -> str:
-        """For the line of counters."""
+        """Return the text for the line of counters."""
         copies = plural(self.copy_ups, "copy-up")
         return f"{copies} ({human_size(self.size)}), {plural(self.whiteouts, 'whiteout')}"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that one picture shows. `boxes` are the layers from the top down, and `lit` the labels of those just
-    touched; `lines` end with the newest. `unseen` is how many came since the pause, None without one."""
+    """Everything that one picture shows.
+
+    `boxes` are the layers from the top down, and `lit` the labels of those just touched; `lines` end with the newest.
+    `unseen` is how many lines came since the pause; None without a pause.
+    """
 
     mountpoint: str
     boxes: Sequence[LayerFacts]
@@ -128,7 +131,7 @@ class Scene:
 
 
 class State:
-    """What a watcher knows, as it grows. For one thread."""
+    """The growing state of a watcher. Not thread-safe."""
 
     def __init__(self, mountpoint: str, *, has_keys: bool) -> None:
         self._mountpoint = mountpoint
@@ -142,7 +145,7 @@ class State:
         self.asked: Mapping[str, int] = {}
 
     def take(self, update: Update, *, shown: bool) -> None:
-        """Take in what a daemon sent; `shown`: an event also becomes a sentence."""
+        """Take in an update; if `shown`, an event also becomes a sentence."""
         if isinstance(update, Counters):
             self.asked = update.counts
             return
@@ -176,7 +179,7 @@ class State:
                 self._paused, self._unseen = (), 0
 
     def scene(self, boxes: Sequence[LayerFacts]) -> Scene:
-        """What is to be shown now."""
+        """Return the scene to show now."""
         now = time.monotonic()
         lines = self._lines if self._paused is None else self._paused
         return Scene(

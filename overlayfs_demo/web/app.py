@@ -1,4 +1,4 @@
-"""The addresses that the server answers, all of them read-only."""
+"""The web application: the addresses that the server answers, all of them read-only."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from overlayfs_demo.web.upper_content import upper_content
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What is live on a page of a mounted view: where it is mounted, and where its daemon is asked."""
+class LiveView:
+    """A mounted view, whose page is live: its mount point and its daemon's socket."""
 
     mountpoint: str
     socket: Path
@@ -36,16 +36,16 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served: the layers, the page that they make (made again each time), and the view, if it is one."""
+    """What is served: the layers, a function that makes their page for each request, and the view if it is mounted."""
 
     subject: Subject
     page: Callable[[], Page]
-    view: View | None
+    view: LiveView | None
     stopping: Callable[[], bool]
 
 
 def application(served: Served, host: str, token: str | None) -> ASGIApp:
-    """The server's application, for requests that name `host` or this machine and show the token, if there is one."""
+    """Return the server's application, for requests that name `host` or this machine and show the token, if any."""
     routes = _Routes(served)
     return Guard(
         Starlette(
@@ -66,14 +66,14 @@ def application(served: Served, host: str, token: str | None) -> ASGIApp:
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
-    """The answer where a path is not valid or not there, a layer cannot be read, or the view has ended."""
+    """Return the answer if a path is not valid or does not exist, a layer cannot be read, or the view has ended."""
     status = 400 if isinstance(error, UsageError) else 404 if isinstance(error, FileNotFoundError) else 503
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     return PlainTextResponse(text.encode("utf-8", "backslashreplace"), status)
 
 
 def _argument(request: Request, name: str) -> bytes:
-    """A query argument as bytes, of which any may be in a path; Starlette would take them for UTF-8."""
+    """Return a query argument as bytes. A path may hold any bytes, and Starlette would decode them as UTF-8."""
     for pair in request.scope["query_string"].split(b"&"):
         key, _, value = pair.partition(b"=")
         if key == name.encode():
@@ -82,7 +82,7 @@ def _argument(request: Request, name: str) -> bytes:
 
 
 class _Routes:
-    """The answers. Those that are not coroutines run in threads."""
+    """The answer to each address. Methods that are not coroutines run in threads."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -115,13 +115,13 @@ class _Routes:
     def upper(self, _request: Request) -> Response:
         upper = next((layer for layer in self._served.subject.layers if layer.key == UPPER), None)
         if upper is None:
-            raise FileNotFoundError("there is no upper here")
+            raise FileNotFoundError("this view has no upper")
         return HTMLResponse(html("upper.html", upper=upper_content(upper.directory)))
 
     async def events(self, _request: Request) -> Response:
         view = self._served.view
         if view is None:
-            return PlainTextResponse("nothing happens in an image", 404)
+            return PlainTextResponse("an image has no events", 404)
         if self._threads.available_tokens < 1:
             return PlainTextResponse(f"{live.MOST_PAGES} pages are open: close one", 503)
         stream = live.Stream(self._served.subject, view.mountpoint, view.socket, self._threads, self._served.stopping)

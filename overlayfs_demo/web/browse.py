@@ -1,4 +1,4 @@
-"""The names in a directory of the stack, also those that a layer hides, and the search for names."""
+"""The names in a directory of the stack, including those that a layer hides, and the search for names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from overlayfs_demo.errors import printable
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, is_directory, key_of
 
-# Names of one directory that are shown.
+# How many names of one directory are shown.
 MOST_NAMES = 5000
 MOST_FOUND = 100
-# Names that a search looks at.
+# How many names a search looks at.
 _MOST_WALKED = 200_000
 
 
@@ -43,7 +43,7 @@ class Listing:
 
 
 def listing(subject: Subject, ask: Ask, path: bytes) -> Listing:
-    """What is, or was, in a directory, whose path is checked. Raises OverlayError, FileNotFoundError, OSError."""
+    """Return what is or was in a directory, whose path is checked. Raises OverlayError, FileNotFoundError, OSError."""
     statements = ask(path).statements
     if path != b"/" and not any(map(is_directory, statements)):
         raise FileNotFoundError(f"no layer has a directory {printable(path)}")
@@ -58,7 +58,7 @@ def listing(subject: Subject, ask: Ask, path: bytes) -> Listing:
 
 
 def _names(layer: LayerRoot, directory: bytes) -> set[bytes]:
-    """Every name in a directory of a layer, whiteouts too."""
+    """Return every name in a directory of a layer, including whiteouts."""
     fd = layer.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return {os.fsencode(name) for name in os.listdir(fd)}
@@ -67,7 +67,7 @@ def _names(layer: LayerRoot, directory: bytes) -> set[bytes]:
 
 
 def row(subject: Subject, ask: Ask, path: bytes) -> Row | None:
-    """The row of one path; None if no layer has anything there."""
+    """Return the row of one path; None if no layer has anything there."""
     statements = ask(path).statements
     having = [
         (depth, statement, statement.mode)
@@ -107,7 +107,7 @@ def _kind(mode: int) -> str:
 
 
 def search(subject: Subject, ask: Ask, words: str) -> Listing:
-    """The paths whose printable text has `words` in it, whatever the case. Raises OverlayError, OSError."""
+    """Return the paths whose printable text contains `words`, ignoring case. Raises OverlayError, OSError."""
     wanted = words.casefold()
     rows: dict[bytes, Row] = {}
     for number, path in enumerate(_walk(subject)):
@@ -119,7 +119,7 @@ def search(subject: Subject, ask: Ask, words: str) -> Listing:
 
 
 def _walk(subject: Subject) -> Iterator[bytes]:
-    """The paths of every layer, as they are stored there; links are not followed."""
+    """Yield the paths of every layer, as they are stored there. Links are not followed."""
     for layer in subject.layers:
         root = os.fsencode(layer.directory)
         for above, directories, files in os.walk(root):

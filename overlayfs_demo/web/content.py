@@ -1,6 +1,6 @@
-"""What became of one file: what does each layer say, which versions are there, and how do they differ?
+"""The story of one file: what each layer says about it, its versions, and how they differ.
 
-Names and contents are hostile: whatever is no plain text is escaped here, and a template escapes the rest.
+Names and contents are hostile. Characters that are not plain text are escaped here, and a template escapes HTML.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from overlayfs_demo.ui.text_diff import text_lines, unified
 from overlayfs_demo.ui.wording import outcome, said
 from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, key_of
 
-# A text is shown, and compared, up to so many bytes.
+# How many bytes of a text are shown and compared.
 MOST_TEXT = 64 * 1024
-_DUMPED = 256  # bytes of what is no text
+_DUMPED = 256  # bytes of a file that is not a text
 _DIFF_CLASSES = {"+": "added", "-": "deleted", "@": "place"}
 
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """One layer's say, in words: `key` and `name` are the layer's, `state` is "seen", "hidden", "deleted" or ""."""
+    """A layer's statement in words. `key` and `name` are the layer's; `state` is "seen", "hidden", "deleted" or ""."""
 
     key: str
     name: str
@@ -38,7 +38,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """The file as one layer has it: its text (or a dump of its first bytes), and a note on what is not shown."""
+    """The file as one layer has it: its text (or a dump of its first bytes), and a note about what is not shown."""
 
     key: str
     name: str
@@ -51,7 +51,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two versions that follow each other: each line with its class, "added", "deleted", "place" or ""."""
+    """Two successive versions, compared: each line has its class, "added", "deleted", "place" or ""."""
 
     before: str
     after: str
@@ -61,7 +61,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All about one path; versions and comparisons are from the top down."""
+    """Everything about one path. Versions and comparisons go from the top layer down."""
 
     path: str
     key: str
@@ -72,78 +72,85 @@ class Story:
 
 
 def story(subject: Subject, ask: Ask, path: bytes) -> Story:
-    """All about a path, which is checked. Raises OverlayError, OSError; FileNotFoundError if no layer knows it."""
-    explanation = ask(path)
-    if path != b"/" and all(one.mode is None and not one.deleted_at for one in explanation.statements):
+    """Return the story of a path that has been checked.
+
+    Raises OverlayError, OSError, and FileNotFoundError if no layer knows the path.
+    """
+    provenance = ask(path)
+    if path != b"/" and all(statement.mode is None and not statement.deleted_at for statement in provenance.statements):
         raise FileNotFoundError(f"no layer has {printable(path)}")
-    known = list(zip(subject.layers, explanation.statements, strict=False))
-    versions = tuple(_version(layer, one) for layer, one in known if one.mode is not None and stat.S_ISREG(one.mode))
-    words = tuple(_say(layer, one, path) for layer, one in known)
+    known = list(zip(subject.layers, provenance.statements, strict=False))
+    versions = tuple(
+        _version(layer, statement)
+        for layer, statement in known
+        if statement.mode is not None and stat.S_ISREG(statement.mode)
+    )
+    words = tuple(_say(layer, statement, path) for layer, statement in known)
     return Story(
         printable(path),
         key_of(path),
-        explanation.why,
+        provenance.why,
         words,
         versions,
         tuple(_compared(old, new) for new, old in pairwise(versions)),
     )
 
 
-def _say(layer: LayerRoot, one: Statement, path: bytes) -> Say:
-    states = ((one.wins, "seen"), (bool(one.deleted_at), "deleted"), (bool(one.hidden_by), "hidden"))
+def _say(layer: LayerRoot, statement: Statement, path: bytes) -> Say:
+    states = ((statement.wins, "seen"), (bool(statement.deleted_at), "deleted"), (bool(statement.hidden_by), "hidden"))
     return Say(
         layer.key,
         layer.name,
         printable(layer.title),
-        said(one, path),
-        outcome(one, path),
+        said(statement, path),
+        outcome(statement, path),
         next((state for holds, state in states if holds), ""),
     )
 
 
-def _version(layer: LayerRoot, one: Statement) -> Version:
-    size = one.size or 0
+def _version(layer: LayerRoot, statement: Statement) -> Version:
+    size = statement.size or 0
     text, note, lines = "", "", None
-    if one.says is Says.METACOPY:
-        note = "Owner, mode and times only: its data is in a layer below."
+    if statement.says is Says.METACOPY:
+        note = "Owner, mode and times only; the data is in a layer below."
     else:
         try:
-            data = _read(layer, one.stored_at, MOST_TEXT)
+            data = _read(layer, statement.stored_at, MOST_TEXT)
         except OSError as error:
-            note = f"It cannot be read: {error.strerror}."
+            note = f"Cannot be read: {error.strerror}."
         else:
             text, note, lines = _shown(data, size)
-    return Version(layer.key, layer.name, human_size(size), one.wins, text, note, lines)
+    return Version(layer.key, layer.name, human_size(size), statement.wins, text, note, lines)
 
 
 def _read(layer: LayerRoot, path: bytes, most: int) -> bytes:
     fd = layer.open(path, os.O_RDONLY)
     with os.fdopen(fd, "rb") as file:
-        # It may be another file since it was asked about.
+        # Another file may have taken its place since the layer was asked.
         return file.read(most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 def _shown(data: bytes, size: int) -> tuple[str, str, tuple[str, ...] | None]:
-    """The text, a note, and the lines if these are all of them."""
+    """Return the text, a note, and its lines (None unless these are all the lines of a text)."""
     whole = len(data) >= size
-    # The cut may have gone through a character.
+    # The end may be in the middle of a character.
     lines = text_lines(data) if whole else text_lines(data[: data.rfind(b"\n") + 1] or data)
     if lines is None:
-        beginning = f", of which the first {_DUMPED} are shown" if size > _DUMPED else ""
-        return _dump(data[:_DUMPED]), f"No text: {plural(size, 'byte')}{beginning}.", None
+        beginning = f", the first {_DUMPED} are shown" if size > _DUMPED else ""
+        return _dump(data[:_DUMPED]), f"Not text: {plural(size, 'byte')}{beginning}.", None
     safe = tuple(map(_plain, lines))
     if whole:
-        return "".join(safe), "" if size else "An empty file.", safe
-    return "".join(safe), f"Only the beginning is shown, of {human_size(size)}.", None
+        return "".join(safe), "" if size else "Empty file.", safe
+    return "".join(safe), f"Only the beginning of {human_size(size)} is shown.", None
 
 
 def _plain(line: str) -> str:
-    """A line without what would act on who reads it: control characters, and marks that turn the direction."""
+    """Return a line with control characters and bidirectional marks escaped: these could mislead a reader."""
     return printable(line, keep="\t\n")
 
 
 def _dump(data: bytes) -> str:
-    """Bytes as hexdump -C has them."""
+    """Return bytes as hexdump -C shows them."""
     lines = []
     for offset in range(0, len(data), 16):
         piece = data[offset : offset + 16]
@@ -155,7 +162,7 @@ def _dump(data: bytes) -> str:
 def _compared(old: Version, new: Version) -> Comparison:
     if old.lines is None or new.lines is None:
         same = old.text == new.text and old.size == new.size
-        note = "They cannot be compared line by line." if not same else "What is shown of them is the same."
+        note = "These versions cannot be compared line by line." if not same else "The parts shown are the same."
         return Comparison(old.name, new.name, (), note)
     lines = [(_DIFF_CLASSES.get(line[0], ""), line) for line in unified(old.lines, new.lines, old.name, new.name)[2:]]
-    return Comparison(old.name, new.name, tuple(lines), "" if lines else "The same text: only metadata differs.")
+    return Comparison(old.name, new.name, tuple(lines), "" if lines else "Same text; only metadata differs.")

@@ -1,9 +1,9 @@
-"""Who may ask the server, and what may its pages do?
+"""The guard in front of the application, which says who may ask the server and what its pages may do.
 
-A page of somebody else could let its own name mean 127.0.0.1 and so read ours (DNS rebinding); therefore requests
-must name this machine as a person would. Nor is everybody who reaches the port a friend, so they show a token, see
-`access`. And whatever a file's name or content smuggled into a page, the browser runs no script but ours and loads
-nothing from elsewhere.
+A foreign page could make its own name mean 127.0.0.1 and then read ours (DNS rebinding). So a request must name this
+machine as a person would. Not everybody who can reach the port is a friend, so a request also shows a token, see
+`access`. Whatever a file's name or content smuggles into a page, the browser runs only our script and loads nothing
+from elsewhere.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets requests through to `app` that name one of its own hosts and show the token.
+    """Passes requests to `app` if they name one of its own hosts and show the token.
 
-    Every answer gets its security headers.
+    Every answer gets the security headers.
     """
 
     def __init__(self, app: ASGIApp, host: str, token: str | None) -> None:
-        """`host` is where the server listens; without a token whoever names it may ask."""
+        """`host` is where the server listens. Without a token, anyone who names it may ask."""
         self._app = app
         self._host = host
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request: ASGI."""
+        """Answer one request (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -55,10 +55,10 @@ class Guard:
         await (self._instead(scope) or self._app)(scope, receive, sending)
 
     def _instead(self, scope: Scope) -> Response | None:
-        """What is answered in the application's place; None if it may answer."""
+        """Return the answer that replaces the application's; None if the application may answer."""
         headers = Headers(scope=scope)
         if not is_known(headers.get("host", ""), self._host):
-            return PlainTextResponse("This server is not asked by that name: use its address.\n", 400)
+            return PlainTextResponse("This server does not answer to that name: use its address.\n", 400)
         if self._token is None:
             return None
         if scope["path"] == "/" and access.in_address(scope["query_string"], self._token):
@@ -67,9 +67,9 @@ class Guard:
 
 
 def is_known(header: str, listening: str) -> bool:
-    """Does a Host header name this server: localhost, a loopback address, where it listens?
+    """Return whether a Host header names this server: localhost, a loopback address, or where it listens.
 
-    If it listens everywhere, any address will do: to rebind takes a name.
+    If it listens everywhere, any address is accepted, because DNS rebinding needs a name.
     """
     name = _without_port(header).lower()
     if name in ("localhost", listening.lower()):
@@ -79,7 +79,7 @@ def is_known(header: str, listening: str) -> bool:
 
 
 def _without_port(header: str) -> str:
-    """The host of `host:port` or `[address]:port`."""
+    """Return the host of `host:port` or `[address]:port`."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.rpartition(":")[0] if header.count(":") == 1 else header

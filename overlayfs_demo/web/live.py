@@ -1,7 +1,7 @@
 """The stream of changes for a page, as server-sent events (HTML standard, "Server-sent events").
 
-Each browser has its own connection to the view's daemon, so nothing is sent while nobody looks. What happens within a
-tenth of a second is one message, in which the writes to one file are one sentence.
+Each page has its own connection to the view's daemon, so nothing is sent while nobody looks. Events within a tenth of
+a second become one message, in which the writes to one file are one sentence.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from overlayfs_demo.watch.state import Line
 from overlayfs_demo.web.subject import Subject, key_of
 
 MOST_PAGES = 16
-# In seconds: how long to wait for an update, and for more that come together with it; and after how much silence
-# something is sent, to see whether the browser is still there.
+# In seconds: how long to wait for an update, and for others that follow it at once; and after how much silence
+# a comment is sent, to see whether the browser is still there.
 _WAIT = 0.5
 _TOGETHER = 0.1
 _SILENCE = 15.0
@@ -48,14 +48,14 @@ class Stream:
         self._stopping = stopping
 
     async def messages(self) -> AsyncIterator[str]:
-        """The messages as they go over the wire, until the view is unmounted or the server stops."""
+        """Yield the messages as text for the wire, until the view is unmounted or the server stops."""
         try:
             with Connection(self._socket, self._mountpoint) as connection:
                 await self._run(connection.attach)
                 yield _message("attached", {})
                 heard = time.monotonic()
                 while not self._stopping():
-                    # Here the stream ends if the browser has gone.
+                    # The stream is cancelled here if the browser has gone.
                     await anyio.lowlevel.checkpoint()
                     batch = await self._run(lambda: _batch(connection))
                     if batch:
@@ -75,7 +75,7 @@ class Stream:
         return result
 
     def _change(self, batch: list[_Timed]) -> dict[str, object]:
-        """What a page needs to know about these events: sentences, touched layers, changed directories."""
+        """Return what a page needs of these events: sentences, touched layers, changed paths and directories."""
         sentences, layers, paths = [], {UPPER}, set()
         for seconds, line in batch:
             if line.event is None:
@@ -108,7 +108,7 @@ class _Timed(NamedTuple):
 
 
 def _batch(connection: Connection) -> list[_Timed]:
-    """What happened, and what followed at once; nothing if it is quiet. Raises EOFError, MountError."""
+    """Return an event and those that follow it at once; nothing if it is quiet. Raises EOFError, MountError."""
     first = _receive(connection, _WAIT)
     if first is None:
         return []
@@ -117,7 +117,7 @@ def _batch(connection: Connection) -> list[_Timed]:
     while len(batch) < _MOST_TOGETHER and (left := until - time.monotonic()) > 0:
         try:
             later = _receive(connection, left)
-        except EOFError:  # What came before the end is still shown; the next call meets the end again.
+        except EOFError:  # The events before the end are still shown; the next call meets the end again.
             break
         if later is None:
             break
@@ -130,7 +130,7 @@ def _batch(connection: Connection) -> list[_Timed]:
 
 
 def _receive(connection: Connection, timeout: float) -> _Timed | None:
-    """The next line, None if it is quiet for so many seconds. Raises EOFError, MountError."""
+    """Return the next line; None if none comes for `timeout` seconds. Raises EOFError, MountError."""
     update = connection.receive(timeout)
     if update is None or isinstance(update, Counters):  # A page does not ask for counters.
         return None

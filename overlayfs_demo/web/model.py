@@ -1,4 +1,4 @@
-"""What stands on the page? Values only; the templates make HTML of them."""
+"""The contents of the page as values, from which the templates make HTML."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from overlayfs_demo.analysis.waste import Analysis
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images import describe
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
-from overlayfs_demo.mounts.registry import Record
-from overlayfs_demo.store.store import StoredImage
+from overlayfs_demo.mounts.registry import MountRecord
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.text import human_size, percentage
 from overlayfs_demo.web.subject import LayerRoot, Subject, key_of
 from overlayfs_demo.web.treemap import Tile, tiles
 from overlayfs_demo.web.upper_content import UpperContent, upper_content
 
-# Rows of the table of what is wasted.
+# How many rows the table of wasted files has.
 _MOST_ROWS = 20
 
 
@@ -26,7 +26,7 @@ _MOST_ROWS = 20
 class Box:
     """One layer in the picture of the stack: `facts` are pairs of a word and a figure.
 
-    `live` is the share of its bytes that is seen, from 0 to 1, None where that was not counted.
+    `live` is the share of its bytes that is seen, from 0 to 1; None if that was not counted.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class WastedFile:
-    """A row of the table of what is wasted."""
+    """A row of the table of wasted files."""
 
     size: str
     path: str
@@ -50,7 +50,7 @@ class WastedFile:
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """What of an image is shipped and not seen; `left_out` more files are in no row."""
+    """The part of an image that is shipped but not seen. The rows leave out `left_out` more files."""
 
     shipped: str
     live: str
@@ -64,7 +64,7 @@ class Waste:
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
-    """A step: the cells of `history`, when it was exactly, the number of the layer it made, None: metadata only."""
+    """A step: the cells of `history`, its exact time, and the number of the layer it made (None: metadata only)."""
 
     cells: tuple[str, ...]
     created: str
@@ -73,7 +73,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that a page begins with. `kind` is "image" or "mount"; boxes are from the top down."""
+    """Everything that a page starts with. `kind` is "image" or "mount"; the boxes go from the top layer down."""
 
     kind: str
     title: str
@@ -89,7 +89,7 @@ class Page:
 
 
 def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
-    """The page of an image; `now` in seconds since 1970."""
+    """Return the page of an image; `now` is in seconds since 1970."""
     facts = (
         ("image ID", image.id.short),
         ("size", human_size(image.size)),
@@ -99,21 +99,21 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
     )
     boxes = tuple(
         Box(
-            str(one.number),
-            f"Layer {one.number}",
-            printable(one.title),
+            str(report.number),
+            f"Layer {report.number}",
+            printable(report.title),
             (
-                ("size", human_size(one.shipped)),
-                ("entries", str(_entries(analysis, one.number))),
-                ("added", str(one.added.paths)),
-                ("changed", str(one.changed.paths)),
-                ("deleted", str(one.deleted.paths)),
-                ("whiteouts", str(one.whiteouts)),
-                ("wasted", human_size(one.wasted)),
+                ("size", human_size(report.shipped)),
+                ("entries", str(_entries(analysis, report.number))),
+                ("added", str(report.added.paths)),
+                ("changed", str(report.changed.paths)),
+                ("deleted", str(report.deleted.paths)),
+                ("whiteouts", str(report.whiteouts)),
+                ("wasted", human_size(report.wasted)),
             ),
-            one.live / one.shipped if one.shipped else None,
+            report.live / report.shipped if report.shipped else None,
         )
-        for one in reversed(analysis.layers)
+        for report in reversed(analysis.layers)
     )
     return Page(
         "image",
@@ -127,8 +127,8 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
 
 
 def _entries(analysis: Analysis, number: int) -> int:
-    one = analysis.layers[number - 1]
-    return one.added.paths + one.changed.paths + one.unchanged.paths
+    report = analysis.layers[number - 1]
+    return report.added.paths + report.changed.paths + report.unchanged.paths
 
 
 def _share(analysis: Analysis) -> str:
@@ -136,7 +136,7 @@ def _share(analysis: Analysis) -> str:
 
 
 def _waste(analysis: Analysis) -> Waste:
-    hidden = sorted((one for one in analysis.hidden if one.wasted), key=lambda one: (-one.wasted, one.path))
+    hidden = sorted((file for file in analysis.hidden if file.wasted), key=lambda file: (-file.wasted, file.path))
     return Waste(
         human_size(analysis.shipped),
         human_size(analysis.live),
@@ -149,10 +149,10 @@ def _waste(analysis: Analysis) -> Waste:
     )
 
 
-def _wasted_file(one: Hidden) -> WastedFile:
-    path = b"/" + one.path
+def _wasted_file(file: Hidden) -> WastedFile:
+    path = b"/" + file.path
     return WastedFile(
-        human_size(one.wasted), printable(path), key_of(path), one.shipped_by, one.hidden_by, one.why.value
+        human_size(file.wasted), printable(path), key_of(path), file.shipped_by, file.hidden_by, file.why.value
     )
 
 
@@ -161,22 +161,22 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
     rows = describe.history_rows(image.value, facts, every_layer=True)
     number = len(image.layers)
     found = []
-    for one in rows:
-        cells = (printable(cell) for cell in docker_tables.history_cells(one, now, trunc=False))
+    for row in rows:
+        cells = (printable(cell) for cell in docker_tables.history_cells(row, now, trunc=False))
         identity, *others = cells
-        created = "" if one.created is None else docker_tables.rfc3339(one.created)
+        created = "" if row.created is None else docker_tables.rfc3339(row.created)
         found.append(
-            HistoryRow((docker_tables.short_id(identity), *others), created, number if one.layer is not None else None)
+            HistoryRow((docker_tables.short_id(identity), *others), created, number if row.layer is not None else None)
         )
-        number -= one.layer is not None
+        number -= row.layer is not None
     return tuple(found)
 
 
 # --- a mounted view --------------------------------------------------------------------------------
 
 
-def mount_page(record: Record, subject: Subject) -> Page:
-    """The page of a mounted view. Raises OSError for a layer that cannot be read."""
+def mount_page(record: MountRecord, subject: Subject) -> Page:
+    """Return the page of a mounted view. Raises OSError for a layer that cannot be read."""
     upper = upper_content(subject.layers[0].directory) if _has_upper(subject.layers) else None
     facts = (
         ("front", record.front),

@@ -1,4 +1,4 @@
-"""How do the page's values become HTML? By the templates, which escape whatever is put into them."""
+"""The templates, which make HTML of the page's values and escape everything that is put into them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def _environment() -> Environment:
 
 
 def html(template: str, **values: object) -> str:
-    """The template filled in with these values."""
+    """Return the template, filled in with these values."""
     return _environment().get_template(template).render(values)
 
 
 @functools.cache
 def static(name: str) -> str:
-    """The text of one of the STATIC files."""
+    """Return the text of one of the STATIC files."""
     return resources.files(_HERE).joinpath("static", name).read_text("utf-8")

@@ -1,8 +1,7 @@
-"""How does the whole page of an image become one file that needs neither a server nor a network?
+"""The report: the whole page of an image in one file, which needs neither a server nor a network.
 
-The file holds the names of the image up to a number, and the stories of files (what each layer says, the versions,
-how they differ) up to a number of bytes: first those that several layers speak of, then the others. What did not
-fit is counted, and the page says so.
+The file holds the image's names up to a number, and the stories of its files (see `content`) up to a number of bytes:
+first the files that several layers have, then the others. The page says how many did not fit.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from overlayfs_demo.web.pages import html, static
 from overlayfs_demo.web.subject import Ask, Subject
 
 MOST_NAMES = 20_000
-# Bytes of all stories together.
+# How many bytes all stories together may have.
 MOST_STORIES = 4_000_000
 
 
@@ -37,18 +36,18 @@ class Embedded:
 
     @property
     def note(self) -> str:
-        """What was left out, in a sentence; "" if nothing was."""
+        """A sentence about what was left out; "" if nothing was."""
         parts = []
         if self.names_left_out:
             parts.append(f"at least {plural(self.names_left_out, 'name')} beyond the first {MOST_NAMES}")
         if self.stories_left_out:
             files = plural(self.stories_left_out, "file")
-            parts.append(f"the content of {files}, beyond {MOST_STORIES // 1_000_000} MB in all")
+            parts.append(f"the content of {files}, beyond {MOST_STORIES // 1_000_000} MB in total")
         return f"Not in this file: {' and '.join(parts)}." if parts else ""
 
 
 def embedded(subject: Subject, ask: Ask) -> Embedded:
-    """What of the files goes into the report. Raises OverlayError, OSError."""
+    """Return the part of the files that goes into the report. Raises OverlayError, OSError."""
     trees: dict[str, list[dict[str, object]]] = {}
     files: list[Row] = []
     names, left_out = 0, 0
@@ -61,8 +60,8 @@ def embedded(subject: Subject, ask: Ask) -> Embedded:
         found = listing(subject, ask, unquote_to_bytes(key))
         names += len(found.rows)
         left_out += found.left_out
-        trees[key] = [asdict(one) for one in found.rows]
-        pending += [one.key for one in found.rows if one.kind == "directory"]
+        trees[key] = [asdict(row) for row in found.rows]
+        pending += [row.key for row in found.rows if row.kind == "directory"]
         files += found.rows
     stories, stories_left_out = _stories(subject, ask, files)
     return Embedded(trees, stories, left_out, stories_left_out)
@@ -71,12 +70,12 @@ def embedded(subject: Subject, ask: Ask) -> Embedded:
 def _stories(subject: Subject, ask: Ask, files: list[Row]) -> tuple[dict[str, str], int]:
     stories: dict[str, str] = {}
     size = left_out = 0
-    # What several layers speak of teaches most.
-    for one in sorted(files, key=lambda one: (one.said < 2 and one.hidden_by is None, one.kind == "directory")):
+    # Files that several layers have teach most.
+    for row in sorted(files, key=lambda row: (row.said < 2 and row.hidden_by is None, row.kind == "directory")):
         if size < MOST_STORIES:
-            text = html("story.html", story=story(subject, ask, unquote_to_bytes(one.key)))
+            text = html("story.html", story=story(subject, ask, unquote_to_bytes(row.key)))
             if size + len(text) <= MOST_STORIES:
-                stories[one.key] = text
+                stories[row.key] = text
                 size += len(text)
                 continue
         left_out += 1
@@ -84,7 +83,7 @@ def _stories(subject: Subject, ask: Ask, files: list[Row]) -> tuple[dict[str, st
 
 
 def report(page: Page, held: Embedded) -> str:
-    """The file: HTML with its style, its script and its data in it, which may load nothing from anywhere."""
+    """Return the file: HTML that contains its style, its script and its data, and may load nothing from anywhere."""
     style, script = static("page.css"), static("page.js")
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; base-uri 'none'; "
@@ -101,5 +100,5 @@ def report(page: Page, held: Embedded) -> str:
 
 
 def _hash(text: str) -> str:
-    """How a content security policy names an inline text: CSP level 3, "hash-source"."""
+    """Return the name of an inline text in a content security policy: CSP level 3, "hash-source"."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

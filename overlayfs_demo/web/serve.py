@@ -13,27 +13,27 @@ import uvicorn
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.web.access import address_with, new_token
-from overlayfs_demo.web.app import Served, View, application
+from overlayfs_demo.web.app import LiveView, Served, application
 from overlayfs_demo.web.model import Page
 from overlayfs_demo.web.subject import Subject
 
-# How many seconds open pages have to learn that the server stops.
+# How many seconds the server waits for open pages before it stops.
 _TIMEOUT = 2
 
 
 def serve(
     subject: Subject,
     page: Callable[[], Page],
-    view: View | None,
+    view: LiveView | None,
     host: str,
     port: int,
     ready: Callable[[str], None],
     *,
     secret: bool,
 ) -> None:
-    """Serve until a signal comes, or the view is unmounted; `ready` is told the address. Raises OverlayError.
+    """Serve until a signal comes, or the view is unmounted. `ready` gets the address. Raises OverlayError.
 
-    `secret`: the address has a token in it, and nobody gets anything without that.
+    With `secret`, the address contains a token, without which nobody gets anything.
     """
     token = new_token() if secret else None
     listening = _listen(host, port)
@@ -62,7 +62,7 @@ def serve(
 
 
 def browsable(host: str) -> str:
-    """How a browser on this machine calls a host to listen at, of which 0.0.0.0 and :: mean all."""
+    """Return the name by which a browser on this machine reaches a host to listen at; 0.0.0.0 and :: mean all."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{name}]" if ":" in name else name
 
@@ -71,19 +71,19 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except socket.gaierror as error:
-        raise UsageError(f"--host {host}: {error.strerror}", "give an address of this machine") from None
+        raise UsageError(f"--host {host}: {error.strerror}", "use an address of this machine") from None
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        # What Python adds to the message is in ours already.
+        # Our message already says what Python adds to its own.
         problem = os.strerror(error.errno) if error.errno else str(error)
         raise OverlayError(
-            f"cannot listen at {host}, port {port}: {problem}", "choose another --port; 0 takes any that is free"
+            f"cannot listen at {host}, port {port}: {problem}", "choose another --port; 0 picks a free one"
         ) from None
 
 
-def _await_end(view: View, server: uvicorn.Server) -> None:
-    """Let the server stop when the view is unmounted: its daemon then closes all connections."""
+def _await_end(view: LiveView, server: uvicorn.Server) -> None:
+    """Stop the server when the view is unmounted, because its daemon then closes all connections."""
     try:
         with Connection(view.socket, view.mountpoint) as connection:
             connection.receive(None)

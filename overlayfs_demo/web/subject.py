@@ -1,7 +1,7 @@
-"""Which layers does a page show, and who can be asked what they say?
+"""The layers that a page shows, and how to ask what they say about a path.
 
-An image's layers are asked in this process; those of a mounted view through its daemon, which alone knows how they
-were mounted. Either way the answers are the same: see `overlay.provenance`.
+An image's layers are asked in this process. Those of a mounted view are asked through its daemon, because only that
+knows how they were mounted. Both give the same answers, see `overlay.provenance`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 from overlayfs_demo.errors import UsageError, printable
-from overlayfs_demo.images.tar_metadata import MemberError, clean_path
+from overlayfs_demo.images.member_names import MemberError, clean_path
 from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.layer_facts import UPPER
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.overlay.layer_statements import Statement
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.store.image_view import image_stack
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 
-# What every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
-Ask = Callable[[bytes], Explanation]
+# Returns what every layer says about an absolute path of the view, topmost first. Raises OverlayError or OSError.
+Ask = Callable[[bytes], Provenance]
 
 _NUMBER = re.compile(r"layer (\d+) ")
 
@@ -44,11 +45,11 @@ class LayerRoot:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Its name for a person."""
         return "Upper" if self.key == UPPER else f"Layer {self.key}"
 
     def open(self, path: bytes, flags: int) -> int:
-        """Open a path of this layer, following no link and leaving it by no route; the caller's. Raises OSError."""
+        """Open a path of this layer without following links or leaving it; the caller closes it. Raises OSError."""
         root = os.open(self.directory, os.O_PATH | os.O_DIRECTORY)
         try:
             return syscalls.open_beneath(root, path or b".", flags | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -64,13 +65,13 @@ class Subject:
     asking: Callable[[], AbstractContextManager[Ask]]
 
     def layer_of(self, label: str) -> LayerRoot | None:
-        """The layer with this label; None for one that only holds data."""
+        """Return the layer with this label; None for a layer that only holds data."""
         return next((layer for layer in self.layers if layer.label == label), None)
 
 
 @contextmanager
 def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
-    """The layers of an image, which stay open meanwhile. Raises OSError."""
+    """Give the layers of an image, which stay open until the end of the block. Raises OSError."""
     stack = image_stack(store, image)
     layers = image.layers[::-1]
     # An image without layers is shown as an empty directory, which is not a layer.
@@ -79,11 +80,11 @@ def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
         for depth, (layer, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=False))
     )
     with opened(stack) as overlay:
-        yield Subject(roots, lambda: nullcontext(overlay.explain))
+        yield Subject(roots, lambda: nullcontext(overlay.which))
 
 
-def mount_subject(record: Record, socket: Path) -> Subject:
-    """The layers of a mounted view, whose daemon is asked at `socket`. Raises MountError."""
+def mount_subject(record: MountRecord, socket: Path) -> Subject:
+    """Return the layers of a mounted view, whose daemon is asked at `socket`. Raises MountError."""
 
     @contextmanager
     def asking() -> Iterator[Ask]:
@@ -92,7 +93,7 @@ def mount_subject(record: Record, socket: Path) -> Subject:
 
     with asking() as ask:
         labels = [statement.layer for statement in ask(b"/").statements]
-    upper = [(UPPER, "what was changed in this view", record.upper)] if record.upper is not None else []
+    upper = [(UPPER, "changes made in this view", record.upper)] if record.upper is not None else []
     titles = record.titles or [""] * len(record.lowers)
     below = [
         (_number(label), title or Path(path).name, path)
@@ -116,18 +117,21 @@ def _number(label: str) -> str:
 
 
 def checked_path(path: bytes) -> bytes:
-    """An absolute path of the view without `.`; b"/" is the root. Raises UsageError for what leads out or is none."""
+    """Return an absolute path of the view without `.`; b"/" is the root.
+
+    Raises UsageError if the path leads out of the view or is not valid.
+    """
     try:
         return b"/" + clean_path(os.fsdecode(path.lstrip(b"/")))
     except MemberError as error:
-        raise UsageError(f"'{printable(path)}' {error.rule}", "write a path as it is seen in the view") from None
+        raise UsageError(f"'{printable(path)}' {error.rule}", "use a path as it appears in the view") from None
 
 
 def key_of(path: bytes) -> str:
-    """A path in the letters of a URL, whatever bytes it holds."""
+    """Return a path as part of a URL, whatever bytes it holds."""
     return quote_from_bytes(path, safe="/")
 
 
 def is_directory(statement: Statement) -> bool:
-    """Whether a layer has a directory there."""
+    """Return whether a layer has a directory there."""
     return statement.mode is not None and stat.S_ISDIR(statement.mode)

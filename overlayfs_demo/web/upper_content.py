@@ -1,4 +1,4 @@
-"""What is in an upper?"""
+"""The contents of an upper, each with what it means there."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.mounts.layer_facts import Count, counted
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 from overlayfs_demo.ui.text import human_size
 from overlayfs_demo.web.subject import key_of
 
-# Entries of an upper that are shown.
+# How many entries of an upper are shown.
 MOST_ENTRIES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One name in an upper: `what` says what it stands for, `mark` is "deleted", "opaque", "copied" or "new"."""
+class UpperEntry:
+    """One name in an upper. `what` says what it means; `mark` is "deleted", "opaque", "copied" or "new"."""
 
     name: str
     key: str
@@ -32,15 +32,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class UpperContent:
-    """What an upper holds, directories before what is in them; `left_out` more names are not shown."""
+    """The names in an upper, each directory before its contents; `left_out` more names are not shown."""
 
     count: Count
-    entries: tuple[Entry, ...]
+    entries: tuple[UpperEntry, ...]
     left_out: int
 
 
 def upper_content(directory: Path) -> UpperContent:
-    """Walk an upper, and tell of what is in it. Raises OSError only for the upper itself: what goes does not count."""
+    """Walk an upper and return its contents; names that vanish are left out. Raises OSError for the upper itself."""
     root = os.fsencode(directory)
     found = list(_walk(root))
     entries = tuple(_entry(root, path, status) for path, status in found[:MOST_ENTRIES])
@@ -49,7 +49,7 @@ def upper_content(directory: Path) -> UpperContent:
 
 
 def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Everything below a directory, by its path there, in the order of a tree."""
+    """Yield the path and status of everything below a directory, each directory before its contents."""
     os.stat(root)
     pending = [b""]
     while pending:
@@ -57,31 +57,31 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         if path:
             try:
                 status = os.lstat(os.path.join(root, path))
-            except OSError:  # It has gone meanwhile, or a name on the way has.
+            except OSError:  # It was removed meanwhile, or a directory on the way was.
                 continue
             yield path, status
             if not stat.S_ISDIR(status.st_mode):
                 continue
         try:
             names = sorted(os.listdir(os.path.join(root, path)), reverse=True)
-        except OSError:  # The same; or it is somebody else's.
+        except OSError:  # The same; or it belongs to another user.
             continue
         pending += [os.path.join(path, name) for name in names]
 
 
-def _entry(root: bytes, path: bytes, status: os.stat_result) -> Entry:
-    what, mark = _words(os.path.join(root, path), status)
-    return Entry(printable(os.path.basename(path)), key_of(b"/" + path), path.count(b"/"), what, mark)
+def _entry(root: bytes, path: bytes, status: os.stat_result) -> UpperEntry:
+    words, mark = _words(os.path.join(root, path), status)
+    return UpperEntry(printable(os.path.basename(path)), key_of(b"/" + path), path.count(b"/"), words, mark)
 
 
 def _words(real: bytes, status: os.stat_result) -> tuple[str, str]:
     if is_whiteout(status):
         return "whiteout", "deleted"
-    names = syscalls.list_xattrs(real) if os.path.lexists(real) else []
+    names = xattr.names(real) if os.path.lexists(real) else []
     copied = any(marks.origin in names for marks in (TRUSTED, USER))
     mark = "copied" if copied else "new"
     if stat.S_ISDIR(status.st_mode):
-        if any(syscalls.get_xattr(real, marks.opaque) == b"y" for marks in (TRUSTED, USER)):
+        if any(xattr.get(real, marks.opaque) == b"y" for marks in (TRUSTED, USER)):
             return "opaque directory", "opaque"
         return ("directory, copied up" if copied else "new directory"), mark
     if stat.S_ISREG(status.st_mode):

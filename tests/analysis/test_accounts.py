@@ -351,7 +351,7 @@ def test_the_books_agree_with_a_slow_and_obvious_model(tmp_path: Path, seed: int
     ]
     with opened(Stack(tuple(os.fsencode(one) for one in reversed(made)))) as engine:
         for path in {path for says in stack for path in says}:
-            says = engine.explain(b"/" + path.encode()).statements
+            says = engine.which(b"/" + path.encode()).statements
             assert next((len(made) - place for place, one in enumerate(says) if one.wins), None) == final.get(path)
     split = chance.randint(0, len(made))
     changes = diff_trees(made[:split], made)

@@ -12,7 +12,8 @@ import pytest
 from overlayfs_demo.analysis.waste import analyse
 from overlayfs_demo.cli import main
 from overlayfs_demo.images.model import Digest
-from overlayfs_demo.store.containers import Container
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.text import human_size, percentage, plural
 from tests.images.builders import WHITEOUT, docker_save_many, hard_link, layer
@@ -47,7 +48,7 @@ def loaded(demo: Demo, where: Path, images: dict[str, list[bytes]]) -> None:
 def container(directory: Path) -> Container:
     (directory / "upper/d").mkdir(parents=True)
     digest = Digest("sha256", "0" * 64)
-    return Container("c1", directory, digest, "a:1", (), "", directory / "merged")
+    return Container("c1", directory, digest, "a:1", (), "", directory / "merged", time_machine=False, options="")
 
 
 def test_an_upper_counts_a_file_of_several_names_once(tmp_path: Path) -> None:
@@ -57,14 +58,14 @@ def test_an_upper_counts_a_file_of_several_names_once(tmp_path: Path) -> None:
     (one.upper / "d/three").hardlink_to(one.upper / "one")
     (one.upper / "d/other").write_bytes(b"123")
     (one.upper / "link").symlink_to("one")
-    assert one.upper_size() == SIZE + 3
+    assert upper_size(one) == SIZE + 3
 
 
 def test_the_size_of_an_upper_that_cannot_be_read_is_not_known(tmp_path: Path) -> None:
     one = container(tmp_path)
     (one.upper / "d").rmdir()
     one.upper.rmdir()
-    assert one.upper_size() is None
+    assert upper_size(one) is None
 
 
 def test_a_layer_counts_a_file_of_several_names_once(demo: Demo, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_df_tells_of_layers_that_no_image_uses_apart_from_sharing(demo: Demo, tm
     store = Store(tmp_path / "store")
     with store.writing():
         store.remove_image(store.find("b:1").id)
-    assert demo("df").splitlines()[2:] == ["", "2B is stored in layers that no image uses: 'prune' removes them."]
+    assert demo("df").splitlines()[2:] == ["", "2B is in layers that no image uses: 'prune' removes them."]
 
 
 # --- words -----------------------------------------------------------------------------------------

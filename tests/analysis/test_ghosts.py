@@ -75,7 +75,7 @@ def test_a_target_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_target_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="cannot be made: No such file"):
+    with pytest.raises(ImageError, match="cannot be created: No such file"):
         extracted(tmp_path, tmp_path / "no" / "where", {"a": "1"}, {"a": WHITEOUT})
 
 

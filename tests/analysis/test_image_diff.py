@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.analysis.differing import difference
-from overlayfs_demo.analysis.image_diff import Change, PathChange, diff_trees
+from overlayfs_demo.analysis.image_diff import ChangeKind, PathChange, diff_trees
 from overlayfs_demo.analysis.inventory import opened
 from overlayfs_demo.analysis.layer_walk import Place, walk
 from overlayfs_demo.errors import ImageError
@@ -18,7 +18,7 @@ from tests.images.builders import needs_root
 pytestmark = needs_root
 
 
-def changed(where: Path, before: Content, after: Content) -> list[tuple[str, Change]]:
+def changed(where: Path, before: Content, after: Content) -> list[tuple[str, ChangeKind]]:
     old, new = layers(where / "before", before), layers(where / "after", after)
     return [(one.path.decode(), one.change) for one in diff_trees(old, new).changed]
 
@@ -26,9 +26,12 @@ def changed(where: Path, before: Content, after: Content) -> list[tuple[str, Cha
 def test_paths_are_added_changed_and_deleted(tmp_path: Path) -> None:
     made = layers(tmp_path, {"a": "1", "b": "1", "d/x": "123"}, {"a": WHITEOUT, "b": "22", "c": "", "d": OPAQUE()})
     found = diff_trees(made[:1], made)
-    assert found.added == (PathChange(b"c", Change.ADDED, None, 0),)
-    assert found.changed == (PathChange(b"b", Change.CONTENT, 1, 2),)
-    assert found.deleted == (PathChange(b"a", Change.DELETED, 1, None), PathChange(b"d/x", Change.DELETED, 3, None))
+    assert found.added == (PathChange(b"c", ChangeKind.ADDED, None, 0),)
+    assert found.changed == (PathChange(b"b", ChangeKind.CONTENT, 1, 2),)
+    assert found.deleted == (
+        PathChange(b"a", ChangeKind.DELETED, 1, None),
+        PathChange(b"d/x", ChangeKind.DELETED, 3, None),
+    )
 
 
 def test_equal_trees_in_other_layers_do_not_differ(tmp_path: Path) -> None:
@@ -42,7 +45,7 @@ def test_equal_trees_in_other_layers_do_not_differ(tmp_path: Path) -> None:
     "after", [file("12", mode=0o600), file("12", gid=5), file("12", mtime_ns=9), file("12", xattrs={"user.x": b""})]
 )
 def test_other_metadata_is_told_from_other_content(tmp_path: Path, after: object) -> None:
-    assert changed(tmp_path, {"a": "12"}, {"a": after}) == [("a", Change.METADATA)]
+    assert changed(tmp_path, {"a": "12"}, {"a": after}) == [("a", ChangeKind.METADATA)]
 
 
 @pytest.mark.parametrize(
@@ -50,13 +53,13 @@ def test_other_metadata_is_told_from_other_content(tmp_path: Path, after: object
     [("12", "13"), ("1", {}), (symlink("a"), symlink("b")), (device(1, 3), device(1, 5)), (symlink("1"), "1")],
 )
 def test_other_content_is_seen_in_every_kind_of_file(tmp_path: Path, before: object, after: object) -> None:
-    assert changed(tmp_path, {"x": before}, {"x": after}) == [("x", Change.CONTENT)]
+    assert changed(tmp_path, {"x": before}, {"x": after}) == [("x", ChangeKind.CONTENT)]
 
 
 def test_a_directory_counts_for_its_mode_but_not_for_its_times(tmp_path: Path) -> None:
     old, new = layers(tmp_path, {"d": {}, "e": {}}, {"d": directory(mode=0o700), "e": {}})
     os.utime(new / "e", ns=(1, 1))
-    assert [(one.path, one.change) for one in diff_trees([old], [new]).changed] == [(b"d", Change.METADATA)]
+    assert [(one.path, one.change) for one in diff_trees([old], [new]).changed] == [(b"d", ChangeKind.METADATA)]
 
 
 def test_an_opaque_mark_is_no_attribute_of_the_image(tmp_path: Path) -> None:
@@ -82,11 +85,11 @@ def test_a_file_that_cannot_be_read_is_named_with_its_layer_and_a_remedy(tmp_pat
     with opened(made) as roots:
         place = next(walk(roots))
         (made[0] / "a").unlink()
-        with pytest.raises(ImageError, match=r"layer0: '/a' cannot be read: No such file .*: read the layers as root"):
+        with pytest.raises(ImageError, match=r"layer0: '/a' cannot be read: No such file .*: run this as root"):
             difference(place, 1, 2)
 
 
 def test_a_layer_that_is_no_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match="file: Not a directory: give the directories that were built"):
+    with pytest.raises(ImageError, match="file: Not a directory: name the directories that were built"):
         diff_trees([], [tmp_path / "file"])

@@ -217,7 +217,7 @@ def test_a_checksum_of_a_file_that_is_another_now_does_not_count(tmp_path: Path)
 
 
 def test_no_room_for_temporary_files_is_told_with_a_remedy() -> None:
-    problem = pytest.raises(ImageError, match=r"cannot be compared: .*: make room for temporary files")
+    problem = pytest.raises(ImageError, match=r"cannot be compared: .*: free some space for temporary files")
     with problem, same_data.same_data() as same:
         same._database.execute("PRAGMA max_page_count = 10")
         for number in range(2000):

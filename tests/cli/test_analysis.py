@@ -40,7 +40,7 @@ def test_the_deleted_cache_ships_and_is_dead(demo: Run) -> None:
     assert (fourth["Shipped"], fourth["Whiteouts"]) == (0, 1)
     assert {(one["ShippedBy"], one["HiddenBy"]) for one in found["Hidden"]} == {(3, 4)}
     text = demo("analyze", image(demo))
-    assert "are hidden by later layers" in text and "dive's efficiency score" in text
+    assert "hidden by later layers" in text and "dive's efficiency score" in text
 
 
 @pytest.mark.parametrize(("limit", "status"), [("10%", 1), ("100%", 0), ("1000", 1), ("4000000", 0)])

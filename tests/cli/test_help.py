@@ -20,7 +20,7 @@ Offers = Callable[[str], list[str]]
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    parser = main._parser([])
+    parser = main.parser_for([])
     [found] = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
     return dict(found.choices)
 
@@ -30,7 +30,7 @@ def needs(program: str) -> None:
         pytest.skip(f"needs {program}")
 
 
-@pytest.mark.parametrize("name", main._VERBS)
+@pytest.mark.parametrize("name", [verb for verbs in main.FAMILIES.values() for verb in verbs])
 def test_help_has_an_example_that_the_parser_takes(name: str) -> None:
     """What an example says in its first words is true: the verb and the options are there."""
     epilog = verbs()[name].epilog or verbs()[name].description or ""

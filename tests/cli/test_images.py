@@ -93,7 +93,7 @@ def test_stream_that_begins_within_a_file_is_read_from_there(tmp_path: Path) -> 
 def test_archive_is_named_as_docker_names_it(demo: Callable[..., Said], archive: Path) -> None:
     assert demo("load", "-i", archive) == (0, "Loaded image: app:1\n", "")
     status, _, err = demo("load", "-i", archive, archive)
-    assert (status, err) == (2, "overlayfs-demo: two archives are given: name one\n")
+    assert (status, err) == (2, "overlayfs-demo: two archives were given: name one\n")
 
 
 def test_empty_name_is_not_the_present_directory(demo: Callable[..., Said]) -> None:
@@ -125,7 +125,7 @@ def test_inspect_prints_what_there_is_and_names_the_rest(demo: Callable[..., Sai
     demo("load", archive)
     status, out, err = demo("inspect", "nothing", "app:1")
     assert (status, [one["RepoTags"] for one in json.loads(out)]) == (1, [["app:1"]])
-    assert err == "overlayfs-demo: no image nothing:latest: 'overlayfs-demo images' lists what there is\n"
+    assert err == "overlayfs-demo: no image nothing:latest: 'overlayfs-demo images' lists the images\n"
 
 
 def test_image_that_is_taken_for_a_container_is_called_that(demo: Callable[..., Said], archive: Path) -> None:
@@ -149,7 +149,7 @@ def test_hidden_copy_is_not_a_file_that_is_seen_twice(demo: Callable[..., Said],
     load(Store(place), io.BytesIO(docker_save([layer({"a": "same\n"}), layer({"a": "same\n"})], tag="hidden:1")))
     load(Store(place), io.BytesIO(docker_save([layer({"a": "same\n"}), layer({"b": "same\n"})], tag="twice:1")))
     assert "Not counted as waste" not in demo("analyze", "hidden:1")[1]
-    assert "Not counted as waste: 5B in 1 file whose data is seen" in demo("analyze", "twice:1")[1]
+    assert "Not counted as waste: 5B in 1 file whose data appears" in demo("analyze", "twice:1")[1]
 
 
 def test_last_image_of_a_name_is_the_one_that_is_built(tmp_path: Path) -> None:

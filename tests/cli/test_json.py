@@ -112,9 +112,7 @@ def test_load_says_what_it_knows(base: Path) -> None:
 
 
 def test_only_verbs_without_a_result_have_no_json() -> None:
-    verbs = argparse.ArgumentParser().add_subparsers()
-    for add in dict.fromkeys(main._VERBS.values()):
-        add(verbs)
+    [verbs] = [action for action in main.parser_for([])._actions if isinstance(action, argparse._SubParsersAction)]
     without = {name for name, verb in verbs.choices.items() if "--json" not in verb.format_help()}
     assert without == WITHOUT
     tried = {words[0] for words in TABLES + RESULTS}

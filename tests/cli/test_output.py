@@ -191,7 +191,7 @@ def test_terminal_is_refused_by_any_name(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(os.ttyname(theirs))
     (tmp_path / "number").symlink_to(f"/proc/self/fd/{theirs}")
     for name in ("out", "number"):
-        with pytest.raises(UsageError, match="not written to a terminal"):
+        with pytest.raises(UsageError, match="refusing to write an archive to a terminal"):
             write(tmp_path / name)
     os.close(ours)
     os.close(theirs)

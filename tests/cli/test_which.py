@@ -50,7 +50,7 @@ def test_a_lower_file_is_seen_from_its_layer(view: Path) -> None:
     assert list(layers) == ["upper", TOP, MIDDLE, BOTTOM]
     assert winners(layers) == [BOTTOM] and layers[BOTTOM]["target"] == "motd"
     assert [layers[label]["says"] for label in ("upper", TOP, MIDDLE)] == ["nothing"] * 3
-    assert why == f"Seen from {BOTTOM}, the topmost layer that has it."
+    assert why == f"Comes from {BOTTOM}, the topmost layer that has it."
 
 
 def test_a_copied_up_file_hides_those_below(view: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_copied_up_file_hides_those_below(view: Path) -> None:
     assert winners(layers) == ["upper"]
     assert (layers["upper"]["size"], layers[TOP]["size"], layers[BOTTOM]["size"]) == (10, 6, 6)
     assert layers[TOP]["hidden_by"] == layers[BOTTOM]["hidden_by"] == "upper"
-    assert why == f"Seen from upper, the topmost layer that has it; what {TOP} and {BOTTOM} have is hidden."
+    assert why == f"Comes from upper, the topmost layer that has it; those in {TOP} and {BOTTOM} are hidden."
 
 
 def test_a_name_in_three_layers_is_the_topmosts(view: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_whiteout_in_the_middle_hides_what_is_below_it(view: Path) -> None:
     layers, why = which(view / "gone", status=1)
     assert winners(layers) == [] and layers[MIDDLE]["says"] == "deleted"
     assert layers[BOTTOM]["hidden_by"] == MIDDLE
-    assert why == f"Not seen: /gone is deleted in {MIDDLE}; what {BOTTOM} has is hidden."
+    assert why == f"Not visible: /gone is deleted in {MIDDLE}; the one in {BOTTOM} is hidden."
 
 
 def test_what_is_removed_in_the_view_is_deleted_in_the_upper(view: Path) -> None:
@@ -81,21 +81,21 @@ def test_what_is_removed_in_the_view_is_deleted_in_the_upper(view: Path) -> None
     layers, why = which(view / "same", status=1)
     assert layers["upper"]["says"] == "deleted"
     assert {layers[label]["hidden_by"] for label in (TOP, MIDDLE, BOTTOM)} == {"upper"}
-    assert why.startswith("Not seen: /same is deleted in upper; ")
+    assert why.startswith("Not visible: /same is deleted in upper; ")
 
 
 def test_an_opaque_directory_hides_names_below_it(view: Path) -> None:
     layers, why = which(view / "opaque")
-    assert winners(layers) == [TOP] and "hides all below" in why
+    assert winners(layers) == [TOP] and "hides everything below it" in why
     layers, why = which(view / "opaque/m", status=1)
     assert (layers[MIDDLE]["hidden_by"], layers[MIDDLE]["hidden_at"]) == (TOP, "/opaque")
-    assert why == f"Not seen: /opaque in {TOP} hides what is below; what {MIDDLE} has is hidden."
+    assert why == f"Not visible: /opaque in {TOP} hides everything below it; the one in {MIDDLE} is hidden."
 
 
 def test_directories_are_merged(view: Path) -> None:
     layers, why = which(view / "d")
     assert winners(layers) == [MIDDLE, BOTTOM]
-    assert why == f"Merged from {MIDDLE} and {BOTTOM}, whose names are seen together."
+    assert why == f"Merged from {MIDDLE} and {BOTTOM}, whose entries appear together."
 
 
 def test_every_layer_has_the_root(view: Path) -> None:
@@ -106,7 +106,7 @@ def test_every_layer_has_the_root(view: Path) -> None:
 def test_what_no_layer_has_is_absent_everywhere(view: Path) -> None:
     layers, why = which(view / "none/such", status=1)
     assert {one["says"] for one in layers.values()} == {"nothing"}
-    assert why == "Not seen: no layer has it."
+    assert why == "Not visible: no layer has it."
 
 
 def test_below_a_deleted_directory_its_whiteout_is_named(view: Path) -> None:
@@ -114,7 +114,7 @@ def test_below_a_deleted_directory_its_whiteout_is_named(view: Path) -> None:
     (view / "d").rmdir()
     layers, why = which(view / "d/deep", status=1)
     assert layers["upper"]["deleted_at"] == layers[BOTTOM]["hidden_at"] == "/d"
-    assert why == f"Not seen: /d is deleted in upper; what {BOTTOM} has is hidden."
+    assert why == f"Not visible: /d is deleted in upper; the one in {BOTTOM} is hidden."
 
 
 def test_a_renamed_directory_is_found_where_the_layer_has_it(view: Path) -> None:
@@ -133,14 +133,14 @@ def test_the_table_has_a_line_for_each_layer_and_says_why(view: Path) -> None:
         "layer 3 (top)      nothing",
         "layer 2 (middle)   deleted",
         "layer 1 (bottom)   a file, 11B   hidden by layer 2 (middle)",
-        "Not seen: /gone is deleted in layer 2 (middle); what layer 1 (bottom) has is hidden.",
+        "Not visible: /gone is deleted in layer 2 (middle); the one in layer 1 (bottom) is hidden.",
         "/link",
         "LAYER              SAYS",
         "upper              nothing",
         "layer 3 (top)      nothing",
         "layer 2 (middle)   nothing",
-        "layer 1 (bottom)   a symbolic link to motd   is seen",
-        "Seen from layer 1 (bottom), the topmost layer that has it.",
+        "layer 1 (bottom)   a symbolic link to motd   visible",
+        "Comes from layer 1 (bottom), the topmost layer that has it.",
     ]
 
 
@@ -156,7 +156,7 @@ def test_a_directory_is_listed_with_the_layers_of_its_names(view: Path) -> None:
 
 
 def test_wrong_words_are_one_line(view: Path) -> None:
-    fails(run("overlayfs-demo", "which", view.parent / "top"), "does not lie in a view")
+    fails(run("overlayfs-demo", "which", view.parent / "top"), "is not in a view")
     fails(run("overlayfs-demo", "which", "-l", view / "none"), "No such file")
 
 
@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_read_leaves_the_directories_names(place: Place)
     (place / ".layers.json").write_text("{")
     done = place.mount()
     assert done.returncode == 0
-    assert "what made the layers cannot be told" in done.stderr
+    assert "cannot read what made the layers" in done.stderr
     assert "layer 2 (top)" in run("overlayfs-demo", "which", place.view / "motd").stdout
 
 
@@ -189,4 +189,6 @@ def test_name_with_a_bad_mark_is_told_and_the_others_are_listed(place: Place) ->
     done = run("overlayfs-demo", "which", "-l", place.view)
     assert done.returncode == 1
     assert "motd" in done.stdout
-    assert "/e: Permission denied: layer 2 (top): 'e' cannot be used, for its attribute overlay.redirect" in done.stderr
+    assert (
+        "/e: Permission denied: layer 2 (top): 'e' cannot be used because its attribute overlay.redirect" in done.stderr
+    )

@@ -208,8 +208,8 @@ def test_name_with_a_bad_mark_is_told_as_the_log_tells_it(ways: Ways, ask: Calla
     said = ask(ways)
     assert (said.out, said.status) == ("", 1)
     assert (
-        "/bad: Permission denied: layer 3 (RUN make layer 3): 'bad' cannot be used, for its attribute overlay.redirect "
-        "is wrong: '..'; correct it, or remove it\n"
+        "/bad: Permission denied: layer 3 (RUN make layer 3): 'bad' cannot be used because its attribute overlay."
+        "redirect is wrong: '..'; correct it, or remove it\n"
     ) in said.err
 
 
@@ -225,10 +225,10 @@ def test_layers_are_numbered_from_the_bottom_and_named_by_what_made_them(ways: W
         "/etc/motd",
         "LAYER                        SAYS",
         "layer 3 (RUN make layer 3)   nothing",
-        "layer 2 (RUN make layer 2)   a file, 4B   is seen",
+        "layer 2 (RUN make layer 2)   a file, 4B   visible",
         "layer 1 (RUN make layer 1)   a file, 3B   hidden by layer 2 (RUN make layer 2)",
-        "Seen from layer 2 (RUN make layer 2), the topmost layer that has it; what layer 1 (RUN make layer 1) has is "
-        "hidden.",
+        "Comes from layer 2 (RUN make layer 2), the topmost layer that has it; the one in layer 1 (RUN make layer 1) "
+        "is hidden.",
     ]
 
 
@@ -244,4 +244,4 @@ def test_redirects_and_metacopies_are_followed(ways: Ways) -> None:
 
     assert [name for name, one in layers("/moved").items() if one["wins"]] == ["layer 2", "layer 1"]
     assert layers("/moved/a")["layer 1"]["stored_at"] == "d/a"
-    assert layers("/metacopy")["layer 3"]["says"] == "a file whose data is below"
+    assert layers("/metacopy")["layer 3"]["says"] == "a file with its data below"

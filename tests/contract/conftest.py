@@ -20,7 +20,7 @@ import pytest
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import select
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.engine_subject import Engine
@@ -53,7 +53,7 @@ def why_unavailable(kind: str) -> str:
 def _has_overlayfs() -> bool:
     """Ask for a mount of it, which without layers must fail: this loads the module that it may be in."""
     try:
-        syscalls.mount(b"overlay", b"/", b"overlay", 0, b"")
+        mounting.mount(b"overlay", b"/", b"overlay", 0, b"")
     except OSError as error:
         return error.errno != errno.ENODEV
     raise AssertionError("an overlay without layers was mounted")

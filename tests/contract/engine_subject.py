@@ -8,10 +8,10 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from tests.contract.subjects import Directory, File, Layers, Name, Subject
 
 
@@ -26,7 +26,7 @@ class Engine(Subject):
         self.caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0o022, "test")
 
     def start(self) -> None:
-        self.overlay = Overlay(self.layers.stack())
+        self.overlay = open_overlay(self.layers.stack())
         self._umask = os.umask(0)  # As in a daemon: the callers' umasks count.
 
     def stop(self) -> None:
@@ -110,7 +110,7 @@ class Engine(Subject):
         self._change(path, atime_ns=atime_ns, mtime_ns=mtime_ns)
 
     def _change(self, path: Name, **what: Any) -> None:
-        self.overlay.set_attrs(self.node(path), Change(**what), self.caller)
+        self.overlay.set_attrs(self.node(path), AttrChange(**what), self.caller)
 
     def set_xattr(self, path: Name, name: str, value: bytes, flags: int = 0) -> None:
         self.overlay.set_xattr(self.node(path), name, value, flags, self.caller)
@@ -148,29 +148,29 @@ class _Opened:
         return bytes(buffer[: self._handle.read_into(buffer, offset)])
 
     def write(self, data: bytes, offset: int = 0) -> int:
-        return self._overlay.write(self._node, self._handle, data, offset, self._subject.caller)
+        return self._overlay.files.write(self._node, self._handle, data, offset, self._subject.caller)
 
     def stat(self) -> Attrs:
         return self._overlay.attrs(self._node)
 
     def chmod(self, mode: int) -> None:
-        self._overlay.set_attrs(self._node, Change(mode=mode), self._subject.caller)
+        self._overlay.set_attrs(self._node, AttrChange(mode=mode), self._subject.caller)
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
-        self._overlay.allocate(self._node, self._handle, mode, offset, length, self._subject.caller)
+        self._overlay.files.allocate(self._node, self._handle, mode, offset, length, self._subject.caller)
 
     def seek(self, offset: int, whence: int) -> int:
         return os.lseek(self._handle.opened.fd, offset, whence)
 
     def copy_to(self, target: _Opened, length: int, offset: int = 0, target_offset: int = 0) -> int:
         to, caller = target._handle, self._subject.caller
-        return self._overlay.copy_range(self._handle, offset, target._node, to, target_offset, length, caller)
+        return self._overlay.files.copy_range(self._handle, offset, target._node, to, target_offset, length, caller)
 
     def link(self, path: Name) -> None:
         self._overlay.link(self._node, *self._subject._place(path), self._subject.caller)
 
     def close(self) -> None:
-        self._overlay.release(self._node, self._handle)
+        self._overlay.files.release(self._node, self._handle)
 
 
 class _Held:
@@ -184,8 +184,8 @@ class _Held:
     def create(self, name: Name, data: bytes) -> None:
         overlay, caller = self._subject.overlay, self._subject.caller
         node, _, handle = overlay.create(self._node, os.fsencode(name), 0o644, os.O_WRONLY, caller)
-        overlay.write(node, handle, data, 0, caller)
-        overlay.release(node, handle)
+        overlay.files.write(node, handle, data, 0, caller)
+        overlay.files.release(node, handle)
 
     def parent_ino(self) -> int:
         assert self._node.parent is not None

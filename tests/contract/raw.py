@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from overlayfs_demo.linux.syscalls import AT_EMPTY_PATH, AT_FDCWD
+from overlayfs_demo.linux.libc import AT_EMPTY_PATH, AT_FDCWD
 from tests.contract.subjects import Subject
 
 _libc = ctypes.CDLL(None, use_errno=True)

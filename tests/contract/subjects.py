@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, proc, syscalls, xattr
+from overlayfs_demo.linux.libc import AT_FDCWD
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay.stack import Stack
@@ -217,7 +218,7 @@ class Subject:
 
     def is_opaque(self, path: Name) -> bool:
         """Does the upper hold an opaque directory here?"""
-        return syscalls.get_xattr(os.fsencode(self.upper(path)), "trusted.overlay.opaque") == b"y"
+        return xattr.get(os.fsencode(self.upper(path)), "trusted.overlay.opaque") == b"y"
 
     def upper_names(self) -> list[str]:
         """All paths in the upper."""
@@ -276,7 +277,7 @@ class Mounted(Subject):
         os.rmdir(self.path(path))
 
     def rename(self, old: Name, new: Name, flags: int = 0) -> None:
-        syscalls.rename(syscalls.AT_FDCWD, self.path(old), syscalls.AT_FDCWD, self.path(new), flags)
+        syscalls.rename(AT_FDCWD, self.path(old), AT_FDCWD, self.path(new), flags)
 
     def truncate(self, path: Name, size: int) -> None:
         os.truncate(self.path(path), size)
@@ -360,7 +361,7 @@ class Kernel(Mounted):
         options += "".join(f"::{path}" for path in self.layers.data_only)
         if self.layers.upper is not None:
             options += f",upperdir={self.layers.upper},workdir={self.layers.work}"
-        syscalls.mount(b"overlay", self.prefix, b"overlay", self.layers.flags, options.encode())
+        mounting.mount(b"overlay", self.prefix, b"overlay", self.layers.flags, options.encode())
 
     def stop(self) -> None:
         wait_until(self._unmounted, "unmount of the kernel's overlay")
@@ -368,7 +369,7 @@ class Kernel(Mounted):
     def _unmounted(self) -> bool:
         """A process that just ended may hold the mount for an instant longer."""
         try:
-            syscalls.unmount(self.prefix)
+            mounting.unmount(self.prefix)
         except BlockingIOError:
             return False
         return True
@@ -434,7 +435,7 @@ class _RealFile:
         return os.copy_file_range(self._fd, target._fd, length, offset, target_offset)
 
     def link(self, path: Name) -> None:
-        syscalls.link_path(syscalls.fd_path(self._fd), syscalls.AT_FDCWD, self._subject.path(path))
+        syscalls.link_path(proc.fd_path(self._fd), AT_FDCWD, self._subject.path(path))
 
     def close(self) -> None:
         os.close(self._fd)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from tests.builders import symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs
@@ -17,10 +17,10 @@ from tests.contract.subjects import Subject
 
 FLAGS = {
     "relatime": 0,
-    "noatime": syscalls.MS_NOATIME,
-    "strictatime": syscalls.MS_STRICTATIME,
-    "nodiratime": syscalls.MS_NODIRATIME,
-    "ro": syscalls.MS_RDONLY,
+    "noatime": mounting.MS_NOATIME,
+    "strictatime": mounting.MS_STRICTATIME,
+    "nodiratime": mounting.MS_NODIRATIME,
+    "ro": mounting.MS_RDONLY,
 }
 LOWER = {"dir/low": "1", "merged/low": "1", "file": "data", "link": symlink("file")}
 UPPER = {"updir/up": "2", "merged/up": "2", "upfile": "data", "uplink": symlink("upfile")}
@@ -98,7 +98,7 @@ def test_access_time_that_is_recent_enough_stays(mounted: Mount, path: str) -> N
 
 @pytest.mark.parametrize("path", ["updir", "upfile", "uplink"])
 def test_every_reading_counts_with_strictatime(mounted: Mount, path: str) -> None:
-    view = mounted(LOWER, upper=UPPER, flags=syscalls.MS_STRICTATIME)
+    view = mounted(LOWER, upper=UPPER, flags=mounting.MS_STRICTATIME)
     times = []
     for _ in range(3):
         ticks()

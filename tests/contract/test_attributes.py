@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo.linux.syscalls import get_xattr
+from overlayfs_demo.linux import xattr
 from tests.builders import directory, file, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import kernel_since
@@ -100,7 +100,7 @@ def test_lower_xattrs_are_shown_and_removing_one_keeps_the_others(mounted: Mount
     assert view.xattrs("a") == ["user.a", "user.b"]
     view.remove_xattr("a", "user.a")
     assert view.xattrs("a") == ["user.b"]
-    assert get_xattr(os.fsencode(view.layers.lowers[0] / "a"), "user.a") == b"1"
+    assert xattr.get(os.fsencode(view.layers.lowers[0] / "a"), "user.a") == b"1"
 
 
 def test_missing_xattr_is_enodata_and_copies_nothing_up(mounted: Mount) -> None:
@@ -139,7 +139,7 @@ def test_a_users_own_overlay_attribute_is_stored_escaped(mounted: Mount) -> None
     assert view.xattrs("d") == ["trusted.overlay.opaque"]
     assert view.xattr("d", "trusted.overlay.opaque") == b"y"
     assert not view.is_opaque("d")
-    assert get_xattr(os.fsencode(view.upper("d")), "trusted.overlay.overlay.opaque") == b"y"
+    assert xattr.get(os.fsencode(view.upper("d")), "trusted.overlay.overlay.opaque") == b"y"
     view.remount()
     assert view.names("d") == [b"low"]
     view.remove_xattr("d", "trusted.overlay.opaque")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.fronts.kernel import cache_policy
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import fanotify
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay import external_changes
 from tests.builders import IMAGE_OPAQUE, OPAQUE, directory, file
@@ -402,7 +402,7 @@ def test_with_a_timeout_of_0_everything_is_asked_anew(mounted: Mount, monkeypatc
 kernel_front = only(["kernel-front"], "this is about what it does without fanotify, or with less of it")
 
 
-def no_marks(group: int, fd: int) -> syscalls.WatchKey:
+def no_marks(group: int, fd: int) -> fanotify.Key:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -417,9 +417,9 @@ def test_without_watches_what_is_shown_is_trusted_for_a_moment_only(
     mounted: Mount, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     if missing == "marks":
-        monkeypatch.setattr(syscalls, "watch_directory", no_marks)
+        monkeypatch.setattr(fanotify, "watch", no_marks)
     else:
-        monkeypatch.setattr(syscalls, "new_watch_group", no_group)
+        monkeypatch.setattr(fanotify, "new_group", no_group)
     # The upper's part of a merged directory does not tell by its time that a lower's was changed.
     view = mounted(TREE, upper={"d": {"up": "1"}})
     look_around(view)
@@ -435,12 +435,12 @@ def test_without_watches_what_is_shown_is_trusted_for_a_moment_only(
 def test_events_that_were_lost_make_the_kernel_forget_everything(
     mounted: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = syscalls.watch_events
+    read = fanotify.events
 
-    def lost(data: bytes) -> Iterator[syscalls.WatchEvent]:
-        return (one._replace(mask=syscalls.FAN_Q_OVERFLOW, pid=0) for one in read(data))
+    def lost(data: bytes) -> Iterator[fanotify.Event]:
+        return (one._replace(mask=fanotify.Q_OVERFLOW, pid=0) for one in read(data))
 
-    monkeypatch.setattr(syscalls, "watch_events", lost)
+    monkeypatch.setattr(fanotify, "events", lost)
     view = mounted(TREE, {"d": {"other": "1"}})
     look_around(view)
     real = layer(view, "lower")
@@ -457,10 +457,10 @@ def test_the_log_says_what_is_not_followed(
     mounted: Mount, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     view = mounted(TREE)
-    assert view.overlay.behind.start()
-    monkeypatch.setattr(syscalls, "watch_directory", no_marks)
+    assert view.overlay.external_changes.start()
+    monkeypatch.setattr(fanotify, "watch", no_marks)
     for path in ("", "d", "d/e"):
-        assert not view.overlay.behind.watch(view.node(path))
+        assert not view.overlay.external_changes.watch(view.node(path))
     [upper, lower] = [record.getMessage() for record in caplog.records]
     assert "layer 1 (layer0)" in lower and "max_user_marks" in lower
     assert "upper" in upper
@@ -472,7 +472,7 @@ def test_the_number_of_watches_is_bounded(
 ) -> None:
     monkeypatch.setattr(external_changes, "_MOST_WATCHES", 3)
     view = mounted(TREE)
-    watcher = view.overlay.behind
+    watcher = view.overlay.external_changes
     assert watcher.start()
     nodes = [view.node(path) for path in ("", "d", "d/e")]
     assert [watcher.watch(node) for node in nodes] == [True, True, False]
@@ -483,7 +483,7 @@ def test_the_number_of_watches_is_bounded(
 @only(["engine"], "what this process does itself is the engine's to tell")
 def test_own_changes_are_no_news(mounted: Mount) -> None:
     view = mounted(TREE)
-    watcher = view.overlay.behind
+    watcher = view.overlay.external_changes
     assert watcher.start()
     for path in ("", "d"):
         watcher.watch(view.node(path))

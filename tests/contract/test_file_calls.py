@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import file_handle, proc, syscalls
 from tests.builders import hardlink, sparse, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, only
@@ -330,7 +330,7 @@ def test_path_descriptor_copies_nothing_up_and_gives_no_data(mounted: Mount) -> 
     assert error_of(lambda: os.write(fd, b"x")) == errno.EBADF
     assert error_of(lambda: os.fchmod(fd, 0o600)) == errno.EBADF
     assert view.upper_names() == []
-    again = os.open(syscalls.fd_path(fd), os.O_RDWR)
+    again = os.open(proc.fd_path(fd), os.O_RDWR)
     os.pwrite(again, b"DATA", 0)
     assert (os.pread(again, 10, 0), view.upper("d/a").read_bytes()) == (b"DATA", b"DATA")
     os.close(again)
@@ -374,10 +374,10 @@ def test_stale_file_handle_never_means_another_file(mounted: Mount) -> None:
     view = mounted({"d/": None})
     view.write("old", b"old")
     root = os.open(view.path(""), os.O_RDONLY)
-    kind, opaque = syscalls.file_handle(root, b"old")
+    kind, opaque = file_handle.handle_of(root, b"old")
 
     def open_again() -> bytes:
-        fd = syscalls.open_file_handle(root, kind, opaque, os.O_RDONLY)
+        fd = file_handle.open_handle(root, kind, opaque, os.O_RDONLY)
         try:
             return os.read(fd, 10)
         finally:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from tests.contract.conftest import Mount
 from tests.contract.subjects import Subject
 
 
 def is_impure(view: Subject, path: str) -> bool:
-    return syscalls.get_xattr(os.fsencode(view.upper(path)), "trusted.overlay.impure") == b"y"
+    return xattr.get(os.fsencode(view.upper(path)), "trusted.overlay.impure") == b"y"
 
 
 def test_directory_that_shows_nothing_of_a_lower_any_more_is_not_impure(mounted: Mount) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import syscalls, xattr
 from overlayfs_demo.overlay.inode_flags import EXTENDED, PLAIN, Format
 from tests.builders import fifo, hardlink, symlink
 from tests.contract.conftest import Mount
@@ -135,13 +135,13 @@ def test_protection_stands_in_an_attribute_and_not_on_the_uppers_file(flagged: M
     view = flagged()
     for path, letter in (("upimm", b"i"), ("upapp", b"a"), ("upimmdir", b"i"), ("upappdir", b"a")):
         assert not flags_of(view.upper(path)) & (IMMUTABLE | APPEND)
-        assert syscalls.get_xattr(os.fsencode(view.upper(path)), "trusted.overlay.protattr") == letter
+        assert xattr.get(os.fsencode(view.upper(path)), "trusted.overlay.protattr") == letter
         assert view.xattrs(path) == []
     chattr(view, "upimm", "+a")
-    assert syscalls.get_xattr(os.fsencode(view.upper("upimm")), "trusted.overlay.protattr") == b"ai"
+    assert xattr.get(os.fsencode(view.upper("upimm")), "trusted.overlay.protattr") == b"ai"
     for change in ("-a", "-i"):
         chattr(view, "upimm", change)
-    assert syscalls.get_xattr(os.fsencode(view.upper("upimm")), "trusted.overlay.protattr") is None
+    assert xattr.get(os.fsencode(view.upper("upimm")), "trusted.overlay.protattr") is None
     view.append("upimm", b"2")
 
 

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from tests import builders
 from tests.builders import (
     FUSE_OVERLAYFS_OPAQUE,
@@ -241,7 +241,7 @@ def test_statfs_tells_of_the_uppers_filesystem(mounted: Mount) -> None:
 def test_mount_below_a_layer_is_not_part_of_it(mounted: Mount) -> None:
     view = mounted({"d/under": "1"}, upper={"up/under": "1"})
     for place in (view.layers.lowers[0] / "d", view.upper("up")):
-        syscalls.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"")
+        mounting.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"")
         (place / "over").touch()
     view.remount()
     assert view.names("d") == view.names("up") == [b"under"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from tests import builders
 from tests.builders import WHITEOUT, Metacopy, hardlink, metacopy
@@ -22,7 +22,7 @@ DATA = "data of the lower"
 
 
 def is_metacopy(view: Subject, path: str) -> bool:
-    return syscalls.get_xattr(os.fsencode(view.upper(path)), METACOPY) is not None
+    return xattr.get(os.fsencode(view.upper(path)), METACOPY) is not None
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_data_only_layer_gives_data_and_no_names(mounted: Mount) -> None:
 
 
 def redirect(view: Subject, path: str) -> bytes | None:
-    return syscalls.get_xattr(os.fsencode(view.upper(path)), REDIRECT)
+    return xattr.get(os.fsencode(view.upper(path)), REDIRECT)
 
 
 def on_disk(view: Subject, path: str) -> tuple[bool, bytes | None]:
@@ -218,7 +218,7 @@ def test_removal_of_one_name_of_a_hard_linked_file_copies_no_data(mounted: Mount
     view = mounted({"a": DATA, "b": hardlink("a")}, metacopy=True)
     view.unlink("a")
     [copy] = [path for path in (view.layers.work / "index").iterdir() if path.is_file()]
-    assert syscalls.get_xattr(os.fsencode(copy), METACOPY) is not None
+    assert xattr.get(os.fsencode(copy), METACOPY) is not None
     view.remount()
     assert (view.read("b"), view.stat("b").nlink) == (DATA.encode(), 1)
 

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, get_xattr
+from overlayfs_demo.linux import xattr
+from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.builders import OPAQUE, WHITEOUT, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs
@@ -14,7 +15,7 @@ from tests.contract.subjects import Subject
 
 
 def redirect(view: Subject, path: str) -> bytes | None:
-    return get_xattr(os.fsencode(view.upper(path)), "trusted.overlay.redirect")
+    return xattr.get(os.fsencode(view.upper(path)), "trusted.overlay.redirect")
 
 
 def test_renamed_lower_file_is_copied_up_and_leaves_a_whiteout(mounted: Mount) -> None:

@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from tests.builders import WHITEOUT, directory, symlink
 from tests.contract.conftest import Mount
 from tests.contract.marks import differs, kernel_version, only
@@ -74,7 +74,7 @@ def test_unnamed_file_is_reached_by_its_descriptor(mounted: Mount) -> None:
     os.setxattr(fd, "user.k", b"v")
     os.utime(fd, ns=(1, 2))
     os.ftruncate(fd, 3)
-    again = os.open(syscalls.fd_path(fd), os.O_RDWR)
+    again = os.open(proc.fd_path(fd), os.O_RDWR)
     os.write(again, b"xy")
     assert os.pread(fd, 10, 0) == b"xy\0"
     os.close(fd)

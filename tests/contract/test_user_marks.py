@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import xattr
 from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from tests import builders
 from tests.builders import Metacopy, directory, hardlink
@@ -108,7 +108,7 @@ def test_file_of_a_lower_is_copied_with_its_data(mounted: Mount, change: Any) ->
     name = change(view)
     copy = view.upper(name)
     assert copy.read_bytes() == b"data"
-    assert {METACOPY, REDIRECT}.isdisjoint(syscalls.list_xattrs(os.fsencode(copy)))
+    assert {METACOPY, REDIRECT}.isdisjoint(xattr.names(os.fsencode(copy)))
     view.remount()
     assert view.read(name) == b"data"
 

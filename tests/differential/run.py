@@ -41,17 +41,17 @@ def main(words: Sequence[str] | None = None) -> int:
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=float, default=60.0, metavar="N", help="start no sequence after that long (default: 60)")
+    add("--seconds", type=float, default=60.0, metavar="N", help="start no new sequence after N seconds (default: 60)")
     add("--sequences", type=int, metavar="N", help="run at most N sequences")
     add("--operations", type=int, default=300, metavar="N", help="in each sequence (default: 300)")
     add("--seed", type=int, default=1, metavar="S", help="of the first sequence; the next has S+1 (default: 1)")
     add("--front", choices=("kernel", "fusepy"), default="kernel", help="default: kernel")
     add("--index", action="store_true", help="keep hard links together (index=on)")
-    add("--metacopy", action="store_true", help="copy metadata alone up (metacopy=on)")
+    add("--metacopy", action="store_true", help="copy up only metadata (metacopy=on)")
     add("--shrink", type=float, default=60.0, metavar="N", help="seconds to spend on each reproducer (default: 60)")
-    add("--ignore", action="append", default=[], metavar="WHAT", help="look past a signature, a field or a verb")
+    add("--ignore", action="append", default=[], metavar="WHAT", help="ignore a signature, a field or a verb")
     add("--each", type=int, default=1, metavar="N", help="shrink N cases of each kind (default: 1)")
-    add("--dir", type=Path, metavar="DIR", help="where the trees are made (default: $TMPDIR or /tmp)")
+    add("--dir", type=Path, metavar="DIR", help="where to make the trees (default: $TMPDIR or /tmp)")
     return parser.parse_args(words)
 
 

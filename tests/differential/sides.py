@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay.stack import Stack
@@ -56,7 +56,7 @@ class Oracle(Kernel):
         options = f"redirect_dir=on,{self._features},lowerdir="
         options += ":".join(str(path) for path in reversed(self.layers.lowers))
         options += f",upperdir={self.layers.upper},workdir={self.layers.work}"
-        syscalls.mount(b"overlay", self.prefix, b"overlay", 0, options.encode())
+        mounting.mount(b"overlay", self.prefix, b"overlay", 0, options.encode())
 
 
 class Side:

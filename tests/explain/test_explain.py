@@ -269,7 +269,7 @@ def test_what_the_upper_has_is_changed_at_no_cost(one_view: Place) -> None:
     told = explain(one_view, "chmod", "700", "only", "opt/new")
     assert effects(told) == {("change", "/only", 0), ("change", "/opt/new", 0)}
     done = run("overlayfs-demo", "explain", "chmod", "700", "only", "opt/new", cwd=one_view.view)
-    assert done.stdout.startswith("would change 1 file and 1 directory that the upper has already\n")
+    assert done.stdout.startswith("would change 1 file and 1 directory already in the upper\n")
 
 
 def test_a_directory_in_the_place_of_a_deleted_one_is_opaque(one_view: Place) -> None:
@@ -299,7 +299,7 @@ def test_a_limit_is_told_of(stacked: Place) -> None:
     assert effects(told) == {("refuse", "/opt/big", 20_000), ("warn", "/opt/both", 6), ("copy up", "/opt/both", 6)}
     assert told["status"] == 1
     done = run("overlayfs-demo", "explain", "chmod", "600", "opt/big", cwd=stacked.view)
-    assert "would be refused to copy up /opt/big, 20kB: over copyup_max=10240\n" in done.stdout
+    assert "would be refused copy-up of /opt/big (20kB) from layer 1 (bottom): over copyup_max=10240\n" in done.stdout
     assert "Disk quota exceeded" in done.stderr
 
 
@@ -310,9 +310,9 @@ def test_in_words(one_view: Place) -> None:
     assert (
         done.stdout
         == """\
-would copy up 1 file, 5B of data, and 1 directory without its content, from layer 1 (bottom)
-would leave 1 whiteout
-would hide 1 file of 13B in layer 1 (bottom); it stays there: an image does not shrink
+would copy up 1 file (5B) and 1 directory (itself only) from layer 1 (bottom)
+would create 1 whiteout
+would hide 1 file (13B) in layer 1 (bottom); it stays there, so no image shrinks
 would write 2B to 1 file
 
 WHAT       SIZE      LAYER              PATH
@@ -329,7 +329,7 @@ def test_ten_paths_are_shown_or_all(one_view: Place) -> None:
     script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do mkdir m$i; done"
     few = run("overlayfs-demo", "explain", "sh", "-c", script, cwd=one_view.view)
     assert few.stdout.count("/m") == 10
-    assert few.stdout.endswith("and 2 more, which --all shows\n")
+    assert few.stdout.endswith("... and 2 more (use --all to show them)\n")
     assert run("overlayfs-demo", "explain", "--all", "sh", "-c", script, cwd=one_view.view).stdout.count("/m") == 12
 
 
@@ -341,7 +341,7 @@ def test_a_command_that_changes_nothing(one_view: Place) -> None:
 def test_a_command_that_fails_is_explained_and_its_status_told(one_view: Place) -> None:
     done = run("overlayfs-demo", "explain", "sh", "-c", "rm opt/new; exit 7", cwd=one_view.view)
     assert done.returncode == 0
-    assert "would free 4B in the upper\nthe command itself ended with exit status 7" in done.stdout
+    assert "would free 4B in the upper\nthe command exited with status 7" in done.stdout
     assert explain(one_view, "sh", "-c", "kill -TERM $$")["status"] == 128 + signal.SIGTERM
 
 
@@ -450,15 +450,8 @@ def test_without_namespaces_the_command_does_not_run(place: Place) -> None:
         "sys.exit(guarded('explain', lambda: Sandbox(place, place, place).run(['touch', sys.argv[1] + '/ran'])))"
     )
     done = run("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", sys.executable, "-c", code, place.view)
-    fails(done, "no sandbox can be made", "Operation not permitted", "the right to make namespaces")
+    fails(done, "cannot create a sandbox", "Operation not permitted", "permission to create namespaces")
     assert not (place.view / "ran").exists()
-
-
-def test_a_view_of_an_older_version_is_refused(one_view: Place) -> None:
-    record = registry.find_record(str(one_view.view))
-    assert record is not None
-    with pytest.raises(MountError, match="mount it with this version"):
-        rehearse(registry.Record(record.mountpoint, record.pid, record.front, record.lowers), ["true"], b"/")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts.option_paths import lowerdir_option
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners, devices, trusted xattrs or mounts")
@@ -271,8 +271,8 @@ def kernel_mount(lowerdir: bytes, mountpoint: Path) -> Iterator[Path]:
     for one in (mountpoint, empty):
         one.mkdir()
     # mount(8) of Debian 13 uses fsconfig(2), which takes no value of more than 255 bytes.
-    syscalls.mount(b"overlay", os.fsencode(mountpoint), b"overlay", 0, lowerdir + b":" + os.fsencode(empty))
+    mounting.mount(b"overlay", os.fsencode(mountpoint), b"overlay", 0, lowerdir + b":" + os.fsencode(empty))
     try:
         yield mountpoint
     finally:
-        syscalls.unmount(os.fsencode(mountpoint))
+        mounting.unmount(os.fsencode(mountpoint))

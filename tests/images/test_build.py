@@ -248,7 +248,7 @@ def test_output_directory_that_is_made_is_private_and_says_why(image: Path, tmp_
     assert permissions(tmp_path / "new" / "out") == 0o700
     assert permissions(tmp_path / "new") == 0o777 & ~current_umask()
     told = capsys.readouterr().err
-    for words in ("is private", "--mode 0755 or chmod opens it", "set-id programs and devices work for anybody"):
+    for words in ("is private", "--mode 0755 or chmod opens it", "set-id programs and devices work for anyone"):
         assert words in told
 
 
@@ -332,7 +332,7 @@ def test_record_that_is_damaged_is_named(image: Path, tmp_path: Path) -> None:
 @needs_root
 def test_layers_for_another_kind_of_mount_are_not_taken_up(image: Path, tmp_path: Path) -> None:
     build_layers(image, tmp_path / "out")
-    with pytest.raises(ImageError, match="another kind of mount"):
+    with pytest.raises(ImageError, match="a different kind of mount"):
         build_layers(image, tmp_path / "out", userxattr=True)
 
 
@@ -348,7 +348,7 @@ def test_ordinary_user_builds_too_and_is_told_what_is_left_out() -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)  # pytest's own directories are closed to others
         told, record = _build_as_nobody(Path(name))
-    assert "devices, which only root may make" in told
+    assert "devices, which only root may create" in told
     assert "owners" not in told
     assert "security.capability" in told
     assert "userxattr" in told

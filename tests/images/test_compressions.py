@@ -80,13 +80,13 @@ def test_an_archive_may_be_compressed_with_bzip2(store: Store) -> None:
 
 
 def test_a_layer_of_nothing_in_bzip2_is_not_taken_for_a_tar(store: Store) -> None:
-    with pytest.raises(ImageError, match="is not what its diff ID"):
+    with pytest.raises(ImageError, match="does not match its diff ID"):
         loaded(store, stored_layer(bz2.compress(b"")))
 
 
 @pytest.mark.parametrize("cut", [20, -20])
 def test_damaged_bzip2_is_named(store: Store, cut: int) -> None:
-    with pytest.raises(ImageError, match="its bzip2 data is damaged or cut short"):
+    with pytest.raises(ImageError, match="its bzip2 data is damaged or truncated"):
         loaded(store, stored_layer(bz2.compress(BASE)[:cut]))
 
 
@@ -202,12 +202,12 @@ def test_a_link_that_leads_out_of_an_unpacked_archive_names_no_member(store: Sto
 
 def test_an_archive_of_an_old_docker_is_named(store: Store) -> None:
     data = archive([("repositories", b'{"t": {"1": "abc"}}'), ("abc/layer.tar", BASE), ("abc/json", b"{}")])
-    with pytest.raises(ImageError, match=r"a Docker before 1\.10"):
+    with pytest.raises(ImageError, match=r"Docker before 1\.10"):
         loaded(store, data)
 
 
 def test_the_config_of_a_blob_is_proved_in_a_directory_of_skopeo(store: Store, tmp_path: Path) -> None:
     files = dir_layout([BASE])
     files[hexdigest(config([BASE]))] = config([BASE], comment="another")
-    with pytest.raises(ImageError, match="is not what its digest promises"):
+    with pytest.raises(ImageError, match="does not match its digest"):
         load(store, put(tmp_path / "dir", files))

@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     "history-text": ({**WHOLE, "history": ["ADD"]}, r"'history'\[0\]"),
     "history-time": ({**WHOLE, "history": [{"created": "noon"}]}, r"'history'\[0\]: 'created'"),
     "history-flag": ({**WHOLE, "history": [{"empty_layer": "yes"}]}, "'empty_layer'"),
-    "history-too-long": ({**WHOLE, "history": [{}, {}]}, "2 steps that made a layer, but 'rootfs' has only 1"),
+    "history-too-long": ({**WHOLE, "history": [{}, {}]}, "2 steps that create a layer, but 'rootfs' lists only 1"),
     "rootfs-missing": ({**WHOLE, "rootfs": None}, "'rootfs' is missing"),
     "rootfs-type": ({**WHOLE, "rootfs": {"type": 5, "diff_ids": [digest(BASE)]}}, "'type'"),
     "not-a-number": (b'{"x": NaN}', "NaN"),

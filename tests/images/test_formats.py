@@ -140,7 +140,7 @@ def test_image_is_found_by_the_start_of_its_id(tmp_path: Path) -> None:
 
 
 def test_unknown_image_is_refused_and_the_known_ones_listed(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"no image b:latest in .*: it has: a/one:1, a/two:latest"):
+    with pytest.raises(ImageError, match=r"no image b:latest in .*: it contains: a/one:1, a/two:latest"):
         built(tmp_path, docker_save_many(MANY), name="b")
 
 

@@ -104,7 +104,7 @@ def test_an_image_that_refers_to_another_manifest_is_an_image(store: Store) -> N
 
 def test_an_archive_of_other_things_alone_is_refused_and_they_are_named(store: Store) -> None:
     blobs = Blobs()
-    with pytest.raises(ImageError, match=r"holds no image, only 2 manifests of other things: .*cosign.*text/spdx"):
+    with pytest.raises(ImageError, match=r"contains no image, only 2 manifests of other kinds: .*cosign.*text/spdx"):
         load(store, write(store, blobs.layout([artifact(blobs), artifact(blobs, "text/spdx+json")])))
 
 
@@ -141,12 +141,12 @@ def test_a_layer_that_two_bad_images_share_is_told_of_each(store: Store) -> None
     data = docker_save_many({"a:1": [BASE], "b:1": [BASE], "c:1": [OTHER]}).replace(b"hello", b"hallo")
     outcome = load(store, write(store, data))
     assert [one.title for one in outcome.failed] == ["a:1", "b:1"]
-    assert all("is not what" in str(one.error) for one in outcome.failed)
+    assert all("does not match" in str(one.error) for one in outcome.failed)
     assert [one.image.value.tags for one in outcome] == [("c:1",)]
 
 
 def test_the_only_image_of_an_archive_raises_its_error(store: Store) -> None:
-    with pytest.raises(ImageError, match="is not what"):
+    with pytest.raises(ImageError, match="does not match"):
         load(store, write(store, docker_save_many({"a:1": [BASE]}).replace(b"hello", b"hallo")))
 
 
@@ -164,7 +164,7 @@ def test_json_has_the_bad_image_too(store: Store, capsys: Captured) -> None:
     first, second, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["Names"], second["Names"]) == (["a:1"], ["c:1"])
     assert bad["Image"] == "b:1"
-    assert "is not what" in bad["Error"]
+    assert "does not match" in bad["Error"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_digest_names_contents_and_is_not_a_name_to_give() -> None:
     reference = Reference.parse(f"docker.io/library/alp:1@{HASH}")
     assert (str(reference.name), str(reference.digest)) == ("alp:1", HASH)
     assert str(reference) == f"alp:1@{HASH}"
-    with pytest.raises(ImageError, match="a digest names contents"):
+    with pytest.raises(ImageError, match="a digest identifies content"):
         ImageName.parse(f"alp@{HASH}")
 
 
@@ -156,12 +156,12 @@ def test_image_is_found(word: str, identity: Digest, name: str | None) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("app", "no image app:latest: there is app:1, app:2"),
-        ("tool", "no image tool:latest: there is localhost/tool:1"),
-        ("x/other:3", "no image x/other:3: there is other:latest"),
+        ("app", "no image app:latest: similar names: app:1, app:2"),
+        ("tool", "no image tool:latest: similar names: localhost/tool:1"),
+        ("x/other:3", "no image x/other:3: similar names: other:latest"),
         ("nothing", "no image nothing:latest: look again"),
         ("0000", "no image 0000:latest, and no image ID begins with 0000: look again"),
-        (f"app@{B}", f"no image app@{B}: there is app:1, app:2"),
+        (f"app@{B}", f"no image app@{B}: similar names: app:1, app:2"),
         ("sha256:0000", "no image ID begins with 0000: look again"),
         ("0" * 64, f"no image ID begins with {'0' * 64}: look again"),
     ],
@@ -174,7 +174,7 @@ def test_missing_image_is_named_with_what_is_like_it(word: str, message: str) ->
 
 def test_short_id_of_two_images_is_ambiguous() -> None:
     twins = (named(Digest("sha256", "abcd" + "0" * 60)), named(Digest("sha256", "abcd" + "1" * 60)))
-    with pytest.raises(ImageError, match="'abcd' is ambiguous: it begins the IDs of 2 images: give more digits"):
+    with pytest.raises(ImageError, match="'abcd' is ambiguous: it matches 2 images: use more digits"):
         find_image("abcd", twins, "", "")
 
 

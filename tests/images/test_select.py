@@ -73,7 +73,7 @@ def test_load_says_which_of_the_two_has_the_name(store: Store, capsys: pytest.Ca
     first, taken, second = capsys.readouterr().out.splitlines()
     identity = Digest.of(config(ONE))
     assert first == f"Loaded image ID: {identity}"
-    assert taken.startswith(f"The name app:1 stood for {identity.short} before")
+    assert taken.startswith(f"Moved the name app:1 from image {identity.short} to")
     assert second == "Loaded image: app:1"
 
 
@@ -143,7 +143,7 @@ def test_a_platform_that_is_not_there_lists_those_that_are(store: Store) -> None
 
 
 def test_a_wish_for_another_platform_than_the_only_one_is_refused(store: Store) -> None:
-    with pytest.raises(ImageError, match="no image for linux/arm64: choose with --platform: linux/amd64"):
+    with pytest.raises(ImageError, match="no image for linux/arm64: choose one with --platform: linux/amd64"):
         load(store, write(store, docker_save(ONE)), Platform.parse("linux/arm64"))
 
 

@@ -17,7 +17,7 @@ import pytest
 from overlayfs_demo.images.upper_diff import Kind
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import directory, docker_save, hard_link, layer, symlink
-from tests.images.test_layer_tar import Home
+from tests.images.test_layer_tar_writer import Home
 
 IMAGE = layer(
     {

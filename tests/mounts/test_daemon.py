@@ -18,12 +18,14 @@ import pytest
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.kernel import session
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts import daemon, mount, registry
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import Containers, record_of
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
 from tests import builders
@@ -118,7 +120,7 @@ def is_mounted_and_unmounted(place: Place) -> None:
 
 
 FAULTS: dict[str, tuple[object, str]] = {
-    "opening the layers": (Overlay, "__init__"),
+    "opening the layers": (Tree, "__init__"),
     "the note in the upper": (Overlay, "note_stack"),
     "the socket": (Server, "start"),
     "the record": (registry.Registration, "__init__"),
@@ -221,7 +223,7 @@ def test_a_caller_who_is_interrupted_leaves_no_daemon(place: Place, monkeypatch:
 
 
 def test_a_daemon_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "_PATIENCE", 0.1)
+    monkeypatch.setattr(daemon, "_TIMEOUT", 0.1)
 
     def serve(ready: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -314,9 +316,10 @@ def container(tmp_path: Path) -> Iterator[tuple[Containers, Container]]:
     containers = Containers(store)
     made = containers.create(loaded.image, "c1")
     os.listdir(made.mountpoint)
-    assert made.record is not None
-    process = os.pidfd_open(made.record.pid)
-    os.kill(made.record.pid, signal.SIGKILL)
+    record = record_of(made)
+    assert record is not None
+    process = os.pidfd_open(record.pid)
+    os.kill(record.pid, signal.SIGKILL)
     assert daemon.ended(process, PATIENCE)
     os.close(process)
     yield containers, made
@@ -325,11 +328,11 @@ def container(tmp_path: Path) -> Iterator[tuple[Containers, Container]]:
 
 def test_a_container_whose_daemon_was_killed_is_stopped(container: tuple[Containers, Container]) -> None:
     containers, made = container
-    assert made.record is None
+    assert record_of(made) is None
     root = made.directory.parent.parent
     assert "Stopped" in run("overlayfs-demo", "ps", "--store", root).stdout
     containers.start(made)
-    assert made.record is not None and mounts_at(made.mountpoint) == 1
+    assert record_of(made) is not None and mounts_at(made.mountpoint) == 1
     assert (made.mountpoint / "motd").read_text() == "hello\n"
 
 
@@ -392,7 +395,7 @@ def test_umount_8_returns_when_the_layers_are_free(helper: Place, absolute: bool
     layers.mkdir()
     options = ",".join(f"{role}dir={layers / role}" for role in ("lower", "upper", "work"))
     for _ in range(3):
-        syscalls.mount(b"none", os.fsencode(layers), b"tmpfs", 0, b"")
+        mounting.mount(b"none", os.fsencode(layers), b"tmpfs", 0, b"")
         builders.directories(layers, "lower", "upper", "work")
         assert run("mount", "-t", "fuse.overlayfs-demo", "x", helper.view, "-o", options).returncode == 0
         (helper.view / "new").write_text("1")
@@ -404,7 +407,7 @@ def test_umount_8_returns_when_the_layers_are_free(helper: Place, absolute: bool
 def test_umount_8_of_another_fuse_file_system_is_what_it_was(helper: Place) -> None:
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
-    syscalls.mount(b"none", os.fsencode(helper.view), b"fuse.other", 0, options)
+    mounting.mount(b"none", os.fsencode(helper.view), b"fuse.other", 0, options)
     os.close(device)  # It is dead now, so that nothing need answer.
     assert run("umount", helper.view).returncode == 0
     assert not helper.is_mounted()

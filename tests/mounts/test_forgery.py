@@ -21,7 +21,7 @@ from overlayfs_demo.mounts.control import client, protocol
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened, ProtocolError, WhichAnswer
 from overlayfs_demo.mounts.control.server import Server
-from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.ui.wording import outcome, said, sentence
 from tests.conftest import why_no_mounts
@@ -105,7 +105,7 @@ def test_ordinary_users_directory_is_checked_wherever_the_environment_puts_it(
 ) -> None:
     """Root of a user namespace, who may not write to /run, is in the same place."""
     monkeypatch.setattr(runtime_directory, "of_this_user", lambda: directory)
-    record = registry.Record("/view", os.getpid(), "kernel", [])
+    record = registry.MountRecord("/view", os.getpid(), "kernel", [], None, [], [], [], "")
     registry.Registration(record)
     assert registry.find_record("/view") == record
     give_away(directory)
@@ -153,7 +153,7 @@ def test_root_asks_its_own_daemon_and_not_who_forges_its_socket_in_tmp(place: Pl
     with forged_by_mallory(place.view):
         assert registry.place_in_view(os.fsencode(place.view), follow=True).socket.parent == Path("/run/overlayfs-demo")
         done = run("overlayfs-demo", "which", place.view / "motd")
-        assert done.returncode == 0 and "is seen" in done.stdout
+        assert done.returncode == 0 and "visible" in done.stdout
         record = registry.find_record(str(place.view))
         assert record is not None and record.lowers == [str(place / "top"), str(place / "bottom")]
 
@@ -198,7 +198,7 @@ def test_link_to_the_socket_of_another_service_is_seen_through(directory: Path, 
 
 
 def test_daemon_makes_no_socket_in_a_directory_of_somebody_else(directory: Path, place: Place) -> None:
-    overlay = Overlay(Stack((os.fsencode(place / "top"),)))
+    overlay = open_overlay(Stack((os.fsencode(place / "top"),)))
     give_away(directory)
     server = Server(directory / "it.sock", overlay, Counter())
     with pytest.raises(MountError, match="belongs to user 12346"):
@@ -215,7 +215,9 @@ def test_root_does_not_serve_the_view_of_another_user(place: Place, monkeypatch:
     assert place.mount().returncode == 0
     assert _view(str(place.view)) is not None
     monkeypatch.setattr(registry, "_owner", lambda mounted: ALICE)
-    with pytest.raises(MountError, match="mounted by user 12345, whose layers only they may serve: run this as that"):
+    with pytest.raises(
+        MountError, match="mounted by user 12345, and only that user may serve its layers: run this as that"
+    ):
         _view(str(place.view))
 
 
@@ -225,7 +227,7 @@ def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
     assert runtime == Path("/run/overlayfs-demo")
     command = f"mount -t tmpfs -o mode=777 none {runtime} && exec overlayfs-demo which {place.view}/motd"
     done = run("unshare", "--mount", "--propagation", "private", "sh", "-c", command)
-    fails(done, str(runtime), "written to by others")
+    fails(done, str(runtime), "writable by users other")
 
 
 def which_answer(**statement: object) -> bytes:
@@ -246,7 +248,7 @@ def test_escapes_in_what_a_daemon_says_do_not_reach_the_terminal() -> None:
     for forged in (link, {"says": "deleted", "deleted_at": "\x1b[3m"}):
         answer = protocol.decode_answer(which_answer(**forged))
         assert isinstance(answer, WhichAnswer)
-        [statement] = answer.explanation.statements
+        [statement] = answer.provenance.statements
         assert "\x1b" not in said(statement, b"/x") + outcome(statement, b"/x")
 
 
@@ -357,7 +359,7 @@ def test_forged_line_is_one_line_for_a_person(
     out, err = capsys.readouterr()
     assert out == ""
     complaint = err.removeprefix("overlayfs-demo: watching /view until it is unmounted\n")
-    assert re.fullmatch(r"overlayfs-demo: /view: its daemon's answer makes no sense: [ -~]{1,300}\n", complaint)
+    assert re.fullmatch(r"overlayfs-demo: /view: its daemon's answer is not valid: [ -~]{1,300}\n", complaint)
 
 
 @pytest.mark.parametrize("unasked", [line(attached=True), line(**EVENT), line(dropped=1), line(counters={})])
@@ -365,7 +367,7 @@ def test_answer_to_something_else_makes_no_sense(directory: Path, unasked: bytes
     with (
         hostile_daemon(directory, unasked) as path,
         Connection(path, "view") as connection,
-        pytest.raises(MountError, match="view: its daemon's answer makes no sense: it is about something else"),
+        pytest.raises(MountError, match="view: its daemon's answer is not valid: it answers a different question"),
     ):
         connection.which(b"/x")
 
@@ -375,7 +377,7 @@ def test_client_is_not_attached_by_another_answer(directory: Path, unasked: byte
     with (
         hostile_daemon(directory, unasked) as path,
         Connection(path, "view") as connection,
-        pytest.raises(MountError, match="view: its daemon's answer makes no sense: it is about something else"),
+        pytest.raises(MountError, match="view: its daemon's answer is not valid: it answers a different question"),
     ):
         connection.attach()
 
@@ -385,7 +387,7 @@ def test_line_that_does_not_end_is_given_up(directory: Path, monkeypatch: pytest
     with (
         hostile_daemon(directory, b"x" * 2000) as path,
         Connection(path, "view") as connection,
-        pytest.raises(MountError, match="view: its daemon does not stop talking"),
+        pytest.raises(MountError, match="view: its daemon sent a line without an end"),
     ):
         connection.which(b"/x")
 

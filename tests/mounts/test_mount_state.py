@@ -171,7 +171,7 @@ def test_a_daemon_that_lingers_takes_nothing_from_the_mount_that_came_after_it(p
         assert place.mount(options=lowers).returncode == 0
     wait_until(lambda: not os.path.exists(f"/proc/{before}"), "the first daemon ends")
     assert place.daemon() != before
-    assert "is seen" in run("overlayfs-demo", "which", place.view / "motd").stdout
+    assert "visible" in run("overlayfs-demo", "which", place.view / "motd").stdout
 
 
 @contextmanager

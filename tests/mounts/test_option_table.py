@@ -22,7 +22,7 @@ ROUNDS = 20
 def help_of_options(capsys: pytest.CaptureFixture[str]) -> str:
     """The part of `mount --help` about options."""
     with pytest.raises(SystemExit):
-        main._parser(["mount"]).parse_args(["mount", "--help"])
+        main.parser_for(["mount"]).parse_args(["mount", "--help"])
     text = capsys.readouterr().out
     return text.partition("\noptions (-o")[2].partition("\nexample:")[0].partition("\n")[2]
 
@@ -101,7 +101,7 @@ def test_the_help_lists_every_option_in_the_order_of_the_table(capsys: pytest.Ca
 
 
 def test_the_manual_page_lists_every_option() -> None:
-    page = manpage.manual(main._parser([]))
+    page = manpage.manual(main.parser_for([]))
     page = page.partition(".SS mount")[2].partition(".SS umount")[0]
     for option in OPTIONS:
         assert re.search(rf"(^|[ ,]){re.escape(manpage._text(option.usage))}($|[ ,])", page, re.MULTILINE), option.usage

@@ -9,23 +9,23 @@ import secrets
 import pytest
 
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts.option_paths import escape_path, lowerdir_option, unescape
 from overlayfs_demo.mounts.options import FRONTS, MountOptions, option_line, parse
 
 # mount(8)'s words that set a flag, and the word that clears it again ("" where there is none).
 FLAGS = {
-    "ro": (syscalls.MS_RDONLY, "rw"),
-    "nosuid": (syscalls.MS_NOSUID, "suid"),
-    "nodev": (syscalls.MS_NODEV, "dev"),
-    "noexec": (syscalls.MS_NOEXEC, "exec"),
-    "sync": (syscalls.MS_SYNCHRONOUS, "async"),
-    "dirsync": (syscalls.MS_DIRSYNC, ""),
-    "noatime": (syscalls.MS_NOATIME, "atime"),
-    "nodiratime": (syscalls.MS_NODIRATIME, "diratime"),
-    "relatime": (syscalls.MS_RELATIME, "norelatime"),
-    "strictatime": (syscalls.MS_STRICTATIME, "nostrictatime"),
-    "lazytime": (syscalls.MS_LAZYTIME, "nolazytime"),
+    "ro": (mounting.MS_RDONLY, "rw"),
+    "nosuid": (mounting.MS_NOSUID, "suid"),
+    "nodev": (mounting.MS_NODEV, "dev"),
+    "noexec": (mounting.MS_NOEXEC, "exec"),
+    "sync": (mounting.MS_SYNCHRONOUS, "async"),
+    "dirsync": (mounting.MS_DIRSYNC, ""),
+    "noatime": (mounting.MS_NOATIME, "atime"),
+    "nodiratime": (mounting.MS_NODIRATIME, "diratime"),
+    "relatime": (mounting.MS_RELATIME, "norelatime"),
+    "strictatime": (mounting.MS_STRICTATIME, "nostrictatime"),
+    "lazytime": (mounting.MS_LAZYTIME, "nolazytime"),
 }
 CLEARED = [word for word, (_, opposite) in FLAGS.items() if opposite]
 ALL_FLAGS = sum(flag for flag, _ in FLAGS.values())
@@ -76,7 +76,7 @@ def test_several_lines_are_one() -> None:
     options = parse(["lowerdir=/a:/b,ro", "upperdir=/u", "workdir=/w,nodev"])
     assert options.stack.lowers == (b"/a", b"/b")
     assert (options.stack.upper, options.stack.work) == (b"/u", b"/w")
-    assert options.flags == syscalls.MS_RDONLY | syscalls.MS_NODEV
+    assert options.flags == mounting.MS_RDONLY | mounting.MS_NODEV
 
 
 def test_later_upper_and_work_win() -> None:
@@ -350,7 +350,7 @@ def test_later_noallow_other_wins() -> None:
         ("lowerdir=/a,lowerdir=", "lowerdir=", "lowerdir=TOP"),
         ("lowerdir=/a,lowerdir+=/b", "lowerdir+=/b follows lowerdir=", "lowerdir+="),
         ("lowerdir=/a,datadir+=/b", "datadir+=/b follows lowerdir=", "datadir+="),
-        ("datadir+=/d,lowerdir+=/a", "lowerdir+=/a follows a data-only layer", "behind the last lowerdir+="),
+        ("datadir+=/d,lowerdir+=/a", "lowerdir+=/a follows a data-only layer", "after the last lowerdir+="),
         ("datadir+=/d", "lowerdir=", "lowerdir=TOP"),
         ("lowerdir=:/a", "lowerdir=:/a", "colon"),
         ("lowerdir=/a:", "lowerdir=/a:", "colon"),

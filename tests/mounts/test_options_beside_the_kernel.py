@@ -11,7 +11,7 @@ from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.mounts.option_table import OPTIONS, MountOption, Owner
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.mounts.preflight import checked
-from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from tests.builders import directories, fill
 from tests.contract.conftest import why_unavailable
 from tests.contract.marks import kernel_version
@@ -86,7 +86,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def ours(words: list[str]) -> list[str] | None:
     try:
-        overlay = Overlay(checked(parse(words).stack))
+        overlay = open_overlay(checked(parse(words).stack))
     except (UsageError, MountError) as error:
         assert error.problem and error.remedy
         return None

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.mounts import preflight
 from overlayfs_demo.mounts.preflight import Stack, checked
-from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.overlay.types import Caller, Change
+from overlayfs_demo.overlay.factory import open_overlay
+from overlayfs_demo.overlay.types import AttrChange, Caller
 from tests.builders import directories
 from tests.conftest import unmount_all, why_no_mounts
 
@@ -67,7 +67,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
             pytest.skip(f"needs the kernel's {kind}")
         where = tmp_path / name
         where.mkdir(exist_ok=True)
-        syscalls.mount(os.fsencode(source), os.fsencode(where), kind.encode(), flags, os.fsencode(data))
+        mounting.mount(os.fsencode(source), os.fsencode(where), kind.encode(), flags, os.fsencode(data))
         return where
 
     try:
@@ -158,7 +158,7 @@ def test_upper_and_work_must_not_contain_one_another(place: Path, refused: Refus
     directories(place, "upper/in", "work/in")
     (place / "link").symlink_to("upper")
     error = refused(stack(place, upper=upper, work=work))
-    assert f"upperdir {place / upper} and workdir {place / work} must not contain one another" in error.problem
+    assert f"upperdir {place / upper} and workdir {place / work} must not contain each other" in error.problem
     assert error.remedy == "make them two directories side by side"
 
 
@@ -203,16 +203,15 @@ def test_lower_inside_another_is_refused(
     (place / "link").symlink_to("top")
     error = refused(stack(place, *lowers))
     assert error.problem == (
-        f"lower layer {inner}, {place / lowers[inner - 1]}, lies inside lower layer {outer}, "
-        f"{place / lowers[outer - 1]}"
+        f"lower layer {inner}, {place / lowers[inner - 1]}, is inside lower layer {outer}, {place / lowers[outer - 1]}"
     )
-    assert error.remedy.endswith("name directories that do not contain one another")
+    assert error.remedy.endswith("use directories that do not contain each other")
 
 
 def test_data_only_layer_must_be_apart_too(place: Path, refused: Refused) -> None:
     directories(place, "data", "top/in")
     assert checked(replace(stack(place), data_only=(bytes(place / "data"),))).data_only
-    for path, says in (("top", "is the same directory as lower layer 1"), ("top/in", "lies inside lower layer 1")):
+    for path, says in (("top", "is the same directory as lower layer 1"), ("top/in", "is inside lower layer 1")):
         error = refused(replace(stack(place), data_only=(bytes(place / "data"), bytes(place / path))))
         assert error.problem.startswith(f"data-only layer 2, {place / path}, {says}")
 
@@ -220,7 +219,7 @@ def test_data_only_layer_must_be_apart_too(place: Path, refused: Refused) -> Non
 def test_bound_directory_is_the_same_wherever_it_is_mounted(place: Path, refused: Refused, mount: Mount) -> None:
     directories(place, "top/in")
     bound = mount("", "bound", flags=MS_BIND, source=place / "top/in")
-    assert f"{bound}, lies inside lower layer 1" in refused(stack(place, "top", "bound")).problem
+    assert f"{bound}, is inside lower layer 1" in refused(stack(place, "top", "bound")).problem
     assert f"overlaps lower layer 1, {bound}" in refused(stack(place, "bound", upper="top")).problem
 
 
@@ -230,7 +229,7 @@ def test_bound_directory_is_the_same_wherever_it_is_mounted(place: Path, refused
 def test_upper_and_work_on_two_filesystems_are_refused(place: Path, refused: Refused, mount: Mount) -> None:
     other = mount("tmpfs", "other")
     error = refused(stack(place, work="other"))
-    assert error.problem == f"upperdir {place / 'upper'} and workdir {other} are on two filesystems"
+    assert error.problem == f"upperdir {place / 'upper'} and workdir {other} are on different filesystems"
     assert error.remedy.endswith("put both on one")
 
 
@@ -260,10 +259,10 @@ def test_other_mounts_of_the_kernel_do_not_matter(place: Path, mount: Mount) -> 
 def test_read_only_filesystem_is_refused(place: Path, refused: Refused, mount: Mount) -> None:
     where = mount("tmpfs", "other")
     directories(where, "upper", "work")
-    mount("tmpfs", "other", flags=syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
+    mount("tmpfs", "other", flags=mounting.MS_REMOUNT | mounting.MS_RDONLY)
     error = refused(stack(place, upper="other/upper", work="other/work"))
     reason = os.strerror(errno.EROFS)
-    assert error.problem == f"workdir {where / 'work'}: cannot make a directory there: {reason}"
+    assert error.problem == f"workdir {where / 'work'}: cannot create a directory there: {reason}"
     assert error.remedy == "upper and work must be writable"
 
 
@@ -299,10 +298,10 @@ def failing_rename(flag: int) -> Any:
 
 
 ABILITIES: dict[str, tuple[object, str, Any]] = {
-    "make a directory": (os, "mkdir", failing(errno.EINVAL)),
+    "create a directory": (os, "mkdir", failing(errno.EINVAL)),
     "set the attribute": (os, "setxattr", failing(errno.EINVAL)),
-    "make a whiteout": (preflight, "make_whiteout", failing(errno.EINVAL)),
-    "make a hard link": (os, "link", failing(errno.EINVAL)),
+    "create a whiteout": (preflight, "make_whiteout", failing(errno.EINVAL)),
+    "create a hard link": (os, "link", failing(errno.EINVAL)),
     "rename without replacing": (syscalls, "rename", failing_rename(syscalls.RENAME_NOREPLACE)),
     "exchange two names": (syscalls, "rename", failing_rename(syscalls.RENAME_EXCHANGE)),
 }
@@ -361,8 +360,8 @@ def indexed(place: Path) -> Path:
     """A hard-linked file of the topmost lower was changed: its copy stands in the index."""
     (place / "top/a").write_text("old")
     (place / "top/b").hardlink_to(place / "top/a")
-    overlay = Overlay(stack(place))
-    overlay.set_attrs(overlay.walk(b"/a"), Change(mode=0o600), Caller(os.geteuid(), os.getegid()))
+    overlay = open_overlay(stack(place))
+    overlay.set_attrs(overlay.walk(b"/a"), AttrChange(mode=0o600), Caller(os.geteuid(), os.getegid()))
     overlay.close()
     assert os.listdir(place / "work/index")
     return place

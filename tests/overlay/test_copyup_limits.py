@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.events import Action, Event, Events
-from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Caller
 from tests import builders
@@ -31,11 +31,11 @@ def open_for_writing(base: Path, **limits: int) -> tuple[int, list[Event]]:
         user_xattrs=os.geteuid() != 0,
         **limits,  # type: ignore[arg-type]  # limits are fields of Stack
     )
-    overlay = Overlay(stack, events)
+    overlay = open_overlay(stack, events)
     caller = Caller(os.geteuid(), os.getegid(), os.getpid(), 0o022, "test")
     try:
         node = overlay.walk(b"/big")
-        overlay.release(node, overlay.open(node, os.O_WRONLY, caller))  # type: ignore[arg-type]  # it is a file
+        overlay.files.release(node, overlay.open(node, os.O_WRONLY, caller))  # type: ignore[arg-type]  # it is a file
     except OSError as error:
         return error.errno or 0, told
     finally:
@@ -59,7 +59,7 @@ def test_a_warning_comes_before_the_copy_up(tmp_path: Path, caplog: pytest.LogCa
     assert code == 0
     assert [(one.action, one.size) for one in told] == [(Action.WARN, SIZE), (Action.COPY_UP, SIZE)]
     [record] = caplog.records
-    assert "over copyup_warn=4999" in record.getMessage()
+    assert "exceed copyup_warn=4999" in record.getMessage()
 
 
 def test_just_the_limit_is_told_to_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from overlayfs_demo.events import Action, Event, Events
 from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
-from overlayfs_demo.overlay import upper
+from overlayfs_demo.overlay import upper_attributes
 from tests.builders import WHITEOUT, directory
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
@@ -133,7 +133,7 @@ def test_without_a_listener_no_event_is_built(view: Engine, monkeypatch: pytest.
     def refuse(*_: object) -> Event:
         pytest.fail("an event was built for nobody")
 
-    monkeypatch.setattr(upper, "Event", refuse)
+    monkeypatch.setattr(upper_attributes, "Event", refuse)
     for call in ("create", "link of upper", "unlink below lower", "chmod of directory", "append to lower"):
         if view.exists("new"):
             view.unlink("new")

@@ -9,8 +9,10 @@ can be done after all.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +20,14 @@ from typing import Any
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.events import Action
+from overlayfs_demo.linux import file_handle, syscalls
 from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
+from overlayfs_demo.overlay.inode_flags import PLAIN
 from overlayfs_demo.overlay.node import DirNode
-from overlayfs_demo.overlay.types import Change
+from overlayfs_demo.overlay.override_stat import OverrideStat
+from overlayfs_demo.overlay.types import AttrChange
+from overlayfs_demo.overlay.whiteout import TRUSTED
 from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
@@ -48,11 +54,12 @@ WRITING: Calls = {
         "fchmod",
     ),
     syscalls: ("rename", "link_path", "clone_file"),
+    fcntl: ("ioctl",),
 }
-OPENING: Calls = {os: ("open", "dup"), syscalls: ("open_beneath", "open_file_handle")}
+OPENING: Calls = {os: ("open", "dup"), syscalls: ("open_beneath",), file_handle: ("open_handle",)}
 READING: Calls = {
     os: ("stat", "fstat", "listxattr", "getxattr", "readlink", "scandir", "lseek", "pread"),
-    syscalls: ("file_handle",),
+    file_handle: ("handle_of",),
 }
 
 
@@ -124,6 +131,30 @@ def chmod_while_read(view: Engine) -> None:
     view.chmod("a", 0o600)
 
 
+# The flags that are changed here; a filesystem sets others as it likes. And the errors of one that has none.
+IMMUTABLE, NODUMP = 0x10, 0x40
+NO_FLAGS = (errno.ENOTTY, errno.EOPNOTSUPP)
+
+
+def chattr(view: Engine, path: str, flags: int) -> None:
+    node = view.node(path)
+    try:
+        others = int.from_bytes(view.overlay.get_flags(node, PLAIN), sys.byteorder) & ~(IMMUTABLE | NODUMP)
+        view.overlay.set_flags(node, PLAIN, (others | flags).to_bytes(4, sys.byteorder), view.caller)
+    except OSError as error:
+        if error.errno in NO_FLAGS:
+            pytest.skip(f"the filesystem has no inode flags: {error.strerror}")
+        raise
+
+
+def write_record(view: Engine, path: str) -> None:
+    """What chmod(2) and chown(2) do where layers keep owners in records."""
+    upper = view.overlay._tree.writable()
+    upper.set_override_stat(
+        view.node(path).pin(), b"/up", OverrideStat(7, 8, 0o4711), Action.CHMOD, "4711", view.caller
+    )
+
+
 CHANGES: dict[str, Callable[[Engine], object]] = {
     "create": lambda v: v.open("new", os.O_CREAT | os.O_WRONLY).close(),
     "create in a lower directory": lambda v: v.open("d/e/new", os.O_CREAT | os.O_WRONLY).close(),
@@ -162,6 +193,9 @@ CHANGES: dict[str, Callable[[Engine], object]] = {
     "chmod": lambda v: v.chmod("a", 0o600),
     "chown of a directory": lambda v: v.chown("d", 7, 8),
     "utime": lambda v: v.utime("d/x", 5, 6),
+    "chattr": lambda v: chattr(v, "up", NODUMP | IMMUTABLE),
+    "chattr of a protected file": lambda v: chattr(v, "protected", NODUMP),
+    "record of owner and mode": lambda v: write_record(v, "up"),
     "setxattr": lambda v: v.set_xattr("a", "user.k", b"v"),
     "removexattr": lambda v: v.remove_xattr("a", "user.own"),
     "copy-up of a linked file": lambda v: v.chmod("l1", 0o600),
@@ -191,6 +225,17 @@ CLEANING = ("unlink", "rmdir", "scandir", "open", "stat", "fstat", "lstat")
 Shown = dict[str, tuple[Any, ...]]
 
 
+def flags_of(view: Engine, path: str, mode: int) -> int:
+    if not stat.S_ISREG(mode):
+        return 0
+    try:
+        value = view.overlay.get_flags(view.node(path), PLAIN)
+    except OSError as error:
+        assert error.errno in NO_FLAGS
+        return 0
+    return int.from_bytes(value, sys.byteorder) & (IMMUTABLE | NODUMP)
+
+
 def view_of_everything(view: Engine, path: str = "") -> Shown:
     """What can be seen, without the times that any change moves."""
     status = view.stat(path)
@@ -212,6 +257,7 @@ def view_of_everything(view: Engine, path: str = "") -> Shown:
             mtime,
             content,
             tuple((name, view.xattr(path, name)) for name in view.xattrs(path)),
+            flags_of(view, path, status.mode),
         )
     }
     for name in names:
@@ -232,7 +278,14 @@ def make(overlaid: Make, metacopy: bool = False) -> Engine:
             "l1": "L",
             "l2": hardlink("l1"),
         },
-        upper={"gone": WHITEOUT, "up": "1", "updir/own": "2", "both": "2", "emptied": {"x": WHITEOUT}},
+        upper={
+            "gone": WHITEOUT,
+            "up": "1",
+            "updir/own": "2",
+            "both": "2",
+            "emptied": {"x": WHITEOUT},
+            "protected": file("1", xattrs={TRUSTED.protattr: b"i"}),
+        },
         metacopy=metacopy,
     )
 
@@ -306,7 +359,7 @@ HELD: dict[str, Callable[[Engine], Callable[[], object]]] = {
     "mkdir in a directory": lambda v: _held_create(v, b"new"),
     **{
         f"chmod of {path}": lambda v, path=path: partial(  # type: ignore[misc]
-            v.overlay.set_attrs, v.node(path), Change(mode=0o700), v.caller
+            v.overlay.set_attrs, v.node(path), AttrChange(mode=0o700), v.caller
         )
         for path in ("a", "d", "d/e", "d/e/f", "l1", "both")
     },

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.overlay.node import DirNode, FileNode
-from overlayfs_demo.overlay.types import Change
+from overlayfs_demo.overlay.types import AttrChange
 from overlayfs_demo.overlay.upper import Upper
 from tests.builders import WHITEOUT, directory, file
 from tests.contract.engine_subject import Engine
@@ -38,7 +38,7 @@ def test_way_to_a_removed_file_outlives_its_handle(overlaid: Make, tmp_path: Pat
     handle = view.overlay.open(node, os.O_RDONLY, view.caller)
     view.unlink("f")
     way = node.way()
-    view.overlay.release(node, handle)
+    view.overlay.files.release(node, handle)
     others = many(tmp_path / "secret")
     fd = way.open(os.O_RDONLY)
     assert os.read(fd, 10) == b"mine"
@@ -59,11 +59,11 @@ def test_copy_of_a_removed_file_gets_nothing_of_what_is_opened_meanwhile(overlai
     def close_and_open() -> None:
         """What another thread may do while data is copied, without the tree's lock."""
         if not others:
-            view.overlay.release(node, handle)
+            view.overlay.files.release(node, handle)
             others.extend(many(secret))
 
     view.overlay.hooks.before_wait = close_and_open
-    view.overlay.set_attrs(node, Change(mode=0o700), view.caller)
+    view.overlay.set_attrs(node, AttrChange(mode=0o700), view.caller)
     assert others, "nothing was opened meanwhile: nothing is tested"
     assert view.overlay.xattrs(node, view.caller) == ["user.own"]
     assert view.overlay.attrs(node).size == 4
@@ -76,7 +76,7 @@ def test_reader_goes_on_while_its_handle_is_closed(overlaid: Make, tmp_path: Pat
     node = regular(view, "f")
     handle = view.overlay.open(node, os.O_RDONLY, view.caller)
     held = handle.opened
-    view.overlay.release(node, handle)
+    view.overlay.files.release(node, handle)
     others = many(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     assert os.pread(held.fd, 10, 0) == b"mine"
     with pytest.raises(OSError) as failure:
@@ -142,7 +142,7 @@ def test_removed_files_that_somebody_changes_are_counted(overlaid: Make, monkeyp
     monkeypatch.setattr("overlayfs_demo.overlay.budget.Budget.has_room", lambda *_: False)
     monkeypatch.setattr("overlayfs_demo.overlay.budget.Budget.check", _refuse)
     with pytest.raises(OSError) as failure:
-        view.overlay.set_attrs(node, Change(mode=0o700), view.caller)
+        view.overlay.set_attrs(node, AttrChange(mode=0o700), view.caller)
     assert failure.value.errno == errno.ENFILE
     assert view.work_is_empty()
 

@@ -141,7 +141,7 @@ def test_a_deleted_file_is_brought_back_by_cp(view: Path) -> None:
 
 def test_which_and_getfattr_speak_of_the_stack_up_to_there(view: Path) -> None:
     told = run("overlayfs-demo", "which", view / ".layers/1/upto/gone").stdout
-    assert "Seen from layer 1 (bottom)" in told and "middle" not in told
+    assert "Comes from layer 1 (bottom)" in told and "middle" not in told
     assert os.getxattr(view / ".layers/1/upto/gone", "user.overlayfs_demo.layer") == b"layer 1 (bottom)"
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.layer import DescriptorCache, Layer
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.private_mount import LOWER, open_root
 from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.overlay.types import Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Caller
 from overlayfs_demo.overlay.whiteout import TRUSTED
 from tests import builders
 from tests.builders import fifo, hardlink, symlink
@@ -99,11 +99,11 @@ def test_what_can_hold_no_user_attribute_is_copied_up_without_origin(tmp_path: P
     builders.directories(tmp_path, "upper", "work")
     upper, work = (os.fsencode(tmp_path / name) for name in ("upper", "work"))
     for _ in range(2):
-        overlay = Overlay(Stack((os.fsencode(lowers[0]),), upper, work, user_xattrs=True))
+        overlay = open_overlay(Stack((os.fsencode(lowers[0]),), upper, work, user_xattrs=True))
         caller = Caller(os.geteuid(), os.getegid())
         for name in (b"/link", b"/pipe", b"/links"):
             node = overlay.walk(name)
-            overlay.set_attrs(node, Change(mtime_ns=1), caller)
+            overlay.set_attrs(node, AttrChange(mtime_ns=1), caller)
             assert overlay.attrs(node).mtime_ns == 1
         assert overlay.attrs(overlay.walk(b"/more")).mtime_ns == builders.MTIME
         overlay.close()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.overlay import private_mount
 from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.node import DirNode
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Caller
@@ -34,7 +35,7 @@ def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(syscalls, "clone_mount", refuse)
+    monkeypatch.setattr(mounting, "clone_mount", refuse)
 
 
 def read_all(overlay: Overlay, node: DirNode) -> None:
@@ -45,9 +46,9 @@ def read_all(overlay: Overlay, node: DirNode) -> None:
 
 
 @pytest.mark.usefixtures("no_mounts")
-@pytest.mark.parametrize("flags", [0, syscalls.MS_NOATIME, syscalls.MS_NODIRATIME, syscalls.MS_RDONLY])
+@pytest.mark.parametrize("flags", [0, mounting.MS_NOATIME, mounting.MS_NODIRATIME, mounting.MS_RDONLY])
 def test_without_private_mounts_directories_are_read_quietly(stack: Stack, flags: int) -> None:
-    overlay = Overlay(Stack(stack.lowers, stack.upper, stack.work, user_xattrs=True, flags=flags))
+    overlay = open_overlay(Stack(stack.lowers, stack.upper, stack.work, user_xattrs=True, flags=flags))
     read_all(overlay, overlay.root)
     overlay.close()
     assert stack.upper is not None
@@ -59,7 +60,7 @@ def test_without_private_mounts_directories_are_read_quietly(stack: Stack, flags
 
 @pytest.mark.usefixtures("no_mounts")
 def test_without_private_mounts_changes_are_published_all_the_same(stack: Stack) -> None:
-    overlay = Overlay(stack)
+    overlay = open_overlay(stack)
     overlay.mkdir(overlay.root, b"new", 0o755, Caller(os.geteuid(), os.getegid()))
     overlay.close()
     assert stack.upper is not None

@@ -41,7 +41,7 @@ def test_getfattr_dumps_layer_why_and_what_is_shadowed(view: Path) -> None:
     assert shown(view / "motd", "-m", "user.overlayfs_demo") == {
         "layer": TOP,
         "shadowed": BOTTOM,
-        "why": f"Seen from {TOP}, the topmost layer that has it; what {BOTTOM} has is hidden.",
+        "why": f"Comes from {TOP}, the topmost layer that has it; the one in {BOTTOM} is hidden.",
     }
 
 

@@ -22,7 +22,7 @@ import pytest
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from tests.builders import WHITEOUT, directory, file
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
@@ -38,7 +38,7 @@ def _opened(view: Engine, node: Node, flags: int, act: Callable[[FileNode, int],
     try:
         act(node, handle.opened.fd)
     finally:
-        view.overlay.release(node, handle)
+        view.overlay.files.release(node, handle)
 
 
 def _read(view: Engine, node: Node) -> None:
@@ -50,7 +50,7 @@ def not_secret(data: bytes) -> None:
 
 
 def _change(**what: Any) -> Callable[[Engine, Node], object]:
-    return lambda view, node: view.overlay.set_attrs(node, Change(**what), CALLER)
+    return lambda view, node: view.overlay.set_attrs(node, AttrChange(**what), CALLER)
 
 
 VERBS: dict[str, Callable[[Engine, Node], object]] = {
@@ -59,7 +59,7 @@ VERBS: dict[str, Callable[[Engine, Node], object]] = {
     "utimensat": _change(atime_ns=5, mtime_ns=6),
     "truncate": _change(size=3),
     "extend": _change(size=9000),
-    "drop set-id bits": lambda view, node: view.overlay.set_attrs(node, Change(kill_privileges=True), CALLER),
+    "drop set-id bits": lambda view, node: view.overlay.set_attrs(node, AttrChange(kill_privileges=True), CALLER),
     "setxattr": lambda view, node: view.overlay.set_xattr(node, "user.mine", b"1", 0, CALLER),
     "removexattr": lambda view, node: view.overlay.remove_xattr(node, "user.canary", CALLER),
     "open and truncate": lambda view, node: _opened(view, node, os.O_WRONLY | os.O_TRUNC),
@@ -171,7 +171,7 @@ def _make(view: Engine, node: DirNode) -> list[Callable[[], object]]:
         lambda: overlay.link(view.node("f"), node, b"made", CALLER),
         lambda: overlay.rename(overlay.root, b"f", node, b"made", 0, CALLER),
         lambda: overlay.unlink(node, b"canary", CALLER),
-        lambda: overlay.set_attrs(node, Change(mode=0o777), CALLER),
+        lambda: overlay.set_attrs(node, AttrChange(mode=0o777), CALLER),
         lambda: overlay.set_xattr(node, "user.x", b"1", 0, CALLER),
         lambda: overlay.lookup(node, b"canary"),
         lambda: overlay.entries(node),

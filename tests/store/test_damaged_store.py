@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from overlayfs_demo.store.load import load
 from overlayfs_demo.store.remove import prune, remove_image
 from overlayfs_demo.store.store import Store
 from tests.images.builders import docker_save_many, layer
+from tests.places import BIN
 
 BASE = layer({"etc/motd": "hello\n"})
 BAD = layer({"bad": "x"})
@@ -66,12 +69,31 @@ def lose_record(store: Store) -> str:
     return "then load them again"
 
 
+def fifo(store: Store, name: str) -> Path:
+    """Put a FIFO in the place of a file of the store."""
+    path = store.root / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+def config_is_fifo(store: Store) -> str:
+    return f"rmi {fifo(store, f'images/{config(store).name}').name[:12]}"
+
+
+def record_is_fifo(store: Store) -> str:
+    fifo(store, f"layers/{BAD_LAYER.encoded}.json")
+    return "then load them again"
+
+
 DAMAGE: dict[str, Callable[[Store], str]] = {
     "config-cut": cut_config,
     "config-of-another": other_config,
     "layer-lost": lose_layer,
     "record-cut": cut_record,
     "record-lost": lose_record,
+    "config-is-fifo": config_is_fifo,
+    "record-is-fifo": record_is_fifo,
 }
 
 
@@ -152,7 +174,7 @@ def test_a_name_that_stands_for_nothing_is_named_and_can_be_removed(store: Store
     names(store, lambda found: found.update({"lost:1": f"sha256:{'0' * 64}"}))
     out, err = said(store, capsys, "images")
     assert "good" in out
-    assert "the name lost:1 stands for" in err
+    assert "the name lost:1 refers to" in err
     assert "rmi lost:1" in err
     assert list(map(str, remove_image(store, "lost:1", {}).names)) == ["lost:1"]
     assert said(store, capsys, "images") == (out, "")
@@ -163,7 +185,7 @@ def test_images_are_found_by_id_while_the_names_are_damaged(store: Store, text: 
     good = store.find("good:1").id
     (store.root / "names.json").write_text(text)
     assert store.find(good.short).id == good
-    with pytest.raises(ImageError, match=r"names of images are damaged .*remove (that file|the row 'good:1')"):
+    with pytest.raises(ImageError, match=r"list of image names is damaged .*remove (that file|the row 'good:1')"):
         store.find("good:1")
     out, err = said(store, capsys, "images")
     assert out.count("<none>") == 4
@@ -176,6 +198,33 @@ def test_a_file_that_is_no_record_is_nobodys_image(store: Store, capsys: Capture
     assert said(store, capsys, "images")[1] == ""
     prune(store, {}, every=True)
     assert (store.root / "layers/mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "status"),
+    [
+        ("names.json", ["images"], 0),
+        ("names.json", ["tag", "good:1", "better:1"], 1),
+        ("version", ["images"], 1),
+        ("images/{config}", ["images"], 0),
+        ("layers/{layer}.json", ["layers"], 0),
+        ("layers/{layer}.recipe", ["save", "bad:1"], 1),
+        ("containers/c1/container.json", ["ps"], 1),
+    ],
+)
+def test_fifo_in_the_place_of_a_file_is_named_and_keeps_nobody_waiting(
+    store: Store, name: str, words: list[str], status: int
+) -> None:
+    (store.root / "containers/c1").mkdir(parents=True)
+    path = fifo(store, name.format(config=config(store).name, layer=BAD_LAYER.encoded))
+    done = subprocess.run(
+        [BIN / "overlayfs-demo", words[0], "--store", store.root, *words[1:]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, f"{path} is not a regular file" in done.stderr) == (status, True), done.stderr
 
 
 @pytest.mark.parametrize("text", ["[", "{}", '{"image": "x"}'])

@@ -89,7 +89,7 @@ def test_tag_chooses_an_image_within_its_archive(tmp_path: Path) -> None:
     (tmp_path / "two.tar").write_bytes(blobs.layout(entries))
     with open_archive(tmp_path / "two.tar") as archive:
         assert len(select_image(archive, "2.0").layers) == 2
-        with pytest.raises(ImageError, match=r"no image 3.0:latest in .*two.tar: it has: 1.0, 2.0"):
+        with pytest.raises(ImageError, match=r"no image 3.0:latest in .*two.tar: it contains: 1.0, 2.0"):
             select_image(archive, "3.0")
 
 
@@ -202,7 +202,7 @@ def test_missing_image_is_one_message_for_every_verb(
         verb, *more = words
         wanted = [] if "--image" in more else ["b"]
         assert main.main([verb, "--store", str(store.root), *more, *wanted]) == 1
-        assert capfd.readouterr().err == "overlayfs-demo: no image b:latest: there is b:1\n"
+        assert capfd.readouterr().err == "overlayfs-demo: no image b:latest: similar names: b:1\n"
 
 
 def test_layer_of_an_image_is_counted_after_its_name(told: Callable[..., str]) -> None:

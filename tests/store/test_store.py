@@ -19,7 +19,8 @@ from overlayfs_demo.store import load as loading
 from overlayfs_demo.store.load import import_tree, load
 from overlayfs_demo.store.remove import prune, remove_image, tag
 from overlayfs_demo.store.save import save
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from tests.images.builders import (
     WHITEOUT,
     archive,
@@ -130,7 +131,7 @@ def test_progress_tells_of_each_layer(store: Store) -> None:
     [one] = load(store, write(store.root, docker_save([BASE, APP])), progress=told)
     here, new = (layer.diff_id.short for layer in one.image.layers)
     assert told.steps == [
-        (f"layer 1 of 2 ({here}) is here already", 0, 0),
+        (f"layer 1 of 2 ({here}) is already stored", 0, 0),
         (f"layer 2 of 2 ({new})", len(APP), len(APP)),
     ]
 
@@ -232,7 +233,7 @@ def test_the_platform_is_chosen(store: Store) -> None:
 
 def test_another_directory_is_not_taken_for_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match="not a store, and not empty"):
+    with pytest.raises(ImageError, match="not empty and not a store"):
         Store(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["file"]
 

@@ -19,7 +19,7 @@ from overlayfs_demo.tour import checks
 from overlayfs_demo.tour.experiment import Experiment
 from overlayfs_demo.tour.experiments import ALL
 from overlayfs_demo.tour.picture import WIDTH, picture
-from overlayfs_demo.tour.scan import Entry, Kind
+from overlayfs_demo.tour.scan import Kind, ScanEntry
 from tests.conftest import unmount_all, why_no_mounts, why_no_mounts_of_others
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, at_terminal, fails, run
@@ -68,7 +68,7 @@ def sections(text: str) -> dict[str, str]:
 def test_experiment_is_done_shown_and_holds(told: str, name: str) -> None:
     section = sections(told)[name]
     one = ALL[NAMES.index(name)]
-    if "Left out:" in section:
+    if "Skipped:" in section:
         pytest.skip(section)
     for command in one.do:
         typed = command if isinstance(command, str) else command.command
@@ -160,7 +160,7 @@ def test_a_changed_lower_fails_the_tour(
 ) -> None:
     edit = ALL[NAMES.index("edit")]
     assert tour_of(monkeypatch, dataclasses.replace(edit, do=(*edit.do, "touch lower/notes"))) == 1
-    assert "[DOES NOT HOLD] lower is what it was" in capfd.readouterr().out
+    assert "[DOES NOT HOLD] lower is unchanged" in capfd.readouterr().out
 
 
 def test_a_command_that_fails_ends_the_tour(
@@ -169,14 +169,14 @@ def test_a_command_that_fails_ends_the_tour(
     assert tour_of(monkeypatch, dataclasses.replace(ALL[0], do=("rmdir upper/none",))) == 1
     out, err = capfd.readouterr()
     assert "failed to remove 'upper/none'" in out
-    assert "'rmdir upper/none' ended with the status 1" in err
+    assert "'rmdir upper/none' exited with status 1" in err
 
 
 def test_what_a_machine_cannot_do_is_left_out_with_the_reason(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert tour_of(monkeypatch, dataclasses.replace(ALL[-1], missing=lambda stage: "it is too old")) == 0
-    assert "Left out: it is too old\n" in capfd.readouterr().out
+    assert "Skipped: it is too old\n" in capfd.readouterr().out
 
 
 def test_ctrl_c_leaves_nothing_behind(temporary: Path) -> None:
@@ -202,13 +202,13 @@ def test_ctrl_c_leaves_nothing_behind(temporary: Path) -> None:
 
 def test_a_learner_is_asked_before_it_is_done(temporary: Path) -> None:
     shown = at_terminal("\n", "tour", "new-file")
-    assert shown.index("where will it be?") < shown.index("Enter: go on, q: leave, n: skip") < shown.index("$ ls")
+    assert shown.index("Where will it be?") < shown.index("Enter: go on, q: quit, n: skip") < shown.index("$ ls")
     assert shown.endswith("status 0")
 
 
 def test_a_learner_has_time_to_look_before_the_next_question(temporary: Path) -> None:
     shown = at_terminal("\nq\n", "tour", "edit", "delete")
-    assert "[ok]" in shown and "Enter: next, q: leave" in shown and "delete" not in shown
+    assert "[ok]" in shown and "Enter: next, q: quit" in shown and "delete" not in shown
     assert shown.endswith("status 0")
 
 
@@ -243,15 +243,15 @@ def test_wrong_words_are_one_line() -> None:
 
 def test_picture_shows_each_kind_as_what_it_is() -> None:
     lower = {
-        "docs": Entry(Kind.DIRECTORY, 0o755),
-        "docs/a": Entry(Kind.FILE, 0o755, 1500, 2),
-        "link": Entry(Kind.SYMLINK, 0o777, target="docs/a"),
-        "pipe": Entry(Kind.OTHER, 0o644),
+        "docs": ScanEntry(Kind.DIRECTORY, 0o755),
+        "docs/a": ScanEntry(Kind.FILE, 0o755, 1500, 2),
+        "link": ScanEntry(Kind.SYMLINK, 0o777, target="docs/a"),
+        "pipe": ScanEntry(Kind.OTHER, 0o644),
     }
     upper = {
-        "docs": Entry(Kind.DIRECTORY, 0o755, opaque=True),
-        "link": Entry(Kind.WHITEOUT, 0),
-        "moved": Entry(Kind.DIRECTORY, 0o755, redirect="/old"),
+        "docs": ScanEntry(Kind.DIRECTORY, 0o755, opaque=True),
+        "link": ScanEntry(Kind.WHITEOUT, 0),
+        "moved": ScanEntry(Kind.DIRECTORY, 0o755, redirect="/old"),
     }
     assert picture({"lower": lower, "upper": upper}) == [
         "        lower              upper",
@@ -269,7 +269,7 @@ def test_picture_of_nothing_says_so() -> None:
 
 
 def test_picture_never_exceeds_a_terminal() -> None:
-    names = {"n" * 200: Entry(Kind.SYMLINK, 0o777, target="t" * 200), "\n": Entry(Kind.FILE, 0o644)}
+    names = {"n" * 200: ScanEntry(Kind.SYMLINK, 0o777, target="t" * 200), "\n": ScanEntry(Kind.FILE, 0o644)}
     for count in range(1, 6):
         lines = picture({f"layer {number}": names for number in range(count)})
         assert max(map(len, lines)) <= WIDTH and all(line.isprintable() for line in lines)

@@ -52,8 +52,8 @@ def test_what_a_terminal_would_act_on_is_escaped() -> None:
 
 
 def test_trimmed_lines_have_no_padding_before_empty_cells() -> None:
-    table = Table(("LAYER", "SAYS", ""), [("top", "a file", "is seen"), ("bottom", "nothing", "")], trim=True)
-    assert render_text(table) == ("LAYER     SAYS\ntop       a file    is seen\nbottom    nothing\n")
+    table = Table(("LAYER", "SAYS", ""), [("top", "a file", "visible"), ("bottom", "nothing", "")], trim=True)
+    assert render_text(table) == ("LAYER     SAYS\ntop       a file    visible\nbottom    nothing\n")
 
 
 # --- styles ----------------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ def test_a_column_has_its_style_and_padding_has_none() -> None:
 
 
 def test_some_words_have_a_style_of_their_own_in_every_column() -> None:
-    table = Table(("WASTED", "SAYS"), [("0B", "is seen"), ("1B", "-")], {"WASTED": "red"})
-    assert styled(table) == [("0B", "dim"), ("is seen", "green"), ("1B", "red"), ("-", "dim")]
+    table = Table(("WASTED", "SAYS"), [("0B", "visible"), ("1B", "-")], {"WASTED": "red"})
+    assert styled(table) == [("0B", "dim"), ("visible", "green"), ("1B", "red"), ("-", "dim")]
 
 
 def test_runs_of_blanks_in_a_cell_do_not_end_it() -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.layer_facts import Count, LayerFacts, unwalked, walked
-from overlayfs_demo.mounts.registry import Record
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.watch.screen import drawing, visible
 from overlayfs_demo.watch.state import Choice, Line, Scene, State
 from tests import builders
@@ -77,7 +77,7 @@ def test_three_layers_are_boxes_with_what_made_them_their_size_and_entries() -> 
     places = [next(at for at, row in enumerate(rows) if name in row) for name in ("upper", "RUN 3", "RUN 2", "RUN 1")]
     assert places == sorted(places)
     assert "3kB in 3 entries" in shown and "1kB in 1 entry" in shown
-    assert re.search(r"vim\[812\] opened /etc/motd for", shown) and "1.23kB up from" in shown
+    assert re.search(r"vim\[812\] copied up /etc/motd", shown) and "(1.23kB) from" in shown
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (69, 24), (20, 6), (1, 1), (400, 100)])
@@ -190,7 +190,7 @@ def test_a_layer_that_is_not_there_is_unknown(tmp_path: Path) -> None:
 
 def test_a_record_names_its_layers_as_events_do() -> None:
     labels = ["layer 3 (RUN b)", "layer 2 (a)", "layer 1 (data)"]
-    record = Record("/v", 1, "kernel", ["/b", "/a"], "/u", ["RUN b"], ["/data"], labels)
+    record = MountRecord("/v", 1, "kernel", ["/b", "/a"], "/u", ["RUN b"], ["/data"], labels, "")
     upper, *below = [(one.label, one.title, one.path) for one in unwalked(record)]
     assert upper == ("upper", "", "/u")
     assert below == list(zip(labels, ("RUN b", "", ""), ("/b", "/a", "/data"), strict=True))
@@ -261,7 +261,7 @@ class Terminal:
 def terminal(mounted: Place) -> Iterator[Terminal]:
     shown = Terminal(mounted.view)
     try:
-        shown.shows("q quits")
+        shown.shows("q quit")
         yield shown
     finally:
         shown.close()
@@ -276,13 +276,13 @@ def test_a_copy_up_is_seen_and_q_gives_the_terminal_back(mounted: Place, termina
     terminal.shows(r"6B in 1 entry")
     append(mounted)
     # The picture's rows have a box's row before each piece of the sentence.
-    terminal.shows(r"\[\d+\] opened /motd for writing:.* copied .*6B .*up .*from .*layer 2 .*\(top\)")
+    terminal.shows(r"\[\d+\] copied up /motd .*\(6B\) .*from .*layer 2 .*\(top\)")
     terminal.shows(r"1 copy-up \(6B\), 0 whiteouts")
     terminal.shows(r"answered: .*1 open")
     terminal.shows(r"11B in 1 entry")
     terminal.press("q")
     terminal.ends(0)
-    assert "meanwhile the mount answered " in terminal.written.rpartition("\x1b[?1049l")[2]
+    assert "requests answered: " in terminal.written.rpartition("\x1b[?1049l")[2]
 
 
 def test_the_end_of_the_mount_is_the_end_of_the_view(mounted: Place, terminal: Terminal) -> None:
@@ -302,10 +302,10 @@ def test_keys_pause_and_choose(mounted: Place, terminal: Terminal) -> None:
     terminal.shows("paused, 0 more", at)
     append(mounted)
     terminal.shows("paused, 2 more", at)
-    assert "opened /motd" not in terminal.text(at)
+    assert "copied up /motd" not in terminal.text(at)
     at = terminal.press("pf")
-    terminal.shows("opened /motd", at)
-    terminal.shows("f shows: copy-ups and whiteouts", at)
+    terminal.shows("copied up /motd", at)
+    terminal.shows("f show: copy-ups and whiteouts", at)
 
 
 def test_a_resize_is_followed(terminal: Terminal) -> None:
@@ -319,7 +319,7 @@ def test_plain_is_sentences_on_a_terminal_too(mounted: Place) -> None:
     try:
         shown.shows("watching ")
         append(mounted)
-        shown.shows(r"opened /motd for writing: copied 6B up from layer 2 \(top\)")
+        shown.shows(r"copied up /motd \(6B\) from layer 2 \(top\) to write to it")
         assert "\x1b" not in shown.written
     finally:
         shown.close()

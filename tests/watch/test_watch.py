@@ -25,6 +25,7 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Dropped, Happened
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.overlay.engine import Overlay
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
 from tests.command import started
 from tests.conftest import PATIENCE, wait_until
@@ -80,7 +81,7 @@ def test_a_copy_up_is_told_with_command_pid_path_layer_and_bytes(mounted: Place)
         pid = shell(mounted, "echo x >> motd")
         assert mounted.umount().returncode == 0
         assert watcher.ends() == (
-            f"sh[{pid}] opened /motd for writing: copied 6B up from layer 2 (top)\n"
+            f"sh[{pid}] copied up /motd (6B) from layer 2 (top) to write to it\n"
             f"sh[{pid}] wrote 2B to /motd in the upper\n"
         )
 
@@ -110,7 +111,7 @@ def test_rm_tells_of_a_whiteout_and_names_a_process_that_has_gone(mounted: Place
         shell(mounted, "rm motd")
         assert mounted.umount().returncode == 0
         told = watcher.ends()
-    assert re.fullmatch(r"rm\[\d+\] removed /motd: left a whiteout, hiding the one in layer 2 \(top\)\n", told)
+    assert re.fullmatch(r"rm\[\d+\] created whiteout for /motd, hiding the one in layer 2 \(top\)\n", told)
 
 
 def test_a_big_copy_is_few_lines(mounted: Place) -> None:
@@ -153,7 +154,7 @@ def test_any_bytes_of_a_name_are_told(mounted: Place) -> None:
         assert mounted.umount().returncode == 0
         [event] = objects(as_json.ends())
         assert os.fsencode(event["path"]) == b"/" + name
-        assert as_text.ends().endswith("made directory /\\xff\\n\\x1b in the upper\n")
+        assert as_text.ends().endswith("created directory /\\xff\\n\\x1b in the upper\n")
 
 
 def test_questions_are_counted_and_told_in_the_end_beside_the_sentences(mounted: Place) -> None:
@@ -163,7 +164,7 @@ def test_questions_are_counted_and_told_in_the_end_beside_the_sentences(mounted:
         told, complaint = watcher.process.communicate(timeout=MINUTE)
     assert told == ""
     last = complaint.splitlines()[-1]
-    assert last.startswith("overlayfs-demo: meanwhile the mount answered ")
+    assert last.startswith("overlayfs-demo: requests answered: ")
     numbers = {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) ([a-z ]+)", last)}
     assert numbers["open"] == 1 and numbers["directory read"] >= 2
     # libfuse asks for attributes where the kernel asks for a name, and what was listed need not be asked for.
@@ -175,7 +176,7 @@ def test_a_watcher_that_is_interrupted_knows_the_last_counters(mounted: Place) -
         shell(mounted, "cat motd > /dev/null")
         watcher.process.send_signal(signal.SIGINT)
         told, complaint = watcher.process.communicate(timeout=MINUTE)
-    assert told == "" and re.search(r"meanwhile the mount answered .*\b1 open\b", complaint)
+    assert told == "" and re.search(r"requests answered: .*\b1 open\b", complaint)
 
 
 def test_what_was_asked_before_is_not_told(mounted: Place) -> None:
@@ -254,12 +255,12 @@ def test_the_socket_is_private_and_goes_with_the_mount(mounted: Place) -> None:
 
 
 def test_what_is_no_view_cannot_be_watched(place: Place) -> None:
-    fails(run("overlayfs-demo", "watch", place.view), str(place.view), "does not lie in a view")
+    fails(run("overlayfs-demo", "watch", place.view), str(place.view), "is not in a view")
 
 
 def test_a_daemon_without_a_socket_is_named(mounted: Place) -> None:
     registry.socket_path(str(mounted.view)).unlink()
-    fails(run("overlayfs-demo", "watch", mounted.view), str(mounted.view), "if it was killed", "another version")
+    fails(run("overlayfs-demo", "watch", mounted.view), str(mounted.view), "if it was killed", "a different version")
 
 
 def test_an_unknown_action_is_wrong_usage(place: Place) -> None:
@@ -276,7 +277,7 @@ def served(place: Place) -> Iterator[tuple[Overlay, Path]]:
     directory = place / ("long" * 40)
     directory.mkdir()
     lowers = tuple(os.fsencode(place / name) for name in ("top", "bottom"))
-    overlay = Overlay(Stack(lowers, os.fsencode(place / "upper"), os.fsencode(place / "work")))
+    overlay = open_overlay(Stack(lowers, os.fsencode(place / "upper"), os.fsencode(place / "work")))
     server = Server(directory / "it.sock", overlay, Counter())
     server.start()
     yield overlay, directory / "it.sock"
@@ -345,7 +346,7 @@ def test_nobody_but_its_user_and_root_is_answered(served: tuple[Overlay, Path]) 
 def test_what_is_no_request_is_answered_so(served: tuple[Overlay, Path], line: bytes) -> None:
     with Connection(served[1], "view") as connection:
         connection._socket.sendall(line)
-        assert "not a request" in json.loads(connection._socket.recv(1000))["error"]
+        assert "not a valid request" in json.loads(connection._socket.recv(1000))["error"]
         assert connection.which(b"/motd")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.store.load import load
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.web.subject import Ask, Subject, image_subject
 from tests.images.builders import Members, docker_save, layer
 

@@ -149,7 +149,7 @@ def test_the_whiteout_of_rm_is_seen_without_reloading(browser: Browser, mounted:
         assert not browser.find(WHITEOUT_IN_UPPER) and not browser.find(DELETED_IN_TREE)
         subprocess.run(["rm", mounted.view / "motd"], check=True)
         wait_until(lambda: browser.find(WHITEOUT_IN_UPPER) and browser.find(DELETED_IN_TREE), "the whiteout")
-        browser.sees("#log li.whiteout", "left a whiteout, hiding the one in layer 2 (top)")
+        browser.sees("#log li.whiteout", "created whiteout for /motd, hiding the one in layer 2 (top)")
         assert {one.get_attribute("id") for one in browser.find(".box.lit")} == {"box-upper", "box-2"}
         assert browser.sees("#box-upper dl div:last-child").text.split() == ["whiteouts", "1"]
 
@@ -184,7 +184,7 @@ def test_the_token_goes_from_the_address_into_a_cookie_that_no_script_can_read(
         browser.sees("#state.live", "live")
         browser.driver.delete_all_cookies()
         browser.driver.refresh()
-        browser.sees("body", "the whole address that 'overlayfs-demo serve' printed")
+        browser.sees("body", "the full address that 'overlayfs-demo serve' printed")
         assert any("403" in one["message"] for one in browser.complaints())
         browser.open(server.address)
         browser.sees("#state.live", "live")
@@ -193,7 +193,7 @@ def test_the_token_goes_from_the_address_into_a_cookie_that_no_script_can_read(
 def test_the_page_says_that_the_view_has_ended(browser: Browser, mounted: Place) -> None:
     with looking_at(browser, mounted):
         assert mounted.umount().returncode == 0
-        browser.sees("#state.ended", "ended: it was unmounted")
+        browser.sees("#state.ended", "ended: the view was unmounted")
 
 
 # --- a report --------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.stacked_view import Why
 from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.text import plural
 from overlayfs_demo.web import browse, content, report
 from overlayfs_demo.web.browse import listing, search
@@ -104,7 +105,7 @@ def test_what_is_no_text_is_dumped_and_what_is_long_is_cut(store: Store, image: 
     assert binary.text.startswith("00000000  00 01 41 42 43 ") and binary.text.endswith("..ABC\n")
     assert "5 bytes" in binary.note
     assert len(cut.text) <= content.MOST_TEXT and long.startswith(cut.text) and "80kB" in cut.note
-    assert (empty.text, empty.note) == ("", "An empty file.")
+    assert (empty.text, empty.note) == ("", "Empty file.")
 
 
 def test_control_characters_and_marks_of_direction_are_shown_as_text(store: Store, image: MakeImage) -> None:

@@ -59,7 +59,7 @@ def test_the_page_of_an_image_has_its_layers_waste_and_history(still: Server) ->
 
 def test_the_page_of_a_view_has_its_upper_and_lowers(server: Server, mounted: Place) -> None:
     page = server.get("/").text
-    for part in (str(mounted.view), 'id="box-upper"', 'id="box-2"', 'id="box-1"', "Empty: nothing was changed."):
+    for part in (str(mounted.view), 'id="box-upper"', 'id="box-2"', 'id="box-1"', "Empty: nothing has been changed."):
         assert part in page
     story = server.get("/file?path=/motd").text
     assert "-below" in story and "+hello" in story
@@ -72,7 +72,7 @@ def test_a_whiteout_is_told_with_its_layers_and_paths(server: Server, mounted: P
         kind, told = next(messages)
     assert kind == "change"
     [sentence] = told["sentences"]
-    assert "left a whiteout, hiding the one in layer 2 (top)" in sentence["text"]
+    assert "created whiteout for /motd, hiding the one in layer 2 (top)" in sentence["text"]
     assert (told["layers"], told["paths"], told["directories"]) == (["2", "upper"], ["/motd"], ["/"])
     upper = server.get("/upper").text
     assert 'data-whiteouts="1"' in upper and "mark-deleted" in upper
@@ -240,7 +240,7 @@ def test_a_classroom_may_go_without_a_token_and_is_warned(store: Store, image: M
         assert urlsplit(server.address).query == ""
         assert server.get("/", Cookie="").status == 200
         assert server.process.stderr is not None
-        assert "warning: without a token, whoever reaches this port" in server.process.stderr.readline()
+        assert "warning: without a token, anyone who reaches this port" in server.process.stderr.readline()
 
 
 @pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1")])
@@ -327,7 +327,7 @@ def test_a_port_that_is_taken_is_named(store: Store, image: MakeImage) -> None:
 def test_what_is_neither_view_nor_image_is_named(place: Place) -> None:
     for path in (place / "top", "top"):
         done = run("overlayfs-demo", "serve", "--store", place / "store", path, cwd=place.base)
-        fails(done, "does not lie in a view")
+        fails(done, "is not in a view")
     fails(run("overlayfs-demo", "serve", "--store", place / "store", "nothing"), "no image nothing:latest", "no view")
 
 

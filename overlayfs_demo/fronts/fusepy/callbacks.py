@@ -50,9 +50,10 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, now_ns
 from overlayfs_demo.fronts.fusepy.mount_options import ENCODING, default_signals, mount_options
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.types import Attrs, Caller, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 
 _log = logging.getLogger(__name__)
 
@@ -146,11 +147,11 @@ class Callbacks:
         except OSError as error:
             if error.errno:
                 raise
-            failure: Exception = error
+            problem: Exception = error
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the caller must get an answer
-            failure = error
-        _log.error("FUSE callback %s failed", name, exc_info=failure)
-        raise OSError(errno.EIO, os.strerror(errno.EIO)) from failure
+            problem = error
+        _log.error("FUSE callback %s failed", name, exc_info=problem)
+        raise failure(errno.EIO) from problem
 
     # --- the mount itself --------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class Callbacks:
         """Close the files that processes still had open when the view was unmounted. This is not a request."""
         while self._files:
             _, opened = self._files.popitem()
-            self._overlay.release(opened.node, opened.handle)
+            self._overlay.files.release(opened.node, opened.handle)
 
     def statfs(self, _path: str) -> dict[str, int]:
         """statfs(2), df(1): the size of the filesystem and its free space."""
@@ -193,7 +194,7 @@ class Callbacks:
         above, name = os.path.split(path.encode(ENCODING))
         parent = self._overlay.walk(above)
         if not isinstance(parent, DirNode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise failure(errno.ENOTDIR)
         return parent, name
 
     def _caller(self, call: str) -> Caller:
@@ -222,7 +223,7 @@ class Callbacks:
         """opendir(3). The kernel sends the returned number with each request for this directory."""
         node = self._node(path)
         if not isinstance(node, DirNode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise failure(errno.ENOTDIR)
         number = next(self._serial)
         self._directories[number] = node
         return number
@@ -287,29 +288,29 @@ class Callbacks:
 
     # --- changing what is there --------------------------------------------------------------------
 
-    def _change(self, path: str, change: Change, call: str) -> None:
+    def _change(self, path: str, change: AttrChange, call: str) -> None:
         self._overlay.set_attrs(self._node(path), change, self._caller(call))
 
     def chmod(self, path: str, mode: int) -> None:
         """chmod(2). The kernel also sends it when an ordinary user writes to a file with set-id bits."""
-        self._change(path, Change(mode=stat.S_IMODE(mode)), "chmod")
+        self._change(path, AttrChange(mode=stat.S_IMODE(mode)), "chmod")
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         """chown(2); -1 leaves the owner or group as it is."""
         owner, group = None if uid == -1 else uid, None if gid == -1 else gid
-        self._change(path, Change(uid=owner, gid=group), "chown")
+        self._change(path, AttrChange(uid=owner, gid=group), "chown")
 
     def utimens(self, path: str, times: tuple[int, int] | None) -> None:
         """utimensat(2): access and modification time, in nanoseconds since the epoch."""
         atime, mtime = times or (_UTIME_NOW, _UTIME_NOW)
         touches = atime == mtime == _UTIME_NOW
-        change = Change(atime_ns=_time(atime), mtime_ns=_time(mtime), only_touches=touches)
+        change = AttrChange(atime_ns=_time(atime), mtime_ns=_time(mtime), only_touches=touches)
         self._change(path, change, "utimensat")
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
         """truncate(2) by path, and ftruncate(2) by handle."""
         node = self._known(path, fi)
-        self._overlay.set_attrs(node, Change(size=length, by_path=fi is None), self._caller("truncate"))
+        self._overlay.set_attrs(node, AttrChange(size=length, by_path=fi is None), self._caller("truncate"))
 
     # --- extended attributes -----------------------------------------------------------------------
 
@@ -349,7 +350,7 @@ class Callbacks:
                 raise
             # Another process was quicker. This error makes the kernel look the name up again, and then it checks
             # whether the caller may open that file.
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+            raise failure(errno.ESTALE) from None
         self._remember(fi, node, handle)
 
     def open(self, path: str, fi: Any) -> None:
@@ -367,21 +368,21 @@ class Callbacks:
     def write(self, _path: str | None, data: bytes, offset: int, fi: Any) -> int:
         """write(2). The kernel has already turned O_APPEND into an offset."""
         node, handle = self._files[fi.fh]
-        return self._overlay.write(node, handle, data, offset, self._caller("write"))
+        return self._overlay.files.write(node, handle, data, offset, self._caller("write"))
 
     def fsync(self, _path: str | None, datasync: int, fi: Any) -> None:
         """fsync(2), fdatasync(2): return when the file is on the disk."""
-        self._overlay.sync_file(self._files[fi.fh].handle, bool(datasync))
+        self._overlay.files.sync_file(self._files[fi.fh].handle, bool(datasync))
 
     def fsyncdir(self, _path: str | None, _datasync: int, number: int) -> None:
         """fsync(2) of a directory: return when the names created and removed in it are on the disk."""
-        self._overlay.sync_directory(self._directories[number])
+        self._overlay.files.sync_directory(self._directories[number])
 
     def release(self, _path: str | None, fi: Any) -> None:
         """Release an open file whose last descriptor was closed, by the last process that shared it."""
         opened = self._files.pop(fi.fh)
         self._closing[threading.get_ident()] = opened.node
-        self._overlay.release(opened.node, opened.handle)
+        self._overlay.files.release(opened.node, opened.handle)
 
 
 def _stat(attrs: Attrs) -> dict[str, int]:

@@ -31,7 +31,7 @@ class Trust:
         `timeout` is in seconds; None means as long as changes are noticed. With `notes_all_reading` every reader
         of a directory must ask us.
         """
-        self._watch = overlay.behind.watch
+        self._watch = overlay.external_changes.watch
         self._is_past = overlay.is_past
         self._at_rest = timeout is not None and timeout >= _AT_REST
         self._fixed = None if timeout is None else wire.Valid(timeout)
@@ -42,7 +42,7 @@ class Trust:
         # Whether the kernel may open directories without asking, and keep their listings until it is told otherwise.
         # It can be told soon, but not at once, so it may not with a time machine: the upper's past changes with every
         # change of the view. It may not either if each reading of a directory must be noted.
-        is_told = overlay.behind.started or self._at_rest
+        is_told = overlay.external_changes.started or self._at_rest
         self.keeps_listings = is_told and not overlay.has_past and not notes_all_reading
 
     def inside(self, directory: DirNode) -> wire.Valid:

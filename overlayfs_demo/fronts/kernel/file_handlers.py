@@ -61,7 +61,7 @@ class Files:
         """Close the files that the kernel did not release (after a forced unmount)."""
         while self._open:
             _, opened = self._open.popitem()
-            self._overlay.release(opened.node, opened.handle)
+            self._overlay.files.release(opened.node, opened.handle)
 
     def _opened(self, node: FileNode, handle: Handle, keep: bool) -> bytes:
         """Return the reply that gives out a handle. `keep`: the kernel's cached pages of the file are still right."""
@@ -157,7 +157,7 @@ class Files:
         number, offset, size, flags = wire.WRITE_IN.unpack_from(request.body)
         start = wire.WRITE_IN.size
         opened = self._open[number]
-        written = self._overlay.write(
+        written = self._overlay.files.write(
             opened.node,
             opened.handle,
             request.body[start : start + size],
@@ -170,21 +170,21 @@ class Files:
     def release(self, request: Request) -> bytes:
         number, _, _ = wire.RELEASE_IN.unpack_from(request.body)
         opened = self._open.pop(number)
-        self._overlay.release(opened.node, opened.handle)
+        self._overlay.files.release(opened.node, opened.handle)
         return b""
 
     def fsync(self, request: Request) -> bytes:
         number, flags = wire.FSYNC_IN.unpack_from(request.body)
         handle = self._open[number].handle
         self._pass_on()
-        self._overlay.sync_file(handle, bool(flags & wire.FSYNC_FDATASYNC))
+        self._overlay.files.sync_file(handle, bool(flags & wire.FSYNC_FDATASYNC))
         return b""
 
     def fallocate(self, request: Request) -> bytes:
         number, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request.body)
         opened = self._open[number]
         self._pass_on()
-        self._overlay.allocate(opened.node, opened.handle, mode, offset, length, request.caller("fallocate"))
+        self._overlay.files.allocate(opened.node, opened.handle, mode, offset, length, request.caller("fallocate"))
         return b""
 
     def lseek(self, request: Request) -> bytes:
@@ -202,7 +202,7 @@ class Files:
         from_number, from_offset, _, number, offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request.body)
         target = self._open[number]
         self._pass_on()
-        return self._overlay.copy_range(
+        return self._overlay.files.copy_range(
             self._open[from_number].handle,
             from_offset,
             target.node,
@@ -214,7 +214,7 @@ class Files:
 
     def syncfs(self, request: Request) -> bytes:
         self._pass_on()
-        self._overlay.sync()
+        self._overlay.files.sync()
         return b""
 
 

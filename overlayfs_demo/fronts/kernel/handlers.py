@@ -20,11 +20,12 @@ from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.readdir import Directories, Portion
 from overlayfs_demo.fronts.kernel.request import Payload, Request
 from overlayfs_demo.fronts.kernel.wire import Opcode
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import acl, inode_flags
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
-from overlayfs_demo.overlay.types import Attrs, Change
+from overlayfs_demo.overlay.types import AttrChange, Attrs
 
 _EMPTY = b""
 
@@ -52,7 +53,7 @@ class Requests:
         self._overlay.hooks.before_wait = pass_on
         self._pass_on = pass_on
         self._distrust = distrust
-        strict = bool(view.flags & syscalls.MS_STRICTATIME)
+        strict = bool(view.flags & mounting.MS_STRICTATIME)
         self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)
         self.nodes = NodeTable(view.overlay.root)
         self.directories = Directories(view.overlay, self.nodes, trust)
@@ -179,7 +180,7 @@ class Requests:
 
     def setattr(self, request: Request) -> bytes:
         valid, _, size, _, atime, mtime, ansec, mnsec, mode, uid, gid = wire.SETATTR_IN.unpack_from(request.body)
-        change = Change(
+        change = AttrChange(
             mode=stat.S_IMODE(mode) if valid & wire.FATTR_MODE else None,
             uid=uid if valid & wire.FATTR_UID else None,
             gid=gid if valid & wire.FATTR_GID else None,
@@ -204,7 +205,7 @@ class Requests:
         # The kernel also sends this flag with a default ACL, which does not affect the directory's own mode.
         if extra & wire.SETXATTR_ACL_KILL_SGID and name == acl.ACCESS.encode():
             mode = self._overlay.attrs(node).mode & ~stat.S_ISGID
-            self._overlay.set_attrs(node, Change(mode=stat.S_IMODE(mode)), caller)
+            self._overlay.set_attrs(node, AttrChange(mode=stat.S_IMODE(mode)), caller)
         return _EMPTY
 
     def removexattr(self, request: Request) -> bytes:
@@ -225,7 +226,7 @@ class Requests:
                 value = bytes(request.body[start : start + form.size])
                 self._overlay.set_flags(node, form, value, request.caller("chattr"))
                 return wire.IOCTL_OUT.pack(0)
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        raise failure(errno.ENOTTY)
 
     # --- directories -------------------------------------------------------------------------------
     # The node alone is enough to read a directory, so there is nothing to open and release.
@@ -238,7 +239,7 @@ class Requests:
 
     def fsyncdir(self, request: Request) -> bytes:
         self._pass_on()
-        self._overlay.sync_directory(self.nodes.directory(request.nodeid))
+        self._overlay.files.sync_directory(self.nodes.directory(request.nodeid))
         return _EMPTY
 
     def readdir(self, request: Request) -> bytes:
@@ -263,7 +264,7 @@ def _sized(value: bytes, size: int) -> bytes:
     if size == 0:
         return wire.XATTR_SIZE.pack(len(value))
     if len(value) > size:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+        raise failure(errno.ERANGE)
     return value
 
 

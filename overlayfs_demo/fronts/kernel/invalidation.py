@@ -20,7 +20,7 @@ from collections import deque
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.readdir import Directories
-from overlayfs_demo.overlay.external_changes import Behind, Changes
+from overlayfs_demo.overlay.external_changes import Changes, ExternalChanges
 
 _log = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ _REST = 0.05
 # Seconds. An answer that was on its way during a change may arrive after the notice, so the notice is sent again.
 _AGAIN = 0.05
 # How long the thread may take to end, in seconds.
-_PATIENCE = 2.0
+_TIMEOUT = 2.0
 
 
 class Notices:
     """A thread that tells the kernel of changes behind the view, until `close`."""
 
-    def __init__(self, device: int, behind: Behind, nodes: NodeTable, directories: Directories) -> None:
+    def __init__(self, device: int, behind: ExternalChanges, nodes: NodeTable, directories: Directories) -> None:
         self._device = device
         self._behind = behind
         self._nodes = nodes
@@ -54,7 +54,7 @@ class Notices:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
-            self._thread.join(_PATIENCE)
+            self._thread.join(_TIMEOUT)
         if not self._thread.is_alive():
             os.close(self._wake)
 
@@ -79,7 +79,7 @@ class Notices:
                 self._send(sent)
                 self._send(changes)
             except Exception:  # noqa: BLE001 - later changes must still be told
-                _log.exception("cannot tell the kernel what was changed behind the view")
+                _log.exception("cannot tell the kernel what changed behind the view")
                 changes = Changes(everything=True)
             sent = changes
             if ready:
@@ -124,7 +124,7 @@ class Notices:
         try:
             os.write(self._device, wire.notice_head(code, len(body)) + body)
         except OSError as error:
-            # ENOENT: the kernel has not cached it, or no longer. ENODEV: the view was unmounted meanwhile.
+            # ENOENT: the kernel has not cached it, or no longer. ENODEV: the view was unmounted in the meantime.
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
                 return False
         return True

@@ -7,13 +7,13 @@ holds each node until its count is zero. The engine has only weak references, so
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from collections.abc import Iterable
 from itertools import count
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.directory_offsets import DirectoryStream
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.node import DirNode, Node
 
 
@@ -66,7 +66,7 @@ class NodeTable:
         """Return the directory of an id. Raises KeyError like `node`, and NotADirectoryError if it is not one."""
         node = self._by_id[nodeid].node
         if not isinstance(node, DirNode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise failure(errno.ENOTDIR)
         return node
 
     def id_of(self, node: Node) -> int | None:

@@ -25,7 +25,7 @@ from overlayfs_demo.fronts.kernel.invalidation import Notices
 from overlayfs_demo.fronts.kernel.request import Payload, Request
 from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
 from overlayfs_demo.fronts.kernel.wire import Opcode
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.overlay.node import Node
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _DESCRIPTORS = 16384
 # Seconds to wait before reading the next request if the kernel was out of memory.
 _PAUSE = 0.1
 # How long the threads of a session that failed may take to end, in seconds.
-_PATIENCE = 2.0
+_TIMEOUT = 2.0
 
 _WANTED = (
     wire.ASYNC_READ
@@ -98,17 +98,17 @@ class Session:
         self._device = fd
         # With FUSE_POSIX_ACL the kernel checks permissions even if default_permissions was not given.
         self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
-        if view.flags & syscalls.MS_STRICTATIME:
+        if view.flags & mounting.MS_STRICTATIME:
             self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading must be noted, so it must reach us.
         self._asked = view.asked
         self._turns = Turns(_SERVING, _LONG)
         # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
-        follows = view.timeout is None and view.overlay.behind.start()
+        follows = view.timeout is None and view.overlay.external_changes.start()
         self._requests = Requests(view, self._turns.pass_on, self._store, self._distrust)
         view.overlay.hooks.changed = self._refresh
         self._notices: Notices | None = None
         if follows:
-            self._notices = Notices(fd, view.overlay.behind, self._requests.nodes, self._requests.directories)
+            self._notices = Notices(fd, view.overlay.external_changes, self._requests.nodes, self._requests.directories)
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
 
@@ -116,7 +116,7 @@ class Session:
         """Send nothing more, and release what the kernel did not release. The view is already unmounted."""
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(_PATIENCE)
+                thread.join(_TIMEOUT)
         if self._notices is not None:
             self._notices.close()
         self._requests.close()
@@ -138,7 +138,7 @@ class Session:
         try:
             self._start_threads()
         except (MemoryError, RuntimeError) as error:  # RuntimeError is "can't start new thread".
-            raise MountError("there is too little memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
+            raise MountError("not enough memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
 
     def _start_threads(self) -> None:
         self._threads = [
@@ -257,7 +257,7 @@ class Session:
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            # ENOENT: the caller was interrupted and no longer waits. ENODEV: the view was unmounted meanwhile.
+            # ENOENT: the caller was interrupted and no longer waits. ENODEV: the view was unmounted in the meantime.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 _log.warning("cannot write to %s: %s", attach.DEVICE, error.strerror)
                 return False
@@ -279,5 +279,5 @@ def _agree(body: memoryview, wanted: int) -> bytes:
     missing = _NEEDED & ~flags
     if missing:
         remedy = "use --front fusepy, or Linux 5.15 or later"
-        raise MountError(f"the kernel's FUSE lacks needed features ({missing:#x})", remedy)
+        raise MountError(f"the kernel's FUSE lacks required features ({missing:#x})", remedy)
     return wire.init_reply(min(minor, wire.MINOR), readahead, flags & wanted, _BACKGROUND, MAX_WRITE)

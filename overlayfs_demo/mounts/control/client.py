@@ -23,7 +23,7 @@ from overlayfs_demo.mounts.control.protocol import (
     WhichAnswer,
     WhichRequest,
 )
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 
 # In bytes. Each of thousands of layers may name several long paths.
 _LONGEST_ANSWER = 1 << 27
@@ -53,11 +53,11 @@ class Connection:
                 self._socket.connect(address)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise MountError(
-                f"{self._mountpoint}: its daemon cannot be asked",
-                "if it was killed, 'umount' there and 'mount' again; else it is of another version",
+                f"{self._mountpoint}: its daemon cannot be reached",
+                "if it was killed, unmount the view and mount it again; otherwise it runs a different version",
             ) from error
         except OSError as error:
-            raise MountError(f"{self._mountpoint}: its daemon cannot be asked: {error.strerror}") from error
+            raise MountError(f"{self._mountpoint}: its daemon cannot be reached: {error.strerror}") from error
         peer = unix_socket.peer_user(self._socket)
         if peer != owner:
             raise MountError(
@@ -71,16 +71,16 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def which(self, path: bytes) -> Explanation:
+    def which(self, path: bytes) -> Provenance:
         """What each layer says about an absolute path of the view. Raises MountError."""
         self._send(WhichRequest(path))
         try:
             answer = self._answer(None)
         except EOFError as error:
-            raise MountError(f"{self._mountpoint} was unmounted meanwhile", "mount it again") from error
+            raise MountError(f"{self._mountpoint} was unmounted in the meantime", "mount it again") from error
         if not isinstance(answer, WhichAnswer):
             raise self._senseless()
-        return answer.explanation
+        return answer.provenance
 
     def attach(self, *, counters: bool = False) -> None:
         """Ask for events and, with `counters`, for those. Once this returns, no event is missed.
@@ -128,10 +128,10 @@ class Connection:
             raise MountError(f"{self._mountpoint}: {printable(answer.problem)}")
         return answer
 
-    def _senseless(self, why: str = "it is about something else") -> MountError:
+    def _senseless(self, why: str = "it answers a different question") -> MountError:
         return MountError(
-            f"{self._mountpoint}: its daemon's answer makes no sense: {printable(why)}",
-            "if it is of another version, 'umount' there and 'mount' again",
+            f"{self._mountpoint}: its daemon's answer is not valid: {printable(why)}",
+            "if it runs a different version, unmount the view and mount it again",
         )
 
     def _line(self, timeout: float | None) -> bytes:
@@ -141,7 +141,7 @@ class Connection:
         while (end := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
             if searched > _LONGEST_ANSWER:
-                raise MountError(f"{self._mountpoint}: its daemon does not stop talking", "unmount it")
+                raise MountError(f"{self._mountpoint}: its daemon sent a line without an end", "unmount it")
             try:
                 data = self._socket.recv(_RECEIVED_AT_ONCE)
             except ConnectionResetError:

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 
 from overlayfs_demo.events import Event
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc
 from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
 
 # So many events are kept for one client. Those that come on top are counted and dropped.
@@ -34,7 +34,7 @@ class EventQueue:
     def put(self, event: Event) -> None:
         """Queue an event, or count it as dropped. Never waits for the client: it runs inside the operation itself."""
         # The calling process waits in its system call, so it still exists and has a name.
-        name = syscalls.command_name(event.pid)
+        name = proc.command_name(event.pid)
         with self._changed:
             if self._ended:
                 return

@@ -26,7 +26,7 @@ from typing import TypeVar
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 
 # Numbers are below these limits: those of the kernel's types.
 _PIDS = _UIDS = 1 << 32
@@ -66,7 +66,7 @@ class WhichAnswer:
     """What each layer says about `path`, which is absolute and normalized."""
 
     path: bytes
-    explanation: Explanation
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ def to_json(message: Request | Answer) -> dict[str, object]:
             return {"verb": "explain", "path": os.fsdecode(path)}
         case WatchRequest(counters):
             return {"verb": "events", "counters": counters}
-        case WhichAnswer(path, explanation):
-            return {"path": os.fsdecode(path), **explanation_to_json(explanation)}
+        case WhichAnswer(path, provenance):
+            return {"path": os.fsdecode(path), **provenance_to_json(provenance)}
         case Attached():
             return {"attached": True}
         case Refused(problem):
@@ -138,9 +138,9 @@ def to_json(message: Request | Answer) -> dict[str, object]:
             return {"counters": dict(counts)}
 
 
-def explanation_to_json(explanation: Explanation) -> dict[str, object]:
-    """The explanation's fields, which are also what `which --json` prints. None stands for what does not apply."""
-    return {"layers": [_statement_to_json(statement) for statement in explanation.statements], "why": explanation.why}
+def provenance_to_json(provenance: Provenance) -> dict[str, object]:
+    """The fields of a provenance, which are also what `which --json` prints. None stands for what does not apply."""
+    return {"layers": [_statement_to_json(statement) for statement in provenance.statements], "why": provenance.why}
 
 
 def _statement_to_json(statement: Statement) -> dict[str, object]:
@@ -194,7 +194,7 @@ def decode_answer(line: bytes) -> Answer:
     for name, decode in _ANSWERS.items():
         if name in fields:
             return decode(fields)
-    raise ProtocolError("it has no field of an answer")
+    raise ProtocolError("it is not a known answer")
 
 
 def _parse(line: bytes) -> _Fields:
@@ -235,7 +235,7 @@ class _Fields:
     def flag(self, name: str) -> bool:
         value = self.value(name)
         if not isinstance(value, bool):
-            raise ProtocolError(f"{name} is neither true nor false")
+            raise ProtocolError(f"{name} is not true or false")
         return value
 
     def number(self, name: str, limit: int) -> int:
@@ -266,7 +266,7 @@ class _Fields:
         try:
             return words(text)
         except ValueError as error:
-            raise ProtocolError(f"{name} is {text[:_QUOTED]!r}, which is unknown here") from error
+            raise ProtocolError(f"{name} is {text[:_QUOTED]!r}, which is unknown") from error
 
     def path(self, name: str) -> bytes:
         """A path, or another name that system calls take."""
@@ -275,7 +275,7 @@ class _Fields:
         except UnicodeEncodeError as error:  # A surrogate that stands for no byte.
             raise ProtocolError(f"{name} is not a valid path") from error
         if b"\0" in path:
-            raise ProtocolError(f"{name} holds a null byte")
+            raise ProtocolError(f"{name} contains a null byte")
         return path
 
     def items(self, name: str) -> list[object]:
@@ -321,7 +321,7 @@ def _decode_counters(fields: _Fields) -> Counters:
 
 def _decode_which_answer(fields: _Fields) -> WhichAnswer:
     return WhichAnswer(
-        fields.path("path"), Explanation(tuple(_decode_statement(_Fields(layer)) for layer in fields.items("layers")))
+        fields.path("path"), Provenance(tuple(_decode_statement(_Fields(layer)) for layer in fields.items("layers")))
     )
 
 

@@ -163,7 +163,7 @@ class _Client:
         try:
             request = protocol.decode_request(line)
         except ProtocolError as error:
-            self._send(Refused(f"not a request: {error}"))
+            self._send(Refused(f"not a valid request: {error}"))
             return True
         if isinstance(request, WatchRequest):
             self._stream(counters=request.counters)
@@ -175,7 +175,7 @@ class _Client:
         # No component may lead out of a layer: `..` is resolved here, as in "/..".
         path = os.path.normpath(b"/" + path.lstrip(b"/"))
         try:
-            return WhichAnswer(path, self._overlay.explain(path))
+            return WhichAnswer(path, self._overlay.which(path))
         except OSError as error:
             return Refused(f"{os.fsdecode(path)}: {error.strerror}")
 

@@ -13,7 +13,7 @@ EXPERIMENTS = (
         name="new-file",
         summary="a new file goes to the upper",
         question="""An overlay shows several directories as one, called merged. Here it is made of two: lower, which is
-            only read, and upper, which takes all changes. You make a new file in merged: where will it be?""",
+            only read, and upper, which takes all changes. You create a new file in merged. Where will it be?""",
         layers={"lower": {"motd": "hello\n"}},
         mounted=False,
         do=(
@@ -22,14 +22,14 @@ EXPERIMENTS = (
             "echo 'I am new' > merged/new",
         ),
         checks=(checks.text("upper/new", "I am new\n"), checks.exactly("upper", "new")),
-        explained="""The lower is never written: a new file is made in the upper. merged itself stores nothing, it only
-            shows what the layers hold.""",
+        explained="""The lower is never written: a new file is created in the upper. merged itself stores nothing;
+            it only shows what the layers contain.""",
     ),
     Experiment(
         name="edit",
         summary="the first write copies a file up",
-        question="""motd and notes lie in the lower, which may not change. You write to motd: what will the lower have
-            afterwards, and what the upper?""",
+        question="""motd and notes are in the lower, which must not change. You write to motd. What will be in the lower
+            afterwards, and what in the upper?""",
         layers={"lower": {"motd": "hello\n", "notes": "do not touch me\n"}},
         do=("echo 'good morning' > merged/motd", "cat merged/motd", "cat lower/motd"),
         checks=(
@@ -37,13 +37,13 @@ EXPERIMENTS = (
             checks.text("lower/motd", "hello\n"),
             checks.exactly("upper", "motd"),
         ),
-        explained="""Before the first write a file of the lower is copied into the upper: this is copy-up, and from
-            then on the copy is seen. notes was not written, so it was not copied.""",
+        explained="""Before the first write, a file of the lower is copied into the upper. This is called copy-up; from
+            then on the copy is visible. notes was not written, so it was not copied.""",
     ),
     Experiment(
         name="append",
-        summary="one more byte copies the whole file",
-        question="""big has a million bytes and lies in the lower. You append one byte: how many bytes will the upper
+        summary="one appended byte copies the whole file",
+        question="""big has a million bytes and is in the lower. You append one byte. How many bytes will the upper
             have?""",
         layers={"lower": {"big": big(_MB), "small": "little\n"}},
         do=("printf x >> merged/big", "wc -c upper/big"),
@@ -58,9 +58,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="chmod",
-        summary="a new mode copies the whole file, too",
-        question="""You make a big file executable. Not a byte of its data changes: will they be copied all the
-            same?""",
+        summary="a mode change also copies the whole file",
+        question="""You make a big file executable. Not a byte of its data changes. Will the data be copied
+            anyway?""",
         layers={"lower": {"tool": big(_MB)}},
         do=("chmod 755 merged/tool", "stat -c '%a %s %n' lower/tool upper/tool"),
         checks=(
@@ -68,14 +68,14 @@ EXPERIMENTS = (
             checks.mode("lower/tool", 0o644),
             checks.same("lower/tool", "upper/tool"),
         ),
-        explained="""The mode is kept with the file, so the file must be in the upper, with all its data. The option
-            metacopy=on leaves the data below and copies the metadata alone; it is off unless you ask for it.""",
+        explained="""The mode is stored with the file, so the file must be in the upper, with all its data. The option
+            metacopy=on copies only the metadata and leaves the data below; it is off by default.""",
     ),
     Experiment(
         name="open-reader",
         summary="an open reader sees what is written after copy-up",
-        question="""A reader opens log, which lies in the lower. Before it reads on, somebody appends a line, and log
-            is copied up. Will the reader, who opened the file of the lower, see the new line?""",
+        question="""A reader opens log, which is in the lower. Before it reads on, someone appends a line, and log is
+            copied up. Will the reader, who opened the file in the lower, see the new line?""",
         layers={"lower": {"log": "first line\n"}},
         do=("(read line; echo 'second line' >> merged/log; cat) < merged/log",),
         checks=(
@@ -83,7 +83,7 @@ EXPERIMENTS = (
             checks.text("upper/log", "first line\nsecond line\n"),
             checks.text("lower/log", "first line\n"),
         ),
-        explained="""Here it does: who has the file open is led to the copy, for to them it is one file. The kernel's
-            overlayfs would leave such a reader with the old file in the lower.""",
+        explained="""Here it does: a reader who has the file open is switched to the copy, because it is the same
+            file to them. The kernel's overlayfs would leave such a reader with the old file in the lower.""",
     ),
 )

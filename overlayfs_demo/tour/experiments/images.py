@@ -72,8 +72,8 @@ EXPERIMENTS = (
     Experiment(
         name="two-containers",
         summary="two containers of one image share its layers",
-        question="""Two containers are made of one image, and in the first you change motd. What will the second one
-            read?""",
+        question="""Two containers are created from one image, and you change motd in the first. What will you read in
+            the second?""",
         prepare=images(app=(Step(_BASE, tar().file("motd", "hello\n").finished()),)),
         do=(
             "overlayfs-demo load app.tar",
@@ -87,17 +87,17 @@ EXPERIMENTS = (
         checks=(
             checks.text("one/motd", "changed in one\n"),
             checks.text("two/motd", "hello\n"),
-            Check("the upper of one holds motd", lambda stage: set(stage.tree(_upper("one"))) == {"motd"}),
+            Check("the upper of one contains motd", lambda stage: set(stage.tree(_upper("one"))) == {"motd"}),
             Check("the upper of two is empty", lambda stage: not stage.tree(_upper("two"))),
         ),
-        explained="""Both stand on the same layers, and each has an upper of its own, which starts empty. That is why a
-            container starts at once, and why a hundred of them need hardly more space than one.""",
+        explained="""Both share the same layers, and each has its own upper, which starts empty. That is why a container
+            starts at once, and why a hundred of them need hardly more space than one.""",
     ),
     Experiment(
         name="history-sizes",
         summary="history's sizes are those of the layers on disk",
-        question="""docker history prints a SIZE for every step of an image. Some steps have 0: have they no layer, or
-            an empty one? And do the others say what lies on the disk?""",
+        question="""docker history prints a SIZE for every step of an image. Some steps show 0. Do they have no layer,
+            or an empty one? And do the other sizes match the disk?""",
         prepare=images(
             app=(
                 base(),
@@ -111,10 +111,10 @@ EXPERIMENTS = (
         checks=(
             checks.printed("1000006", "250000", by=1),
             Check("four steps made three layers", lambda stage: len(list(stage.root.glob("layers/0*"))) == 3),
-            Check("the layers hold 1,250,006 bytes, the sum of SIZE", lambda stage: _shipped(stage) == 1_250_006),
+            Check("the layers contain 1,250,006 bytes, the sum of SIZE", lambda stage: _shipped(stage) == 1_250_006),
         ),
-        explained="""SIZE is the data of the files in a step's layer: ENV makes no layer at all, and rm makes one with
-            nothing but a whiteout in it. du says more, for it counts whole blocks, and the directories.""",
+        explained="""SIZE is the data of the files in a step's layer: ENV creates no layer at all, and rm creates
+            one with nothing but a whiteout in it. du reports more, because it counts whole blocks, and directories.""",
     ),
     Experiment(
         name="delete-does-not-shrink",
@@ -142,8 +142,8 @@ EXPERIMENTS = (
             checks.printed("2MB", "/cache", by=2),
             Check("the layers ship 2,000,006 bytes", lambda stage: _shipped(stage) == 2_000_006),
         ),
-        explained="""The third layer can only hide the file of the second, which is shipped to everybody all the same:
-            a password deleted in this way can be read by all. Delete in the same RUN line, or build in stages.""",
+        explained="""The third layer can only hide the file in the second, which is still shipped to everyone:
+            anyone can read a password deleted in this way. Delete it in the same RUN line, or build in stages.""",
     ),
     Experiment(
         name="chmod-doubles",
@@ -165,13 +165,13 @@ EXPERIMENTS = (
                 ),
             ),
         ),
-        explained="""The builder saw a file copied up, and put the whole file into the new layer. COPY --chmod=755 sets
-            the mode where the file is added, and costs nothing.""",
+        explained="""chmod copied the whole file up, so the builder put all of it into the new layer. COPY
+            --chmod=755 sets the mode when the file is added, and costs nothing.""",
     ),
     Experiment(
         name="shared-layers",
         summary="layers that images share are stored once",
-        question="""Two images begin with the same layer of 1 MB. After both are loaded, how many megabytes are
+        question="""Two images start with the same layer of 1 MB. After both are loaded, how many megabytes are
             stored?""",
         prepare=images(
             app=(base(), Step("/bin/sh -c make-app", tar().file("app", big(200_000)).finished())),
@@ -188,16 +188,16 @@ EXPERIMENTS = (
         checks=(
             Check("three layers are listed, not four", lambda stage: len(stage.done[2].output.splitlines()) == 1 + 3),
             Check("the file tool is stored once", lambda stage: len(_stored(stage, "tool")) == 1),
-            Check("app and web are stored, too", lambda stage: len(_stored(stage, "app") + _stored(stage, "web")) == 2),
+            Check("app and web are also stored", lambda stage: len(_stored(stage, "app") + _stored(stage, "web")) == 2),
         ),
-        explained="""A layer is known by the digest of its content, so the second image found the first layer already
-            there. This is why the sizes of images do not add up to what they take on the disk.""",
+        explained="""A layer is identified by the digest of its content, so the store already had the first layer of the
+            second image. This is why the sizes of images do not add up to their size on disk.""",
     ),
     Experiment(
         name="diff-and-commit",
         summary="diff reads the upper, commit makes it a layer",
-        question="""In a container you change one file, delete one and add one. What will diff say, and how many layers
-            has the image that commit makes?""",
+        question="""In a container you change one file, delete one and add one. What will diff print, and how many
+            layers will the committed image have?""",
         prepare=images(app=(Step(_BASE, tar().file("motd", "hello\n").file("notes", "some notes\n").finished()),)),
         do=(
             "overlayfs-demo load app.tar",
@@ -212,19 +212,19 @@ EXPERIMENTS = (
         look={"upper of c1": _upper("c1"), "c1": "c1"},
         checks=(
             Check(
-                "diff said: C /motd, D /notes, A /new",
+                "diff printed: C /motd, D /notes, A /new",
                 lambda stage: sorted(stage.done[4].output.splitlines()) == ["A /new", "C /motd", "D /notes"],
             ),
             Check(
-                "the images differ by just that",
+                "the two images differ in exactly these files",
                 lambda stage: sorted(stage.done[7].output.splitlines()) == ["A /new", "C /motd (6B -> 8B)", "D /notes"],
             ),
             Check(
-                "the layer that commit made has 12 bytes",
+                "the layer made by commit has 12 bytes",
                 lambda stage: stage.done[6].output.splitlines()[1].split()[-2:] == ["c1", "12"],
             ),
         ),
-        explained="""Whatever the upper holds is a change: Added, Changed or Deleted. commit packs it into one more
+        explained="""Everything in the upper is a change: Added, Changed or Deleted. commit packs it into one more
             layer on top of the old ones, which are not copied.""",
     ),
 )

@@ -25,7 +25,7 @@ def _missing(stage: Stage) -> str:
     stage.done.remove(done)
     if done.status == 0:
         return ""
-    return f"this machine does not let us mount the kernel's overlayfs in a user namespace: {done.output.strip()}"
+    return f"this machine does not allow mounting the kernel's overlayfs in a user namespace: {done.output.strip()}"
 
 
 EXPERIMENTS = (
@@ -33,7 +33,7 @@ EXPERIMENTS = (
         name="kernel-overlayfs",
         summary="the kernel's overlayfs mounts the same upper",
         question="""overlayfs-demo is one program; the overlayfs of the Linux kernel is another. You change, delete and
-            replace things in merged, and then give the same upper to the kernel. Will it show the same?""",
+            replace files in merged, and then mount the same upper with the kernel. Will it show the same tree?""",
         layers={"lower": {"motd": "hello\n", "notes": "notes\n", "docs/one": "1\n", "docs/two": "2\n"}},
         missing=_missing,
         do=(
@@ -50,7 +50,7 @@ EXPERIMENTS = (
             checks.opaque("upper/docs"),
             checks.exactly("merged"),
         ),
-        explained="""Whiteouts and opaque marks are written here as the kernel writes them, so an upper can go from one
-            to the other. It works the other way round, too.""",
+        explained="""Whiteouts and opaque marks are written in the kernel's format, so an upper can move from one
+            program to the other, in either direction.""",
     ),
 )

@@ -10,7 +10,8 @@ EXPERIMENTS = (
     Experiment(
         name="delete",
         summary="deleting leaves a whiteout",
-        question="""You delete motd. It lies in the lower, which must not change: how can it be gone in merged?""",
+        question="""You delete motd. It is in the lower, which must not change. How can it disappear from
+            merged?""",
         layers={"lower": {"motd": "hello\n", "notes": "still here\n"}},
         do=("rm merged/motd", Refused("cat merged/motd")),
         checks=(
@@ -19,13 +20,13 @@ EXPERIMENTS = (
             checks.absent("merged/motd"),
             checks.printed("No such file"),
         ),
-        explained="""The upper now has a whiteout, a character device with the number 0/0, which hides the name in all
-            layers below. The file itself is still there, so deleting frees no space.""",
+        explained="""The upper now has a whiteout: a character device with the number 0/0, which hides the name in all
+            layers below. The file itself is still in the lower, so deleting it frees no space.""",
     ),
     Experiment(
         name="re-create",
-        summary="a new file takes the place of the whiteout",
-        question="""You delete motd and then make a new file of that name. Will the whiteout stay? Will the old text
+        summary="a new file replaces the whiteout",
+        question="""You delete motd and then create a new file with that name. Will the whiteout stay? Will the old text
             come back?""",
         layers={"lower": {"motd": "the old text\n"}},
         do=("rm merged/motd", "echo 'the new text' > merged/motd", "cat merged/motd"),
@@ -34,14 +35,14 @@ EXPERIMENTS = (
             checks.exactly("upper", "motd"),
             checks.printed("the new text"),
         ),
-        explained="""The new file replaces the whiteout in one step. A file hides what is below it all by itself, so
+        explained="""The new file replaces the whiteout in one step. A file hides everything below it, so
             nothing else is needed.""",
     ),
     Experiment(
         name="remove-directory",
-        summary="a directory that is made anew is opaque",
-        question="""You remove the directory docs with all that is in it, and make a new one of that name. The lower
-            still has docs with two files: what keeps them from showing through?""",
+        summary="a directory that is created again is opaque",
+        question="""You remove the directory docs with all its files, and create a new one with that name. The lower
+            still has docs with two files. What keeps them from showing through?""",
         layers={"lower": {"docs/one": "1\n", "docs/two": "2\n"}},
         do=("rm -r merged/docs", "mkdir merged/docs", "echo 3 > merged/docs/three", "ls merged/docs"),
         checks=(
@@ -49,24 +50,24 @@ EXPERIMENTS = (
             checks.exactly("merged", "docs", "docs/three"),
             checks.absent("upper/docs/one"),
         ),
-        explained="""Directories of the same name are merged, so the new one is marked opaque: nothing below it shows
-            through. One mark does for all its names, and no whiteouts are needed in it.""",
+        explained="""Directories with the same name are merged, so the new one is marked opaque: nothing below it shows
+            through. One mark covers all its names, so it needs no whiteouts inside.""",
     ),
     Experiment(
         name="rename-file",
         summary="renaming a file copies it up and leaves a whiteout",
-        question="""You rename a file of the lower. Elsewhere only a name would change: what will the upper have
-            here?""",
+        question="""You rename a file of the lower. On an ordinary filesystem only a name would change. What will the
+            upper have?""",
         layers={"lower": {"old": big(100_000)}},
         do=("mv merged/old merged/new",),
         checks=(checks.same("lower/old", "upper/new"), checks.whiteout("upper/old"), checks.exactly("merged", "new")),
-        explained="""The whole file is copied up, gets its new name there, and a whiteout hides the old one. Moving a
-            big file of an image therefore costs its size again.""",
+        explained="""The whole file is copied up and gets its new name there, and a whiteout hides the old name. So
+            moving a big file of an image costs its size again.""",
     ),
     Experiment(
         name="rename-directory",
         summary="renaming a directory leaves a redirect",
-        question="""You rename a directory with a big file in it. Must all that is in it be copied up now?""",
+        question="""You rename a directory with a big file in it. Must all its files be copied up?""",
         layers={"lower": {"docs/big": big(1_000_000), "docs/small": "little\n"}},
         redirects=True,
         do=("mv merged/docs merged/papers", "ls merged/papers"),
@@ -76,15 +77,15 @@ EXPERIMENTS = (
             checks.exactly("upper", "docs", "papers"),
             checks.same("lower/docs/big", "merged/papers/big"),
         ),
-        explained="""Only the directory itself is made in the upper, with the mark redirect, which says what it is
-            called below. With the option userxattr whoever owns a directory can set such marks, so where root mounts
-            with it none are followed, and no directory of a lower can be renamed.""",
+        explained="""Only the directory itself is created in the upper, with the mark redirect, which names the
+            directory below. With the option userxattr, anyone who owns a directory can set such marks. So when root
+            mounts with userxattr, redirects are not followed and directories of a lower cannot be renamed.""",
     ),
     Experiment(
         name="hard-link",
         summary="two names of one file stay together",
-        question="""one and far/off/two are hard links: two names of one file. You write through the name one. What
-            will you read under the other?""",
+        question="""one and far/off/two are hard links: two names of one file. You write to the file one. What will you
+            read from far/off/two?""",
         # The names are in different directories. If the kernel already knew both, it would not say which one was used.
         layers={"lower": {"one": "before\n", "far/off/two": HardLink("one")}},
         do=("echo after >> merged/one", "cat merged/far/off/two"),
@@ -94,14 +95,13 @@ EXPERIMENTS = (
             checks.exactly("upper", "one"),
             checks.text("lower/far/off/two", "before\n"),
         ),
-        explained="""The copy is also noted in an index in the work directory, so the other name leads to it, too, and
-            both stay one file. With index=off, which is what the kernel's overlayfs does unless told otherwise, they
-            would part.""",
+        explained="""The copy is also recorded in an index in the work directory, so the other name leads to it, and
+            both stay one file. With index=off, the default of the kernel's overlayfs, they would become two files.""",
     ),
     Experiment(
         name="symlink",
         summary="writing through a symbolic link changes its target",
-        question="""current is a symbolic link to version-1. You write to current: which of the two will be copied
+        question="""current is a symbolic link to version-1. You write to current. Which of the two will be copied
             up?""",
         layers={"lower": {"current": Symlink("version-1"), "version-1": "one\n"}},
         do=("echo 'one and a half' > merged/current",),
@@ -110,7 +110,7 @@ EXPERIMENTS = (
             checks.exactly("upper", "version-1"),
             checks.symlink("merged/current", "version-1"),
         ),
-        explained="""The link only says where to go on, and is not written itself. The file it leads to in merged is
-            copied up, the link stays in the lower.""",
+        explained="""The link only names another file, and is not written itself. The file it leads to in merged is
+            copied up; the link stays in the lower.""",
     ),
 )

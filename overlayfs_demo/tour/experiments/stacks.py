@@ -17,7 +17,7 @@ EXPERIMENTS = (
         name="three-layers",
         summary="the topmost layer that has a file wins",
         question="""Three lowers have a file called name, and two have a directory called conf. What will merged show
-            of each?""",
+            for each?""",
         layers={
             "top": {"name": "top\n"},
             "middle": {"name": "middle\n", "conf/b": "b of the middle\n"},
@@ -31,14 +31,14 @@ EXPERIMENTS = (
             checks.text("merged/conf/b", "b of the middle\n"),
             checks.exactly("upper"),
         ),
-        explained="""Of a file only the topmost is seen, and it hides those below. Directories are merged: each name in
-            them is looked for from the top down.""",
+        explained="""Only the topmost file is visible; it hides those below. Directories are merged: each name in
+            them is looked up from the top down.""",
     ),
     Experiment(
         name="middle-whiteout",
-        summary="a whiteout acts on the layers below it only",
-        question="""The middle layer has whiteouts for a and b. The bottom has both files, the top has b again. Which
-            of them will you see?""",
+        summary="a whiteout only affects the layers below it",
+        question="""The middle layer has whiteouts for a and b. The bottom has both files, and the top has b again.
+            Which of them will you see?""",
         layers={
             "top": {"b": "b again\n"},
             "middle": {"a": WHITEOUT, "b": WHITEOUT},
@@ -51,38 +51,38 @@ EXPERIMENTS = (
             checks.text("merged/b", "b again\n"),
             checks.printed("deleted in layer 2"),
         ),
-        explained="""A whiteout hides a name in the layers below it, and says nothing about those above. So a later
+        explained="""A whiteout hides a name in the layers below it, and does not affect those above. So a later
             layer may bring back what an earlier one deleted.""",
     ),
     Experiment(
         name="file-over-directory",
         summary="a file hides a directory below it",
-        question="""In the bottom, thing is a directory with a file in it; in the top it is a file. What will merged
-            show?""",
+        question="""In the bottom layer, thing is a directory with a file in it; in the top layer it is a file. What
+            will merged show?""",
         layers={"top": {"thing": "a file\n"}, "bottom": {"thing/inside": "hidden\n"}},
         do=("cat merged/thing", Refused("cat merged/thing/inside")),
         look=side_by_side("top", "bottom"),
         checks=(checks.exactly("merged", "thing"), checks.text("merged/thing", "a file\n")),
-        explained="""Only directories merge: anything else hides all that lies below its name. The whole directory in
-            the bottom is out of sight, without any whiteout.""",
+        explained="""Only directories merge: anything else hides everything below its name. The whole directory in the
+            bottom layer is hidden, without any whiteout.""",
     ),
     Experiment(
         name="directory-over-file",
         summary="a directory over a file does not let it through",
-        question="""Now the other way round: in the bottom, thing is a file, and you put a directory in its place. Does
-            it need an opaque mark to be empty?""",
+        question="""Now the other way round: in the bottom layer thing is a file, and you replace it with a directory.
+            Does the directory need an opaque mark to be empty?""",
         layers={"bottom": {"thing": "a file\n"}},
         do=("rm merged/thing", "mkdir merged/thing", "ls -A merged/thing"),
         look=side_by_side("bottom"),
         checks=(checks.exactly("merged", "thing"), checks.exactly("upper", "thing")),
-        explained="""A directory can merge with directories only, so it ends the search at the file. The upper holds
-            the new directory; whether it is also marked opaque makes no difference to what is seen.""",
+        explained="""A directory can only merge with directories, so the search ends at the file. The upper contains the
+            new directory; whether it is also marked opaque makes no visible difference.""",
     ),
     Experiment(
         name="read-only",
-        summary="without an upper nothing can be changed",
-        question="""A view can be mounted of lowers alone, with no upper. You try to make a file, and to delete one:
-            what will the kernel say?""",
+        summary="without an upper, nothing can be changed",
+        question="""A view can be mounted from lowers alone, without an upper. You try to create a file and to delete
+            one. What will the kernel say?""",
         layers={"top": {"motd": "from the top\n"}, "bottom": {"motd": "below\n", "notes": "notes\n"}},
         mounted=False,
         do=(
@@ -97,13 +97,13 @@ EXPERIMENTS = (
             checks.printed("Read-only file system", by=2),
             checks.exactly("merged", "motd", "notes"),
         ),
-        explained="""With no place for changes the whole mount is read-only, and every change fails with EROFS. An
-            image alone is such a stack: it becomes a container by an upper on top.""",
+        explained="""Without a place for changes, the whole mount is read-only, and every change fails with EROFS. An
+            image alone is such a stack: an upper on top makes it a container.""",
     ),
     Experiment(
         name="discard-upper",
-        summary="an empty upper brings the first state back",
-        question="""You make a mess in merged: a file deleted, one changed, one added. How do you undo all of that at
+        summary="an empty upper restores the original state",
+        question="""You make a mess in merged: one file deleted, one changed, one added. How do you undo all of that at
             once?""",
         layers={"lower": {"motd": "hello\n", "notes": "notes\n"}},
         do=(
@@ -125,9 +125,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="another-stack",
-        summary="an upper belongs to the layers it was made on",
-        question="""An upper was made over one image and has a whiteout for notes in it. Now it is mounted over another
-            image, which has a file of that name, too. What will happen to it?""",
+        summary="an upper belongs to the layers it was made for",
+        question="""An upper was made over one image and contains a whiteout for notes. Now it is mounted over another
+            image, which also has a file with that name. What will happen to that file?""",
         layers={"lower": {"motd": "hello\n", "notes": "old notes\n"}},
         prepare=_other_lower,
         do=("rm merged/notes", "overlayfs-demo umount merged", mount_command("other"), "ls merged"),
@@ -138,13 +138,13 @@ EXPERIMENTS = (
             checks.absent("merged/notes"),
             checks.text("other/notes", "of another image\n"),
         ),
-        explained="""Whiteouts and opaque marks speak about names, whatever lies below, so they now hide what they were
-            never meant for. The upper remembers its layers, which is why there was a warning.""",
+        explained="""Whiteouts and opaque marks apply to names, whatever is below, so they now hide files that they were
+            never meant for. The upper records its layers, which is why there was a warning.""",
     ),
     Experiment(
         name="lowers-reversed",
         summary="the order of the lowers decides",
-        question="""The same two layers, mounted in one order and then in the other. What will change?""",
+        question="""The same two layers are mounted in one order and then in the other. What will change?""",
         layers={
             "app": {"config": "colour = blue\n", "sound": WHITEOUT},
             "base": {"config": "colour = grey\n", "sound": "beep\n"},
@@ -163,7 +163,7 @@ EXPERIMENTS = (
             checks.printed("colour = grey", "sound", by=4),
             checks.exactly("merged", "config", "sound"),
         ),
-        explained="""lowerdir= names the topmost layer first, and that one wins. Reversed, the old file comes back, and
-            the whiteout at the bottom has nothing left to hide.""",
+        explained="""lowerdir= names the topmost layer first, and that one wins. In reverse order the old file comes
+            back, and the whiteout at the bottom has nothing left to hide.""",
     ),
 )

@@ -33,7 +33,7 @@ const file = {
   },
   story: async (key) => {
     if (embedded.stories[key] !== undefined) return embedded.stories[key];
-    throw new Error("What the layers say about this is not in this file, which would be too large with all of it.");
+    throw new Error("What the layers say about this path was left out of this file to limit its size.");
   },
 };
 
@@ -77,7 +77,7 @@ function treeItem(row, whole = false) {
   item.dataset.key = row.key;
   const gone = row.hidden_by !== null;
   const name = whole ? shownPath(row) : row.name;
-  const state = gone ? `not seen, ${row.hidden_by ? `hidden by ${layerName(row.hidden_by)}` : "hidden"}` : `from ${layerName(row.layer)}`;
+  const state = gone ? `not visible, ${row.hidden_by ? `hidden by ${layerName(row.hidden_by)}` : "hidden"}` : `from ${layerName(row.layer)}`;
   item.setAttribute("aria-label", `${name}, ${row.kind}${row.kind === "file" ? `, ${size(row.size)}` : ""}, ${state}`);
   item.classList.toggle("gone", gone);
   const line = document.createElement("div");
@@ -237,7 +237,7 @@ async function showTree() {
     const found = words ? await source.search(words) : await source.tree("/");
     if (mine !== asking) return;
     fill(tree, found, words !== "");
-    if (words) treeNote.textContent = found.rows.length ? `${found.rows.length} found` : `Nothing is called like “${words}”.`;
+    if (words) treeNote.textContent = found.rows.length ? `${found.rows.length} found` : `No name contains “${words}”.`;
     if (tree.firstElementChild) settle(tree.firstElementChild, false);
   } catch (error) { complain(error); }
 }
@@ -345,8 +345,8 @@ function listen() {
     busy = busy.then(() => Promise.all([refreshUpper([]), ...openDirectories().map(refresh)])).catch(complain);
   });
   events.addEventListener("change", (event) => { busy = busy.then(() => changed(JSON.parse(event.data))).catch(complain); });
-  events.addEventListener("ended", () => { say("ended: it was unmounted", "ended"); events.close(); });
-  events.addEventListener("error", () => { if (events.readyState !== EventSource.CLOSED) say("the server does not answer", "ended"); });
+  events.addEventListener("ended", () => { say("ended: the view was unmounted", "ended"); events.close(); });
+  events.addEventListener("error", () => { if (events.readyState !== EventSource.CLOSED) say("the server does not respond", "ended"); });
 }
 
 paint();

@@ -10,7 +10,7 @@ import pytest
 
 from overlayfs_demo.fronts.kernel import session, wire
 from overlayfs_demo.fronts.kernel.wire import Opcode
-from overlayfs_demo.overlay import copyup
+from overlayfs_demo.overlay import copyup_file
 from overlayfs_demo.overlay.copy_data import copy_data
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
@@ -63,7 +63,7 @@ def copies(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Gate:
         gate.wait()
         copy_data(source, target, size)
 
-    monkeypatch.setattr(copyup, "copy_data", wait_and_copy)
+    monkeypatch.setattr(copyup_file, "copy_data", wait_and_copy)
     return gate
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.wire import Opcode
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import FileNode
 from tests import builders
@@ -172,7 +172,7 @@ def answers(view: Path, name: str) -> bool:
         return process.wait(PATIENCE) == 1
     except subprocess.TimeoutExpired:
         with contextlib.suppress(OSError):  # EBUSY
-            syscalls.unmount(os.fsencode(view), syscalls.MNT_FORCE)
+            mounting.unmount(os.fsencode(view), mounting.MNT_FORCE)
         process.wait(PATIENCE)
         return False
 

@@ -25,7 +25,7 @@ from overlayfs_demo.mounts.control.protocol import (
 )
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
-from overlayfs_demo.overlay.provenance import Explanation
+from overlayfs_demo.overlay.provenance import Provenance
 
 COPY_UP = Event(Action.COPY_UP, b"/\xff", 812, 1000, "open", "layer 1 (ADD \N{SNOWMAN})", 1234)
 RENAME = Event(Action.RENAME, b"/a", 0, (1 << 32) - 1, "rename", detail="/b")
@@ -56,8 +56,8 @@ ANSWERS: dict[str, Answer] = {
     r'"hidden_by": "upper", "hidden_at": "/d", "deleted_at": "/d/x", "stored_at": "d/x"}, '
     r'{"layer": "layer 0", "says": "nothing", "wins": false, "mode": null, "size": null, "target": null, '
     r'"hidden_by": null, "hidden_at": null, "deleted_at": null, "stored_at": null}], '
-    r'"why": "Seen from upper, the topmost layer that has it; what layer 1 (a) has is hidden."}': WhichAnswer(
-        b"/d/x", Explanation((UPPER, BELOW, NOTHING))
+    r'"why": "Comes from upper, the topmost layer that has it; the one in layer 1 (a) is hidden."}': WhichAnswer(
+        b"/d/x", Provenance((UPPER, BELOW, NOTHING))
     ),
 }
 
@@ -95,11 +95,11 @@ def test_counters_need_not_be_mentioned() -> None:
         (b"{}", "verb is missing"),
         (b'{"verb": 1}', "verb is not text"),
         (b'{"verb": "sing"}', "the verbs are events and explain"),
-        (b'{"verb": "events", "counters": 1}', "counters is neither true nor false"),
+        (b'{"verb": "events", "counters": 1}', "counters is not true or false"),
         (b'{"verb": "explain"}', "path is missing"),
         (b'{"verb": "explain", "path": 1}', "path is not text"),
         (rb'{"verb": "explain", "path": "/\ud800"}', "path is not a valid path"),
-        (rb'{"verb": "explain", "path": "/\u0000"}', "path holds a null byte"),
+        (rb'{"verb": "explain", "path": "/\u0000"}', "path contains a null byte"),
     ],
     ids=str,
 )

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.model import Digest, Document, parse_json
+from overlayfs_demo.images.record_file import read_file
 from overlayfs_demo.images.reference import ImageName
 
 Names = Mapping[ImageName, Digest]
+NamesByImage = Mapping[Digest, tuple[ImageName, ...]]
 
 
 def read_names(path: Path) -> Names:
@@ -24,13 +26,11 @@ def read_names(path: Path) -> Names:
 
 def read_sound_names(path: Path, problems: list[ImageError]) -> Names:
     """Return the names in the file that can be read; damaged parts are added to `problems`. Raises OSError."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return {}
     where = printable(str(path))
     try:
-        rows = Document(parse_json(data, where), where)
+        rows = Document(parse_json(read_file(path), where), where)
+    except FileNotFoundError:
+        return {}
     except ImageError as error:
         problems.append(_damaged(error, "remove that file"))
         return {}
@@ -45,12 +45,12 @@ def read_sound_names(path: Path, problems: list[ImageError]) -> Names:
 
 def _damaged(error: ImageError, remedy: str) -> ImageError:
     return ImageError(
-        f"the names of images are damaged ({error.problem})",
+        f"the list of image names is damaged ({error.problem})",
         f"{remedy}: the images stay, and 'overlayfs-demo tag' names them again",
     )
 
 
-def names_by_image(names: Names) -> Mapping[Digest, tuple[ImageName, ...]]:
+def names_by_image(names: Names) -> NamesByImage:
     """Return the names of each image, sorted as they are shown."""
     found: dict[Digest, tuple[ImageName, ...]] = {}
     for name in sorted(names, key=str):

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux.failure import failure
 
 # Names of unfinished files and directories begin like this. A later run that finds one may remove it.
 BUILDING = b".building-"
@@ -164,7 +165,7 @@ class LayerTree:
             elif stat.S_ISLNK(status.st_mode):
                 links += 1
                 if links > _MOST_LINKS:
-                    raise BlockedError(child, "a symbolic link that leads round in a circle or is one of too many")
+                    raise BlockedError(child, "a symbolic link in a loop or in a chain that is too long")
                 target = os.readlink(part, dir_fd=self.directory(at))
                 if target.startswith(b"/"):
                     at = b""
@@ -178,7 +179,7 @@ def _join(directory: bytes, name: bytes) -> bytes:
     if not directory:
         return name
     if len(directory) + len(name) >= LONGEST_PATH:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        raise failure(errno.ENAMETOOLONG)
     return directory + b"/" + name
 
 

@@ -49,16 +49,16 @@ def write_layer(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
         _Writer(after, out, newest).difference(before)
 
 
-def write_tree(stack: Stack, out: BinaryIO, newest: int | None = None) -> None:
+def write_tree(stack: Stack, out: BinaryIO) -> None:
     """Write everything that the view of `stack` shows, as `docker export` does; otherwise like `write_layer`."""
     with opened(stack) as view:
-        _Writer(view, out, newest).everything()
+        _Writer(view, out).everything()
 
 
 class _Writer:
     """Writer of one tar. Paths are bytes without a leading slash."""
 
-    def __init__(self, view: Overlay, out: BinaryIO, newest: int | None) -> None:
+    def __init__(self, view: Overlay, out: BinaryIO, newest: int | None = None) -> None:
         self._view = view
         self._newest = newest
         self._tar = tarfile.open(  # noqa: SIM115 - closed by `difference` and `everything`
@@ -95,7 +95,7 @@ class _Writer:
         for member in found.members():
             if member.name.startswith(IMAGE_WHITEOUT_PREFIX):
                 raise ImageError(
-                    f"'/{printable(path + member.name)}' cannot be in a layer, where names with '.wh.' delete others",
+                    f"'/{printable(path + member.name)}' cannot be in a layer, where names with '.wh.' mean deletions",
                     "rename it",
                 )
             self._member(path + member.name, member.node, member.attrs)
@@ -138,7 +138,7 @@ class _Writer:
         try:
             self._tar.addfile(info, cast(BinaryIO, io.BufferedReader(_Data(handle), 1 << 18)))
         finally:
-            self._view.release(node, handle)
+            self._view.files.release(node, handle)
 
     def _xattrs(self, node: Node) -> dict[str, str]:
         """Return the extended attributes as libarchive, GNU tar and Go write them."""

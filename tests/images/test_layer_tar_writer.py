@@ -14,10 +14,12 @@ import pytest
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.store.containers import Container, Containers
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import import_tree, load
 from overlayfs_demo.store.save import save
-from overlayfs_demo.store.store import Store, StoredImage
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import directory, docker_save, hard_link, layer

@@ -1,0 +1,57 @@
+"""The helpers that mount(8) and umount(8) call: mount.fuse.overlayfs-demo and umount.fuse.overlayfs-demo."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.linux import mounting
+from overlayfs_demo.mounts import mount
+from overlayfs_demo.mounts.options import parse
+from overlayfs_demo.ui.console import PROGRAM
+
+
+def mount_as_helper(arguments: Sequence[str]) -> int:
+    """Mount as mount(8) asks a helper to: SOURCE MOUNTPOINT [-sfnv] [-N NS] [-t TYPE] [-o OPTIONS]; return 0.
+
+    Raises OverlayError.
+    """
+    parser = argparse.ArgumentParser(prog=f"mount.fuse.{PROGRAM}", add_help=False)
+    parser.add_argument("source")
+    parser.add_argument("mountpoint")
+    parser.add_argument("-o", dest="options", action="append", default=[])
+    parser.add_argument("-t", dest="type")
+    for flag in "sfnv":
+        parser.add_argument(f"-{flag}", dest=flag, action="store_true")
+    given = parser.parse_args(arguments)
+    if mount.remount(os.fsencode(given.mountpoint), given.options):
+        return 0
+    options = parse(given.options)
+    if not given.f:  # mount -f: everything but the mounting.
+        mount.mount(os.fsencode(given.mountpoint), replace(options, source=options.source or given.source))
+    return 0
+
+
+def umount_as_helper(arguments: Sequence[str]) -> int:
+    """Unmount as umount(8) asks a helper to: DIR [-flnrv] [-N NS] [-t TYPE]; return 0. Raises OverlayError.
+
+    Thus umount(8) returns when the layers are free, and not before the daemon has let go of them.
+    """
+    parser = argparse.ArgumentParser(prog=f"umount.fuse.{PROGRAM}", add_help=False)
+    parser.add_argument("mountpoint")
+    parser.add_argument("-N", dest="namespace")
+    parser.add_argument("-t", dest="type")
+    for flag in "flnrv":
+        parser.add_argument(f"-{flag}", dest=flag, action="store_true")
+    given = parser.parse_args(arguments)
+    if given.namespace is not None:
+        mounting.enter_mount_namespace(given.namespace)
+    try:
+        mount.unmount(os.fsencode(given.mountpoint), lazy=given.l, force=given.f)
+    except MountError:
+        if not given.r or not mount.remount(os.fsencode(given.mountpoint), ["remount", "ro"]):
+            raise
+    return 0

@@ -1,0 +1,13 @@
+"""The OSError that a failing system call would raise."""
+
+from __future__ import annotations
+
+import os
+
+
+def failure(code: int, name: str | bytes | None = None) -> OSError:
+    """Return the OSError for an errno; Python chooses the subclass, such as FileNotFoundError.
+
+    `name` is the file at fault, which messages name.
+    """
+    return OSError(code, os.strerror(code), name)

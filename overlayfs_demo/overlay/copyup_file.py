@@ -1,0 +1,171 @@
+"""One copy-up of a file: plan, make, publish, as the kernel does it (fs/overlayfs/copy_up.c, ovl_copy_up_ctx).
+
+The copy is completed in the work directory (data, then owner, attributes, mode, times) and appears in the upper by one
+rename. Whatever can fail comes before that.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from overlayfs_demo.events import Action
+from overlayfs_demo.overlay.budget import Budget
+from overlayfs_demo.overlay.copy_data import copy_data
+from overlayfs_demo.overlay.copyup_attributes import dress
+from overlayfs_demo.overlay.copyup_directory import Directories
+from overlayfs_demo.overlay.copyup_plan import Plan, Request, Settings
+from overlayfs_demo.overlay.layer import Descriptor, key_of, stale
+from overlayfs_demo.overlay.node import FileNode
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Caller
+from overlayfs_demo.overlay.upper import Upper
+
+
+class FileCopy:
+    """The copy-up of one lower file (anything but a directory) for one caller. Only one runs for a node at a time."""
+
+    __slots__ = ("_caller", "_directories", "_node", "_request", "_settings", "_tree", "_upper")
+
+    def __init__(
+        self, node: FileNode, request: Request, caller: Caller, tree: Tree, directories: Directories, settings: Settings
+    ) -> None:
+        self._node = node
+        self._request = request
+        self._caller = caller
+        self._tree = tree
+        self._upper = tree.writable()
+        self._directories = directories
+        self._settings = settings
+
+    def run(self) -> int | None:
+        """Copy the file up. Return the open copy, which the caller owns, if the request cuts it, else None."""
+        with self._tree.lock:
+            plan = Plan.of_file(self._node, self._request, self._tree, self._settings)
+        if plan.size:
+            # Before the first event: it may raise, and the verb is called again later.
+            self._settings.hooks.before_wait()
+        self._settings.limits.check(self._upper, self._node.path(), plan.label, plan.counted, self._caller)
+        with self._upper.staged() as temporary:
+            fd = self._make(plan, temporary)
+            try:
+                with self._tree.lock:
+                    self._publish(plan, temporary)
+            except BaseException:
+                if fd is not None:
+                    os.close(fd)
+                raise
+        return fd
+
+    # --- make --------------------------------------------------------------------------------------
+
+    def _make(self, plan: Plan, temporary: bytes) -> int | None:
+        """Build the whole copy in the work directory. Return it open if it is cut."""
+        self._make_bare(plan, temporary)
+        cut, metacopy = self._request.cut, plan.below is not None
+        if cut is None:
+            dress(temporary, plan.source, plan.status, plan.origin, self._tree, metacopy=metacopy)
+            return None
+        # Opened before `dress`, which may set a mode that does not allow it.
+        fd = cut.open(temporary, self._upper.work_fd)
+        try:
+            keep_times = cut.keeps_times(plan.status)
+            dress(temporary, plan.source, plan.status, plan.origin, self._tree, keep_times=keep_times)
+            cut.apply(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _make_bare(self, plan: Plan, temporary: bytes) -> None:
+        """Create the copy with its data, but without owner, attributes, mode and times."""
+        kind, work_fd = self._node.kind, self._upper.work_fd
+        if kind == stat.S_IFREG:
+            self._make_regular(plan, temporary)
+        elif kind == stat.S_IFLNK:
+            os.symlink(plan.source.readlink(), temporary, dir_fd=work_fd)
+        else:
+            os.mknod(temporary, kind | 0o600, plan.status.st_rdev, dir_fd=work_fd)
+
+    def _make_regular(self, plan: Plan, temporary: bytes) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        target = os.open(temporary, flags, 0o600, dir_fd=self._upper.work_fd)
+        try:
+            if plan.size:
+                copy_node_data(self._node, target, plan.size, self._tree)
+            os.ftruncate(target, plan.length)
+            if plan.size and not self._upper.volatile:
+                # After a power failure there must be no name without its data.
+                os.fsync(target)
+        finally:
+            os.close(target)
+
+    # --- publish -----------------------------------------------------------------------------------
+
+    def _publish(self, plan: Plan, temporary: bytes) -> None:
+        """Let the finished copy appear, and redirect the node and its open handles to it."""
+        node = self._node
+        status = os.stat(temporary, dir_fd=self._upper.work_fd, follow_symlinks=False)
+        # The handles of a file whose data stays below go on reading there.
+        copy = _reopened(self._upper, temporary) if node.handles and not plan.below else None
+        try:
+            self._appear(plan, temporary)
+        except FileExistsError:
+            raise stale(node.name) from None  # Created behind the view: the kernel's next lookup will find it.
+        node.metacopy, node.data = plan.below is not None, plan.below
+        node.key = key_of(status)
+        self._tree.share(node, node.key)
+        if not (plan.origin and self._tree.claim(node.ino, node.key)):
+            node.ino = self._tree.identity(status)
+        retarget(node, copy)
+        self._settings.hooks.changed(node)
+        self._upper.emit(Action.COPY_UP, node.path(), self._caller, plan.label, plan.counted)
+        if node.links is not None and self._request.with_name:
+            assert node.parent is not None
+            self._directories.name(node, node.parent, node.name, self._caller)
+
+    def _appear(self, plan: Plan, temporary: bytes) -> None:
+        """Move the copy to where it belongs: to a descriptor if the file has lost its name, to the index, or to its
+        name."""
+        node = self._node
+        if node.gone:
+            node.anchor = _nameless(self._upper, temporary, self._settings.budget)
+            node.place = self._upper.root
+        elif plan.links is not None and plan.origin:
+            assert self._tree.index is not None
+            entry = self._tree.index.take(self._upper.work_fd, temporary, plan.origin, plan.links)
+            node.place, node.place_name, node.links = entry.place, entry.name, plan.links
+        else:
+            assert node.parent is not None
+            impure = bool(plan.origin or plan.below)
+            node.place = self._directories.publish(node, node.parent, temporary, impure, self._caller)
+            node.place_name = node.name
+
+
+def copy_node_data(node: FileNode, target: int, size: int, tree: Tree) -> None:
+    """Copy the first `size` bytes of a node's data to the open file `target`. Call without the tree's lock."""
+    fd = tree.open(node, os.O_RDONLY)
+    try:
+        copy_data(fd, target, size)
+    finally:
+        os.close(fd)
+
+
+def retarget(node: FileNode, copy: Descriptor | None) -> None:
+    """Redirect the open handles to the copy. Each read gives its offset, so all handles can share one open file."""
+    if copy is not None:
+        for handle in node.handles:
+            handle.retarget(copy)
+
+
+def _reopened(upper: Upper, name: bytes) -> Descriptor:
+    """Open a finished copy for the handles that have read the lower file until now."""
+    return Descriptor(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd))
+
+
+def _nameless(upper: Upper, temporary: bytes, budget: Budget) -> Descriptor:
+    """Keep the copy of a file that has lost its name, by a descriptor only. ENFILE if too many files are open."""
+    fd = os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
+    anchor = Descriptor(budget.admitted(fd))
+    upper.discard(temporary)
+    return anchor

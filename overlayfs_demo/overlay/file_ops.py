@@ -1,0 +1,154 @@
+"""Opening files, and changing their contents through handles.
+
+Opening a file for writing copies it up. Call all methods without the tree's lock, unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+
+from overlayfs_demo.events import Action
+from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay import inode_flags
+from overlayfs_demo.overlay.attr_ops import AttrOps, event_path
+from overlayfs_demo.overlay.budget import Budget
+from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.copyup_plan import Cut
+from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.layer import Descriptor
+from overlayfs_demo.overlay.node import DirNode, FileNode
+from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.types import Caller
+
+# The flags of open(2) that concern the real file: the kernel handles the others before the engine is called.
+OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+
+
+class FileOps:
+    """The open files of one tree."""
+
+    __slots__ = ("_attr_ops", "_budget", "_copy_up", "_tree")
+
+    def __init__(self, tree: Tree, copy_up: CopyUp, attr_ops: AttrOps, budget: Budget) -> None:
+        self._tree = tree
+        self._copy_up = copy_up
+        self._attr_ops = attr_ops
+        self._budget = budget
+
+    def open(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
+        """open(2) of an existing file; see `Overlay.open`."""
+        writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
+        if writing:
+            self._attr_ops.refuse_protected(node, appends=flags & (os.O_APPEND | os.O_TRUNC) == os.O_APPEND)
+        if flags & os.O_TRUNC:
+            return self._open_cut(node, flags & OPEN_FLAGS, caller, kill_privileges)
+        if writing:
+            self._copy_up.node(node, caller)
+        while True:
+            where = node.where
+            opened = Descriptor(self._budget.admitted(self._tree.open(node, flags & OPEN_FLAGS)))
+            with self._tree.lock:
+                # If it was copied up in the meantime, this is the lower file: open the copy instead.
+                if node.where == where:
+                    return self.opened(node, opened, writable=writing)
+
+    def _open_cut(self, node: FileNode, flags: int, caller: Caller, kill_privileges: bool) -> Handle:
+        if not flags & os.O_ACCMODE:
+            flags |= os.O_RDWR  # open(2) allows O_RDONLY|O_TRUNC, but ftruncate(2) needs a file open for writing.
+        fd = self._copy_up.truncated(node, caller, Cut(0, flags & ~os.O_TRUNC, admit=self._budget.check))
+        with self._tree.lock:
+            handle = self.opened(node, Descriptor(fd), writable=True)
+        if kill_privileges:
+            try:
+                self._attr_ops.drop_privileges(node, handle, caller)
+            except BaseException:
+                self.release(node, handle)
+                raise
+        return handle
+
+    def opened(self, node: FileNode, opened: Descriptor, *, writable: bool) -> Handle:
+        """Return a new handle for an open file. Call with the tree's lock held."""
+        append_only = writable and inode_flags.APPEND in inode_flags.protection(node, self._tree.xattrs)
+        in_upper = node.in_upper and not node.metacopy
+        handle = Handle(opened, writable=writable, in_upper=in_upper, append_only=append_only)
+        node.handles.append(handle)
+        return handle
+
+    def release(self, node: FileNode, handle: Handle) -> None:
+        """Close a handle."""
+        with self._tree.lock:
+            node.handles.remove(handle)
+        handle.close()
+
+    def write(
+        self,
+        node: FileNode,
+        handle: Handle,
+        data: bytes | memoryview,
+        offset: int,
+        caller: Caller,
+        *,
+        kill_privileges: bool = False,
+    ) -> int:
+        """pwrite(2) through a handle. With `kill_privileges`, set-id bits are cleared first."""
+        handle.check_write(offset)
+        if kill_privileges:
+            self._attr_ops.drop_privileges(node, handle, caller)
+        written = handle.write(data, offset)
+        upper = self._tree.writable()
+        if upper.events.listening:
+            upper.emit(Action.WRITE, node.path(), caller, size=written)
+        return written
+
+    def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
+        """fallocate(2) through a handle. Like a write, it clears the set-id bits if the caller is not privileged."""
+        self._attr_ops.refuse_protected(node, appends=not mode & ~syscalls.FALLOC_FL_KEEP_SIZE)
+        if caller.uid:
+            self._attr_ops.drop_privileges(node, handle, caller)
+        opened = handle.opened
+        syscalls.allocate(opened.fd, mode, offset, length)
+        upper = self._tree.writable()
+        upper.emit(Action.FALLOCATE, event_path(upper, node), caller, size=length)
+
+    def copy_range(
+        self,
+        source: Handle,
+        source_offset: int,
+        node: FileNode,
+        handle: Handle,
+        offset: int,
+        length: int,
+        caller: Caller,
+    ) -> int:
+        """copy_file_range(2) from `source` to `handle`, a handle of `node`. Clears set-id bits as `allocate` does."""
+        handle.check_write(offset)
+        if caller.uid:
+            self._attr_ops.drop_privileges(node, handle, caller)
+        read, written = source.opened, handle.opened
+        done = os.copy_file_range(read.fd, written.fd, length, source_offset, offset)
+        upper = self._tree.writable()
+        upper.emit(Action.WRITE, event_path(upper, node), caller, size=done)
+        return done
+
+    # --- to the disk -------------------------------------------------------------------------------
+
+    def _is_volatile(self) -> bool:
+        return self._tree.upper is not None and self._tree.upper.volatile
+
+    def sync_file(self, handle: Handle, data_only: bool) -> None:
+        """fsync(2), or fdatasync(2) with `data_only`. A volatile overlay never waits for the disk."""
+        if not self._is_volatile():
+            opened = handle.opened
+            (os.fdatasync if data_only else os.fsync)(opened.fd)
+
+    def sync_directory(self, node: DirNode) -> None:
+        """fsync(2) of a directory. A lower directory never has anything to write."""
+        if node.in_upper and not self._is_volatile():
+            with self._tree.lock:
+                held = node.front()
+            os.fsync(held.fd)
+
+    def sync(self) -> None:
+        """syncfs(2) of the upper's filesystem."""
+        if self._tree.upper is not None and not self._is_volatile():
+            syscalls.sync_filesystem(self._tree.upper.layer.root_fd)
