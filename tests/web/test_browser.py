@@ -157,10 +157,10 @@ def test_the_whiteout_of_rm_is_seen_without_reloading(browser: Browser, mounted:
 def test_the_open_story_follows_an_edit(browser: Browser, mounted: Place) -> None:
     with looking_at(browser, mounted):
         browser.sees('#tree [data-key="/motd"] .name').click()
-        browser.sees("#detail .why", "Seen from layer 2 (top)")
+        browser.sees("#detail .why", "Comes from layer 2 (top)")
         with (mounted.view / "motd").open("a") as file:
             file.write("by hand\n")
-        browser.sees("#detail .why", "Seen from upper")
+        browser.sees("#detail .why", "Comes from upper")
         browser.sees("#detail .diff .added", "+by hand")
 
 
