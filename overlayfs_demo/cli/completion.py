@@ -15,6 +15,7 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
+from overlayfs_demo.cli import documents
 from overlayfs_demo.cli.parser import verbs_of
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts import registry
@@ -88,4 +89,5 @@ _COMPLETERS = {
     "DIR": FilesCompleter(),
     "FILE": FilesCompleter(),
     "PATH": FilesCompleter(),
+    "TOPIC": lambda **_: documents.topics(),
 }

@@ -11,6 +11,7 @@ from overlayfs_demo.cli.completion import SHELLS, script
 from overlayfs_demo.cli.manpage import manual
 from overlayfs_demo.cli.parser import verbs_of
 from overlayfs_demo.cli.unknown import unknown_verb
+from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.ui.console import PROGRAM, put
 from overlayfs_demo.ui.terminal import put_markdown
 
@@ -50,9 +51,7 @@ def _add_manual(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "Print the manual page as man(7) source, or a document: formatted on a terminal, plain Markdown in a pipe.",
     )
     topics = documents.topics()
-    verb.add_argument(
-        "topic", nargs="?", choices=topics, metavar="TOPIC", help=f"print this document instead: {', '.join(topics)}"
-    )
+    verb.add_argument("topic", nargs="?", metavar="TOPIC", help=f"print this document instead: {', '.join(topics)}")
     verb.add_argument("--list", action="store_true", help="list the documents")
 
 
@@ -68,12 +67,18 @@ def _help(arguments: argparse.Namespace) -> int:
 
 
 def _manual(arguments: argparse.Namespace) -> int:
-    """Print the manual page, a document, or the list. The page is made from the parser in the arguments."""
+    """Print the manual page, a document, or the list. The page is made from the parser in the arguments.
+
+    Raises OverlayError if there is no such document.
+    """
     if arguments.list:
         width = max(map(len, documents.topics()))
         return _print("".join(f"{topic:<{width}}  {documents.title(topic)}\n" for topic in documents.topics()))
     if arguments.topic is None:
         return _print(manual(arguments.whole_parser()))
+    if arguments.topic not in documents.topics():
+        topics = ", ".join(documents.topics())
+        raise OverlayError(f"there is no document '{printable(arguments.topic)}'", f"choose one of {topics}")
     put_markdown(documents.read(arguments.topic))
     return 0
 
