@@ -1,7 +1,8 @@
 """Runs `overlayfs-demo` without a new interpreter: in this process, or in a fork of it.
 
-A new interpreter needs longer to import the program than the program needs for most of what the tests ask. What is
-about a process itself (its signals, its terminal, what it inherits) starts one with subprocess.
+A new interpreter needs longer to import the program than the program needs for most of what the tests ask. `call`
+waits for the end; `started` is a process with its own streams, to talk to and to signal. Only what is about the
+interpreter, or about what it inherits, starts one with subprocess.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 from unittest import mock
 
 from overlayfs_demo.cli.main import main
@@ -41,6 +42,26 @@ def call(
         with mock.patch.dict(os.environ, environment), contextlib.chdir(cwd) if cwd else contextlib.nullcontext():
             status = run(arguments, out, err, timeout)
         return subprocess.CompletedProcess([PROGRAM, *arguments], status, _text(out), _text(err))
+
+
+def started(
+    arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[Any]:
+    """`overlayfs-demo` with these arguments, running; `environment` and `options` are what subprocess.Popen takes.
+
+    The process lives in the function that Popen calls just before it would become another program.
+    """
+    words = [str(word) for word in arguments]
+
+    def become() -> None:
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # Popen's own, too, from which it learns that the process runs.
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        _live(words)
+
+    # Python itself ignores the signals that Popen would restore.
+    return subprocess.Popen([PROGRAM, *words], preexec_fn=become, restore_signals=False, **options)
 
 
 def _text(written: BinaryIO) -> str:
@@ -74,7 +95,8 @@ def _streams(*descriptors: int) -> Iterator[None]:
     kinds = (("stdin", "r", "surrogateescape"), ("stdout", "w", "surrogateescape"), ("stderr", "w", "backslashreplace"))
     with contextlib.ExitStack() as stack:
         for fd, (name, mode, errors) in zip(descriptors, kinds, strict=True):
-            stream = stack.enter_context(os.fdopen(fd, mode, encoding="utf-8", errors=errors, closefd=False))
+            buffering = 1 if name == "stderr" else -1  # An interpreter's stderr is written line by line.
+            stream = stack.enter_context(os.fdopen(fd, mode, buffering, "utf-8", errors, closefd=False))
             for attribute in (name, f"__{name}__"):
                 stack.enter_context(mock.patch.object(sys, attribute, stream))
         yield
@@ -85,7 +107,10 @@ def _run_forked(arguments: Sequence[str], out: BinaryIO, err: BinaryIO, timeout:
         stream.flush()
     pid = os.fork()
     if pid == 0:
-        _live(arguments, out, err)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for number, fd in enumerate((null, out.fileno(), err.fileno())):
+            os.dup2(fd, number)
+        _live(arguments)
     process = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -99,14 +124,11 @@ def _run_forked(arguments: Sequence[str], out: BinaryIO, err: BinaryIO, timeout:
     return os.waitstatus_to_exitcode(status)
 
 
-def _live(arguments: Sequence[str], out: BinaryIO, err: BinaryIO) -> None:
-    """The life of the forked process, which does not return."""
+def _live(arguments: Sequence[str]) -> NoReturn:
+    """The life of the forked process, whose descriptors 0, 1 and 2 are its streams."""
     status = 1
     try:
         gc.freeze()  # The collector would touch, and thus copy, all memory that is shared with the parent.
-        null = os.open(os.devnull, os.O_RDONLY)
-        for number, fd in enumerate((null, out.fileno(), err.fileno())):
-            os.dup2(fd, number)
         logging.getLogger().handlers.clear()
         with _streams(0, 1, 2):
             try:

@@ -124,8 +124,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell's background job inherits SIGINT as ignored, and so would all that the tests start and interrupt.
+    # A shell's background job inherits these as ignored, and so would all that the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.addinivalue_line("markers", "differs(subject, instead): this subject is known to answer otherwise")
     config.addinivalue_line("markers", "trusts_a_moment: what cannot be followed is trusted for a second, as always")
     config.addinivalue_line("markers", "kernel_since(version, reason): an older kernel's overlayfs is not asked")

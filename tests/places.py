@@ -16,7 +16,7 @@ from overlayfs_demo.images.sample_image import write_teaching_image
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.ui.console import PROGRAM
 from tests import builders
-from tests.command import call
+from tests.command import call, started
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -44,15 +44,10 @@ def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def at_terminal(typed: str, *words: str) -> str:
-    """What a command shows to somebody who types this."""
+    """What `overlayfs-demo` shows to somebody who types this."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        ["overlayfs-demo", *words],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "TERM": "xterm-256color", "SHELL": "/bin/sh"},
-    ) as process:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "TERM": "xterm-256color", "SHELL": "/bin/sh"}
+    with started(words, environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         os.write(ours, typed.encode())
         written = bytearray()

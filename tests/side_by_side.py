@@ -11,7 +11,7 @@ the tests that would need it are skipped.
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import shutil
 import signal
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _claim(shared: Path, item: pytest.Item) -> bool:
     """Return whether the file of this test is newly claimed by this call."""
     try:
-        (shared / "claimed" / quote(str(item.path), safe="")).touch(exist_ok=False)
+        (shared / "claimed" / quote(item.nodeid.partition("::")[0], safe="")).touch(exist_ok=False)
     except FileExistsError:
         return False
     return True
@@ -99,11 +99,13 @@ class _Helper:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._write(data)
 
-    def pytest_sessionfinish(self) -> None:
-        self._write(None)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Say that this is the end, unless it is one before all tests have run."""
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+            self._write(None)
 
     def _write(self, data: dict[str, object] | None) -> None:
-        print(json.dumps(data), file=self._reports, flush=True)
+        print(ascii(data), file=self._reports, flush=True)  # Unlike JSON, this keeps tuples.
 
 
 class _Leader:
@@ -158,7 +160,8 @@ class _Leader:
                 raise session.Failed(session.shouldfail)
             if status is not None and not self._ended:
                 self._say((self._shared / "output").read_text(errors="replace"))
-                raise session.Failed(f"the second process ended early, with status {status}")
+                session.shouldfail = f"the second process ended early, with status {status}: see above what it said"
+                raise session.Failed(session.shouldfail)
             time.sleep(0.05)
         return result
 
@@ -185,7 +188,7 @@ class _Leader:
         whole = written[: written.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():
-            data = json.loads(line)
+            data = ast.literal_eval(line.decode())
             if data is None:
                 self._ended = True
                 return

@@ -19,6 +19,7 @@ from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import select
 from overlayfs_demo.linux import libc, mounting
 from overlayfs_demo.mounts import registry
+from tests.command import started
 from tests.conftest import wait_until, why_no_mounts
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, Place, fails, run
@@ -282,16 +283,8 @@ def test_helper_is_known_by_its_name_too(place: Place) -> None:
 @pytest.fixture
 def traced(place: Place) -> Iterator[tuple[Place, subprocess.Popen[str]]]:
     """A view that is served in the foreground, and tells of what happens."""
-    words: list[str | Path] = [
-        BIN / "overlayfs-demo",
-        "mount",
-        "--foreground",
-        "--trace",
-        "-o",
-        place.options,
-        place.view,
-    ]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    words: list[str | Path] = ["mount", "--foreground", "--trace", "-o", place.options, place.view]
+    with started(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             wait_until(place.is_mounted, "the mount")
             yield place, process

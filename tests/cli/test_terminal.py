@@ -10,11 +10,13 @@ import re
 import struct
 import subprocess
 import termios
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.ui.console import PROGRAM
+from tests.command import started
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import docker_save, layer
 from tests.places import BIN, MINUTE, run, teaching_image
@@ -40,6 +42,12 @@ TABLES = (
 )
 
 
+def _process(words: Sequence[str | Path], environment: Mapping[str, str], **streams: int) -> subprocess.Popen[bytes]:
+    if words[0] == PROGRAM:
+        return started(words[1:], environment, **streams)
+    return subprocess.Popen([str(word) for word in words], env=environment, **streams)  # type: ignore[call-overload,no-any-return]
+
+
 def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> str:
     """What a command writes on a terminal of 40 columns: its stdout, or its stderr and the stdout goes nowhere."""
     ours, theirs = pty.openpty()
@@ -55,7 +63,7 @@ def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> st
         **settings,
     }
     streams = {"stdout": subprocess.DEVNULL, "stderr": theirs} if stderr else {"stdout": theirs}
-    with subprocess.Popen([str(word) for word in words], env=environment, **streams) as process:  # type: ignore[call-overload]
+    with _process(words, environment, **streams) as process:
         os.close(theirs)
         written = bytearray()
         try:

@@ -24,7 +24,7 @@ from overlayfs_demo.linux import fanotify
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay import external_changes
 from tests.builders import IMAGE_OPAQUE, OPAQUE, directory, file
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, wait_until
 from tests.contract.conftest import Mount
 from tests.contract.marks import only
 from tests.contract.subjects import USER, Fronted, Subject, in_child
@@ -110,6 +110,17 @@ def test_written_by_an_editor_that_renames(place: Place) -> None:
     assert view.names("d") == [b"e", b"inner"]
 
 
+def opened_by(pid: int, layer: Path) -> list[str]:
+    """The files of a layer that a process has open for reading or writing."""
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            path, flags = os.readlink(fd), (fd.parent.parent / "fdinfo" / fd.name).read_text().split()[3]
+            if Path(path).parent == layer and not int(flags, 8) & (os.O_PATH | os.O_DIRECTORY):
+                found.append(path)
+    return found
+
+
 @pytest.mark.trusts_a_moment
 @only(["kernel-front", "fusepy-front"], "the kernel asks again after ESTALE")
 def test_what_vanished_from_the_upper_is_looked_up_again_at_once(mounted: Mount) -> None:
@@ -117,6 +128,8 @@ def test_what_vanished_from_the_upper_is_looked_up_again_at_once(mounted: Mount)
     view = mounted(dict.fromkeys(names, "lower"), upper=dict.fromkeys(names, "upper"))
     for name in names:
         assert view.read(name) == b"upper"
+        # The kernel tells later that a file was closed, and what is open shows what it was opened as.
+        wait_until(lambda: not opened_by(view.daemon(), view.upper()), "the daemon to close the file")
         view.upper(name).unlink()
         # Without a rest in between, in which the change could have been noticed.
         assert view.read(name) == b"lower"

@@ -234,7 +234,7 @@ def test_large_directory_is_listed_whole(mounted: Mount) -> None:
             again = all_entries(fd, size=1 << 16)
         assert len(again) == MANY + 1
         assert {entry.name for entry in again} == names - {b"0"} | {b"new"}
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 120
 
 
 @contextmanager

@@ -239,8 +239,9 @@ def flags_of(view: Engine, path: str, mode: int) -> int:
 def view_of_everything(view: Engine, path: str = "") -> Shown:
     """What can be seen, without the times that any change moves."""
     status = view.stat(path)
+    names: list[bytes] = []
     if stat.S_ISDIR(status.mode):
-        content: object = view.names(path)
+        content: object = (names := view.names(path))
     elif stat.S_ISREG(status.mode):
         content = view.read(path)
     else:
@@ -259,9 +260,8 @@ def view_of_everything(view: Engine, path: str = "") -> Shown:
             flags_of(view, path, status.mode),
         )
     }
-    if stat.S_ISDIR(status.mode):
-        for name in view.names(path):
-            shown |= view_of_everything(view, f"{path}/{os.fsdecode(name)}".lstrip("/"))
+    for name in names:
+        shown |= view_of_everything(view, f"{path}/{os.fsdecode(name)}".lstrip("/"))
     return shown
 
 

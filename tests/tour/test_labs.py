@@ -13,6 +13,7 @@ import pytest
 
 from overlayfs_demo.tour.labs import LABS
 from overlayfs_demo.tour.picture import WIDTH
+from tests.command import started
 from tests.conftest import unmount_all
 from tests.places import BIN, MINUTE, at_terminal, fails, run
 
@@ -72,14 +73,11 @@ MISTAKES = [
 
 
 def lab(name: str, typed: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["overlayfs-demo", "lab", name, *words],
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=MINUTE,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
-    )
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    with started(["lab", name, *words], environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        told, complaint = process.communicate(typed, timeout=MINUTE)
+    return subprocess.CompletedProcess(process.args, process.returncode, told, complaint)
 
 
 def in_one_line(text: str) -> str:

@@ -10,7 +10,6 @@ import re
 import select
 import signal
 import struct
-import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +26,9 @@ from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.watch.screen import drawing, visible
 from overlayfs_demo.watch.state import Choice, Line, Scene, State
 from tests import builders
+from tests.command import started
 from tests.conftest import PATIENCE
-from tests.places import BIN, MINUTE, Place
+from tests.places import MINUTE, Place
 
 COPY_UP = Event(Action.COPY_UP, b"/etc/motd", 812, 0, "open", layer="layer 1 (ADD base.tar)", size=1234)
 WRITE = Event(Action.WRITE, b"/etc/motd", 812, 0, "write", size=2)
@@ -209,12 +209,12 @@ class Terminal:
         self.before = termios.tcgetattr(theirs)
         self.written = ""
         environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
-        self.process = subprocess.Popen(
-            [BIN / "overlayfs-demo", "watch", view, *words],
+        self.process = started(
+            ["watch", view, *words],
+            {**environment, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env={**environment, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
             start_new_session=True,
         )
 

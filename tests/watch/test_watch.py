@@ -27,19 +27,18 @@ from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.stack import Stack
+from tests.command import started
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.subjects import in_child
-from tests.places import BIN, MINUTE, Place, fails, run
-
-COMMAND = str(BIN / "overlayfs-demo")
+from tests.places import MINUTE, Place, fails, run
 
 
 class Watcher:
     """A running `watch`, which is known to be attached."""
 
     def __init__(self, place: Place, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [COMMAND, "watch", place.view / "d", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        self.process = started(
+            ["watch", place.view / "d", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stderr is not None
         assert f"watching {place.view} " in self.process.stderr.readline()
@@ -49,7 +48,7 @@ class Watcher:
         told, complaint = self.process.communicate(timeout=MINUTE)
         assert self.process.returncode == status, complaint
         assert "Traceback" not in complaint
-        return told
+        return str(told)
 
 
 @contextmanager
@@ -228,12 +227,12 @@ def test_a_watcher_that_does_not_read_hardly_delays_the_end(served: tuple[Overla
             overlay.events.emit(Event(Action.MKDIR, b"/made" * 100, 0, 0, "mkdir"))
         start = time.monotonic()
         server.close()
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < PATIENCE
         assert not overlay.events.listening
 
 
 def test_a_foreground_mount_can_be_watched(place: Place) -> None:
-    with subprocess.Popen([COMMAND, "mount", "-f", "-o", place.options, place.view]) as daemon:
+    with started(["mount", "-f", "-o", place.options, place.view]) as daemon:
         try:
             wait_until(lambda: place.is_mounted() and registry.find_record(str(place.view)), "the mount")
             with watching(place) as watcher:

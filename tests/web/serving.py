@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.places import BIN, MINUTE
+import overlayfs_demo.web.serve  # noqa: F401 - so that each server need not import it
+from tests.command import started
+from tests.places import MINUTE
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,14 @@ def _messages(answer: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str,
 @contextmanager
 def serving(what: str | Path, *words: str | Path) -> Iterator[Server]:
     """Serve it at a free port."""
-    process = subprocess.Popen(
-        [BIN / "overlayfs-demo", "serve", what, "--port", "0", *words], stderr=subprocess.PIPE, text=True
-    )
+    process = started(["serve", what, "--port", "0", *words], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         said = process.stderr.readline()
-        assert "serving http://127.0.0.1:" in said, said + process.stderr.read()
-        yield Server(process, said.partition("serving ")[2].split()[0])
+        # Not what it says after this, too: a server that runs says nothing more, and never ends.
+        address = re.search(r"http://127\.0\.0\.1:\S+", said)
+        assert address is not None, said
+        yield Server(process, address[0])
     finally:
         process.kill()
         process.wait(MINUTE)

