@@ -62,6 +62,10 @@ def _both(parsed_args: argparse.Namespace, **more: Any) -> list[str]:
     return _containers(parsed_args, **more) + _images(parsed_args, **more)
 
 
+def _verb_names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    return list(verbs_of(parsed_args.whole_parser()))
+
+
 def _views(**_: Any) -> list[str]:
     return sorted(registry.mounted())
 
@@ -90,4 +94,5 @@ _COMPLETERS = {
     "FILE": FilesCompleter(),
     "PATH": FilesCompleter(),
     "TOPIC": lambda **_: documents.topics(),
+    "VERB": _verb_names,
 }

@@ -21,7 +21,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs, "help", "list the commands, or show the options of one", f"{PROGRAM} help\n{PROGRAM} help history", _help
     )
-    verb.add_argument("verbs", nargs="*", metavar="COMMAND", help="the command to show")
+    verb.add_argument("verbs", nargs="*", metavar="VERB", help="the command to show")
     _add_manual(verbs)
     verb = new_verb(
         verbs,

@@ -111,6 +111,7 @@ def test_a_shell_that_is_not_known_is_wrong_usage() -> None:
 def test_verbs_and_options_are_completed(offers: Offers) -> None:
     assert offers("overlayfs-demo um") == ["umount"]
     assert set(offers("overlayfs-demo analyze --max")) == {"--max-wasted"}
+    assert offers("overlayfs-demo help um") == ["umount"]
 
 
 @pytest.mark.parametrize("offers", [bash, fish])
