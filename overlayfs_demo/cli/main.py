@@ -17,9 +17,9 @@ from overlayfs_demo.cli.parser import Parser, summaries_of
 from overlayfs_demo.cli.unknown import unknown_verb
 from overlayfs_demo.ui.console import PROGRAM
 
-# All verbs: the groups of the overview, in each the modules of this folder, and which of its verbs belong there, in the
-# order of the overview and of the manual page. A module's function `add_verbs` adds its verbs. It is imported only for
-# them: a mount must not wait for the import of what images need.
+# All verbs, in the order of the overview: its groups, the modules of this folder in each, and which of a module's verbs
+# belong there. A module's function `add_verbs` adds all its verbs. It is imported only for them: a mount must not wait
+# for the import of what images need.
 FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Learn": {"tour": ("tour", "lab")},
     "Views": {

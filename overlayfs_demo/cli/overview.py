@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from overlayfs_demo.ui.console import PROGRAM
 
-# The end, because that is what a terminal of 24 lines still shows.
+# What a newcomer needs is at the end, which a terminal of 24 lines still shows.
 _FRAME = """\
 usage: {program} COMMAND [OPTION]... [ARGUMENT]...
 

@@ -13,7 +13,7 @@ _NOTHING_RUNS = "a container here is a mounted view, in which nothing runs by it
 _NO_NETWORK = "containers here have no network of their own"
 _NO_CLUSTER = "there is only this machine"
 
-# Docker's verbs that we lack: why, and what to use. Words in quotes are our verbs, unless they begin with `docker`.
+# Docker's verbs that we lack: why, and what to use. Words in quotes begin with our verb, or with another program.
 INSTEAD: Mapping[str, str] = {
     "pull": f"{_NO_REGISTRY}: write an archive with 'docker save IMAGE -o image.tar', then 'load image.tar'",
     "push": f"{_NO_REGISTRY}: 'save IMAGE -o image.tar' writes an archive, which 'docker load' reads",
@@ -23,7 +23,7 @@ INSTEAD: Mapping[str, str] = {
     "trust": f"{_NO_REGISTRY}: 'inspect IMAGE' shows the digests",
     "manifest": f"{_NO_REGISTRY}: 'inspect IMAGE' shows the digests of an image and its layers",
     "build": "Dockerfiles are for docker: 'create' a container, change it, and 'commit' it; "
-    "or 'load' what 'docker save' wrote",
+    "'build-layers IMAGE.tar DIR' takes an image apart",
     "buildx": "Dockerfiles are for docker: 'load' an image that 'docker save' wrote",
     "builder": "Dockerfiles are for docker: 'load' an image that 'docker save' wrote",
     "logs": f"{_NOTHING_RUNS}: 'watch' shows its changes as they happen",
