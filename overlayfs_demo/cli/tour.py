@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from types import FrameType
 from typing import Protocol, TypeVar
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.errors import OverlayError, UsageError, printable
 from overlayfs_demo.mounts.options import FRONTS
 from overlayfs_demo.tour.experiment import Experiment, introduce, labelled, perform, wrapped
 from overlayfs_demo.tour.experiments import ALL
@@ -96,7 +97,9 @@ def _find(items: Sequence[_Any], name: str, verb: str) -> _Any:
     for number, item in enumerate(items, 1):
         if name in (item.name, str(number)):
             return item
-    raise UsageError(f"unknown name '{name}'", f"'{PROGRAM} {verb} --list' shows the names")
+    near = difflib.get_close_matches(name, [item.name for item in items], 1)
+    remedy = f"did you mean '{near[0]}'?" if near else f"'{PROGRAM} {verb} --list' shows the names"
+    raise OverlayError(f"unknown name '{printable(name)}'", remedy)
 
 
 def _hang_up(_number: int, _frame: FrameType | None) -> None:
@@ -182,7 +185,7 @@ def _lab(arguments: argparse.Namespace) -> int:
 
 
 def _make_empty(directory: Path) -> None:
-    """Make the directory to work in if it does not exist. Raises UsageError if it is not empty."""
+    """Make the directory to work in if it does not exist. Raises OverlayError if it is not empty."""
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty", "use a new or empty directory")
+        raise OverlayError(f"{directory} is not empty", "use a new or empty directory")

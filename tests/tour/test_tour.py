@@ -234,7 +234,8 @@ def test_list_numbers_what_there_is() -> None:
 
 
 def test_wrong_words_are_one_line() -> None:
-    fails(run("overlayfs-demo", "tour", "none"), "no 'none'", "tour --list", status=2)
+    fails(run("overlayfs-demo", "tour", "none"), "unknown name 'none'", "tour --list")
+    fails(run("overlayfs-demo", "tour", "delte"), "did you mean 'delete'?")
     fails(run("overlayfs-demo", "tour", "--json"), "add --list", status=2)
 
 
