@@ -124,8 +124,8 @@ EXPERIMENTS = (
         name="kernel-overlayfs",
         summary="the kernel's overlayfs mounts the same upper",
         question="""overlayfs-demo is one program; the overlayfs of the Linux kernel is another. You change, delete and
-            replace files in merged, mount the same upper with the kernel, and add a file there. Will each see what the
-            other wrote?""",
+            replace files in merged, mount the same upper with the kernel, and delete a file there. Will each see what
+            the other did?""",
         layers={"lower": {"motd": "hello\n", "notes": "notes\n", "docs/one": "1\n", "docs/two": "2\n"}},
         missing=_missing,
         do=(

@@ -18,7 +18,7 @@ from overlayfs_demo.tour.stage import Stage
 BUILD = "build-layers --userxattr app.tar layers > log 2>&1"
 HISTORY = "overlayfs-demo history --human false {} | cut -c 39-"
 # Digests are cut to the 12 digits that docker shows.
-SHORT = "sed -E 's/([0-9a-f]{12})[0-9a-f]{52}/\\1/g'"
+SHORT = "sed 's/.\\{52\\}\"/\"/'"
 _SIZES = "find layers/0* -type f -printf '%9s  %p\\n' | sort -k 2"
 _MADE_BY = "overlayfs-demo history --human false {} | cut -c 39-120"
 
@@ -80,7 +80,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="metadata",
-        summary="ENV, LABEL and CMD change the image's ID and make no layer",
+        summary="ENV, LABEL and CMD change the ID and make no layer",
         question="""app:1.0 has one layer. more:1.0 is built from it, and its Dockerfile adds ENV, LABEL and CMD. How
             many layers will the store have then? And will both images have one ID?""",
         prepare=images(
@@ -229,8 +229,8 @@ EXPERIMENTS = (
         name="buildkit-history",
         summary="BuildKit writes the history in other words",
         question="""Docker has two builders. The classic one records RUN chmod as /bin/sh -c chmod, and everything else
-            as #(nop), a shell comment. How does BuildKit, the default since 23, record the same Dockerfile? Will the
-            layers differ?""",
+            as #(nop), a shell comment. How does BuildKit, the default since Docker 23, record the same Dockerfile? Will
+            the layers differ?""",
         prepare=images(
             classic=(
                 added("motd", "hello\n"),
@@ -253,7 +253,8 @@ EXPERIMENTS = (
             "overlayfs-demo load classic.tar && overlayfs-demo load buildkit.tar",
             _MADE_BY.format("classic:1.0"),
             _MADE_BY.format("buildkit:1.0"),
-            "overlayfs-demo inspect classic:1.0 > classic && overlayfs-demo inspect buildkit:1.0 > buildkit",
+            "overlayfs-demo inspect classic:1.0 > classic",
+            "overlayfs-demo inspect buildkit:1.0 > buildkit",
             f"grep -h -e '\"Id\"' -e '  \"sha256' classic buildkit | {SHORT}",
         ),
         look={},
@@ -269,13 +270,14 @@ EXPERIMENTS = (
                 lambda stage: _inspected(stage, "classic")["Id"] != _inspected(stage, "buildkit")["Id"],
             ),
         ),
-        explained="""The words differ, and with them the configs and the IDs; steps, sizes and layers are counted in the
-            same way. In Docker: two builds seldom give equal layers, because the files' times differ.""",
+        explained="""The words differ, and with them the configs and the IDs. Steps, sizes and layers are counted in the
+            same way. In Docker: the same RUN line seldom makes the same layer twice, because the times of its files
+            differ.""",
         sources={
             "The classic one records": "test_docker_writes_the_classic_history",
             "How does BuildKit": "moby/buildkit, frontend/dockerfile/dockerfile2llb/convert.go, commitToHistory",
-            "the default since 23": "docs.docker.com, BuildKit",
-            "two builds seldom give equal layers": "docs.docker.com, Reproducible builds (SOURCE_DATE_EPOCH)",
+            "the default since Docker 23": "docs.docker.com, BuildKit",
+            "seldom makes the same layer twice": "docs.docker.com, Reproducible builds (SOURCE_DATE_EPOCH)",
         },
     ),
 )
