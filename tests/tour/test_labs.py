@@ -21,12 +21,14 @@ FLAT = "overlayfs-demo create app:1.0 --name c1 && overlayfs-demo export c1 -o f
 RIGHT = r"100001\n1\n200000\n0\n50000\n4\n"
 JOIN = "sed -i 's:make-app /app:make-app /app \\&\\& rm -r /cache:' Dockerfile"
 DROP = "sed -i '/^RUN rm -r .cache$/d' Dockerfile"
+MERGE = JOIN.replace(":' Dockerfile", ":; ") + DROP.partition("'")[2]
 STAGES = (
     r"FROM scratch AS build\nCOPY rootfs /\nRUN make-app /app\nFROM scratch\nCOPY rootfs /\n"
     r"COPY --from=build /app /app\nRUN chmod 600 /motd\nCMD [\"/app\"]\n"
 )
 SOLUTIONS = [
     ("copy-up", "echo changed > merged/motd"),
+    ("copy-up", "echo 'one line more' >> merged/motd"),
     ("copy-up", "echo 'one line more' >> merged/motd; cat merged/*"),
     ("whiteout", "rm merged/notes"),
     ("opaque", "rm -r merged/docs; mkdir merged/docs; echo 3 > merged/docs/three"),
@@ -49,7 +51,7 @@ SOLUTIONS = [
     ("match-history", "echo 1 3 4 6 > answer"),
     ("find-secret", "build-layers --userxattr app.tar layers 2> log; cat layers/02*/password > answer"),
     ("find-secret", "cat .store/layers/*/password > answer 2> log"),
-    ("mend-dockerfile", f"{JOIN}; {DROP}"),
+    ("mend-dockerfile", MERGE),
     ("mend-dockerfile", f"sed -i 's:^RUN rm -r:RUN rm -rf:' Dockerfile; {JOIN}"),
     ("mend-dockerfile", f"sed -i 's:^RUN make:RUN --mount=type=cache,target=/cache make:' Dockerfile; {DROP}"),
     ("mend-dockerfile", f"printf '{STAGES}' > Dockerfile"),

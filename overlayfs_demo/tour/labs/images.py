@@ -115,7 +115,7 @@ def _not_the_secret(stage: Stage) -> str:
         return f"{_SECRET} is the name of the file. What does it contain? Look into the layer that ships it."
     return (
         f"The answer says '{said[:40]}', and that is not the text of the file. "
-        "'build-layers --userxattr app.tar layers' makes a directory of each layer: look into the one that ghosts names."
+        "'build-layers --userxattr app.tar layers' makes a directory of each layer: look into the one from ghosts."
     )
 
 
