@@ -73,7 +73,7 @@ EXPERIMENTS = (
             Both names stay one file. In Docker: containers are mounted with index=off, and the first
             write separates the names.""",
         sources={
-            "an index in the work directory": "Documentation/filesystems/overlayfs.rst, Index",
+            "an index in the work directory": "Documentation/filesystems/overlayfs.rst, Non-standard behavior, index",
             "index=off": "test_in_docker_the_first_write_separates_hard_links",
         },
     ),

@@ -73,7 +73,7 @@ def _shipped(stage: Stage) -> list[_Instruction]:
 def _unchanged(stage: Stage) -> str:
     path = stage.path("Dockerfile")
     if not path.is_file():
-        return "The file Dockerfile is gone. Write it again, with the same instructions but better ones."
+        return "The file Dockerfile is gone. Write it again, without the step that costs 3 MB for nothing."
     if _last_stage(path.read_text(errors="replace")) != _last_stage(_DOCKERFILE):
         return ""
     return (

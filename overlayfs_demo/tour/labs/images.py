@@ -169,5 +169,5 @@ SHRINK = Lab(
     before=("overlayfs-demo load app.tar",),
     mistakes=(_no_clean_image, _ships_secret),
     goals=(Check("app:clean has the file motd", lambda stage: any(_layers_with(stage, "motd"))),),
-    solved="An exported container is one flat tree, without the files that layers hide and without the history.",
+    solved="An exported container is one flat tree, without hidden files, history, or settings such as CMD.",
 )

@@ -22,7 +22,11 @@ _RULES = {
     "mv merged/book merged/novel": "The file is copied up under its new name; the whiteout for the old one is empty.",
     "echo new > merged/draft": "With > a file is emptied before it is written, so nothing old is copied.",
 }
-_LISTED = "; ".join(f"({number}) {command}" for number, command in enumerate(_RULES, 1))
+
+
+def _list_commands(stage: Stage) -> None:
+    lines = [f"{number}  {command}\n" for number, command in enumerate(_RULES, 1)]
+    stage.path("commands").write_text("".join(lines))
 
 
 def _measured(stage: Stage) -> list[int]:
@@ -78,9 +82,11 @@ def _wrong(stage: Stage) -> str:
 LAB = Lab(
     name="predict",
     summary="say what commands will cost, before they are run",
-    task=f"""The lower has five files: 'ls -l lower' shows their sizes. Six commands will be run, one after the other:
-        {_LISTED}. How many bytes will each add to the files in the upper? Write six lines into the file answer, beside
-        merged, and leave the shell. The commands are then run on a new view, and the bytes counted.""",
+    task="""The lower has five files: 'ls -l lower' shows their sizes. The file commands, beside merged, lists six
+        commands that will be run, one after the other. How many bytes will each add to the files in the upper? Write
+        six lines into the file answer, and leave the shell. The commands are then run on a new view, and the bytes are
+        counted.""",
+    prepare=_list_commands,
     layers={
         "lower": {
             "log": big(100_000),

@@ -153,7 +153,9 @@ LABS = (
             ),
         ),
         goals=(checks.exactly("upper"),),
-        solved="The report was never gone, only hidden. Without the whiteout it is visible again.",
+        # overlayfs.rst, Changes to underlying filesystems: only offline changes of an upper are defined.
+        solved="""The report was never gone, only hidden. Without the whiteout it is visible again. (The kernel's
+            overlayfs has to be unmounted before anyone changes its upper.)""",
     ),
     Lab(
         name="rescue",
@@ -226,7 +228,9 @@ LABS = (
             checks.whiteout("upper/docs"),
             checks.exactly("upper", "docs", "papers"),
         ),
-        solved="Renaming a directory costs one mark: a lookup in papers is redirected to docs below.",
+        # tests/tour/test_beside_docker.py: test_in_docker_a_directory_is_copied_when_it_is_renamed
+        solved="""Renaming a directory costs one mark: a lookup in papers is redirected to docs below. In Docker, where
+            redirects are off, mv would have copied the files.""",
     ),
     Lab(
         name="no-trace",
@@ -251,7 +255,9 @@ LABS = (
             is_a(Kind.FILE, "upper/motd", "The copy is still there, and hides the motd of the lower: rm upper/motd"),
         ),
         goals=(checks.exactly("upper"),),
-        solved="A copy-up cannot be undone through merged, but the upper is a directory like any other.",
+        # overlayfs.rst, Changes to underlying filesystems: only offline changes of an upper are defined.
+        solved="""A copy-up cannot be undone through merged, but the upper is a directory like any other. (The kernel's
+            overlayfs has to be unmounted before anyone changes its upper.)""",
     ),
     Lab(
         name="hard-link",
@@ -268,6 +274,8 @@ LABS = (
             _parted,
         ),
         goals=(Check("the upper has one copy, recorded in the index, with one line more than before", _linked_copy),),
-        solved="The index in the work directory records the copy of that file, so its other name also leads to it.",
+        # tests/tour/test_beside_docker.py: test_in_docker_the_first_write_separates_hard_links
+        solved="""The index in the work directory records the copy of that file, so its other name also leads to it. In
+            Docker, where the index is off, one and two would now be two files.""",
     ),
 )
