@@ -4,7 +4,7 @@ heading, question      predict
 $ command              do: really, on a real mount
 lower  upper  merged   look
 [ok] sentence          each checked on the disk
-two sentences          explained
+two sentences          explained, and perhaps a third about Docker
 """
 
 from __future__ import annotations

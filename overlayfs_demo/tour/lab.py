@@ -84,6 +84,7 @@ def judge(lab: Lab, stage: Stage) -> str:
 
 
 def _wrong(lab: Lab, stage: Stage) -> str:
+    """Return what is wrong, as `judge` does, when all directories exist."""
     for name, content in lab.layers.items():
         if changed := _changed(stage, name):
             shutil.rmtree(stage.path(name))

@@ -23,7 +23,7 @@ JOIN = "sed -i 's:make-app /app:make-app /app \\&\\& rm -r /cache:' Dockerfile"
 DROP = "sed -i '/^RUN rm -r .cache$/d' Dockerfile"
 MERGE = JOIN.replace(":' Dockerfile", ":; ") + DROP.partition("'")[2]
 STAGES = (
-    r"FROM scratch AS build\nCOPY rootfs /\nRUN make-app /app\nFROM scratch\nCOPY rootfs /\n"
+    r"FROM scratch AS build\nCOPY rootfs /\nRUN make-app /app\nFROM scratch\nCOPY rootfs source.c /\n"
     r"COPY --from=build /app /app\nRUN chmod 600 /motd\nCMD [\"/app\"]\n"
 )
 SOLUTIONS = [
@@ -118,7 +118,8 @@ MISTAKES = [
     ("mend-dockerfile", "echo '# better' >> Dockerfile", "still has the same instructions"),
     ("mend-dockerfile", DROP, "Nobody removes the cache now"),
     ("mend-dockerfile", JOIN, "rm fails, and so does the build"),
-    ("mend-dockerfile", "sed -i '/chmod/d' Dockerfile", "still removed by a step of its own"),
+    ("mend-dockerfile", "echo 'LABEL team=red' >> Dockerfile", "still removed by a step of its own"),
+    ("mend-dockerfile", "sed -i '/chmod/d' Dockerfile", "no longer have the mode 600 of motd"),
     ("mend-dockerfile", "sed -i '/make-app/d' Dockerfile", "no longer have the app"),
     ("mend-dockerfile", "sed -i '/CMD/d' Dockerfile", "no longer have the setting"),
     ("mend-dockerfile", f"sed -i 's:make-app:rm -r /cache; make-app:' Dockerfile; {DROP}", "before make-app fills it"),

@@ -51,6 +51,7 @@ EXPERIMENTS = (
         sources={
             "since Linux 4.19": "fs/overlayfs/file.c, ovl_real_file, added in 4.19 ('ovl: stack file ops'); "
             "test_a_reader_sees_the_copy_and_only_a_mapping_does_not",
+            "Only there": "overlayfs_demo/docs/differences.md, a file mapped before its copy-up",
             "mapped into memory": "Documentation/filesystems/overlayfs.rst, Non-standard behavior; "
             "test_a_reader_sees_the_copy_and_only_a_mapping_does_not",
         },

@@ -20,7 +20,6 @@ HISTORY = "overlayfs-demo history --human false {} | cut -c 39-"
 # Digests are cut to the 12 digits that docker shows.
 SHORT = "sed 's/.\\{52\\}\"/\"/'"
 _SIZES = "find layers/0* -type f -printf '%9s  %p\\n' | sort -k 2"
-_MADE_BY = "overlayfs-demo history --human false {} | cut -c 39-120"
 
 
 def _layers(**titles: str) -> Mapping[str, str]:
@@ -251,8 +250,8 @@ EXPERIMENTS = (
         ),
         do=(
             "overlayfs-demo load classic.tar && overlayfs-demo load buildkit.tar",
-            _MADE_BY.format("classic:1.0"),
-            _MADE_BY.format("buildkit:1.0"),
+            HISTORY.format("classic:1.0"),
+            HISTORY.format("buildkit:1.0"),
             "overlayfs-demo inspect classic:1.0 > classic",
             "overlayfs-demo inspect buildkit:1.0 > buildkit",
             f"grep -h -e '\"Id\"' -e '  \"sha256' classic buildkit | {SHORT}",

@@ -90,6 +90,8 @@ def _lost(stage: Stage) -> str:
     needed = {
         "the app, made by 'make-app /app'": made or copied,
         "the files of 'COPY rootfs /'": any(line.word == "COPY" and "rootfs" in line.rest for line in shipped),
+        "the file of 'COPY source.c /'": any(line.word == "COPY" and "source.c" in line.rest for line in shipped),
+        "the mode 600 of motd": any(re.search("chmod[ =]0?600", line.rest) for line in shipped),
         "the setting 'CMD [\"/app\"]'": any(line.word == "CMD" and "/app" in line.rest for line in shipped),
     }
     lost = [what for what, there in needed.items() if not there]

@@ -13,7 +13,7 @@ from overlayfs_demo.tour.scan import Kind
 from overlayfs_demo.tour.stage import Stage
 
 _TRIAL = ".trial"
-# The commands, each with the rule that decides what it costs.
+# The commands, each with the rule that decides what it costs. tests/tour/test_beside_the_kernel.py has the rules, too.
 _RULES = {
     "printf x >> merged/log": "Copy-up works on whole files: the old bytes are copied, and the new one is added.",
     "printf y >> merged/log": "The file is in the upper already: only what is new is added.",
