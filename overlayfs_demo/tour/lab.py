@@ -71,13 +71,20 @@ def work(lab: Lab, stage: Stage, shell: str) -> None:
 def judge(lab: Lab, stage: Stage) -> str:
     """Return what is wrong on the disk, in a text for the learner; "" if the task is done.
 
-    A lower that was changed is put back, so that the learner can try again. Nothing may be mounted.
+    A directory that was removed, or a lower that was changed, is put back, so that the learner can try again. Nothing
+    may be mounted.
     """
     gone = [name for name in PLACES if lab.layers and not stage.path(name).is_dir()]
-    if gone:
-        for name in gone:
-            stage.path(name).mkdir()
+    for name in gone:
+        stage.path(name).mkdir()
+    wrong = _wrong(lab, stage)
+    if wrong and gone:
         return f"The directory {gone[0]} was removed; it is back, but empty. You may remove only what is in it."
+    return wrong
+
+
+def _wrong(lab: Lab, stage: Stage) -> str:
+    """Return what is wrong, as `judge` does, when all directories exist."""
     for name, content in lab.layers.items():
         if changed := _changed(stage, name):
             shutil.rmtree(stage.path(name))
