@@ -10,13 +10,12 @@ terminal would act on differs: Docker prints it, here it is escaped.
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
 from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
 from overlayfs_demo.images.docker_archive import go_json
+from overlayfs_demo.ui.go_spelling import go_spelling
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.text import cut_end, human_size
 
@@ -256,26 +255,8 @@ def _go_time(created: int, zone: tzinfo | None) -> str:
 
 def inspect_text(objects: Sequence[object]) -> str:
     """`docker inspect`: a list of objects, each level four spaces further in."""
-    return _go_spelling(json.dumps(list(objects), indent=4, ensure_ascii=False)) + "\n"
+    return go_spelling(json.dumps(list(objects), indent=4, ensure_ascii=False)) + "\n"
 
 
 def _json_line(value: object) -> str:
-    return _go_spelling(go_json(value).decode("utf-8", "surrogatepass")) + "\n"
-
-
-def _escaped(character: str) -> str:
-    return json.dumps(character)[1:-1] if ord(character) > 0x7F else f"\\u{ord(character):04x}"
-
-
-def _go_spelling(text: str) -> str:
-    """JSON text as the Go that built Docker 20.10 writes it."""
-    text = text.replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
-    # Half a surrogate pair is no character to Go.
-    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-    # Go leaves these as they are. Escaped, the value is the same, and no terminal acts on it.
-    text = "".join(
-        _escaped(character) if unicodedata.category(character) in ("Cc", "Cf") and character != "\n" else character
-        for character in text
-    )
-    # Backslashes are matched in pairs, so that the b of \\b is not taken for a part of \b.
-    return re.sub(r"\\[\\bf]", lambda match: {r"\b": r"\u0008", r"\f": r"\u000c"}.get(match[0], match[0]), text)
+    return go_spelling(go_json(value).decode("utf-8", "surrogatepass")) + "\n"
