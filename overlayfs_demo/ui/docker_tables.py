@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
 from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
-from overlayfs_demo.images.docker_archive import go_json
 from overlayfs_demo.ui.go_spelling import go_spelling
+from overlayfs_demo.ui.go_values import Row, to_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.text import cut_end, human_size
 
@@ -137,24 +137,26 @@ def history_cells(
     return [*_Words(now, human, trunc, zone).cells(row), row.comment]
 
 
+def history_fields(
+    row: HistoryRow, now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+) -> Row:
+    """One row of `docker history` under the names that `--format` has; every value is a string."""
+    words = _Words(now, human, trunc, zone)
+    return Row(
+        Comment=row.comment,
+        CreatedAt=words.at(row.created),
+        CreatedBy=words.created_by(row),
+        CreatedSince=words.since(row.created),
+        ID=words.id(row.id),
+        Size=words.size(row.size),
+    )
+
+
 def history_json(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> str:
-    """`docker history --format '{{json .}}'`: an object a line, every value a string."""
-    words = _Words(now, human, trunc, zone)
-    return "".join(
-        _json_line(
-            {
-                "Comment": row.comment,
-                "CreatedAt": words.at(row.created),
-                "CreatedBy": words.created_by(row),
-                "CreatedSince": words.since(row.created),
-                "ID": words.id(row.id),
-                "Size": words.size(row.size),
-            }
-        )
-        for row in rows
-    )
+    """`docker history --format '{{json .}}'`: an object a line."""
+    return "".join(to_json(history_fields(row, now, human, trunc, zone)) + "\n" for row in rows)
 
 
 def extended_history_table(
@@ -213,30 +215,30 @@ def images_table(rows: Iterable[ImageRow], now: float, trunc: bool = True) -> Ta
     )
 
 
-def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: tzinfo | None = None) -> str:
-    """`docker images --format '{{json .}}'`: an object a line, every value a string.
+def image_fields(row: ImageRow, now: float, trunc: bool = True, zone: tzinfo | None = None) -> Row:
+    """One row of `docker images` under the names that `--format` has; every value is a string.
 
     What Docker counts for `docker system df` only is "N/A", as it is there.
     """
     unknown = "N/A"
-    return "".join(
-        _json_line(
-            {
-                "Containers": unknown,
-                "CreatedAt": _go_time(row.created, zone),
-                "CreatedSince": _image_age(row, now),
-                "Digest": NONE,
-                "ID": short_id(row.id) if trunc else row.id,
-                "Repository": row.repository,
-                "SharedSize": unknown,
-                "Size": human_size(row.size),
-                "Tag": row.tag,
-                "UniqueSize": unknown,
-                "VirtualSize": virtual_size(row.size),
-            }
-        )
-        for row in rows
+    return Row(
+        Containers=unknown,
+        CreatedAt=go_time(row.created, zone),
+        CreatedSince=_image_age(row, now),
+        Digest=NONE,
+        ID=short_id(row.id) if trunc else row.id,
+        Repository=row.repository,
+        SharedSize=unknown,
+        Size=human_size(row.size),
+        Tag=row.tag,
+        UniqueSize=unknown,
+        VirtualSize=virtual_size(row.size),
     )
+
+
+def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: tzinfo | None = None) -> str:
+    """`docker images --format '{{json .}}'`: an object a line."""
+    return "".join(to_json(image_fields(row, now, trunc, zone)) + "\n" for row in rows)
 
 
 def _image_age(row: ImageRow, now: float) -> str:
@@ -244,7 +246,7 @@ def _image_age(row: ImageRow, now: float) -> str:
     return "" if row.created == _NEVER else ago(row.created, now)
 
 
-def _go_time(created: int, zone: tzinfo | None) -> str:
+def go_time(created: int, zone: tzinfo | None) -> str:
     """A time as Go's time.Time.String has it: `2006-01-02 15:04:05 -0700 MST`."""
     moment = _moment(created, zone)
     return moment.strftime(f"{moment.year:04}-%m-%d %H:%M:%S ") + moment.strftime("%z")[:5] + moment.strftime(" %Z")
@@ -256,7 +258,3 @@ def _go_time(created: int, zone: tzinfo | None) -> str:
 def inspect_text(objects: Sequence[object]) -> str:
     """`docker inspect`: a list of objects, each level four spaces further in."""
     return go_spelling(json.dumps(list(objects), indent=4, ensure_ascii=False)) + "\n"
-
-
-def _json_line(value: object) -> str:
-    return go_spelling(go_json(value).decode("utf-8", "surrogatepass")) + "\n"
