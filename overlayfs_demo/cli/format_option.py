@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from overlayfs_demo.errors import UsageError
+
 _LISTS = (
     "as in docker: 'json', or a Go template for each line, such as '{{.ID}} {{.Size}}'; after the word 'table', with "
     r"a header: 'table {{.ID}}\t{{.Size}}'"
@@ -17,3 +19,13 @@ def add_format(verb: argparse.ArgumentParser, *, lists: bool = True) -> None:
         verb.add_argument("--format", metavar="TEMPLATE", help=_LISTS)
     else:
         verb.add_argument("--format", "-f", metavar="TEMPLATE", help=_OBJECTS)
+
+
+def form_of(arguments: argparse.Namespace) -> str | None:
+    """Return the value of --format; None for the usual table, which `table` alone also means. Raises UsageError."""
+    form: str = arguments.format or "table"
+    if form.strip() == "table":
+        return None
+    if arguments.json:
+        raise UsageError("--json and --format were both given", "choose one")
+    return form

@@ -29,14 +29,10 @@ class Listing:
     raw: str = "raw"
 
 
-def is_default(form: str | None) -> bool:
-    """Whether `--format` asks for the usual table; so does `table` alone."""
-    return (form or _TABLE).strip() == _TABLE
-
-
 def put_rows(listing: Listing, form: str, rows: Sequence[Row]) -> None:
     """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case."""
-    table, text = form.startswith(_TABLE), form.removeprefix(_TABLE).strip(" ") if form.startswith(_TABLE) else form
+    table = form.startswith(_TABLE)
+    text = form.removeprefix(_TABLE).strip(" ") if table else form
     template = Template(_unescaped({"json": _JSON, "raw": listing.raw}.get(text, text)))
     lines = [template.execute(row) for row in rows]
     if table:

@@ -246,7 +246,7 @@ def _image_age(row: ImageRow, now: float) -> str:
     return "" if row.created == _NEVER else ago(row.created, now)
 
 
-def go_time(created: int, zone: tzinfo | None) -> str:
+def go_time(created: int, zone: tzinfo | None = None) -> str:
     """A time as Go's time.Time.String has it: `2006-01-02 15:04:05 -0700 MST`."""
     moment = _moment(created, zone)
     return moment.strftime(f"{moment.year:04}-%m-%d %H:%M:%S ") + moment.strftime("%z")[:5] + moment.strftime(" %Z")
