@@ -1,0 +1,82 @@
+"""What `inspect` shows of a container: docker's keys for what a container has here (moby api/types, ContainerJSON).
+
+A container here is an image with a writable layer, mounted or not. It has no network, no limits and no exit status, so
+those keys are left out. Its ID is its name, which every verb takes.
+"""
+
+from __future__ import annotations
+
+from overlayfs_demo.images.config import Fields, settings
+from overlayfs_demo.images.model import parse_json
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import record_of, upper_size
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
+from overlayfs_demo.ui.console import PROGRAM
+
+
+def command_words(image: StoredImage) -> list[str]:
+    """Return the words of the command that the image would run: its entry point and then its command."""
+    config = _config(image)
+    entry, command = config["Entrypoint"], config["Cmd"]
+    return [str(word) for words in (entry, command) if isinstance(words, list) for word in words]
+
+
+def _config(image: StoredImage) -> dict[str, object]:
+    where = "config"
+    return settings(Fields(parse_json(image.config, where), where).inner("config") or Fields({}, where))
+
+
+def image_labels(image: StoredImage) -> dict[str, str]:
+    """Return the labels of an image, sorted by key."""
+    labels = _config(image)["Labels"]
+    return {str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {}
+
+
+def container_details(store: Store, container: Container, *, sizes: bool) -> dict[str, object]:
+    """Return the object that `inspect` prints. `sizes` counts the upper, in bytes. Raises MountError, ImageError."""
+    image = store.image(container.image)
+    path, *arguments = command_words(image) or [""]
+    details: dict[str, object] = {
+        "Id": container.name,
+        "Created": container.created,
+        "Path": path,
+        "Args": arguments,
+        "State": _state(container),
+        "Image": str(container.image),
+        "Name": f"/{container.name}",
+        "Driver": PROGRAM,
+        "Platform": image.parsed.platform.os,
+        "GraphDriver": {"Data": _directories(store, container), "Name": PROGRAM},
+    }
+    size = upper_size(container) if sizes else None
+    if size is not None:
+        details |= {"SizeRw": size, "SizeRootFs": size + image.size}
+    return details | {"Mounts": [], "Config": _config(image) | {"Image": container.image_name}}
+
+
+def _state(container: Container) -> dict[str, object]:
+    """Return its state. A mounted container runs: its process is the daemon that serves its view."""
+    record = record_of(container)
+    return {
+        "Status": "exited" if record is None else "running",
+        "Running": record is not None,
+        "Paused": False,
+        "Restarting": False,
+        "OOMKilled": False,
+        "Dead": False,
+        "Pid": 0 if record is None else record.pid,
+        "ExitCode": 0,
+        "Error": "",
+    }
+
+
+def _directories(store: Store, container: Container) -> dict[str, str]:
+    """Return the directories of the overlay: the lowers from the top down, as `lowerdir` takes them."""
+    layers = [store.place(chain_id) for chain_id in reversed(container.chain_ids)] or [store.empty_directory()]
+    return {
+        "LowerDir": ":".join(map(str, layers)),
+        "MergedDir": str(container.mountpoint),
+        "UpperDir": str(container.upper),
+        "WorkDir": str(container.work),
+    }
