@@ -41,9 +41,12 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser of each verb, also of those in a group."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.values()
+            for verb in action.choices.values():
+                yield verb
+                yield from _verbs(verb)
 
 
 def _store(arguments: argparse.Namespace) -> Store | None:
@@ -87,6 +90,7 @@ _COMPLETERS = {
     "IMAGE": _quietly(_images),
     "IMAGE[@N]": _quietly(_images),
     "C": _quietly(_containers),
+    "C|IMAGE": _quietly(_both),
     "C|IMAGE[@N]": _quietly(_both),
     "MOUNTPOINT|IMAGE": _quietly(_images),
     "MOUNTPOINT": _quietly(_views),

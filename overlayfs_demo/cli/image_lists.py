@@ -90,7 +90,8 @@ def _images(arguments: argparse.Namespace) -> int:
         rows = [row for row in rows if is_named(row, arguments.name)]
     trunc, now = not arguments.no_trunc, time.time()
     if form := form_of(arguments):
-        put_rows(IMAGES, form, [docker_tables.image_fields(row, now, trunc) for row in rows])
+        fields = [docker_tables.image_fields(row, now, trunc) for row in rows]
+        put_rows(IMAGES, form, fields, quiet=arguments.quiet)
     elif arguments.quiet:
         put("".join(f"{docker_tables.short_id(row.id) if trunc else row.id}\n" for row in rows))
     elif arguments.json:

@@ -28,6 +28,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "web": ("serve", "report"),
     "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"),
     "tour": ("tour", "lab"),
+    "groups": ("image", "system"),
     "help": ("completion", "manual"),
 }
 _FAMILY_OF = {verb: family for family, verbs in FAMILIES.items() for verb in verbs}

@@ -23,17 +23,21 @@ _TABLE = "table"
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One of docker's lists: the header of each placeholder's column, and the template of `--format raw`, if any."""
+    """One of docker's lists: the header of each placeholder's column, and the templates of `--format raw`, if any.
+
+    `raw_quiet` is the one with `--quiet`.
+    """
 
     headers: Mapping[str, object]
     raw: str = "raw"
+    raw_quiet: str = "raw"
 
 
-def put_rows(listing: Listing, form: str, rows: Sequence[Row]) -> None:
+def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False) -> None:
     """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case."""
     table = form.startswith(_TABLE)
     text = form.removeprefix(_TABLE).strip(" ") if table else form
-    template = Template(_unescaped({"json": _JSON, "raw": listing.raw}.get(text, text)))
+    template = Template(_unescaped({"json": _JSON, "raw": listing.raw_quiet if quiet else listing.raw}.get(text, text)))
     lines = [template.execute(row) for row in rows]
     if table:
         header = template.execute(listing.headers, HEADER_FUNCTIONS)

@@ -24,6 +24,7 @@ IMAGES = Listing(
     },
     "repository: {{.Repository}}\ntag: {{.Tag}}\nimage_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\n"
     "virtual_size: {{.Size}}\n",
+    "image_id: {{.ID}}",
 )
 
 HISTORY = Listing(
@@ -58,6 +59,7 @@ CONTAINERS = Listing(
     },
     "container_id: {{.ID}}\nimage: {{.Image}}\ncommand: {{.Command}}\ncreated_at: {{.CreatedAt}}\nstate: {{.State}}\n"
     "status: {{.Status}}\nnames: {{.Names}}\nlabels: {{.Labels}}\nports: {{.Ports}}\n",
+    "container_id: {{.ID}}",
 )
 
 DISK_USAGE = Listing(
