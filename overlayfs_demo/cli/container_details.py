@@ -72,7 +72,7 @@ def _state(container: Container) -> dict[str, object]:
 
 
 def _directories(store: Store, container: Container) -> dict[str, str]:
-    """Return the directories of the overlay: the lowers from the top down, as `lowerdir` takes them."""
+    """Return the directories of the overlay; LowerDir has the topmost lower first."""
     layers = [store.place(chain_id) for chain_id in reversed(container.chain_ids)] or [store.empty_directory()]
     return {
         "LowerDir": ":".join(map(str, layers)),

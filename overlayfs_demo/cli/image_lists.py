@@ -24,6 +24,9 @@ from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
 from overlayfs_demo.ui.text import human_size
 
+# `docker images --digests`. Images come from archives here, so no registry has given them a digest.
+_WITH_DIGESTS = "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
@@ -35,6 +38,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_filter(verb)
     _add_form(verb)
     add_format(verb)
+    verb.add_argument("--digests", action="store_true", help="show docker's column of digests, which a registry gives")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
     verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
     verb.add_argument("image", metavar="IMAGE")
@@ -89,7 +93,7 @@ def _images(arguments: argparse.Namespace) -> int:
     if arguments.name is not None:
         rows = [row for row in rows if is_named(row, arguments.name)]
     trunc, now = not arguments.no_trunc, time.time()
-    if form := form_of(arguments):
+    if form := form_of(arguments) or (_WITH_DIGESTS if arguments.digests and not arguments.quiet else None):
         fields = [docker_tables.image_fields(row, now, trunc) for row in rows]
         put_rows(IMAGES, form, fields, quiet=arguments.quiet)
     elif arguments.quiet:
