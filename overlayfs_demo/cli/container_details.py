@@ -6,31 +6,11 @@ those keys are left out. Its ID is its name, which every verb takes.
 
 from __future__ import annotations
 
-from overlayfs_demo.images.config import Fields, settings
-from overlayfs_demo.images.model import parse_json
+from overlayfs_demo.cli.image_settings import command_words, settings_of
 from overlayfs_demo.store.container import Container
 from overlayfs_demo.store.containers import record_of, upper_size
 from overlayfs_demo.store.store import Store
-from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import PROGRAM
-
-
-def command_words(image: StoredImage) -> list[str]:
-    """Return the words of the command that the image would run: its entry point and then its command."""
-    config = _config(image)
-    entry, command = config["Entrypoint"], config["Cmd"]
-    return [str(word) for words in (entry, command) if isinstance(words, list) for word in words]
-
-
-def _config(image: StoredImage) -> dict[str, object]:
-    where = "config"
-    return settings(Fields(parse_json(image.config, where), where).inner("config") or Fields({}, where))
-
-
-def image_labels(image: StoredImage) -> dict[str, str]:
-    """Return the labels of an image, sorted by key."""
-    labels = _config(image)["Labels"]
-    return {str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {}
 
 
 def container_details(store: Store, container: Container, *, sizes: bool) -> dict[str, object]:
@@ -52,7 +32,7 @@ def container_details(store: Store, container: Container, *, sizes: bool) -> dic
     size = upper_size(container) if sizes else None
     if size is not None:
         details |= {"SizeRw": size, "SizeRootFs": size + image.size}
-    return details | {"Mounts": [], "Config": _config(image) | {"Image": container.image_name}}
+    return details | {"Mounts": [], "Config": settings_of(image) | {"Image": container.image_name}}
 
 
 def _state(container: Container) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from overlayfs_demo.cli.container_details import command_words, image_labels
+from overlayfs_demo.cli.image_settings import command_words, labels_of
 from overlayfs_demo.images.config import read_time
 from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.container import Container
@@ -40,7 +40,7 @@ def container_fields(usage: ContainerUsage, now: float, *, trunc: bool = True) -
 
     There are no ports, networks and volumes here, so those are empty. The ID of a container is its name.
     """
-    container, labels = usage.container, image_labels(usage.image)
+    container, labels = usage.container, labels_of(usage.image)
     created, _ = read_time(container.created, container.name)
     age = docker_tables.ago(created, now)
     command = " ".join(command_words(usage.image))

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from overlayfs_demo.cli.image_settings import fields_of, labels_of
 from overlayfs_demo.errors import UsageError, printable
-from overlayfs_demo.images.config import Fields, creation_time
+from overlayfs_demo.images.config import creation_time
 from overlayfs_demo.images.describe import NONE, ImageRow
-from overlayfs_demo.images.model import parse_json
 from overlayfs_demo.images.reference import Reference
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
@@ -78,7 +78,7 @@ class ImageFilter:
         moment = _moment(image)
         if (self.before is not None and moment >= self.before) or (self.since is not None and moment <= self.since):
             return False
-        there = _labels(image)
+        there = labels_of(image)
         return all(name in there and wanted in (None, there[name]) for name, wanted in self.labels)
 
     def takes_name(self, row: ImageRow) -> bool:
@@ -96,19 +96,9 @@ def is_named(row: ImageRow, word: str) -> bool:
 
 
 def _moment(image: StoredImage) -> _Moment:
-    seconds, text = creation_time(_fields(image))
+    seconds, text = creation_time(fields_of(image))
     fraction = re.search(r"\.\d+", text)
     return seconds, float(fraction[0]) if fraction else 0.0
-
-
-def _labels(image: StoredImage) -> dict[str, object]:
-    config = _fields(image).inner("config")
-    labels = None if config is None else config.labels("Labels")
-    return labels if isinstance(labels, dict) else {}
-
-
-def _fields(image: StoredImage) -> Fields:
-    return Fields(parse_json(image.config, "config"), "config")
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -19,7 +19,8 @@ from overlayfs_demo.store.stored import Inventory, StoredImage, StoredLayer
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.docker_format import put_rows
-from overlayfs_demo.ui.docker_listings import HISTORY, IMAGES
+from overlayfs_demo.ui.docker_listings import HISTORY, HISTORY_WITH_LAYERS, IMAGES
+from overlayfs_demo.ui.go_values import Row
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
 from overlayfs_demo.ui.text import human_size
@@ -69,7 +70,7 @@ def _truth(word: str) -> bool:
     return word == "true"
 
 
-# --- images and history -------------------------------------------------------------------
+# --- images and history ----------------------------------------------------------------------------
 
 
 def inventory(store: Store) -> Inventory:
@@ -93,7 +94,8 @@ def _images(arguments: argparse.Namespace) -> int:
     if arguments.name is not None:
         rows = [row for row in rows if is_named(row, arguments.name)]
     trunc, now = not arguments.no_trunc, time.time()
-    if form := form_of(arguments) or (_WITH_DIGESTS if arguments.digests and not arguments.quiet else None):
+    digests = arguments.digests and not (arguments.quiet or arguments.json)
+    if form := form_of(arguments) or (_WITH_DIGESTS if digests else None):
         fields = [docker_tables.image_fields(row, now, trunc) for row in rows]
         put_rows(IMAGES, form, fields, quiet=arguments.quiet)
     elif arguments.quiet:
@@ -128,7 +130,12 @@ def _history(arguments: argparse.Namespace) -> int:
     rows = describe.history_rows(image.value, facts, every_layer=arguments.layers)
     words = (time.time(), arguments.human, not arguments.no_trunc)
     if form := form_of(arguments):
-        put_rows(HISTORY, form, [docker_tables.history_fields(row, *words) for row in rows])
+        fields = [docker_tables.history_fields(row, *words) for row in rows]
+        if arguments.layers:
+            layers = (docker_tables.layer_fields(row, words[-1]) for row in rows)
+            put_rows(HISTORY_WITH_LAYERS, form, [Row(row | layer) for row, layer in zip(fields, layers, strict=True)])
+        else:
+            put_rows(HISTORY, form, fields)
     elif arguments.quiet:
         put("".join(f"{docker_tables.short_id(row.id) if words[-1] else row.id}\n" for row in rows))
     elif arguments.json:

@@ -38,6 +38,19 @@ HISTORY = Listing(
     }
 )
 
+# `history --layers`, which docker does not have.
+HISTORY_WITH_LAYERS = Listing(
+    {
+        **HISTORY.headers,
+        "Added": "ADDED",
+        "ChainID": "CHAIN ID",
+        "Changed": "CHANGED",
+        "Deleted": "DELETED",
+        "DiffID": "DIFF ID",
+        "Whiteouts": "WHITEOUTS",
+    }
+)
+
 CONTAINERS = Listing(
     {
         "Command": "COMMAND",

@@ -183,6 +183,12 @@ def extended_history_table(
     return Table(header, [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows])
 
 
+def layer_fields(row: HistoryRow, trunc: bool = True) -> Row:
+    """The layer of a step under names for `--format`; every value is a string, "" if the step made no layer."""
+    cells = _layer_cells(row, short_id if trunc else str) if row.layer is not None else [""] * 6
+    return Row(zip(("DiffID", "ChainID", "Added", "Changed", "Deleted", "Whiteouts"), cells, strict=True))
+
+
 def _layer_cells(row: HistoryRow, id_words: Callable[[str], str]) -> list[str]:
     if row.layer is None:
         return ["metadata only", "", "", "", "", ""]

@@ -201,6 +201,8 @@ class _Execution:
         except KeyError:
             raise _missing(field, of) from None
         if callable(value):
+            if len(arguments) != 1 or not isinstance(arguments[0], str):
+                raise TemplateError(f"{{{{{what}}}}} needs one argument", f'write {{{{{what} "name"}}}}')
             return value(*arguments)
         if arguments:
             raise TemplateError(f"{{{{{what}}}}} takes no arguments", "begin with a function")

@@ -1,7 +1,7 @@
 """Values as Go's fmt and encoding/json write them, and what Go's templates take for true.
 
 A value is a string, a number, a truth value, None, a list or a mapping with string keys, as JSON has them. A mapping
-may also hold functions: a template calls them with arguments, as in `{{.Label "maintainer"}}`; they are not printed.
+may also hold functions of one string: a template calls them as in `{{.Label "maintainer"}}`; they are not printed.
 """
 
 from __future__ import annotations

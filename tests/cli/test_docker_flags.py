@@ -162,6 +162,15 @@ def test_history_takes_dockers_short_options(demo: Demo, tmp_path: Path) -> None
     assert listed(demo("history", "--format", "table {{.Size}}", "two:1")).splitlines()[0] == "SIZE"
 
 
+def test_history_with_layers_has_placeholders_for_them(demo: Demo) -> None:
+    [image] = json.loads(listed(demo("inspect", "app:1")))
+    form = "table {{.DiffID}}\\t{{.Added}}"
+    header, *rows = listed(demo("history", "--layers", "--no-trunc", "--format", form, "app:1")).splitlines()
+    assert header.split("  ")[0] == "DIFF ID"
+    assert [row.split() for row in rows] == [[diff_id, "2"] for diff_id in image["RootFS"]["Layers"]]
+    assert "there is no placeholder {{.DiffID}}" in demo("history", "--format", form, "app:1")[2]
+
+
 def test_inspect_executes_a_template_for_each_image(demo: Demo) -> None:
     [first], [second] = (json.loads(listed(demo("inspect", name))) for name in ("app:1", "old:1"))
     said = listed(demo("inspect", "-f", "{{.ID}} {{.Config.Env}} {{.Config.Volumes}}", "app:1", "old:1"))
