@@ -16,7 +16,6 @@ from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.store.container import all_containers
-from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import Inventory, StoredImage
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
@@ -86,7 +85,10 @@ def _df(arguments: argparse.Namespace) -> int:
     found = inventory(store)
     usages = _usages(found)
     if form or arguments.verbose:
-        return _as_docker(store, found, usages, form, verbose=arguments.verbose)
+        containers = [ContainerUsage.of(store, container) for container in all_containers(store)]
+        if not arguments.verbose:
+            return _put_totals(found, usages, containers, str(form))
+        return _put_verbose(usages, containers, "json" if arguments.json else form)
     stored = sum(layer.size for layer in found.layers)
     listed = sum(image.size for image in found.images)
     unused = _unused(found)
@@ -127,11 +129,12 @@ def _unused(found: Inventory) -> int:
 # --- as docker has it ------------------------------------------------------------------------------
 
 
-def _as_docker(store: Store, found: Inventory, usages: Sequence[_Usage], form: str | None, *, verbose: bool) -> int:
-    containers = [ContainerUsage.of(store, container) for container in all_containers(store)]
-    if not verbose:
-        put_rows(DISK_USAGE, form or "", [_images_total(found, usages, containers), _containers_total(containers)])
-        return 0
+def _put_totals(found: Inventory, usages: Sequence[_Usage], containers: Sequence[ContainerUsage], form: str) -> int:
+    put_rows(DISK_USAGE, form, [_images_total(found, usages, containers), _containers_total(containers)])
+    return 0
+
+
+def _put_verbose(usages: Sequence[_Usage], containers: Sequence[ContainerUsage], form: str | None) -> int:
     now, in_json = time.time(), form == "json"
     images = _image_rows(usages, containers, now, trunc=not in_json)
     # `docker ps` also says the size of the whole tree, and this table does not.

@@ -95,7 +95,7 @@ def _string(form: _Form, value: str) -> str | None:
     if form.verb == "q":
         return json.dumps(cut, ensure_ascii=False)
     if form.verb in "xX":
-        digits = cut.encode("utf-8", "surrogateescape").hex()
+        digits = cut.encode("utf-8", "replace").hex()
         return digits if form.verb == "x" else digits.upper()
     return None
 

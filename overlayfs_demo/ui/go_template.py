@@ -75,7 +75,7 @@ class _Execution:
         for node in nodes:
             self._spend()
             if isinstance(node, Text):
-                self._written.append(node.text)
+                self._write(node.text)
             elif isinstance(node, Block):
                 self._block(node, dot)
             else:
@@ -86,7 +86,9 @@ class _Execution:
         if node.pipeline.variables:
             self._set(node.pipeline, [value])
             return
-        text = "<no value>" if value is None else spell(value)
+        self._write("<no value>" if value is None else spell(value))
+
+    def _write(self, text: str) -> None:
         self._spend(len(text))
         self._written.append(text)
 
@@ -155,7 +157,7 @@ class _Execution:
     def _lazy(self, name: str, arguments: Sequence[Operand], dot: object, last: tuple[object, ...]) -> object:
         """Return the first argument that decides, or the last one."""
         if not arguments and not last:
-            raise TemplateError(f"wrong number of arguments for {name}: want at least 1, got 0", "give it values")
+            raise TemplateError(f"wrong number of arguments for {name}: want at least 1, got 0", "give it a value")
         value: object = None
         for argument in arguments:
             value = self._operand(argument, dot)
@@ -168,7 +170,8 @@ class _Execution:
         if len(arguments) < function.least or (function.most is not None and len(arguments) > function.most):
             wanted = str(function.least) if function.least == function.most else f"at least {function.least}"
             raise TemplateError(
-                f"wrong number of arguments for {name}: want {wanted}, got {len(arguments)}", "the first comes first"
+                f"wrong number of arguments for {name}: want {wanted}, got {len(arguments)}",
+                "give it what it needs, in parentheses if that is a command",
             )
         try:
             return function.call(*arguments)
@@ -187,33 +190,45 @@ class _Execution:
             return self._value(operand, dot)
         if isinstance(operand, Field):
             return self._field(operand, dot, ())
-        return self._call(operand.name, ())
+        return self._command(Command(operand, ()), dot, ())
 
     def _field(self, field: Field, dot: object, arguments: Sequence[object]) -> object:
         self._spend()
         of = self._operand(field.of, dot)
-        what = printable(field.source)
         if not isinstance(of, Mapping):
-            kind = "empty" if of is None or isinstance(of, Nil) else f"a value of type {type_name(of)}"
-            raise TemplateError(f"{{{{{what}}}}}: there is no .{field.name} in {kind}", "ask for a part that exists")
+            raise _no_fields(field, of)
         try:
             value = of[field.name]
         except KeyError:
             raise _missing(field, of) from None
-        if callable(value):
-            if len(arguments) != 1 or not isinstance(arguments[0], str):
-                raise TemplateError(f"{{{{{what}}}}} needs one argument", f'write {{{{{what} "name"}}}}')
-            return value(*arguments)
-        if arguments:
-            raise TemplateError(f"{{{{{what}}}}} takes no arguments", "begin with a function")
-        return value
+        if not callable(value):
+            if arguments:
+                raise TemplateError(f"{{{{{printable(field.source)}}}}} takes no arguments", "begin with a function")
+            return value
+        if len(arguments) != 1 or not isinstance(arguments[0], str):
+            what = printable(field.source)
+            raise TemplateError(f"{{{{{what}}}}} needs one argument", f'write {{{{{what} "name"}}}}')
+        return value(arguments[0])
+
+
+def _owner(field: Field) -> str:
+    """Return the text of what the field belongs to; "" for the present value."""
+    return printable(field.source.removesuffix("." + field.name))
+
+
+def _no_fields(field: Field, of: object) -> TemplateError:
+    kind = "null" if of is None or isinstance(of, Nil) else f"a value of type {type_name(of)}"
+    owner = _owner(field) or "."
+    return TemplateError(
+        f"{{{{{printable(field.source)}}}}}: {owner} is {kind}, which has no fields", f"use {{{{{owner}}}}} itself"
+    )
 
 
 def _missing(field: Field, of: Mapping[str, object]) -> TemplateError:
-    there = ", ".join(f".{name}" for name in of) or "none"
-    inner = not isinstance(field.of, Dot)
-    where = f" in {printable(field.source.removesuffix('.' + field.name))}" if inner else ""
-    return TemplateError(f"there is no placeholder {{{{.{field.name}}}}}{where}", f"use one of {there}")
+    there = ", ".join(f".{name}" for name in of)
+    where = f" in {owner}" if (owner := _owner(field)) else ""
+    remedy = f"use one of {there}" if there else "there is nothing in it"
+    return TemplateError(f"there is no placeholder {{{{.{field.name}}}}}{where}", remedy)
 
 
 def _elements(value: object, source: str) -> Iterable[tuple[object, object]]:

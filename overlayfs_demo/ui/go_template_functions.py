@@ -94,7 +94,7 @@ def _len(value: object) -> int:
     if isinstance(value, Nil):
         return 0
     if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogateescape"))
+        return len(value.encode("utf-8", "replace"))
     if not isinstance(value, list | tuple | Mapping):
         raise TemplateError(f"a value of type {type_name(value)} has no length", "it needs a string, a list or a map")
     return len(value)
@@ -159,7 +159,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "title": _exactly(1, _title),
     "truncate": _exactly(2, _truncate),
     "upper": _exactly(1, lambda text: _string(text).upper()),
-    "urlquery": Function(lambda *values: quote_plus(_print(*values)), 1, None),
+    "urlquery": Function(lambda *values: quote_plus(_print(*values), errors="replace"), 1, None),
 }
 
 # In the header of a table, the name of a column stays as it is (docker/cli templates.HeaderFunctions).

@@ -17,6 +17,7 @@ _DEEPEST = 50
 _MOST_CHARACTERS = 65_536
 _NOT_HERE = ("define", "template", "block", "break", "continue")
 _BLOCKS = ("if", "with", "range")
+_LONGEST_NUMBER = 70
 _CONSTANTS: dict[str, object] = {"true": True, "false": False, "nil": None}
 
 
@@ -343,8 +344,10 @@ def _unescaped(match: re.Match[str]) -> str:
 def _number(text: str) -> int | float:
     digits = text.lower()
     try:
-        if re.fullmatch(r"[+-]?0[xob][0-9a-f_]+", digits):
+        if re.fullmatch(r"[+-]?(0[xob][0-9a-f_]+|0|[1-9][0-9_]*)", digits) and len(digits) <= _LONGEST_NUMBER:
             return int(digits, 0)
-        return int(digits) if re.fullmatch("[+-]?[0-9][0-9_]{0,18}", digits) else float(digits)
+        return float(digits)
     except ValueError:
-        raise TemplateError(f"bad number syntax: {text}", "write it as in 12 or 1.5, or put text in quotes") from None
+        raise TemplateError(
+            f"bad number syntax: {text[:_LONGEST_NUMBER]}", "write it as in 12 or 1.5, or put text in quotes"
+        ) from None

@@ -196,6 +196,7 @@ def test_df_in_dockers_words(demo: Demo) -> None:
     form = "{{.Type}} {{.TotalCount}} {{.Active}} {{.Size}} {{.Reclaimable}}"
     assert listed(demo("df", "--format", form)) == "Images 3 0 6B 6B (100%)\nContainers 0 0 0B 0B\n"
     both = json.loads(listed(demo("df", "-v", "--format", "json")))
+    assert json.loads(listed(demo("df", "-v", "--json"))) == both
     assert [row["SharedSize"] for row in both["Images"]] == ["6B"] * 3 and both["Containers"] == []
     said = listed(demo("system", "df", "-v")).splitlines()
     assert said[0] == "Images space usage:" and "SHARED SIZE   UNIQUE SIZE   CONTAINERS" in said[2]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 
 import pytest
 
+from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.go_template import Template
 from overlayfs_demo.ui.go_template_lexer import TemplateError
 from overlayfs_demo.ui.go_values import NIL_LIST, NIL_MAP, Row
@@ -80,8 +82,8 @@ def test_templates_give_what_docker_prints(template: str, text: str) -> None:
 PROBLEMS = {
     "{{.Foo}}": "there is no placeholder {{.Foo}}: use one of .Id, .Os, .Size, .Author, .RootFS, .Config",
     "{{.Config.Foo}}": "there is no placeholder {{.Foo}} in .Config: use one of .Env, .Cmd, .Entrypoint",
-    "{{.Id.Foo}}": "{{.Id.Foo}}: there is no .Foo in a value of type string",
-    "{{.Null.Foo}}": "there is no .Foo in empty",
+    "{{.Id.Foo}}": "{{.Id.Foo}}: .Id is a value of type string, which has no fields",
+    "{{.Null.Foo}}": "{{.Null.Foo}}: .Null is null, which has no fields",
     "{{.Id": "unclosed action",
     "{{/* c": "unclosed comment",
     '{{"abc}}': 'unterminated string: "abc}}',
@@ -112,6 +114,8 @@ PROBLEMS = {
     "{{upper .Size}}": "error calling upper: wrong type: expected string; got int",
     "{{upper}}": "wrong number of arguments for upper: want 1, got 0",
     "{{join .Id 1}}": "error calling join: wrong type: expected string; got int",
+    "{{print and}}": "wrong number of arguments for and",
+    "{{print upper}}": "wrong number of arguments for upper",
     "{{and}}": "wrong number of arguments for and",
     "{{len 3}}": "error calling len: a value of type int has no length",
     '{{printf "%99999s" .Os}}': "error calling printf: 99999 is too wide",
@@ -129,6 +133,7 @@ def test_errors_are_one_line_that_names_the_part(template: str, problem: str) ->
 
 HOSTILE = {
     "nested loops": "{{range $.RootFS.Layers}}" * 40 + "x" + "{{end}}" * 40,
+    "literal text in a loop": "{{range 100000}}" + "x" * 60000 + "{{end}}",
     "a long loop": "{{range 1000000000000}}{{end}}",
     "doubled text": '{{$x := "aaaaaaaa"}}{{range 1000}}{{$x = print $x $x}}{{end}}{{len $x}}',
     "text in many arguments": '{{$x := "aaaaaaaa"}}{{range 18}}{{$x = print $x $x}}{{end}}{{print'
@@ -150,6 +155,29 @@ def test_hostile_template_ends_with_an_error(template: str) -> None:
     with pytest.raises(TemplateError):
         Template(template).execute(IMAGE)
     assert time.process_time() - before < 60
+
+
+MARKS = (
+    "{{ }} {{- -}} {{if {{range {{with {{else}} {{end}} else if ( ) | := = , . .. $ $x $x:= .Id .Os.x .Config .Label"
+)
+WORDS = "print printf index and or eq lt len join slice json nil true 1 -1 0x1f 1e999 12ab 'a' '\\n' /* */"
+PIECES = (
+    *MARKS.split(),
+    *WORDS.split(),
+    *(" ", "\n", '"', "`", '"%5d%s%!"', '"\\ud800"', '"\\xff"', "0x" + "f" * 9000, "9" * 9000, "\x1b", "é"),
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_template_gives_text_or_a_template_error(seed: int) -> None:
+    chosen = random.Random(seed)
+    for _ in range(500):
+        inside = " ".join(chosen.choices(PIECES, k=chosen.randrange(1, 8)))
+        template = chosen.choice((inside, f"{{{{{inside}}}}}", f"{{{{printf {inside}}}}}{{{{{inside}}}}}"))
+        try:
+            printable(Template(template).execute(IMAGE))
+        except TemplateError as error:
+            assert "\n" not in str(error), template
 
 
 def test_whole_row_escapes_html_in_its_json_and_one_value_does_not() -> None:
