@@ -129,6 +129,11 @@ def test_container_is_described_as_docker_describes_it(both: tuple[Run, Run]) ->
     # A container is found before an image; `.Name` is only a container's.
     for words in (["-s", "-f", same, "app"], ["-s", "-f", "{{.SizeRw}} {{.SizeRootFs}}", "app"]):
         assert ours("inspect", *words).stdout == theirs("inspect", *words).stdout
+    listed = (
+        '{{.Names}} {{.Image}} {{.Command}} {{.Size}}|{{.Labels}} {{.Label "a"}} {{.LocalVolumes}}{{.Mounts}}{{.Ports}}'
+    )
+    for form in (listed, f"table {listed}"):
+        assert ours("ps", "--format", form).stdout == theirs("ps", "-a", "--format", form).stdout
     [wanted], [found] = (json.loads(command("inspect", "-s", "app").stdout) for command in (theirs, ours))
     assert list(found["GraphDriver"]["Data"]) == list(wanted["GraphDriver"]["Data"])
     for key in FILLED_IN:

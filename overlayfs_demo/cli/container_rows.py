@@ -1,7 +1,9 @@
-"""A container as a row of `docker ps`, under the names that `--format` has."""
+"""Containers as rows of `docker ps`, under the names that `--format` has."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -14,6 +16,9 @@ from overlayfs_demo.store.containers import record_of, upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui import docker_tables
+from overlayfs_demo.ui.docker_format import put_rows
+from overlayfs_demo.ui.docker_listings import CONTAINERS
+from overlayfs_demo.ui.go_printf import sprintf
 from overlayfs_demo.ui.go_values import Row
 from overlayfs_demo.ui.text import cut_end, human_size
 
@@ -35,6 +40,15 @@ class ContainerUsage:
         return cls(container, store.image(container.image), record_of(container), upper_size(container) or 0)
 
 
+def put_containers(
+    store: Store, containers: Iterable[Container], form: str, *, trunc: bool = True, quiet: bool = False
+) -> None:
+    """Print the containers in the form that `ps --format` gives. Raises TemplateError, ImageError."""
+    now = time.time()
+    rows = [container_fields(ContainerUsage.of(store, container), now, trunc=trunc) for container in containers]
+    put_rows(CONTAINERS, form, rows, quiet=quiet)
+
+
 def container_fields(usage: ContainerUsage, now: float, *, trunc: bool = True) -> Row:
     """Return the row; every value is a string, and `.Label "KEY"` gives the value of one label.
 
@@ -43,11 +57,11 @@ def container_fields(usage: ContainerUsage, now: float, *, trunc: bool = True) -
     container, labels = usage.container, labels_of(usage.image)
     created, _ = read_time(container.created, container.name)
     age = docker_tables.ago(created, now)
-    command = " ".join(command_words(usage.image))
+    command = _command(command_words(usage.image))
     # Docker counts the size that is written, and in brackets that of the whole tree.
     size = f"{human_size(usage.size)} (virtual {human_size(usage.size + usage.image.size)})"
     return Row(
-        Command=f'"{cut_end(command, _COMMAND_WIDTH) if trunc else command}"',
+        Command=sprintf("%q", [cut_end(command, _COMMAND_WIDTH) if trunc else command]),
         CreatedAt=docker_tables.go_time(created),
         ID=container.name,
         Image=container.image_name,
@@ -64,6 +78,12 @@ def container_fields(usage: ContainerUsage, now: float, *, trunc: bool = True) -
         State="exited" if usage.record is None else "running",
         Status=_status(usage.record, now),
     )
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the words of a command as one; arguments with blanks are in quotes (moby daemon/list.go)."""
+    path, *arguments = words or [""]
+    return " ".join([path, *(f"'{word}'" if " " in word else word for word in arguments)])
 
 
 def _status(record: MountRecord | None, now: float) -> str:

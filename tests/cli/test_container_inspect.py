@@ -104,3 +104,13 @@ def test_df_counts_containers_as_docker_does(demo: Demo) -> None:
     assert header.split("  ")[0] == "CONTAINER ID" and row.split()[:2] == ["c1", "a:1"]
     [found] = json.loads(demo("df", "-v", "--format", "json").stdout)["Containers"]
     assert (found["ID"], found["Size"], found["State"]) == ("c1", "4B", "exited")
+
+
+def test_ps_is_shaped_by_a_template(demo: Demo) -> None:
+    form = "{{.ID}} {{.Names}} {{.Image}} {{.State}} {{.Size}}"
+    assert demo("ps", "--format", form).stdout == "c1 c1 a:1 running 0B (virtual 12B)\n"
+    assert demo("stop", "c1").returncode == 0
+    said = demo("ps", "--format", "table {{.Names}}\\t{{.State}}\\t{{.Status}}").stdout
+    assert said == "NAMES     STATE     STATUS\nc1        exited    Exited\n"
+    assert demo("ps", "--format", "raw").stdout.startswith("container_id: c1\nimage: a:1\n")
+    assert "no placeholder {{.Foo}}" in demo("ps", "--format", "{{.Foo}}").stderr
