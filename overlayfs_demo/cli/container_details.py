@@ -1,7 +1,7 @@
 """What `inspect` shows of a container: docker's keys for what a container has here (moby api/types, ContainerJSON).
 
-A container here is an image with a writable layer, mounted or not. It has no network, no limits and no exit status, so
-those keys are left out. Its ID is its name, which every verb takes.
+A container here is an image with a writable layer, mounted or not. It has no network and no limits, so those keys are
+left out. Its ID is its name, which every verb takes.
 """
 
 from __future__ import annotations
