@@ -13,6 +13,8 @@ import psutil
 
 from overlayfs_demo.cli.analysis import diff_images
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.container_rows import put_containers
+from overlayfs_demo.cli.format_option import add_format, form_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError, printable
@@ -49,7 +51,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
-    verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
+    verb = add_verb(verbs, "ps", "list containers", "ps\nps --format '{{.Names}}: {{.Status}}'", _ps)
+    add_format(verb)
     add_json(verb)
     verb = add_verb(
         verbs,
@@ -168,10 +171,12 @@ class _Row:
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    rows = [
-        _Row(container, _daemon_of(container), upper_size(container))
-        for container in Containers(store_of(arguments)).all()
-    ]
+    store = store_of(arguments)
+    containers = Containers(store).all()
+    if form := form_of(arguments):
+        put_containers(store, containers, form)
+        return 0
+    rows = [_Row(container, _daemon_of(container), upper_size(container)) for container in containers]
     if arguments.json:
         put_json([row.json() for row in rows])
         return 0

@@ -30,7 +30,11 @@ FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "web": ("serve",),
     },
     "Images": {
-        "images": ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune")
+        "images": ("load", "import", "images", "history", "layers", "tag", "rmi", "prune"),
+        "save": ("save",),
+        "inspect": ("inspect",),
+        "disk_usage": ("df",),
+        "groups": ("image", "system"),
     },
     "Containers": {"containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell")},
     "Analysis": {"analysis": ("analyze", "ghosts"), "web": ("report",)},

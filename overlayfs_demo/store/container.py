@@ -103,6 +103,11 @@ def users(store: Store) -> Mapping[Digest, list[str]]:
     return found
 
 
+def is_container(store: Store, name: str) -> bool:
+    """Return whether there is a container with this name, even if its record is damaged."""
+    return NAME.fullmatch(name) is not None and (directory_of(store) / name / _RECORD).exists()
+
+
 def find_container(store: Store, name: str) -> Container:
     """Return the container with this name. Raises MountError."""
     directory = directory_of(store) / name
