@@ -13,12 +13,13 @@ import psutil
 
 from overlayfs_demo.cli.analysis import diff_images
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.container_filters import add_filters, chosen
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError, printable
 from overlayfs_demo.images.progress import counted
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.container import Container, all_containers
 from overlayfs_demo.store.containers import Containers, record_of, upper_size
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
@@ -35,7 +36,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(
         verbs, "create", "create a container from an image, and mount it", "create app:1.0 --name c1", _create
     )
-    verb.add_argument("image", metavar="IMAGE")
+    verb.add_argument("image", metavar="IMAGE", help="an image, or 'scratch' for an empty base")
     verb.add_argument("--name", metavar="C", help="container name (default: a random one)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
     verb.add_argument(
@@ -49,7 +50,11 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
-    verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
+    verb = add_verb(verbs, "ps", "list containers", "ps\nps --quiet --filter status=exited", _ps)
+    verb.add_argument("--all", "-a", action="store_true", help="accepted as in docker: stopped ones are always listed")
+    verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
+    verb.add_argument("--no-trunc", action="store_true", help="show the ID of each image in full")
+    add_filters(verb)
     add_json(verb)
     verb = add_verb(
         verbs,
@@ -88,6 +93,9 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
     add_json(verb)
+    verb = add_verb(verbs, "rename", "give a container another name", "rename c1 web", _rename)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("name", metavar="NAME")
     verb = add_verb(verbs, "rm", "remove containers and their changes", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
@@ -98,9 +106,9 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    container = Containers(store).create(
-        store.find(arguments.image),
+    containers = Containers(store_of(arguments))
+    container = containers.create(
+        containers.base(arguments.image),
         arguments.name,
         arguments.at,
         time_machine=arguments.timemachine,
@@ -140,15 +148,16 @@ class _Row:
     daemon: _Daemon | None
     upper_size: int | None
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the row of the table."""
+    def cells(self, *, full: bool) -> tuple[str, ...]:
+        """Return the row of the table; `full`: with the image's whole ID."""
         container, daemon = self.container, self.daemon
         process = ("Stopped", "-", "-", "-")
         if daemon is not None:
             up = f"Up {docker_tables.human_duration(daemon.uptime)}"
             process = (up, str(daemon.pid), human_size(daemon.memory), f"{daemon.cpu}%")
         upper = "?" if self.upper_size is None else human_size(self.upper_size)
-        return container.name, container.image_name, *process, upper, printable(str(container.mountpoint))
+        image = str(container.image) if full else container.image_name
+        return container.name, image, *process, upper, printable(str(container.mountpoint))
 
     def json(self) -> dict[str, object]:
         """Return the object for machines."""
@@ -168,15 +177,17 @@ class _Row:
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    rows = [
-        _Row(container, _daemon_of(container), upper_size(container))
-        for container in Containers(store_of(arguments)).all()
-    ]
+    store = store_of(arguments)
+    containers = chosen(store, all_containers(store), arguments)
+    if arguments.quiet:
+        put("".join(f"{container.name}\n" for container in containers))
+        return 0
+    rows = [_Row(container, _daemon_of(container), upper_size(container)) for container in containers]
     if arguments.json:
         put_json([row.json() for row in rows])
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
-    put_table(Table(header, [row.cells() for row in rows], {"STATUS": "green"}))
+    put_table(Table(header, [row.cells(full=arguments.no_trunc) for row in rows], {"STATUS": "green"}))
     return 0
 
 
@@ -249,6 +260,12 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace) -> int:
     return _each(arguments, lambda containers, container: containers.start(container))
+
+
+def _rename(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    containers.rename(containers.find(arguments.container), arguments.name)
+    return 0
 
 
 def _rm(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "analysis": ("analyze", "ghosts"),
     "which": ("which",),
     "web": ("serve", "report"),
-    "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"),
+    "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rename", "rm", "shell"),
     "tour": ("tour", "lab"),
     "help": ("completion", "manual"),
 }
