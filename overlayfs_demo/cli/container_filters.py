@@ -43,7 +43,9 @@ def chosen(store: Store, containers: Sequence[Container], arguments: argparse.Na
         key, _, value = text.partition("=")
         wanted[key].append(_test(store, key, value, text))
     found = [
-        container for container in containers if all(any(test(container) for test in tests) for tests in wanted.values())
+        container
+        for container in containers
+        if all(any(test(container) for test in tests) for tests in wanted.values())
     ]
     count = 1 if arguments.latest else arguments.last
     if count < 0:

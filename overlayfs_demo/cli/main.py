@@ -16,7 +16,8 @@ from overlayfs_demo.ui.console import PROGRAM
 # Which module of this folder adds which verbs, with its function `add_verbs`, in the order of --help. A module is
 # imported only for its verbs: a mount must not wait for the import of what images need.
 FAMILIES: Mapping[str, Sequence[str]] = {
-    "views": ("mount", "umount"),
+    "views": ("mount",),
+    "umount": ("umount",),
     "watch": ("watch",),
     "explain": ("explain",),
     "images": ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),

@@ -263,7 +263,9 @@ class Containers:
             os.close(fd)
 
     def _taken(self, name: str) -> MountError:
-        return MountError(f"container '{name}' already exists", "choose another name, or remove that container with 'rm'")
+        return MountError(
+            f"container '{name}' already exists", "choose another name, or remove that container with 'rm'"
+        )
 
     @contextmanager
     def mounted(self, container: Container) -> Iterator[Path]:

@@ -1,4 +1,7 @@
-"""The image `scratch`, which has no layers: Docker's word for an empty base. It is in every store, and takes no place."""
+"""The image `scratch`, which has no layers: Docker's word for an empty base.
+
+It belongs to every store, although nothing of it is kept there.
+"""
 
 from __future__ import annotations
 
