@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "which": ("which",),
     "web": ("serve", "report"),
     "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rename", "rm", "shell"),
+    "container_cp": ("cp",),
     "tour": ("tour", "lab"),
     "help": ("completion", "manual"),
 }
