@@ -16,7 +16,7 @@ from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.container_filters import add_filters, chosen
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
-from overlayfs_demo.errors import MountError, UsageError, printable
+from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.progress import counted
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store.container import Container, all_containers
@@ -100,9 +100,6 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
     add_json(verb)
-    verb = add_verb(verbs, "shell", "run a shell or a command with a container as its root", "shell c1 ls -l /", _shell)
-    verb.add_argument("container", metavar="C")
-    verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
 
 
 def _create(arguments: argparse.Namespace) -> int:
@@ -270,24 +267,3 @@ def _rename(arguments: argparse.Namespace) -> int:
 
 def _rm(arguments: argparse.Namespace) -> int:
     return _each(arguments, lambda containers, container: containers.remove(container, force=arguments.force))
-
-
-def _shell(arguments: argparse.Namespace) -> int:
-    """Become the command, in its own mount, PID, UTS and IPC namespaces: unshare(1)."""
-    container = Containers(store_of(arguments)).find(arguments.container)
-    if record_of(container) is None:
-        raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
-    root = str(container.mountpoint)
-    command = arguments.command or ["/bin/sh"]
-    if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
-        raise MountError(
-            f"container '{container.name}' has no program {printable(command[0])}",
-            "choose a program that its image contains",
-        )
-    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
-    if os.geteuid() != 0:
-        words.append("--map-root-user")
-    try:
-        os.execvp("unshare", [*words, f"--root={root}", "--wd=/", "--", *command])
-    except OSError as error:
-        raise MountError(f"unshare: {error.strerror}", "install util-linux") from None

@@ -203,7 +203,7 @@ def test_a_directory_is_not_copied_into_itself(demo: Run, tmp_path: Path) -> Non
 
 
 def pipe(tmp_path: Path, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [BIN / "overlayfs-demo", words[0], "--store", tmp_path / "store", *words[1:]]
+    command: list[str | Path] = [BIN / "overlayfs-demo", words[0], "--store", tmp_path / "store", *words[1:]]
     return subprocess.run(command, input=given, capture_output=True, timeout=60)
 
 
