@@ -13,8 +13,9 @@ from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.linux import mounting
 from overlayfs_demo.linux.mount_flags import changed
-from overlayfs_demo.run.process import Process, run
+from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.settings import Defaults, Wanted, command_of, directory_of, environment_of
+from overlayfs_demo.run.start import run
 from overlayfs_demo.store.container import Container
 from overlayfs_demo.store.containers import Containers, record_of
 from overlayfs_demo.store.store import Store
@@ -32,7 +33,7 @@ if it cannot be executed, 127 if there is no such program.
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
     verb = add_verb(
-        verbs, "run", "run a command in a new container", "run --rm app:1.0 ls -l /\nrun -it --name c1 app:1.0 sh", _run
+        verbs, "run", "run a command in a new container", "run --rm app:1.0 ls /\nrun -i -t --name c1 app:1.0 sh", _run
     )
     verb.description = "Create a container, run a command in it, and stop it. Without a command, run the image's."
     verb.description += _CONFINED
@@ -43,7 +44,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_answers(verb)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
-    verb = add_verb(verbs, "exec", "run a command in a container", "exec c1 cat /etc/motd\nexec -it c1 sh", _exec)
+    verb = add_verb(verbs, "exec", "run a command in a container", "exec c1 cat /etc/motd\nexec -i -t c1 sh", _exec)
     verb.description = "Run a command in a mounted container." + _CONFINED
     _add_options(verb)
     add_answers(verb)

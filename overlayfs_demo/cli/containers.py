@@ -71,11 +71,33 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--content", action="store_true", help="for images: also show the lines that differ in text files"
     )
     add_json(verb)
-    verb = add_verb(verbs, "commit", "create an image from a container", "commit c1 app:1.1", _commit)
+    verb = add_verb(
+        verbs,
+        "commit",
+        "create an image from a container",
+        "commit c1 app:1.1\ncommit --change 'CMD [\"sh\"]' --change 'ENV A=1' c1 app:1.2",
+        _commit,
+    )
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
     verb.add_argument("--author", "-a", default="", metavar="WHO", help="the author that inspect shows")
+    verb.add_argument(
+        "--change",
+        "-c",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="INSTRUCTION",
+        help="a Dockerfile line for the image's settings, as in 'CMD [\"sh\"]': CMD, ENTRYPOINT, ENV, EXPOSE, "
+        "HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR",
+    )
+    verb.add_argument(
+        "--pause",
+        "-p",
+        action="store_true",
+        help="accepted as in docker: nothing can be paused, so a file that is being written may be caught halfway",
+    )
     add_json(verb)
     verb = add_verb(
         verbs, "export", "write a container's file tree to a tar archive", "export c1 -o rootfs.tar", _export
@@ -222,7 +244,7 @@ def _commit(arguments: argparse.Namespace) -> int:
     containers = Containers(store_of(arguments))
     container = containers.find(arguments.container)
     with progress() as told:
-        made = containers.commit(container, name, arguments.message, arguments.author, told)
+        made = containers.commit(container, name, arguments.message, arguments.author, told, changes=arguments.changes)
     if arguments.json:
         put_json([{"ID": str(made.image.id), "Names": list(map(str, made.names))}])
     else:

@@ -27,6 +27,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rename", "rm"),
     "container_run": ("run", "exec", "shell"),
     "container_cp": ("cp",),
+    "container_group": ("container",),
     "tour": ("tour", "lab"),
     "help": ("completion", "manual"),
 }
@@ -47,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from overlayfs_demo.cli.mount_helper import mount_as_helper
 
         return guarded(PROGRAM, lambda: mount_as_helper(arguments))
+    if arguments[:1] == ["container"]:
+        from overlayfs_demo.cli.container_group import expanded
+
+        arguments = expanded(arguments)
     options = parser_for(arguments).parse_args(arguments)
     return guarded(PROGRAM, lambda: int(options.run(options)))
 

@@ -18,13 +18,11 @@ import sys
 import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from overlayfs_demo.linux import confinement, mounting
+from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.user import find_user
-
-if TYPE_CHECKING:
-    from overlayfs_demo.run.process import Process
 
 _NAMESPACES = (
     mounting.CLONE_NEWNS

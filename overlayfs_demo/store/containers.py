@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -301,8 +301,13 @@ class Containers:
         comment: str = "",
         author: str = "",
         progress: Progress = SILENT,
+        *,
+        changes: Sequence[str] = (),
     ) -> Loaded:
-        """Make an image of its image and its changes; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
+        """Make an image of its image and its changes; SOURCE_DATE_EPOCH is heeded. Raises OverlayError.
+
+        `changes` are Dockerfile instructions for the image's settings.
+        """
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
             raise UsageError(f"SOURCE_DATE_EPOCH='{printable(epoch)}' is not a number of seconds", "see date +%s")
@@ -314,6 +319,7 @@ class Containers:
             created_by=f"overlayfs-demo commit {container.name}",
             comment=comment,
             author=author,
+            changes=changes,
             epoch=None if epoch is None else int(epoch),
             progress=progress,
         )

@@ -218,7 +218,17 @@ def test_the_kernel_of_this_machine_cannot_be_set_and_its_network_not_seen(demo:
 def test_our_descriptors_stay_ours(demo: Run, tmp_path: Path, canary: Path) -> None:
     """Through /proc/self/fd/0 a file that was opened for reading could be opened for writing."""
     script = "cat; echo overwritten > /proc/self/fd/0; chmod 777 /proc/self/fd/0 /proc/self/fd/1"
-    words = [BIN / "overlayfs-demo", "exec", "--store", tmp_path / "store", "-i", "c1", "sh", "-c", script]
+    words: list[str | Path] = [
+        BIN / "overlayfs-demo",
+        "exec",
+        "--store",
+        tmp_path / "store",
+        "-i",
+        "c1",
+        "sh",
+        "-c",
+        script,
+    ]
     canary.chmod(0o600)
     with canary.open("rb") as given, (tmp_path / "out").open("wb") as out:
         os.fchmod(out.fileno(), 0o600)
