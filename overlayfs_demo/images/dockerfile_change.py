@@ -1,7 +1,8 @@
 """The Dockerfile instructions that change an image's settings and make no layer, for `commit --change`.
 
 The rules are those of BuildKit's frontend/dockerfile/instructions/parse.go, and of moby builder/dockerfile: which
-instructions `docker commit` accepts (builder.go, validCommitCommands) and what they do (dispatchers.go).
+instructions `docker commit` accepts (builder.go, validCommitCommands; we accept STOPSIGNAL too) and what they do
+(dispatchers.go).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ _TIMES = {"--interval": "Interval", "--timeout": "Timeout", "--start-period": "S
 def changed(config: Mapping[str, object], instructions: Sequence[str]) -> Settings:
     """Return an image's settings (its config's `config`) after these instructions. Raises UsageError.
 
-    As in a Dockerfile, an ENTRYPOINT drops the CMD of the base, unless a CMD came with it before.
+    As in a Dockerfile, an ENTRYPOINT drops the CMD of the image, unless a CMD came with it before. A CMD that is empty
+    leaves that of the image (moby daemon/commit.go, merge).
     """
-    settings = dict(config)
+    settings: Settings = dict(config)
     seen: set[str] = set()
     for text in instructions:
         name, rest = _cut(text)
@@ -42,7 +44,14 @@ def changed(config: Mapping[str, object], instructions: Sequence[str]) -> Settin
         if name == "ENTRYPOINT" and "CMD" not in seen:
             settings.pop("Cmd", None)
         seen.add(name)
+    if not settings.get("Cmd") and not settings.get("Entrypoint") and "Cmd" in config:
+        settings["Cmd"] = config["Cmd"]
     return settings
+
+
+def _object(settings: Mapping[str, object], key: str) -> dict[str, object]:
+    value = settings.get(key)
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def _cut(text: str) -> tuple[str, str]:
@@ -54,7 +63,7 @@ def _cut(text: str) -> tuple[str, str]:
             f"use one of {', '.join(_INSTRUCTIONS)}",
         )
     rest = (match[2] or "").strip()
-    if not rest:
+    if not rest and name not in ("CMD", "ENTRYPOINT"):
         raise UsageError(f"--change '{printable(text)}': {name} needs an argument", f"write {_EXAMPLES[name]}")
     return name, rest
 
@@ -72,14 +81,14 @@ def _json_words(text: str) -> list[str] | None:
 
 
 def _command(settings: Settings, text: str) -> list[str]:
-    words = _json_words(text)
+    words = _json_words(text) if text else []
     if words is not None:
         return words
     shell = settings.get("Shell")
     return [*(shell if isinstance(shell, list) and shell else _SHELL), text]
 
 
-def _texts(settings: Settings, key: str) -> list[str]:
+def _texts(settings: Mapping[str, object], key: str) -> list[str]:
     value = settings.get(key)
     return list(value) if isinstance(value, list) else []
 
@@ -111,16 +120,13 @@ def _list(settings: Settings, text: str) -> list[str]:
     return [expand(word, _variables(settings)) for word in (split(text) if words is None else words)]
 
 
-def _one(settings: Settings, text: str, name: str) -> str:
-    words = split(text)
-    if len(words) != 1:
-        raise UsageError(f"{name} needs exactly one argument", f"write {_EXAMPLES[name]}")
-    return expand(words[0], _variables(settings))
+def _whole(settings: Settings, text: str) -> str:
+    """Return the one argument of an instruction, which is the whole line, blanks included."""
+    return expand(text, _variables(settings))
 
 
 def _union(settings: Settings, key: str, names: Sequence[str]) -> None:
-    before = settings.get(key)
-    settings[key] = {**(before if isinstance(before, dict) else {}), **{name: {} for name in names}}
+    settings[key] = _object(settings, key) | {name: {} for name in names}
 
 
 # --- instructions ----------------------------------------------------------------------------------
@@ -148,9 +154,7 @@ def _env(settings: Settings, text: str) -> None:
 
 
 def _label(settings: Settings, text: str) -> None:
-    before = settings.get("Labels")
-    labels = dict(before) if isinstance(before, dict) else {}
-    settings["Labels"] = labels | dict(_pairs(settings, text, "LABEL"))
+    settings["Labels"] = _object(settings, "Labels") | dict(_pairs(settings, text, "LABEL"))
 
 
 def _expose(settings: Settings, text: str) -> None:
@@ -172,17 +176,18 @@ def _volume(settings: Settings, text: str) -> None:
 
 
 def _workdir(settings: Settings, text: str) -> None:
-    before = str(settings.get("WorkingDir") or "/")
-    # The whole line, blanks included: parse.go takes it as one argument.
-    settings["WorkingDir"] = posixpath.normpath(posixpath.join("/", before, expand(text, _variables(settings))))
+    path = _whole(settings, text)
+    if not path.startswith("/"):
+        path = posixpath.normpath(posixpath.join("/", str(settings.get("WorkingDir") or ""), path))
+    settings["WorkingDir"] = path
 
 
 def _user(settings: Settings, text: str) -> None:
-    settings["User"] = _one(settings, text, "USER")
+    settings["User"] = _whole(settings, text)
 
 
 def _stopsignal(settings: Settings, text: str) -> None:
-    word = _one(settings, text, "STOPSIGNAL")
+    word = _whole(settings, text)
     name = word.upper().removeprefix("SIG")
     if not (word.isdigit() and 1 <= int(word) <= signal.SIGRTMAX) and f"SIG{name}" not in signal.Signals.__members__:
         raise UsageError(f"'{printable(word)}' is not a signal", f"write {_EXAMPLES['STOPSIGNAL']}")

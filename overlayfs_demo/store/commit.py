@@ -34,7 +34,8 @@ def commit(
     """Make an image of `base` and one more layer: the changes that the upper of `stack` makes to `base`.
 
     The upper may be in use. `changes` are Dockerfile instructions, see `images.dockerfile_change`. `epoch`
-    (SOURCE_DATE_EPOCH, in seconds) is the time of creation, and no file gets a later time. Raises OverlayError or OSError and leaves the store unchanged.
+    (SOURCE_DATE_EPOCH, in seconds) is the time of creation, and no file gets a later time. Raises OverlayError or
+    OSError and leaves the store unchanged.
     """
     names = () if name is None else (str(name),)
     # First, because the layer may take long, and an instruction may be wrong.
