@@ -81,11 +81,12 @@ def _json_words(text: str) -> list[str] | None:
 
 
 def _command(settings: Settings, text: str) -> list[str]:
-    words = _json_words(text) if text else []
+    words = _json_words(text)
     if words is not None:
         return words
     shell = settings.get("Shell")
-    return [*(shell if isinstance(shell, list) and shell else _SHELL), text]
+    # Without an argument, only the shell is left.
+    return [*(shell if isinstance(shell, list) and shell else _SHELL), *filter(None, (text,))]
 
 
 def _texts(settings: Mapping[str, object], key: str) -> list[str]:

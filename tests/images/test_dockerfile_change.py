@@ -18,6 +18,7 @@ BASE = {"Env": ["PATH=/bin", "A=1"], "Cmd": ["old"], "WorkingDir": "/app", "Labe
         ("cmd a b  c", "Cmd", ["/bin/sh", "-c", "a b  c"]),
         ("CMD ['a']", "Cmd", ["/bin/sh", "-c", "['a']"]),
         ("CMD []", "Cmd", ["old"]),
+        ("CMD", "Cmd", ["/bin/sh", "-c"]),
         ("ENTRYPOINT /run $A", "Entrypoint", ["/bin/sh", "-c", "/run $A"]),
         ("ENV A=2 B=$A C='$A' D=\"x $A\"", "Env", ["PATH=/bin", "A=2", "B=1", "C=$A", "D=x 1"]),
         ("ENV B some words", "Env", ["PATH=/bin", "A=1", "B=some words"]),
