@@ -14,6 +14,7 @@ The command never holds a descriptor of ours: it could change the file behind it
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -80,7 +81,7 @@ def _kill(process_fd: int) -> None:
 
 def _error(process: Process, stage: str, code: int, problem: str) -> RunError:
     if stage == "command":
-        status = NOT_FOUND if code == 2 else NOT_EXECUTABLE
+        status = NOT_FOUND if code == errno.ENOENT else NOT_EXECUTABLE
         return RunError(
             f"cannot run {printable(process.command[0])}: {problem}", "name a program of the container", status
         )
@@ -88,6 +89,8 @@ def _error(process: Process, stage: str, code: int, problem: str) -> RunError:
         return RunError(
             f"the working directory {printable(process.directory)}: {problem}", "choose another with -w", NOT_EXECUTABLE
         )
+    if stage == "user" and code == errno.EINVAL:  # user_namespaces(7): only our own user is mapped.
+        return RunError("only root can run a command as another user", "leave out -u, or use -u 0", NOT_EXECUTABLE)
     if stage == "user":
         return RunError(f"the user '{printable(process.user)}': {problem}", "choose another with -u", NOT_EXECUTABLE)
     return RunError(
