@@ -70,6 +70,10 @@ def _views(**_: Any) -> list[str]:
     return sorted(registry.mounted())
 
 
+def _views_and_containers(parsed_args: argparse.Namespace, **more: Any) -> list[str]:
+    return _views() + _containers(parsed_args, **more)
+
+
 def _quietly(candidates: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """Return the same function, which offers nothing if the store cannot be read: a command will say why."""
 
@@ -89,7 +93,8 @@ _COMPLETERS = {
     "C": _quietly(_containers),
     "C|IMAGE": _quietly(_both),
     "C|IMAGE[@N]": _quietly(_both),
-    "MOUNTPOINT|IMAGE": _quietly(_images),
+    "MOUNTPOINT|C|IMAGE": _quietly(_both),
+    "MOUNTPOINT|C": _quietly(_views_and_containers),
     "MOUNTPOINT": _quietly(_views),
     "DIR": FilesCompleter(),
     "FILE": FilesCompleter(),

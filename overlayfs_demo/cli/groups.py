@@ -25,11 +25,34 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "save": ("save", "save"),
         "tag": ("images", "tag"),
     },
+    "container": {
+        "ls": ("containers", "ps"),
+        "create": ("containers", "create"),
+        "run": ("container_run", "run"),
+        "exec": ("container_run", "exec"),
+        "cp": ("container_cp", "cp"),
+        "start": ("containers", "start"),
+        "stop": ("containers", "stop"),
+        "rename": ("containers", "rename"),
+        "rm": ("containers", "rm"),
+        "prune": ("container_prune", "prune"),
+        "inspect": ("inspect", "inspect"),
+        "diff": ("containers", "diff"),
+        "commit": ("containers", "commit"),
+        "export": ("containers", "export"),
+    },
     "system": {"df": ("disk_usage", "df"), "prune": ("images", "prune")},
 }
-_TITLES = {"image": "docker's group of verbs for images", "system": "docker's group of verbs for the whole store"}
+_TITLES = {
+    "image": "docker's group of verbs for images",
+    "container": "docker's group of verbs for containers",
+    "system": "docker's group of verbs for the whole store",
+}
 # What a verb takes for granted in a group.
-_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {("image", "inspect"): {"type": "image"}}
+_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
+    ("image", "inspect"): {"type": "image"},
+    ("container", "inspect"): {"type": "container"},
+}
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:

@@ -23,7 +23,8 @@ from overlayfs_demo.ui.console import PROGRAM
 FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Learn": {"tour": ("tour", "lab"), "sample": ("sample",)},
     "Views": {
-        "views": ("mount", "umount"),
+        "views": ("mount",),
+        "umount": ("umount",),
         "watch": ("watch",),
         "which": ("which",),
         "explain": ("explain",),
@@ -36,7 +37,12 @@ FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "disk_usage": ("df",),
         "groups": ("image", "system"),
     },
-    "Containers": {"containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell")},
+    "Containers": {
+        "container_run": ("run", "exec", "shell"),
+        "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rename", "rm"),
+        "container_cp": ("cp",),
+        "groups": ("container",),
+    },
     "Analysis": {"analysis": ("analyze", "ghosts"), "web": ("report",)},
     "Help": {"help": ("help", "manual", "completion", "version")},
 }

@@ -1,4 +1,4 @@
-"""The verbs `mount` and `umount`."""
+"""The verb `mount`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import argparse
 import os
 from dataclasses import replace
 
-from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.mount_help import mount_help
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.events import Event
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import FRONTS, parse
 from overlayfs_demo.ui import wording
-from overlayfs_demo.ui.console import PROGRAM
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -30,16 +29,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--trace", action="store_true", help="with --foreground: report each change in a sentence")
     verb.add_argument("mountpoint", metavar="MOUNTPOINT")
     verb.set_defaults(run=_mount)
-    verb = new_verb(
-        verbs,
-        "umount",
-        "unmount a view",
-        f"{PROGRAM} umount merged",
-        _umount,
-        "Unmount a view. If it is busy, show which processes use it.",
-    )
-    verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
-    verb.add_argument("mountpoint", metavar="MOUNTPOINT")
 
 
 def _mount(arguments: argparse.Namespace) -> int:
@@ -61,8 +50,3 @@ def _mount(arguments: argparse.Namespace) -> int:
 
 def _print_event(event: Event) -> None:
     print(wording.sentence(event), flush=True)
-
-
-def _umount(arguments: argparse.Namespace) -> int:
-    mount.unmount(os.fsencode(arguments.mountpoint), lazy=arguments.lazy)
-    return 0

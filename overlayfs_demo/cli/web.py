@@ -13,6 +13,8 @@ from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
+from overlayfs_demo.cli.view_end import tell_end
+from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.errors import ImageError, MountError, OverlayError, printable
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.stored import StoredImage
@@ -31,7 +33,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine with a forwarded port",
         _serve,
     )
-    verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")
+    verb.add_argument("what", metavar="MOUNTPOINT|C|IMAGE")
     verb.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine)"
     )
@@ -81,7 +83,7 @@ def _libraries() -> Iterator[None]:
 
 def _serve(arguments: argparse.Namespace) -> int:
     try:
-        view = _view(arguments.what)
+        view = _view(view_path(arguments.what, arguments.store))
     except MountError:
         # An image may have the same name as a directory here.
         if not _is_image(arguments):
@@ -102,7 +104,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         lambda address: _tell(arguments, address, "until it is unmounted"),
         secret=not arguments.no_token,
     )
-    return 0
+    # A signal ends the server too, and then the view goes on.
+    return 0 if registry.is_served(record.mountpoint) else tell_end(record.mountpoint, os.geteuid())
 
 
 def _serve_image(arguments: argparse.Namespace) -> int:

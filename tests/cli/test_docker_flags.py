@@ -243,7 +243,7 @@ def test_layers_stay_if_they_are_not_to_be_pruned(demo: Demo) -> None:
     for name in ("example.com/team/app:2", "app:1", "old:1"):
         assert "Deleted: sha256:" in listed(demo("rmi", "--no-prune", name))
     assert "nothing" in listed(demo("layers"))
-    assert listed(demo("prune")).endswith("Reclaimed space: 6B\n")
+    assert listed(demo("prune")).endswith("Total reclaimed space: 6B\n")
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in groups.GROUPS.items() for name in names])

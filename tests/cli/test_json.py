@@ -55,6 +55,11 @@ WITHOUT = {
     "report",
     "help",
     "version",
+    "sample",
+    "cp",
+    "run",
+    "exec",
+    "rename",
     "completion",
     "manual",
 }
