@@ -21,7 +21,7 @@ from overlayfs_demo.store.stored import Inventory, StoredImage, StoredLayer
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import PROGRAM, note, put, put_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.terminal import put_table
+from overlayfs_demo.ui.terminal import put_prose, put_table
 from overlayfs_demo.ui.text import human_size
 
 
@@ -157,7 +157,7 @@ def _layers(arguments: argparse.Namespace) -> int:
         ids = [str(digest) if arguments.no_trunc else digest.short for digest in (layer.chain_id, layer.diff_id)]
         unused = "a damaged image" if found.may_need(layer) else "nothing"
         rows.append((*ids, human_size(layer.size), ", ".join(used_by.get(layer.chain_id, [])) or unused))
-    put_table(Table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), rows))
+    put_table(Table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), rows, whole=arguments.no_trunc))
     return 0
 
 
@@ -234,5 +234,5 @@ def _df(arguments: argparse.Namespace) -> int:
     if unused:
         told.append(f"{human_size(unused)} is in layers that no image uses: 'prune' removes them.")
     if told:
-        put("\n" + "".join(line + "\n" for line in told))
+        put_prose("\n" + "".join(line + "\n" for line in told))
     return 0

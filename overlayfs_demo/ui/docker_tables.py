@@ -17,11 +17,14 @@ from datetime import UTC, datetime, tzinfo
 
 from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
 from overlayfs_demo.images.docker_archive import go_json
+from overlayfs_demo.ui.fitting import BY_TITLE, Fit
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.text import cut_end, human_size
 
 _ID_DIGITS = 12
 _CREATED_BY_WIDTH = 45
+# Beside the layers' own IDs, the image's is the least of a step: all rows but the first have none.
+_EXTENDED_FITS = {**BY_TITLE, "IMAGE": Fit(2)}
 
 # Go's time.Duration holds no more; time.Sub stops there.
 _LONGEST = (2**63 - 1) / 10**9
@@ -123,7 +126,8 @@ def history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> Table:
     """`docker history`; `human` False is `--human=false`, `trunc` False is `--no-trunc`."""
-    return Table(history_header(human), [history_cells(row, now, human, trunc, zone) for row in rows])
+    cells = [history_cells(row, now, human, trunc, zone) for row in rows]
+    return Table(history_header(human), cells, whole=not trunc)
 
 
 def history_header(human: bool = True) -> tuple[str, ...]:
@@ -179,7 +183,8 @@ def extended_history_table(
         "WHITEOUTS",
         "COMMENT",
     )
-    return Table(header, [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows])
+    cells = [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows]
+    return Table(header, cells, fits=_EXTENDED_FITS, whole=not trunc)
 
 
 def _layer_cells(row: HistoryRow, id_words: Callable[[str], str]) -> list[str]:
@@ -211,6 +216,7 @@ def images_table(rows: Iterable[ImageRow], now: float, trunc: bool = True) -> Ta
             ]
             for row in rows
         ],
+        whole=not trunc,
     )
 
 
