@@ -17,14 +17,13 @@ from datetime import UTC, datetime, tzinfo
 
 from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
 from overlayfs_demo.images.docker_archive import go_json
+from overlayfs_demo.images.model import History
 from overlayfs_demo.ui.fitting import BY_TITLE, Fit
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.text import cut_end, human_size
+from overlayfs_demo.ui.text import columns, cut_end, human_size
 
 _ID_DIGITS = 12
 _CREATED_BY_WIDTH = 45
-# Beside the layers' own IDs, the image's is the least of a step: all rows but the first have none.
-_EXTENDED_FITS = {**BY_TITLE, "IMAGE": Fit(2)}
 
 # Go's time.Duration holds no more; time.Sub stops there.
 _LONGEST = (2**63 - 1) / 10**9
@@ -160,6 +159,15 @@ def history_json(
         )
         for row in rows
     )
+
+
+def _cut_step(text: str, width: int) -> str:
+    """A step in so many columns: what the classic builder wraps around every instruction goes first."""
+    return text if columns(text) <= width else cut_end(History("", text).instruction, width)
+
+
+# Beside the layers' own IDs, the image's says least: all rows but the first have none.
+_EXTENDED_FITS = {**BY_TITLE, "CREATED BY": Fit(9, _cut_step, 20), "IMAGE": Fit(2)}
 
 
 def extended_history_table(
