@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 
 from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.mount_help import mount_help
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.events import Event
@@ -19,10 +20,7 @@ from overlayfs_demo.ui.console import PROGRAM
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
     verb = verbs.add_parser(
-        "mount",
-        help="mount a stack of layers as one tree",
-        description=mount_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "mount", help="mount a stack of layers as one tree", description=mount_help(), formatter_class=HelpFormatter
     )
     verb.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
     verb.add_argument("--front", choices=FRONTS, help="how to talk to the kernel (default: auto)")

@@ -28,7 +28,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "serve",
         "show a mounted view (live) or an image in a browser",
-        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine with a forwarded port",
+        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine",
         _serve,
     )
     verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")

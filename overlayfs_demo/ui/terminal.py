@@ -20,6 +20,8 @@ from overlayfs_demo.ui.table import Table, render_pieces
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
+# Columns of a document: longer lines are hard to read.
+_PAGE = 80
 _KINDS = {"A": "green", "C": "yellow", "D": "red"}
 
 
@@ -70,14 +72,14 @@ def put_styled(pieces: Sequence[tuple[str, str]]) -> None:
 
 
 def put_markdown(text: str) -> None:
-    """Print a document: formatted for a terminal's width, and as it is to a pipe."""
+    """Print a document: formatted for a terminal, but no wider than a page, and as it is to a pipe."""
     if not sys.stdout.isatty():
         put(text)
         return
     from rich.console import Console
     from rich.markdown import Markdown
 
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, width=min(width() or _PAGE, _PAGE))
     with console.capture() as capture:
         console.print(Markdown(text, hyperlinks=False))
     put(capture.get())
