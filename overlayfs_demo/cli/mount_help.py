@@ -20,7 +20,7 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
 {options}
 
 example:
-  overlayfs-demo mount -o lowerdir=app:base,upperdir=upper,workdir=work merged
+  overlayfs-demo mount -o lowerdir=app:base,upperdir=up,workdir=work view
 """
 
 
