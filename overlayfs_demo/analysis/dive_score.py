@@ -101,8 +101,10 @@ class DiveScore:
             (above.growth if above else self._growth).update(left.growth)
 
     def _size(self, number: int, thing: Thing) -> int:
-        """Return a file's size at its first name, and 0 at its other names: a tar has those as links without data."""
-        if thing.links > 1 and thing.regular:
+        """Return a file's size at its first name, and 0 at its other names and for a link: a tar has none there."""
+        if not thing.regular:
+            return 0
+        if thing.links > 1:
             key = (number, thing.inode)
             if key in self._linked:
                 return 0
