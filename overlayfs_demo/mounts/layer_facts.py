@@ -16,6 +16,11 @@ UPPER = "upper"
 _IMAGE_PREFIX = os.fsdecode(IMAGE_WHITEOUT_PREFIX)
 
 
+def number_of(label: str) -> str:
+    """Return a layer's label without the part in parentheses, such as `layer 3`."""
+    return label.partition(" (")[0]
+
+
 class Count(NamedTuple):
     """The layer's size in bytes (`layer_size`), the number of names without whiteouts, and the number of whiteouts."""
 
@@ -40,7 +45,7 @@ class LayerFacts:
     @property
     def name(self) -> str:
         """The label without the part in parentheses, such as `layer 3`."""
-        return self.label.partition(" (")[0]
+        return number_of(self.label)
 
 
 def unwalked(record: MountRecord) -> list[LayerFacts]:

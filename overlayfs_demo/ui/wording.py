@@ -23,12 +23,17 @@ _COPY_REASONS = {
     "removexattr": "to remove an attribute",
     "link": "to give it another name",
     "rename": "to rename it",
-    "unlink": "to remove one of its names",
+    "unlink": "because it has another name",
 }
 # What a whiteout was created for, by the call that did it.
 _WHITEOUT_NAMES = {"unlink": "{}", "rmdir": "directory {}", "rename": "the old name {}"}
 # The call that an action is named by where that is not its own word. Another one is said beside the action.
 _OWN_CALLS = {Action.UTIMENS: "utimensat"}
+
+
+def process_name(pid: int) -> str:
+    """The name that a process has given itself; "" if it has gone."""
+    return proc.command_name(pid)
 
 
 def who(pid: int, name: str = "") -> str:
@@ -37,7 +42,7 @@ def who(pid: int, name: str = "") -> str:
         return "kernel"
     # A process names itself, so its name is as little to be trusted as a file's. One that has gone, or is in another
     # PID namespace, has none.
-    return f"{printable(name or proc.command_name(pid)) or 'process'}[{pid}]"
+    return f"{printable(name or process_name(pid)) or 'process'}[{pid}]"
 
 
 def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
