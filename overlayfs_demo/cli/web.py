@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,7 +165,9 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
 
 
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
-    note(f"serving {printable(arguments.what)} at {address} {until}")
+    note(f"serving {printable(arguments.what)} {until}, at")
+    # Alone on its line, to be copied or clicked whole.
+    print(address, file=sys.stderr, flush=True)
     if arguments.no_token:
         note("warning: without a token, anyone who reaches this port can read every file of the layers")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":

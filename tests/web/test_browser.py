@@ -196,7 +196,38 @@ def test_the_page_says_that_the_view_has_ended(browser: Browser, mounted: Place)
         browser.sees("#state.ended", "ended: the view was unmounted")
 
 
+def test_the_layer_just_touched_is_scrolled_into_view_and_the_page_stays(browser: Browser, mounted: Place) -> None:
+    browser.emulate(1280, 400)
+    inside = (
+        "const [box, stack] = ['#box-1', '.stack'].map((one) => document.querySelector(one).getBoundingClientRect());"
+        "return box.top >= stack.top - 1 && box.top < stack.bottom - 20"
+    )
+    with looking_at(browser, mounted):
+        assert not browser.driver.execute_script(inside)
+        with (mounted.view / "d" / "deep").open("a") as file:
+            file.write("more\n")
+        browser.sees("#box-1.lit")
+        assert browser.driver.execute_script(inside)
+        assert browser.driver.execute_script("return scrollY") == 0
+
+
 # --- a report --------------------------------------------------------------------------------------
+
+
+def test_a_bar_is_as_long_as_its_layers_share_of_the_bytes(browser: Browser, written: str) -> None:
+    browser.open(written)
+    length = "return document.querySelector(arguments[0]).getBoundingClientRect().width"
+    whole = browser.driver.execute_script(length, "#box-1 .bar")
+    # Layer 1 ships 5005 bytes of 5009, of which only one is seen.
+    assert browser.driver.execute_script(length, "#box-1 .bar-wasted") == pytest.approx(whole * 5005 / 5009, rel=0.01)
+    assert browser.driver.execute_script(length, "#box-2 .bar-wasted") < whole / 100
+    assert "visible" in browser.sees(".stack .legend").text
+
+
+def test_the_treemap_shows_live_bytes_beside_the_waste(browser: Browser, written: str) -> None:
+    browser.open(written)
+    assert browser.find(".treemap .tile.live") and browser.find(".treemap .tile.wasted")
+    assert browser.sees(".waste .dive", "dive agrees")
 
 
 def test_a_report_shows_a_files_history_from_a_file_of_its_own(browser: Browser, written: str) -> None:
@@ -262,7 +293,7 @@ def test_everything_that_can_be_used_has_a_name(browser: Browser, mounted: Place
         found += browser.names()
     assert {"button", "tree", "treeitem", "log", "searchbox"} <= {role for role, _ in found}
     assert not [one for one in found if not one[1]]
-    assert ("treeitem", "motd, file, 6B, not seen, hidden by the upper") in found
+    assert ("treeitem", "motd, file, 6B, not visible, hidden by the upper") in found
 
 
 def test_light_and_dark_are_the_users_and_can_be_changed(browser: Browser, written: str) -> None:

@@ -292,8 +292,19 @@ function light(keys) {
   for (const box of document.querySelectorAll(".box.lit")) box.classList.remove("lit");
   const boxes = keys.map((key) => document.getElementById(`box-${key}`)).filter(Boolean);
   for (const box of boxes) box.classList.add("lit");
+  // The upper is touched by every change; the other layer says more.
+  bringIntoView(boxes.find((box) => box.id !== "box-upper") ?? boxes[0]);
   clearTimeout(light.timer);
   light.timer = setTimeout(() => boxes.forEach((box) => box.classList.remove("lit")), 2500);
+}
+
+/* Scroll the stack, and nothing else, as little as needed: a reader elsewhere on the page stays where they are. */
+function bringIntoView(box) {
+  const stack = document.querySelector(".stack");
+  if (!box) return;
+  const [inner, outer] = [box.getBoundingClientRect(), stack.getBoundingClientRect()];
+  if (inner.top < outer.top || inner.height > outer.height) stack.scrollTop += inner.top - outer.top;
+  else if (inner.bottom > outer.bottom) stack.scrollTop += inner.bottom - outer.bottom;
 }
 
 async function refreshUpper(fresh) {
@@ -345,7 +356,7 @@ function listen() {
     busy = busy.then(() => Promise.all([refreshUpper([]), ...openDirectories().map(refresh)])).catch(complain);
   });
   events.addEventListener("change", (event) => { busy = busy.then(() => changed(JSON.parse(event.data))).catch(complain); });
-  events.addEventListener("ended", () => { say("ended: the view was unmounted", "ended"); events.close(); });
+  events.addEventListener("ended", (event) => { say(`ended: ${JSON.parse(event.data).why}`, "ended"); events.close(); });
   events.addEventListener("error", () => { if (events.readyState !== EventSource.CLOSED) say("the server does not respond", "ended"); });
 }
 
