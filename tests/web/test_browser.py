@@ -206,8 +206,7 @@ def test_the_layer_just_touched_is_scrolled_into_view_and_the_page_stays(browser
         assert not browser.driver.execute_script(inside)
         with (mounted.view / "d" / "deep").open("a") as file:
             file.write("more\n")
-        browser.sees("#box-1.lit")
-        assert browser.driver.execute_script(inside)
+        wait_until(lambda: browser.driver.execute_script(inside), "the layer in view")
         assert browser.driver.execute_script("return scrollY") == 0
 
 

@@ -292,14 +292,14 @@ function light(keys) {
   for (const box of document.querySelectorAll(".box.lit")) box.classList.remove("lit");
   const boxes = keys.map((key) => document.getElementById(`box-${key}`)).filter(Boolean);
   for (const box of boxes) box.classList.add("lit");
-  // The upper is touched by every change; the other layer says more.
-  bringIntoView(boxes.find((box) => box.id !== "box-upper") ?? boxes[0]);
   clearTimeout(light.timer);
   light.timer = setTimeout(() => boxes.forEach((box) => box.classList.remove("lit")), 2500);
 }
 
 /* Scroll the stack, and nothing else, as little as needed: a reader elsewhere on the page stays where they are. */
-function bringIntoView(box) {
+function bringIntoView(keys) {
+  // The upper is touched by every change; the other layer says more.
+  const box = document.getElementById(`box-${keys.find((key) => key !== "upper") ?? "upper"}`);
   const stack = document.querySelector(".stack");
   if (!box) return;
   const [inner, outer] = [box.getBoundingClientRect(), stack.getBoundingClientRect()];
@@ -341,6 +341,8 @@ async function changed(told) {
   while (log.children.length > 200) log.lastElementChild.remove();
   light(told.layers);
   await refreshUpper(told.paths);
+  // Now that the upper has its new height.
+  bringIntoView(told.layers);
   for (const key of told.directories) await refresh(key);
   if (shownKey && told.paths.includes(shownKey)) await tell(shownKey);
 }
