@@ -23,7 +23,7 @@ _COPY_REASONS = {
     "removexattr": "to remove an attribute",
     "link": "to give it another name",
     "rename": "to rename it",
-    "unlink": "because it has another name",
+    "unlink": "to remove one of its names",
 }
 # What a whiteout was created for, by the call that did it.
 _WHITEOUT_NAMES = {"unlink": "{}", "rmdir": "directory {}", "rename": "the old name {}"}
@@ -91,6 +91,9 @@ def _what(event: Event, path: str, detail: str) -> str:
         return f"exceeded {detail}: copy-up of {_copy(event, path, layer)}"
     if event.action is Action.REFUSE:
         return f"was refused copy-up of {_copy(event, path, layer)}: over {detail}"
+    if event.action is Action.LINK and event.call not in ("", "link"):
+        # The copy of a file with several names is made in the index, and each name in the upper is a link to it.
+        return f"{_changed(event, path, detail)}, because it has another name"
     return _changed(event, path, detail) + _aside(event)
 
 

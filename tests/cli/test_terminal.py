@@ -137,6 +137,15 @@ def test_no_line_of_a_table_is_longer_than_the_terminal(store: Path, words: tupl
     assert [line for line in shown.splitlines() if len(line) > width] == []
 
 
+def test_build_layers_has_a_line_for_each_layer(store: Path, tmp_path: Path) -> None:
+    command = ("build-layers", store.parent / "image.tar")
+    shown = on_terminal(*command, tmp_path / "shown", columns=80).splitlines()
+    piped = run(*command, tmp_path / "piped").stdout.splitlines()
+    assert [line[:40] for line in shown[:-1]] == [line[:40] for line in piped[:-1]]
+    assert max(map(len, shown[:-1])) <= 80
+    assert shown[-1].startswith("lowerdir=")
+
+
 def test_a_terminal_of_80_columns_keeps_what_the_layers_of_a_step_are(store: Path) -> None:
     shown = STYLE.sub("", on_terminal("overlayfs-demo", "history", "--layers", "--store", store, IMAGE, columns=80))
     header = shown.splitlines()[0]
