@@ -85,7 +85,7 @@ BY_TITLE: Mapping[str, Fit] = {
 }
 
 
-def widths(titles: Sequence[str], naturals: Sequence[int], fits: Sequence[Fit], width: int) -> Mapping[int, int]:
+def fitted_widths(titles: Sequence[str], naturals: Sequence[int], fits: Sequence[Fit], width: int) -> Mapping[int, int]:
     """Return the columns that fit in a line of `width` columns, each with its width, in their order.
 
     `naturals` are the widths that the columns would need. The most important column is always there, if need be cut.

@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from overlayfs_demo.errors import printable
-from overlayfs_demo.ui.fitting import BY_TITLE, OTHER, PADDING, Fit, widths
+from overlayfs_demo.ui.fitting import BY_TITLE, OTHER, PADDING, Fit, fitted_widths
 from overlayfs_demo.ui.text import columns
 
 _MIN_WIDTH = 10
@@ -105,7 +105,7 @@ def _fitted(table: Table, width: int) -> tuple[list[list[_Cell]], list[list[int]
     rows = [[printable(cell.translate(_BREAKS)) for cell in row] for row in (table.header, *table.rows)]
     fits = [table.fits.get(title, OTHER) for title in table.header]
     naturals = [max(map(columns, column)) for column in zip(*rows, strict=True)]
-    kept = widths(table.header, naturals, fits, width)
+    kept = fitted_widths(table.header, naturals, fits, width)
     last = max(kept)
     lines, padding = [], []
     for row in rows:

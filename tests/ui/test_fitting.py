@@ -11,7 +11,7 @@ import pytest
 from overlayfs_demo.images.describe import Changes, HistoryRow, ImageRow, LayerNames
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.ui import docker_tables
-from overlayfs_demo.ui.fitting import BY_TITLE, Fit, widths
+from overlayfs_demo.ui.fitting import BY_TITLE, Fit, fitted_widths
 from overlayfs_demo.ui.table import Table, render_pieces, render_text
 from overlayfs_demo.ui.text import columns, cut_end, cut_middle
 
@@ -111,15 +111,15 @@ def test_the_style_of_a_cut_cell_is_its_columns() -> None:
 
 def test_the_least_important_column_goes_first() -> None:
     fits = [Fit(1), Fit(3), Fit(2)]
-    assert widths("abc", [10, 10, 10], fits, 34) == {0: 10, 1: 10, 2: 10}
-    assert widths("abc", [10, 10, 10], fits, 33) == {1: 10, 2: 10}
-    assert widths("abc", [10, 10, 10], fits, 21) == {1: 10}
+    assert fitted_widths("abc", [10, 10, 10], fits, 34) == {0: 10, 1: 10, 2: 10}
+    assert fitted_widths("abc", [10, 10, 10], fits, 33) == {1: 10, 2: 10}
+    assert fitted_widths("abc", [10, 10, 10], fits, 21) == {1: 10}
 
 
 def test_cells_that_may_be_cut_share_the_room() -> None:
     fits = [Fit(1, cut_end, 5), Fit(1), Fit(1, cut_end, 5)]
-    assert widths("abc", [50, 10, 20], fits, 54) == {0: 20, 1: 10, 2: 20}
-    assert widths("abc", [50, 10, 8], fits, 54) == {0: 32, 1: 10, 2: 8}
+    assert fitted_widths("abc", [50, 10, 20], fits, 54) == {0: 20, 1: 10, 2: 20}
+    assert fitted_widths("abc", [50, 10, 8], fits, 54) == {0: 32, 1: 10, 2: 8}
 
 
 @pytest.mark.parametrize("width", range(1, 12))
