@@ -91,7 +91,7 @@ def _what(event: Event, path: str, detail: str) -> str:
         return f"exceeded {detail}: copy-up of {_copy(event, path, layer)}"
     if event.action is Action.REFUSE:
         return f"was refused copy-up of {_copy(event, path, layer)}: over {detail}"
-    if event.action is Action.LINK and event.call not in ("", "link"):
+    if event.action is Action.LINK and event.call in _COPY_REASONS.keys() - {"link"}:
         # The copy of a file with several names is made in the index, and each name in the upper is a link to it.
         return f"{_changed(event, path, detail)}, because it has another name"
     return _changed(event, path, detail) + _aside(event)
