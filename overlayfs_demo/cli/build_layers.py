@@ -15,6 +15,7 @@ from types import FrameType
 
 from overlayfs_demo.analysis.special_files import powers
 from overlayfs_demo.cli.command import guarded
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.build import BuiltLayer, build_layers
 from overlayfs_demo.images.model import Platform
@@ -39,6 +40,7 @@ def _line(number: int, layer: BuiltLayer, width: int | None) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
+        formatter_class=HelpFormatter,
         description="Build one directory per layer from an image archive, and print the lowerdir= line to mount them.",
     )
     parser.add_argument(

@@ -20,6 +20,9 @@ class HelpFormatter(argparse.HelpFormatter):
         """`prog` is the name of the program; argparse's other settings are ours."""
         super().__init__(prog, width=min(shutil.get_terminal_size().columns, _WIDTH) - _MARGIN)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return filled(text, width)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(indent + line for is_prose, lines in blocks(text) for line in _lines(is_prose, lines, width))
 
