@@ -214,7 +214,11 @@ def _ps(arguments: argparse.Namespace) -> int:
         put_json([row.json() for row in rows])
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
-    put_table(Table(header, [row.cells(full=arguments.no_trunc) for row in rows], {"STATUS": "green"}))
+    put_table(
+        Table(
+            header, [row.cells(full=arguments.no_trunc) for row in rows], {"STATUS": "green"}, whole=arguments.no_trunc
+        )
+    )
     return 0
 
 

@@ -23,7 +23,7 @@ from overlayfs_demo.ui.docker_format import put_rows
 from overlayfs_demo.ui.docker_listings import CONTAINERS, DISK_USAGE, IMAGES
 from overlayfs_demo.ui.go_values import Row, to_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.terminal import put_table
+from overlayfs_demo.ui.terminal import put_prose, put_table
 from overlayfs_demo.ui.text import human_size
 
 # The tables of `docker system df -v` (docker/cli, cli/command/formatter/disk_usage.go), without volumes and the cache.
@@ -105,7 +105,7 @@ def _df(arguments: argparse.Namespace) -> int:
     if unused:
         told.append(f"{human_size(unused)} is in layers that no image uses: 'prune' removes them.")
     if told:
-        put("\n" + "".join(line + "\n" for line in told))
+        put_prose("\n" + "".join(line + "\n" for line in told))
     return 0
 
 

@@ -19,7 +19,7 @@ from overlayfs_demo.mounts import registry
 from overlayfs_demo.overlay.forecast import Effect
 from overlayfs_demo.ui.console import PROGRAM, put, put_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.terminal import put_table
+from overlayfs_demo.ui.terminal import put_prose, put_table
 from overlayfs_demo.ui.text import human_size, plural
 
 # How many paths are shown without --all.
@@ -85,7 +85,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.json:
         put_json([_json(mountpoint, command, outcome)])
     else:
-        put("".join(f"{line}\n" for line in _sentences(mountpoint, outcome)))
+        put_prose("".join(f"{line}\n" for line in _sentences(mountpoint, outcome)))
         _put_paths(outcome.effects, None if arguments.all else _SHOWN)
     return 0
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.ui.console import PROGRAM
 
 # By group and by the verb's name in it: which module has the verb, and its name there.
@@ -66,7 +67,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
             help=_TITLES[group],
             description=f"{title[0].upper()}{title[1:]}.",
             epilog=f"example:\n  {PROGRAM} {group} {first}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         for name, (module, verb) in members.items():
@@ -89,6 +90,6 @@ def _add(inner: Verbs[argparse.ArgumentParser], group: str, name: str, verb: arg
         help=(verb.description or "").partition("\n")[0],
         description=verb.description,
         epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.set_defaults(**_DEFAULTS.get((group, name), {}))

@@ -163,7 +163,7 @@ def _layers(arguments: argparse.Namespace) -> int:
         ids = [str(digest) if arguments.no_trunc else digest.short for digest in (layer.chain_id, layer.diff_id)]
         unused = "a damaged image" if found.may_need(layer) else "nothing"
         rows.append((*ids, human_size(layer.size), ", ".join(used_by.get(layer.chain_id, [])) or unused))
-    put_table(Table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), rows))
+    put_table(Table(("CHAIN ID", "DIFF ID", "SIZE", "USED BY"), rows, whole=arguments.no_trunc))
     return 0
 
 

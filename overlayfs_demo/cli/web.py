@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "serve",
         "show a mounted view (live) or an image in a browser",
-        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine with a forwarded port",
+        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine",
         _serve,
     )
     verb.add_argument("what", metavar="MOUNTPOINT|C|IMAGE")
@@ -167,7 +168,9 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
 
 
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
-    note(f"serving {printable(arguments.what)} at {address} {until}")
+    note(f"serving {printable(arguments.what)} {until}, at")
+    # Alone on its line, to be copied or clicked whole.
+    print(address, file=sys.stderr, flush=True)
     if arguments.no_token:
         note("warning: without a token, anyone who reaches this port can read every file of the layers")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":

@@ -20,7 +20,7 @@ from overlayfs_demo.mounts.control.protocol import provenance_to_json
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.terminal import put_table
+from overlayfs_demo.ui.terminal import put_prose, put_table
 from overlayfs_demo.ui.wording import outcome, said
 
 _BILLION = 10**9
@@ -75,7 +75,7 @@ def _explain(question: Question, *, as_json: bool) -> int:
             for statement in explained.statements
         ]
         put_table(Table(("LAYER", "SAYS", ""), rows, trim=True))
-        put(f"{printable(explained.why)}\n")
+        put_prose(f"{printable(explained.why)}\n")
     return 0 if explained.seen_from else 1
 
 

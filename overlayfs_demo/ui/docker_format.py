@@ -41,7 +41,7 @@ def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = 
     lines = [template.execute(row) for row in rows]
     if table:
         header = template.execute(listing.headers, HEADER_FUNCTIONS)
-        put_table(Table((header,), [(line,) for line in lines]))
+        put_table(Table((header,), [(line,) for line in lines], whole=True))
     else:
         # What a terminal would act on is escaped; the template may ask for more lines and tabs.
         put("".join(printable(line, keep="\n\t") + "\n" for line in lines))

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
 from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
+from overlayfs_demo.images.model import History
+from overlayfs_demo.ui.fitting import BY_TITLE, Fit
 from overlayfs_demo.ui.go_spelling import go_spelling
 from overlayfs_demo.ui.go_values import Row, to_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.text import cut_end, human_size
+from overlayfs_demo.ui.text import columns, cut_end, human_size
 
 _ID_DIGITS = 12
 _CREATED_BY_WIDTH = 45
@@ -122,7 +124,8 @@ def history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> Table:
     """`docker history`; `human` False is `--human=false`, `trunc` False is `--no-trunc`."""
-    return Table(history_header(human), [history_cells(row, now, human, trunc, zone) for row in rows])
+    cells = [history_cells(row, now, human, trunc, zone) for row in rows]
+    return Table(history_header(human), cells, whole=not trunc)
 
 
 def history_header(human: bool = True) -> tuple[str, ...]:
@@ -159,6 +162,15 @@ def history_json(
     return "".join(to_json(history_fields(row, now, human, trunc, zone)) + "\n" for row in rows)
 
 
+def _cut_step(text: str, width: int) -> str:
+    """A step in so many columns: what the classic builder wraps around every instruction goes first."""
+    return text if columns(text) <= width else cut_end(History("", text).instruction, width)
+
+
+# Beside the layers' own IDs, the image's says least: all rows but the first have none.
+_EXTENDED_FITS = {**BY_TITLE, "CREATED BY": Fit(9, _cut_step, 20), "IMAGE": Fit(2)}
+
+
 def extended_history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> Table:
@@ -180,7 +192,8 @@ def extended_history_table(
         "WHITEOUTS",
         "COMMENT",
     )
-    return Table(header, [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows])
+    cells = [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows]
+    return Table(header, cells, fits=_EXTENDED_FITS, whole=not trunc)
 
 
 def layer_fields(row: HistoryRow, trunc: bool = True) -> Row:
@@ -218,6 +231,7 @@ def images_table(rows: Iterable[ImageRow], now: float, trunc: bool = True) -> Ta
             ]
             for row in rows
         ],
+        whole=not trunc,
     )
 
 
