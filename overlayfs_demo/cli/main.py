@@ -22,6 +22,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "images": ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),
     "analysis": ("analyze", "ghosts"),
     "which": ("which",),
+    "browse": ("browse",),
     "web": ("serve", "report"),
     "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"),
     "tour": ("tour", "lab"),
