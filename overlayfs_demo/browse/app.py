@@ -42,7 +42,7 @@ class Browser(App[int]):
     #title, #keys { height: 1; text-style: reverse; }
     #left { width: 37%; max-width: 62; }
     #left_heading, #right_heading { height: 1; text-style: bold; }
-    LinePane { height: 1fr; scrollbar-size-vertical: 1; }
+    LinePane { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; }
     #right { border-left: vkey $primary; }
     #status { height: 3; }
     #filter { display: none; height: 1; border: none; padding: 0; }
@@ -73,6 +73,8 @@ class Browser(App[int]):
         self.waste = ""
         self.hides_metadata = False
         self.words = ""
+        # Where the cursor goes as soon as that path is read.
+        self._wish = b""
 
     # --- the screen --------------------------------------------------------------------------------
 
@@ -144,11 +146,14 @@ class Browser(App[int]):
         pane.changed(places.index(self.place) if self.place in places else 0)
 
     def _show_tree(self) -> None:
-        """Draw the tree again; the cursor stays on its path."""
-        pane, at = self.tree_pane, self.tree_pane.line
+        """Draw the tree again; the cursor stays on its path, or goes to the one that it was sent to."""
+        pane = self.tree_pane
+        at = self._wish or (pane.line.path if pane.line is not None else b"")
         pane.lines = self.shown.lines()
-        paths = {line.path: index for index, line in enumerate(pane.lines)} if at is not None else {}
-        pane.changed(paths.get(at.path, pane.cursor) if at is not None else 0)
+        cursor = next((index for index, line in enumerate(pane.lines) if line.path == at), None)
+        if cursor is not None:
+            self._wish = b""
+        pane.changed(pane.cursor if cursor is None else cursor)
         self._show_title()
         self._show_status()
 
@@ -370,6 +375,7 @@ class Browser(App[int]):
             self._filter()
         else:
             self.shown.filter(None)
+        self._wish = next(iter(self.shown.found.paths), b"") if self.shown.found else b""
         self._show_tree()
         self._read()
 

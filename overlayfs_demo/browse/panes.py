@@ -70,7 +70,7 @@ class LinePane(ScrollView, can_focus=True):
 
     def changed(self, cursor: int | None = None) -> None:
         """Draw all lines again; with `cursor`, from there."""
-        self.virtual_size = Size(self.size.width, self.count)
+        self.virtual_size = Size(1, self.count)
         self.place_cursor(self.cursor if cursor is None else cursor)
         self.refresh()
 
