@@ -129,11 +129,12 @@ class Browser(App[int]):
 
     def _choice(self) -> str:
         """Return in a few words what the tree shows."""
-        parts = [f"as of layer {self._step.number}" if self._step else ""]
-        parts += ["only its changes"] if self.shown.only_changes else []
+        parts = ["changes only"] if self.shown.only_changes else []
         parts += ["by size"] if self.shown.by_size else []
         parts += ["filtered"] if self.shown.found is not None else []
-        return f"   ({', '.join(filter(None, parts))})"
+        # Last, because it is the first to be cut.
+        parts += [f"as of layer {self._step.number}"] if self._step else []
+        return f"   ({', '.join(parts)})" if parts else ""
 
     @property
     def _step(self) -> LayerStep | None:
