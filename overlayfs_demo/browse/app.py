@@ -62,7 +62,8 @@ class Browser(App[int]):
     ]
 
     def __init__(self, subject: Subject, depths: Depths) -> None:
-        super().__init__()
+        # The terminal's own colours, which are readable on its own background; none with NO_COLOR.
+        super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
         self.subject = subject
         self.depths = depths
