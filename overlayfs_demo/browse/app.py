@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import stat
 import threading
 from collections.abc import Sequence
 from typing import ClassVar
@@ -22,9 +21,9 @@ from overlayfs_demo.browse.help import KEYS, HelpScreen
 from overlayfs_demo.browse.model import Line, Tree
 from overlayfs_demo.browse.panes import LayerPane, LinePane, TreePane, tree_heading
 from overlayfs_demo.browse.subject import LayerStep, Subject, counted, waste_of
+from overlayfs_demo.browse.wording import about_layer, choice, described
 from overlayfs_demo.errors import OverlayError, printable
-from overlayfs_demo.images.upper_diff import Kind
-from overlayfs_demo.ui.text import cut_middle, human_size
+from overlayfs_demo.ui.text import cut_middle
 
 # "Open all" stops at about so many lines.
 _MOST_LINES = 20_000
@@ -125,17 +124,12 @@ class Browser(App[int]):
         title = cut_middle(printable(self.subject.title), room)
         self.query_one("#title", Static).update(Text(f"{title:<{room}}  {waste}", no_wrap=True))
         self.query_one("#right_heading", Static).update(
-            Text(tree_heading(self.tree_pane.size.width) + self._choice(), no_wrap=True, overflow="ellipsis")
+            Text(
+                tree_heading(self.tree_pane.size.width) + choice(self.shown, self._step),
+                no_wrap=True,
+                overflow="ellipsis",
+            )
         )
-
-    def _choice(self) -> str:
-        """Return in a few words what the tree shows."""
-        parts = ["changes only"] if self.shown.only_changes else []
-        parts += ["by size"] if self.shown.by_size else []
-        parts += ["filtered"] if self.shown.found is not None else []
-        # Last, because it is the first to be cut.
-        parts += [f"as of layer {self._step.number}"] if self._step else []
-        return f"   ({', '.join(parts)})" if parts else ""
 
     @property
     def _step(self) -> LayerStep | None:
@@ -166,20 +160,7 @@ class Browser(App[int]):
         if self.tree_pane.has_focus and line is not None and line.entry is not None:
             self._explain(line)
         else:
-            self._put_status(self._about_layer())
-
-    def _about_layer(self) -> Sequence[str]:
-        step = self._step
-        if step is None:
-            return ["this image has no layers"]
-        size = "…" if step.size is None else human_size(step.size)
-        if not self.census.is_done:
-            done = f"reading names: {self.census.seen} so far"
-        else:
-            kinds = self.census.kinds
-            done = f"A {kinds[Kind.ADDED]}  C {kinds[Kind.CHANGED]}  D {kinds[Kind.DELETED]} names; "
-            done += f"the tree as of this layer: {human_size(self.census.total)}"
-        return [f"layer {step.number}, {size}; {done}", printable(step.title)]
+            self._put_status(about_layer(self._step, self.census))
 
     def _put_status(self, lines: Sequence[str]) -> None:
         self.query_one("#status", Static).update(Text("\n".join(lines)))
@@ -192,7 +173,7 @@ class Browser(App[int]):
             words = await asyncio.to_thread(self.depths.explain, self.place, line.path)
         except OSError as error:
             words = error.strerror or str(error)
-        self._put_status([cut_middle(_described(line, line.entry), max(self.size.width, 20)), words])
+        self._put_status([cut_middle(described(line, line.entry), max(self.size.width, 20)), words])
 
     # --- reading in the background -----------------------------------------------------------------
 
@@ -396,13 +377,6 @@ class Browser(App[int]):
             self.notify(f"only the first {MOST_FOUND} names are shown")
         if not self.census.is_done:
             self.notify("not all names are read yet: more may follow")
-
-
-def _described(line: Line, entry: Entry) -> str:
-    """Return a path with what the columns of a narrow pane leave out."""
-    mode = "?" if entry.broken else stat.filemode(entry.mode)
-    size = "…" if line.size is None else human_size(line.size)
-    return f"{printable(line.path)}  {mode} {entry.uid}:{entry.gid} {size}"
 
 
 def browse(subject: Subject) -> int:

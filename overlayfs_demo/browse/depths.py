@@ -11,25 +11,23 @@ import errno
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from overlayfs_demo.browse.subject import layer_name
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images.upper_diff import Kind
-from overlayfs_demo.images.view_compare import find
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.layer import Layer, LayerDir
 from overlayfs_demo.overlay.layer_statements import Statement
-from overlayfs_demo.overlay.listing import Listed
+from overlayfs_demo.overlay.listing import Listed, Snapshot
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.overlay.stack import Stack
-from overlayfs_demo.overlay.tree import Completed
 from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.ui.wording import said
 
@@ -105,12 +103,13 @@ class Depths:
         with self._lock:
             after, before = self._view(place), self._view(place + 1)
             assert after is not None, "there is a layer at each place"
-            new, old = _directory(after, path), _directory(before, path) if before else None
-            top = after.root.sources[0].layer
-            found = [] if new is None else list(_present(after, new, before, old, top))
-            names = {entry.name for entry in found}
-            if before is not None and old is not None:
-                found += _gone(before, old, names)
+            new, old = _directory(after, path), _directory(before, path)
+            known = None if before is None or old is None else before.names(old, quietly=True)
+            found = list(_present(after, new, old, known.names if known else ()))
+            if before is not None and old is not None and known is not None:
+                names = {entry.name for entry in found}
+                gone = [listed for listed in known.names.values() if listed.name not in names]
+                found += _deleted(before, old, known, gone)
         return tuple(sorted(found, key=lambda entry: entry.name))
 
     def explain(self, place: int, path: bytes) -> str:
@@ -142,7 +141,10 @@ class Depths:
         return view
 
 
-def _directory(view: Overlay, path: bytes) -> DirNode | None:
+def _directory(view: Overlay | None, path: bytes) -> DirNode | None:
+    """Return the directory at a path of a view, if there is one."""
+    if view is None:
+        return None
     try:
         node = view.walk(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -150,39 +152,34 @@ def _directory(view: Overlay, path: bytes) -> DirNode | None:
     return node if isinstance(node, DirNode) else None
 
 
-def _found(view: Overlay, directory: DirNode) -> Iterator[tuple[Listed, Completed]]:
-    """Yield the names in a directory, each with what its lookup found."""
-    snapshot = view.names(directory, quietly=True)
-    listed = list(snapshot.names.values())
-    yield from zip(listed, view.lookup_listed(directory, snapshot, listed), strict=True)
-
-
-def _present(after: Overlay, new: DirNode, before: Overlay | None, old: DirNode | None, top: Layer) -> Iterator[Entry]:
-    """Yield the entries of a directory as of a layer, given the same directory without that layer."""
+def _present(after: Overlay, new: DirNode | None, old: DirNode | None, known: Container[bytes]) -> Iterator[Entry]:
+    """Yield what is in a directory as of a layer; `old` and its names `known` are without that layer."""
+    if new is None:
+        return
+    top = after.root.sources[0].layer
     # A directory that was made again, or renamed to this place, has other layers below the top one.
     replaced = old is not None and _lower_parts(new, top) != _lower_parts(old, top)
-    for listed, found in _found(after, new):
-        if found is None:
-            continue
+    snapshot = after.names(new, quietly=True)
+    names = list(snapshot.names.values())
+    for listed, found in zip(names, after.lookup_listed(new, snapshot, names), strict=True):
         if isinstance(found, Dirent):
             yield _broken(listed)
-            continue
-        name, (node, attrs) = listed.name, found
-        held = _topmost(node).layer is top
-        kind = None
-        if held or old is None or replaced:
-            known = before is not None and find(before, old, name) is not None
-            kind = Kind.CHANGED if known else Kind.ADDED
-        yield _entry(after, name, node, attrs, kind, held)
+        elif found is not None:
+            node, attrs = found
+            held = _topmost(node).layer is top
+            kind = None
+            if held or old is None or replaced:
+                kind = Kind.CHANGED if listed.name in known else Kind.ADDED
+            yield _entry(after, listed.name, node, attrs, kind, held)
 
 
-def _gone(before: Overlay, old: DirNode, present: Iterable[bytes]) -> list[Entry]:
-    left = set(present)
-    return [
-        _entry(before, listed.name, *found, Kind.DELETED, held=False)
-        for listed, found in _found(before, old)
-        if listed.name not in left and found is not None and not isinstance(found, Dirent)
-    ]
+def _deleted(before: Overlay, old: DirNode, known: Snapshot, gone: Sequence[Listed]) -> Iterator[Entry]:
+    """Yield those of the `known` names of a directory that a layer takes away."""
+    for listed, found in zip(gone, before.lookup_listed(old, known, gone), strict=True):
+        if isinstance(found, Dirent):
+            yield _broken(listed)._replace(kind=Kind.DELETED)
+        elif found is not None:
+            yield _entry(before, listed.name, *found, Kind.DELETED, held=False)
 
 
 def _lower_parts(directory: DirNode, top: Layer) -> list[tuple[bytes, bytes]]:
