@@ -235,11 +235,10 @@ class Browser(App[int]):
     def _add_up_waste(self) -> None:
         try:
             words = waste_of(self.subject.directories)
-        except OverlayError as error:
+        except (OverlayError, OSError) as error:
             words = printable(str(error))
-        # Textual refuses if the browser has been left meanwhile.
-        if self.is_running:
-            self.call_from_thread(self._put_waste, words)
+        # A message may be posted from any thread, and is dropped if the browser was left meanwhile.
+        self.call_later(self._put_waste, words)
 
     def _put_waste(self, words: str) -> None:
         self.waste = words

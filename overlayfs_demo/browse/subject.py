@@ -32,6 +32,11 @@ class LayerStep:
     title: str
     size: int | None
 
+    @property
+    def name(self) -> str:
+        """The layer's name in a sentence."""
+        return "the upper" if self.number == UPPER else f"layer {self.number}"
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:

@@ -19,7 +19,7 @@ def choice(tree: Tree, step: LayerStep | None) -> str:
     parts += ["by size"] if tree.by_size else []
     parts += ["filtered"] if tree.found is not None else []
     # Last, because it is the first to be cut.
-    parts += [f"as of layer {step.number}"] if step else []
+    parts += [f"as of {step.name}"] if step else []
     return f"   ({', '.join(parts)})" if parts else ""
 
 
@@ -36,7 +36,7 @@ def about_layer(step: LayerStep | None, census: Census) -> list[str]:
         done = f"reading names: {census.seen} so far"
     if census.unreadable:
         done += f"; {census.unreadable} directories cannot be read"
-    return [f"layer {step.number}, {size}; {done}", printable(step.title)]
+    return [f"{step.name}, {size}; {done}", printable(step.title)]
 
 
 def described(line: Line, entry: Entry) -> str:
