@@ -13,6 +13,7 @@ from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from overlayfs_demo.browse.census import MOST_FOUND, Census
@@ -95,12 +96,17 @@ class Browser(App[int]):
     @property
     def layer_pane(self) -> LayerPane:
         """The pane on the left."""
-        return self.query_one("#layers", LayerPane)
+        return self._main.query_one("#layers", LayerPane)
 
     @property
     def tree_pane(self) -> TreePane:
         """The pane on the right."""
-        return self.query_one("#tree", TreePane)
+        return self._main.query_one("#tree", TreePane)
+
+    @property
+    def _main(self) -> Screen[object]:
+        """The screen with the panes, which help may cover."""
+        return self.screen_stack[0]
 
     def on_mount(self) -> None:
         """Show the top layer, and begin to count."""
@@ -122,14 +128,9 @@ class Browser(App[int]):
         waste = self.waste if len(self.waste) < width // 2 + 10 else ""
         room = max(width - len(waste) - 2, 8)
         title = cut_middle(printable(self.subject.title), room)
-        self.query_one("#title", Static).update(Text(f"{title:<{room}}  {waste}", no_wrap=True))
-        self.query_one("#right_heading", Static).update(
-            Text(
-                tree_heading(self.tree_pane.size.width) + choice(self.shown, self._step),
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-        )
+        self._main.query_one("#title", Static).update(Text(f"{title:<{room}}  {waste}", no_wrap=True))
+        heading = tree_heading(self.tree_pane.size.width) + choice(self.shown, self._step)
+        self._main.query_one("#right_heading", Static).update(Text(heading, no_wrap=True, overflow="ellipsis"))
 
     @property
     def _step(self) -> LayerStep | None:
@@ -160,10 +161,11 @@ class Browser(App[int]):
         if self.tree_pane.has_focus and line is not None and line.entry is not None:
             self._explain(line)
         else:
+            self.workers.cancel_group(self, "explain")
             self._put_status(about_layer(self._step, self.census))
 
     def _put_status(self, lines: Sequence[str]) -> None:
-        self.query_one("#status", Static).update(Text("\n".join(lines)))
+        self._main.query_one("#status", Static).update(Text("\n".join(lines)))
 
     @work(exclusive=True, group="explain")
     async def _explain(self, line: Line) -> None:
@@ -220,6 +222,7 @@ class Browser(App[int]):
         self.shown.counted = True
         if self.shown.found is not None:
             self._filter()
+            self._read()
         self._show_tree()
 
     @work(exclusive=True, group="measure")
@@ -343,7 +346,7 @@ class Browser(App[int]):
 
     def action_filter(self) -> None:
         """Ask for a filter."""
-        field = self.query_one("#filter", Input)
+        field = self._main.query_one("#filter", Input)
         field.display = True
         field.focus()
 
@@ -363,7 +366,7 @@ class Browser(App[int]):
 
     def action_unfilter(self) -> None:
         """Show everything again."""
-        field = self.query_one("#filter", Input)
+        field = self._main.query_one("#filter", Input)
         field.display, field.value = False, ""
         self.tree_pane.focus()
         self.shown.filter(None)

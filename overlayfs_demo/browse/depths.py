@@ -104,11 +104,13 @@ class Depths:
             after, before = self._view(place), self._view(place + 1)
             assert after is not None, "there is a layer at each place"
             new, old = _directory(after, path), _directory(before, path)
-            known = None if before is None or old is None else before.names(old, quietly=True)
-            found = list(_present(after, new, old, known.names if known else ()))
-            if before is not None and old is not None and known is not None:
-                names = {entry.name for entry in found}
-                gone = [listed for listed in known.names.values() if listed.name not in names]
+            if before is None or old is None:
+                found = list(_present(after, new, None, ()))
+            else:
+                known = before.names(old, quietly=True)
+                found = list(_present(after, new, old, known.names))
+                present = {entry.name for entry in found}
+                gone = [listed for listed in known.names.values() if listed.name not in present]
                 found += _deleted(before, old, known, gone)
         return tuple(sorted(found, key=lambda entry: entry.name))
 

@@ -80,9 +80,8 @@ def view_subject(record: MountRecord) -> Subject:
     upper = [LayerStep(0, UPPER, "changes made in this view", None)] if record.upper is not None else []
     total = len(record.lowers) + len(record.data_only)
     below = [
-        LayerStep(place, str(total - index), title or os.path.basename(path), None)
+        LayerStep(len(upper) + index, str(total - index), title or os.path.basename(path), None)
         for index, (title, path) in enumerate(zip(titles, record.lowers, strict=False))
-        for place in (index + len(upper),)
     ]
     paths = [*([record.upper] if record.upper is not None else []), *record.lowers]
     return Subject(record.mountpoint, stack, (*upper, *below), tuple(map(Path, paths)), is_image=False)

@@ -247,6 +247,25 @@ def test_a_filter_without_matches_says_so(subject: Subject) -> None:
     browsed(subject, steps)
 
 
+def test_a_filter_stays_while_layers_change(subject: Subject) -> None:
+    async def steps(app: Browser, pilot: Pilot[int]) -> None:
+        await press(app, pilot, "slash", *"mot", "enter", "tab", "down", "down")
+        assert app.place == 2 and tree(app) == ["A 1 7B - etc/", "A 1 6B motd"]
+
+    browsed(subject, steps)
+
+
+def test_counting_goes_on_while_help_is_open(subject: Subject) -> None:
+    async def steps(app: Browser, pilot: Pilot[int]) -> None:
+        await pilot.press("down", "question_mark")
+        await settled(app, pilot)
+        assert app.census.is_done and app.place == 1
+        await press(app, pilot, "escape")
+        assert "layer 2, 2.01kB; A 2  C 2  D 0 names" in status(app)
+
+    browsed(subject, steps)
+
+
 def test_help_fits_and_a_key_leaves_it(subject: Subject) -> None:
     async def steps(app: Browser, pilot: Pilot[int]) -> None:
         await press(app, pilot, "question_mark")
