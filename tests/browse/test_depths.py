@@ -135,11 +135,12 @@ def test_what_a_layer_holds_adds_up_to_its_size_in_history(store: Store, image: 
     assert all(held)
 
 
-def test_the_view_holds_what_analyze_calls_live_and_the_targets_of_links(store: Store, image: MakeImage) -> None:
-    made = image(*LAYERS)
+def test_the_view_holds_what_analyze_calls_live(store: Store, image: MakeImage) -> None:
+    bottom = {name: content for name, content in dict(LAYERS[0]).items() if name != "link"}
+    made = image(bottom, *LAYERS[1:])
     found = analyse([layer.directory for layer in made.layers], [""] * 3, duplicates=False)
     with opened(store, made) as depths:
-        assert census(depths, 0).total == found.live + len("etc/motd")
+        assert census(depths, 0).total == found.live > 0
 
 
 def test_counts_of_names_are_those_of_analyze(store: Store, image: MakeImage) -> None:
