@@ -48,7 +48,7 @@ class Browser(App[int]):
     #filter { display: none; height: 1; border: none; padding: 0; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("q,ctrl+c", "quit", priority=False),
+        Binding("q,ctrl+c", "quit"),
         Binding("question_mark", "help"),
         Binding("space,enter", "open_or_close"),
         Binding("c", "changes"),
