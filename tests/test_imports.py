@@ -39,10 +39,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "store": "errors linux overlay images mounts",
         "explain": "errors events linux overlay images fronts mounts",
         "run": "errors explain images linux",
+        "browse": "errors linux overlay images analysis mounts store ui",
         "watch": "errors events mounts ui",
         "tour": "errors linux overlay images mounts store ui",
         "web": "errors linux overlay images analysis mounts store ui watch",
-        "cli": "errors events linux overlay images analysis mounts store explain run watch tour web ui",
+        "cli": "errors events linux overlay images analysis mounts store explain run browse watch tour web ui",
         "__main__": "cli",
     }.items()
 }

@@ -43,7 +43,7 @@ FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "container_cp": ("cp",),
         "groups": ("container",),
     },
-    "Analysis": {"analysis": ("analyze", "ghosts"), "web": ("report",)},
+    "Analysis": {"browse": ("browse",), "analysis": ("analyze", "ghosts"), "web": ("report",)},
     "Help": {"help": ("help", "manual", "completion", "version")},
 }
 _VERSION_OPTIONS = ("--version", "-v")

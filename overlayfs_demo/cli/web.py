@@ -8,15 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.cli.view_end import tell_end
-from overlayfs_demo.cli.view_name import view_path
-from overlayfs_demo.errors import ImageError, MountError, OverlayError, printable
+from overlayfs_demo.cli.view_or_image import view_or_image
+from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import PROGRAM, note
@@ -83,18 +82,12 @@ def _libraries() -> Iterator[None]:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    try:
-        view = _view(view_path(arguments.what, arguments.store))
-    except MountError:
-        # An image may have the same name as a directory here.
-        if not _is_image(arguments):
-            raise
-        view = None
-    if view is None:
-        return _serve_image(arguments)
+    view = view_or_image(arguments, "serve")
+    if isinstance(view, StoredImage):
+        return _serve_image(arguments, view)
     with _libraries():
         from overlayfs_demo.web import app, model, serve, subject
-    record, socket = view
+    record, socket = view.record, view.socket
     shown = subject.mount_subject(record, socket)
     serve.serve(
         shown,
@@ -109,11 +102,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0 if registry.is_served(record.mountpoint) else tell_end(record.mountpoint, os.geteuid())
 
 
-def _serve_image(arguments: argparse.Namespace) -> int:
+def _serve_image(arguments: argparse.Namespace, image: StoredImage) -> int:
     with _libraries():
         from overlayfs_demo.web import model, serve, subject
     store = store_of(arguments)
-    image = _image(arguments)
     with progress() as told:
         analysis = analysis_of(image, told)
     with subject.image_subject(store, image) as shown:
@@ -127,44 +119,6 @@ def _serve_image(arguments: argparse.Namespace) -> int:
             secret=not arguments.no_token,
         )
     return 0
-
-
-def _view(path: str) -> tuple[registry.MountRecord, Path] | None:
-    """Return the view that a path lies in, and its daemon's socket; None if there is no such path. Raises MountError.
-
-    Only our own user's views are served: files that another's record names would be read with more rights than theirs.
-    """
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    except OSError:
-        pass  # Not even root may look into another user's view.
-    mountpoint, _, socket, owner = registry.place_in_view(os.fsencode(path), follow=True)
-    if owner != os.geteuid():
-        raise MountError(
-            f"{printable(mountpoint)} was mounted by user {owner}, and only that user may serve its layers",
-            "run this as that user, for example with runuser(1)",
-        )
-    record = registry.find_record(mountpoint)
-    if record is None:
-        raise MountError(f"{printable(mountpoint)}: its daemon has just exited", "mount it again")
-    return record, socket
-
-
-def _is_image(arguments: argparse.Namespace) -> bool:
-    try:
-        store_of(arguments).find(arguments.what)
-    except ImageError:
-        return False
-    return True
-
-
-def _image(arguments: argparse.Namespace) -> StoredImage:
-    try:
-        return store_of(arguments).find(arguments.what)
-    except ImageError as error:
-        raise ImageError(f"{error.problem}, and no view is mounted there", error.remedy) from None
 
 
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:

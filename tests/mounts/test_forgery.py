@@ -210,15 +210,15 @@ def test_daemon_makes_no_socket_in_a_directory_of_somebody_else(directory: Path,
 
 def test_root_does_not_serve_the_view_of_another_user(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """What her record names would be read with root's rights."""
-    from overlayfs_demo.cli.web import _view
+    from overlayfs_demo.cli.view_or_image import own_view
 
     assert place.mount().returncode == 0
-    assert _view(str(place.view)) is not None
+    assert own_view(str(place.view), "serve") is not None
     monkeypatch.setattr(registry, "_owner", lambda mounted: ALICE)
     with pytest.raises(
         MountError, match="mounted by user 12345, and only that user may serve its layers: run this as that"
     ):
-        _view(str(place.view))
+        own_view(str(place.view), "serve")
 
 
 def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:

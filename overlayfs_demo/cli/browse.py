@@ -1,0 +1,77 @@
+"""The verb `browse`, which shows the layers of an image or of a mounted view in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.store_options import add_verb, store_of
+from overlayfs_demo.cli.view_or_image import view_or_image
+from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.store.stored import StoredImage
+from overlayfs_demo.ui.console import PROGRAM, note
+
+
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
+    verb = add_verb(
+        verbs,
+        "browse",
+        "walk through the layers of an image or a mounted view in the terminal",
+        "browse app:1.0\nbrowse view",
+        _browse,
+    )
+    verb.add_argument("what", metavar="MOUNTPOINT|C|IMAGE")
+
+
+def _browse(arguments: argparse.Namespace) -> int:
+    _require_terminal()
+    shown = view_or_image(arguments, "browse")
+    try:
+        from overlayfs_demo.browse import app, subject
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "overlayfs_demo":
+            raise
+        raise OverlayError(
+            f"the browser needs the Python package {package}", f"pip install '{PROGRAM}[browse]'"
+        ) from None
+    if isinstance(shown, StoredImage):
+        browsed = subject.image_subject(store_of(arguments), shown)
+    else:
+        browsed = subject.view_subject(shown.record)
+    with _warnings_after():
+        return app.browse(browsed)
+
+
+def _require_terminal() -> None:
+    """Raise UsageError unless there is a terminal to draw on. Textual reads stdin and draws on stderr."""
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        raise UsageError("browse needs a terminal", "'analyze' and 'history --layers' also print to a pipe or a file")
+    if os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        raise UsageError(
+            "browse needs a terminal that can place its cursor, and TERM says that this one cannot",
+            "'analyze' and 'history --layers' work on any terminal",
+        )
+
+
+@contextmanager
+def _warnings_after() -> Iterator[None]:
+    """Print the warnings of the engine afterwards, because they would spoil the picture."""
+    kept: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
+    root = logging.getLogger()
+    before = root.handlers[:]
+    root.handlers[:] = [handler]
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        for message in dict.fromkeys(kept):
+            note(message)
