@@ -1,4 +1,4 @@
-"""What `serve` and `browse` show: a mounted view if the word is a path or a container's name, otherwise a stored image."""
+"""What `serve` and `browse` show: a view, if the word is a path or names a container, or else a stored image."""
 
 from __future__ import annotations
 
