@@ -24,7 +24,8 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "which": ("which",),
     "web": ("serve", "report"),
     "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"),
-    "tour": ("tour", "lab"),
+    "tour": ("tour",),
+    "lab": ("lab",),
     "help": ("completion", "manual"),
 }
 _FAMILY_OF = {verb: family for family, verbs in FAMILIES.items() for verb in verbs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -16,8 +17,8 @@ _LOCAL, _CONTROL = 3, 6  # The places of c_lflag and c_cc, see termios(3), in th
 def keys() -> Iterator[int | None]:
     """Give a descriptor from which each key can be read at once, without echo; None if stdin is not a terminal.
 
-    Afterwards the terminal is as it was. Ctrl-C interrupts as usual. Ctrl-Z does nothing, because a stopped program
-    could not give the screen back.
+    Afterwards the terminal is as it was. Ctrl-C interrupts as usual. Ctrl-Z and Ctrl-\\ do nothing, because a program
+    that they stopped or killed could not give the terminal back.
     """
     if not sys.stdin.isatty():
         yield None
@@ -26,7 +27,8 @@ def keys() -> Iterator[int | None]:
     before = termios.tcgetattr(fd)
     changed = termios.tcgetattr(fd)
     changed[_LOCAL] &= ~(termios.ICANON | termios.ECHO)
-    changed[_CONTROL][termios.VSUSP] = b"\0"  # _POSIX_VDISABLE
+    for character in (termios.VSUSP, termios.VQUIT):
+        changed[_CONTROL][character] = b"\0"  # _POSIX_VDISABLE
     try:
         # Not TCSAFLUSH, because keys typed earlier may be meant for us.
         termios.tcsetattr(fd, termios.TCSADRAIN, changed)
@@ -37,6 +39,20 @@ def keys() -> Iterator[int | None]:
 
 def pressed(fd: int) -> str | None:
     """Return the keys that wait, as characters (an arrow is several); None without any, "" if the terminal has gone."""
-    if not select.select([fd], [], [], 0)[0]:
-        return None
-    return os.read(fd, 1024).decode(errors="replace")
+    return read_keys(fd) if select.select([fd], [], [], 0)[0] else None
+
+
+def forget_pressed(fd: int) -> None:
+    """Forget the keys that wait."""
+    termios.tcflush(fd, termios.TCIFLUSH)
+
+
+def read_keys(fd: int) -> str:
+    """Wait for keys, and return them as `pressed` does."""
+    try:
+        return os.read(fd, 1024).decode(errors="replace")
+    except OSError as error:
+        # The other end of a pseudoterminal was closed: pty(7).
+        if error.errno == errno.EIO:
+            return ""
+        raise
