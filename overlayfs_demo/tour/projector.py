@@ -40,9 +40,11 @@ _TURNS = {
     **dict.fromkeys(("\r", "\n", " ", "\x1b[6~", "\x1b[C"), Turn.ON),
     **dict.fromkeys(("b", "B", "\x7f", "\x1b[5~", "\x1b[D"), Turn.BACK),
     **dict.fromkeys(("n", "N"), Turn.SKIP),
-    # Ctrl-D ends what waits for input, and an empty text means that the terminal has gone.
+    # Ctrl-D ends what waits for input; without a key the terminal has gone.
     **dict.fromkeys(("q", "Q", "\x04", ""), Turn.QUIT),
 }
+# A key that sends several characters, or one that sends one: ECMA-48, control sequences.
+_KEY = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|.", re.DOTALL)
 
 
 class Turned(Exception):
@@ -89,7 +91,7 @@ class Projector:
         time.sleep(_READING)
         forget_pressed(self._fd)
         put_styled([(question, "dim")])
-        while (turn := _TURNS.get(read_keys(self._fd))) is None:
+        while (turn := _turn(read_keys(self._fd))) is None:
             pass
         put(_CLEAR_LINE if self._erases else "\n")
         return turn
@@ -119,6 +121,12 @@ class Projector:
         """Return how many rows the lines take, because a narrow terminal wraps them."""
         columns = shutil.get_terminal_size().columns
         return sum(max(1, math.ceil(len(_text(line).rstrip("\n")) / columns)) for line in lines)
+
+
+def _turn(typed: str) -> Turn | None:
+    """Return what the first key with a meaning means, or None; an empty text is the end of the terminal."""
+    presses = _KEY.findall(typed) or [""]
+    return next((_TURNS[key] for key in presses if key in _TURNS), None)
 
 
 def _lines(pieces: Pieces) -> list[Pieces]:

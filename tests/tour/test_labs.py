@@ -111,7 +111,7 @@ def test_the_directory_one_names_is_kept(temporary: Path) -> None:
         assert lab("whiteout", "rm merged/notes", "--at", where / "new").returncode == 0
         assert sorted(os.listdir(where / "new")) == ["lower", "merged", "upper", "work"]
         assert (where / "new/upper/notes").is_char_device()
-        fails(lab("whiteout", "", "--at", where / "new"), "is not empty", status=2)
+        fails(lab("whiteout", "", "--at", where / "new"), "is not empty")
     finally:
         shutil.rmtree(where)
 
@@ -148,4 +148,4 @@ def test_list_and_wrong_words() -> None:
     rows = [json.loads(line) for line in run("overlayfs-demo", "lab", "--list", "--json").stdout.splitlines()]
     assert [row["Name"] for row in rows] == NAMES
     fails(run("overlayfs-demo", "lab"), "which lab?", status=2)
-    fails(run("overlayfs-demo", "lab", "none"), "lab --list", status=2)
+    fails(run("overlayfs-demo", "lab", "none"), "lab --list")

@@ -22,7 +22,7 @@ from overlayfs_demo.tour.picture import WIDTH, picture
 from overlayfs_demo.tour.scan import Kind, ScanEntry
 from tests.conftest import unmount_all, why_no_mounts, why_no_mounts_of_others
 from tests.contract.conftest import why_unavailable
-from tests.places import BIN, MINUTE, at_terminal, fails, run
+from tests.places import BIN, MINUTE, fails, run
 from tests.test_ordinary_user import USER
 
 NAMES = [one.name for one in ALL]
@@ -197,31 +197,6 @@ def test_ctrl_c_leaves_nothing_behind(temporary: Path) -> None:
         assert process.wait(MINUTE) == 130
 
 
-# --- at a terminal ---------------------------------------------------------------------------------
-
-
-def test_a_learner_is_asked_before_it_is_done(temporary: Path) -> None:
-    shown = at_terminal("\n", "tour", "new-file")
-    assert shown.index("Where will it be?") < shown.index("Enter: go on, q: quit, n: skip") < shown.index("$ ls")
-    assert shown.endswith("status 0")
-
-
-def test_a_learner_has_time_to_look_before_the_next_question(temporary: Path) -> None:
-    shown = at_terminal("\nq\n", "tour", "edit", "delete")
-    assert "[ok]" in shown and "Enter: next, q: quit" in shown and "delete" not in shown
-    assert shown.endswith("status 0")
-
-
-def test_a_learner_may_skip_and_leave(temporary: Path) -> None:
-    shown = at_terminal("n\nq\n", "tour", "edit", "append", "delete")
-    assert "append" in shown and "delete" not in shown and "$ " not in shown
-    assert shown.endswith("status 0")
-
-
-def test_with_yes_nobody_is_asked(temporary: Path) -> None:
-    assert "Enter:" not in at_terminal("", "tour", "--yes", "1")
-
-
 # --- the command line ------------------------------------------------------------------------------
 
 
@@ -234,7 +209,8 @@ def test_list_numbers_what_there_is() -> None:
 
 
 def test_wrong_words_are_one_line() -> None:
-    fails(run("overlayfs-demo", "tour", "none"), "no 'none'", "tour --list", status=2)
+    fails(run("overlayfs-demo", "tour", "none"), "unknown name 'none'", "tour --list")
+    fails(run("overlayfs-demo", "tour", "delte"), "did you mean 'delete'?")
     fails(run("overlayfs-demo", "tour", "--json"), "add --list", status=2)
 
 
