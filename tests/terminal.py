@@ -44,7 +44,7 @@ class Terminal:
             **settings,
         }
         self.process: subprocess.Popen[bytes] = started(
-            words, environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            words, environment, stdin=theirs, stdout=theirs, stderr=theirs, owns_terminal=True
         )
 
     def __enter__(self) -> Self:

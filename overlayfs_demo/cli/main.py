@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"),
     "tour": ("tour",),
     "lab": ("lab",),
+    "lecture": ("lecture",),
     "help": ("completion", "manual"),
 }
 _FAMILY_OF = {verb: family for family, verbs in FAMILIES.items() for verb in verbs}

@@ -189,14 +189,14 @@ def stage(front: str | None = None, at: Path | None = None) -> Iterator[Stage]:
         yield Stage(root, front)
     finally:
         os.umask(before)
-        with _undisturbed():
+        with undisturbed():
             _unmount_below(root)
             shutil.rmtree(root if at is None else root / _BIN, onerror=_open_up)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Delay a second Ctrl-C until the cleanup is complete."""
+def undisturbed() -> Iterator[None]:
+    """Delay the signals that end a program, such as a second Ctrl-C, until a cleanup is complete."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -30,10 +31,15 @@ def lab(*words: str | Path, typed: str = "") -> subprocess.CompletedProcess[str]
     return subprocess.CompletedProcess(process.args, process.returncode, told, complaint)
 
 
-def sockets() -> list[str]:
-    """What labs have left to ask them."""
-    with runtime_directory.mine() as directory:
-        return [name for name in os.listdir(directory) if name.endswith(".lab")]
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runtime directory in which only the labs of this test are."""
+    monkeypatch.setattr(runtime_directory, "_OF_ROOT", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def sockets(runtime: Path) -> list[str]:
+    return [path.name for path in runtime.glob("*.lab")]
 
 
 def asked(word: str, *names: str) -> subprocess.CompletedProcess[str]:
@@ -89,7 +95,7 @@ def test_list_is_still_allowed_inside_a_lab(temporary: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
-def test_lab_at_a_terminal_is_checked_from_another(temporary: Path, shell: str) -> None:
+def test_lab_at_a_terminal_is_checked_from_another(temporary: Path, alone: Path, shell: str) -> None:
     with Terminal("lab", "whiteout", SHELL=shell) as screen:
         screen.shows(r"lab whiteout\$ $")
         done = asked("--check")
@@ -104,7 +110,7 @@ def test_lab_at_a_terminal_is_checked_from_another(temporary: Path, shell: str) 
     fails(asked("--check"), "no lab is running")
 
 
-def test_of_several_labs_one_is_named(temporary: Path) -> None:
+def test_of_several_labs_one_is_named(temporary: Path, alone: Path) -> None:
     with Terminal("lab", "whiteout") as first, Terminal("lab", "copy-up") as second:
         first.shows(r"\$ $")
         second.shows(r"\$ $")
@@ -117,14 +123,12 @@ def test_of_several_labs_one_is_named(temporary: Path) -> None:
             screen.ends(1)
 
 
-def test_killed_lab_is_not_asked(temporary: Path) -> None:
-    with runtime_directory.mine() as directory:
-        import socket
-
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
-            left.bind(f"/proc/self/fd/{directory}/whiteout-1.lab")
+def test_killed_lab_is_not_asked(temporary: Path, alone: Path) -> None:
+    with runtime_directory.mine() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+        left.bind(f"/proc/self/fd/{directory}/whiteout-1.lab")
+    assert sockets(alone) == ["whiteout-1.lab"]
     fails(asked("--check"), "no lab is running")
-    assert sockets() == []
+    assert sockets(alone) == []
 
 
 @pytest.mark.parametrize(
@@ -148,13 +152,13 @@ def test_only_yes_is_taken_for_yes(temporary: Path, answers: str, status: object
             screen.ends(1)
 
 
-def test_closed_terminal_leaves_no_socket(temporary: Path) -> None:
+def test_closed_terminal_leaves_no_socket(temporary: Path, alone: Path) -> None:
     with Terminal("lab", "whiteout") as screen:
         screen.shows(r"\$ $")
-        assert len(sockets()) == 1
+        assert len(sockets(alone)) == 1
         screen.close()
         screen.process.wait(MINUTE)
-    assert sockets() == []
+    assert sockets(alone) == []
 
 
 # --- results ---------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""The verb `lecture`, which splits the terminal into a shell and `watch`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.learning import hang_up_interrupts
+from overlayfs_demo.cli.store_options import add_verb, store_of
+from overlayfs_demo.errors import UsageError
+from overlayfs_demo.tour import lecture
+from overlayfs_demo.tour.nesting import refuse_inside_lab, refuse_inside_lecture
+from overlayfs_demo.tour.split_terminal import check_tmux
+
+
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verbs of this module."""
+    verb = add_verb(
+        verbs,
+        "lecture",
+        "show a shell and the layers that it changes, in one terminal",
+        "lecture\nlecture app:1.0\nlecture -o lowerdir=top:bottom",
+        _lecture,
+    )
+    verb.description = (
+        "Split the terminal: on the left a shell beside a fresh view, on the right 'watch' with the stack of layers.\n"
+        "When the shell exits, or q is pressed in 'watch', both end, and the view and its changes are removed.\n"
+        "Without IMAGE and -o, the view is one of a small stack. This needs tmux, and works inside tmux, too."
+    )
+    subject = verb.add_mutually_exclusive_group()
+    subject.add_argument("image", nargs="?", metavar="IMAGE", help="show a new container of this image")
+    subject.add_argument(
+        "-o", dest="options", action="append", metavar="OPTIONS", help="show a view with these options of 'mount'"
+    )
+
+
+def _lecture(arguments: argparse.Namespace) -> int:
+    refuse_inside_lab("lecture")
+    refuse_inside_lecture("lecture")
+    if not sys.stdin.isatty() or not sys.stdout.isatty():
+        raise UsageError("a lecture needs a terminal", "start it in one, without a pipe")
+    check_tmux()
+    hang_up_interrupts()
+    if arguments.options:
+        lecture.give(lecture.options(arguments.options))
+    elif arguments.image:
+        lecture.give(lecture.image(store_of(arguments), arguments.image))
+    else:
+        lecture.give(lecture.small_stack)
+    return 0
