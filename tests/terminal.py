@@ -14,9 +14,10 @@ import termios
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
+from overlayfs_demo.ui.console import PROGRAM
 from tests.command import started
 from tests.conftest import PATIENCE
 from tests.places import BIN, MINUTE
@@ -25,15 +26,30 @@ _STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]|\x1b\[[0-9;]*m|\x1b[()][A-Z0-9]"
 CLEAR = "\x1b[H\x1b[2J"
 
 
+def as_user(user: int) -> tuple[str, ...]:
+    """The words that run a command as this user, without privilege but one: this project may be where only root goes."""
+    capability = "+dac_read_search"
+    ids = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
+    return ("setpriv", *ids, f"--inh-caps={capability}", f"--ambient-caps={capability}")
+
+
 class Terminal:
     """A process whose controlling terminal this is; it is killed if it does not end in the `with`."""
 
-    def __init__(self, *words: str | Path, rows: int = 24, columns: int = 80, **settings: str) -> None:
+    def __init__(
+        self,
+        *words: str | Path,
+        rows: int = 24,
+        columns: int = 80,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        user: int | None = None,
+    ) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.theirs = theirs
         self.before = termios.tcgetattr(theirs)
         self.written = ""
+        self.process: subprocess.Popen[bytes]
         own = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
         environment: Mapping[str, str] = {
             **own,
@@ -43,8 +59,17 @@ class Terminal:
             "SHELL": "/bin/sh",
             **settings,
         }
-        self.process: subprocess.Popen[bytes] = started(
-            words, environment, stdin=theirs, stdout=theirs, stderr=theirs, owns_terminal=True
+        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        if user is None:
+            self.process = started(words, environment, owns_terminal=True, **streams)
+            return
+        os.fchown(theirs, user, -1)
+        self.process = subprocess.Popen(
+            [*as_user(user), "setsid", "--ctty", BIN / PROGRAM, *words],
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+            **streams,
         )
 
     def __enter__(self) -> Self:

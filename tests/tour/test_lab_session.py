@@ -96,7 +96,7 @@ def test_list_is_still_allowed_inside_a_lab(temporary: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
 def test_lab_at_a_terminal_is_checked_from_another(temporary: Path, alone: Path, shell: str) -> None:
-    with Terminal("lab", "whiteout", SHELL=shell) as screen:
+    with Terminal("lab", "whiteout", settings={"SHELL": shell}) as screen:
         screen.shows(r"lab whiteout\$ $")
         done = asked("--check")
         assert done.returncode == 1 and done.stdout.startswith("Not yet. ")

@@ -23,19 +23,11 @@ from overlayfs_demo.tour.scan import Kind, ScanEntry
 from tests.conftest import unmount_all, why_no_mounts, why_no_mounts_of_others
 from tests.contract.conftest import why_unavailable
 from tests.places import BIN, MINUTE, fails, run
+from tests.terminal import as_user
 from tests.test_ordinary_user import USER
 
 NAMES = [one.name for one in ALL]
 HEADING = re.compile(r"^--- \d+ of \d+: (\S+) -+\n", re.MULTILINE)
-# Without privilege but one: this project may lie where only root may look.
-AS_USER = (
-    "setpriv",
-    f"--reuid={USER}",
-    f"--regid={USER}",
-    "--clear-groups",
-    "--inh-caps=+dac_read_search",
-    "--ambient-caps=+dac_read_search",
-)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +89,7 @@ def test_ordinary_user_is_told_the_same_byte_for_byte(told: str) -> None:
     try:
         os.chown(home, USER, USER)
         done = subprocess.run(
-            [*AS_USER, "overlayfs-demo", "tour"],
+            [*as_user(USER), "overlayfs-demo", "tour"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
