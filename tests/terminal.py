@@ -27,7 +27,7 @@ CLEAR = "\x1b[H\x1b[2J"
 
 
 def as_user(user: int) -> tuple[str, ...]:
-    """The words that run a command as this user, without privilege but one: this project may be where only root goes."""
+    """The words that run a command as this user, without privilege but one: only root may be able to read this."""
     capability = "+dac_read_search"
     ids = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
     return ("setpriv", *ids, f"--inh-caps={capability}", f"--ambient-caps={capability}")
@@ -59,17 +59,17 @@ class Terminal:
             "SHELL": "/bin/sh",
             **settings,
         }
-        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
         if user is None:
-            self.process = started(words, environment, owns_terminal=True, **streams)
+            self.process = started(words, environment, owns_terminal=True, stdin=theirs, stdout=theirs, stderr=theirs)
             return
         os.fchown(theirs, user, -1)
         self.process = subprocess.Popen(
             [*as_user(user), "setsid", "--ctty", BIN / PROGRAM, *words],
             env=environment,
             cwd="/",
-            start_new_session=True,
-            **streams,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
         )
 
     def __enter__(self) -> Self:

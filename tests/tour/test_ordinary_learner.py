@@ -45,8 +45,9 @@ def test_ordinary_user_takes_the_tour(home: Path) -> None:
         screen.shows("Enter: go on")
         screen.press("\r")
         screen.shows("Enter: more|All hold")
-        screen.press("\r")
-        screen.shows("All hold")
+        if "All hold" not in screen.text:
+            screen.press("\r")
+            screen.shows("All hold")
         screen.ends(0)
 
 
