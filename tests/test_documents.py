@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,7 @@ def test_the_first_look_in_the_readme_is_what_the_program_prints(tmp_path: Path)
     """But for numbers of processes, and for what ls(1) says of times and sizes of directories."""
     look = (ROOT / "README.md").read_text().partition("## First look")[2].partition("\n## ")[0]
     typed, told = (block.strip() for block in re.findall(r"```\n(.*?)```", look, re.DOTALL))
-    run(sys.executable, "-m", "overlayfs_demo.images.sample_image", tmp_path / "image.tar")
+    run("overlayfs-demo", "sample", tmp_path / "image.tar")
     built = run("build-layers", "image.tar", "layers", cwd=tmp_path).stdout
     for line in built.splitlines()[:-1]:
         assert line in typed

@@ -19,6 +19,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "views": ("mount", "umount"),
     "watch": ("watch",),
     "explain": ("explain",),
+    "sample": ("sample",),
     "images": ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),
     "analysis": ("analyze", "ghosts"),
     "which": ("which",),

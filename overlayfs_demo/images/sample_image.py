@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo.images.docker_archive import LayerSource, go_json, write_archive
@@ -182,23 +180,3 @@ def write_teaching_image(out: BinaryIO) -> Image:
             "Labels": {"org.opencontainers.image.title": _TITLE},
         },
     )
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `python -m overlayfs_demo.images.sample_image OUT.tar`; return exit status 0, 1, or 2 for wrong usage."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python -m overlayfs_demo.images.sample_image OUT.tar", file=sys.stderr)
-        return 2
-    try:
-        with Path(argv[0]).open("wb") as out:
-            image = write_teaching_image(out)
-            size = out.tell()
-    except OSError as error:
-        print(f"teaching: {argv[0]}: {error.strerror}", file=sys.stderr)
-        return 1
-    print(f"{argv[0]}: {TAG}, {len(image.layers)} layers, {size} bytes")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -40,10 +40,10 @@ class Statement:
 
 
 @dataclass(slots=True)
-class _Hearing:
-    """The result of a lookup, component by component.
+class _PathLookup:
+    """The result of the lookup of a path, component by component.
 
-    `hidden` maps a layer's number to the layer that hides it and the path where. `sources` make up the directory in
+    `hidden` maps a layer's depth to the layer that hides it and the path where. `sources` make up the directory in
     which the path's last component was looked up, and `answers` are about that component; both are empty if that
     directory does not exist.
     """
@@ -54,27 +54,27 @@ class _Hearing:
     positions: Sequence[int] = ()
 
 
-def testify(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], path: bytes) -> list[Statement]:
+def statements_about(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], path: bytes) -> list[Statement]:
     """Return the statements of all `layers` in which names are looked up, topmost first, about an absolute path.
 
     `root` is what the view's root is merged from. A data-only layer is included only if the path leads to its data.
     `path` must not contain `.` or `..`. Raises OSError.
     """
     names = [name for name in path.split(b"/") if name]
-    hearing = _hear(lookup, layers, root, names)
-    heard = {answer.layer.depth: answer for answer in hearing.answers}
-    winners = {hearing.answers[position].layer.depth for position in hearing.positions}
+    looked_up = _look_up(lookup, layers, root, names)
+    answers = {answer.layer.depth: answer for answer in looked_up.answers}
+    winners = {looked_up.answers[position].layer.depth for position in looked_up.positions}
     if not names:
         winners = {source.layer.depth for source in root}
     known = {layer.depth for layer in layers}
-    data = [answer.layer for answer in hearing.answers if answer.layer.depth not in known]
+    data = [answer.layer for answer in looked_up.answers if answer.layer.depth not in known]
     found = []
     for layer in (*layers, *data):
-        answer = heard.get(layer.depth)
+        answer = answers.get(layer.depth)
         deleted_at = _path(names)
         if answer is None:
-            answer, deleted_at = _alone(layer, hearing.sources, names)
-        found.append(_statement(answer, layer.depth in winners, hearing.hidden.get(layer.depth), deleted_at))
+            answer, deleted_at = _alone(layer, looked_up.sources, names)
+        found.append(_statement(answer, layer.depth in winners, looked_up.hidden.get(layer.depth), deleted_at))
     return found
 
 
@@ -82,39 +82,39 @@ def _path(names: Sequence[bytes]) -> bytes:
     return b"/" + b"/".join(names)
 
 
-def _hear(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], names: Sequence[bytes]) -> _Hearing:
-    hearing = _Hearing()
+def _look_up(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], names: Sequence[bytes]) -> _PathLookup:
+    looked_up = _PathLookup()
     if root[-1].marks.opaque:
-        _hide_below(hearing, layers, root[-1].layer, b"/")
+        _hide_below(looked_up, layers, root[-1].layer, b"/")
     sources: Sequence[LayerDir] = root
     for depth, name in enumerate(names):
         verdict, answers = lookup.verdict(sources, name)
-        _note_hidden(hearing, layers, verdict, answers, _path(names[: depth + 1]))
+        _note_hidden(looked_up, layers, verdict, answers, _path(names[: depth + 1]))
         if depth == len(names) - 1:
-            hearing.sources, hearing.answers, hearing.positions = sources, answers, verdict.positions
+            looked_up.sources, looked_up.answers, looked_up.positions = sources, answers, verdict.positions
         parts = [part for position in verdict.positions if (part := answers[position].part)]
         sources = [part.directory for part in parts if part.directory]
         if not sources:
             break
-    return hearing
+    return looked_up
 
 
 def _note_hidden(
-    hearing: _Hearing, layers: Sequence[Layer], verdict: Verdict, answers: Sequence[Answer], path: bytes
+    looked_up: _PathLookup, layers: Sequence[Layer], verdict: Verdict, answers: Sequence[Answer], path: bytes
 ) -> None:
     if verdict.decided_by is None:
         return
     decider = answers[verdict.decided_by]
-    _hide_below(hearing, layers, decider.layer, path)
+    _hide_below(looked_up, layers, decider.layer, path)
     if decider.part is not None and verdict.decided_by not in verdict.positions:
         # A file below merged directories ends the merge, and the lowest of them hides it.
-        hearing.hidden.setdefault(decider.layer.depth, (answers[verdict.positions[-1]].layer, path))
+        looked_up.hidden.setdefault(decider.layer.depth, (answers[verdict.positions[-1]].layer, path))
 
 
-def _hide_below(hearing: _Hearing, layers: Sequence[Layer], decider: Layer, path: bytes) -> None:
+def _hide_below(looked_up: _PathLookup, layers: Sequence[Layer], decider: Layer, path: bytes) -> None:
     for layer in layers:
         if layer.depth > decider.depth:
-            hearing.hidden.setdefault(layer.depth, (decider, path))
+            looked_up.hidden.setdefault(layer.depth, (decider, path))
 
 
 def _alone(layer: Layer, sources: Sequence[LayerDir], names: Sequence[bytes]) -> tuple[Answer, bytes]:

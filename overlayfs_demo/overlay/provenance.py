@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay.layer_statements import Statement, testify
+from overlayfs_demo.overlay.layer_statements import Statement, statements_about
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.tree import Tree
@@ -61,7 +61,7 @@ class Provenance:
 def which(tree: Tree, path: bytes) -> Provenance:
     """Return what each layer has at an absolute path of the view. Raises OSError. Call with the tree's lock held."""
     upper = [tree.upper.layer] if tree.upper else []
-    return Provenance(tuple(testify(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
+    return Provenance(tuple(statements_about(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
 
 
 def are_listed(node: Node, caller: Caller) -> bool:

@@ -27,23 +27,23 @@ _COPY_REASONS = {
 }
 # What a whiteout was created for, by the call that did it.
 _WHITEOUT_NAMES = {"unlink": "{}", "rmdir": "directory {}", "rename": "the old name {}"}
-# The call that an action is named by where that is not its own word. Another one is said beside the action.
+# The call that an action is named after, where it is not the action's own word. Any other call is told beside it.
 _OWN_CALLS = {Action.UTIMENS: "utimensat"}
 
 
 def who(pid: int, name: str = "") -> str:
-    """The process as `name[pid]`; `kernel` for pid 0, which stands for no process. Without `name` it is looked up."""
+    """Return the process as `name[pid]`; `kernel` for pid 0. Without `name`, it is looked up."""
     if pid == 0:
         return "kernel"
-    # A process names itself, so its name is as little to be trusted as a file's. One that has gone, or is in another
-    # PID namespace, has none.
+    # A process chooses its own name, so it is escaped like a file's. One that has exited, or is in another PID
+    # namespace, has none.
     return f"{printable(name or proc.command_name(pid)) or 'process'}[{pid}]"
 
 
 def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
-    """One event as one sentence: who (called `name`, if known) did what, what that meant, from which layer, how much.
+    """Return one event as one sentence: who did what, from which layer, how much, and why.
 
-    Paths longer than `longest` characters are cut.
+    `name` is the process's, if known. Paths longer than `longest` characters are cut.
     """
     path, detail = printable(event.path), printable(_place(event))
     if longest is not None:
@@ -57,14 +57,14 @@ def _aside(event: Event) -> str:
 
 
 def _place(event: Event) -> str:
-    """The detail; for a redirect the absolute path that it leads to, because a bare name is one beside the path."""
+    """Return the detail; for a redirect, the absolute path that it leads to: a bare name is one beside the path."""
     if event.action is not Action.REDIRECT:
         return event.detail
     return os.path.join(os.path.dirname(os.fsdecode(event.path)), event.detail)
 
 
 def _copy(event: Event, path: str, layer: str) -> str:
-    """The copy-up of a file: which, how much, from where and why."""
+    """Return a file's copy-up: which file, how much, from where and why."""
     reason = f" {_COPY_REASONS[event.call]}" if event.call in _COPY_REASONS else _aside(event)
     return f"{path} ({human_size(event.size)}) from {layer}{reason}"
 
@@ -119,21 +119,23 @@ def _changed(event: Event, path: str, detail: str) -> str:
 # --- what a layer says about a path ----------------------------------------------------------------
 
 
-def said(one: Statement, path: bytes) -> str:
-    """What a layer says about `path`."""
-    if one.says is Says.FILE and one.mode is not None:
-        if stat.S_ISLNK(one.mode):
-            return f"a symbolic link to {printable(one.target or b'')}"
-        return f"a file, {human_size(one.size or 0)}" if stat.S_ISREG(one.mode) else "a device, fifo or socket"
-    elsewhere = one.deleted_at not in (b"", path)
-    return f"{one.says.value}: {printable(one.deleted_at)}" if elsewhere else one.says.value
+def said(statement: Statement, path: bytes) -> str:
+    """Return what a layer says about `path`."""
+    if statement.says is Says.FILE and statement.mode is not None:
+        if stat.S_ISLNK(statement.mode):
+            return f"a symbolic link to {printable(statement.target or b'')}"
+        return (
+            f"a file, {human_size(statement.size or 0)}" if stat.S_ISREG(statement.mode) else "a device, fifo or socket"
+        )
+    elsewhere = statement.deleted_at not in (b"", path)
+    return f"{statement.says.value}: {printable(statement.deleted_at)}" if elsewhere else statement.says.value
 
 
-def outcome(one: Statement, path: bytes) -> str:
-    """What becomes of what a layer says about `path`: is it seen, or what hides it? "" if it says nothing."""
-    if one.wins:
+def outcome(statement: Statement, path: bytes) -> str:
+    """Return whether the object that a layer has at `path` is visible, or what hides it; "" if it has none."""
+    if statement.wins:
         return "visible"
-    if not one.hidden_by:
+    if not statement.hidden_by:
         return ""
-    at = "" if one.hidden_at == path else f", at {printable(one.hidden_at)}"
-    return f"hidden by {printable(one.hidden_by)}{at}"
+    at = "" if statement.hidden_at == path else f", at {printable(statement.hidden_at)}"
+    return f"hidden by {printable(statement.hidden_by)}{at}"

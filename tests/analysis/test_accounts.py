@@ -40,7 +40,8 @@ def told(found: Sequence[Hidden]) -> list[tuple[str, int, int, Why, int]]:
 
 
 def test_the_teaching_images_cache_is_shipped_by_layer_3_and_dies_in_layer_4(tmp_path: Path) -> None:
-    sample_image.main([str(tmp_path / "teaching.tar")])
+    with (tmp_path / "teaching.tar").open("wb") as out:
+        sample_image.write_teaching_image(out)
     built = build_layers(tmp_path / "teaching.tar", tmp_path / "out")
     found = analyse([one.directory for one in built], [one.instruction for one in built])
     _, _, third, fourth = found.layers
@@ -56,7 +57,8 @@ def test_the_teaching_images_cache_is_shipped_by_layer_3_and_dies_in_layer_4(tmp
 
 
 def test_dive_sees_none_of_what_the_teaching_image_wastes(tmp_path: Path) -> None:
-    sample_image.main([str(tmp_path / "teaching.tar")])
+    with (tmp_path / "teaching.tar").open("wb") as out:
+        sample_image.write_teaching_image(out)
     built = build_layers(tmp_path / "teaching.tar", tmp_path / "out")
     found = analyse([one.directory for one in built], [""] * len(built), duplicates=False)
     assert found.wasted / found.shipped > 0.99

@@ -35,9 +35,11 @@ _TIMEOUT = 2.0
 class Notices:
     """A thread that tells the kernel of changes behind the view, until `close`."""
 
-    def __init__(self, device: int, behind: ExternalChanges, nodes: NodeTable, directories: Directories) -> None:
+    def __init__(
+        self, device: int, external_changes: ExternalChanges, nodes: NodeTable, directories: Directories
+    ) -> None:
         self._device = device
-        self._behind = behind
+        self._external_changes = external_changes
         self._nodes = nodes
         self._directories = directories
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -65,7 +67,7 @@ class Notices:
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._behind.fd, select.POLLIN)
+        poll.register(self._external_changes.fd, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         sent = Changes()
         while True:
@@ -74,7 +76,7 @@ class Notices:
                 return
             try:
                 self._send_distrust()
-                changes = self._behind.read()
+                changes = self._external_changes.read()
                 # Again what was sent in the last round, see _AGAIN.
                 self._send(sent)
                 self._send(changes)
