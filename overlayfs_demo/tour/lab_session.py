@@ -26,7 +26,7 @@ class Session:
     def check(self, *, working: bool) -> str:
         """Return what is wrong on the disk, "" if nothing is; `working`: the learner's shell is still open.
 
-        Raises OSError if a file changes while it is read.
+        Raises OSError or OverlayError if a file changes while it is read.
         """
         with self._lock:
             mistake = judge(self.lab, self.stage, restore=not working)

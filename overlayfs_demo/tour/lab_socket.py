@@ -11,14 +11,13 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts import runtime_directory
-from overlayfs_demo.mounts.control import unix_socket
 from overlayfs_demo.tour.lab_session import Session
 from overlayfs_demo.tour.nesting import LAB
 from overlayfs_demo.ui.console import PROGRAM
@@ -53,26 +52,27 @@ class Answer:
 def answering(session: Session) -> Iterator[str]:
     """Answer questions about a lab while inside; the value is the socket's name. Raises MountError, OSError."""
     name = f"{session.lab.name}-{os.getpid()}{_SUFFIX}"
-    path = runtime_directory.of_this_user() / name
-    with runtime_directory.mine():
-        pass  # It exists now.
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # bind(2) gives the file this mode, so nobody else can connect.
-    os.fchmod(listening.fileno(), 0o600)
-    with unix_socket.address(path, os.geteuid()) as address:
-        Path(address).unlink(missing_ok=True)
-        listening.bind(address)
-    listening.listen()
-    thread = threading.Thread(target=_serve, args=(listening, session), name="lab", daemon=True)
-    thread.start()
-    try:
-        yield name
-    finally:
-        # This wakes the thread in accept(2); close(2) would not.
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        listening.close()
+    with runtime_directory.mine() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        path = _path(directory, name)
         path.unlink(missing_ok=True)
+        # bind(2) gives the file this mode, so nobody else can connect.
+        os.fchmod(listening.fileno(), 0o600)
+        listening.bind(str(path))
+        listening.listen()
+        thread = threading.Thread(target=_serve, args=(listening, session), name="lab", daemon=True)
+        thread.start()
+        try:
+            yield name
+        finally:
+            path.unlink(missing_ok=True)
+            # This wakes the thread in accept(2); close(2) would not.
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def _path(directory: int, name: str) -> Path:
+    """Return a short path, because unix(7) allows 107 bytes for the path of a socket."""
+    return Path(f"/proc/self/fd/{directory}/{name}")
 
 
 def _serve(listening: socket.socket, session: Session) -> None:
@@ -94,8 +94,9 @@ def _answer(question: Question, session: Session) -> Answer:
         return Answer(f"Hint {number} of {count}.", "bold cyan", text, 0)
     try:
         mistake = session.check(working=True)
-    except OSError as error:
-        return Answer("Not checked.", "bold yellow", f"{error.strerror}. Did a file change meanwhile? Check again.", 1)
+    except (OSError, OverlayError) as error:
+        # The learner may have changed a file while it was read.
+        return Answer("Not checked.", "bold yellow", f"{error}. Check again.", 1)
     if mistake:
         return Answer("Not yet.", "bold yellow", mistake, 1)
     return Answer("Solved.", "bold green", f"{session.lab.solved} Leave the shell with Ctrl-D.", 0)
@@ -120,18 +121,21 @@ def ask(question: Question, lab: str | None = None) -> Answer:
 
 @contextlib.contextmanager
 def _connected(lab: str | None) -> Iterator[socket.socket]:
+    with runtime_directory.mine() as directory, contextlib.ExitStack() as held:
+        names = _candidates(os.listdir(directory), lab)
+        running = {name: held.enter_context(found) for name in names if (found := _connect(directory, name))}
+        if len(running) != 1:
+            raise _not_one([_lab_of(name) for name in running], lab)
+        yield next(iter(running.values()))
+
+
+def _candidates(names: Iterable[str], lab: str | None) -> list[str]:
+    """Return the sockets among these names that the question may be for: the lab's own shell needs no name."""
+    names = sorted(name for name in names if name.endswith(_SUFFIX))
+    if lab is not None:
+        return [name for name in names if _lab_of(name) == lab]
     own = os.environ.get(LAB)
-    running = {}
-    with contextlib.ExitStack() as held, runtime_directory.mine() as directory:
-        for name in sorted(os.listdir(directory)):
-            if name.endswith(_SUFFIX) and (connection := _connect(directory, name)) is not None:
-                running[name] = held.enter_context(connection)
-        names = [own] if own in running else list(running)
-        if lab is not None:
-            names = [name for name in running if _lab_of(name) == lab]
-        if len(names) != 1:
-            raise _not_one([_lab_of(name) for name in names], lab)
-        yield running[names[0]]
+    return [own] if own in names else names
 
 
 def _lab_of(socket_name: str) -> str:
@@ -140,14 +144,16 @@ def _lab_of(socket_name: str) -> str:
 
 def _connect(directory: int, name: str) -> socket.socket | None:
     """Connect to the lab with this socket; remove what a killed lab left, and return None for it."""
+    path = _path(directory, name)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.connect(f"/proc/self/fd/{directory}/{name}")
-    except (ConnectionRefusedError, FileNotFoundError) as error:
+        connection.connect(str(path))
+    except FileNotFoundError:
         connection.close()
-        if isinstance(error, ConnectionRefusedError):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory)
+        return None
+    except ConnectionRefusedError:
+        connection.close()
+        path.unlink(missing_ok=True)
         return None
     return connection
 
