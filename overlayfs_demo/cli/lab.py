@@ -33,9 +33,11 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         f"{PROGRAM} lab whiteout\n{PROGRAM} lab --hint\necho 'rm merged/motd' | {PROGRAM} lab whiteout\n"
         f"{PROGRAM} lab --summary results.jsonl",
         _lab,
-        "Solve a task in a shell. When it ends, the layers on the disk are checked, and mistakes are explained.\n"
-        "Without a terminal, the shell reads its commands from stdin.\n\n"
-        "While a lab is running, '--hint' and '--check' work in its shell and in other terminals.",
+        "Solve a task in a shell. When it ends, the layers on the disk are checked, and\n"
+        "mistakes are explained. Without a terminal, the shell reads its commands from\n"
+        "stdin.\n\n"
+        "While a lab is running, --hint and --check work in its shell and in the user's\n"
+        "other terminals.",
     )
     verb.add_argument("name", nargs="?", metavar="NAME", help="the lab to do")
     instead = verb.add_mutually_exclusive_group()

@@ -28,10 +28,11 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "walk through the classic overlay experiments",
         f"{PROGRAM} tour\n{PROGRAM} tour delete re-create\n{PROGRAM} tour --yes > slides.txt",
         _tour,
-        "Walk through the classic overlay experiments: each asks what will happen, does it on a real mount,\n"
-        "shows lower, upper and merged, and checks each statement on the disk.\n\n"
-        "On a terminal, single keys turn the pages: Enter, Space or Page Down go on, b or Page Up goes back,\n"
-        "n skips the experiment, and q quits.",
+        "Walk through the classic overlay experiments: each asks what will happen, does\n"
+        "it on a real mount, shows lower, upper and merged, and checks each statement on\n"
+        "the disk.\n\n"
+        "On a terminal, single keys turn the pages: Enter, Space or Page Down go on, b or\n"
+        "Page Up goes back, n skips the experiment, and q quits.",
     )
     verb.add_argument("names", nargs="*", metavar="NAME", help="run only these experiments, by name or number")
     verb.add_argument("--yes", "-y", action="store_true", help="do not wait for keys")

@@ -79,24 +79,27 @@ def work(lab: Lab, stage: Stage, shell: Shell, environment: Mapping[str, str]) -
 def judge(lab: Lab, stage: Stage, *, restore: bool) -> str:
     """Return what is wrong on the disk, in a text for the learner; "" if the task is done.
 
-    With `restore`, what must not change is put back, so that the learner can try again. Nothing may then be mounted.
+    With `restore`, a directory that was removed, or a lower that was changed, is put back, so that the learner can try
+    again. Nothing may then be mounted.
     """
+    gone = [name for name in PLACES if lab.layers and not stage.path(name).is_dir()]
+    removed = f"The directory {gone[0]} was removed" if gone else ""
+    rule = "You may remove only what is in it."
+    if gone and not restore:
+        return f"{removed}; it will be back, but empty, when you leave the shell. {rule}"
+    for name in gone:
+        stage.path(name).mkdir()
+    wrong = _wrong(lab, stage, restore)
+    return f"{removed}; it is back, but empty. {rule}" if wrong and gone else wrong
+
+
+def _wrong(lab: Lab, stage: Stage, restore: bool) -> str:
+    """Return what is wrong, as `judge` does, when all directories exist."""
     return (
-        _removed(lab, stage, restore)
-        or _written_below(lab, stage, restore)
+        _written_below(lab, stage, restore)
         or next((found for mistake in lab.mistakes if (found := mistake(stage))), "")
         or _missing(lab, stage)
     )
-
-
-def _removed(lab: Lab, stage: Stage, restore: bool) -> str:
-    gone = [name for name in PLACES if lab.layers and not stage.path(name).is_dir()]
-    if not gone:
-        return ""
-    for name in gone if restore else ():
-        stage.path(name).mkdir()
-    back = "it is back, but empty" if restore else "it will be back, but empty, when you leave the shell"
-    return f"The directory {gone[0]} was removed; {back}. You may remove only what is in it."
 
 
 def _written_below(lab: Lab, stage: Stage, restore: bool) -> str:
