@@ -24,11 +24,11 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         _lecture,
     )
     verb.description = (
-        "Split the terminal: on the left a shell beside a fresh view, on the right 'watch'\n"
-        "with the stack of layers. F2 or the mouse goes to the other side. When the shell\n"
-        "exits, or q is pressed in 'watch', both end, and the view is removed with its\n"
-        "changes. Without IMAGE and -o, the view is one of a small stack. This needs tmux,\n"
-        "and works inside tmux, too."
+        "Split the terminal: on the left a shell beside a fresh view, on the right watch\n"
+        "with the stack of layers. F2 or the mouse goes to the other side. If the shell\n"
+        "exits, or q is pressed in watch, both end, and the view is removed with its\n"
+        "changes. Without IMAGE and -o, the view is one of a small stack.\n\n"
+        "This needs tmux, and also works inside tmux."
     )
     subject = verb.add_mutually_exclusive_group()
     subject.add_argument("image", nargs="?", metavar="IMAGE", help="show a new container of this image")

@@ -98,19 +98,20 @@ def image(store: Store, name: str) -> View:
 
     @contextmanager
     def view(made: Stage) -> Iterator[None]:
-        containers, found = Containers(store), store.find(name)
+        containers, found, merged = Containers(store), store.find(name), made.path("merged")
         taken = {container.name for container in containers.all()}
-        made.path("merged").mkdir()
-        container = containers.create(
-            found, _NAME if _NAME not in taken else f"{_NAME}-{os.getpid()}", made.path("merged")
-        )
-        made.path("upper").symlink_to(container.upper)
+        merged.mkdir()
         try:
+            container = containers.create(found, f"{_NAME}-{os.getpid()}" if _NAME in taken else _NAME, merged)
+            made.path("upper").symlink_to(container.upper)
             yield
         finally:
             with undisturbed():
                 # Also if a process of the lecture still uses it.
                 made.unmount()
-                containers.remove(container)
+                for container in containers.all():
+                    # An interruption may come before `create` returns, and nobody else has a container here.
+                    if container.mountpoint == merged:
+                        containers.remove(container)
 
     return view

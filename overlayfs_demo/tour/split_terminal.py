@@ -6,6 +6,7 @@ are not touched, also if this runs inside it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -16,6 +17,7 @@ import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.tour.stage import undisturbed
@@ -77,9 +79,7 @@ def show(left: Side, right: Side, room: Path, start_in: Path, hint: str) -> None
         with undisturbed():
             tmux.end()
             _end(client)
-            if client.returncode:
-                put(_RESTORE)
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+            _restore(before, screen=client.returncode != 0)
     if complaint:
         raise OverlayError(f"tmux: {printable(complaint)}", "see tmux(1)")
 
@@ -94,7 +94,7 @@ class _Tmux:
     def end(self) -> None:
         """End the server, if it is running, and everything in it."""
         server = self._server()
-        subprocess.run([*self.words, "kill-server"], env=self.environment, capture_output=True, check=False)
+        self._ask("kill-server")
         if server is not None:
             try:
                 if not select.select([server], [], [], _TIMEOUT)[0]:
@@ -104,17 +104,28 @@ class _Tmux:
 
     def _server(self) -> int | None:
         """Return a pidfd of the server; None if it does not answer."""
-        asked = subprocess.run(
-            [*self.words, "display-message", "-p", "#{pid}"],
-            env=self.environment,
-            capture_output=True,
-            check=False,
-            text=True,
-        )
         try:
-            return os.pidfd_open(int(asked.stdout))
+            return os.pidfd_open(int(self._ask("display-message", "-p", "#{pid}")))
         except (ValueError, ProcessLookupError):
             return None
+
+    def _ask(self, *words: str) -> str:
+        """Return what a command of tmux prints; "" if there is no server, or it does not answer in time."""
+        command = [*self.words, *words]
+        try:
+            done = subprocess.run(command, env=self.environment, capture_output=True, check=False, timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return ""
+        return done.stdout.decode(errors="replace")
+
+
+def _restore(settings: list[Any], *, screen: bool) -> None:
+    """Restore the terminal's settings, and its screen if tmux did not."""
+    # A terminal that was closed has neither.
+    with contextlib.suppress(OSError, termios.error):
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
+        if screen:
+            put(_RESTORE)
 
 
 def _end(client: subprocess.Popen[bytes]) -> None:

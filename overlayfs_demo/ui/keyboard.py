@@ -8,7 +8,7 @@ import select
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _LOCAL, _CONTROL = 3, 6  # The places of c_lflag and c_cc, see termios(3), in the list of termios.tcgetattr.
 
@@ -34,7 +34,9 @@ def keys() -> Iterator[int | None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, changed)
         yield fd
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        # A terminal that was closed has no settings.
+        with suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def pressed(fd: int) -> str | None:
