@@ -139,7 +139,7 @@ def test_a_directory_of_something_else_is_not_made_the_environment(tmp_path: Pat
     letter.write_text("dear diary")
     done = run(ROOT / "scripts" / "provision", "--python-only", OVERLAYFS_DEMO_VENV=tmp_path)
     assert done.returncode == 1
-    assert f"{tmp_path} is full of something else" in done.stdout
+    assert f"{tmp_path} contains something else" in done.stdout
     assert letter.read_text() == "dear diary"
 
 
@@ -147,7 +147,7 @@ def test_a_python_that_is_too_old_is_refused_with_the_version_needed(tmp_path: P
     old = write_script(tmp_path / "python3.10", "exit 1")
     done = run(ROOT / "scripts" / "provision", "--python-only", OVERLAYFS_DEMO_VENV=tmp_path / "venv", PYTHON=old)
     assert done.returncode == 1
-    assert "no Python here is 3.11 or newer" in done.stdout
+    assert "no Python here is version 3.11 or newer" in done.stdout
 
 
 def test_another_distribution_is_told_what_to_install(project: Project, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_another_distribution_is_told_what_to_install(project: Project, tmp_path
     assert shell
     done = run(shell, project.root / "scripts" / "provision", OVERLAYFS_DEMO_VENV=project.venv, PATH=tmp_path / "bin")
     assert done.returncode == 1
-    assert "install by hand what they call fuse3" in done.stdout
+    assert "install their packages by hand: fuse3" in done.stdout
 
 
 # --- the message of the day ---------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_what_the_message_of_the_day_tells_to_type_exists(words: list[str]) -> N
 def test_a_message_of_the_day_that_would_name_nothing_installed_is_refused(project: Project) -> None:
     done = run(project.root / "scripts" / "provision", "--python-only", "--motd", OVERLAYFS_DEMO_VENV=project.venv)
     assert done.returncode == 1
-    assert "--motd goes with --system" in done.stdout
+    assert "--motd needs --system" in done.stdout
     assert project.calls.read_text() == ""
 
 
@@ -275,7 +275,7 @@ def test_a_claim_that_does_not_hold_fails_the_demonstration(tmp_path: Path) -> N
     )
     done = run(ROOT / "scripts" / "demo", TMPDIR=tmp, OVERLAYFS_DEMO_VENV=venv)
     assert done.returncode == 1
-    assert "[FAIL] The upper holds just the differences" in done.stdout
+    assert "[FAIL] The upper contains only the differences" in done.stdout
     assert "+stray" in done.stdout
 
 

@@ -15,6 +15,9 @@ from overlayfs_demo.linux.failure import failure
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
+# mallopt(3)
+_M_ARENA_MAX = -8
+
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 
@@ -30,3 +33,11 @@ def check(result: int, *names: bytes) -> int:
 def has_library(name: str) -> bool:
     """Return whether the dynamic linker can load `libNAME.so`, in any installed version: ldconfig(8)."""
     return ctypes.util.find_library(name) is not None
+
+
+def share_one_heap() -> None:
+    """Let all threads allocate from one heap: mallopt(3), M_ARENA_MAX. Call it before there are other threads.
+
+    Otherwise each new thread reserves 64 MiB of address space for its own, which a limit (RLIMIT_AS) may not allow.
+    """
+    libc.mallopt(_M_ARENA_MAX, 1)

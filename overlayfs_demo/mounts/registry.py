@@ -97,7 +97,7 @@ def _read(directory: int, name: str) -> _Noted | None:
             record = MountRecord(**json.load(file))
         except (ValueError, TypeError):
             raise MountError(
-                f"the record {runtime_directory.of_this_user() / name} of a mount is damaged",
+                f"the record {runtime_directory.of_this_user() / name} of a mount is damaged, or of another version",
                 "unmount its view with umount(8), then remove that file",
             ) from None
         try:

@@ -262,7 +262,7 @@ def test_everything_that_can_be_used_has_a_name(browser: Browser, mounted: Place
         found += browser.names()
     assert {"button", "tree", "treeitem", "log", "searchbox"} <= {role for role, _ in found}
     assert not [one for one in found if not one[1]]
-    assert ("treeitem", "motd, file, 6B, not seen, hidden by the upper") in found
+    assert ("treeitem", "motd, file, 6B, not visible, hidden by the upper") in found
 
 
 def test_light_and_dark_are_the_users_and_can_be_changed(browser: Browser, written: str) -> None:

@@ -49,7 +49,7 @@ import fuse
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, now_ns
 from overlayfs_demo.fronts.fusepy.mount_options import ENCODING, default_signals, mount_options
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import libc, syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -75,6 +75,9 @@ class FusepyFront:
         if os.geteuid() != 0 and shutil.which("fusermount") is None:
             raise MountError("fusermount is not installed", "install the package fuse3, or mount as root")
         callbacks = Callbacks(view, ready)
+        # libfuse starts threads as requests come. A callback that cannot even begin for lack of memory answers 0, which
+        # for a read means the end of the file.
+        libc.share_one_heap()
         try:
             with default_signals():
                 # This call mounts, answers requests on several threads, and returns when the view is unmounted.

@@ -12,6 +12,7 @@ from overlayfs_demo.fronts.kernel import session, wire
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.overlay import copyup_file
 from overlayfs_demo.overlay.copy_data import copy_data
+from overlayfs_demo.overlay.file_ops import FileOps
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
 from tests.fronts.kernel.fake_kernel import FakeKernel, serving
@@ -155,13 +156,13 @@ def test_slow_disk_leaves_threads_to_others(
     node = kernel.lookup("f1")
     handle = kernel.open(node, os.O_RDWR)
     verb, ask = VERBS[kind]
-    carry_out = getattr(view.overlay, verb)
+    carry_out = getattr(FileOps, verb)
 
     def wait_and_carry_out(*words: object) -> object:
         gate.wait()
         return carry_out(*words)
 
-    monkeypatch.setattr(view.overlay, verb, wait_and_carry_out)
+    monkeypatch.setattr(FileOps, verb, wait_and_carry_out)
     waiting = [ask(kernel, node, handle) for _ in range(MANY)]
     wait_until(lambda: gate.reached == session._LONG, "the requests that have a place")
     others_are_served(kernel, waiting)
