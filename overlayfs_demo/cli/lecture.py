@@ -9,6 +9,7 @@ from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.learning import hang_up_interrupts
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import UsageError
+from overlayfs_demo.store.root import default_root
 from overlayfs_demo.tour import lecture
 from overlayfs_demo.tour.nesting import refuse_inside_lab, refuse_inside_lecture
 from overlayfs_demo.tour.split_terminal import check_tmux
@@ -44,10 +45,13 @@ def _lecture(arguments: argparse.Namespace) -> int:
         raise UsageError("a lecture needs a terminal", "start it in one, without a pipe")
     check_tmux()
     hang_up_interrupts()
-    if arguments.options:
-        lecture.give(lecture.options(arguments.options))
-    elif arguments.image:
-        lecture.give(lecture.image(store_of(arguments), arguments.image))
-    else:
-        lecture.give(lecture.small_stack)
+    lecture.give(_view(arguments), arguments.store or default_root())
     return 0
+
+
+def _view(arguments: argparse.Namespace) -> lecture.View:
+    if arguments.options:
+        return lecture.options(arguments.options)
+    if arguments.image:
+        return lecture.image(store_of(arguments), arguments.image)
+    return lecture.small_stack

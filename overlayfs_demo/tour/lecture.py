@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import parse
@@ -46,13 +47,16 @@ _KEEPS_ERROR = '"$@" || { printf "\\nPress Enter to end the lecture. "; read -r 
 View = Callable[[Stage], AbstractContextManager[None]]
 
 
-def give(view: View) -> None:
-    """Show a shell and `watch` side by side until one of them ends; nothing is left behind. Raises OverlayError."""
+def give(view: View, store: Path) -> None:
+    """Show a shell and `watch` side by side until one of them ends; nothing is left behind. Raises OverlayError.
+
+    Commands in the shell use the store in the directory `store`, which may not exist yet.
+    """
     with stage() as made, view(made):
         shell = prompting(_NAME, made.programs)
         welcome = made.programs / "welcome"
         welcome.write_text(_WELCOME)
-        environment = {"PATH": made.environment()["PATH"], LECTURE: str(made.root)}
+        environment = {**made.environment(), "OVERLAYFS_DEMO_STORE": str(store.absolute()), LECTURE: str(made.root)}
         left = ("sh", "-c", 'cat "$0"; exec "$@"', str(welcome), *shell.words)
         right = ("sh", "-c", _KEEPS_ERROR, "sh", str(made.programs / PROGRAM), "watch", str(made.path("merged")))
         show(

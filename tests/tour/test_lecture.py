@@ -111,6 +111,8 @@ def test_lecture_on_an_image_leaves_no_container(place: Path, tmp_path: Path) ->
         assert [found.name for found in Containers(Store(store)).all()] == ["lecture"]
         screen.press("echo hello > merged/new; cat up''per/new\r")
         screen.shows("hello")
+        screen.press("overlayfs-demo diff lecture\r")
+        screen.shows("A /new")
         screen.press("exit\r")
         screen.ends(0)
     assert Containers(Store(store)).all() == []
