@@ -18,9 +18,11 @@ import pytest
 import overlayfs_demo
 from overlayfs_demo.cli import documents, main
 from overlayfs_demo.tour import experiments
+from overlayfs_demo.tour.labs import LABS
 from tests.cli.test_terminal import on_terminal
 from tests.conftest import wait_until, why_no_mounts
-from tests.places import BIN, MINUTE, ROOT, run
+from tests.places import BIN, MINUTE, ROOT, fails, run
+from tests.tour.test_labs import SOLUTIONS
 
 DOCS = ROOT / "overlayfs_demo/docs"
 SHARE = DOCS / "share"
@@ -66,10 +68,8 @@ def test_a_terminal_gets_it_formatted() -> None:
     assert "bubblewrap" in plain
 
 
-def test_a_topic_that_is_not_there_is_wrong_usage_and_the_topics_are_named() -> None:
-    done = run("overlayfs-demo", "manual", "nonsense")
-    assert done.returncode == 2
-    assert all(topic in done.stderr for topic in documents.topics())
+def test_a_topic_that_is_not_there_is_named_with_the_topics() -> None:
+    fails(run("overlayfs-demo", "manual", "nonsense"), "no document 'nonsense'", *documents.topics())
 
 
 def test_the_manual_page_stays_what_is_shown_without_a_topic() -> None:
@@ -116,6 +116,32 @@ def test_the_readme_is_short_and_counts_the_experiments() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) < 250
     assert f"{len(experiments.ALL)} classic experiments" in text
+
+
+def test_the_lecturers_table_has_every_experiment_and_lab() -> None:
+    table = (DOCS / "teaching.md").read_text().partition("## Aims")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1:-1] for row in table.splitlines() if row.startswith("| ")][1:]
+    told, tasks = (re.findall(r"`([a-z-]+)`", " ".join(row[column] for row in rows)) for column in (1, 3))
+    assert sorted(told) == sorted(experiment.name for experiment in experiments.ALL)
+    assert sorted(tasks) == sorted(lab.name for lab in LABS)
+    assert all(bool(row[column].strip()) == row[column + 1].strip().isdigit() for row in rows for column in (1, 3))
+
+
+@pytest.mark.parametrize("minutes", [45, 90])
+def test_a_plan_takes_the_time_in_its_heading_and_names_what_exists(minutes: int) -> None:
+    plan = (DOCS / "teaching.md").read_text().partition(f"## A plan of {minutes} minutes")[2].partition("\n## ")[0]
+    assert sum(map(int, re.findall(r"^\| (\d+) \|", plan, re.MULTILINE))) == minutes
+    tasks = re.findall(r"lab `([a-z-]+)`", plan)
+    told = re.findall(r"(?<!lab )`([a-z-]+)`", plan.replace("labs `hard-link` and `rename`", ""))
+    assert tasks and set(tasks) <= {lab.name for lab in LABS}
+    assert told and set(told) <= {experiment.name for experiment in experiments.ALL}
+
+
+def test_the_lecturers_solutions_are_those_that_are_tested() -> None:
+    text = (DOCS / "teaching.md").read_text().partition("## Solutions")[2].partition("\n## ")[0]
+    found = re.findall(r"^- `([a-z-]+)`.*\n\n {6}(.*)$", text, re.MULTILINE)
+    assert [name for name, _ in found] == [lab.name for lab in LABS]
+    assert [solution for solution in found if solution not in SOLUTIONS] == []
 
 
 def test_the_readme_links_every_document() -> None:

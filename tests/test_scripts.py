@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import ctypes.util
+import io
 import os
+import pty
+import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from tests.places import ROOT
+import overlayfs_demo
+from tests.conftest import unmount_all, why_no_mounts_of_others
+from tests.places import MINUTE, ROOT
 
 SCRIPTS = [*sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci" / "run"]
 SHELLS = [script for script in SCRIPTS if script.read_text().startswith(("#!/bin/sh", "#!/bin/bash"))]
@@ -21,6 +32,14 @@ SHELLS = [script for script in SCRIPTS if script.read_text().startswith(("#!/bin
 can_mount = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="mounting needs root and /dev/fuse"
 )
+
+
+@pytest.fixture(autouse=True)
+def commands(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory into which provision puts links to the commands, instead of one of this machine."""
+    directory = tmp_path_factory.mktemp("commands") / "bin"
+    monkeypatch.setenv("OVERLAYFS_DEMO_BIN", str(directory))
+    return directory
 
 
 def run(*command: str | Path, **environment: str | Path) -> subprocess.CompletedProcess[str]:
@@ -99,13 +118,24 @@ class Project:
         shutil.copy(ROOT / "pyproject.toml", self.root)
         shutil.copy(ROOT / "scripts" / "provision", self.root / "scripts")
         write_script(self.venv / "bin" / "overlayfs-demo", 'echo "$*"')
+        write_script(self.venv / "bin" / "build-layers", 'echo "$*"')
         write_script(self.venv / "bin" / "python", f'case $2 in pip) echo "$*" >>{self.calls} ;; esac')
+
+    @property
+    def script(self) -> Path:
+        return self.root / "scripts" / "provision"
+
+    def said(self, *options: str, **environment: str | Path) -> str:
+        """Run it; the result is all that it printed."""
+        environment = {"OVERLAYFS_DEMO_VENV": self.venv, **environment}
+        done = run(self.script, "--python-only", *options, **environment)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
 
     def provision(self, *options: str) -> list[str]:
         """Run it; the result is how pip was called."""
         self.calls.write_text("")
-        done = run(self.root / "scripts" / "provision", "--python-only", *options, OVERLAYFS_DEMO_VENV=self.venv)
-        assert done.returncode == 0, done.stdout
+        self.said(*options)
         return self.calls.read_text().splitlines()
 
 
@@ -161,6 +191,92 @@ def test_another_distribution_is_told_what_to_install(project: Project, tmp_path
     done = run(shell, project.root / "scripts" / "provision", OVERLAYFS_DEMO_VENV=project.venv, PATH=tmp_path / "bin")
     assert done.returncode == 1
     assert "install their packages by hand: fuse3" in done.stdout
+
+
+def user_without_sudo(place: Path, *tools: str) -> Path:
+    """Make a directory of programs, to be all of PATH: these, and an id(1) that tells of an ordinary user."""
+    write_script(place / "id", "echo 1000")
+    for tool in tools:
+        found = shutil.which(tool)
+        assert found, tool
+        (place / tool).symlink_to(found)
+    return place
+
+
+def test_an_ordinary_user_without_sudo_is_told_what_root_must_type(project: Project, tmp_path: Path) -> None:
+    tools = user_without_sudo(tmp_path / "tools", "sh", "cat", "dirname", "grep", "sed")
+    write_script(tools / "apt-get", "exit 1")
+    done = run(project.script, OVERLAYFS_DEMO_VENV=project.venv, PATH=tools)
+    assert done.returncode == 1
+    assert re.search("As root, run 'apt-get install fuse3 [a-z0-9 ]+', then run this again\n$", done.stdout)
+    assert done.stdout.count("\n") == 1, done.stdout
+
+
+# --- the commands on PATH -----------------------------------------------------------------------------
+
+
+def next_step(said: str) -> list[str]:
+    """The lines to type that provision, or the demonstration, ends with."""
+    lines = said.partition("\nNext:\n")[2].splitlines()
+    assert all(line.startswith("  ") for line in lines)
+    return [line.strip() for line in lines]
+
+
+def typed(lines: list[str]) -> str:
+    return run("sh", "-c", "\n".join(lines)).stdout
+
+
+def test_provision_links_the_commands_and_says_what_to_type(project: Project, commands: Path) -> None:
+    step = next_step(project.said())
+    assert step == [f'export PATH="{commands}:$PATH"', "overlayfs-demo tour"]
+    assert typed(step) == "tour\n"
+    assert typed([step[0], "build-layers here"]) == "here\n"
+    assert {path.readlink() for path in commands.iterdir()} == {
+        project.venv / "bin" / "overlayfs-demo",
+        project.venv / "bin" / "build-layers",
+    }
+
+
+def test_what_is_on_path_needs_no_line_for_it(project: Project, commands: Path) -> None:
+    said = project.said(PATH=f"{commands}:{os.environ['PATH']}")
+    assert next_step(said) == ["overlayfs-demo tour"]
+
+
+def test_the_default_for_an_ordinary_user_is_in_the_home_directory(project: Project, tmp_path: Path) -> None:
+    user = user_without_sudo(tmp_path / "tools")
+    said = project.said(OVERLAYFS_DEMO_BIN="", HOME=tmp_path, PATH=f"{user}:{os.environ['PATH']}")
+    assert next_step(said)[0] == f'export PATH="{tmp_path}/.local/bin:$PATH"'
+    assert (tmp_path / ".local/bin/overlayfs-demo").readlink() == project.venv / "bin/overlayfs-demo"
+
+
+def test_a_command_of_another_installation_stays(project: Project, commands: Path, tmp_path: Path) -> None:
+    other = write_script(tmp_path / "other" / "overlayfs-demo", "echo other")
+    commands.mkdir()
+    (commands / "overlayfs-demo").symlink_to(other)
+    said = project.said(PATH=f"{commands}:{os.environ['PATH']}")
+    assert f"{commands}/overlayfs-demo belongs to another installation ({other}) and stays" in said
+    assert (commands / "overlayfs-demo").readlink() == other
+    assert next_step(said) == [f'export PATH="{project.venv}/bin:$PATH"', "overlayfs-demo tour"]
+    assert typed(next_step(said)) == "tour\n"
+
+
+def test_a_link_of_a_copy_that_is_gone_is_replaced(project: Project, commands: Path, tmp_path: Path) -> None:
+    commands.mkdir()
+    (commands / "overlayfs-demo").symlink_to(tmp_path / "gone")
+    project.said()
+    assert (commands / "overlayfs-demo").readlink() == project.venv / "bin/overlayfs-demo"
+
+
+def test_a_directory_that_cannot_be_written_is_done_without(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    step = next_step(project.said(OVERLAYFS_DEMO_BIN=tmp_path / "file"))
+    assert step[0] == f'export PATH="{project.venv}/bin:$PATH"'
+    assert typed(step) == "tour\n"
+
+
+def test_an_environment_for_tests_puts_nothing_on_path(project: Project, commands: Path) -> None:
+    assert "Next:" not in project.said("--dev")
+    assert not commands.exists()
 
 
 # --- the message of the day ---------------------------------------------------------------------------
@@ -257,9 +373,129 @@ def test_the_demonstration_holds_what_it_claims_and_leaves_nothing_behind(front:
 
 
 @can_mount
-def test_the_demonstration_fits_a_projector(tmp_path: Path) -> None:
-    lines = run(ROOT / "scripts" / "demo", TMPDIR=tmp_path).stdout.splitlines()
-    assert [line for line in lines if len(line) > 80] == []
+def test_the_demonstration_fits_a_projector_and_ends_with_what_to_type(tmp_path: Path, commands: Path) -> None:
+    said = run(ROOT / "scripts" / "demo", TMPDIR=tmp_path, PATH=f"{commands}:{os.environ['PATH']}").stdout
+    story = said[said.index("=== The image") :]
+    assert [line for line in story.splitlines() if len(line) > 80] == []
+    assert next_step(said) == ["overlayfs-demo tour"]
+
+
+@can_mount
+def test_the_demonstration_spells_the_size_of_the_deleted_files_one_way(tmp_path: Path) -> None:
+    said = run(ROOT / "scripts" / "demo", TMPDIR=tmp_path).stdout
+    assert re.search(r"^  3  03-\w+  \S+ +3MB ", said, re.MULTILINE)
+    assert re.search(r"mkdir -p \$HOME/.cache .* 3MB *$", said, re.MULTILINE)
+    assert "Yet its 3MB are still in 03-" in said
+    assert not re.search("3000000|2[.]9M|3[.]0M", said)
+
+
+@can_mount
+def test_the_demonstration_takes_a_tree_of_files_too(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "rootfs.tar", "w") as tar:
+        for name in ("etc/motd", "etc/passwd", "etc/group"):
+            member = tarfile.TarInfo(name)
+            member.size = 6
+            tar.addfile(member, io.BytesIO(b"hello\n"))
+    done = run(ROOT / "scripts" / "demo", tmp_path / "rootfs.tar", TMPDIR=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "$ overlayfs-demo import image.tar demo\n" in done.stdout
+    assert "RootFS.Layers has the digest of each layer" in done.stdout
+
+
+AS_NOBODY = ("runuser", "--user=nobody", "--")
+PACKAGES = f"{ROOT}:{sysconfig.get_path('purelib')}"
+
+
+def python_of_others() -> str:
+    """A Python of this version that every user may start; "" if there is none."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    for python in (os.path.realpath(sys.executable), f"/usr/bin/{version}"):
+        if run(*AS_NOBODY, python, "-c", f"import {overlayfs_demo.__name__}", PYTHONPATH=PACKAGES).returncode == 0:
+            return python
+    return ""
+
+
+@can_mount
+def test_an_ordinary_user_is_shown_the_story_too() -> None:
+    if problem := why_no_mounts_of_others():
+        pytest.skip(problem)
+    if not (python := python_of_others()):
+        pytest.skip("needs a Python, and this project, where every user may read them")
+    # Not below pytest's own, which nobody else may enter.
+    home = Path(tempfile.mkdtemp(prefix="overlayfs-demo-test-"))
+    try:
+        venv, tmp = home / "venv", home / "tmp"
+        write_script(
+            venv / "bin/python",
+            f'case $2 in pip | "import pip,"*) ;; *) PYTHONPATH={PACKAGES} exec {python} "$@" ;; esac',
+        )
+        write_script(venv / "bin/overlayfs-demo", f'exec {venv}/bin/python -m overlayfs_demo "$@"')
+        write_script(venv / "bin/build-layers", f'exec {venv}/bin/python -m overlayfs_demo.cli.build_layers "$@"')
+        tmp.mkdir()
+        for path in (home, *home.rglob("*")):
+            shutil.chown(path, "nobody", "nogroup")
+        places = {"HOME": home, "TMPDIR": tmp, "XDG_RUNTIME_DIR": home, "OVERLAYFS_DEMO_BIN": home / "bin"}
+        done = run(*AS_NOBODY, ROOT / "scripts/demo", OVERLAYFS_DEMO_VENV=venv, **places)
+        assert done.returncode == 0, done.stdout
+        assert "skipped" not in done.stdout
+        assert "getfattr --name user.overlay.opaque" in done.stdout
+        assert list(tmp.iterdir()) == []
+    finally:
+        unmount_all(str(home))
+        shutil.rmtree(home)
+
+
+# --- demo, step by step -----------------------------------------------------------------------------
+
+
+def test_steps_need_a_terminal() -> None:
+    done = run(ROOT / "scripts" / "demo", "--step")
+    assert done.returncode == 2
+    assert "--step waits for Enter: run it in a terminal" in done.stdout
+
+
+@can_mount
+def test_each_step_waits_for_enter_and_q_ends_the_story(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [ROOT / "scripts" / "demo", "--step"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    ) as demo:
+        os.close(theirs)
+        output = demo.stdout
+        assert output
+        seen = _until(output, b"$ python -m overlayfs_demo.images.sample_image image.tar")
+        assert b"Enter runs each command" in seen
+        _type(ours, b"\n", lambda: bool(select.select([output], [], [], 0.5)[0]))
+        assert b"image.tar: overlayfs-demo/teaching:1.0" in _until(output, b"$ tar -tf image.tar")
+        _type(ours, b"q", lambda: demo.poll() is not None)
+        assert b"manifest.json" not in output.read()
+    os.close(ours)
+    assert demo.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def _type(terminal: int, key: bytes, has_effect: Callable[[], bool]) -> None:
+    """Press a key until it has an effect: what is typed before the demonstration waits for it does not count."""
+    deadline = time.monotonic() + MINUTE
+    while not has_effect():
+        assert time.monotonic() < deadline, f"{key!r} has no effect"
+        os.write(terminal, key)
+        time.sleep(0.2)
+
+
+def _until(stream: IO[bytes], end: bytes) -> bytes:
+    """Read until this, and no further."""
+    seen = b""
+    while not seen.endswith(end):
+        byte = stream.read(1)
+        assert byte, seen
+        seen += byte
+    return seen
 
 
 @can_mount

@@ -14,7 +14,7 @@ from overlayfs_demo.analysis.waste import Analysis
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
-from overlayfs_demo.errors import UsageError, printable
+from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.lowers import Lowers
 from overlayfs_demo.linux import proc
 from overlayfs_demo.store.store import Store
@@ -249,13 +249,13 @@ def diff_images(store: Store, first: str, second: str, *, content: bool, as_json
 
 
 def _some_layers(store: Store, word: str) -> list[Path]:
-    """Return the layers' directories of IMAGE, or the N lowest of IMAGE@N. Raises ImageError, UsageError."""
+    """Return the layers' directories of IMAGE, or the N lowest of IMAGE@N. Raises ImageError."""
     name, _, number = word.rpartition("@")
     if not name or ":" in number:  # The @ of a digest is followed by its algorithm.
         return [layer.directory for layer in store.find(word).layers]
     layers = store.find(name).layers
     if not number.isdigit() or not 1 <= int(number) <= len(layers):
-        raise UsageError(
+        raise ImageError(
             f"'{printable(word)}': there is no layer {printable(number)}",
             f"{name} has {f'1 to {len(layers)}' if layers else 'none'}",
         )

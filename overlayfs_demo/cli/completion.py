@@ -7,7 +7,7 @@ what it cannot know: which images, containers and views exist now.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
+from overlayfs_demo.cli import documents
+from overlayfs_demo.cli.parser import verbs_of
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.container import all_containers
@@ -32,18 +34,12 @@ def script(shell: str) -> str:
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell, and end the process."""
-    for verb in _verbs(parser):
+    for verb in verbs_of(parser).values():
         for action in verb._actions:
             completer = _COMPLETERS.get(str(action.metavar))
             if completer is not None:
                 action.completer = completer  # type: ignore[attr-defined]  # argcomplete looks for it there
     argcomplete.autocomplete(parser, always_complete_options=False)
-
-
-def _verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.values()
 
 
 def _store(arguments: argparse.Namespace) -> Store | None:
@@ -64,6 +60,10 @@ def _containers(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
 
 def _both(parsed_args: argparse.Namespace, **more: Any) -> list[str]:
     return _containers(parsed_args, **more) + _images(parsed_args, **more)
+
+
+def _verb_names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    return list(verbs_of(parsed_args.whole_parser()))
 
 
 def _views(**_: Any) -> list[str]:
@@ -93,4 +93,6 @@ _COMPLETERS = {
     "DIR": FilesCompleter(),
     "FILE": FilesCompleter(),
     "PATH": FilesCompleter(),
+    "TOPIC": lambda **_: documents.topics(),
+    "VERB": _verb_names,
 }

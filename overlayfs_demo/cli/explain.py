@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.errors import MountError, UsageError, printable
+from overlayfs_demo.cli.redirection import check_outside_views
+from overlayfs_demo.errors import MountError, OverlayError, UsageError, printable
 from overlayfs_demo.explain.dry_run import Outcome, rehearse
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.overlay.forecast import Effect
@@ -31,6 +32,9 @@ The command really runs, on a second view of the same layers that is removed aft
 sandbox made by bubblewrap: the second view takes the place of the first, and all other directories, even
 /tmp, are read-only. The command has no network and cannot reach any daemon. It sees no other processes, and
 everything that it starts ends with it. Root has no more capabilities than in a Docker container.
+
+A redirection belongs to the command only inside quotes: explain sh -c 'echo hi > view/file'. Otherwise
+your shell makes it, before anything is explained; if its file is in a view, explain stops.
 
 The command's standard streams are pipes, so it sees no terminal. Its output goes to stderr; only the
 explanation goes to stdout. It reads the standard input of explain: inside a shell's `while read` loop that
@@ -65,8 +69,9 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def _explain(arguments: argparse.Namespace) -> int:
     command = [arguments.command, *arguments.arguments]
+    check_outside_views(command)
     if shutil.which(arguments.command) is None:
-        raise UsageError(f"command not found: '{printable(arguments.command)}'", "name a program and its arguments")
+        raise OverlayError(f"command not found: '{printable(arguments.command)}'", "name a program and its arguments")
     mountpoint = _view_of(arguments.on, command)
     record = registry.find_record(mountpoint)
     if record is None:

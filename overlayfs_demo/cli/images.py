@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from overlayfs_demo.cli import image_lists
 from overlayfs_demo.cli.command import Verbs, one_line
+from overlayfs_demo.cli.confirm import confirmed
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
@@ -61,8 +62,9 @@ def _add_other_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument("--force", "-f", action="store_true", help="remove an image by ID even if it has several names")
     add_json(verb)
-    verb = add_verb(verbs, "prune", "remove unused images and layers", "prune --all", _prune)
+    verb = add_verb(verbs, "prune", "remove unused images and layers", "prune\nprune --all --force", _prune)
     verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
+    verb.add_argument("--force", "-f", action="store_true", help="do not ask before --all removes named images")
     add_json(verb)
 
 
@@ -188,11 +190,15 @@ def _rmi(arguments: argparse.Namespace) -> int:
 
 def _prune(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
-    gone = remove.prune(store, users(store), every=arguments.all)
+    asks = arguments.all and not arguments.force
+    if asks and not confirmed("This will remove all images that no container uses."):
+        gone = remove.Removed()
+    else:
+        gone = remove.prune(store, users(store), every=arguments.all)
     _tell_removed(gone, as_json=arguments.json)
     image_lists.inventory(store)
     if not arguments.json:
-        put(f"Reclaimed space: {human_size(gone.size)}\n")
+        put(f"Total reclaimed space: {human_size(gone.size)}\n")
     return 0
 
 

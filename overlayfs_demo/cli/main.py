@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from overlayfs_demo import __version__
 from overlayfs_demo.cli.command import guarded
+from overlayfs_demo.cli.overview import overview
+from overlayfs_demo.cli.parser import Parser, summaries_of
+from overlayfs_demo.cli.unknown import unknown_verb
 from overlayfs_demo.ui.console import PROGRAM
 
-# Which module of this folder adds which verbs, with its function `add_verbs`, in the order of --help. A module is
-# imported only for its verbs: a mount must not wait for the import of what images need.
-FAMILIES: Mapping[str, Sequence[str]] = {
-    "views": ("mount", "umount"),
-    "watch": ("watch",),
-    "explain": ("explain",),
-    "sample": ("sample",),
-    "images": ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune"),
-    "analysis": ("analyze", "ghosts"),
-    "which": ("which",),
-    "web": ("serve", "report"),
-    "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell"),
-    "tour": ("tour",),
-    "lab": ("lab",),
-    "lecture": ("lecture",),
-    "help": ("completion", "manual"),
+# All verbs, in the order of the overview: its groups, the modules of this folder in each, and which of a module's verbs
+# belong there. A module's function `add_verbs` adds all its verbs. It is imported only for them: a mount must not wait
+# for the import of what images need.
+FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "Learn": {"tour": ("tour",), "lab": ("lab",), "lecture": ("lecture",), "sample": ("sample",)},
+    "Views": {
+        "views": ("mount", "umount"),
+        "watch": ("watch",),
+        "which": ("which",),
+        "explain": ("explain",),
+        "web": ("serve",),
+    },
+    "Images": {
+        "images": ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune")
+    },
+    "Containers": {"containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell")},
+    "Analysis": {"analysis": ("analyze", "ghosts"), "web": ("report",)},
+    "Help": {"help": ("help", "manual", "completion", "version")},
 }
-_FAMILY_OF = {verb: family for family, verbs in FAMILIES.items() for verb in verbs}
+_VERSION_OPTIONS = ("--version", "-v")
+_OPTIONS = ("--help", "-h", *_VERSION_OPTIONS)
+_FAMILY_OF = {verb: family for group in FAMILIES.values() for family, verbs in group.items() for verb in verbs}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,23 +51,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         from overlayfs_demo.cli.mount_helper import umount_as_helper
 
         return guarded(PROGRAM, lambda: umount_as_helper(arguments))
-    if _is_mount_helper(arguments, _FAMILY_OF):
+    if _is_mount_helper(arguments):
         from overlayfs_demo.cli.mount_helper import mount_as_helper
 
         return guarded(PROGRAM, lambda: mount_as_helper(arguments))
-    options = parser_for(arguments).parse_args(arguments)
-    return guarded(PROGRAM, lambda: int(options.run(options)))
+    return guarded(PROGRAM, lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run the verb that the arguments begin with; without arguments, print the help. Raises OverlayError, OSError."""
+    if arguments and arguments[0] not in (*_FAMILY_OF, *_OPTIONS):
+        raise unknown_verb(arguments[0], _FAMILY_OF)
+    options = parser_for(arguments).parse_args(arguments or ["--help"])
+    return int(options.run(options))
+
+
+class _Program(Parser):
+    """The parser of the whole command line."""
+
+    def format_help(self) -> str:
+        """Return the overview of all verbs, which this parser must have."""
+        groups = {group: list(itertools.chain(*families.values())) for group, families in FAMILIES.items()}
+        return overview(groups, summaries_of(self))
 
 
 def parser_for(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser for these arguments: with the family of the verb that they begin with, or with all verbs."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="An overlay filesystem you can watch.")
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser = _Program(prog=PROGRAM)
+    parser.add_argument(*_VERSION_OPTIONS, action="version", version=f"{PROGRAM} {__version__}")
     # The manual is made from the parser of all verbs.
     parser.set_defaults(whole_parser=lambda: parser_for([]))
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    verbs = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", required=True, parser_class=Parser)
     family = _FAMILY_OF.get(arguments[0]) if arguments else None
-    for name in (family,) if family else FAMILIES:
+    for name in (family,) if family else dict.fromkeys(_FAMILY_OF.values()):
         import_module(f"overlayfs_demo.cli.{name}").add_verbs(verbs)
     return parser
 
@@ -71,13 +95,15 @@ def _complete(words: Sequence[str]) -> None:
     complete(parser_for(words))
 
 
-def _is_mount_helper(arguments: Sequence[str], verbs: Collection[str]) -> bool:
+def _is_mount_helper(arguments: Sequence[str]) -> bool:
     """Return whether mount(8) calls us as a helper: SOURCE MOUNTPOINT [-sfnv] [-N NS] [-t TYPE] [-o OPTIONS].
 
-    That is so under the helper's name, `mount.fuse.overlayfs-demo`, and through mount.fuse3(8), which
-    runs this program by its own name with two bare words in front.
+    That is so under the helper's name, `mount.fuse.overlayfs-demo`, and through mount.fuse3(8), which runs this program
+    by its own name with exactly these words: SOURCE MOUNTPOINT -o OPTIONS. mount(8) has made the mount point absolute.
     """
     if os.path.basename(sys.argv[0]).startswith("mount."):
         return True
-    bare = len(arguments) >= 2 and not arguments[0].startswith("-") and not arguments[1].startswith("-")
-    return bare and arguments[0] not in verbs
+    match arguments:
+        case [source, mountpoint, "-o", _]:
+            return source not in _FAMILY_OF and mountpoint.startswith("/")
+    return False

@@ -9,6 +9,8 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 
+from overlayfs_demo.cli.parser import verbs_of
+
 _HEAD = r""".TH OVERLAYFS-DEMO 1 "" overlayfs-demo "User Commands"
 .SH NAME
 overlayfs\-demo \- an overlay filesystem you can watch
@@ -63,13 +65,7 @@ _USAGE = re.compile(r"^usage:\s*")
 
 def manual(parser: argparse.ArgumentParser) -> str:
     """Return the page for the parser of all verbs."""
-    pages = [
-        _verb(verb)
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for verb in action.choices.values()
-    ]
-    return _HEAD + "".join(pages) + _TAIL
+    return _HEAD + "".join(map(_verb, verbs_of(parser).values())) + _TAIL
 
 
 def _verb(verb: argparse.ArgumentParser) -> str:

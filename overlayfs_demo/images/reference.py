@@ -8,8 +8,9 @@ archives and other programs get the longest (the *full* form).
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError, printable
@@ -211,15 +212,23 @@ def _by_name(reference: Reference, images: Iterable[Named]) -> Found | None:
 def _missing(reference: Reference, digits: str, images: Iterable[Named], place: str, remedy: str) -> ImageError:
     """Return the error for a name that no image has.
 
-    It suggests the names of the same repository, or of one whose path ends the same way.
+    It suggests the names of the same repository, or of one whose path ends the same way or nearly so.
     """
-    names = sorted(name for image in images for name in image.names)
-    last = reference.repository.path.rpartition("/")[2]
-    alike = [name for name in names if name.repository == reference.repository] or [
-        name for name in names if name.repository.path.rpartition("/")[2] == last
-    ]
+    alike = _alike(reference.repository, sorted(name for image in images for name in image.names))
     problem = f"no image {reference}{f', and no image ID begins with {digits}' if digits else ''}{place}"
     if not alike:
         return ImageError(problem, remedy)
     more = f" and {len(alike) - _MOST_SUGGESTIONS} more" if len(alike) > _MOST_SUGGESTIONS else ""
     return ImageError(problem, f"similar names: {', '.join(map(str, alike[:_MOST_SUGGESTIONS]))}{more}")
+
+
+def _alike(wanted: Repository, names: Sequence[ImageName]) -> list[ImageName]:
+    """Return the names in the repository; if there are none, those whose path ends the same way, or nearly so."""
+    if same := [name for name in names if name.repository == wanted]:
+        return same
+    ends = {name: name.repository.path.rpartition("/")[2] for name in names}
+    last = wanted.path.rpartition("/")[2]
+    if same := [name for name, end in ends.items() if end == last]:
+        return same
+    near = difflib.get_close_matches(last, ends.values(), len(ends) or 1)
+    return [name for name, end in ends.items() if end in near]

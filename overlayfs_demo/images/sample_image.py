@@ -113,10 +113,11 @@ def _cleaned(when: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A line of the history as the classic builder writes it, and its layer; None if it changed metadata only."""
+    """A line of the history, with its layer (None if it changed metadata only) and the builder's comment."""
 
     created_by: str
     tar: bytes | None = None
+    comment: str = ""
 
 
 def _steps() -> tuple[Step, ...]:
@@ -137,6 +138,8 @@ def _config(steps: Sequence[Step], settings: Mapping[str, object]) -> bytes:
     history = []
     for second, step in enumerate(steps):
         row: dict[str, object] = {"created": _created(second), "created_by": step.created_by}
+        if step.comment:
+            row["comment"] = step.comment
         history.append(row if step.tar is not None else row | {"empty_layer": True})
     diff_ids = [str(Digest.of(step.tar)) for step in steps if step.tar is not None]
     return go_json(

@@ -54,11 +54,16 @@ def mount_number(path: bytes) -> int:
     """Return the number of the mount that a directory is on. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        # proc_pid_fdinfo(5), "mnt_id"
-        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+        return mount_number_of(fd)
     finally:
         os.close(fd)
+
+
+def mount_number_of(fd: int) -> int:
+    """Return the number of the mount that an open file is on, without asking its filesystem. Raises OSError."""
+    # proc_pid_fdinfo(5), "mnt_id"
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
 
 
 def places(paths: Iterable[bytes]) -> list[Place]:

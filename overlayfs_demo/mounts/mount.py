@@ -166,7 +166,7 @@ def _prepare_mountpoint(path: bytes) -> bytes:
     try:
         status = os.stat(mountpoint)
     except FileNotFoundError as error:
-        raise MountError(f"{shown}: mount point does not exist", f"create it with 'mkdir {shown}'") from error
+        raise MountError(f"{shown}: mount point does not exist", preflight.how_to_create(path)) from error
     except OSError as error:
         raise MountError(f"{shown}: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):

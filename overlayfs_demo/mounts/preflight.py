@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -23,12 +24,15 @@ from overlayfs_demo.overlay.pairing import pairing_of
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, make_whiteout
 
-__all__ = ["Stack", "Written", "absolute", "checked", "written_by_kernel"]
+__all__ = ["Stack", "Written", "absolute", "checked", "how_to_create", "written_by_kernel"]
+
+# The advice for a lower layer that does not exist.
+_CHECK_LOWER = "check the path; in lowerdir= a ':' inside it is written '\\:'"
 
 
 def checked(stack: Stack) -> Stack:
     """Return the stack with absolute paths if it can be mounted. Raises MountError."""
-    stack = absolute(stack)
+    given, stack = stack, absolute(stack)
     for number, path in enumerate(stack.lowers, 1):
         _check_directory(path, f"lower layer {number} of {len(stack.lowers)} (counted from the top)")
     for path in stack.data_only:
@@ -38,8 +42,8 @@ def checked(stack: Stack) -> Stack:
     if stack.time_machine:
         _check_name_free(stack)
     if stack.upper is not None and stack.work is not None:
-        _check_directory(stack.upper, "upperdir")
-        _check_directory(stack.work, "workdir")
+        _check_directory(stack.upper, "upperdir", how_to_create(given.upper or stack.upper))
+        _check_directory(stack.work, "workdir", how_to_create(given.work or stack.work))
         _check_apart(stack, stack.upper, stack.work)
         _check_not_with_kernel(stack.upper)
         _check_compatible(stack.upper, stack.work)
@@ -59,16 +63,22 @@ def absolute(stack: Stack) -> Stack:
     )
 
 
-def _check_directory(path: bytes, role: str) -> None:
+def how_to_create(path: bytes) -> str:
+    """Return the advice for a directory that does not exist."""
+    parents = "" if os.path.isdir(os.path.dirname(os.path.abspath(path))) else "-p "
+    command = f"mkdir {parents}{shlex.quote(os.fsdecode(path))}"
+    return f"create it with {command}" if "'" in command else f"create it with '{command}'"
+
+
+def _check_directory(path: bytes, role: str, missing: str = _CHECK_LOWER) -> None:
     shown = os.fsdecode(path)
     try:
         status = os.stat(path)
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
-        remedy = {
-            errno.ENOENT: "check the path; in lowerdir= a ':' inside it is written '\\:'",
-            errno.ENOTDIR: "name a directory",
-        }.get(error.errno or 0, "make it readable by the user who mounts it")
+        remedy = {errno.ENOENT: missing, errno.ENOTDIR: "name a directory"}.get(
+            error.errno or 0, "make it readable by the user who mounts it"
+        )
         raise MountError(f"{role}, {shown}: {error.strerror}", remedy) from error
     assert stat.S_ISDIR(status.st_mode)
 

@@ -158,6 +158,12 @@ def mounted() -> set[str]:
     return {os.fsdecode(found.mountpoint) for found in mountinfo.mounts() if found.kind == FILESYSTEM_TYPE}
 
 
+def is_in_view(fd: int) -> bool:
+    """Return whether an open file is in one of our views. No daemon is asked. Raises OSError."""
+    number = mountinfo.mount_number_of(fd)
+    return any(found.number == number and found.kind == FILESYSTEM_TYPE for found in mountinfo.mounts())
+
+
 # --- where a daemon is asked -----------------------------------------------------------------------
 
 

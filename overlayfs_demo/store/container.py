@@ -9,6 +9,7 @@ Nothing here mounts anything: that is in `containers`.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from overlayfs_demo.store.store import Store
 
 # The names that Docker allows.
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_NAME_RULE = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
 MERGED = "merged"
 _RECORD = "container.json"
 
@@ -68,6 +70,15 @@ class Container:
         (staged / _RECORD).write_text(json.dumps(fields))
 
 
+def check_name(name: str) -> None:
+    """Raise MountError if a container cannot have this name."""
+    if NAME.fullmatch(name):
+        return
+    if NAME.fullmatch(name + "_"):
+        raise MountError(f"'{name}' is too short for a container's name", "use at least two characters")
+    raise MountError(f"'{printable(name)}' is not a valid container name", _NAME_RULE)
+
+
 def directory_of(store: Store) -> Path:
     """Return the directory that holds those of the containers; it may not exist."""
     return store.root / "containers"
@@ -75,10 +86,13 @@ def directory_of(store: Store) -> Path:
 
 def all_containers(store: Store) -> list[Container]:
     """Return every container, sorted by name. Raises MountError."""
+    return [find_container(store, name) for name in _names(store)]
+
+
+def _names(store: Store) -> list[str]:
+    """Return the names of all containers, sorted."""
     root = directory_of(store)
-    if not root.is_dir():
-        return []
-    return [find_container(store, path.name) for path in sorted(root.iterdir()) if (path / _RECORD).exists()]
+    return sorted(path.name for path in root.iterdir() if (path / _RECORD).exists()) if root.is_dir() else []
 
 
 def users(store: Store) -> Mapping[Digest, list[str]]:
@@ -122,5 +136,6 @@ def _instead_of(store: Store, name: str) -> str:
     try:
         store.identify(name)
     except ImageError:
-        return "'overlayfs-demo ps' lists the containers"
+        near = difflib.get_close_matches(name, _names(store), 1)
+        return f"did you mean '{near[0]}'?" if near else "'overlayfs-demo ps' lists the containers"
     return "that is an image: 'create' makes a container from it, and 'diff IMAGE IMAGE' compares two images"

@@ -28,12 +28,10 @@ from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.idmap import ALL_ROOT
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.store.commit import commit
-from overlayfs_demo.store.container import MERGED, NAME, Container, all_containers, directory_of, find_container
+from overlayfs_demo.store.container import MERGED, Container, all_containers, check_name, directory_of, find_container
 from overlayfs_demo.store.load import Loaded
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
-
-_NAME_RULE = "write at least two letters, digits, '_', '.' or '-', a letter or digit first"
 
 
 def _dress(upper: Path, top: Path) -> None:
@@ -101,8 +99,7 @@ class Containers:
         `options` are words of mount(8), such as `suid,dev`; `start` also heeds them.
         """
         name = name or secrets.token_hex(6)
-        if not NAME.fullmatch(name):
-            raise UsageError(f"'{printable(name)}' is not a valid container name", _NAME_RULE)
+        check_name(name)
         directory = self._root / name
         container = Container(
             name,

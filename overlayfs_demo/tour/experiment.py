@@ -4,7 +4,7 @@ heading, question      predict
 $ command              do: really, on a real mount
 lower  upper  merged   look
 [ok] sentence          each checked on the disk
-two sentences          explained
+two sentences          explained, and perhaps a third about Docker
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class Experiment:
     `layers` has the topmost first, as in `lowerdir=`; they are mounted on `merged` before `do`, unless `mounted` is
     False. `redirects` is passed to `Stage.mount`. `prepare` makes everything else that is needed. `look` maps titles
     to the directories to show. `missing` returns why this machine cannot do the experiment, or "".
+
+    `explained` has two sentences, which the checks prove, and perhaps a third that begins with "In Docker:". What the
+    checks cannot prove has a source: `sources` maps words of the question or the explanation to a document, or to the
+    function in tests/tour that does the same with the kernel's overlayfs or with Docker.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Experiment:
     look: Mapping[str, str] = field(default_factory=lambda: side_by_side("lower"))
     checks: tuple[Check, ...]
     explained: str
+    sources: Mapping[str, str] = field(default_factory=dict)
     missing: Callable[[Stage], str] = lambda stage: ""
 
 

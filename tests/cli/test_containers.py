@@ -345,7 +345,9 @@ def test_create_that_cannot_mount_leaves_no_container(demo: Run, tmp_path: Path)
 def test_wrong_uses_of_containers_are_one_line(demo: Run) -> None:
     view(demo)
     fails(demo("create", "a:1", "--name", "c1"), "already")
-    fails(demo("create", "a:1", "--name", "../c"), "not a valid container name", status=2)
+    fails(demo("create", "a:1", "--name", "../c"), "not a valid container name")
+    fails(demo("create", "a:1", "--name", "c"), "'c' is too short for a container's name", "two characters")
+    fails(demo("stop", "c11"), "no container 'c11': did you mean 'c1'?")
     fails(demo("start", "c1"), "already mounted")
     fails(demo("rm", "c1"), "is mounted", "--force")
     fails(demo("rmi", "a:1"), "used by container c1")
@@ -372,7 +374,7 @@ def test_shell_has_the_container_as_its_root(demo: Run) -> None:
     done = demo("shell", "c1", "/sh", "-c", "/busybox cat /etc/motd; /busybox echo in > /etc/here")
     assert succeeds(done) == "hello\n"
     assert (c1 / "etc/here").read_text() == "in\n"
-    fails(demo("shell", "c1", "/bin/nothing"), "has no /bin/nothing")
+    fails(demo("shell", "c1", "/bin/nothing"), "has no program /bin/nothing")
 
 
 def test_shell_gives_no_rights_where_the_view_does_not(demo: Run, here: Path) -> None:

@@ -6,23 +6,22 @@ import argparse
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from overlayfs_demo.cli import main
 from overlayfs_demo.cli.completion import SHELLS
+from overlayfs_demo.cli.parser import verbs_of
 from tests.images.builders import docker_save_many, layer
 from tests.places import Place, run
 
 Offers = Callable[[str], list[str]]
 
 
-def verbs() -> dict[str, argparse.ArgumentParser]:
-    parser = main.parser_for([])
-    [found] = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
-    return dict(found.choices)
+def verbs() -> Mapping[str, argparse.ArgumentParser]:
+    return verbs_of(main.parser_for([]))
 
 
 def needs(program: str) -> None:
@@ -30,7 +29,7 @@ def needs(program: str) -> None:
         pytest.skip(f"needs {program}")
 
 
-@pytest.mark.parametrize("name", [verb for verbs in main.FAMILIES.values() for verb in verbs])
+@pytest.mark.parametrize("name", verbs())
 def test_help_has_an_example_that_the_parser_takes(name: str) -> None:
     """What an example says in its first words is true: the verb and the options are there."""
     epilog = verbs()[name].epilog or verbs()[name].description or ""
@@ -112,6 +111,7 @@ def test_a_shell_that_is_not_known_is_wrong_usage() -> None:
 def test_verbs_and_options_are_completed(offers: Offers) -> None:
     assert offers("overlayfs-demo um") == ["umount"]
     assert set(offers("overlayfs-demo analyze --max")) == {"--max-wasted"}
+    assert offers("overlayfs-demo help um") == ["umount"]
 
 
 @pytest.mark.parametrize("offers", [bash, fish])

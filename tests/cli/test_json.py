@@ -30,7 +30,7 @@ RESULTS = (
     ("load", "{base}/image.tar"),
     ("import", "{base}/image.tar", "flat"),
     ("rmi", "other:1"),
-    ("prune", "--all"),
+    ("prune", "--all", "--force"),
     ("create", IMAGE, "--name", "c3"),
     ("ps",),
     ("diff", "c1"),
@@ -42,7 +42,21 @@ RESULTS = (
     ("which", "-l", "{base}/view/etc"),
 )
 # Those print nothing, write an archive or a page, or print what a command says; inspect is JSON in any case.
-WITHOUT = {"mount", "umount", "tag", "save", "export", "shell", "inspect", "serve", "report", "completion", "manual"}
+WITHOUT = {
+    "mount",
+    "umount",
+    "tag",
+    "save",
+    "export",
+    "shell",
+    "inspect",
+    "serve",
+    "report",
+    "help",
+    "version",
+    "completion",
+    "manual",
+}
 
 
 @pytest.fixture(scope="module")

@@ -369,7 +369,7 @@ def test_the_command_runs_where_we_are(one_view: Place) -> None:
 
 def test_without_a_view_it_says_how_to_name_one(place: Place) -> None:
     fails(run("overlayfs-demo", "explain", "rm", "-r", "x", cwd=place.base), "--on MOUNTPOINT", status=2)
-    fails(run("overlayfs-demo", "explain", "no-such-command", cwd=place.base), "no-such-command", status=2)
+    fails(run("overlayfs-demo", "explain", "no-such-command", cwd=place.base), "no-such-command")
 
 
 def test_a_view_without_an_upper_is_refused(place: Place) -> None:

@@ -162,6 +162,7 @@ def test_image_is_found(word: str, identity: Digest, name: str | None) -> None:
         ("nothing", "no image nothing:latest: look again"),
         ("0000", "no image 0000:latest, and no image ID begins with 0000: look again"),
         (f"app@{B}", f"no image app@{B}: similar names: app:1, app:2"),
+        ("toool", "no image toool:latest: similar names: localhost/tool:1"),
         ("sha256:0000", "no image ID begins with 0000: look again"),
         ("0" * 64, f"no image ID begins with {'0' * 64}: look again"),
     ],

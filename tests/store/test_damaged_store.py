@@ -234,6 +234,6 @@ def test_a_container_whose_record_is_damaged_is_named_and_nothing_is_removed(
     directory = store.root / "containers/broken"
     directory.mkdir(parents=True)
     (directory / "container.json").write_text(text)
-    assert main.main(["prune", "--all", "--store", str(store.root)]) == 1
+    assert main.main(["prune", "--all", "--force", "--store", str(store.root)]) == 1
     assert "record of container 'broken' is damaged" in capsys.readouterr().err
     assert len(store.images()) == 2

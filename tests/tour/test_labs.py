@@ -19,8 +19,17 @@ from tests.places import BIN, MINUTE, at_terminal, fails, run
 
 NAMES = [one.name for one in LABS]
 FLAT = "overlayfs-demo create app:1.0 --name c1 && overlayfs-demo export c1 -o flat.tar"
+RIGHT = r"100001\n1\n200000\n0\n50000\n4\n"
+JOIN = "sed -i 's:make-app /app:make-app /app \\&\\& rm -r /cache:' Dockerfile"
+DROP = "sed -i '/^RUN rm -r .cache$/d' Dockerfile"
+MERGE = JOIN.replace(":' Dockerfile", ":; ") + DROP.partition("'")[2]
+STAGES = (
+    r"FROM scratch AS build\nCOPY rootfs /\nRUN make-app /app\nFROM scratch\nCOPY rootfs source.c /\n"
+    r"COPY --from=build /app /app\nRUN chmod 600 /motd\nCMD [\"/app\"]\n"
+)
 SOLUTIONS = [
     ("copy-up", "echo changed > merged/motd"),
+    ("copy-up", "echo 'one line more' >> merged/motd"),
     ("copy-up", "echo 'one line more' >> merged/motd; cat merged/*"),
     ("whiteout", "rm merged/notes"),
     ("opaque", "rm -r merged/docs; mkdir merged/docs; echo 3 > merged/docs/three"),
@@ -30,9 +39,23 @@ SOLUTIONS = [
     ("smallest-upper", "chmod -R +x merged/tools; rm upper/tools/data upper/tools/library"),
     ("rename", "mv merged/docs merged/papers; getfattr --only-values -m redirect upper/papers > answer"),
     ("no-trace", "rm upper/motd"),
+    ("no-trace", "rm merged/motd; rm upper/motd"),
+    ("no-trace", "overlayfs-demo umount merged; rm -r upper work && mkdir upper work"),
     ("no-trace", "overlayfs-demo umount merged; rm -r upper"),
     ("hard-link", "echo more >> merged/one"),
     ("hard-link", "echo more >> merged/two"),
+    ("rescue", "cp middle/report merged/rescued"),
+    ("rescue", "cat middle/report > merged/rescued; overlayfs-demo which merged/report"),
+    ("predict", f"printf '{RIGHT}' > answer"),
+    ("predict", "printf '100,001 1 200,000 0 50,000 4' > answer; printf x >> merged/log"),
+    ("match-history", "printf '1\\n3\\n4\\n6\\n' > answer"),
+    ("match-history", "echo 1 3 4 6 > answer"),
+    ("find-secret", "build-layers --userxattr app.tar layers 2> log; cat layers/02*/password > answer"),
+    ("find-secret", "cat .store/layers/*/password > answer 2> log"),
+    ("mend-dockerfile", MERGE),
+    ("mend-dockerfile", f"sed -i 's:^RUN rm -r:RUN rm -rf:' Dockerfile; {JOIN}"),
+    ("mend-dockerfile", f"sed -i 's:^RUN make:RUN --mount=type=cache,target=/cache make:' Dockerfile; {DROP}"),
+    ("mend-dockerfile", f"printf '{STAGES}' > Dockerfile"),
     ("shrink", f"{FLAT} && overlayfs-demo import flat.tar app:clean"),
 ]
 MISTAKES = [
@@ -62,11 +85,45 @@ MISTAKES = [
     ("no-trace", "true", "The copy is still there"),
     ("no-trace", "rm merged/motd", "also hides the file of the lower"),
     ("no-trace", "echo hello > merged/motd", "The text is right again, but"),
+    ("no-trace", "echo more >> merged/motd", "The copy is still there, and hides the motd of the lower: rm upper/motd"),
     ("whiteout", "overlayfs-demo umount merged; rm -r upper", "The directory upper was removed"),
     ("hard-link", "true", "The upper is empty"),
     ("hard-link", "sed -i s/first/second/ merged/one", "separates it from its other names"),
     ("hard-link", "rm merged/two", "two has been deleted"),
     ("hard-link", "chmod 600 merged/one", "one line more than before"),
+    ("rescue", "true", "upper/rescued does not exist. Copy the file from the layer that has it"),
+    ("rescue", "cp bottom/report merged/rescued", "That is an older one"),
+    ("rescue", "rm top/report", "top/report was changed in the lower itself"),
+    ("rescue", "cp middle/report merged/report; cp middle/report merged/rescued", "Only the rescued file"),
+    ("rescue", "echo 'from memory' > merged/rescued", "middle/report and upper/rescued have the same data"),
+    ("predict", "true", "It needs 6 lines"),
+    ("predict", "echo 1 2 3 > answer", "has 3 numbers, and there are 6 commands"),
+    ("predict", "echo 1 2 3 4 5 1kB > answer", "'1kB' in the file answer is not a number of bytes"),
+    ("predict", "echo 1 1 200000 0 50000 4 > answer", "Copy-up works on whole files"),
+    ("predict", "echo 100001 100002 200000 0 50000 4 > answer", "The file is in the upper already"),
+    ("predict", "echo 100001 1 0 0 50000 4 > answer", "Line 3 says 0 bytes for 'chmod 755 merged/tool'"),
+    ("predict", "echo 100001 1 200000 3000 50000 4 > answer", "a whiteout has no data"),
+    ("predict", "echo 100001 1 200000 0 0 4 > answer", "copied up under its new name"),
+    ("predict", "echo 100001 1 200000 0 50000 70004 > answer", "emptied before it is written"),
+    ("match-history", "true", "The file answer is still empty"),
+    ("match-history", "echo one > answer", "'one' in the file answer is not the number of a row"),
+    ("match-history", "echo 7 5 4 2 > answer", "You counted from the newest row"),
+    ("match-history", "echo 6 4 3 1 > answer", "in another order: inspect lists the bottom layer first"),
+    ("match-history", "echo 1 2 3 4 > answer", "Row 2 only changed the image's config"),
+    ("match-history", "echo 1 3 4 > answer", "Row 6 is missing. A SIZE of 0B does not mean"),
+    ("find-secret", "true", "The file answer is still empty"),
+    ("find-secret", "overlayfs-demo ghosts app:1.0 > answer", "password is the name of the file"),
+    ("find-secret", "cat .store/layers/*/motd > answer", "The answer says 'hello'"),
+    ("mend-dockerfile", "true", "still has the same instructions"),
+    ("mend-dockerfile", "rm Dockerfile", "The file Dockerfile is gone"),
+    ("mend-dockerfile", "echo '# better' >> Dockerfile", "still has the same instructions"),
+    ("mend-dockerfile", DROP, "Nobody removes the cache now"),
+    ("mend-dockerfile", JOIN, "rm fails, and so does the build"),
+    ("mend-dockerfile", "echo 'LABEL team=red' >> Dockerfile", "still removed by a step of its own"),
+    ("mend-dockerfile", "sed -i '/chmod/d' Dockerfile", "no longer have the mode 600 of motd"),
+    ("mend-dockerfile", "sed -i '/make-app/d' Dockerfile", "no longer have the app"),
+    ("mend-dockerfile", "sed -i '/CMD/d' Dockerfile", "no longer have the setting"),
+    ("mend-dockerfile", f"sed -i 's:make-app:rm -r /cache; make-app:' Dockerfile; {DROP}", "before make-app fills it"),
     ("shrink", "true", "There is no image app:clean yet"),
     ("shrink", "overlayfs-demo tag app:1.0 app:clean", "Layer 2 of app:clean still has the file password"),
     ("shrink", "overlayfs-demo create app:1.0 --name c1; overlayfs-demo commit c1 app:clean", "Layer 2 of app:clean"),

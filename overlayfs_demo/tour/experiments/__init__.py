@@ -1,14 +1,15 @@
-"""The experiments of the tour, in their order."""
+"""The experiments of the tour, in their order: one module a chapter, and the advanced ones last."""
 
 from __future__ import annotations
 
 from overlayfs_demo.tour.experiment import Experiment
-from overlayfs_demo.tour.experiments import data, images, kernel, names, stacks
+from overlayfs_demo.tour.experiments import advanced, basics, details, images, sharing, stacks
 
 ALL: tuple[Experiment, ...] = (
-    *data.EXPERIMENTS,
-    *names.EXPERIMENTS,
+    *basics.EXPERIMENTS,
     *stacks.EXPERIMENTS,
     *images.EXPERIMENTS,
-    *kernel.EXPERIMENTS,
+    *sharing.EXPERIMENTS,
+    *details.EXPERIMENTS,
+    *advanced.EXPERIMENTS,
 )

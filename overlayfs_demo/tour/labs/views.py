@@ -1,60 +1,14 @@
-"""The labs, with the answers to typical mistakes.
-
-They are judged by the files on the disk, never by what merged shows.
-"""
+"""Labs with a view: what the learner does in merged is judged in the upper."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from overlayfs_demo.images.sample_image import LayerTar, Step, write_image
-from overlayfs_demo.store.store import Store
-from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.tour import checks
-from overlayfs_demo.tour.building import HardLink, big
+from overlayfs_demo.tour.building import WHITEOUT, HardLink, big
 from overlayfs_demo.tour.checks import Check, entry
-from overlayfs_demo.tour.lab import Lab, Mistake
-from overlayfs_demo.tour.scan import Kind, scan
+from overlayfs_demo.tour.lab import Lab
+from overlayfs_demo.tour.labs.mistakes import also_holds, is_a, nothing_at, same_data
+from overlayfs_demo.tour.scan import Kind
 from overlayfs_demo.tour.stage import Stage
-from overlayfs_demo.ui.text import human_size
-
-
-def nothing_at(path: str, rule: str) -> Mistake:
-    """The mistake that nothing exists at this path."""
-    return lambda stage: "" if entry(stage, path) else f"{path} does not exist. {rule}"
-
-
-def also_holds(*expected: str, rule: str) -> Mistake:
-    """The mistake that the upper holds more than these paths."""
-
-    def mistake(stage: Stage) -> str:
-        upper = stage.tree("upper")
-        others = sorted(set(upper) - set(expected))
-        if not others:
-            return ""
-        size = human_size(sum(upper[path].size for path in others))
-        return f"The upper also contains {', '.join(others)} ({size}). {rule}"
-
-    return mistake
-
-
-def is_a(kind: Kind, path: str, rule: str) -> Mistake:
-    """The mistake that the path is of this kind."""
-
-    def mistake(stage: Stage) -> str:
-        found = entry(stage, path)
-        return f"{path} is a {kind.value}. {rule}" if found is not None and found.kind is kind else ""
-
-    return mistake
-
-
-def same_data(first: str, second: str, rule: str) -> Mistake:
-    """The mistake that the copy still has its old data, or has it again."""
-    check = checks.same(first, second)
-    return lambda stage: f"{check.says}. {rule}" if check.holds(stage) else ""
-
-
-# --- mistakes and goals of single labs -------------------------------------------------------------
 
 
 def _whiteouts_inside(stage: Stage) -> str:
@@ -117,54 +71,7 @@ def _linked_copy(stage: Stage) -> bool:
     return any(copy.links > 1 and copy.size > stage.before["lower"]["one"].size for copy in copies)
 
 
-_SECRET = "password"
-
-
-def _secret_image(stage: Stage) -> None:
-    def tar() -> LayerTar:
-        return LayerTar(1_704_067_200)
-
-    steps = (
-        Step("/bin/sh -c #(nop) ADD file:base in / ", tar().file("motd", "hello\n").finished()),
-        Step("/bin/sh -c #(nop) COPY file:password in / ", tar().file(_SECRET, "correct horse\n").finished()),
-        Step("/bin/sh -c ./deploy && rm /password", tar().file(f".wh.{_SECRET}", "").finished()),
-    )
-    with stage.path("app.tar").open("wb") as out:
-        write_image(out, "app:1.0", steps, {"Cmd": ["/bin/sh"]})
-
-
-def _clean_image(stage: Stage) -> StoredImage | None:
-    images = Store(stage.path(".store")).images()
-    return next((image for image in images if "app:clean" in map(str, image.names)), None)
-
-
-def _no_clean_image(stage: Stage) -> str:
-    if _clean_image(stage) is not None:
-        return ""
-    return "There is no image app:clean yet. 'overlayfs-demo images' lists the images."
-
-
-def _layers_with(stage: Stage, name: str) -> Iterator[int]:
-    """Return the numbers of the layers of app:clean, counted from the bottom, that have a file of this name."""
-    image = _clean_image(stage)
-    for number, layer in enumerate(image.layers if image else (), 1):
-        found = scan(layer.directory).get(name)
-        if found is not None and found.kind is Kind.FILE:
-            yield number
-
-
-def _ships_secret(stage: Stage) -> str:
-    number = next(_layers_with(stage, _SECRET), None)
-    if number is None:
-        return ""
-    return (
-        f"Layer {number} of app:clean still has the file {_SECRET}. A file in a lower layer is shipped even if "
-        "a later layer hides it. Make an image that is not built on that layer: export a container of app:1.0, and "
-        "import the tar."
-    )
-
-
-LABS: tuple[Lab, ...] = (
+LABS = (
     Lab(
         name="copy-up",
         summary="change one file, and nothing else",
@@ -246,7 +153,32 @@ LABS: tuple[Lab, ...] = (
             ),
         ),
         goals=(checks.exactly("upper"),),
-        solved="The report was never gone, only hidden. Without the whiteout it is visible again.",
+        # overlayfs.rst, Changes to underlying filesystems: only offline changes of an upper are defined.
+        solved="""The report was never gone, only hidden. Without the whiteout it is visible again. (The kernel's
+            overlayfs has to be unmounted before anyone changes its upper.)""",
+    ),
+    Lab(
+        name="rescue",
+        summary="find a file that a layer deletes, in the layers below",
+        task="""One of three layers deletes report, so merged does not show it. Rescue its last text: make a file
+            rescued in merged with what the newest layer that has a report says. The layers must stay as they are.
+            (overlayfs-demo which merged/report tells what each layer says.)""",
+        layers={
+            "top": {"report": WHITEOUT, "motd": "hello\n"},
+            "middle": {"report": "the last text\n", "notes": "notes\n"},
+            "bottom": {"report": "an early draft\n", "motd": "below\n"},
+        },
+        mistakes=(
+            nothing_at("upper/rescued", "Copy the file from the layer that has it: cp LAYER/report merged/rescued"),
+            same_data(
+                "bottom/report",
+                "upper/rescued",
+                "That is an older one: the middle layer replaced it before the top layer deleted it.",
+            ),
+            also_holds("rescued", rule="Only the rescued file was asked for. Remove the others: rm upper/..."),
+        ),
+        goals=(checks.exactly("upper", "rescued"), checks.same("middle/report", "upper/rescued")),
+        solved="A whiteout only hides: each layer below still has its own version, in an ordinary directory.",
     ),
     Lab(
         name="smallest-upper",
@@ -296,7 +228,9 @@ LABS: tuple[Lab, ...] = (
             checks.whiteout("upper/docs"),
             checks.exactly("upper", "docs", "papers"),
         ),
-        solved="Renaming a directory costs one mark: a lookup in papers is redirected to docs below.",
+        # tests/tour/test_beside_docker.py: test_in_docker_a_directory_is_copied_when_it_is_renamed
+        solved="""Renaming a directory costs one mark: a lookup in papers is redirected to docs below. In Docker, where
+            redirects are off, mv would have copied the files.""",
     ),
     Lab(
         name="no-trace",
@@ -318,10 +252,12 @@ LABS: tuple[Lab, ...] = (
                 """The text is right again, but the copy stays in the upper, and
                 would also hide the motd of a newer lower. Nothing you do in merged removes a copy: rm upper/motd""",
             ),
-            is_a(Kind.FILE, "upper/motd", "The copy is still there, and hides the motd of the lower."),
+            is_a(Kind.FILE, "upper/motd", "The copy is still there, and hides the motd of the lower: rm upper/motd"),
         ),
         goals=(checks.exactly("upper"),),
-        solved="A copy-up cannot be undone through merged, but the upper is a directory like any other.",
+        # overlayfs.rst, Changes to underlying filesystems: only offline changes of an upper are defined.
+        solved="""A copy-up cannot be undone through merged, but the upper is a directory like any other. (The kernel's
+            overlayfs has to be unmounted before anyone changes its upper.)""",
     ),
     Lab(
         name="hard-link",
@@ -338,18 +274,8 @@ LABS: tuple[Lab, ...] = (
             _parted,
         ),
         goals=(Check("the upper has one copy, recorded in the index, with one line more than before", _linked_copy),),
-        solved="The index in the work directory records the copy of that file, so its other name also leads to it.",
-    ),
-    Lab(
-        name="shrink",
-        summary="make an image that does not ship a deleted password",
-        task="""The image app:1.0 is loaded. One of its layers adds the file password, and a later one deletes it, so
-            it still ships: overlayfs-demo ghosts app:1.0 shows it. Make an image app:clean that looks the same and
-            does not ship it. (overlayfs-demo create, commit, export and import may help; see their --help.)""",
-        prepare=_secret_image,
-        before=("overlayfs-demo load app.tar",),
-        mistakes=(_no_clean_image, _ships_secret),
-        goals=(Check("app:clean has the file motd", lambda stage: any(_layers_with(stage, "motd"))),),
-        solved="An exported container is one flat tree, without the files that layers hide and without the history.",
+        # tests/tour/test_beside_docker.py: test_in_docker_the_first_write_separates_hard_links
+        solved="""The index in the work directory records the copy of that file, so its other name also leads to it. In
+            Docker, where the index is off, one and two would now be two files.""",
     ),
 )

@@ -1,0 +1,73 @@
+"""Words that are no verb: they are answered, and never taken for a mount."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from overlayfs_demo.cli import main
+from overlayfs_demo.cli.parser import verbs_of
+from overlayfs_demo.cli.unknown import INSTEAD
+from tests.places import BIN, Place, fails, run
+
+VERBS = verbs_of(main.parser_for([]))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["histroy"], "history"),
+        (["histroy", "app:1.0"], "history"),
+        (["exprot", "c1", "-o", "rootfs.tar"], "export"),
+        (["unmount", "view"], "umount"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_verb_names_the_one_meant(words: list[str], meant: str) -> None:
+    done = run("overlayfs-demo", *words)
+    fails(done, f"unknown command '{words[0]}': did you mean '{meant}'?", status=2)
+
+
+def test_a_verb_like_no_other_leads_to_the_list() -> None:
+    fails(run("overlayfs-demo", "frobnicate", "a", "b"), "'frobnicate': 'overlayfs-demo help'", status=2)
+
+
+def test_an_option_before_the_verb_says_where_options_go() -> None:
+    fails(run("overlayfs-demo", "--store", "x", "images"), "'--store'", "options follow the command", status=2)
+
+
+def test_a_word_with_control_characters_cannot_write_to_the_terminal() -> None:
+    fails(run("overlayfs-demo", "a\x1b[31m"), r"'a\x1b[31m'", status=2)
+
+
+@pytest.mark.parametrize("word", INSTEAD)
+def test_a_verb_of_docker_is_answered_with_what_to_use(word: str) -> None:
+    fails(run("overlayfs-demo", word, "x", "y"), f"unknown command '{word}': {INSTEAD[word]}", status=2)
+
+
+@pytest.mark.parametrize("word", INSTEAD)
+def test_what_to_use_exists(word: str) -> None:
+    assert word not in VERBS
+    quoted = [words.split() for words in re.findall(r"'([^']*)'", INSTEAD[word].replace("image's", "image"))]
+    assert quoted
+    for first, *rest in quoted:
+        if first not in ("docker", "build-layers"):
+            assert first in VERBS
+            options = {option for action in VERBS[first]._actions for option in action.option_strings}
+            assert {part for part in rest if part.startswith("-")} <= options
+
+
+def test_only_the_manner_of_mount_fuse3_is_a_mount(place: Place) -> None:
+    """mount(8) makes the mount point absolute, and mount.fuse3(8) always gives options."""
+    for words in (["name", str(place.view)], ["name", "view", "-o", place.options], ["name", str(place.view), "-v"]):
+        fails(run("overlayfs-demo", *words, cwd=place.base), "unknown command 'name'", status=2)
+        assert not place.is_mounted()
+    assert run(BIN / "overlayfs-demo", "name", place.view, "-o", place.options).returncode == 0
+    assert place.is_mounted()
+
+
+def test_a_helper_without_options_still_mounts_nothing_quietly(place: Place) -> None:
+    helper = place / "mount.fuse.overlayfs-demo"
+    helper.symlink_to(BIN / "overlayfs-demo")
+    fails(run(helper, "name", place.view), "no lowerdir= given", status=2)
