@@ -29,7 +29,25 @@ from overlayfs_demo.cli.main import main
 from overlayfs_demo.ui.console import PROGRAM
 
 # These leave a daemon, fork, handle signals or serve: they need a process of their own.
-_FORKED = frozenset(("mount", "create", "start", "watch", "explain", "serve", "shell", "tour", "lab", "lecture"))
+_FORKED = frozenset(
+    (
+        "mount",
+        "create",
+        "start",
+        "watch",
+        "explain",
+        "serve",
+        "shell",
+        "tour",
+        "lab",
+        "lecture",
+        "cp",
+        "run",
+        "exec",
+        "rename",
+        "container",
+    )
+)
 
 
 def call(

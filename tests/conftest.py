@@ -16,7 +16,7 @@ import pytest
 from overlayfs_demo.linux import mounting
 from tests.places import Place, found_by_mount_8, set_up, why_no_mount_8
 
-pytest_plugins = ["tests.side_by_side"]
+pytest_plugins = ["tests.side_by_side", "tests.real_docker"]
 
 PATIENCE = 15.0
 

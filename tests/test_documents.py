@@ -59,12 +59,13 @@ def test_a_pipe_gets_the_document_as_it_is(topic: str) -> None:
     assert run("overlayfs-demo", "manual", topic).stdout == (DOCS / f"{topic.replace('-', '_')}.md").read_text()
 
 
-def test_a_terminal_gets_it_formatted() -> None:
-    shown = on_terminal("overlayfs-demo", "manual", "security")
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_terminal_gets_it_formatted(columns: int) -> None:
+    shown = on_terminal("overlayfs-demo", "manual", "security", columns=columns)
     plain = STYLE.sub("", shown)
     assert plain != shown
     assert "**" not in plain and "\n## " not in plain and "```" not in plain
-    assert max(map(len, plain.splitlines())) <= 40
+    assert max(map(len, plain.splitlines())) <= min(columns, 80)
     assert "bubblewrap" in plain
 
 

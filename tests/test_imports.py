@@ -38,10 +38,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "mounts": "errors events linux overlay images fronts",
         "store": "errors linux overlay images mounts",
         "explain": "errors events linux overlay images fronts mounts",
+        "run": "errors explain images linux",
         "watch": "errors events mounts ui",
         "tour": "errors linux overlay images mounts store ui",
         "web": "errors linux overlay images analysis mounts store ui watch",
-        "cli": "errors events linux overlay images analysis mounts store explain watch tour web ui",
+        "cli": "errors events linux overlay images analysis mounts store explain run watch tour web ui",
         "__main__": "cli",
     }.items()
 }

@@ -9,10 +9,8 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +37,8 @@ from tests.images.builders import (
     oci_archive,
     symlink,
 )
-from tests.places import MINUTE, run
+from tests.places import run
+from tests.real_docker import succeeds, tool
 
 BASE = layer(
     {
@@ -97,19 +96,6 @@ def image(tmp_path: Path) -> Iterator[Image]:
     unmount_all(str(tmp_path))
 
 
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"needs {name}")
-    return found
-
-
-def succeeds(*words: str | Path) -> str:
-    done = run(*words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def seen(root: Path) -> dict[bytes, object]:
     """What a tree holds, without the times that tools round and the root's own."""
     return {path: one for path, one in builders.tree(root, times=False).items() if path}
@@ -121,6 +107,20 @@ def test_skopeo_copies_it_with_the_same_layers(image: Image, transport: str) -> 
     succeeds(skopeo, "copy", "--insecure-policy", transport.format(image.archive), f"dir:{image.where / 'dir'}")
     manifest = json.loads((image.where / "dir/manifest.json").read_text())
     assert [row["digest"] for row in manifest["layers"]] == image.diff_ids()
+
+
+def test_skopeo_umoci_and_podman_read_the_layout_in_a_directory(image: Image) -> None:
+    layout = image.where / "layout"
+    image.ours("save", "--format", "oci-dir", "-o", layout, NAME)
+    told = json.loads(succeeds(tool("skopeo"), "inspect", f"oci:{layout}:2"))
+    assert told["Layers"] == image.diff_ids()
+    succeeds(tool("umoci"), "unpack", "--image", f"{layout}:2", image.where / "bundle")
+    assert seen(image.where / "bundle/rootfs") == seen(image.view)
+    image.ours("save", "--format", "oci-archive", "-o", image.where / "oci.tar", NAME)
+    with tempfile.TemporaryDirectory(prefix="podman-") as short:  # podman wants a path of 50 characters at most.
+        place = ("--root", image.where / "podman", "--runroot", short, "--storage-driver", "vfs")
+        for source in (f"oci:{layout}:2", f"oci-archive:{image.where / 'oci.tar'}:2"):
+            assert f"sha256:{succeeds(tool('podman'), *place, 'pull', '-q', source).strip()}" == image.id
 
 
 def test_umoci_unpacks_the_same_tree(image: Image) -> None:
@@ -162,44 +162,6 @@ def test_names_in_what_podman_and_buildah_write_are_the_familiar_ones(image: Ima
         [loaded] = [json.loads(line) for line in image.ours("load", "--json", where / written).splitlines()]
         assert sorted(loaded["Names"]) == sorted(names), written
         assert loaded["ID"] == image.id, written
-
-
-@pytest.fixture
-def docker(tmp_path: Path) -> Iterator[list[str | Path]]:
-    """The words that begin a command to a Docker daemon of our own."""
-    dockerd, client = tool("dockerd"), tool("docker")
-    socket = tmp_path / "docker.sock"
-    words: list[str | Path] = [client, "--host", f"unix://{socket}"]
-    log = (tmp_path / "dockerd.log").open("wb")
-    daemon = subprocess.Popen(
-        [
-            dockerd,
-            "--bridge=none",
-            "--iptables=false",
-            "--host",
-            f"unix://{socket}",
-            "--storage-driver",
-            "overlay2",
-            "--data-root",
-            tmp_path / "docker",
-            "--exec-root",
-            tmp_path / "exec",
-            "--pidfile",
-            tmp_path / "pid",
-        ],
-        stdout=log,
-        stderr=log,
-    )
-    try:
-        deadline = time.monotonic() + MINUTE
-        while run(*words, "info").returncode != 0:
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                pytest.skip(f"dockerd does not run here: {(tmp_path / 'dockerd.log').read_text()[-300:]}")
-        yield words
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
-        log.close()
 
 
 def test_docker_loads_it_and_tells_the_same(image: Image, docker: list[str | Path]) -> None:

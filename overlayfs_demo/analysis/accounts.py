@@ -60,7 +60,7 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A name of a regular file that one layer ships and an upper layer hides.
+    """A name of a regular file or symbolic link that one layer ships and an upper layer hides.
 
     `size` is the size of the file. `wasted` is the same if this was the file's last visible name, otherwise 0, so
     the sum over an image is what the image wastes. If one layer hid several last names at once, the first of them in
@@ -87,10 +87,11 @@ class _Loss:
 
 
 @dataclass(slots=True)
-class _Linked:
-    """A file with several names in one layer: its names, how many are visible in the end, and which were hidden."""
+class _Body:
+    """A file or link of one layer: its names there, how many are visible in the end, and which were hidden."""
 
     size: int
+    regular: bool
     names: list[bytes] = field(default_factory=list)
     seen: int = 0
     losses: list[_Loss] = field(default_factory=list)
@@ -137,7 +138,7 @@ class Accounts:
         # What is hidden in each directory on the path to the current place, starting with the root.
         self._hiding: list[Hiding] = [{}]
         # Keyed by layer and inode.
-        self._linked: dict[tuple[int, int], _Linked] = {}
+        self._linked: dict[tuple[int, int], _Body] = {}
         self.hidden: list[Hidden] = []
         self.ghosts: list[Hidden] = []
 
@@ -148,7 +149,7 @@ class Accounts:
         self._hiding.append(laid.hiding)
         # Ship first: `_enter` looks up the linked files that `_ship` records.
         for number, thing in place.things.items():
-            if thing.regular:
+            if thing.ships:
                 self._ship(place, number, thing, laid.shown == number)
         for step in laid.steps:
             self._enter(place, step, laid.shown is None)
@@ -156,11 +157,11 @@ class Accounts:
     def finish(self) -> None:
         """Settle what is known only at the end of the walk, and sort the results."""
         for (layer, _), body in self._linked.items():
-            self._settle(layer, body.size, body.seen > 0, body.names)
+            self._settle(layer, body)
             # The bytes count as wasted at the first of the names that the highest layer hid.
             order = sorted(body.losses, key=lambda loss: (-loss.hidden_by, loss.path))
             for loss in order:
-                self._hide(layer, body.size, loss, body.size if loss is order[0] and not body.seen else 0)
+                self._hide(layer, body, loss, body.size if loss is order[0] and not body.seen else 0)
         self._linked.clear()
         for found in (self.hidden, self.ghosts):
             found.sort(key=lambda hidden: (hidden.path, -hidden.shipped_by))
@@ -188,43 +189,44 @@ class Accounts:
             self._lose(place, before, _Loss(place.path, number, _why(why, change), ghost, thing is None))
 
     def _ship(self, place: Place, number: int, thing: Thing, seen: bool) -> None:
-        """Enter a name of a regular file, and the file's bytes if it has no other name."""
+        """Enter a name of a file or link, and its bytes if it has no other name."""
         if thing.links > 1:
-            body = self._linked.setdefault((number, thing.inode), _Linked(thing.size))
+            body = self._linked.setdefault((number, thing.inode), _Body(thing.size, thing.regular))
             body.names.append(place.path)
             body.seen += seen
         else:
-            self._settle(number, thing.size, seen, (place.path,))
+            self._settle(number, _Body(thing.size, thing.regular, [place.path], seen))
 
     def _first_size(self, place: Place, number: int, thing: Thing) -> int:
         """Return the size of a file at its first name, and 0 at its other names."""
-        if thing.regular and thing.links > 1 and self._linked[number, thing.inode].names[0] != place.path:
+        if thing.ships and thing.links > 1 and self._linked[number, thing.inode].names[0] != place.path:
             return 0
         return thing.size
 
     def _lose(self, place: Place, layer: int, loss: _Loss) -> None:
         """Enter that a name is no longer visible."""
         thing = place.things[layer]
-        if not thing.regular:
+        if not thing.ships:
             if loss.deleted:
                 self._sheets[loss.hidden_by].count("deleted", thing, 0)
         elif thing.links > 1:
             self._linked[layer, thing.inode].losses.append(loss)
         else:
-            self._hide(layer, thing.size, loss, thing.size)
+            self._hide(layer, _Body(thing.size, thing.regular), loss, thing.size)
 
-    def _settle(self, layer: int, size: int, live: bool, names: Sequence[bytes]) -> None:
+    def _settle(self, layer: int, body: _Body) -> None:
         """Enter a file's bytes, once for all its names."""
         sheet = self._sheets[layer]
-        sheet.shipped += size
-        sheet.live += size if live else 0
-        if self._same is not None:
-            self._same.add(layer, names, size, live)
+        sheet.shipped += body.size
+        sheet.live += body.size if body.seen else 0
+        if self._same is not None and body.regular:
+            self._same.add(layer, body.names, body.size, body.seen > 0)
 
-    def _hide(self, layer: int, size: int, loss: _Loss, wasted: int) -> None:
-        hidden = Hidden(loss.path, layer, loss.hidden_by, loss.why, size, wasted)
+    def _hide(self, layer: int, body: _Body, loss: _Loss, wasted: int) -> None:
+        hidden = Hidden(loss.path, layer, loss.hidden_by, loss.why, body.size, wasted)
         self.hidden.append(hidden)
-        if loss.ghost:
+        # A link holds no data that could be extracted.
+        if loss.ghost and body.regular:
             self.ghosts.append(hidden)
         if loss.deleted:
             counts = self._sheets[loss.hidden_by].counts["deleted"]

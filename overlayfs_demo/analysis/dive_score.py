@@ -31,6 +31,9 @@ from overlayfs_demo.analysis.layer_walk import Place
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
+# A score that differs by less from the share of visible bytes is the same for a reader.
+_ABOUT = 0.005
+
 # The path at which the count of a layer ends, as the list of names that dive sorts by.
 End = list[bytes]
 
@@ -47,6 +50,21 @@ class _Directory:
     sizes: Mapping[int, int]
     deleted: frozenset[int]
     growth: Counter[int] = field(default_factory=Counter)
+
+
+def reason(score: float, seen: float) -> str:
+    """Return in one sentence why dive's score differs from the share of bytes that is seen; both are from 0 to 1."""
+    if score > seen + _ABOUT:
+        return (
+            "dive is kinder than the share of visible bytes, because it charges only for a path that a later layer has "
+            "again or deletes by its own name: a whole directory is removed for nothing."
+        )
+    if score < seen - _ABOUT:
+        return (
+            "dive is stricter than the share of visible bytes, because of several copies of a path it takes the "
+            "smallest for needed and charges for all others, even for the one that is visible."
+        )
+    return "dive agrees with the share of visible bytes: it charges for the copies that later layers hide."
 
 
 class DiveScore:
@@ -101,8 +119,10 @@ class DiveScore:
             (above.growth if above else self._growth).update(left.growth)
 
     def _size(self, number: int, thing: Thing) -> int:
-        """Return a file's size at its first name, and 0 at its other names: a tar has those as links without data."""
-        if thing.links > 1 and thing.regular:
+        """Return a file's size at its first name, and 0 at its other names and for a link: a tar has none there."""
+        if not thing.regular:
+            return 0
+        if thing.links > 1:
             key = (number, thing.inode)
             if key in self._linked:
                 return 0

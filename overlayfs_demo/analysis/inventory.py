@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.linux import xattr
+from overlayfs_demo.overlay.layer_size import inode_size
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout
 
@@ -29,8 +30,8 @@ Root = tuple[str, int]
 class Thing(NamedTuple):
     """What one layer has at one path: its part in the merge, and its inode's metadata.
 
-    `size` is in bytes, and 0 for anything but a regular file, because only regular files have data that an image
-    ships. `links` is the number of the inode's names, in this layer or elsewhere.
+    `size` is what it adds to the size of its layer, in bytes: see `layer_size`. `links` is the number of the inode's
+    names, in this layer or elsewhere.
     """
 
     says: Says
@@ -47,6 +48,11 @@ class Thing(NamedTuple):
     def regular(self) -> bool:
         """Whether it is a regular file."""
         return stat.S_ISREG(self.mode)
+
+    @property
+    def ships(self) -> bool:
+        """Whether an image ships bytes for it: the data of a regular file, the target of a symbolic link."""
+        return self.regular or stat.S_ISLNK(self.mode)
 
     @property
     def directory(self) -> bool:
@@ -81,10 +87,8 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
 def as_thing(status: os.stat_result) -> Thing:
     """Return what a status says about an object; it does not say whether a directory is opaque."""
     mode = status.st_mode
-    kind, size, says = stat.S_IFMT(mode), 0, Says.FILE
-    if kind == stat.S_IFREG:
-        size = status.st_size
-    elif kind == stat.S_IFDIR:
+    says = Says.FILE
+    if stat.S_ISDIR(mode):
         says = Says.DIRECTORY
     elif is_whiteout(status):
         says = Says.WHITEOUT
@@ -93,7 +97,7 @@ def as_thing(status: os.stat_result) -> Thing:
         mode,
         status.st_uid,
         status.st_gid,
-        size,
+        inode_size(status),
         status.st_mtime_ns,
         status.st_rdev,
         status.st_ino,

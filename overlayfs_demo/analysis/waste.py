@@ -4,8 +4,9 @@ Every layer ships bytes, and an image still ships what a later layer overwrites 
 layer what it added, changed and deleted, and for each file that is no longer visible which layer hid it, and why.
 Layers are numbered from 1, the bottom, as `build_layers` names their directories.
 
-The size (st_size) of each regular file counts once for each inode of a layer, however many names the inode has there.
-A file is live while any of its names is visible in the view of all layers, so shipped is exactly live plus wasted.
+The size of each file and symbolic link (`layer_size`) counts once for each inode of a layer, however many names the
+inode has there. It is live while any of its names is visible in the view of all layers, so shipped is exactly live plus
+wasted, and a layer ships what Docker calls its SIZE.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from overlayfs_demo.images.tarsplit import file_checksums
 class Analysis:
     """What became of an image's bytes.
 
-    `layers` are sorted from the bottom up; `hidden` by path, the newest version first. `ghosts` are the hidden files
-    whose path is not visible at all in the end, though they can still be extracted from the image. `duplicates` are
-    sorted with the costliest first. `dive_score` is dive's efficiency, from 0 to 1: see the module `dive_score`.
+    `layers` are sorted from the bottom up; `hidden` by path, the newest version first. `ghosts` are the hidden regular
+    files whose path is not visible at all in the end, though they can still be extracted from the image. `duplicates`
+    are sorted with the costliest first. `dive_score` is dive's efficiency, from 0 to 1: see the module `dive_score`.
     """
 
     layers: tuple[LayerReport, ...]

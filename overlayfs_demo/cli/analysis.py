@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from overlayfs_demo.analysis.accounts import Hidden, LayerReport
+from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.ghosts import extract_ghosts
 from overlayfs_demo.analysis.image_diff import PathChange, diff_trees
 from overlayfs_demo.analysis.waste import Analysis
@@ -21,13 +21,12 @@ from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.terminal import progress, put_changes, put_table
-from overlayfs_demo.ui.text import cut_end, human_size, percentage, plural
+from overlayfs_demo.ui.terminal import progress, put_changes, put_prose, put_table
+from overlayfs_demo.ui.text import human_size, percentage, plural
 from overlayfs_demo.ui.text_diff import text_lines, unified
 
 # A text with more bytes than this is not compared line by line.
 _LONGEST_TEXT = 1 << 20
-_LONGEST_TITLE = 60
 _MOST_FILES = 10
 _WASTE = {"WASTED": "red"}
 
@@ -67,7 +66,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         put_json([_analysis_json(image, analysis)])
     else:
         put_table(_layers_table(analysis))
-        put("\n" + _summary(image, analysis))
+        put_prose("\n" + _summary(image, analysis))
         _put_hidden(analysis, None if arguments.all else _MOST_FILES)
     if arguments.max_wasted is None:
         return 0
@@ -85,10 +84,6 @@ def _share(analysis: Analysis) -> str:
     return f" ({percentage(analysis.wasted, analysis.shipped)})" if analysis.shipped else ""
 
 
-def _title(report: LayerReport) -> str:
-    return cut_end(printable(report.title), _LONGEST_TITLE)
-
-
 def _layers_table(analysis: Analysis) -> Table:
     header = ("LAYER", "ADDED", "CHANGED", "DELETED", "SHIPPED", "LIVE", "WASTED", "MADE BY")
     return Table(
@@ -100,7 +95,7 @@ def _layers_table(analysis: Analysis) -> Table:
                 str(report.changed.paths),
                 str(report.deleted.paths),
                 *(human_size(size) for size in (report.shipped, report.live, report.wasted)),
-                _title(report),
+                printable(report.title),
             )
             for report in analysis.layers
         ],

@@ -15,27 +15,33 @@ from types import FrameType
 
 from overlayfs_demo.analysis.special_files import powers
 from overlayfs_demo.cli.command import guarded
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.errors import ImageError, UsageError, printable
 from overlayfs_demo.images.build import BuiltLayer, build_layers
 from overlayfs_demo.images.model import Platform, running_platform
 from overlayfs_demo.mounts.option_paths import lowerdir_option
 from overlayfs_demo.ui.console import PROGRAM
+from overlayfs_demo.ui.terminal import width
 from overlayfs_demo.ui.text import cut_end, human_size, plural
 
 _PROGRAM = "build-layers"
 _LONGEST_INSTRUCTION = 100
 
 
-def _line(number: int, layer: BuiltLayer) -> str:
-    made = cut_end(printable(layer.instruction), _LONGEST_INSTRUCTION)
-    size = human_size(layer.size)
-    text = f"{number:>3}  {layer.directory.name}  {layer.diff_id.algorithm}:{layer.diff_id.short}  {size:>7}  {made}"
-    return text.rstrip() if layer.fresh else f"{text.rstrip()}  (already built)"
+def _line(number: int, layer: BuiltLayer, width: int | None) -> str:
+    """Return the line of a layer; `width` is that of the terminal, None without one."""
+    digest, size = f"{layer.diff_id.algorithm}:{layer.diff_id.short}", human_size(layer.size)
+    begin = f"{number:>3}  {layer.directory.name}  {digest}  {size:>7}  "
+    end = "" if layer.fresh else "  (already built)"
+    room = _LONGEST_INSTRUCTION if width is None else min(_LONGEST_INSTRUCTION, width - len(begin) - len(end))
+    made = cut_end(printable(layer.instruction), max(room, 1))
+    return f"{begin}{made}".rstrip() + end
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
+        formatter_class=HelpFormatter,
         description="Build one directory per layer from an image archive, and print the lowerdir= line to mount them.",
     )
     parser.add_argument(
@@ -104,7 +110,7 @@ def _build(arguments: argparse.Namespace) -> int:
 def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     out = sys.stdout.buffer
     for number, layer in enumerate(layers, start=1):
-        out.write(_line(number, layer).encode("utf-8", "backslashreplace") + b"\n")
+        out.write(_line(number, layer, width()).encode("utf-8", "backslashreplace") + b"\n")
     options = lowerdir_option([os.fsencode(layer.directory) for layer in reversed(layers)])
     # Without it, neither an ordinary user nor the kernel would see which directories are opaque.
     out.write(os.fsencode(f"{options},userxattr" if userxattr else options) + b"\n")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.errors import OverlayError, printable
 
 Verbs = argparse._SubParsersAction
@@ -32,7 +33,7 @@ def new_verb(
         help=summary,
         description=description or summary[0].upper() + summary[1:] + ".",
         epilog="example:" + "".join(f"\n  {line}" for line in examples.splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     verb.set_defaults(run=run)
     return verb

@@ -16,7 +16,7 @@ from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
 from overlayfs_demo.cli import documents
-from overlayfs_demo.cli.parser import verbs_of
+from overlayfs_demo.cli.parser import all_verbs, verbs_of
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.container import all_containers
@@ -34,7 +34,7 @@ def script(shell: str) -> str:
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell, and end the process."""
-    for verb in verbs_of(parser).values():
+    for verb in all_verbs(parser):
         for action in verb._actions:
             completer = _COMPLETERS.get(str(action.metavar))
             if completer is not None:
@@ -70,6 +70,10 @@ def _views(**_: Any) -> list[str]:
     return sorted(registry.mounted())
 
 
+def _views_and_containers(parsed_args: argparse.Namespace, **more: Any) -> list[str]:
+    return _views() + _containers(parsed_args, **more)
+
+
 def _quietly(candidates: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """Return the same function, which offers nothing if the store cannot be read: a command will say why."""
 
@@ -87,8 +91,10 @@ _COMPLETERS = {
     "IMAGE": _quietly(_images),
     "IMAGE[@N]": _quietly(_images),
     "C": _quietly(_containers),
+    "C|IMAGE": _quietly(_both),
     "C|IMAGE[@N]": _quietly(_both),
-    "MOUNTPOINT|IMAGE": _quietly(_images),
+    "MOUNTPOINT|C|IMAGE": _quietly(_both),
+    "MOUNTPOINT|C": _quietly(_views_and_containers),
     "MOUNTPOINT": _quietly(_views),
     "DIR": FilesCompleter(),
     "FILE": FilesCompleter(),

@@ -13,12 +13,15 @@ import psutil
 
 from overlayfs_demo.cli.analysis import diff_images
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.container_filters import add_filters, chosen
+from overlayfs_demo.cli.container_rows import put_containers
+from overlayfs_demo.cli.format_option import add_format, form_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
-from overlayfs_demo.errors import MountError, UsageError, printable
+from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.progress import counted
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.container import Container, all_containers
 from overlayfs_demo.store.containers import Containers, record_of, upper_size
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
@@ -35,7 +38,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(
         verbs, "create", "create a container from an image, and mount it", "create app:1.0 --name c1", _create
     )
-    verb.add_argument("image", metavar="IMAGE")
+    verb.add_argument("image", metavar="IMAGE", help="an image, or 'scratch' for an empty base")
     verb.add_argument("--name", metavar="C", help="container name (default: a random one)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
     verb.add_argument(
@@ -49,7 +52,14 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
-    verb = add_verb(verbs, "ps", "list containers", "ps", _ps)
+    verb = add_verb(
+        verbs, "ps", "list containers", "ps --quiet --filter status=exited\nps --format '{{.Names}}: {{.Status}}'", _ps
+    )
+    verb.add_argument("--all", "-a", action="store_true", help="accepted as in docker: stopped ones are always listed")
+    verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
+    verb.add_argument("--no-trunc", action="store_true", help="show the ID of each image in full")
+    add_filters(verb)
+    add_format(verb)
     add_json(verb)
     verb = add_verb(
         verbs,
@@ -66,11 +76,33 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--content", action="store_true", help="for images: also show the lines that differ in text files"
     )
     add_json(verb)
-    verb = add_verb(verbs, "commit", "create an image from a container", "commit c1 app:1.1", _commit)
+    verb = add_verb(
+        verbs,
+        "commit",
+        "create an image from a container",
+        "commit c1 app:1.1\ncommit --change 'CMD [\"sh\"]' --change 'ENV A=1' c1 app:1.2",
+        _commit,
+    )
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
     verb.add_argument("--author", "-a", default="", metavar="WHO", help="the author that inspect shows")
+    verb.add_argument(
+        "--change",
+        "-c",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="INSTRUCTION",
+        help="a Dockerfile line for the image's settings, as in 'CMD [\"sh\"]': CMD, ENTRYPOINT, ENV, EXPOSE, "
+        "HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR",
+    )
+    verb.add_argument(
+        "--pause",
+        "-p",
+        action="store_true",
+        help="accepted as in docker: nothing can be paused, so a file that is being written may be caught halfway",
+    )
     add_json(verb)
     verb = add_verb(
         verbs, "export", "write a container's file tree to a tar archive", "export c1 -o rootfs.tar", _export
@@ -88,19 +120,19 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
     add_json(verb)
+    verb = add_verb(verbs, "rename", "give a container another name", "rename c1 web", _rename)
+    verb.add_argument("container", metavar="C")
+    verb.add_argument("name", metavar="NAME")
     verb = add_verb(verbs, "rm", "remove containers and their changes", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
     add_json(verb)
-    verb = add_verb(verbs, "shell", "run a shell or a command with a container as its root", "shell c1 ls -l /", _shell)
-    verb.add_argument("container", metavar="C")
-    verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    container = Containers(store).create(
-        store.find(arguments.image),
+    containers = Containers(store_of(arguments))
+    container = containers.create(
+        containers.base(arguments.image),
         arguments.name,
         arguments.at,
         time_machine=arguments.timemachine,
@@ -140,15 +172,16 @@ class _Row:
     daemon: _Daemon | None
     upper_size: int | None
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the row of the table."""
+    def cells(self, *, full: bool) -> tuple[str, ...]:
+        """Return the row of the table; `full`: with the image's whole ID."""
         container, daemon = self.container, self.daemon
         process = ("Stopped", "-", "-", "-")
         if daemon is not None:
             up = f"Up {docker_tables.human_duration(daemon.uptime)}"
             process = (up, str(daemon.pid), human_size(daemon.memory), f"{daemon.cpu}%")
         upper = "?" if self.upper_size is None else human_size(self.upper_size)
-        return container.name, container.image_name, *process, upper, printable(str(container.mountpoint))
+        image = str(container.image) if full else container.image_name
+        return container.name, image, *process, upper, printable(str(container.mountpoint))
 
     def json(self) -> dict[str, object]:
         """Return the object for machines."""
@@ -168,15 +201,24 @@ class _Row:
 
 
 def _ps(arguments: argparse.Namespace) -> int:
-    rows = [
-        _Row(container, _daemon_of(container), upper_size(container))
-        for container in Containers(store_of(arguments)).all()
-    ]
+    store = store_of(arguments)
+    containers = chosen(store, all_containers(store), arguments)
+    if form := form_of(arguments):
+        put_containers(store, containers, form, trunc=not arguments.no_trunc, quiet=arguments.quiet)
+        return 0
+    if arguments.quiet:
+        put("".join(f"{container.name}\n" for container in containers))
+        return 0
+    rows = [_Row(container, _daemon_of(container), upper_size(container)) for container in containers]
     if arguments.json:
         put_json([row.json() for row in rows])
         return 0
     header = ("NAME", "IMAGE", "STATUS", "PID", "MEMORY", "CPU", "UPPER", "MOUNTPOINT")
-    put_table(Table(header, [row.cells() for row in rows], {"STATUS": "green"}))
+    put_table(
+        Table(
+            header, [row.cells(full=arguments.no_trunc) for row in rows], {"STATUS": "green"}, whole=arguments.no_trunc
+        )
+    )
     return 0
 
 
@@ -214,7 +256,7 @@ def _commit(arguments: argparse.Namespace) -> int:
     containers = Containers(store_of(arguments))
     container = containers.find(arguments.container)
     with progress() as told:
-        made = containers.commit(container, name, arguments.message, arguments.author, told)
+        made = containers.commit(container, name, arguments.message, arguments.author, told, changes=arguments.changes)
     if arguments.json:
         put_json([{"ID": str(made.image.id), "Names": list(map(str, made.names))}])
     else:
@@ -251,26 +293,11 @@ def _start(arguments: argparse.Namespace) -> int:
     return _each(arguments, lambda containers, container: containers.start(container))
 
 
+def _rename(arguments: argparse.Namespace) -> int:
+    containers = Containers(store_of(arguments))
+    containers.rename(containers.find(arguments.container), arguments.name)
+    return 0
+
+
 def _rm(arguments: argparse.Namespace) -> int:
     return _each(arguments, lambda containers, container: containers.remove(container, force=arguments.force))
-
-
-def _shell(arguments: argparse.Namespace) -> int:
-    """Become the command, in its own mount, PID, UTS and IPC namespaces: unshare(1)."""
-    container = Containers(store_of(arguments)).find(arguments.container)
-    if record_of(container) is None:
-        raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
-    root = str(container.mountpoint)
-    command = arguments.command or ["/bin/sh"]
-    if os.path.isabs(command[0]) and not os.path.lexists(root + command[0]):
-        raise MountError(
-            f"container '{container.name}' has no program {printable(command[0])}",
-            "choose a program that its image contains",
-        )
-    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
-    if os.geteuid() != 0:
-        words.append("--map-root-user")
-    try:
-        os.execvp("unshare", [*words, f"--root={root}", "--wd=/", "--", *command])
-    except OSError as error:
-        raise MountError(f"unshare: {error.strerror}", "install util-linux") from None

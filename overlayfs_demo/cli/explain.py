@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs, new_verb
 from overlayfs_demo.cli.redirection import check_outside_views
+from overlayfs_demo.cli.store_options import add_store
+from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.errors import MountError, OverlayError, UsageError, printable
 from overlayfs_demo.explain.dry_run import Outcome, rehearse
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.overlay.forecast import Effect
 from overlayfs_demo.ui.console import PROGRAM, put, put_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.terminal import put_table
+from overlayfs_demo.ui.terminal import put_prose, put_table
 from overlayfs_demo.ui.text import human_size, plural
 
 # How many paths are shown without --all.
@@ -60,7 +62,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         _explain,
         _HELP,
     )
-    verb.add_argument("--on", metavar="MOUNTPOINT", help="the view, or any path in it")
+    verb.add_argument("--on", metavar="MOUNTPOINT|C", help="the view, any path in it, or a container")
+    add_store(verb)
     verb.add_argument("--json", action="store_true", help="one JSON object with totals and every path")
     verb.add_argument("--all", action="store_true", help=f"show all paths instead of the {_SHOWN} largest")
     verb.add_argument("command", metavar="COMMAND")
@@ -72,7 +75,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     check_outside_views(command)
     if shutil.which(arguments.command) is None:
         raise OverlayError(f"command not found: '{printable(arguments.command)}'", "name a program and its arguments")
-    mountpoint = _view_of(arguments.on, command)
+    mountpoint = _view_of(arguments.on and view_path(arguments.on, arguments.store), command)
     record = registry.find_record(mountpoint)
     if record is None:
         raise MountError(
@@ -82,7 +85,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.json:
         put_json([_json(mountpoint, command, outcome)])
     else:
-        put("".join(f"{line}\n" for line in _sentences(mountpoint, outcome)))
+        put_prose("".join(f"{line}\n" for line in _sentences(mountpoint, outcome)))
         _put_paths(outcome.effects, None if arguments.all else _SHOWN)
     return 0
 

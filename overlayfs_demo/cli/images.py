@@ -1,4 +1,4 @@
-"""The verbs that put images into the store, write them to archives, name them and remove them."""
+"""The verbs that put images into the store, name them and remove them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import BinaryIO
 from overlayfs_demo.cli import image_lists
 from overlayfs_demo.cli.command import Verbs, one_line
 from overlayfs_demo.cli.confirm import confirmed
-from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.model import Platform
@@ -18,7 +17,6 @@ from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store import remove
 from overlayfs_demo.store.container import users
 from overlayfs_demo.store.load import Loaded, import_tree, load
-from overlayfs_demo.store.save import save
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.terminal import progress
 from overlayfs_demo.ui.text import human_size, plural
@@ -52,15 +50,13 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _add_other_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    verb = add_verb(verbs, "save", "write images to an archive", "save app:1.0 -o app.tar", _save)
-    verb.add_argument("images", nargs="+", metavar="IMAGE")
-    add_output(verb)
     verb = add_verb(verbs, "tag", "give an image another name", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")
     verb = add_verb(verbs, "rmi", "remove image names, and images left without a name", "rmi app:1.0", _rmi)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument("--force", "-f", action="store_true", help="remove an image by ID even if it has several names")
+    verb.add_argument("--no-prune", action="store_true", help="keep layers that no image uses then, until 'prune'")
     add_json(verb)
     verb = add_verb(verbs, "prune", "remove unused images and layers", "prune\nprune --all --force", _prune)
     verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
@@ -161,17 +157,6 @@ def _note_left_out(loaded: Loaded) -> None:
         note(f"note: skipped in {plural(count, 'member')}: {reason}")
 
 
-# --- getting images out ----------------------------------------------------------------------------
-
-
-def _save(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    images = [store.find(word) for word in arguments.images]
-    with output(arguments.output) as out, progress() as told:
-        save(images, out, told)
-    return 0
-
-
 # --- names, and getting rid of images --------------------------------------------------------------
 
 
@@ -183,7 +168,7 @@ def _tag(arguments: argparse.Namespace) -> int:
 def _rmi(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     for word in arguments.images:
-        gone = remove.remove_image(store, word, users(store), force=arguments.force)
+        gone = remove.remove_image(store, word, users(store), force=arguments.force, keep_layers=arguments.no_prune)
         _tell_removed(gone, as_json=arguments.json)
     return 0
 

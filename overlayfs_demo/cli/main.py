@@ -23,16 +23,26 @@ from overlayfs_demo.ui.console import PROGRAM
 FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Learn": {"tour": ("tour",), "lab": ("lab",), "lecture": ("lecture",), "sample": ("sample",)},
     "Views": {
-        "views": ("mount", "umount"),
+        "views": ("mount",),
+        "umount": ("umount",),
         "watch": ("watch",),
         "which": ("which",),
         "explain": ("explain",),
         "web": ("serve",),
     },
     "Images": {
-        "images": ("load", "import", "images", "history", "inspect", "layers", "df", "save", "tag", "rmi", "prune")
+        "images": ("load", "import", "images", "history", "layers", "tag", "rmi", "prune"),
+        "save": ("save",),
+        "inspect": ("inspect",),
+        "disk_usage": ("df",),
+        "groups": ("image", "system"),
     },
-    "Containers": {"containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rm", "shell")},
+    "Containers": {
+        "container_run": ("run", "exec", "shell"),
+        "containers": ("create", "ps", "diff", "commit", "export", "stop", "start", "rename", "rm"),
+        "container_cp": ("cp",),
+        "groups": ("container",),
+    },
     "Analysis": {"analysis": ("analyze", "ghosts"), "web": ("report",)},
     "Help": {"help": ("help", "manual", "completion", "version")},
 }

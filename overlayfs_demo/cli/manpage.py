@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from overlayfs_demo.cli.help_text import blocks
 from overlayfs_demo.cli.parser import verbs_of
 
 _HEAD = r""".TH OVERLAYFS-DEMO 1 "" overlayfs-demo "User Commands"
@@ -71,13 +72,11 @@ def manual(parser: argparse.ArgumentParser) -> str:
 def _verb(verb: argparse.ArgumentParser) -> str:
     verb.color = False  # type: ignore[attr-defined]  # Python 3.14 would colour the usage on a terminal.
     usage = " ".join(_USAGE.sub("", verb.format_usage()).split())
-    summary, _, rest = (verb.description or "").partition("\n")
     name = verb.prog.split()[-1]
-    lines = [f".SS {_text(name)}", _text(usage), ".PP", _text(summary)]
-    lines += _as_it_is(rest.strip("\n").splitlines())
+    lines = [f".SS {_text(name)}", _text(usage), *_blocks(verb.description or "")]
     for action in verb._actions:
         lines += _argument(verb, action)
-    lines += _as_it_is((verb.epilog or "").splitlines())
+    lines += _blocks(verb.epilog or "")
     return "\n".join(line for line in lines if line) + "\n"
 
 
@@ -91,8 +90,12 @@ def _argument(verb: argparse.ArgumentParser, action: argparse.Action) -> Iterato
     yield _text(action.help % {**vars(action), "prog": verb.prog})
 
 
-def _as_it_is(lines: Sequence[str]) -> list[str]:
-    return [".PP", ".nf", *map(_text, lines), ".fi"] if lines else []
+def _blocks(text: str) -> Iterator[str]:
+    for is_prose, lines in blocks(text):
+        if is_prose:
+            yield from (".PP", *map(_text, lines))
+        elif any(lines):
+            yield from (".nf", *map(_text, lines), ".fi")
 
 
 def _text(text: str) -> str:

@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Iterable
 from itertools import groupby
 
+from overlayfs_demo.cli.help_text import filled
 from overlayfs_demo.mounts.option_table import OPTIONS, MountOption
 
-# Columns: where the help of an option begins, and where a list of options is broken.
-_HELP_COLUMN = 28
-_WIDTH = 88
+# Columns: where the help of an option begins, and how long a line may be. The manual page indents it by 7 more.
+_HELP_COLUMN = 26
+_WIDTH = 73
 
 _FRAME = """\
 Mount a stack of layers as one tree, and return when the view is ready.
@@ -19,7 +20,7 @@ options (-o, comma-separated; a comma in a path is written '\\,'):
 {options}
 
 example:
-  overlayfs-demo mount -o lowerdir=app:base,upperdir=upper,workdir=work merged
+  overlayfs-demo mount -o lowerdir=app:base,upperdir=up,workdir=work view
 """
 
 
@@ -35,7 +36,7 @@ def _entry(help: str, options: Iterable[MountOption]) -> str:
     lines = textwrap.wrap(
         usages, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
-    first, *rest = help.splitlines() or [""]
+    first, *rest = filled(help, _WIDTH - _HELP_COLUMN) or [""]
     if len(lines[-1]) < _HELP_COLUMN:
         lines[-1] = f"{lines[-1]:{_HELP_COLUMN}}{first}".rstrip()
     elif first:

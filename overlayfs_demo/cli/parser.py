@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -35,6 +35,13 @@ def verbs_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentP
         if isinstance(action, argparse._SubParsersAction)
         for name, verb in action.choices.items()
     }
+
+
+def all_verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser of each verb that a parser has, and of each verb in a group."""
+    for verb in verbs_of(parser).values():
+        yield verb
+        yield from all_verbs(verb)
 
 
 def summaries_of(parser: argparse.ArgumentParser) -> Mapping[str, str]:

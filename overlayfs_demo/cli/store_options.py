@@ -21,8 +21,13 @@ def add_verb(
 ) -> argparse.ArgumentParser:
     """Add a verb that works on the store. Its help shows the examples, one per line, given without our name."""
     verb = new_verb(verbs, name, summary, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
-    verb.add_argument("--store", type=Path, metavar="DIR", help=f"where images are stored (default: {default_root()})")
+    add_store(verb)
     return verb
+
+
+def add_store(verb: argparse.ArgumentParser) -> None:
+    """Give the verb the option --store."""
+    verb.add_argument("--store", type=Path, metavar="DIR", help=f"where images are stored (default: {default_root()})")
 
 
 def add_json(verb: argparse.ArgumentParser) -> None:

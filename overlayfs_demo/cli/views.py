@@ -1,28 +1,26 @@
-"""The verbs `mount` and `umount`."""
+"""The verb `mount`."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.mount_help import mount_help
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.events import Event
+from overlayfs_demo.events import Listener
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import FRONTS, parse
-from overlayfs_demo.ui import wording
-from overlayfs_demo.ui.console import PROGRAM
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
     verb = verbs.add_parser(
-        "mount",
-        help="mount a stack of layers as one tree",
-        description=mount_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "mount", help="mount a stack of layers as one tree", description=mount_help(), formatter_class=HelpFormatter
     )
     verb.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
     verb.add_argument("--front", choices=FRONTS, help="how to talk to the kernel (default: auto)")
@@ -30,16 +28,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--trace", action="store_true", help="with --foreground: report each change in a sentence")
     verb.add_argument("mountpoint", metavar="MOUNTPOINT")
     verb.set_defaults(run=_mount)
-    verb = new_verb(
-        verbs,
-        "umount",
-        "unmount a view",
-        f"{PROGRAM} umount merged",
-        _umount,
-        "Unmount a view. If it is busy, show which processes use it.",
-    )
-    verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
-    verb.add_argument("mountpoint", metavar="MOUNTPOINT")
 
 
 def _mount(arguments: argparse.Namespace) -> int:
@@ -50,19 +38,18 @@ def _mount(arguments: argparse.Namespace) -> int:
         options = replace(options, front=arguments.front)
     if arguments.trace and not arguments.foreground:
         raise UsageError("--trace prints to this terminal", "add --foreground")
-    mount.mount(
-        os.fsencode(arguments.mountpoint),
-        options,
-        foreground=arguments.foreground,
-        trace=_print_event if arguments.trace else None,
-    )
+    with _trace() if arguments.trace else nullcontext() as trace:
+        mount.mount(os.fsencode(arguments.mountpoint), options, foreground=arguments.foreground, trace=trace)
     return 0
 
 
-def _print_event(event: Event) -> None:
-    print(wording.sentence(event), flush=True)
+@contextmanager
+def _trace() -> Iterator[Listener]:
+    """Give a listener that prints a sentence for each event."""
+    from overlayfs_demo.watch.trace import Trace
 
-
-def _umount(arguments: argparse.Namespace) -> int:
-    mount.unmount(os.fsencode(arguments.mountpoint), lazy=arguments.lazy)
-    return 0
+    trace = Trace(lambda sentence: print(sentence, flush=True))
+    try:
+        yield trace.tell
+    finally:
+        trace.finish()

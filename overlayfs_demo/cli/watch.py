@@ -11,6 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.cli.store_options import add_store
+from overlayfs_demo.cli.view_end import tell_end
+from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.mounts import registry
@@ -36,7 +39,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "Report every change in a view as it happens, until it is unmounted. A terminal also shows the stack of "
         "layers; a pipe gets one sentence per line.",
     )
-    verb.add_argument("mountpoint", metavar="MOUNTPOINT", help="the view, or any path in it")
+    verb.add_argument("mountpoint", metavar="MOUNTPOINT|C", help="the view, any path in it, or a container")
+    add_store(verb)
     verb.add_argument("--json", action="store_true", help="one JSON object per line; repeated writes are not joined")
     verb.add_argument("--plain", action="store_true", help="print plain sentences on a terminal too")
     actions = ", ".join(action.value for action in Action)
@@ -55,17 +59,17 @@ def _actions(words: str) -> frozenset[str]:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    place = registry.place_in_view(os.fsencode(arguments.mountpoint), follow=True)
+    place = registry.place_in_view(os.fsencode(view_path(arguments.mountpoint, arguments.store)), follow=True)
     on_screen = not arguments.json and not arguments.plain and _is_screen()
     with Connection(place.socket, place.mountpoint, place.owner) as connection:
         layers = _layers(connection, place) if on_screen else []
         try:
             connection.attach(counters=not arguments.json)
         except EOFError:
-            return 0
+            return tell_end(place.mountpoint, place.owner)
         if on_screen:
             return _show(connection, place, layers, arguments)
-        return _tell(connection, place.mountpoint, arguments)
+        return _tell(connection, place, arguments)
 
 
 def _is_screen() -> bool:
@@ -99,16 +103,14 @@ def _show(
         lambda update: _is_wanted(update, arguments.only, arguments.path),
         walk=place.owner == os.geteuid(),
     )
-    if ended:
-        note(f"{printable(place.mountpoint)} was unmounted")
     _note_counters(asked)
-    return 0
+    return tell_end(place.mountpoint, place.owner) if ended else 0
 
 
-def _tell(connection: Connection, mountpoint: str, arguments: argparse.Namespace) -> int:
+def _tell(connection: Connection, place: registry.Place, arguments: argparse.Namespace) -> int:
     teller = _Teller(as_json=arguments.json)
     asked: Mapping[str, int] = {}
-    note(f"watching {printable(mountpoint)} until it is unmounted")
+    note(f"watching {printable(place.mountpoint)} until it is unmounted")
     try:
         while True:
             update = connection.receive(teller.timeout())
@@ -119,7 +121,8 @@ def _tell(connection: Connection, mountpoint: str, arguments: argparse.Namespace
             elif _is_wanted(update, arguments.only, arguments.path):
                 teller.tell(update)
     except EOFError:
-        return 0
+        teller.finish()
+        return tell_end(place.mountpoint, place.owner)
     except KeyboardInterrupt:
         asked = _last_counters(connection) or asked
         raise

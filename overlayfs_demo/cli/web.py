@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
+from overlayfs_demo.cli.view_end import tell_end
+from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.errors import ImageError, MountError, OverlayError, printable
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.stored import StoredImage
@@ -28,10 +31,10 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "serve",
         "show a mounted view (live) or an image in a browser",
-        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine with a forwarded port",
+        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine",
         _serve,
     )
-    verb.add_argument("what", metavar="MOUNTPOINT|IMAGE")
+    verb.add_argument("what", metavar="MOUNTPOINT|C|IMAGE")
     verb.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine)"
     )
@@ -81,7 +84,7 @@ def _libraries() -> Iterator[None]:
 
 def _serve(arguments: argparse.Namespace) -> int:
     try:
-        view = _view(arguments.what)
+        view = _view(view_path(arguments.what, arguments.store))
     except MountError:
         # An image may have the same name as a directory here.
         if not _is_image(arguments):
@@ -102,7 +105,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         lambda address: _tell(arguments, address, "until it is unmounted"),
         secret=not arguments.no_token,
     )
-    return 0
+    # A signal ends the server too, and then the view goes on.
+    return 0 if registry.is_served(record.mountpoint) else tell_end(record.mountpoint, os.geteuid())
 
 
 def _serve_image(arguments: argparse.Namespace) -> int:
@@ -164,7 +168,9 @@ def _image(arguments: argparse.Namespace) -> StoredImage:
 
 
 def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
-    note(f"serving {printable(arguments.what)} at {address} {until}")
+    note(f"serving {printable(arguments.what)} {until}, at")
+    # Alone on its line, to be copied or clicked whole.
+    print(address, file=sys.stderr, flush=True)
     if arguments.no_token:
         note("warning: without a token, anyone who reaches this port can read every file of the layers")
     if os.path.exists("/vagrant") and arguments.host == "127.0.0.1":

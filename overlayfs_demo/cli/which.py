@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
+from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
 from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.mounts.control.protocol import provenance_to_json
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.terminal import put_table
+from overlayfs_demo.ui.terminal import put_prose, put_table
 from overlayfs_demo.ui.wording import outcome, said
 
 _BILLION = 10**9
@@ -31,10 +32,11 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "which",
         "show what each layer says about a path in a view or an image",
-        "which view/etc/passwd\nwhich -l view/etc\nwhich --image app:1.0 /etc/passwd\nwhich --image app:1.0 -l /etc",
+        "which view/etc/passwd\nwhich c1:/etc/passwd\nwhich -l view/etc\n"
+        "which --image app:1.0 /etc/passwd\nwhich --image app:1.0 -l /etc",
         _which,
     )
-    verb.add_argument("paths", nargs="+", metavar="PATH")
+    verb.add_argument("paths", nargs="+", metavar="PATH", help="a path in a view, a container, or C:PATH")
     verb.add_argument("--image", metavar="IMAGE", help="look in this image instead of a mounted view")
     verb.add_argument(
         "-l", dest="long", action="store_true", help="list a directory like ls -l, with the layers of each name"
@@ -46,7 +48,7 @@ def _which(arguments: argparse.Namespace) -> int:
     """Answer for each path; return 1 if any of them is not seen or cannot be looked up."""
     answer = _list if arguments.long else _explain
     if arguments.image is None:
-        questions = questions_about_views(arguments.paths)
+        questions = questions_about_views(view_path(word, arguments.store) for word in arguments.paths)
     else:
         questions = questions_about_image(store_of(arguments), arguments.image, arguments.paths)
     return max(answer(question, as_json=arguments.json) for question in questions)
@@ -73,7 +75,7 @@ def _explain(question: Question, *, as_json: bool) -> int:
             for statement in explained.statements
         ]
         put_table(Table(("LAYER", "SAYS", ""), rows, trim=True))
-        put(f"{printable(explained.why)}\n")
+        put_prose(f"{printable(explained.why)}\n")
     return 0 if explained.seen_from else 1
 
 

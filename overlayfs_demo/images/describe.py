@@ -37,8 +37,7 @@ class Changes:
 class LayerFacts:
     """What the caller counted in one layer.
 
-    `size` is what Docker calls the layer's DiffSize, in bytes: the sizes of everything except directories, as lstat(2)
-    gives them (a symbolic link has the length of its target), hard links once (moby pkg/directory/directory_unix.go).
+    `size` is what Docker calls the layer's DiffSize, in bytes, see `overlay.layer_size`.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""Mounts and mount namespaces: mount(2), umount2(2), open_tree(2), mount_setattr(2), unshare(2), setns(2)."""
+"""Mounts and namespaces: mount(2), umount2(2), open_tree(2), mount_setattr(2), unshare(2), setns(2)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
 
 MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_RELATIME = 0
@@ -61,6 +67,26 @@ def unmount(target: bytes, flags: int = 0) -> None:
 def make_mount_read_only(path: bytes) -> None:
     """Make the mount at `path` read-only, but not those below it: mount_setattr(2), Linux 5.12."""
     _set_mount_attributes(AT_FDCWD, path, MOUNT_ATTR_RDONLY, 0, 0)
+
+
+def make_mount_without_devices(path: bytes) -> None:
+    """Let no device of the mount at `path` be opened: mount_setattr(2), Linux 5.12."""
+    _set_mount_attributes(AT_FDCWD, path, MOUNT_ATTR_NODEV, 0, 0)
+
+
+def clone_mount_read_only(path: bytes) -> int:
+    """Return another mount of a file or directory, read-only and attached nowhere: open_tree(2), Linux 5.12.
+
+    The caller owns the descriptor (O_PATH). Raises OSError.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    fd = check(libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, ctypes.c_char_p(path), ctypes.c_uint(flags)), path)
+    try:
+        _set_mount_attributes(fd, b"", MOUNT_ATTR_RDONLY, 0, AT_EMPTY_PATH)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def clone_mount(path: bytes, attributes: int) -> int:

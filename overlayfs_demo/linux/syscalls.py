@@ -14,12 +14,15 @@ from typing import NamedTuple
 from overlayfs_demo.linux.libc import AT_EMPTY_PATH, AT_FDCWD, check, libc
 
 _SYS_OPENAT2 = 437
+# How often to look a path up again; each time only another rename or mount in that very moment can spoil it.
+_MOST_RETRIES = 1000
 _AT_SYMLINK_NOFOLLOW = 0x100
 AT_SYMLINK_FOLLOW = 0x400
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -58,6 +61,22 @@ def open_beneath(dir_fd: int, path: bytes, flags: int) -> int:
     """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     return check(libc.syscall(_SYS_OPENAT2, dir_fd, ctypes.c_char_p(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+
+
+def open_in_root(root: int, path: bytes, flags: int) -> int:
+    """Open what a process whose root is the directory `root` would find at `path`: openat2(2).
+
+    Neither `..` nor a symbolic link leads out of it, and the links of /proc are refused (ELOOP). The caller owns the
+    descriptor. Raises OSError.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    place = (root, ctypes.c_char_p(path), ctypes.byref(how), ctypes.sizeof(how))
+    for _ in range(_MOST_RETRIES):
+        try:
+            return check(libc.syscall(_SYS_OPENAT2, *place), path)
+        except BlockingIOError:  # EAGAIN: at a `..`, the kernel saw a rename or mount somewhere on this machine.
+            continue
+    return check(libc.syscall(_SYS_OPENAT2, *place), path)
 
 
 def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:

@@ -9,14 +9,20 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from overlayfs_demo.mounts.registry import MountRecord
+from overlayfs_demo.overlay.layer_size import inode_size
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX, is_whiteout
 
 UPPER = "upper"
 _IMAGE_PREFIX = os.fsdecode(IMAGE_WHITEOUT_PREFIX)
 
 
+def number_of(label: str) -> str:
+    """Return a layer's label without the part in parentheses, such as `layer 3`."""
+    return label.partition(" (")[0]
+
+
 class Count(NamedTuple):
-    """The bytes of the files' data, the number of names without whiteouts, and the number of whiteouts."""
+    """The layer's size in bytes (`layer_size`), the number of names without whiteouts, and the number of whiteouts."""
 
     size: int
     entries: int
@@ -39,7 +45,7 @@ class LayerFacts:
     @property
     def name(self) -> str:
         """The label without the part in parentheses, such as `layer 3`."""
-        return self.label.partition(" (")[0]
+        return number_of(self.label)
 
 
 def unwalked(record: MountRecord) -> list[LayerFacts]:
@@ -80,11 +86,11 @@ def counted(found: Iterable[tuple[str, os.stat_result]], *, image_marks: bool) -
             whiteouts += 1
             continue
         entries += 1
-        if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in linked:
+        if (status.st_dev, status.st_ino) in linked:
             continue
-        if status.st_nlink > 1:
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
             linked.add((status.st_dev, status.st_ino))
-        size += status.st_size
+        size += inode_size(status)
     return Count(size, entries, whiteouts)
 
 

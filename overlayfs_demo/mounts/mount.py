@@ -368,7 +368,7 @@ def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
     if top is None or top.kind != FILESYSTEM_TYPE:
         remedy = f"'findmnt -t {FILESYSTEM_TYPE}' lists the views"
         raise MountError(f"{mountpoint} is not mounted by overlayfs-demo", remedy)
-    with _following(mountpoint) as process:
+    with _following(mountpoint) as process, _standing_outside(mountpoint):
         try:
             attach.detach(os.fsencode(mountpoint), lazy, force)
         except OSError as error:
@@ -379,6 +379,25 @@ def unmount(path: bytes, *, lazy: bool = False, force: bool = False) -> None:
         if process is not None and not lazy:
             _await_end(process, mountpoint, top.device)
     registry.forget_dead(mountpoint)
+
+
+@contextlib.contextmanager
+def _standing_outside(mountpoint: str) -> Iterator[None]:
+    """Leave the view if this process works in it, because that would keep it busy; return there if it stays mounted."""
+    try:
+        here = os.getcwd()
+    except OSError:  # The directory is gone, or the daemon is.
+        here = mountpoint
+    if not f"{here}/".startswith(f"{mountpoint}/"):
+        yield
+        return
+    os.chdir("/")
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.chdir(here)
+        raise
 
 
 class _Process(NamedTuple):

@@ -44,8 +44,8 @@ class MountOption:
     """One form of one option.
 
     `usage` is what to type: a bare word, or `NAME=` and the values it takes. `take` reads such a word into the draft,
-    and raises UsageError; `write` returns the words that say what the draft says. `help` is broken into lines; forms
-    that stand side by side and have the same help are described together.
+    and raises UsageError; `write` returns the words that say what the draft says. Forms that stand
+    side by side and have the same help are described together.
     """
 
     usage: str
@@ -209,12 +209,10 @@ def _take_remount(_draft: Draft, word: Word) -> None:
 
 # Help of options that are described together.
 _ADDED = (
-    "instead of lowerdir=: add one more layer below, or one that\nonly provides data; only a comma needs a backslash"
+    "instead of lowerdir=: add one more layer below, or one that only provides data; only a comma needs a backslash"
 )
-_UPPER = (
-    "where changes go, both on one filesystem; without them\nthe view is read-only and every write fails with EROFS"
-)
-_SAME_HERE = "accepted for compatibility, without effect; the kernel's\nother values are refused"
+_UPPER = "where changes go, both on one filesystem; without them the view is read-only and every write fails with EROFS"
+_SAME_HERE = "accepted for compatibility, without effect; the kernel's other values are refused"
 _MAPPING = "map owners on disk to owners in the view"
 _SQUASH = "show all files as owned by one user or group"
 _FLAGS = "as in mount(8)"
@@ -241,7 +239,7 @@ OPTIONS = (
         "volatile",
         Owner.KERNEL,
         "volatile",
-        "never wait for data to reach the disk; this marks the upper,\n"
+        "never wait for data to reach the disk; this marks the upper, "
         "and it cannot be mounted again until the mark is removed",
     ),
     _choice(
@@ -249,22 +247,22 @@ OPTIONS = (
         Owner.OURS,
         "image_whiteouts",
         {"all": True, "kernel": False},
-        "also understand the image format's .wh. files in\nlowers (the default), or only the kernel's whiteouts",
+        "also understand the image format's .wh. files in lowers (the default), or only the kernel's whiteouts",
     ),
     _choice(
         "index",
         Owner.KERNEL,
         "index",
         {"on": True, "off": False},
-        "keep the names of a hard-linked lower file together when\nit is copied up (the default), or not",
+        "keep the names of a hard-linked lower file together when it is copied up (the default), or not",
     ),
     _choice(
         "metacopy",
         Owner.KERNEL,
         "metacopy",
         {"on": True, "off": False},
-        "copy up only metadata on chmod, chown and so on, or also the\n"
-        "data (the default); existing metacopies are always read,\n"
+        "copy up only metadata on chmod, chown and so on, or also the "
+        "data (the default); existing metacopies are always read, "
         "except by root with userxattr",
     ),
     _same_here("redirect_dir", "on", "follow"),
@@ -276,15 +274,15 @@ OPTIONS = (
         "timemachine",
         Owner.OURS,
         "time_machine",
-        "add a hidden directory .layers that shows each layer N\n"
-        "alone (N/only), with those below it (N/upto), and what it\n"
+        "add a hidden directory .layers that shows each layer N "
+        "alone (N/only), with those below it (N/upto), and what it "
         "hides (N/hidden); 'ls' and 'find' do not list it",
     ),
     _value(
         "copyup_max=SIZE",
         Owner.OURS,
         "copyup_max",
-        'refuse to copy up more data than this (EDQUOT, "Disk quota\n'
+        'refuse to copy up more data than this (EDQUOT, "Disk quota '
         'exceeded"); SIZE is in bytes, or 10M, 1.5G (powers of 1024)',
         values.size,
         str,
@@ -293,7 +291,7 @@ OPTIONS = (
         "copyup_warn=SIZE",
         Owner.OURS,
         "copyup_warn",
-        "warn about copying up more data than this, in the log\nand in watch",
+        "warn about copying up more data than this, in the log and in watch",
         values.size,
         str,
     ),
@@ -301,7 +299,7 @@ OPTIONS = (
         "timeout=SECONDS",
         Owner.OURS,
         "timeout",
-        "how long the kernel may cache names and attributes; without\n"
+        "how long the kernel may cache names and attributes; without "
         "it, the layers are watched and changes show at once",
         values.seconds,
         "{:.30f}".format,

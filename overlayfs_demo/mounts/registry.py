@@ -219,6 +219,17 @@ def place_in_view(path: bytes, *, follow: bool) -> Place:
     return Place(mountpoint, inside, socket, owner)
 
 
+def was_left(mountpoint: str, owner: int) -> bool:
+    """Return whether a view is still mounted, but its daemon, which has just ended its connections, is gone.
+
+    Raises MountError, OSError.
+    """
+    if mountpoint not in mounted():
+        return False
+    # Only the records of our own daemons can be read. Another user's daemon unmounts before it ends connections.
+    return owner != os.geteuid() or not is_served(mountpoint)
+
+
 def _owner(mounted: mountinfo.Mounted) -> int:
     """Return the user who mounted a view, whom the kernel itself shows for every FUSE mount: nobody can forge that."""
     return next(int(option.removeprefix("user_id=")) for option in mounted.options if option.startswith("user_id="))

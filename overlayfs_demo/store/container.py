@@ -57,17 +57,22 @@ class Container:
         return self.directory / "work"
 
     def write(self, staged: Path) -> None:
-        """Write its record into a directory that will have its place. Raises OSError."""
+        """Write its record into a directory that has or will have its place. Raises OSError.
+
+        The default mount point is written relative to the directory, so a rename of that needs no other record.
+        """
         fields = {
             "image": str(self.image),
             "image_name": self.image_name,
             "layers": list(map(str, self.chain_ids)),
             "created": self.created,
-            "mountpoint": str(self.mountpoint),
+            "mountpoint": MERGED if self.mountpoint == self.directory / MERGED else str(self.mountpoint),
             "time_machine": self.time_machine,
             "options": self.options,
         }
-        (staged / _RECORD).write_text(json.dumps(fields))
+        unfinished = staged / f"{_RECORD}.new"
+        unfinished.write_text(json.dumps(fields))
+        unfinished.rename(staged / _RECORD)
 
 
 def check_name(name: str) -> None:
@@ -84,15 +89,17 @@ def directory_of(store: Store) -> Path:
     return store.root / "containers"
 
 
+def names(store: Store) -> list[str]:
+    """Return the names of all containers, sorted; their records may be damaged."""
+    root = directory_of(store)
+    if not root.is_dir():
+        return []
+    return [path.name for path in sorted(root.iterdir()) if (path / _RECORD).exists()]
+
+
 def all_containers(store: Store) -> list[Container]:
     """Return every container, sorted by name. Raises MountError."""
-    return [find_container(store, name) for name in _names(store)]
-
-
-def _names(store: Store) -> list[str]:
-    """Return the names of all containers, sorted."""
-    root = directory_of(store)
-    return sorted(path.name for path in root.iterdir() if (path / _RECORD).exists()) if root.is_dir() else []
+    return [find_container(store, name) for name in names(store)]
 
 
 def users(store: Store) -> Mapping[Digest, list[str]]:
@@ -101,6 +108,11 @@ def users(store: Store) -> Mapping[Digest, list[str]]:
     for container in all_containers(store):
         found.setdefault(container.image, []).append(container.name)
     return found
+
+
+def is_container(store: Store, name: str) -> bool:
+    """Return whether there is a container with this name, even if its record is damaged."""
+    return NAME.fullmatch(name) is not None and (directory_of(store) / name / _RECORD).exists()
 
 
 def find_container(store: Store, name: str) -> Container:
@@ -118,7 +130,7 @@ def find_container(store: Store, name: str) -> Container:
             row.text("image_name"),
             tuple(Digest.parse(text, name) for text in row.texts("layers")),
             row.text("created"),
-            Path(row.text("mountpoint")),
+            directory / row.text("mountpoint"),
             row.flag("time_machine"),
             row.text("options"),
         )
@@ -136,6 +148,6 @@ def _instead_of(store: Store, name: str) -> str:
     try:
         store.identify(name)
     except ImageError:
-        near = difflib.get_close_matches(name, _names(store), 1)
+        near = difflib.get_close_matches(name, names(store), 1)
         return f"did you mean '{near[0]}'?" if near else "'overlayfs-demo ps' lists the containers"
     return "that is an image: 'create' makes a container from it, and 'diff IMAGE IMAGE' compares two images"

@@ -5,9 +5,12 @@ What is known of a container that is not mounted, and where it is kept, is in `c
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +22,7 @@ from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
-from overlayfs_demo.linux import attributes, mounting
+from overlayfs_demo.linux import attributes, mounting, syscalls
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount, registry
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
@@ -30,6 +33,8 @@ from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.store.commit import commit
 from overlayfs_demo.store.container import MERGED, Container, all_containers, check_name, directory_of, find_container
 from overlayfs_demo.store.load import Loaded
+from overlayfs_demo.store.scratch import NAME as SCRATCH
+from overlayfs_demo.store.scratch import scratch
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 
@@ -43,16 +48,50 @@ def _dress(upper: Path, top: Path) -> None:
     attributes.apply(given, os.fsencode(upper))
 
 
+def _served_at(container: Container) -> registry.MountRecord | None:
+    """Return the record of the view at the container's mount point, which may be that of another container."""
+    # The view itself is not asked, because its daemon may hang.
+    where = os.path.join(os.path.realpath(container.mountpoint.parent), container.mountpoint.name)
+    return next((record for record in registry.live_records() if record.mountpoint == where), None)
+
+
 def record_of(container: Container) -> registry.MountRecord | None:
     """Return the record of the container's mount; None unless it is mounted and served."""
-    where = str(container.mountpoint)
-    return next((record for record in registry.live_records() if record.mountpoint == where), None)
+    record = _served_at(container)
+    if record is None or record.upper is None:
+        return None
+    return record if os.path.realpath(record.upper) == os.path.realpath(container.upper) else None
 
 
 def upper_size(container: Container) -> int | None:
     """Return the bytes of the files in the upper, each file once; None if the upper cannot be read."""
     count = walked(LayerFacts(UPPER, "", str(container.upper))).count
     return None if count is None else count.size
+
+
+@contextmanager
+def _alone(container: Container) -> Iterator[None]:
+    """Keep others from starting, stopping, renaming or removing a container. Raises MountError if it is gone.
+
+    The lock is on the container's directory and not the store's, so that nobody waits here for a long load. If both
+    locks are needed, this one comes first.
+    """
+    gone = MountError(f"container '{container.name}' was renamed or removed in the meantime", "see 'overlayfs-demo ps'")
+    try:
+        fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise gone from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            same = os.path.samestat(os.fstat(fd), container.directory.stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise gone
+        yield
+    finally:
+        os.close(fd)
 
 
 def _flags(container: Container) -> int:
@@ -105,7 +144,7 @@ class Containers:
             name,
             directory,
             image.id,
-            image.title,
+            SCRATCH if image.id == scratch().id else image.title,
             tuple(layer.chain_id for layer in image.layers),
             datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             (at or directory / MERGED).absolute(),
@@ -114,10 +153,8 @@ class Containers:
         )
         with self._store.writing():
             self._root.mkdir(mode=0o700, exist_ok=True)
-            if directory.exists():
-                raise MountError(
-                    f"container '{name}' already exists", "choose another --name, or remove that container with 'rm'"
-                )
+            if os.path.lexists(directory):
+                raise self._taken(name)
             staged = self._store.tmp / name
             for directory_name in ("", "upper", "work", MERGED):
                 (staged / directory_name).mkdir(mode=0o755)
@@ -132,15 +169,32 @@ class Containers:
             raise
         return container
 
+    def base(self, word: str) -> StoredImage:
+        """Return the image that a container is to be made from: one of the store, or `scratch`. Raises ImageError."""
+        return scratch() if word == SCRATCH else self._store.find(word)
+
     def start(self, container: Container, front: str = "auto") -> None:
         """Mount the container. Raises MountError."""
+        with _alone(container):
+            self._start(container, front)
+
+    def _start(self, container: Container, front: str = "auto") -> None:
         if record_of(container) is not None:
             raise MountError(f"container '{container.name}' is already mounted", f"on {container.mountpoint}")
+        if _served_at(container) is not None:
+            raise MountError(
+                f"{printable(str(container.mountpoint))} is the mount point of another view",
+                "unmount that first, or use another directory with --at",
+            )
         options = MountOptions(self.stack(container), front, _flags(container), source=container.name)
         mount.mount(os.fsencode(container.mountpoint), options)
 
     def stop(self, container: Container, *, lazy: bool = False) -> None:
         """Unmount the container; its upper stays. Raises MountError."""
+        with _alone(container):
+            self._stop(container, lazy=lazy)
+
+    def _stop(self, container: Container, *, lazy: bool = False) -> None:
         if record_of(container) is None:
             if not _clear_dead(container):
                 raise MountError(f"container '{container.name}' is not mounted", "'start' mounts it")
@@ -149,12 +203,76 @@ class Containers:
 
     def remove(self, container: Container, *, force: bool = False) -> None:
         """Remove the container and its changes. Raises MountError if it is mounted, unless `force` unmounts it."""
+        with _alone(container):
+            if record_of(container) is not None:
+                if not force:
+                    raise MountError(f"container '{container.name}' is mounted", "'stop' it first, or use --force")
+                self._stop(container)
+            _clear_dead(container)
+            self._remove(container)
+
+    def rename(self, container: Container, name: str) -> Container:
+        """Give the container another name, and return it. A mounted one is unmounted for a moment.
+
+        Raises UsageError if the name is not valid, and MountError if it is taken or the container is busy; the
+        container is then as it was.
+        """
+        check_name(name)
+        with _alone(container):
+            is_mounted = record_of(container) is not None
+            is_default = container.mountpoint == container.directory / MERGED
+            directory = self._root / name
+            mountpoint = directory / MERGED if is_default else container.mountpoint
+            renamed = replace(container, name=name, directory=directory, mountpoint=mountpoint)
+            if os.path.lexists(directory):
+                raise self._taken(name)
+            # The daemon's record, and its socket, are found by the mount point; so it is mounted again afterwards.
+            if is_mounted:
+                self._stop(container)
+            else:
+                _clear_dead(container)
+            try:
+                with self._store.writing():
+                    container.write(container.directory)  # An older record has the mount point as an absolute path.
+                    self._move(container.name, name)
+            except BaseException:
+                if is_mounted:
+                    self._start(container)
+                raise
+            if is_mounted:
+                self._start(renamed)
+            return renamed
+
+    def _move(self, name: str, other: str) -> None:
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.rename(fd, os.fsencode(name), fd, os.fsencode(other), syscalls.RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            raise self._taken(other) from None
+        finally:
+            os.close(fd)
+
+    def _taken(self, name: str) -> MountError:
+        return MountError(
+            f"container '{name}' already exists", "choose another name, or remove that container with 'rm'"
+        )
+
+    @contextmanager
+    def mounted(self, container: Container) -> Iterator[Path]:
+        """Give the root of the container's tree. A container that is not mounted is mounted meanwhile.
+
+        Raises MountError.
+        """
         if record_of(container) is not None:
-            if not force:
-                raise MountError(f"container '{container.name}' is mounted", "'stop' it first, or use --force")
+            yield container.mountpoint
+            return
+        self.start(container)
+        try:
+            yield container.mountpoint
+        finally:
             self.stop(container)
-        _clear_dead(container)
-        self._remove(container)
 
     def _remove(self, container: Container) -> None:
         with self._store.writing():
@@ -175,8 +293,13 @@ class Containers:
         comment: str = "",
         author: str = "",
         progress: Progress = SILENT,
+        *,
+        changes: Sequence[str] = (),
     ) -> Loaded:
-        """Make an image of its image and its changes; SOURCE_DATE_EPOCH is heeded. Raises OverlayError."""
+        """Make an image of its image and its changes; SOURCE_DATE_EPOCH is heeded. Raises OverlayError.
+
+        `changes` are Dockerfile instructions for the image's settings.
+        """
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
             raise UsageError(f"SOURCE_DATE_EPOCH='{printable(epoch)}' is not a number of seconds", "see date +%s")
@@ -188,6 +311,7 @@ class Containers:
             created_by=f"overlayfs-demo commit {container.name}",
             comment=comment,
             author=author,
+            changes=changes,
             epoch=None if epoch is None else int(epoch),
             progress=progress,
         )

@@ -28,11 +28,13 @@ class Removed:
     size: int = 0
 
 
-def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]], *, force: bool = False) -> Removed:
+def remove_image(
+    store: Store, word: str, used_by: Mapping[Digest, Sequence[str]], *, force: bool = False, keep_layers: bool = False
+) -> Removed:
     """Remove a name as `docker rmi` does; an image goes with its last name, or by its ID.
 
     With `force`, an image given by its ID goes although it has several names. An image that a container uses is never
-    removed. Raises ImageError before anything is removed.
+    removed. With `keep_layers`, its layers stay until `prune`. Raises ImageError before anything is removed.
     """
     with store.writing():
         # Not `find`: a damaged image must be removable too.
@@ -51,7 +53,7 @@ def remove_image(store: Store, word: str, used_by: Mapping[Digest, Sequence[str]
                 f"image {found.name or found.id.short} is used by {', '.join(f'container {user}' for user in users)}",
                 "remove the containers first, with 'rm'",
             )
-        return _remove(store, [found.id])
+        return _remove(store, [found.id], keep_layers=keep_layers)
 
 
 def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool = False) -> Removed:
@@ -71,8 +73,8 @@ def tag(store: Store, word: str, name: ImageName) -> Digest | None:
         return store.name_image(name, store.find(word).id)
 
 
-def _remove(store: Store, images: Sequence[Digest]) -> Removed:
-    """Remove images and all unused layers.
+def _remove(store: Store, images: Sequence[Digest], *, keep_layers: bool = False) -> Removed:
+    """Remove images and, unless `keep_layers`, all unused layers.
 
     The images go first: a layer without an image does no harm, but an image without its layer is damaged.
     """
@@ -82,6 +84,8 @@ def _remove(store: Store, images: Sequence[Digest]) -> Removed:
         names += store.names_of(identity)
         order |= {chain_id: number for number, chain_id in enumerate(reversed(_layers_of(store, identity)))}
         store.remove_image(identity)
+    if keep_layers:
+        return Removed(tuple(names), tuple(images))
     left = store.inventory()
     unused = [] if left.needed is None else [chain_id for chain_id in store.layer_ids() if chain_id not in left.needed]
     unused.sort(key=lambda chain_id: order.get(chain_id, len(order)))

@@ -1,16 +1,15 @@
-"""Writer of images as an archive that other programs can read.
+"""Writer of images in the forms that other programs can read.
 
-The format is Docker's since version 25: an OCI image layout (image-layout.md), with Docker's `manifest.json` beside it
-for programs that know only that. Layers are written uncompressed, byte for byte the tars that they were, so their
-digests stay the same. Each tar is put together from its directory and recipe, and its digest is checked on the way.
+All are an OCI image layout (image-layout.md). Docker's archive, since version 25, has `manifest.json` beside it for
+programs that know only that. Layers are written uncompressed, byte for byte the tars that they were, so their digests
+stay the same. Each tar is put together from its directory and recipe, and its digest is checked on the way.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError
@@ -19,6 +18,7 @@ from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.record_file import open_file
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.tarsplit import assemble, tar_size
+from overlayfs_demo.store.save_sink import Sink, TarSink
 from overlayfs_demo.store.stored import StoredImage, StoredLayer
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -27,19 +27,28 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILENT) -> None:
-    """Write the images. Raises ImageError if a layer is no longer what it was, or OSError.
+    """Write the images as the archive that `docker save` writes, see `write_layout`. The caller owns `out`."""
+    write_layout(images, TarSink(out), progress, docker=True)
+
+
+def write_layout(
+    images: Sequence[StoredImage], out: Sink, progress: Progress = SILENT, *, docker: bool = False
+) -> None:
+    """Write the images as an OCI layout; with `docker`, also the `manifest.json` that Docker reads.
+
+    Raises ImageError if a layer is no longer what it was, or OSError.
 
     Each image gets only the names by which it was requested (`StoredImage.name`): others may be private, and the
     receiver may use the same name for something else. An image may be given several times, under several names.
     The same images give the same bytes. After an error, the caller must remove what was written so far.
     """
-    archive = _Archive(out, progress)
+    layout = _Layout(out, progress)
     rows, descriptors = [], []
     for image in {given.id: given for given in images}.values():
         names = tuple(dict.fromkeys(given.name for given in images if given.id == image.id and given.name is not None))
-        layers = [archive.layer(layer) for layer in image.layers]
-        config = archive.blob(image.config, _CONFIG)
-        manifest = archive.blob(
+        layers = [layout.layer(layer) for layer in image.layers]
+        config = layout.blob(image.config, _CONFIG)
+        manifest = layout.blob(
             _json({"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": layers}), _MANIFEST
         )
         platform = {"architecture": image.parsed.platform.architecture, "os": image.parsed.platform.os}
@@ -52,10 +61,11 @@ def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILE
                 "Layers": [_path(layer.diff_id) for layer in image.layers],
             }
         )
-    archive.file("index.json", _json({"schemaVersion": 2, "manifests": descriptors}))
-    archive.file("manifest.json", _json(rows))
-    archive.file("oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
-    archive.end()
+    out.file("index.json", _json({"schemaVersion": 2, "manifests": descriptors}))
+    if docker:
+        out.file("manifest.json", _json(rows))
+    out.file("oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
+    out.end()
 
 
 def _annotations(name: ImageName) -> dict[str, str]:
@@ -71,33 +81,20 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-class _Archive:
-    """The tar, written strictly forward. A blob that several images share is written once."""
+class _Layout:
+    """The blobs of a layout. One that several images share is written once."""
 
-    def __init__(self, out: BinaryIO, progress: Progress) -> None:
+    def __init__(self, out: Sink, progress: Progress) -> None:
         self._out = out
         self._progress = progress
         self._blobs: set[Digest] = set()
-
-    def _head(self, name: str, size: int) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = size
-        self._out.write(info.tobuf(tarfile.PAX_FORMAT))
-
-    def _pad(self, size: int) -> None:
-        self._out.write(bytes(-size % tarfile.BLOCKSIZE))
-
-    def file(self, name: str, data: bytes) -> None:
-        self._head(name, len(data))
-        self._out.write(data)
-        self._pad(len(data))
 
     def blob(self, data: bytes, media_type: str) -> dict[str, object]:
         """Write a blob; return its descriptor (descriptor.md)."""
         digest = Digest.of(data)
         if digest not in self._blobs:
             self._blobs.add(digest)
-            self.file(_path(digest), data)
+            self._out.file(_path(digest), data)
         return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
 
     def layer(self, layer: StoredLayer) -> dict[str, object]:
@@ -108,17 +105,16 @@ class _Archive:
         if layer.diff_id not in self._blobs:
             self._blobs.add(layer.diff_id)
             self._progress.step(label, size)
-            self._head(_path(layer.diff_id), size)
-            self._assemble(layer, label)
-            self._pad(size)
+            with self._out.member(_path(layer.diff_id), size) as write:
+                self._assemble(layer, label, write)
         return {"mediaType": _LAYER, "digest": str(layer.diff_id), "size": size}
 
-    def _assemble(self, layer: StoredLayer, label: str) -> None:
+    def _assemble(self, layer: StoredLayer, label: str, write: Callable[[bytes | memoryview], object]) -> None:
         hasher = layer.diff_id.hasher()
 
         def take(data: bytes | memoryview) -> None:
             hasher.update(data)
-            self._out.write(data)
+            write(data)
             self._progress.advance(len(data))
 
         root_fd = os.open(layer.directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -129,7 +125,3 @@ class _Archive:
             os.close(root_fd)
         if hasher.hexdigest() != layer.diff_id.encoded:
             raise ImageError(f"{label} has changed since it was loaded: {layer.directory}", "load its image again")
-
-    def end(self) -> None:
-        self._out.write(bytes(2 * tarfile.BLOCKSIZE))
-        self._out.flush()

@@ -40,6 +40,7 @@ from overlayfs_demo.images.reference import Found, ImageName, Named, find_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 from overlayfs_demo.store.names import Names, NamesByImage, names_by_image, names_json, read_names, read_sound_names
 from overlayfs_demo.store.root import VERSION, create, read_version
+from overlayfs_demo.store.scratch import scratch
 from overlayfs_demo.store.stored import RECIPE, Inventory, StoredImage, StoredLayer
 
 _RECORD = ".json"
@@ -220,6 +221,8 @@ class Store:
 
     def image(self, identity: Digest) -> StoredImage:
         """Return the image with this ID. Raises ImageError if it or one of its layers is missing or damaged."""
+        if identity == scratch().id:
+            return scratch()
         return self._image(identity, *self._config(identity), self.names_of(identity))
 
     def _image(self, identity: Digest, config: bytes, parsed: Config, names: tuple[ImageName, ...]) -> StoredImage:

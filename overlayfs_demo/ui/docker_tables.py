@@ -10,15 +10,16 @@ terminal would act on differs: Docker prints it, here it is escaped.
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 
 from overlayfs_demo.images.describe import NONE, Changes, HistoryRow, ImageRow
-from overlayfs_demo.images.docker_archive import go_json
+from overlayfs_demo.images.model import History
+from overlayfs_demo.ui.fitting import BY_TITLE, Fit
+from overlayfs_demo.ui.go_spelling import go_spelling
+from overlayfs_demo.ui.go_values import Row, to_json
 from overlayfs_demo.ui.table import Table
-from overlayfs_demo.ui.text import cut_end, human_size
+from overlayfs_demo.ui.text import columns, cut_end, human_size
 
 _ID_DIGITS = 12
 _CREATED_BY_WIDTH = 45
@@ -123,7 +124,8 @@ def history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> Table:
     """`docker history`; `human` False is `--human=false`, `trunc` False is `--no-trunc`."""
-    return Table(history_header(human), [history_cells(row, now, human, trunc, zone) for row in rows])
+    cells = [history_cells(row, now, human, trunc, zone) for row in rows]
+    return Table(history_header(human), cells, whole=not trunc)
 
 
 def history_header(human: bool = True) -> tuple[str, ...]:
@@ -138,24 +140,35 @@ def history_cells(
     return [*_Words(now, human, trunc, zone).cells(row), row.comment]
 
 
+def history_fields(
+    row: HistoryRow, now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+) -> Row:
+    """One row of `docker history` under the names that `--format` has; every value is a string."""
+    words = _Words(now, human, trunc, zone)
+    return Row(
+        Comment=row.comment,
+        CreatedAt=words.at(row.created),
+        CreatedBy=words.created_by(row),
+        CreatedSince=words.since(row.created),
+        ID=words.id(row.id),
+        Size=words.size(row.size),
+    )
+
+
 def history_json(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> str:
-    """`docker history --format '{{json .}}'`: an object a line, every value a string."""
-    words = _Words(now, human, trunc, zone)
-    return "".join(
-        _json_line(
-            {
-                "Comment": row.comment,
-                "CreatedAt": words.at(row.created),
-                "CreatedBy": words.created_by(row),
-                "CreatedSince": words.since(row.created),
-                "ID": words.id(row.id),
-                "Size": words.size(row.size),
-            }
-        )
-        for row in rows
-    )
+    """`docker history --format '{{json .}}'`: an object a line."""
+    return "".join(to_json(history_fields(row, now, human, trunc, zone)) + "\n" for row in rows)
+
+
+def _cut_step(text: str, width: int) -> str:
+    """A step in so many columns: what the classic builder wraps around every instruction goes first."""
+    return text if columns(text) <= width else cut_end(History("", text).instruction, width)
+
+
+# Beside the layers' own IDs, the image's says least: all rows but the first have none.
+_EXTENDED_FITS = {**BY_TITLE, "CREATED BY": Fit(9, _cut_step, 20), "IMAGE": Fit(2)}
 
 
 def extended_history_table(
@@ -179,7 +192,14 @@ def extended_history_table(
         "WHITEOUTS",
         "COMMENT",
     )
-    return Table(header, [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows])
+    cells = [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows]
+    return Table(header, cells, fits=_EXTENDED_FITS, whole=not trunc)
+
+
+def layer_fields(row: HistoryRow, trunc: bool = True) -> Row:
+    """The layer of a step under names for `--format`; every value is a string, "" if the step made no layer."""
+    cells = _layer_cells(row, short_id if trunc else str) if row.layer is not None else [""] * 6
+    return Row(zip(("DiffID", "ChainID", "Added", "Changed", "Deleted", "Whiteouts"), cells, strict=True))
 
 
 def _layer_cells(row: HistoryRow, id_words: Callable[[str], str]) -> list[str]:
@@ -211,33 +231,34 @@ def images_table(rows: Iterable[ImageRow], now: float, trunc: bool = True) -> Ta
             ]
             for row in rows
         ],
+        whole=not trunc,
     )
 
 
-def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: tzinfo | None = None) -> str:
-    """`docker images --format '{{json .}}'`: an object a line, every value a string.
+def image_fields(row: ImageRow, now: float, trunc: bool = True, zone: tzinfo | None = None) -> Row:
+    """One row of `docker images` under the names that `--format` has; every value is a string.
 
     What Docker counts for `docker system df` only is "N/A", as it is there.
     """
     unknown = "N/A"
-    return "".join(
-        _json_line(
-            {
-                "Containers": unknown,
-                "CreatedAt": _go_time(row.created, zone),
-                "CreatedSince": _image_age(row, now),
-                "Digest": NONE,
-                "ID": short_id(row.id) if trunc else row.id,
-                "Repository": row.repository,
-                "SharedSize": unknown,
-                "Size": human_size(row.size),
-                "Tag": row.tag,
-                "UniqueSize": unknown,
-                "VirtualSize": virtual_size(row.size),
-            }
-        )
-        for row in rows
+    return Row(
+        Containers=unknown,
+        CreatedAt=go_time(row.created, zone),
+        CreatedSince=_image_age(row, now),
+        Digest=NONE,
+        ID=short_id(row.id) if trunc else row.id,
+        Repository=row.repository,
+        SharedSize=unknown,
+        Size=human_size(row.size),
+        Tag=row.tag,
+        UniqueSize=unknown,
+        VirtualSize=virtual_size(row.size),
     )
+
+
+def images_json(rows: Iterable[ImageRow], now: float, trunc: bool = True, zone: tzinfo | None = None) -> str:
+    """`docker images --format '{{json .}}'`: an object a line."""
+    return "".join(to_json(image_fields(row, now, trunc, zone)) + "\n" for row in rows)
 
 
 def _image_age(row: ImageRow, now: float) -> str:
@@ -245,7 +266,7 @@ def _image_age(row: ImageRow, now: float) -> str:
     return "" if row.created == _NEVER else ago(row.created, now)
 
 
-def _go_time(created: int, zone: tzinfo | None) -> str:
+def go_time(created: int, zone: tzinfo | None = None) -> str:
     """A time as Go's time.Time.String has it: `2006-01-02 15:04:05 -0700 MST`."""
     moment = _moment(created, zone)
     return moment.strftime(f"{moment.year:04}-%m-%d %H:%M:%S ") + moment.strftime("%z")[:5] + moment.strftime(" %Z")
@@ -256,26 +277,4 @@ def _go_time(created: int, zone: tzinfo | None) -> str:
 
 def inspect_text(objects: Sequence[object]) -> str:
     """`docker inspect`: a list of objects, each level four spaces further in."""
-    return _go_spelling(json.dumps(list(objects), indent=4, ensure_ascii=False)) + "\n"
-
-
-def _json_line(value: object) -> str:
-    return _go_spelling(go_json(value).decode("utf-8", "surrogatepass")) + "\n"
-
-
-def _escaped(character: str) -> str:
-    return json.dumps(character)[1:-1] if ord(character) > 0x7F else f"\\u{ord(character):04x}"
-
-
-def _go_spelling(text: str) -> str:
-    """JSON text as the Go that built Docker 20.10 writes it."""
-    text = text.replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
-    # Half a surrogate pair is no character to Go.
-    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-    # Go leaves these as they are. Escaped, the value is the same, and no terminal acts on it.
-    text = "".join(
-        _escaped(character) if unicodedata.category(character) in ("Cc", "Cf") and character != "\n" else character
-        for character in text
-    )
-    # Backslashes are matched in pairs, so that the b of \\b is not taken for a part of \b.
-    return re.sub(r"\\[\\bf]", lambda match: {r"\b": r"\u0008", r"\f": r"\u000c"}.get(match[0], match[0]), text)
+    return go_spelling(json.dumps(list(objects), indent=4, ensure_ascii=False)) + "\n"

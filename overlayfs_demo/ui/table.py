@@ -1,7 +1,8 @@
 """A table as a value, and its one rendering, for a pipe and for a terminal.
 
 The columns follow Go's text/tabwriter, by which Docker prints tables: formatter.Context makes it with
-tabwriter.NewWriter(output, 10, 1, 3, ' ', 0). All cells are aligned to the left.
+tabwriter.NewWriter(output, 10, 1, 3, ' ', 0). All cells are aligned to the left. On a terminal that is too narrow for
+that, the columns stand closer and give way, see `fitting`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from itertools import groupby
 from operator import itemgetter
 
 from overlayfs_demo.errors import printable
+from overlayfs_demo.ui.fitting import BY_TITLE, OTHER, PADDING, Fit, fitted_widths
+from overlayfs_demo.ui.text import columns
 
 _MIN_WIDTH = 10
 _PADDING = 3
+
+# What ends a cell in Docker's layout is a blank in ours.
+_BREAKS = dict.fromkeys(map(ord, "\t\n"), " ")
 
 _HEADER_STYLE = "bold"
 # Cells that look the same in every column.
@@ -29,13 +35,16 @@ class Table:
     """A header, rows of cells, and styles (rich's, for a terminal) by the header of their column.
 
     Rendering escapes the cells. A newline in a cell ends the line and a tab ends the cell, so pass a file's name
-    through `printable` first. With `trim`, a line does not end with padding before empty cells.
+    through `printable` first. With `trim`, a line does not end with padding before empty cells. `fits` says how columns
+    give way on a narrow terminal, by their header; where `whole`, they do not, and lines run on.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     styles: Mapping[str, str] = field(default_factory=dict)
     trim: bool = False
+    fits: Mapping[str, Fit] = field(default_factory=lambda: BY_TITLE)
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +60,17 @@ def render_text(table: Table) -> str:
     return "".join(text for text, _ in render_pieces(table))
 
 
-def render_pieces(table: Table) -> Iterator[tuple[str, str]]:
-    """The same text in pieces, each with its style ("": none); padding between cells has none."""
+def render_pieces(table: Table, width: int | None = None) -> Iterator[tuple[str, str]]:
+    """The same text in pieces, each with its style ("": none); padding between cells has none.
+
+    `width` is that of the terminal, in columns: no line is longer, unless the table is `whole`. None cuts nothing.
+    """
     lines = list(_lines(table))
-    widths = _widths(lines)
-    for number, (line, padded) in enumerate(zip(lines, widths, strict=True)):
+    padding = _widths(lines)
+    longest = max(map(_length, lines, padding))
+    if width is not None and longest > width and not table.whole:
+        lines, padding = _fitted(table, width)
+    for number, (line, padded) in enumerate(zip(lines, padding, strict=True)):
         pieces = list(_line_pieces(line, padded, trim=table.trim))
         # The header is one piece, so that its style is written once.
         yield from pieces if number else [("".join(text for text, _ in pieces), _HEADER_STYLE)]
@@ -74,6 +89,40 @@ def _lines(table: Table) -> Iterator[list[_Cell]]:
                 yield line
                 line = following
         yield line
+
+
+def _length(line: Sequence[_Cell], padding: Sequence[int]) -> int:
+    """The columns that a line takes on a terminal."""
+    pairs = zip(line, padding, strict=True)
+    return sum(columns(cell.text) + max(width - len(cell.text), 0) for cell, width in pairs)
+
+
+def _fitted(table: Table, width: int) -> tuple[list[list[_Cell]], list[list[int]]]:
+    """The lines of the table, and the width of each cell with its padding, so that no line is longer than `width`.
+
+    A row is one line here, whatever its cells hold.
+    """
+    rows = [[printable(cell.translate(_BREAKS)) for cell in row] for row in (table.header, *table.rows)]
+    fits = [table.fits.get(title, OTHER) for title in table.header]
+    naturals = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+    kept = fitted_widths(table.header, naturals, fits, width)
+    last = max(kept)
+    lines, padding = [], []
+    for row in rows:
+        cells = [_Cell(fits[at].cell(row[at], most), _style(table, at, row[at])) for at, most in kept.items()]
+        lines.append(cells)
+        # `_line_pieces` counts characters, the terminal counts columns.
+        padding.append(
+            [
+                0 if at == last else most + PADDING - columns(cell.text) + len(cell.text)
+                for cell, (at, most) in zip(cells, kept.items(), strict=True)
+            ]
+        )
+    return lines, padding
+
+
+def _style(table: Table, column: int, text: str) -> str:
+    return _WORD_STYLES.get(text, table.styles.get(table.header[column], ""))
 
 
 def _cells(text: str, column_style: str) -> Iterable[_Cell]:

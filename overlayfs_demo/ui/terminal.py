@@ -1,12 +1,14 @@
 """What a terminal shows and a pipe does not: colours, and the progress of long work.
 
-Everything that is styled goes through here. A pipe gets the plain text; a terminal gets the same characters, with
-rich's styles around them, so lines run on there as docker's do. rich is imported only for a terminal.
+Everything that is styled goes through here. A pipe gets the plain text; a terminal gets it with rich's styles, in
+tables and prose that fit its width. rich is imported only for a terminal.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,12 +20,34 @@ from overlayfs_demo.ui.table import Table, render_pieces
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
+# Columns of a document: longer lines are hard to read.
+_PAGE = 80
 _KINDS = {"A": "green", "C": "yellow", "D": "red"}
 
 
+def width() -> int | None:
+    """The columns of the terminal that stdout is; None if it is none, where nothing is cut.
+
+    A user may set COLUMNS. A terminal that does not know its width counts as 80 columns wide.
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def put_table(table: Table) -> None:
-    """Print a table, with its styles on a terminal."""
-    put_styled(list(render_pieces(table)))
+    """Print a table; on a terminal with its styles, and no wider than that."""
+    put_styled(list(render_pieces(table, width())))
+
+
+def put_prose(text: str) -> None:
+    """Print lines of prose, each ending with a newline; on a terminal they wrap at words."""
+    most = width()
+    if most is not None:
+        text = "".join(f"{_wrapped(line, most)}\n" for line in text.splitlines())
+    put(text)
+
+
+def _wrapped(line: str, most: int) -> str:
+    return textwrap.fill(line, max(most, 1), break_on_hyphens=False, break_long_words=False)
 
 
 def put_changes(rows: Sequence[tuple[str, str]]) -> None:
@@ -48,14 +72,14 @@ def put_styled(pieces: Sequence[tuple[str, str]]) -> None:
 
 
 def put_markdown(text: str) -> None:
-    """Print a document: formatted for a terminal's width, and as it is to a pipe."""
+    """Print a document: formatted for a terminal, but no wider than a page, and as it is to a pipe."""
     if not sys.stdout.isatty():
         put(text)
         return
     from rich.console import Console
     from rich.markdown import Markdown
 
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, width=min(width() or _PAGE, _PAGE))
     with console.capture() as capture:
         console.print(Markdown(text, hyperlinks=False))
     put(capture.get())

@@ -39,22 +39,35 @@ def percentage(part: float, whole: float, digits: int = 1) -> str:
     return f"{rounded}%"
 
 
-def cut_end(text: str, width: int) -> str:
-    """`text`, or its beginning and an ellipsis, in at most `width` columns, which must be 2 or more.
+def columns(text: str) -> int:
+    """The columns that a text takes on a terminal: an East Asian wide character takes two.
 
-    An East Asian wide character takes two columns (Docker's formatter/displayutils.go, Ellipsis).
+    So Docker counts (docker/cli cli/command/formatter/displayutils.go). A combining mark takes none; it counts as one.
     """
-    at, columns = 0, 0
-    for index, char in enumerate(text):
-        columns += 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        if columns <= width - 1:
-            at = index + 1
-    return text if columns <= width else text[:at] + "…"
+    return len(text) if text.isascii() else sum(map(_character_columns, text))
+
+
+def _character_columns(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut_end(text: str, width: int) -> str:
+    """`text`, or its beginning and an ellipsis, in at most `width` columns, which must be 1 or more."""
+    return text if columns(text) <= width else _beginning(text, width - 1) + "…"
 
 
 def cut_middle(path: str, longest: int) -> str:
-    """A path of at most `longest` characters: a longer one loses some in the middle, because its end says most."""
-    if len(path) <= longest:
+    """A path of at most `longest` columns: a longer one loses some in the middle, because its end says most."""
+    if columns(path) <= longest:
         return path
     head = (longest - 1) // 3
-    return f"{path[:head]}…{path[len(path) - (longest - 1 - head) :]}"
+    return f"{_beginning(path, head)}…{_beginning(path[::-1], longest - 1 - head)[::-1]}"
+
+
+def _beginning(text: str, width: int) -> str:
+    """As much of the beginning of a text as fits in so many columns."""
+    for index, character in enumerate(text):
+        width -= _character_columns(character)
+        if width < 0:
+            return text[:index]
+    return text

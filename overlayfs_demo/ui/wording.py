@@ -31,13 +31,18 @@ _WHITEOUT_NAMES = {"unlink": "{}", "rmdir": "directory {}", "rename": "the old n
 _OWN_CALLS = {Action.UTIMENS: "utimensat"}
 
 
+def process_name(pid: int) -> str:
+    """Return the name that a process has given itself; "" if it has exited."""
+    return proc.command_name(pid)
+
+
 def who(pid: int, name: str = "") -> str:
     """Return the process as `name[pid]`; `kernel` for pid 0. Without `name`, it is looked up."""
     if pid == 0:
         return "kernel"
     # A process chooses its own name, so it is escaped like a file's. One that has exited, or is in another PID
     # namespace, has none.
-    return f"{printable(name or proc.command_name(pid)) or 'process'}[{pid}]"
+    return f"{printable(name or process_name(pid)) or 'process'}[{pid}]"
 
 
 def sentence(event: Event, name: str = "", longest: int | None = None) -> str:
@@ -86,6 +91,9 @@ def _what(event: Event, path: str, detail: str) -> str:
         return f"exceeded {detail}: copy-up of {_copy(event, path, layer)}"
     if event.action is Action.REFUSE:
         return f"was refused copy-up of {_copy(event, path, layer)}: over {detail}"
+    if event.action is Action.LINK and event.call in _COPY_REASONS.keys() - {"link"}:
+        # The copy of a file with several names is made in the index, and each name in the upper is a link to it.
+        return f"{_changed(event, path, detail)}, because it has another name"
     return _changed(event, path, detail) + _aside(event)
 
 

@@ -83,7 +83,10 @@ class _Drawing:
         for line in reversed(self._scene.lines):
             if len(shown) >= rows:
                 break
-            shown[:0] = _sentence(line, width).wrap(console, max(width, 1))[:_LONGEST_SENTENCE]
+            wrapped = _sentence(line, width).wrap(console, max(width, 1))
+            if len(wrapped) > _LONGEST_SENTENCE:
+                wrapped[_LONGEST_SENTENCE - 1] = Text("…", wrapped[0].style)
+            shown[:0] = wrapped[:_LONGEST_SENTENCE]
         return shown[max(len(shown) - rows, 0) :]
 
     # --- the stack ---
@@ -144,7 +147,7 @@ def _facts(count: Count) -> str:
 
 def _sentence(line: Line, width: int) -> Text:
     style = "dim" if line.event is None else _COLOURS.get(line.event.action, "")
-    return Text(line.words(longest=max(width - 2, 8)), style)
+    return Text(line.words(longest=max(width - 2, 8), brief=True), style)
 
 
 def _row(words: str, style: str = "") -> Text:

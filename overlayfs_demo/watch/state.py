@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
-from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts
+from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, number_of
 from overlayfs_demo.ui.text import human_size, plural
 from overlayfs_demo.ui.wording import sentence
 
@@ -58,11 +58,15 @@ class Choice(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One sentence: an event and its process's name, or (`event` is None) how many events are `missing`."""
+    """One sentence: an event and its process's name, or (`event` is None) how many events are `missing`.
+
+    The event happened so many `times`; of writes, the event has the bytes of all.
+    """
 
     event: Event | None
     who: str = ""
     missing: int = 0
+    times: int = 1
 
     @classmethod
     def of(cls, update: Happened | Dropped) -> Line:
@@ -76,25 +80,33 @@ class Line:
         """Whether the event is a write."""
         return self.event is not None and self.event.action is Action.WRITE
 
-    def words(self, longest: int | None = None) -> str:
-        """Return the sentence. Paths longer than `longest` characters are cut in the middle."""
+    def words(self, longest: int | None = None, *, brief: bool = False) -> str:
+        """Return the sentence. Paths longer than `longest` columns are cut in the middle.
+
+        `brief` names layers by their numbers alone, for a reader who has the stack in view.
+        """
         if self.event is None:
             return f"{plural(self.missing, 'more event')} came faster than they could be shown"
-        return sentence(self.event, self.who, longest)
+        event = replace(self.event, layer=number_of(self.event.layer)) if brief else self.event
+        times = f" ({self.times} times)" if self.times > 1 and not self.is_write else ""
+        return sentence(event, self.who, longest) + times
 
     def joined(self, later: Line) -> Line | None:
-        """Return one line for both if both are writes of one process to one file, else None."""
+        """Return one line for both if they are equal, or writes of one process to one file, else None."""
         earlier, event = self.event, later.event
-        if earlier is None or event is None or not earlier.action is event.action is Action.WRITE:
+        if earlier is None or event is None:
             return None
-        if (earlier.path, earlier.pid) != (event.path, event.pid):
-            return None
-        return replace(later, event=replace(event, size=earlier.size + event.size))
+        times = self.times + later.times
+        if earlier == event and not self.is_write:
+            return replace(later, times=times)
+        if self.is_write and later.is_write and (earlier.path, earlier.pid) == (event.path, event.pid):
+            return replace(later, event=replace(event, size=earlier.size + event.size), times=times)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What copy-on-write has cost so far; `size` is the bytes copied up."""
+    """What copy-on-write has cost since somebody began to watch, or to count; `size` is the bytes copied up."""
 
     copy_ups: int = 0
     size: int = 0
@@ -108,7 +120,7 @@ class Totals:
     def words(self) -> str:
         """Return the text for the line of counters."""
         copies = plural(self.copy_ups, "copy-up")
-        return f"{copies} ({human_size(self.size)}), {plural(self.whiteouts, 'whiteout')}"
+        return f"since you began: {copies} ({human_size(self.size)}), {plural(self.whiteouts, 'whiteout')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Counters, Happened
 from overlayfs_demo.mounts.layer_facts import UPPER
+from overlayfs_demo.mounts.registry import mounted
 from overlayfs_demo.watch.state import Line
 from overlayfs_demo.web.subject import Subject, key_of
 
@@ -66,7 +67,11 @@ class Stream:
                         yield ": still here\n\n"
                     heard = time.monotonic()
         except (EOFError, OverlayError):
-            yield _message("ended", {})
+            yield _message("ended", {"why": self._end()})
+
+    def _end(self) -> str:
+        """Return how the view has ended. A daemon unmounts its view before it ends its connections."""
+        return "its daemon died" if self._mountpoint in mounted() else "the view was unmounted"
 
     async def _run(self, action: Callable[[], _Result]) -> _Result:
         # A thread that waits for the daemon cannot be cancelled. It waits for at most _WAIT and _TOGETHER.

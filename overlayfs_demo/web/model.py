@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo.analysis.accounts import Hidden
+from overlayfs_demo.analysis.accounts import Hidden, LayerReport
+from overlayfs_demo.analysis.dive_score import reason
 from overlayfs_demo.analysis.waste import Analysis
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images import describe
@@ -23,17 +24,22 @@ _MOST_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
-    """One layer in the picture of the stack: `facts` are pairs of a word and a figure.
+class Bar:
+    """The length of a layer's bar: its share of all the bytes that the image ships, from 0 to 1, and what is seen."""
 
-    `live` is the share of its bytes that is seen, from 0 to 1; None if that was not counted.
-    """
+    share: float
+    live: float
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One layer in the picture of the stack: `facts` are pairs of a word and a figure; no `bar` if not counted."""
 
     key: str
     name: str
     title: str
     facts: tuple[tuple[str, str], ...]
-    live: float | None = None
+    bar: Bar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,7 @@ class Waste:
     wasted: str
     share: str
     dive_score: str
+    dive_reason: str
     tiles: tuple[Tile, ...]
     rows: tuple[WastedFile, ...]
     left_out: int
@@ -90,7 +97,9 @@ class Page:
 
 def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
     """Return the page of an image; `now` is in seconds since 1970."""
+    others = [str(name) for name in image.names if name != image.name]
     facts = (
+        *([("also called", printable(", ".join(others)))] if others else []),
         ("image ID", image.id.short),
         ("size", human_size(image.size)),
         ("layers", str(len(image.layers))),
@@ -111,7 +120,7 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
                 ("whiteouts", str(report.whiteouts)),
                 ("wasted", human_size(report.wasted)),
             ),
-            report.live / report.shipped if report.shipped else None,
+            _bar(report, analysis.shipped),
         )
         for report in reversed(analysis.layers)
     )
@@ -124,6 +133,10 @@ def image_page(image: StoredImage, analysis: Analysis, now: float) -> Page:
         history_header=(*docker_tables.history_header(), "LAYER"),
         history=_history(image, now),
     )
+
+
+def _bar(report: LayerReport, whole: int) -> Bar:
+    return Bar(report.shipped / whole, report.live / whole) if whole else Bar(0, 0)
 
 
 def _entries(analysis: Analysis, number: int) -> int:
@@ -143,7 +156,8 @@ def _waste(analysis: Analysis) -> Waste:
         human_size(analysis.wasted),
         percentage(analysis.wasted, analysis.shipped),
         percentage(analysis.dive_score, 1, digits=2),
-        tiles(analysis.hidden),
+        reason(analysis.dive_score, analysis.live / analysis.shipped if analysis.shipped else 1),
+        tiles(analysis.hidden, {report.number: report.live for report in analysis.layers}),
         tuple(map(_wasted_file, hidden[:_MOST_ROWS])),
         len(hidden[_MOST_ROWS:]),
     )

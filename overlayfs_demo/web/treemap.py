@@ -1,12 +1,12 @@
-"""The treemap of an image's waste, in which areas are proportional to bytes.
+"""The treemap of the bytes that an image ships, in which areas are proportional to them.
 
-Each layer has an area, the one with the most waste first, and its files share that. Files too small to be seen are one
-tile. The layout is squarify's ("Squarified Treemaps": Bruls, Huizing, van Wijk).
+Each layer has an area, the largest first. What is visible of it is one tile, and the hidden files share the rest. Files
+too small to be seen are one tile. The layout is squarify's ("Squarified Treemaps": Bruls, Huizing, van Wijk).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,6 +17,9 @@ from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.text import human_size, plural
 from overlayfs_demo.web.subject import key_of
 
+# Left, top, width and height.
+Area = tuple[float, float, float, float]
+
 # The picture's width, divided by its height.
 _ASPECT = 2.0
 # How many tiles a layer has; the smallest files share the last one.
@@ -25,7 +28,10 @@ _MOST_TILES = 40
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle, in percent of the picture's width and height. `key` is the file's key; "" for several files."""
+    """A rectangle, in percent of the picture's width and height. `key` is the file's key; "" for several files.
+
+    `live`: the bytes are visible.
+    """
 
     x: float
     y: float
@@ -37,31 +43,38 @@ class Tile:
     key: str
     size: str
     why: str
+    live: bool = False
 
 
-def tiles(hidden: Sequence[Hidden]) -> tuple[Tile, ...]:
-    """Return the tiles of all files that waste bytes."""
+def tiles(hidden: Sequence[Hidden], live: Mapping[int, int]) -> tuple[Tile, ...]:
+    """Return the tiles of all files that waste bytes, and of the `live` bytes of each layer, by its number."""
     wasted = sorted(
         (file for file in hidden if file.wasted), key=lambda file: (file.shipped_by, -file.wasted, file.path)
     )
     layers = {number: list(files) for number, files in groupby(wasted, key=lambda file: file.shipped_by)}
-    order = sorted(layers, key=lambda number: -_sum(layers[number]))
-    areas = _areas([_sum(layers[number]) for number in order], 0, 0, _ASPECT, 1)
+    ships = {number: live.get(number, 0) + _sum(layers.get(number, [])) for number in {*layers, *live}}
+    order = sorted((number for number in ships if ships[number]), key=lambda number: (-ships[number], number))
+    areas = _areas([ships[number] for number in order], 0, 0, _ASPECT, 1)
     found: list[Tile] = []
-    for number, (x, y, width, height) in zip(order, areas, strict=True):
-        groups = _groups(layers[number])
-        for files, place in zip(groups, _areas([_sum(files) for files in groups], x, y, width, height), strict=True):
-            found.append(_tile(number, files, place))
+    for number, area in zip(order, areas, strict=True):
+        found += _layer_tiles(number, live.get(number, 0), _groups(layers.get(number, [])), area)
     return tuple(found)
+
+
+def _layer_tiles(number: int, live: int, groups: Sequence[Sequence[Hidden]], area: Area) -> Iterator[Tile]:
+    """Yield the tiles in a layer's area: of its hidden files, and one of what is visible, which has no files here."""
+    visible: Sequence[Sequence[Hidden]] = [[]] if live else []
+    # squarify wants them sorted.
+    parts = sorted([*groups, *visible], key=lambda files: -(_sum(files) or live))
+    for files, place in zip(parts, _areas([_sum(files) or live for files in parts], *area), strict=True):
+        yield _tile(number, files, place) if files else _live_tile(number, live, place)
 
 
 def _sum(files: Sequence[Hidden]) -> int:
     return sum(file.wasted for file in files)
 
 
-def _areas(
-    sizes: Sequence[int], x: float, y: float, width: float, height: float
-) -> list[tuple[float, float, float, float]]:
+def _areas(sizes: Sequence[int], x: float, y: float, width: float, height: float) -> list[Area]:
     if not sizes:
         return []
     scaled = squarify.normalize_sizes(sizes, width, height)
@@ -76,9 +89,17 @@ def _groups(files: list[Hidden]) -> list[list[Hidden]]:
     return sorted([*groups, files[_MOST_TILES - 1 :]], key=lambda group: -_sum(group))
 
 
-def _tile(number: int, files: Sequence[Hidden], place: tuple[float, float, float, float]) -> Tile:
+def _percent(place: Area) -> Area:
     x, y, width, height = place
-    box = (round(x / _ASPECT * 100, 3), round(y * 100, 3), round(width / _ASPECT * 100, 3), round(height * 100, 3))
+    return (round(x / _ASPECT * 100, 3), round(y * 100, 3), round(width / _ASPECT * 100, 3), round(height * 100, 3))
+
+
+def _live_tile(number: int, size: int, place: Area) -> Tile:
+    return Tile(*_percent(place), number, "visible", "visible files", "", human_size(size), "not hidden", live=True)
+
+
+def _tile(number: int, files: Sequence[Hidden], place: Area) -> Tile:
+    box = _percent(place)
     size = human_size(_sum(files))
     if len(files) > 1:
         name = plural(len(files), "smaller file")

@@ -11,12 +11,14 @@ import pytest
 
 from overlayfs_demo.analysis.waste import analyse
 from overlayfs_demo.cli import main
+from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.model import Digest
+from overlayfs_demo.mounts.layer_facts import LayerFacts, walked
 from overlayfs_demo.store.container import Container
 from overlayfs_demo.store.containers import upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.text import human_size, percentage, plural
-from tests.images.builders import WHITEOUT, docker_save_many, hard_link, layer
+from tests.images.builders import WHITEOUT, Members, docker_save_many, hard_link, layer, symlink
 
 Demo = Callable[..., str]
 
@@ -58,7 +60,26 @@ def test_an_upper_counts_a_file_of_several_names_once(tmp_path: Path) -> None:
     (one.upper / "d/three").hardlink_to(one.upper / "one")
     (one.upper / "d/other").write_bytes(b"123")
     (one.upper / "link").symlink_to("one")
-    assert upper_size(one) == SIZE + 3
+    assert upper_size(one) == SIZE + 3 + len("one")
+
+
+def test_a_layer_has_one_size_wherever_one_is_shown(demo: Demo, tmp_path: Path) -> None:
+    contents: Members = {**LINKED, "d/link": symlink("../one"), "d/file": "12345"}
+    loaded(demo, tmp_path, {"a:1": [layer(contents), layer({"d/link": WHITEOUT, "d/file": "1"})]})
+    expected = [SIZE + len("../one") + 5, 1]
+    store = Store(tmp_path / "store")
+    image = store.find("a:1")
+    assert [one.size for one in image.layers] == expected
+    counts = [walked(LayerFacts("layer", "", str(one.directory))).count for one in image.layers]
+    assert [count.size for count in counts if count is not None] == expected
+    analysis = analyse([one.directory for one in image.layers], ["", ""])
+    assert [one.shipped for one in analysis.layers] == expected
+    # What is hidden is what is wasted, links too; only what has data can be extracted.
+    assert sum(file.wasted for file in analysis.hidden) == analysis.wasted == len("../one") + 5
+    assert analysis.ghosts == ()
+    assert analysis.dive_score == (SIZE + 1) / (SIZE + 6)
+    built = build_layers(tmp_path / "images.tar", tmp_path / "built")
+    assert [one.size for one in built] == expected
 
 
 def test_the_size_of_an_upper_that_cannot_be_read_is_not_known(tmp_path: Path) -> None:
@@ -152,7 +173,7 @@ def test_a_percentage_has_as_many_digits_as_asked_for(part: float, words: str) -
 
 def test_waste_beside_something_that_is_seen_is_not_all(demo: Demo, tmp_path: Path) -> None:
     loaded(demo, tmp_path, {"a:1": [layer({"big": b"x" * SIZE, "small": "1"}), layer({"big": WHITEOUT})]})
-    assert f"{human_size(SIZE)} (>99.9%) are hidden" in demo("analyze", "a:1")
+    assert f"{human_size(SIZE)} (>99.9%) hidden by later layers" in demo("analyze", "a:1")
     demo("report", "a:1", "-o", tmp_path / "page.html")
     assert "<dt>share</dt><dd>&gt;99.9%</dd>" in (tmp_path / "page.html").read_text()
 

@@ -374,7 +374,7 @@ def test_shell_has_the_container_as_its_root(demo: Run) -> None:
     done = demo("shell", "c1", "/sh", "-c", "/busybox cat /etc/motd; /busybox echo in > /etc/here")
     assert succeeds(done) == "hello\n"
     assert (c1 / "etc/here").read_text() == "in\n"
-    fails(demo("shell", "c1", "/bin/nothing"), "has no program /bin/nothing")
+    fails(demo("shell", "c1", "/bin/nothing"), "cannot run /bin/nothing", status=127)
 
 
 def test_shell_gives_no_rights_where_the_view_does_not(demo: Run, here: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from overlayfs_demo.cli import main
 from overlayfs_demo.cli.completion import SHELLS
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.parser import verbs_of
 from tests.images.builders import docker_save_many, layer
 from tests.places import Place, run
@@ -43,7 +44,32 @@ def test_help_has_an_example_that_the_parser_takes(name: str) -> None:
             assert {word for word in words if word.startswith("-") and word != "-"} <= options
 
 
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_no_line_of_help_has_more_than_80_columns(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = [line for verb in verbs().values() for line in verb.format_help().splitlines()]
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def test_help_wraps_prose_and_leaves_indented_lines_as_they_are() -> None:
+    long, command = "word " * 30, "  overlayfs-demo " + "x" * 90
+    parser = argparse.ArgumentParser(description=f"{long}\n{long}\n\n{command}", formatter_class=HelpFormatter)
+    lines = parser.format_help().splitlines()
+    assert command in lines
+    assert sum(line.split().count("word") for line in lines) == 60
+    assert max(len(line) for line in lines if line != command) <= 80
+
+
 # --- the manual page -------------------------------------------------------------------------------
+
+
+def test_no_line_of_the_manual_has_more_than_80_columns() -> None:
+    needs("man")
+    page = run("overlayfs-demo", "manual").stdout
+    environment = {**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8"}
+    command = ["man", "-l", "-"]
+    done = subprocess.run(command, input=page, env=environment, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_the_manual_names_every_verb_and_every_option() -> None:
@@ -60,7 +86,7 @@ def test_the_manual_names_every_verb_and_every_option() -> None:
         assert f"\n   {name}\n" in shown
         for action in verb._actions:
             assert all(option in shown for option in action.option_strings if option not in ("-h", "--help"))
-    assert r"lowerdir=TOP:...:BOTTOM" in shown and r"a colon in a path is written '\:'" in shown
+    assert r"lowerdir=TOP:...:BOTTOM" in shown and r"a colon in a path is written '\:'" in " ".join(shown.split())
 
 
 def test_man_has_nothing_to_complain_of() -> None:

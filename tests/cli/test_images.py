@@ -125,7 +125,8 @@ def test_inspect_prints_what_there_is_and_names_the_rest(demo: Callable[..., Sai
     demo("load", archive)
     status, out, err = demo("inspect", "nothing", "app:1")
     assert (status, [one["RepoTags"] for one in json.loads(out)]) == (1, [["app:1"]])
-    assert err == "overlayfs-demo: no image nothing:latest: 'overlayfs-demo images' lists the images\n"
+    problem = "no container 'nothing', and no image nothing:latest"
+    assert err == f"overlayfs-demo: {problem}: 'overlayfs-demo images' lists the images\n"
 
 
 def test_image_that_is_taken_for_a_container_is_called_that(demo: Callable[..., Said], archive: Path) -> None:

@@ -18,14 +18,16 @@ import pytest
 from overlayfs_demo.ui.console import PROGRAM
 from tests.command import started
 from tests.conftest import unmount_all, why_no_mounts
-from tests.images.builders import docker_save, layer
+from tests.images.builders import WHITEOUT, docker_save, layer
 from tests.places import BIN, MINUTE, run, teaching_image
 
 IMAGE = "overlayfs-demo/teaching:1.0"
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 # From hiding the cursor to showing it again.
 BAR = re.compile(r"\x1b\[\?25l.*(layer|writing) .*\x1b\[\?25h", re.DOTALL)
-NARROW = struct.pack("HHHH", 24, 40, 0, 0)  # rows, columns, and pixels, which nobody asks for
+# No table of these images is wider.
+WIDE = 400
+LONG = "registry.example.com/a-team/with/quite-a-long-name/and-an-application-of-it"
 TABLES = (
     ("images",),
     ("images", "--no-trunc"),
@@ -48,10 +50,11 @@ def _process(words: Sequence[str | Path], environment: Mapping[str, str], **stre
     return subprocess.Popen([str(word) for word in words], env=environment, **streams)  # type: ignore[call-overload,no-any-return]
 
 
-def on_terminal(*words: str | Path, stderr: bool = False, **settings: str) -> str:
-    """What a command writes on a terminal of 40 columns: its stdout, or its stderr and the stdout goes nowhere."""
+def on_terminal(*words: str | Path, columns: int = WIDE, stderr: bool = False, **settings: str) -> str:
+    """What a command writes on a terminal: its stdout, or its stderr and the stdout goes nowhere."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, NARROW)
+    # Rows, columns, and pixels, which nobody asks for.
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     mode = termios.tcgetattr(theirs)
     mode[1] &= ~termios.OPOST  # A newline stays one.
     termios.tcsetattr(theirs, termios.TCSANOW, mode)
@@ -90,7 +93,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "odd:1",
         )
     )
-    for name in ("image.tar", "odd.tar"):
+    (where / "long.tar").write_bytes(
+        docker_save(
+            [layer({"usr/share/" + "deep/" * 20 + "file": "x" * 2000}), layer({"usr": WHITEOUT})], f"{LONG}:1.0"
+        )
+    )
+    for name in ("image.tar", "odd.tar", "long.tar"):
         loaded = run("overlayfs-demo", "load", "--store", where / "store", where / name)
         assert loaded.returncode == 0, loaded.stderr
     return where / "store"
@@ -103,6 +111,45 @@ def test_a_terminal_shows_what_a_pipe_gets_with_styles_around_it(store: Path, wo
     assert piped.returncode == 0 and "\x1b" not in piped.stdout
     assert STYLE.sub("", shown) == piped.stdout
     assert STYLE.search(shown)
+
+
+NARROW = (
+    *((*words, image) for image in (IMAGE, f"{LONG}:1.0") for words in (("history",), ("history", "--layers"))),
+    *((*words, image) for image in (IMAGE, f"{LONG}:1.0") for words in (("analyze", "--all"), ("ghosts",))),
+    ("images",),
+    ("layers",),
+    ("df",),
+    ("ps",),
+    ("which", "--image", IMAGE, "/etc/motd"),
+    ("which", "--image", f"{LONG}:1.0", "-l", "/"),
+    ("tour", "--list"),
+    ("lab", "--list"),
+    ("manual", "--list"),
+)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("words", NARROW, ids=" ".join)
+def test_no_line_of_a_table_is_longer_than_the_terminal(store: Path, words: tuple[str, ...], width: int) -> None:
+    command = ("overlayfs-demo", *words)
+    shown = STYLE.sub("", on_terminal(*command, columns=width, OVERLAYFS_DEMO_STORE=str(store)))
+    assert shown.count("\n") > 0
+    assert [line for line in shown.splitlines() if len(line) > width] == []
+
+
+def test_build_layers_has_a_line_for_each_layer(store: Path, tmp_path: Path) -> None:
+    command = ("build-layers", store.parent / "image.tar")
+    shown = on_terminal(*command, tmp_path / "shown", columns=80).splitlines()
+    piped = run(*command, tmp_path / "piped").stdout.splitlines()
+    assert [line[:40] for line in shown[:-1]] == [line[:40] for line in piped[:-1]]
+    assert max(map(len, shown[:-1])) <= 80
+    assert shown[-1].startswith("lowerdir=")
+
+
+def test_a_terminal_of_80_columns_keeps_what_the_layers_of_a_step_are(store: Path) -> None:
+    shown = STYLE.sub("", on_terminal("overlayfs-demo", "history", "--layers", "--store", store, IMAGE, columns=80))
+    header = shown.splitlines()[0]
+    assert header.split("  ")[0] == "CREATED BY" and "DIFF ID" in header and "WHITEOUTS" in header
 
 
 def test_names_are_shown_literally(store: Path) -> None:

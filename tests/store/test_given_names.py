@@ -188,7 +188,7 @@ def test_missing_image_is_one_message_for_every_verb(
 ) -> None:
     for words in (
         ["history"],
-        ["inspect"],
+        ["inspect", "--type", "image"],  # Without the type, it looks for a container too, and says so.
         ["analyze"],
         ["ghosts"],
         ["rmi"],

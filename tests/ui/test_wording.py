@@ -154,6 +154,8 @@ def test_a_call_that_says_nothing_new_is_left_out(action: Action) -> None:
         (Action.COPY_UP, "chmod", f"kernel copied up /etc/motd (1.23MB) from {LAYER} to change its mode"),
         (Action.COPY_UP, "unlink", f"kernel copied up /etc/motd (1.23MB) from {LAYER} to remove one of its names"),
         (Action.WHITEOUT, "unlink", f"kernel created whiteout for /etc/motd, hiding the one in {LAYER}"),
+        (Action.LINK, "link", "kernel created hard link /etc/motd in the upper"),
+        (Action.LINK, "chmod", "kernel created hard link /etc/motd in the upper, because it has another name"),
         (Action.WHITEOUT, "rename", f"kernel created whiteout for the old name /etc/motd, hiding the one in {LAYER}"),
         (Action.WHITEOUT, "rmdir", f"kernel created whiteout for directory /etc/motd, hiding the one in {LAYER}"),
         (Action.TRUNCATE, "open", "kernel truncated /etc/motd to 1.23MB (open)"),

@@ -13,6 +13,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,31 @@ def test_a_long_path_keeps_its_end() -> None:
     assert "/usr/share" in said and "…" in said and "name.txt in the upper" in said
 
 
+def test_sentences_name_layers_by_the_numbers_that_stand_in_the_boxes() -> None:
+    shown = " ".join("\n".join(drawn(Scene("/view", stack(3), lines=told(COPY_UP)), 200)).split())
+    assert "copied up /etc/motd (1.23kB) from layer 1 to write to it" in shown and "─ layer 1 ─" in shown
+
+
+def test_the_title_says_since_when_it_counts() -> None:
+    assert drawn(state(COPY_UP).scene(stack(1)))[0].endswith("since you began: 1 copy-up (1.23kB), 0 whiteouts")
+
+
+@pytest.mark.parametrize("path", ["/" + "宽" * 300, "/a" + "\u0301" * 300, "/" + "👩\u200d👩" * 99, "/\x1b[2J" * 50])
+def test_a_name_of_any_characters_does_not_break_the_picture(path: str) -> None:
+    event = Event(Action.COPY_UP, path.encode(), 812, 0, "open", layer="layer 1 (" + "宽" * 40 + ")", size=1)
+    scene = Scene("/view", stack(3), lines=told(event, WRITE))
+    for width in (40, 69, 80, 200):
+        rows = drawn(scene, width)
+        assert len(rows) == 24 and max(map(cell_len, rows)) <= width
+        assert "wrote 2B" in " ".join(" ".join(rows).split())
+
+
+def test_sentences_wrap_at_words() -> None:
+    rows = [row[34:].strip() for row in drawn(Scene("/view", stack(1), lines=told(COPY_UP)))]
+    said = [row for row in rows if row and "since" not in row]
+    assert " ".join(said).startswith("vim[812] copied up /etc/motd (1.23kB) from layer 1 to write to it")
+
+
 def test_a_layer_that_may_not_be_read_has_a_question_mark() -> None:
     assert "│ ?" in "\n".join(drawn(Scene("/view", [LayerFacts("upper", "", "/up")])))
 
@@ -137,8 +163,8 @@ def test_a_copy_up_lights_its_layer_and_the_upper_for_a_while(monkeypatch: pytes
 def test_in_a_pause_the_sentences_stand_still_and_the_rest_is_counted() -> None:
     made = state(COPY_UP)
     made.press("p")
-    for _ in range(12):
-        made.take(happened(WHITEOUT), shown=True)
+    for number in range(12):
+        made.take(happened(replace(WHITEOUT, path=b"/gone/%d" % number)), shown=True)
     scene = made.scene(stack(3))
     assert (len(scene.lines), scene.unseen, scene.totals.whiteouts) == (1, 12, 12)
     assert "paused, 12 more" in drawn(scene)[-1]
@@ -164,6 +190,13 @@ def test_writes_of_one_process_to_one_file_are_one_line() -> None:
     assert line.words() == "vim[812] wrote 6B to /etc/motd in the upper"
 
 
+def test_an_event_that_repeats_is_one_line_with_a_count() -> None:
+    chmod = Event(Action.CHMOD, b"/a", 812, 0, "chmod", detail="0644")
+    [line, other] = state(chmod, chmod, chmod, replace(chmod, pid=1)).scene([]).lines
+    assert line.words() == "vim[812] set the mode of /a to 0644 in the upper (3 times)"
+    assert other.times == 1
+
+
 def test_what_is_not_wanted_is_counted_but_not_told() -> None:
     made = State("/view", has_keys=True)
     made.take(happened(COPY_UP), shown=False)
@@ -181,7 +214,7 @@ def test_a_layer_is_walked_without_following_links_and_counts_a_file_once(tmp_pa
     (tmp_path / "layer/out").symlink_to(tmp_path / "elsewhere")
     os.mknod(tmp_path / "layer/deleted", 0o020000, 0)
     layer = walked(LayerFacts("layer 1 (x)", "", str(tmp_path / "layer")))
-    assert layer.count == (5, 4, 2)
+    assert layer.count == (5 + len(str(tmp_path / "elsewhere")), 4, 2)
 
 
 def test_a_layer_that_is_not_there_is_unknown(tmp_path: Path) -> None:
@@ -276,8 +309,8 @@ def test_a_copy_up_is_seen_and_q_gives_the_terminal_back(mounted: Place, termina
     terminal.shows(r"6B in 1 entry")
     append(mounted)
     # The picture's rows have a box's row before each piece of the sentence.
-    terminal.shows(r"\[\d+\] copied up /motd .*\(6B\) .*from .*layer 2 .*\(top\)")
-    terminal.shows(r"1 copy-up \(6B\), 0 whiteouts")
+    terminal.shows(r"\[\d+\] copied up /motd .*\(6B\) .*from .*layer 2 .*to write to it")
+    terminal.shows(r"since you began: 1 copy-up \(6B\), 0 whiteouts")
     terminal.shows(r"answered: .*1 open")
     terminal.shows(r"11B in 1 entry")
     terminal.press("q")

@@ -97,9 +97,9 @@ def serving(what: str | Path, *words: str | Path) -> Iterator[Server]:
     process = started(["serve", what, "--port", "0", *words], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        said = process.stderr.readline()
+        said = process.stderr.readline() + process.stderr.readline()
         # Not what it says after this, too: a server that runs says nothing more, and never ends.
-        address = re.search(r"http://127\.0\.0\.1:\S+", said)
+        address = re.search(r"^http://127\.0\.0\.1:\S+$", said, re.MULTILINE)
         assert address is not None, said
         yield Server(process, address[0])
     finally:

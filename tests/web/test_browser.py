@@ -196,7 +196,37 @@ def test_the_page_says_that_the_view_has_ended(browser: Browser, mounted: Place)
         browser.sees("#state.ended", "ended: the view was unmounted")
 
 
+def test_the_layer_just_touched_is_scrolled_into_view_and_the_page_stays(browser: Browser, mounted: Place) -> None:
+    browser.emulate(1280, 400)
+    inside = (
+        "const [box, stack] = ['#box-1', '.stack'].map((one) => document.querySelector(one).getBoundingClientRect());"
+        "return box.top >= stack.top - 1 && box.top < stack.bottom - 20"
+    )
+    with looking_at(browser, mounted):
+        assert not browser.driver.execute_script(inside)
+        with (mounted.view / "d" / "deep").open("a") as file:
+            file.write("more\n")
+        wait_until(lambda: browser.driver.execute_script(inside), "the layer in view")
+        assert browser.driver.execute_script("return scrollY") == 0
+
+
 # --- a report --------------------------------------------------------------------------------------
+
+
+def test_a_bar_is_as_long_as_its_layers_share_of_the_bytes(browser: Browser, written: str) -> None:
+    browser.open(written)
+    length = "return document.querySelector(arguments[0]).getBoundingClientRect().width"
+    whole = browser.driver.execute_script(length, "#box-1 .bar")
+    # Layer 1 ships 5005 bytes of 5009, of which only one is seen.
+    assert browser.driver.execute_script(length, "#box-1 .bar-wasted") == pytest.approx(whole * 5005 / 5009, rel=0.01)
+    assert browser.driver.execute_script(length, "#box-2 .bar-wasted") < whole / 100
+    assert "visible" in browser.sees(".stack .legend").text
+
+
+def test_the_treemap_shows_live_bytes_beside_the_waste(browser: Browser, written: str) -> None:
+    browser.open(written)
+    assert browser.find(".treemap .tile.live") and browser.find(".treemap .tile.wasted")
+    assert browser.sees(".waste .dive", "dive agrees")
 
 
 def test_a_report_shows_a_files_history_from_a_file_of_its_own(browser: Browser, written: str) -> None:

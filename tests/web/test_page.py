@@ -18,6 +18,7 @@ from overlayfs_demo.analysis.accounts import Hidden
 from overlayfs_demo.analysis.stacked_view import Why
 from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.errors import UsageError
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.text import plural
@@ -25,12 +26,12 @@ from overlayfs_demo.web import browse, content, report
 from overlayfs_demo.web.browse import listing, search
 from overlayfs_demo.web.content import Story, story
 from overlayfs_demo.web.guard import is_known
-from overlayfs_demo.web.model import Page, image_page
+from overlayfs_demo.web.model import Bar, Page, image_page
 from overlayfs_demo.web.pages import html
 from overlayfs_demo.web.report import embedded
 from overlayfs_demo.web.subject import checked_path
 from overlayfs_demo.web.treemap import tiles
-from tests.images.builders import OPAQUE, WHITEOUT, directory, symlink
+from tests.images.builders import OPAQUE, WHITEOUT, Members, directory, symlink
 from tests.places import ROOT
 from tests.web.conftest import MakeImage, asked
 
@@ -169,7 +170,8 @@ def test_a_search_finds_names_in_any_layer(store: Store, image: MakeImage) -> No
 
 def test_boxes_are_from_the_top_and_numbered_from_the_bottom(image: MakeImage) -> None:
     page = page_of(image({"a": "1234"}, {"a": WHITEOUT, "b": "1"}))
-    assert [(one.key, one.name, one.live) for one in page.boxes] == [("2", "Layer 2", 1.0), ("1", "Layer 1", 0.0)]
+    bars = [("2", "Layer 2", Bar(0.2, 0.2)), ("1", "Layer 1", Bar(0.8, 0.0))]
+    assert [(one.key, one.name, one.bar) for one in page.boxes] == bars
     assert dict(page.boxes[0].facts) == {
         "size": "1B",
         "entries": "1",
@@ -203,21 +205,52 @@ def hidden(path: bytes, layer: int, wasted: int) -> Hidden:
 
 
 def test_the_area_of_a_tile_is_its_bytes() -> None:
-    found = tiles([hidden(b"a", 1, 600), hidden(b"b", 1, 100), hidden(b"c", 2, 300)])
-    areas = {one.name: one.width * one.height for one in found}
-    assert areas == pytest.approx({"a": 6000, "b": 1000, "c": 3000}, rel=0.001)
+    found = tiles([hidden(b"a", 1, 600), hidden(b"b", 1, 100), hidden(b"c", 2, 300)], {1: 0, 2: 900, 3: 100})
+    areas = {(one.name, one.layer): one.width * one.height for one in found}
+    expected = {("a", 1): 3000, ("b", 1): 500, ("c", 2): 1500, ("visible", 2): 4500, ("visible", 3): 500}
+    assert areas == pytest.approx(expected, rel=0.001)
+    assert {one.layer for one in found if one.live} == {2, 3}
     assert all(one.x + one.width <= 100.01 and one.y + one.height <= 100.01 for one in found)
 
 
 def test_small_files_share_a_tile() -> None:
-    found = tiles([hidden(b"f%d" % number, 1, 1000 - number) for number in range(100)])
+    found = tiles([hidden(b"f%d" % number, 1, 1000 - number) for number in range(100)], {})
     assert len(found) == 40
     [rest] = [one for one in found if not one.key]
     assert rest.name == "61 smaller files"
 
 
-def test_nothing_wasted_is_no_tile() -> None:
-    assert tiles([]) == ()
+def test_nothing_shipped_is_no_tile() -> None:
+    assert tiles([], {}) == () and tiles([], {1: 0}) == ()
+
+
+@pytest.mark.parametrize(
+    ("layers", "word"),
+    [
+        ([{"d/a": "x" * 900, "b": "1" * 100}, {"d": WHITEOUT}], "kinder"),
+        ([{"a": "1"}, {"a": "x" * 1000}], "stricter"),
+        ([{"a": "x" * 1000}, {"a": "y" * 1000}], "agrees"),
+        ([{"a": "1"}], "agrees"),
+    ],
+)
+def test_dives_score_has_its_reason(image: MakeImage, layers: list[Members], word: str) -> None:
+    waste = page_of(image(*layers)).waste
+    assert waste is not None and f"dive {word}" in waste.dive_reason.replace("is ", "")
+
+
+def test_an_image_is_headed_by_the_name_that_it_was_opened_by(store: Store, image: MakeImage) -> None:
+    made = image({"a": "1"})
+    for name in ("other:2", "zzz:3"):
+        store.name_image(ImageName.parse(name), made.id)
+    for name in ("test:1", "other:2", "zzz:3"):
+        page = page_of(store.find(name))
+        assert page.title == name and name not in dict(page.facts)["also called"]
+    assert page_of(store.find(str(made.id))).title == made.id.short
+
+
+def test_a_layer_has_the_same_size_in_its_box_and_in_the_history(image: MakeImage) -> None:
+    page = page_of(image({"a": "1234", "link": symlink("a-long-target")}, {"b": "1"}))
+    assert [dict(one.facts)["size"] for one in page.boxes] == [one.cells[3] for one in page.history] == ["1B", "17B"]
 
 
 # --- the report ------------------------------------------------------------------------------------

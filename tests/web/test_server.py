@@ -300,8 +300,17 @@ def test_it_ends_when_the_view_is_unmounted_and_says_so(server: Server, mounted:
     with server.events() as messages:
         next(messages)
         assert mounted.umount().returncode == 0
-        assert list(messages) == [("ended", {})]
+        assert list(messages) == [("ended", {"why": "the view was unmounted"})]
     assert server.ends() == (0, "")
+
+
+def test_a_page_is_told_that_the_daemon_died(server: Server, mounted: Place) -> None:
+    record = registry.find_record(str(mounted.view))
+    assert record is not None
+    with server.events() as messages:
+        next(messages)
+        os.kill(record.pid, signal.SIGKILL)
+        assert list(messages) == [("ended", {"why": "its daemon died"})]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -296,6 +296,17 @@ function light(keys) {
   light.timer = setTimeout(() => boxes.forEach((box) => box.classList.remove("lit")), 2500);
 }
 
+/* Scroll the stack, and nothing else, as little as needed: a reader elsewhere on the page stays where they are. */
+function bringIntoView(keys) {
+  // The upper is touched by every change; the other layer says more.
+  const box = document.getElementById(`box-${keys.find((key) => key !== "upper") ?? "upper"}`);
+  const stack = document.querySelector(".stack");
+  if (!box) return;
+  const [inner, outer] = [box.getBoundingClientRect(), stack.getBoundingClientRect()];
+  if (inner.top < outer.top || inner.height > outer.height) stack.scrollTop += inner.top - outer.top;
+  else if (inner.bottom > outer.bottom) stack.scrollTop += inner.bottom - outer.bottom;
+}
+
 async function refreshUpper(fresh) {
   const place = document.getElementById("upper");
   if (!place) return;
@@ -330,6 +341,8 @@ async function changed(told) {
   while (log.children.length > 200) log.lastElementChild.remove();
   light(told.layers);
   await refreshUpper(told.paths);
+  // Now that the upper has its new height.
+  bringIntoView(told.layers);
   for (const key of told.directories) await refresh(key);
   if (shownKey && told.paths.includes(shownKey)) await tell(shownKey);
 }
@@ -345,7 +358,7 @@ function listen() {
     busy = busy.then(() => Promise.all([refreshUpper([]), ...openDirectories().map(refresh)])).catch(complain);
   });
   events.addEventListener("change", (event) => { busy = busy.then(() => changed(JSON.parse(event.data))).catch(complain); });
-  events.addEventListener("ended", () => { say("ended: the view was unmounted", "ended"); events.close(); });
+  events.addEventListener("ended", (event) => { say(`ended: ${JSON.parse(event.data).why}`, "ended"); events.close(); });
   events.addEventListener("error", () => { if (events.readyState !== EventSource.CLOSED) say("the server does not respond", "ended"); });
 }
 

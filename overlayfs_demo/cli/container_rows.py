@@ -1,0 +1,95 @@
+"""Containers as rows of `docker ps`, under the names that `--format` has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from overlayfs_demo.cli.image_settings import command_words, labels_of
+from overlayfs_demo.images.config import read_time
+from overlayfs_demo.mounts.registry import MountRecord
+from overlayfs_demo.store.container import Container
+from overlayfs_demo.store.containers import record_of, upper_size
+from overlayfs_demo.store.store import Store
+from overlayfs_demo.store.stored import StoredImage
+from overlayfs_demo.ui import docker_tables
+from overlayfs_demo.ui.docker_format import put_rows
+from overlayfs_demo.ui.docker_listings import CONTAINERS
+from overlayfs_demo.ui.go_printf import sprintf
+from overlayfs_demo.ui.go_values import Row
+from overlayfs_demo.ui.text import cut_end, human_size
+
+_COMMAND_WIDTH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerUsage:
+    """A container with its image; `record` is None if it is not mounted, `size` the bytes of the files in its upper."""
+
+    container: Container
+    image: StoredImage
+    record: MountRecord | None
+    size: int
+
+    @classmethod
+    def of(cls, store: Store, container: Container) -> ContainerUsage:
+        """Look at the container, and count its upper. Raises ImageError if its image is damaged."""
+        return cls(container, store.image(container.image), record_of(container), upper_size(container) or 0)
+
+
+def put_containers(
+    store: Store, containers: Iterable[Container], form: str, *, trunc: bool = True, quiet: bool = False
+) -> None:
+    """Print the containers in the form that `ps --format` gives. Raises TemplateError, ImageError."""
+    now = time.time()
+    rows = [container_fields(ContainerUsage.of(store, container), now, trunc=trunc) for container in containers]
+    put_rows(CONTAINERS, form, rows, quiet=quiet)
+
+
+def container_fields(usage: ContainerUsage, now: float, *, trunc: bool = True) -> Row:
+    """Return the row; every value is a string, and `.Label "KEY"` gives the value of one label.
+
+    There are no ports, networks and volumes here, so those are empty. The ID of a container is its name.
+    """
+    container, labels = usage.container, labels_of(usage.image)
+    created, _ = read_time(container.created, container.name)
+    age = docker_tables.ago(created, now)
+    command = _command(command_words(usage.image))
+    # Docker counts the size that is written, and in brackets that of the whole tree.
+    size = f"{human_size(usage.size)} (virtual {human_size(usage.size + usage.image.size)})"
+    return Row(
+        Command=sprintf("%q", [cut_end(command, _COMMAND_WIDTH) if trunc else command]),
+        CreatedAt=docker_tables.go_time(created),
+        ID=container.name,
+        Image=container.image_name,
+        Label=lambda key: labels.get(key, ""),
+        Labels=",".join(f"{key}={value}" for key, value in labels.items()),
+        LocalVolumes="0",
+        Mounts="",
+        Names=container.name,
+        Networks="",
+        Platform=str(usage.image.parsed.platform),
+        Ports="",
+        RunningFor=age,
+        Size=size,
+        State="exited" if usage.record is None else "running",
+        Status=_status(usage.record, now),
+    )
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the words of a command as one; arguments with blanks are in quotes (moby daemon/list.go)."""
+    path, *arguments = words or [""]
+    return " ".join([path, *(f"'{word}'" if " " in word else word for word in arguments)])
+
+
+def _status(record: MountRecord | None, now: float) -> str:
+    """Return since when the container is mounted; docker also tells when one ended, which is not known here."""
+    try:
+        since = None if record is None else psutil.Process(record.pid).create_time()
+    except psutil.NoSuchProcess:
+        since = None
+    return "Exited" if since is None else f"Up {docker_tables.human_duration(max(now - since, 0.0))}"

@@ -1,0 +1,67 @@
+"""The word that names a view: a path in it, the name of a container, or C:PATH for a path in a container."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.mounts import registry
+from overlayfs_demo.store import container as containers_of
+from overlayfs_demo.store.container import NAME, Container, find_container
+from overlayfs_demo.store.in_root import path_outside
+from overlayfs_demo.store.root import default_root, read_version
+from overlayfs_demo.store.store import Store
+
+# As in `docker cp`: the first colon ends the container's name, and a word that begins with / or . is a path.
+_IN_CONTAINER = re.compile(rf"({NAME.pattern}):(.*)", re.DOTALL)
+
+
+def view_path(word: str, root: Path | None = None) -> str:
+    """Return the path that a word for a view means. `root` is the store (None: the default one); it is not made.
+
+    A word without a slash means the container that is called so, wherever it is mounted. If anything here has the
+    same name, that is wrong usage: `./NAME` means what is here, and `NAME:/` the container. Any other word is a path,
+    and stays as it is. Raises UsageError, and MountError if the container does not exist or is not mounted.
+    """
+    store = _store(root or default_root())
+    if store is None:
+        return word
+    names = containers_of.names(store)
+    inside = _IN_CONTAINER.fullmatch(word)
+    if inside is not None and (inside[1] in names or not os.path.lexists(word)):
+        mountpoint = _mountpoint(find_container(store, inside[1]))
+        return os.fsdecode(path_outside(os.fsencode(mountpoint), os.fsencode(inside[2])))
+    if "/" in word or word in ("", ".", ".."):
+        return word
+    if word in names:
+        if os.path.lexists(word):
+            raise UsageError(
+                f"'{word}' is a container, and also a file or directory here", f"write {word}:/ or ./{word}"
+            )
+        return _mountpoint(find_container(store, word))
+    near = difflib.get_close_matches(word, names)
+    if near and not os.path.lexists(word):
+        raise MountError(f"no view or container '{word}'", f"similar names: {', '.join(near)}")
+    return word
+
+
+def _store(root: Path) -> Store | None:
+    """Return the store if there is one that this user may open: a command on views must not make one."""
+    if not os.access(root, os.R_OK | os.X_OK) or root.stat().st_uid != os.geteuid() or read_version(root) is None:
+        return None
+    return Store(root)
+
+
+def _mountpoint(container: Container) -> str:
+    # Imported here, because a path that is not a container's needs none of this.
+    from overlayfs_demo.store.containers import record_of
+
+    record = record_of(container)
+    if record is not None:
+        return record.mountpoint
+    if str(container.mountpoint) in registry.mounted():  # Its daemon was killed, and `umount` removes the mount.
+        return str(container.mountpoint)
+    raise MountError(f"container '{container.name}' is not mounted", f"'start {container.name}' mounts it")
