@@ -74,7 +74,7 @@ def test_detaching_ends_it(screen: Terminal) -> None:
 
 @needs_tmux
 def test_work_in_the_view_does_not_keep_it(screen: Terminal) -> None:
-    screen.press("cd merged; sleep 600 < readme & echo star''ted\r")
+    screen.press("cd merged; sleep 10 < readme & echo star''ted\r")
     screen.shows("started")
     screen.press("exit\r")
     screen.ends(0)
