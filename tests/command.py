@@ -8,6 +8,7 @@ interpreter, or about what it inherits, starts one with subprocess.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import io
 import logging
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +40,7 @@ _FORKED = frozenset(
         "shell",
         "tour",
         "lab",
+        "lecture",
         "cp",
         "run",
         "exec",
@@ -66,15 +69,21 @@ def started(
 ) -> subprocess.Popen[Any]:
     """`overlayfs-demo` with these arguments, running; `environment` and `options` are what subprocess.Popen takes.
 
+    With the option `owns_terminal`, its stdin is the controlling terminal of its own session: ioctl_tty(2), TIOCSCTTY.
+
     The process lives in the function that Popen calls just before it would become another program.
     """
     words = [str(word) for word in arguments]
+    owns_terminal = options.pop("owns_terminal", False)
 
     def become() -> None:
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # Popen's own, too, from which it learns that the process runs.
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)
+        if owns_terminal:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _live(words)
 
     # Python itself ignores the signals that Popen would restore.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.cli import build_layers
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.explain.dry_run import rehearse
 from overlayfs_demo.images.reference import ImageName
@@ -47,7 +49,7 @@ from tests.conftest import (
 from tests.contract.conftest import why_unavailable
 from tests.contract.raw import become_root_of_namespace
 from tests.contract.subjects import in_child
-from tests.images.builders import WHITEOUT, Entry, directory, docker_save, layer, symlink
+from tests.images.builders import OPAQUE, WHITEOUT, Entry, directory, docker_save, layer, symlink
 from tests.places import BIN, MINUTE, fails, run
 from tests.watch.test_screen import Terminal
 
@@ -295,6 +297,22 @@ def test_ordinary_users_layers_are_followed_too(home: Path, front: str) -> None:
         Path("bottom/motd").write_text("changed\n")
         wait_until(Path("view/new").exists, "a name made behind the view")
         wait_until(lambda: Path("view/motd").read_text() == "changed\n", "data written behind the view")
+        mount.unmount(b"view")
+
+    as_user(home, session)
+
+
+def test_ordinary_user_mounts_by_the_line_that_build_layers_prints(home: Path, front: str) -> None:
+    (home / "image.tar").write_bytes(docker_save([layer({"d/x": "1"}), layer({"d": OPAQUE, "d/y": "2"})]))
+
+    def session() -> None:
+        printed = io.TextIOWrapper(io.BytesIO())
+        with contextlib.redirect_stdout(printed):
+            assert build_layers.main(["image.tar", "layers"]) == 0
+        printed.seek(0)
+        line = printed.read().splitlines()[-1]
+        mount.mount(b"view", parse([f"{line},upperdir=upper,workdir=work,front={front}"]))
+        assert os.listdir("view/d") == ["y"]
         mount.unmount(b"view")
 
     as_user(home, session)

@@ -16,10 +16,11 @@ from types import FrameType
 from overlayfs_demo.analysis.special_files import powers
 from overlayfs_demo.cli.command import guarded
 from overlayfs_demo.cli.help_text import HelpFormatter
-from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.errors import ImageError, UsageError, printable
 from overlayfs_demo.images.build import BuiltLayer, build_layers
-from overlayfs_demo.images.model import Platform
+from overlayfs_demo.images.model import Platform, running_platform
 from overlayfs_demo.mounts.option_paths import lowerdir_option
+from overlayfs_demo.ui.console import PROGRAM
 from overlayfs_demo.ui.terminal import width
 from overlayfs_demo.ui.text import cut_end, human_size, plural
 
@@ -56,7 +57,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--userxattr",
         action="store_true",
         default=None,
-        help="mark opaque directories for mounts with userxattr (the default if not root)",
+        help="build for mounts with userxattr, which is then in the printed line (the default if not root)",
     )
     parser.add_argument(
         "--mode",
@@ -85,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    if arguments.platform == "all":
+        raise UsageError(
+            "--platform all: OUTDIR takes the layers of one platform",
+            f"choose one, such as {running_platform()}; '{PROGRAM} load --platform all' loads every platform",
+        )
     platform = Platform.parse(arguments.platform) if arguments.platform else None
     new = not arguments.outdir.exists()
     layers = build_layers(
@@ -105,39 +111,41 @@ def _report(layers: Sequence[BuiltLayer], userxattr: bool) -> None:
     out = sys.stdout.buffer
     for number, layer in enumerate(layers, start=1):
         out.write(_line(number, layer, width()).encode("utf-8", "backslashreplace") + b"\n")
-    out.write(os.fsencode(lowerdir_option([os.fsencode(layer.directory) for layer in reversed(layers)])) + b"\n")
+    options = lowerdir_option([os.fsencode(layer.directory) for layer in reversed(layers)])
+    # Without it, neither an ordinary user nor the kernel would see which directories are opaque.
+    out.write(os.fsencode(f"{options},userxattr" if userxattr else options) + b"\n")
     out.flush()
     left_out: Counter[str] = Counter()
     for layer in layers:
         left_out.update(layer.left_out)
     for reason, count in sorted(left_out.items()):
         _say(f"note: skipped in {plural(count, 'member')}: {reason}")
-    if userxattr:
-        _say("note: mount these layers with -o userxattr")
 
 
 def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -> None:
     """Report whether other users may reach the layers' files, and what that means; `new`: we made the directory."""
     name = printable(str(outdir))
-    if new:
-        # Two short lines, because demonstrations show them on a projector.
-        _say(f"note: {name} is private (0700); --mode 0755 or chmod opens it")
-        _say("note: once open, its set-id programs and devices work for anyone")
-        return
     mode = stat.S_IMODE(outdir.stat().st_mode)
-    if not mode & 0o011:
+    if new:
+        _say(f"note: {name} is private (0700); --mode 0755 or chmod opens it")
+    elif not mode & 0o011:
         return
     try:
         found = powers([layer.directory for layer in layers])
     except ImageError as error:
-        _say(f"warning: other users may enter {name}, but it cannot be searched for set-id programs: {error}")
+        _say(f"warning: {name} cannot be searched for set-id programs and devices: {error}")
         return
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        _say(
-            f"warning: other users may enter {name} (mode {mode:04o}) and use the image's set-id programs or devices: "
-            f"{printable(str(found[0]))}{more}; 'chmod 0700 {name}' keeps them out"
-        )
+    if not found:
+        return
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    example = f"{printable(str(found[0]))}{more}"
+    if new:
+        _say(f"note: once open, its set-id programs and devices work for anyone: {example}")
+        return
+    _say(
+        f"warning: other users may enter {name} (mode {mode:04o}) and use the image's set-id programs or devices: "
+        f"{example}; 'chmod 0700 {name}' keeps them out"
+    )
 
 
 def _say(text: str) -> None:

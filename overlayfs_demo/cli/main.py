@@ -21,7 +21,7 @@ from overlayfs_demo.ui.console import PROGRAM
 # belong there. A module's function `add_verbs` adds all its verbs. It is imported only for them: a mount must not wait
 # for the import of what images need.
 FAMILIES: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "Learn": {"tour": ("tour", "lab"), "sample": ("sample",)},
+    "Learn": {"tour": ("tour",), "lab": ("lab",), "lecture": ("lecture",), "sample": ("sample",)},
     "Views": {
         "views": ("mount",),
         "umount": ("umount",),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.checks import Check
+from overlayfs_demo.tour.shell import Shell
 from overlayfs_demo.tour.stage import PLACES, Stage
 
 # Returns what is wrong, and the rule behind it; "" if this mistake was not made.
@@ -23,7 +24,7 @@ class Lab:
 
     `layers` are mounted on `merged`, the topmost first, with `redirects` passed to `Stage.mount`; then the commands
     `before` are run. `mistakes` are checked in this order, before the `goals`, all of which must hold when nothing
-    is mounted. `solved` says what was learnt.
+    is mounted. `hints` are given one by one, the vaguest first. `solved` says what was learnt.
     """
 
     name: str
@@ -35,7 +36,13 @@ class Lab:
     before: tuple[str, ...] = ()
     mistakes: tuple[Mistake, ...]
     goals: tuple[Check, ...]
+    hints: tuple[str, ...] = ()
     solved: str
+
+    def all_hints(self) -> tuple[str, ...]:
+        """Return the hints. The last one says what the goals are."""
+        goals = "; ".join(check.says for check in self.goals)
+        return *self.hints, f"When the lab is solved, this is true on the disk: {goals}."
 
 
 def set_up(lab: Lab, stage: Stage) -> None:
@@ -53,49 +60,64 @@ def set_up(lab: Lab, stage: Stage) -> None:
             raise OverlayError(f"'{command}' failed", done.output.strip())
 
 
-def work(lab: Lab, stage: Stage, shell: str) -> None:
+def work(lab: Lab, stage: Stage, shell: Shell, environment: Mapping[str, str]) -> None:
     """Let the learner work in the shell, which has our stdin and stdout, and then unmount everything.
 
-    Raises OverlayError.
+    `environment` is added to that of the stage. Raises OverlayError.
     """
     merged = stage.path("merged")
     if lab.layers and not os.path.ismount(merged):
         stage.mount(lab.redirects)
+    whole = {**os.environ, **stage.environment(), **shell.environment, **environment}
     try:
-        subprocess.run([shell], cwd=stage.root, env={**os.environ, **stage.environment()}, check=False)
+        subprocess.run(shell.words, cwd=stage.root, env=whole, check=False)
     except OSError as error:
-        raise OverlayError(f"{shell}: {error.strerror}", "set SHELL to an existing shell") from error
+        raise OverlayError(f"{shell.words[0]}: {error.strerror}", "set SHELL to an existing shell") from error
     stage.unmount()
 
 
-def judge(lab: Lab, stage: Stage) -> str:
+def judge(lab: Lab, stage: Stage, *, restore: bool) -> str:
     """Return what is wrong on the disk, in a text for the learner; "" if the task is done.
 
-    A directory that was removed, or a lower that was changed, is put back, so that the learner can try again. Nothing
-    may be mounted.
+    With `restore`, a directory that was removed, or a lower that was changed, is put back, so that the learner can try
+    again. Nothing may then be mounted.
     """
     gone = [name for name in PLACES if lab.layers and not stage.path(name).is_dir()]
+    removed = f"The directory {gone[0]} was removed" if gone else ""
+    rule = "You may remove only what is in it."
+    if gone and not restore:
+        return f"{removed}; it will be back, but empty, when you leave the shell. {rule}"
     for name in gone:
         stage.path(name).mkdir()
-    wrong = _wrong(lab, stage)
-    if wrong and gone:
-        return f"The directory {gone[0]} was removed; it is back, but empty. You may remove only what is in it."
-    return wrong
+    wrong = _wrong(lab, stage, restore)
+    return f"{removed}; it is back, but empty. {rule}" if wrong and gone else wrong
 
 
-def _wrong(lab: Lab, stage: Stage) -> str:
+def _wrong(lab: Lab, stage: Stage, restore: bool) -> str:
     """Return what is wrong, as `judge` does, when all directories exist."""
+    return (
+        _written_below(lab, stage, restore)
+        or next((found for mistake in lab.mistakes if (found := mistake(stage))), "")
+        or _missing(lab, stage)
+    )
+
+
+def _written_below(lab: Lab, stage: Stage, restore: bool) -> str:
     for name, content in lab.layers.items():
         if changed := _changed(stage, name):
-            shutil.rmtree(stage.path(name))
-            build(stage.path(name), content)
+            if restore:
+                if stage.path(name).is_dir():
+                    shutil.rmtree(stage.path(name))
+                build(stage.path(name), content)
+            back = "has been restored" if restore else "is restored when you leave the shell"
             return (
                 f"{name}/{changed} was changed in the lower itself. An overlay never writes to a lower, because other "
-                f"mounts may use it. Work in merged, so that the change goes to the upper. {name} has been restored."
+                f"mounts may use it. Work in merged, so that the change goes to the upper. {name} {back}."
             )
-    for mistake in lab.mistakes:
-        if found := mistake(stage):
-            return found
+    return ""
+
+
+def _missing(lab: Lab, stage: Stage) -> str:
     missing = [check.says for check in lab.goals if not check.holds(stage)]
     if not missing:
         return ""

@@ -61,9 +61,9 @@ class Stage:
         self._make_programs(front)
 
     def _make_programs(self, front: str | None) -> None:
-        (self.root / _BIN).mkdir()
+        self.programs.mkdir()
         for name, module in _PROGRAMS.items():
-            path = self.root / _BIN / name
+            path = self.programs / name
             lines = ["#!/bin/sh"]
             if front and name == "overlayfs-demo":
                 lines.append(f'[ "$1" = mount ] && shift && set -- mount --front {shlex.quote(front)} "$@"')
@@ -72,9 +72,14 @@ class Stage:
             path.write_text("\n".join(lines) + "\n")
             path.chmod(0o755)
 
+    @property
+    def programs(self) -> Path:
+        """The directory of its programs, which `ls` does not show."""
+        return self.root / _BIN
+
     def environment(self) -> dict[str, str]:
         """Return the variables that the programs of the stage need. The caller decides about all others."""
-        path = f"{self.root / _BIN}:{os.environ.get('PATH', os.defpath)}"
+        path = f"{self.programs}:{os.environ.get('PATH', os.defpath)}"
         return {"PATH": path, "OVERLAYFS_DEMO_STORE": str(self.root / _STORE)}
 
     def path(self, name: str) -> Path:
@@ -184,14 +189,14 @@ def stage(front: str | None = None, at: Path | None = None) -> Iterator[Stage]:
         yield Stage(root, front)
     finally:
         os.umask(before)
-        with _undisturbed():
+        with undisturbed():
             _unmount_below(root)
             shutil.rmtree(root if at is None else root / _BIN, onerror=_open_up)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Delay a second Ctrl-C until the cleanup is complete."""
+def undisturbed() -> Iterator[None]:
+    """Delay the signals that end a program, such as a second Ctrl-C, until a cleanup is complete."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield

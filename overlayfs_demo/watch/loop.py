@@ -14,7 +14,7 @@ from rich.live import Live
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Counters, Update
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
-from overlayfs_demo.watch.keyboard import keys, pressed
+from overlayfs_demo.ui.keyboard import keys, pressed
 from overlayfs_demo.watch.screen import drawing
 from overlayfs_demo.watch.state import State
 

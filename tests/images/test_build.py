@@ -248,8 +248,31 @@ def test_output_directory_that_is_made_is_private_and_says_why(image: Path, tmp_
     assert permissions(tmp_path / "new" / "out") == 0o700
     assert permissions(tmp_path / "new") == 0o777 & ~current_umask()
     told = capsys.readouterr().err
-    for words in ("is private", "--mode 0755 or chmod opens it", "set-id programs and devices work for anyone"):
-        assert words in told
+    assert "is private (0700); --mode 0755 or chmod opens it" in told
+    assert told.count("\n") == 1, "there is nothing else to be said of a harmless image"
+
+
+@needs_root
+def test_private_directory_names_what_gives_rights(powerful: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert main([str(powerful), str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "once open, its set-id programs and devices work for anyone: " in told and "bin/ping and 3 more" in told
+
+
+def test_line_to_mount_has_the_option_that_the_layers_need(
+    image: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--userxattr", str(image), str(tmp_path / "user")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(",userxattr")
+    assert main([str(image), str(tmp_path / "own")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].endswith(",userxattr") == (os.geteuid() != 0)
+    assert "userxattr" not in printed.err
+
+
+def test_every_platform_is_more_than_one_directory_takes(image: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert main(["--platform", "all", str(image), str(tmp_path / "out")]) == 2
+    assert "choose one, such as linux/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("there", [True, False])

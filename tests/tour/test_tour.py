@@ -22,20 +22,12 @@ from overlayfs_demo.tour.picture import WIDTH, picture
 from overlayfs_demo.tour.scan import Kind, ScanEntry
 from tests.conftest import unmount_all, why_no_mounts, why_no_mounts_of_others
 from tests.contract.conftest import why_unavailable
-from tests.places import BIN, MINUTE, at_terminal, fails, run
+from tests.places import BIN, MINUTE, fails, run
+from tests.terminal import as_user
 from tests.test_ordinary_user import USER
 
 NAMES = [one.name for one in ALL]
 HEADING = re.compile(r"^--- \d+ of \d+: (\S+) -+\n", re.MULTILINE)
-# Without privilege but one: this project may lie where only root may look.
-AS_USER = (
-    "setpriv",
-    f"--reuid={USER}",
-    f"--regid={USER}",
-    "--clear-groups",
-    "--inh-caps=+dac_read_search",
-    "--ambient-caps=+dac_read_search",
-)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +89,7 @@ def test_ordinary_user_is_told_the_same_byte_for_byte(told: str) -> None:
     try:
         os.chown(home, USER, USER)
         done = subprocess.run(
-            [*AS_USER, "overlayfs-demo", "tour"],
+            [*as_user(USER), "overlayfs-demo", "tour"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -235,31 +227,6 @@ def test_ctrl_c_leaves_nothing_behind(temporary: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         assert process.stderr.read() == "overlayfs-demo: interrupted\n"
         assert process.wait(MINUTE) == 130
-
-
-# --- at a terminal ---------------------------------------------------------------------------------
-
-
-def test_a_learner_is_asked_before_it_is_done(temporary: Path) -> None:
-    shown = at_terminal("\n", "tour", "new-file")
-    assert shown.index("Where will it be?") < shown.index("Enter: go on, q: quit, n: skip") < shown.index("$ ls")
-    assert shown.endswith("status 0")
-
-
-def test_a_learner_has_time_to_look_before_the_next_question(temporary: Path) -> None:
-    shown = at_terminal("\nq\n", "tour", "edit", "delete")
-    assert "[ok]" in shown and "Enter: next, q: quit" in shown and "delete" not in shown
-    assert shown.endswith("status 0")
-
-
-def test_a_learner_may_skip_and_leave(temporary: Path) -> None:
-    shown = at_terminal("n\nq\n", "tour", "edit", "append", "delete")
-    assert "append" in shown and "delete" not in shown and "$ " not in shown
-    assert shown.endswith("status 0")
-
-
-def test_with_yes_nobody_is_asked(temporary: Path) -> None:
-    assert "Enter:" not in at_terminal("", "tour", "--yes", "1")
 
 
 # --- the command line ------------------------------------------------------------------------------
