@@ -22,7 +22,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(
         verbs,
         "browse",
-        "walk through the layers of an image or a mounted view in the terminal",
+        "walk through the layers of an image or a view in the terminal",
         "browse app:1.0\nbrowse view",
         _browse,
     )

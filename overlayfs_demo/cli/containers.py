@@ -80,7 +80,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "commit",
         "create an image from a container",
-        "commit c1 app:1.1\ncommit --change 'CMD [\"sh\"]' --change 'ENV A=1' c1 app:1.2",
+        "commit c1 app:1.1\ncommit -c 'CMD [\"sh\"]' -c 'ENV A=1' c1 app:1.2",
         _commit,
     )
     verb.add_argument("container", metavar="C")

@@ -56,6 +56,8 @@ WITHOUT = {
     "help",
     "version",
     "sample",
+    "browse",
+    "lecture",
     "cp",
     "run",
     "exec",
