@@ -10,7 +10,7 @@ from overlayfs_demo.ui.console import PROGRAM
 
 _NO_REGISTRY = "there is no registry here"
 _NOTHING_RUNS = "a container here is a mounted view, in which nothing runs by itself"
-_NO_NETWORK = "containers here have no network of their own"
+_NO_NETWORK = "containers here have no network, and so no ports"
 _NO_CLUSTER = "there is only this machine"
 
 # Docker's verbs that we lack: why, and what to use. Words in quotes begin with our verb, or with another program.
@@ -38,8 +38,8 @@ INSTEAD: Mapping[str, str] = {
     "events": "'watch' shows each change in a view as it happens",
     "checkpoint": f"{_NOTHING_RUNS}: 'commit C' keeps its files as an image",
     "update": f"{_NOTHING_RUNS}, so there are no limits to change: 'create' has its mount options",
-    "network": f"{_NO_NETWORK}: 'shell C' uses the network of this machine",
-    "port": f"{_NO_NETWORK}: 'shell C' uses the network of this machine",
+    "network": f"{_NO_NETWORK}: 'cp' copies files in and out",
+    "port": f"{_NO_NETWORK}: 'cp' copies files in and out",
     "volume": "there are no volumes: 'diff C' lists what a container changed, and 'export C' writes all its files",
     "info": "'df' shows the images and their space, 'ps' the containers, 'version' the version",
     "plugin": "there are no plugins: 'help' lists the commands",
