@@ -468,7 +468,7 @@ def test_each_step_waits_for_enter_and_q_ends_the_story(tmp_path: Path) -> None:
         os.close(theirs)
         output = demo.stdout
         assert output
-        seen = _until(output, b"$ python -m overlayfs_demo.images.sample_image image.tar")
+        seen = _until(output, b"$ overlayfs-demo sample image.tar")
         assert b"Enter runs each command" in seen
         _type(ours, b"\n", lambda: bool(select.select([output], [], [], 0.5)[0]))
         assert b"image.tar: overlayfs-demo/teaching:1.0" in _until(output, b"$ tar -tf image.tar")
@@ -492,6 +492,7 @@ def _until(stream: IO[bytes], end: bytes) -> bytes:
     """Read until this, and no further."""
     seen = b""
     while not seen.endswith(end):
+        assert select.select([stream], [], [], MINUTE)[0], seen
         byte = stream.read(1)
         assert byte, seen
         seen += byte
