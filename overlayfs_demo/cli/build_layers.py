@@ -140,7 +140,9 @@ def _tell_who_may_enter(outdir: Path, layers: Sequence[BuiltLayer], new: bool) -
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     example = f"{printable(str(found[0]))}{more}"
     if new:
-        _say(f"note: once open, its set-id programs and devices work for anyone: {example}")
+        # Two short lines, because demonstrations show them on a projector.
+        _say("note: once open, its set-id programs and devices work for anyone:")
+        _say(f"note: {printable(os.path.relpath(found[0], outdir))}{more}")
         return
     _say(
         f"warning: other users may enter {name} (mode {mode:04o}) and use the image's set-id programs or devices: "

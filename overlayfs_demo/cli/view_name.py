@@ -44,8 +44,17 @@ def view_path(word: str, root: Path | None = None) -> str:
         return _mountpoint(find_container(store, word))
     near = difflib.get_close_matches(word, names)
     if near and not os.path.lexists(word):
-        raise MountError(f"no view or container '{word}'", f"similar names: {', '.join(near)}")
+        raise MountError(f"no view or container '{word}'", f"did you mean '{near[0]}'?")
     return word
+
+
+def is_tagged(word: str, root: Path | None = None) -> bool:
+    """Return whether the word can only be an image's NAME:TAG, because no container has that name."""
+    inside = _IN_CONTAINER.fullmatch(word)
+    if inside is None or inside[2].startswith("/"):
+        return False
+    store = _store(root or default_root())
+    return store is None or inside[1] not in containers_of.names(store)
 
 
 def _store(root: Path) -> Store | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.cli.store_options import store_of
-from overlayfs_demo.cli.view_name import view_path
+from overlayfs_demo.cli.view_name import is_tagged, view_path
 from overlayfs_demo.errors import ImageError, MountError, printable
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.registry import MountRecord
@@ -26,7 +26,8 @@ class MountedView:
 def view_or_image(arguments: argparse.Namespace, verb: str) -> MountedView | StoredImage:
     """Return what the argument `what` names; `verb` says in messages what is to be done. Raises OverlayError."""
     try:
-        view = own_view(view_path(arguments.what, arguments.store), verb)
+        word, root = arguments.what, arguments.store
+        view = own_view(word if is_tagged(word, root) else view_path(word, root), verb)
     except MountError:
         # An image may have the same name as a directory here.
         if not _is_image(arguments):

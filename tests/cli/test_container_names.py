@@ -65,7 +65,7 @@ def test_a_name_that_is_also_a_file_here_is_not_guessed(demo: Run, tmp_path: Pat
 def test_a_wrong_name_is_answered_with_those_that_are_near(demo: Run) -> None:
     says(demo("create", "a:1", "--name", "webserver"))
     for words in (("stop", "webservr"), ("watch", "webservr"), ("which", "webservr:/x"), ("umount", "webservr")):
-        fails(demo(*words), "webservr", "similar names: webserver")
+        fails(demo(*words), "webservr", "webserver")
 
 
 def test_umount_takes_a_name_and_a_stopped_container_says_what_to_do(demo: Run) -> None:
@@ -121,7 +121,7 @@ def test_a_mounted_container_is_renamed_with_its_changes(demo: Run, tmp_path: Pa
 def test_a_rename_that_cannot_be_leaves_all_as_it_was(demo: Run, tmp_path: Path) -> None:
     says(demo("create", "a:1", "--name", "c2"))
     fails(demo("rename", "c1", "c2"), "container 'c2' already exists")
-    fails(demo("rename", "c1", "../c"), "not a valid container name", status=2)
+    fails(demo("rename", "c1", "../c"), "not a valid container name")
     with (merged(tmp_path) / "open").open("w"):
         fails(demo("rename", "c1", "c3"), "is busy")
     assert says(demo("ps", "-q", "--filter", "status=running")) == "c1\nc2\n"

@@ -138,7 +138,7 @@ def test_missing_upper_or_work_is_named(place: Path, refused: Refused, role: str
     (place / role).rmdir()
     error = refused(stack(place))
     assert error.problem == f"{role}dir, {place / role}: {os.strerror(errno.ENOENT)}"
-    assert error.remedy.startswith("check the path")
+    assert error.remedy == f"create it with 'mkdir {place / role}'"
 
 
 @pytest.mark.parametrize("role", ["upper", "work"])

@@ -301,7 +301,8 @@ def test_it_ends_when_the_view_is_unmounted_and_says_so(server: Server, mounted:
         next(messages)
         assert mounted.umount().returncode == 0
         assert list(messages) == [("ended", {"why": "the view was unmounted"})]
-    assert server.ends() == (0, "")
+    status, said = server.ends()
+    assert status == 0 and said.endswith("was unmounted\n")
 
 
 def test_a_page_is_told_that_the_daemon_died(server: Server, mounted: Place) -> None:
