@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from overlayfs_demo.cli.store_options import add_filter
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.store.container import Container
 from overlayfs_demo.store.containers import record_of
@@ -22,14 +23,9 @@ _Test = Callable[[Container], bool]
 
 def add_filters(verb: argparse.ArgumentParser) -> None:
     """Give the verb the options that `chosen` heeds."""
-    verb.add_argument(
-        "--filter",
-        "-f",
-        dest="filters",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only containers with name=PART, status=running (mounted) or status=exited, or ancestor=IMAGE (the image, "
+    add_filter(
+        verb,
+        "only containers with name=PART, status=running (mounted) or status=exited, or ancestor=IMAGE (the image, "
         "or one that it is the base of). Of several values for one key, one must fit",
     )
     verb.add_argument("--last", "-n", type=int, default=-1, metavar="N", help="only the N containers created last")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from overlayfs_demo.cli.image_settings import fields_of, labels_of
+from overlayfs_demo.cli.store_options import add_filter
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.config import creation_time
 from overlayfs_demo.images.describe import NONE, ImageRow
@@ -23,17 +24,9 @@ _SPECIAL = "*?["
 _Moment = tuple[int, float]
 
 
-def add_filter(verb: argparse.ArgumentParser) -> None:
+def add_image_filter(verb: argparse.ArgumentParser) -> None:
     """Give the verb the option --filter, whose values `ImageFilter.of` reads."""
-    verb.add_argument(
-        "--filter",
-        "-f",
-        dest="filters",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"only images with {_KEYS}; PATTERN is a name with *, ? and [...], such as 'app:*'",
-    )
+    add_filter(verb, f"only images with {_KEYS}; PATTERN is a name with *, ? and [...], such as 'app:*'")
 
 
 @dataclass(frozen=True, slots=True)

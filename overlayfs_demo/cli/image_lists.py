@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.format_option import add_format, form_of
 from overlayfs_demo.cli.image_analysis import analysis_of
-from overlayfs_demo.cli.image_filters import ImageFilter, add_filter, is_named
+from overlayfs_demo.cli.image_filters import ImageFilter, add_image_filter, is_named
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.images import describe
 from overlayfs_demo.images.describe import ImageRow, LayerFacts
@@ -36,7 +36,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument(
         "--all", "-a", action="store_true", help="accepted as in docker: there are no intermediate images here"
     )
-    add_filter(verb)
+    add_image_filter(verb)
     _add_form(verb)
     add_format(verb)
     verb.add_argument("--digests", action="store_true", help="show docker's column of digests, which a registry gives")

@@ -35,6 +35,11 @@ def add_json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
+def add_filter(verb: argparse.ArgumentParser, rule: str) -> None:
+    """Give the verb docker's option --filter, whose values are in `filters`; `rule` describes them."""
+    verb.add_argument("--filter", "-f", dest="filters", action="append", default=[], metavar="KEY=VALUE", help=rule)
+
+
 def store_of(arguments: argparse.Namespace) -> Store:
     """Return the store that a command works on. Raises ImageError."""
     return Store(arguments.store or default_root())
