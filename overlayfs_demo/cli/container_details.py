@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from overlayfs_demo.cli.image_settings import command_words, settings_of
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import record_of, upper_size
+from overlayfs_demo.store.containers import record_of, state_of, upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import PROGRAM
 
@@ -39,7 +39,7 @@ def _state(container: Container) -> dict[str, object]:
     """Return its state. A mounted container runs: its process is the daemon that serves its view."""
     record = record_of(container)
     return {
-        "Status": "exited" if record is None else "running",
+        "Status": state_of(record),
         "Running": record is not None,
         "Paused": False,
         "Restarting": False,

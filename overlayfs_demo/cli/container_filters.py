@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from overlayfs_demo.cli.store_options import add_filter
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import record_of
+from overlayfs_demo.store.containers import record_of, state_of
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 
-# The states that Docker has. Here a container is mounted or it is not, so it has one of the first two.
-_RUNNING, _EXITED = "running", "exited"
-_STATES = (_RUNNING, _EXITED, "created", "restarting", "removing", "paused", "dead")
+# The states that Docker has. Here a container has one of the first two, see `state_of`.
+_STATES = ("running", "exited", "created", "restarting", "removing", "paused", "dead")
 
 _Test = Callable[[Container], bool]
 
@@ -54,7 +53,7 @@ def _test(store: Store, key: str, value: str, text: str) -> _Test:
     if key == "name" and value:
         return _name_test(value)
     if key == "status" and value in _STATES:
-        return lambda container: value == (_RUNNING if record_of(container) is not None else _EXITED)
+        return lambda container: value == state_of(record_of(container))
     if key == "ancestor" and value:
         image = store.find(value)
         return lambda container: _descends(container, image)

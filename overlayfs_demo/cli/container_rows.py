@@ -12,7 +12,7 @@ from overlayfs_demo.cli.image_settings import command_words, labels_of
 from overlayfs_demo.images.config import read_time
 from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import record_of, upper_size
+from overlayfs_demo.store.containers import record_of, state_of, upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui import docker_tables
@@ -75,7 +75,7 @@ def container_fields(usage: ContainerUsage, now: float, *, trunc: bool = True) -
         Ports="",
         RunningFor=age,
         Size=size,
-        State="exited" if usage.record is None else "running",
+        State=state_of(usage.record),
         Status=_status(usage.record, now),
     )
 

@@ -83,7 +83,8 @@ def _df(arguments: argparse.Namespace) -> int:
     form = form_of(arguments)
     store = store_of(arguments)
     found = inventory(store)
-    usages = _usages(found)
+    uses = _uses(found)
+    usages = _usages(found, uses)
     if form or arguments.verbose:
         containers = [ContainerUsage.of(store, container) for container in all_containers(store)]
         if not arguments.verbose:
@@ -91,7 +92,7 @@ def _df(arguments: argparse.Namespace) -> int:
         return _put_verbose(usages, containers, "json" if arguments.json else form)
     stored = sum(layer.size for layer in found.layers)
     listed = sum(image.size for image in found.images)
-    unused = _unused(found)
+    unused = sum(layer.size for layer in found.layers if not uses[layer.chain_id] and not found.may_need(layer))
     if arguments.json:
         put_json([usage.json() for usage in usages] + [{"Listed": listed, "Stored": stored, "Unused": unused}])
         return 0
@@ -109,8 +110,7 @@ def _df(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _usages(found: Inventory) -> list[_Usage]:
-    uses = _uses(found)
+def _usages(found: Inventory, uses: Counter[Digest]) -> list[_Usage]:
     return [
         _Usage(image, sum(layer.size for layer in image.layers if uses[layer.chain_id] > 1)) for image in found.images
     ]
@@ -119,11 +119,6 @@ def _usages(found: Inventory) -> list[_Usage]:
 def _uses(found: Inventory) -> Counter[Digest]:
     """Return how many images have each layer, by its chain ID."""
     return Counter(layer.chain_id for image in found.images for layer in set(image.layers))
-
-
-def _unused(found: Inventory) -> int:
-    uses = _uses(found)
-    return sum(layer.size for layer in found.layers if not uses[layer.chain_id] and not found.may_need(layer))
 
 
 # --- as docker has it ------------------------------------------------------------------------------

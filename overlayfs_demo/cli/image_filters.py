@@ -68,10 +68,16 @@ class ImageFilter:
         """Return whether the image has what is asked for, apart from its names."""
         if self.dangling not in (None, not image.names):
             return False
+        return self._takes_moment(image) and self._takes_labels(image)
+
+    def _takes_moment(self, image: StoredImage) -> bool:
+        if self.before is None and self.since is None:
+            return True
         moment = _moment(image)
-        if (self.before is not None and moment >= self.before) or (self.since is not None and moment <= self.since):
-            return False
-        there = labels_of(image)
+        return (self.before is None or moment < self.before) and (self.since is None or moment > self.since)
+
+    def _takes_labels(self, image: StoredImage) -> bool:
+        there = labels_of(image) if self.labels else {}
         return all(name in there and wanted in (None, there[name]) for name, wanted in self.labels)
 
     def takes_name(self, row: ImageRow) -> bool:

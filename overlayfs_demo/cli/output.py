@@ -18,11 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError, UsageError, printable
-from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.overlay import acl
-
-# How many symbolic links the kernel follows: path_resolution(7).
-_MOST_LINKS = 40
 
 
 def add_output(verb: argparse.ArgumentParser, *, required: bool = False) -> None:
@@ -91,7 +88,7 @@ def _own_descriptor(path: Path) -> int | None:
     descriptor itself continues where they stopped.
     """
     ours = os.path.realpath("/proc/self/fd")
-    for _ in range(_MOST_LINKS):
+    for _ in range(syscalls.MOST_LINKS):
         directory = os.path.realpath(path.parent)
         if directory == ours and path.name.isdigit():
             return int(path.name)

@@ -16,6 +16,8 @@ import sys
 import termios
 from io import FileIO
 
+from overlayfs_demo.linux import syscalls
+
 _CHUNK = 1 << 16
 
 
@@ -71,8 +73,8 @@ def _wait(shown: int, source: int | None, gives: int | None) -> set[int | None]:
 
 
 def _write_error(data: bytes) -> None:
-    while data and sys.__stderr__ is not None:
-        data = data[os.write(2, data) :]
+    if sys.__stderr__ is not None:
+        syscalls.write_all(2, data)
 
 
 def _unread(pipe: FileIO) -> int:

@@ -9,11 +9,10 @@ on the descriptor READY that the sandbox is complete.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 
-from overlayfs_demo.linux import landlock
+from overlayfs_demo.linux import confinement, landlock
 
 
 def main() -> None:
@@ -22,10 +21,8 @@ def main() -> None:
     os.set_inheritable(int(ready), False)
     # /dev is harmless: it has only pseudo-terminals, and nodes that store no data.
     landlock.write_only_beneath([os.fsencode(view), b"/dev"])
-    # With a limit of 1 the kernel starts no core dump handler, core(5), which would leave a report of a crash outside
-    # the sandbox. A limit may be lowered, but not raised, so a limit of 0 stays.
-    if resource.getrlimit(resource.RLIMIT_CORE)[1]:
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    # A core dump handler would leave a report of a crash outside the sandbox.
+    confinement.make_no_core_dumps()
     # Python ignores these signals, and ignored signals stay ignored across execve(2).
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

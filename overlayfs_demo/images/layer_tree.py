@@ -23,7 +23,7 @@ from overlayfs_demo.linux.failure import failure
 BUILDING = b".building-"
 
 LONGEST_PATH = 4095  # PATH_MAX, path_resolution(7), without the NUL
-_MOST_LINKS = 40  # in one name: path_resolution(7), "Length limit"
+
 
 _OPEN_DIRECTORIES = 64
 # No O_NOFOLLOW: with it, openat2(2) fails with ENOTDIR for a symbolic link too, and we tell the two apart.
@@ -164,7 +164,7 @@ class LayerTree:
                 at = child
             elif stat.S_ISLNK(status.st_mode):
                 links += 1
-                if links > _MOST_LINKS:
+                if links > syscalls.MOST_LINKS:
                     raise BlockedError(child, "a symbolic link in a loop or in a chain that is too long")
                 target = os.readlink(part, dir_fd=self.directory(at))
                 if target.startswith(b"/"):

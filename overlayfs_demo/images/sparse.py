@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from overlayfs_demo.linux import syscalls
+
 _BLOCK = 4096  # bytes: the smallest hole that common filesystems can keep
 _ZEROS = bytes(_BLOCK)
 
@@ -24,7 +26,7 @@ def write_sparse(fd: int, data: bytes) -> None:
         if data[position] or data[position : position + _BLOCK] != _ZEROS:
             position += _BLOCK
             continue
-        _write(fd, memoryview(data)[start:position])
+        syscalls.write_all(fd, memoryview(data)[start:position])
         start = position
         while position <= last and data[position : position + _BLOCK] == _ZEROS:
             position += _BLOCK
@@ -33,9 +35,4 @@ def write_sparse(fd: int, data: bytes) -> None:
         # A hole at the end of a file exists only if the size covers it.
         if start == len(data):
             os.ftruncate(fd, end)
-    _write(fd, memoryview(data)[start:])
-
-
-def _write(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+    syscalls.write_all(fd, memoryview(data)[start:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import struct
 from collections.abc import Collection
@@ -44,6 +45,15 @@ def attach_mount(mount: int, path: bytes) -> None:
 def die_with_parent() -> None:
     """Let the kernel kill this process when its parent ends. A change of user undoes this: PR_SET_PDEATHSIG(2const)."""
     check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+
+
+def make_no_core_dumps() -> None:
+    """Let no crash of this process or its children start a core dump handler, which would run outside: core(5).
+
+    There, a limit of 1 means that, and a limit of 0 does not. A limit may be lowered but not raised, so 0 stays.
+    """
+    if resource.getrlimit(resource.RLIMIT_CORE)[1]:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def last_capability() -> int:

@@ -30,6 +30,9 @@ RENAME_WHITEOUT = 4
 
 FALLOC_FL_KEEP_SIZE = 1
 
+# How many symbolic links the kernel follows in one path: path_resolution(7), "Length limit".
+MOST_LINKS = 40
+
 FICLONE = 0x40049409
 FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
 FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
@@ -108,6 +111,12 @@ def statx(path: bytes | int, follow: bool = False) -> Statx:
     check(libc.statx(fd, name, flags | (0 if follow else _AT_SYMLINK_NOFOLLOW), _STATX_BTIME, buffer), name)
     mask, attributes, seconds, nanoseconds = _STATX.unpack_from(buffer)
     return Statx(attributes, seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of `data` to a descriptor that blocks, although one write(2) may take less. Raises OSError."""
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def sync_filesystem(fd: int) -> None:

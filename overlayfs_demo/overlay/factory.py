@@ -46,10 +46,10 @@ def open_overlay(stack: Stack, events: Events | None = None) -> Overlay:
         return Overlay(opening.parts(), resources.pop_all())
 
 
-def ownership_of(stack: Stack) -> Ownership:
+def _ownership_of(stack: Stack) -> Ownership:
     """Return the strategy for the owners of a stack's files. Raises OSError."""
     layers = stack.lowers if stack.upper is None else (*stack.lowers, stack.upper)
-    # Root can really change owners. And records would be dangerous for root: any owner of a file may write one.
+    # Root can really change owners. And overrides would be dangerous for root: any owner of a file may write one.
     if os.geteuid() != 0 and any(override_stat.kept_by(layer) for layer in layers):
         return Overridden(stack.ids)
     return IdMapped(stack.ids) if stack.ids else Ownership()
@@ -93,7 +93,7 @@ class _Opening:
             self._xattrs,
             opened.origins,
             opened.index,
-            ownership_of(stack),
+            _ownership_of(stack),
         )
         limits = Limits(stack.copyup_max, stack.copyup_warn)
         copy_up = CopyUp(tree, stack.metacopy, hooks, limits, self._budget, stack.rehearsal)

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import signal
 import socket
 import stat
@@ -171,15 +170,9 @@ def _fill_dev(devices: Sequence[tuple[bytes, int]]) -> None:
 # --- its rights ------------------------------------------------------------------------------------
 
 
-def _make_no_core_dumps() -> None:
-    """Start no core dump handler, which would run outside: core(5), where a limit of 1 means that and 0 does not."""
-    if resource.getrlimit(resource.RLIMIT_CORE)[1]:
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-
-
 def _become(process: Process, program: bytes, last: int, *, is_root: bool) -> None:
     """Give up what the command must not have, and become it. An ordinary user (not `is_root`) may not set groups."""
-    _make_no_core_dumps()
+    confinement.make_no_core_dumps()
     with _stage("user"):
         user = find_user(process.user)
     with _stage("directory"):

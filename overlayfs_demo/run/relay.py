@@ -18,6 +18,8 @@ import tty
 from collections.abc import Callable
 from types import FrameType
 
+from overlayfs_demo.linux import syscalls
+
 _CHUNK = 1 << 16
 
 
@@ -100,7 +102,7 @@ class Relay:
                 data = os.read(0, _CHUNK) if self._wake not in ready else b""
                 if not data:
                     break
-                _write(self._to, data)
+                syscalls.write_all(self._to, data)
         os.close(self._to)
 
     def __exit__(self, *_: object) -> None:
@@ -120,13 +122,8 @@ def _copy_output(source: int, target: int, end: Callable[[], None]) -> None:
     with contextlib.suppress(OSError):
         while data := os.read(source, _CHUNK):
             try:
-                _write(target, data)
+                syscalls.write_all(target, data)
             except OSError:
                 end()
                 break
     os.close(source)
-
-
-def _write(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

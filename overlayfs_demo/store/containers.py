@@ -63,6 +63,11 @@ def record_of(container: Container) -> registry.MountRecord | None:
     return record if os.path.realpath(record.upper) == os.path.realpath(container.upper) else None
 
 
+def state_of(record: registry.MountRecord | None) -> str:
+    """Return docker's word for the state of a container with this record: a mounted one runs."""
+    return "exited" if record is None else "running"
+
+
 def upper_size(container: Container) -> int | None:
     """Return the bytes of the files in the upper, each file once; None if the upper cannot be read."""
     count = walked(LayerFacts(UPPER, "", str(container.upper))).count

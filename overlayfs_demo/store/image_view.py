@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import stat
 
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import USER
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
-
-# path_resolution(7)
-_MOST_LINKS = 40
 
 
 def image_stack(store: Store, image: StoredImage) -> Stack:
@@ -44,7 +42,7 @@ def resolve(view: Overlay, path: bytes) -> bytes:
             del trail[max(1, len(trail) - 1) :]
             continue
         node = _child(view, trail[-1][1], name)
-        if node is None or node.kind != stat.S_IFLNK or not names or links == _MOST_LINKS:
+        if node is None or node.kind != stat.S_IFLNK or not names or links == syscalls.MOST_LINKS:
             trail.append((name, node))
             continue
         links += 1

@@ -17,9 +17,6 @@ from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.linux import proc, syscalls
 from overlayfs_demo.linux.failure import failure
 
-# path_resolution(7)
-_MOST_LINKS = 40
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -54,7 +51,7 @@ def entry(root: int, path: bytes, *, follow: bool) -> Iterator[Entry]:
     """
     path = b"/" + path
     follow = follow or path.endswith(b"/")
-    for _ in range(_MOST_LINKS):
+    for _ in range(syscalls.MOST_LINKS):
         head, name = _split(path)
         directory = syscalls.open_in_root(root, head, os.O_PATH | os.O_DIRECTORY)
         try:
