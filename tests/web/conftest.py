@@ -1,38 +1,16 @@
-"""What may every test of the page ask for?"""
+"""What every test of the page may ask for: a store, images in it, and their subjects."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import pytest
-
-from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.web.subject import Ask, Subject, image_subject
-from tests.images.builders import Members, docker_save, layer
+from tests.images.stored import MakeImage, image, store
 
-# Loads an image of these layers, from the bottom to the top, into the store below tmp_path.
-MakeImage = Callable[..., StoredImage]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def image(store: Store) -> MakeImage:
-    """`image({"a": "1"}, {"a": WHITEOUT})`: an image called test:1."""
-
-    def make(*contents: Members) -> StoredImage:
-        [loaded] = load(store, io.BytesIO(docker_save([layer(one) for one in contents])))
-        return loaded.image
-
-    return make
+__all__ = ["MakeImage", "asked", "image", "store"]
 
 
 @contextmanager
