@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -140,6 +141,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     for run in temporary.glob("pytest-of-*/pytest-[0-9]*"):
         if not _is_alive(run):
             unmount_all(str(run))
+
+
+def pytest_collection_finish() -> None:
+    # All that was collected stays to the end. Without this, the collector walks it again and again, and each process
+    # that is forked copies it to write its marks: half the time of the whole suite.
+    gc.collect()
+    gc.freeze()
 
 
 def _is_alive(run: Path) -> bool:
