@@ -22,7 +22,7 @@ from overlayfs_demo.cli import build_layers
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.explain.dry_run import rehearse
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.mounts import mount, registry
+from overlayfs_demo.mounts import mount, registry, umount
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.options import parse
@@ -120,7 +120,7 @@ def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> 
             os.mkdir("view/made")
             update = connection.receive(PATIENCE)
             assert isinstance(update, Happened) and (update.event.path, update.event.uid) == (b"/made", USER)
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
 
@@ -140,7 +140,7 @@ def test_root_watches_an_ordinary_users_view(home: Path, runtime: str) -> None:
 
     def change() -> None:
         os.mkdir("view/made")
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     if runtime:
         builders.directories(Path("/"), runtime[1:])
@@ -186,7 +186,7 @@ def test_root_of_a_user_namespace_mounts_and_asks(home: Path, runtime: bool) -> 
         assert (place.owner, place.socket.parent.parent) == (0, home if runtime else Path("/tmp"))
         with Connection(place.socket, place.mountpoint, place.owner) as connection:
             assert any(one.wins for one in connection.which(os.fsencode(place.path)).statements)
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     try:
         as_user(home, session)
@@ -225,7 +225,7 @@ def test_ordinary_user_is_told_what_a_command_would_do(home: Path, front: str, r
         assert builders.tree(home / "upper") == before
         assert sorted(os.listdir("view")) == ["d", "motd"]
         assert set(os.listdir("work")) <= {"work", "index"}
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
     assert mount_points(str(home)) == []
@@ -246,7 +246,7 @@ def test_ordinary_user_sees_the_page_of_a_view(home: Path, front: str) -> None:
         ]
         with subject.asking() as ask:
             assert story(subject, ask, b"/motd").versions[0].text == "hello\n"
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
 
@@ -260,11 +260,11 @@ def test_ordinary_user_mounts_with_userxattr(home: Path, front: str) -> None:
         Path("view/d/x").unlink()
         Path("view/d").rmdir()
         Path("view/d").mkdir()
-        mount.unmount(b"view")
+        umount.unmount(b"view")
         mount_view(front, ",userxattr")
         assert Path("view/motd").read_text() == "hello\nmore\n"
         assert os.listdir("view/d") == []
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
     assert (home / "bottom/motd").read_text() == "hello\n"
@@ -275,12 +275,12 @@ def test_ordinary_users_volatile_upper_is_marked_until_the_mark_is_taken_away(ho
     def session() -> None:
         mount_view(front, ",userxattr,volatile")
         Path("view/new").write_text("x")
-        mount.unmount(b"view")
+        umount.unmount(b"view")
         with pytest.raises(MountError, match="volatile"):
             mount_view(front, ",userxattr")
         shutil.rmtree("work/work/incompat")
         mount_view(front, ",userxattr")
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
 
@@ -297,7 +297,7 @@ def test_ordinary_users_layers_are_followed_too(home: Path, front: str) -> None:
         Path("bottom/motd").write_text("changed\n")
         wait_until(Path("view/new").exists, "a name made behind the view")
         wait_until(lambda: Path("view/motd").read_text() == "changed\n", "data written behind the view")
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
 
@@ -313,7 +313,7 @@ def test_ordinary_user_mounts_by_the_line_that_build_layers_prints(home: Path, f
         line = printed.read().splitlines()[-1]
         mount.mount(b"view", parse([f"{line},upperdir=upper,workdir=work,front={front}"]))
         assert os.listdir("view/d") == ["y"]
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
 
@@ -338,7 +338,7 @@ def test_nobody_else_may_look_in(home: Path, front: str) -> None:
     with pytest.raises(PermissionError) as caught:
         in_child(open_home_and_ask)
     assert caught.value.errno == errno.EACCES
-    as_user(home, lambda: mount.unmount(b"view"))
+    as_user(home, lambda: umount.unmount(b"view"))
 
 
 def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
@@ -512,4 +512,4 @@ def test_root_heeds_no_records(home: Path, front: str, monkeypatch: pytest.Monke
     mount_view(front)
     assert shows(home / "view/motd") == (USER, USER, f"{stat.S_IMODE((home / 'bottom/motd').stat().st_mode):04o}")
     assert os.getxattr(home / "view/motd", "user.containers.override_stat") == b"0:0:04755"
-    mount.unmount(b"view")
+    umount.unmount(b"view")

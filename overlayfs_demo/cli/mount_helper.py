@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.linux import mounting
-from overlayfs_demo.mounts import mount
+from overlayfs_demo.mounts import mount, umount
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.ui.console import PROGRAM
 
@@ -50,7 +50,7 @@ def umount_as_helper(arguments: Sequence[str]) -> int:
     if given.namespace is not None:
         mounting.enter_mount_namespace(given.namespace)
     try:
-        mount.unmount(os.fsencode(given.mountpoint), lazy=given.l, force=given.f)
+        umount.unmount(os.fsencode(given.mountpoint), lazy=given.l, force=given.f)
     except MountError:
         if not given.r or not mount.remount(os.fsencode(given.mountpoint), ["remount", "ro"]):
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def _complaint(self, unknown: list[str]) -> str:
+        import difflib  # Only a mistake needs it.
+
         words = " ".join(unknown)
         near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
         return f"unrecognized arguments: {words}" + (f": did you mean '{near[0]}'?" if near else "")

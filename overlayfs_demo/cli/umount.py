@@ -8,7 +8,7 @@ import os
 from overlayfs_demo.cli.command import Verbs, new_verb
 from overlayfs_demo.cli.store_options import add_store
 from overlayfs_demo.cli.view_name import view_path
-from overlayfs_demo.mounts import mount
+from overlayfs_demo.mounts import umount
 from overlayfs_demo.ui.console import PROGRAM
 
 
@@ -28,5 +28,5 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    mount.unmount(os.fsencode(view_path(arguments.mountpoint, arguments.store)), lazy=arguments.lazy)
+    umount.unmount(os.fsencode(view_path(arguments.mountpoint, arguments.store)), lazy=arguments.lazy)
     return 0

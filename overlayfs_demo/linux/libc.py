@@ -8,7 +8,6 @@ every architecture since Linux 5.0).
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 
 from overlayfs_demo.linux.failure import failure
 
@@ -32,6 +31,8 @@ def check(result: int, *names: bytes) -> int:
 
 def has_library(name: str) -> bool:
     """Return whether the dynamic linker can load `libNAME.so`, in any installed version: ldconfig(8)."""
+    import ctypes.util  # It costs more than the rest of this module, and few commands need it.
+
     return ctypes.util.find_library(name) is not None
 
 

@@ -50,6 +50,11 @@ def mounts(process: int | str = "self") -> list[Mounted]:
     return found
 
 
+def top(mountpoint: bytes) -> Mounted | None:
+    """Return the visible mount at a mount point, which is the last one made there, or None."""
+    return next((found for found in reversed(mounts()) if found.mountpoint == mountpoint), None)
+
+
 def mount_number(path: bytes) -> int:
     """Return the number of the mount that a directory is on. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

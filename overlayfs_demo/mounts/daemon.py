@@ -11,7 +11,6 @@ import fcntl
 import gc
 import json
 import logging
-import logging.handlers
 import os
 import select
 import signal
@@ -160,6 +159,8 @@ def _leave_terminal() -> None:
         os.dup2(null, standard)
     os.close(null)
     if Path("/dev/log").exists():
-        handler = logging.handlers.SysLogHandler("/dev/log")
+        from logging.handlers import SysLogHandler
+
+        handler = SysLogHandler("/dev/log")
         handler.ident = "overlayfs-demo: "
         logging.getLogger().addHandler(handler)

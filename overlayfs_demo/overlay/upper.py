@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -58,7 +57,7 @@ class Upper(UpperAttributes):
             incompat.mark_volatile(self.work_fd)
         self._ids = (os.geteuid(), os.getegid())
         # Makes our names differ from those that an earlier mount may have left in the work directory.
-        self._mark = secrets.token_hex(4).encode()
+        self._mark = os.urandom(4).hex().encode()
         self._serial = count(1)
         self._discarded: deque[bytes] = deque()
         self._whiteouts = Whiteouts(self.work_fd)

@@ -24,7 +24,7 @@ from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
 from overlayfs_demo.linux import attributes, mounting, syscalls
 from overlayfs_demo.linux.attributes import Attributes
-from overlayfs_demo.mounts import mount, registry
+from overlayfs_demo.mounts import mount, registry, umount
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
 from overlayfs_demo.overlay import override_stat
@@ -204,7 +204,7 @@ class Containers:
             if not _clear_dead(container):
                 raise MountError(f"container '{container.name}' is not mounted", "'start' mounts it")
             return
-        mount.unmount(os.fsencode(container.mountpoint), lazy=lazy)
+        umount.unmount(os.fsencode(container.mountpoint), lazy=lazy)
 
     def remove(self, container: Container, *, force: bool = False) -> None:
         """Remove the container and its changes. Raises MountError if it is mounted, unless `force` unmounts it."""

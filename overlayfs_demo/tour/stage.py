@@ -20,7 +20,7 @@ from pathlib import Path
 
 from overlayfs_demo.errors import MountError, OverlayError
 from overlayfs_demo.linux import mountinfo
-from overlayfs_demo.mounts import mount, registry
+from overlayfs_demo.mounts import registry, umount
 from overlayfs_demo.overlay.whiteout import USER
 from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.scan import Tree, scan
@@ -138,9 +138,9 @@ def _unmount_below(root: Path) -> None:
     for where in sorted(registry.mounted(), reverse=True):
         if Path(where).is_relative_to(root):
             try:
-                mount.unmount(os.fsencode(where))
+                umount.unmount(os.fsencode(where))
             except MountError:
-                mount.unmount(os.fsencode(where), lazy=True)
+                umount.unmount(os.fsencode(where), lazy=True)
     # Removing the directory would also empty a foreign mount in it.
     for mounted in mountinfo.mounts():
         where = os.fsdecode(mounted.mountpoint)

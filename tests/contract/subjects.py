@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from overlayfs_demo.linux import mounting, proc, syscalls, xattr
 from overlayfs_demo.linux.libc import AT_FDCWD
-from overlayfs_demo.mounts import mount, registry
+from overlayfs_demo.mounts import mount, registry, umount
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs
@@ -339,7 +339,7 @@ class Fronted(Mounted):
         return MountOptions(stack, self.front, self.layers.flags, self.timeout)
 
     def stop(self) -> None:
-        mount.unmount(self.prefix)
+        umount.unmount(self.prefix)
 
     def daemon(self) -> int:
         """The process that serves the mount."""

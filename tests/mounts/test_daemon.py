@@ -20,7 +20,7 @@ import pytest
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.kernel import session
 from overlayfs_demo.linux import mounting
-from overlayfs_demo.mounts import daemon, mount, registry
+from overlayfs_demo.mounts import daemon, mount, registry, umount
 from overlayfs_demo.mounts.control.server import Server
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay.engine import Overlay
@@ -124,7 +124,7 @@ def is_mounted_and_unmounted(place: Place) -> None:
     mount.mount(os.fsencode(place.view), parse([place.options]))
     pid = place.daemon()
     assert (place.view / "motd").read_text() == "hello\n"
-    mount.unmount(os.fsencode(place.view))
+    umount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 
 
@@ -287,7 +287,7 @@ def test_a_mount_after_a_kill_takes_the_place_of_the_dead_one(place: Place, fron
     if zombie:
         os.waitpid(pid, 0)
     pid = place.daemon()
-    mount.unmount(os.fsencode(place.view))
+    umount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 
 
@@ -390,7 +390,7 @@ def test_a_reply_that_cannot_be_written_costs_that_caller_alone(
     done = subprocess.run(["cat", place.view / "victim"], capture_output=True, text=True, timeout=MINUTE)
     assert done.stdout == "v"
     pid = place.daemon()
-    mount.unmount(os.fsencode(place.view))
+    umount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 
 
