@@ -7,11 +7,16 @@ process shows and counts them like its own: there is one list of failures, one s
 Some tests change what the whole machine sees: the mounts, the records in /run, and in /sbin what mount(8) calls. The
 helper therefore has a mount namespace with a /run and a /usr/sbin of its own. Root can make that; for an ordinary user
 the tests that would need it are skipped.
+
+Root's temporary files are in memory: a tmpfs in a mount namespace that ends with the tests, as does all that they
+mount. The tests need a third of the time that they need on a disk. For those that should use one, run pytest without
+`--side-by-side`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import shutil
 import signal
@@ -25,6 +30,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+
+from overlayfs_demo.linux import mounting
 
 _TIMEOUT = 30.0
 
@@ -50,6 +57,32 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Helper(config, Path(shared)))
     elif config.getoption("--side-by-side") and not config.getoption("--collect-only"):
         config.pluginmanager.register(_Leader(config))
+
+
+class _Memory:
+    """A mount namespace for this process and its children, in which temporary files are in memory.
+
+    They stay on the disk if a tmpfs cannot hold what an ordinary user's layers need, as before Linux 6.6: tmpfs(5).
+    """
+
+    def __init__(self) -> None:
+        """Raises OSError if the namespace cannot be made."""
+        mounting.unshare(mounting.CLONE_NEWNS)
+        mounting.mount(b"none", b"/", b"", mounting.MS_REC | mounting.MS_PRIVATE, b"")
+        self._where = tempfile.mkdtemp(prefix="t")  # A short path, because sockets are made below it: unix(7).
+        mounting.mount(b"tmpfs", os.fsencode(self._where), b"tmpfs", 0, b"mode=1777")
+        try:
+            os.setxattr(self._where, "user.test", b"")
+            os.removexattr(self._where, "user.test")
+        except OSError:
+            self.close()
+        else:
+            os.environ["TMPDIR"] = tempfile.tempdir = self._where
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # It is closed already.
+            mounting.unmount(os.fsencode(self._where), mounting.MNT_DETACH)
+            os.rmdir(self._where)
 
 
 def _claim(shared: Path, item: pytest.Item) -> bool:
@@ -113,6 +146,13 @@ class _Leader:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._memory: _Memory | None = None
+        self._alone = False
+        if os.geteuid() == 0:
+            try:
+                self._memory = _Memory()
+            except OSError:
+                self._alone = True
         self._shared = Path(tempfile.mkdtemp(prefix="overlayfs-demo-tests-"))
         (self._shared / "claimed").mkdir()
         (self._shared / "reports").touch()
@@ -122,10 +162,10 @@ class _Leader:
         self._helper: subprocess.Popen[bytes] | None = None
 
     def pytest_sessionstart(self) -> None:
-        isolated = _IN_NAMESPACE if os.geteuid() == 0 else ()
-        if isolated and subprocess.run([*isolated, "true"], capture_output=True).returncode != 0:
+        if self._alone:
             self._say("one process runs all tests: the second cannot get a mount namespace of its own")
             return
+        isolated = _IN_NAMESPACE if self._memory else ()
         command = [sys.executable, "-m", "pytest", *self._config.invocation_params.args]
         command += [f"--helper-of={self._shared}", "-p", "no:cacheprovider"]
         if self._config.getoption("xmlpath"):
@@ -175,6 +215,8 @@ class _Leader:
                 self._helper.kill()
                 self._helper.wait()
         shutil.rmtree(self._shared)
+        if self._memory is not None:
+            self._memory.close()
 
     def _say(self, text: str) -> None:
         if reporter := self._config.pluginmanager.getplugin("terminalreporter"):
