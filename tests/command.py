@@ -13,7 +13,6 @@ import gc
 import io
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from unittest import mock
 
 from overlayfs_demo.cli.main import main
 from overlayfs_demo.ui.console import PROGRAM
+from tests import fork_server
 
 # These leave a daemon, fork, handle signals or serve: they need a process of their own.
 _FORKED = frozenset(
@@ -129,25 +129,13 @@ def _streams(*descriptors: int) -> Iterator[None]:
 
 
 def _run_forked(arguments: Sequence[str], out: BinaryIO, err: BinaryIO, timeout: float) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    pid = os.fork()
-    if pid == 0:
-        null = os.open(os.devnull, os.O_RDONLY)
-        for number, fd in enumerate((null, out.fileno(), err.fileno())):
-            os.dup2(fd, number)
-        _live(arguments)
-    process = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        if not poll.poll(timeout * 1000):
-            os.kill(pid, signal.SIGKILL)
-            raise subprocess.TimeoutExpired([PROGRAM, *arguments], timeout)
-    finally:
-        os.close(process)
-        _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+    with Path(os.devnull).open("rb") as nothing:
+        process = fork_server.spawn([nothing.fileno(), out.fileno(), err.fileno()], _live, list(arguments))
+    status = process.wait(timeout)
+    if status is None:
+        os.kill(process.pid, signal.SIGKILL)
+        raise subprocess.TimeoutExpired([PROGRAM, *arguments], timeout)
+    return status
 
 
 def _live(arguments: Sequence[str]) -> NoReturn:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.linux import mounting
+from tests import fork_server
 from tests.places import Place, found_by_mount_8, set_up, why_no_mount_8
 
 pytest_plugins = ["tests.side_by_side", "tests.real_docker"]
@@ -135,6 +136,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Take away what runs that were killed left mounted; other runs that are alive keep theirs."""
+    fork_server.start()  # Before anything is collected.
     if os.geteuid() != 0:
         return
     temporary = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir())

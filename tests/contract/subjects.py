@@ -21,6 +21,7 @@ from overlayfs_demo.mounts import mount, registry, umount
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.types import Attrs
+from tests import fork_server
 from tests.conftest import wait_until
 
 Name = str | bytes
@@ -330,9 +331,12 @@ class Fronted(Mounted):
         self.timeout: float | None = None
 
     def start(self) -> None:
-        stack = self.layers.stack()
-        # In a child, for mounting leaves a daemon behind and sets the umask.
-        in_child(lambda: mount.mount(self.prefix, self.options(stack)))
+        # In another process, because mounting leaves a daemon behind and sets the umask.
+        fork_server.call(mount.mount, self.prefix, self.options(self.layers.stack()))
+
+    def start_as_patched(self) -> None:
+        """The same, with what the test has patched in the program."""
+        in_child(lambda: mount.mount(self.prefix, self.options(self.layers.stack())))
 
     def options(self, stack: Stack) -> MountOptions:
         """How it is mounted."""

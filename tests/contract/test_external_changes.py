@@ -35,6 +35,7 @@ followed = only(["engine", "kernel-front"], "the others do not follow what is ch
 @pytest.fixture(autouse=True)
 def only_what_is_followed_shows(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """What cannot be followed is not trusted for a moment here, but for longer than any test waits."""
+    monkeypatch.setattr(Fronted, "start", Fronted.start_as_patched)
     if request.node.get_closest_marker("trusts_a_moment") is None:
         monkeypatch.setattr(cache_policy, "_MOMENT", 3600.0)
 

@@ -17,7 +17,7 @@ from tests.builders import tree
 from tests.conftest import unmount_all, wait_until
 from tests.contract.conftest import make_subject, why_unavailable
 from tests.contract.marks import kernel_version
-from tests.contract.subjects import Layers, Mounted
+from tests.contract.subjects import Fronted, Layers, Mounted
 
 KINDS = ("kernel-front", "fusepy-front", "kernel")
 escaping = pytest.mark.skipif(
@@ -153,6 +153,7 @@ def test_what_changes_in_the_inner_view_shows_in_the_outer(
     """Because it is told, where the inner one can be watched: the kernel's since Linux 6.6. Else after a second."""
     if inner == "kernel" and kernel_version() >= (6, 6):
         monkeypatch.setattr(cache_policy, "_MOMENT", 3600.0)
+        monkeypatch.setattr(Fronted, "start", Fronted.start_as_patched)
     nest = Nest(below, inner, "kernel-front")
     nest.start()
     for _ in range(2):

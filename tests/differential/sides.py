@@ -18,7 +18,8 @@ from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.mounts import mount
 from overlayfs_demo.mounts.options import MountOptions
 from overlayfs_demo.overlay.stack import Stack
-from tests.contract.subjects import USER, Fronted, Kernel, Layers, Mounted, in_child
+from tests import fork_server
+from tests.contract.subjects import USER, Fronted, Kernel, Layers, Mounted
 
 Outcome = tuple[str, Any]
 # Times before this were set by a layer or by an operation; later ones are "now".
@@ -42,7 +43,7 @@ class Ours(Fronted):
             index=self._index,
             metacopy=self._metacopy,
         )
-        in_child(lambda: mount.mount(self.prefix, MountOptions(stack, self.front)))
+        fork_server.call(mount.mount, self.prefix, MountOptions(stack, self.front))
 
 
 class Oracle(Kernel):
