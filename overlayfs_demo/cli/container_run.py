@@ -133,7 +133,7 @@ def _in_container(
     defaults = Defaults.of(store.image(container.image).config, container.image_name)
     hostname = container.name[:_LONGEST_HOST_NAME]
     process = Process(
-        os.fsencode(container.mountpoint),
+        str(container.mountpoint),
         command_of(wanted, defaults),
         environment_of(wanted, defaults, hostname, terminal=terminal),
         directory_of(wanted, defaults),
@@ -141,10 +141,11 @@ def _in_container(
         hostname,
         makes_directory=is_new,
         devices=_allows_devices(container.options.split(",")),
+        terminal=terminal,
     )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    return run(process, interactive=arguments.interactive, terminal=terminal)
+    return run(process, interactive=arguments.interactive)
 
 
 def _allows_devices(words: Sequence[str]) -> bool:

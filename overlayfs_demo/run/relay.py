@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import struct
 import termios
 import threading
@@ -26,7 +27,8 @@ _CHUNK = 1 << 16
 class Relay:
     """The streams of one process, for use in a `with`, which ends when all its output has been copied.
 
-    `theirs` are the descriptors that become its standard streams.
+    `theirs` are the descriptors that become its standard streams. For a terminal they are a socket, through which the
+    process sends us the terminal that it has opened in the container.
     """
 
     def __init__(self, *, interactive: bool, terminal: bool) -> None:
@@ -37,9 +39,11 @@ class Relay:
         self.theirs: tuple[int, ...] = ()
         self._wake, self._waken = os.pipe()
         self._source = 0 if interactive else None
-        self._terminal = -1
+        self._terminal = self._to = -1
+        self._channel: socket.socket | None = None
         if terminal:
-            self._open_terminal()
+            self._channel, theirs = socket.socketpair()
+            self.theirs = (theirs.detach(),) * 3
         else:
             self._open_pipes()
 
@@ -50,9 +54,16 @@ class Relay:
         self.theirs = (theirs, out, error)
         self._routes = [(out_reading, 1), (error_reading, 2)]
 
-    def _open_terminal(self) -> None:
-        self._terminal, slave = os.openpty()
-        self.theirs = (slave,) * 3
+    def _receive_terminal(self, channel: socket.socket) -> None:
+        """Wait for the terminal. If none comes, the process has failed; what it wrote instead goes to our stderr."""
+        descriptors: list[int] = []
+        while not descriptors:
+            said, descriptors, _, _ = socket.recv_fds(channel, _CHUNK, 1)
+            if not said:
+                return
+            if not descriptors:
+                syscalls.write_all(2, said)
+        self._terminal = descriptors[0]
         self._to = os.dup(self._terminal)
         self._routes = [(self._terminal, 1)]
 
@@ -68,8 +79,13 @@ class Relay:
         for fd in set(self.theirs):
             os.close(fd)
         self.theirs = ()
-        if self._terminal >= 0 and os.isatty(0):
-            self._show_terminal()
+        if self._channel is not None:
+            with self._channel as channel:
+                self._receive_terminal(channel)
+            if self._terminal < 0:
+                return
+            if os.isatty(0):
+                self._show_terminal()
         if self._source is None:
             os.close(self._to)
         else:

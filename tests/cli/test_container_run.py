@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import platform
+import re
 import shutil
+import struct
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +23,23 @@ from tests.conftest import unmount_all, why_no_mounts
 from tests.places import BIN, at_terminal, fails, run
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-_APPLETS = ("sh", "cat", "ls", "id", "pwd", "mknod", "mount", "chroot", "dd", "ln", "chmod", "env", "stty", "sleep")
+_APPLETS = (
+    "sh",
+    "cat",
+    "ls",
+    "id",
+    "pwd",
+    "mknod",
+    "mount",
+    "chroot",
+    "dd",
+    "ln",
+    "chmod",
+    "env",
+    "stty",
+    "sleep",
+    "tty",
+)
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1001::/home/bob:/bin/sh\n"
 
 
@@ -162,6 +183,22 @@ def test_a_terminal_is_given_if_asked_for(demo: Run, tmp_path: Path) -> None:
     assert b"-t needs a terminal" in piped(tmp_path, b"", "exec", "-it", "c1", "sh").stderr
 
 
+def test_the_terminal_is_one_of_the_container_and_its_users(demo: Run, tmp_path: Path) -> None:
+    words = ("exec", "--store", str(tmp_path / "store"), "-it", "-u", "bob", "c1")
+    assert "/dev/pts/0\nopened" in at_terminal("", *words, "sh", "-c", "tty; echo opened > /dev/pts/0")
+    assert demo("create", "scratch", "--name", "c2").returncode == 0
+    shutil.copy(static_busybox(), tmp_path / "store/containers/c2/merged/busybox")
+    words = ("exec", "--store", str(tmp_path / "store"), "-it", "c2")
+    assert at_terminal("", *words, "/busybox", "sh", "-c", "test -t 0 && exit 3").endswith("status 3")
+    assert at_terminal("", *words, "/nothing").endswith("status 127")
+
+
+def test_a_user_may_open_the_streams_by_their_names(demo: Run) -> None:
+    script = "echo out > /dev/stdout; echo err > /dev/stderr"
+    done = demo("exec", "-u", "bob", "c1", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
+
+
 def test_options_that_mean_nothing_here_are_answered_in_one_line(demo: Run) -> None:
     for option, said in (("-p", "no network"), ("--network", "no network"), ("-v", "cp"), ("-d", "foreground")):
         done = demo("run", option, "x", "a:1", "sh")
@@ -235,6 +272,49 @@ def test_our_descriptors_stay_ours(demo: Run, tmp_path: Path, canary: Path) -> N
         subprocess.run(words, stdin=given, stdout=out, stderr=subprocess.DEVNULL, timeout=60)
     assert canary.read_text() == "canary" and canary.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "out").read_text().startswith("canary") and (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+
+
+def _machine_code() -> bytes:
+    """A program for x86-64 that calls chmod("/proc/self/exe", 0755), which is the mode already; it exits with errno."""
+    code = (
+        b"\x48\x8d\x3d\x17\x00\x00\x00"  # lea rdi, [the path below]
+        b"\xbe\xed\x01\x00\x00"  # mov esi, 0755
+        b"\xb8\x5a\x00\x00\x00\x0f\x05"  # chmod
+        b"\xf7\xd8\x89\xc7"  # edi = -eax
+        b"\xb8\x3c\x00\x00\x00\x0f\x05"  # exit
+        b"/proc/self/exe\0"
+    )
+    at = 64 + 56
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, 62, 1, at, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    size = at + len(code)
+    return header + struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, size, size, 4096) + code
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="has machine code for x86-64")
+def test_a_program_that_runs_our_interpreter_cannot_change_its_file(demo: Run, tmp_path: Path) -> None:
+    """CVE-2019-5736: a link to /proc/self/exe starts the host's program with a dynamic linker of the image."""
+    linker = re.search(rb"/lib[^\0]*/ld-[^\0]+", Path(os.path.realpath(sys.executable)).read_bytes())
+    assert linker is not None
+    written = io.BytesIO(image(static_busybox(), program="/proc/self/exe"))
+    with tarfile.open(fileobj=written, mode="a") as archive:
+        info = tarfile.TarInfo(os.fsdecode(linker[0]))
+        info.size, info.mode = len(_machine_code()), 0o755
+        archive.addfile(info, io.BytesIO(_machine_code()))
+    load(demo, tmp_path, written.getvalue(), "trap:1")
+    assert demo("run", "--rm", "trap:1", "/program").returncode == errno.EROFS
+
+
+def test_capabilities_of_the_caller_are_not_inherited(demo: Run, tmp_path: Path) -> None:
+    inheriting = ("setpriv", "--inh-caps", "+sys_admin")
+    words = (*inheriting, str(BIN / "overlayfs-demo"), "exec", "--store", str(tmp_path / "store"), "c1")
+    status = run(*words, "cat", "/proc/self/status").stdout
+    sets = {line[:6]: int(line[8:], 16) for line in status.splitlines() if line.startswith("Cap")}
+    assert len(sets) == 5 and not any(rights & 1 << 21 for rights in sets.values())
+
+
+def test_what_proc_tells_of_this_machine_is_masked(demo: Run) -> None:
+    assert inside(demo, "cat /proc/keys /proc/interrupts /proc/timer_list") == ""
+    assert inside(demo, "ls /proc/acpi").count("\n") <= 1
 
 
 def test_links_in_the_place_of_system_directories_lead_nowhere(demo: Run, tmp_path: Path, canary: Path) -> None:
