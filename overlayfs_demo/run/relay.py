@@ -7,6 +7,7 @@ A process that holds a descriptor can change the file behind it: with fchmod(2),
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -41,6 +42,8 @@ class Relay:
         self._source = 0 if interactive else None
         self._terminal = self._to = -1
         self._channel: socket.socket | None = None
+        # Why the output could not be written, if that is so. A reader that has gone is no failure.
+        self.failure: OSError | None = None
         if terminal:
             self._channel, theirs = socket.socketpair()
             self.theirs = (theirs.detach(),) * 3
@@ -91,7 +94,7 @@ class Relay:
         else:
             self._inputs.append(threading.Thread(target=self._copy_input, daemon=True))
         self._outputs += [
-            threading.Thread(target=_copy_output, args=(*route, end), daemon=True) for route in self._routes
+            threading.Thread(target=self._copy_output, args=(*route, end), daemon=True) for route in self._routes
         ]
         for thread in (*self._inputs, *self._outputs):
             thread.start()
@@ -121,6 +124,18 @@ class Relay:
                 syscalls.write_all(self._to, data)
         os.close(self._to)
 
+    def _copy_output(self, source: int, target: int, end: Callable[[], None]) -> None:
+        """Copy until the last writer has gone, which for a terminal is the error EIO."""
+        with contextlib.suppress(OSError):
+            while data := os.read(source, _CHUNK):
+                try:
+                    syscalls.write_all(target, data)
+                except OSError as error:
+                    self.failure = None if error.errno == errno.EPIPE else error
+                    end()
+                    break
+        os.close(source)
+
     def __exit__(self, *_: object) -> None:
         for fd in set(self.theirs):
             os.close(fd)
@@ -131,15 +146,3 @@ class Relay:
             thread.join(1.0)
         os.close(self._wake)
         self._files.close()
-
-
-def _copy_output(source: int, target: int, end: Callable[[], None]) -> None:
-    """Copy until the last writer has gone, which for a terminal is the error EIO."""
-    with contextlib.suppress(OSError):
-        while data := os.read(source, _CHUNK):
-            try:
-                syscalls.write_all(target, data)
-            except OSError:
-                end()
-                break
-    os.close(source)

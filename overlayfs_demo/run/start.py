@@ -71,6 +71,12 @@ def run(process: Process, *, interactive: bool) -> int:
                 os.waitpid(pid, 0)
     # Only now, because the threads of the relay may have used it until its end.
     os.close(process_fd)
+    if relay.failure is not None:
+        raise RunError(
+            f"the command's output cannot be written: {relay.failure.strerror}",
+            "the command was ended; give it another output",
+            FAILED,
+        )
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

@@ -184,11 +184,11 @@ def test_a_terminal_is_given_if_asked_for(demo: Run, tmp_path: Path) -> None:
 
 
 def test_the_terminal_is_one_of_the_container_and_its_users(demo: Run, tmp_path: Path) -> None:
-    words = ("exec", "--store", str(tmp_path / "store"), "-it", "-u", "bob", "c1")
+    words = ["exec", "--store", str(tmp_path / "store"), "-it", "-u", "bob", "c1"]
     assert "/dev/pts/0\nopened" in at_terminal("", *words, "sh", "-c", "tty; echo opened > /dev/pts/0")
     assert demo("create", "scratch", "--name", "c2").returncode == 0
     shutil.copy(static_busybox(), tmp_path / "store/containers/c2/merged/busybox")
-    words = ("exec", "--store", str(tmp_path / "store"), "-it", "c2")
+    words = ["exec", "--store", str(tmp_path / "store"), "-it", "c2"]
     assert at_terminal("", *words, "/busybox", "sh", "-c", "test -t 0 && exit 3").endswith("status 3")
     assert at_terminal("", *words, "/nothing").endswith("status 127")
 
