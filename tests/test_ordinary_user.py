@@ -367,7 +367,7 @@ def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
         again = containers.create(image, "c2")
         assert (again.mountpoint / "e/a").read_text() == "1"
         containers.remove(again, force=True)
-        assert prune(store, {}, every=True).size == len("12") + len("1")
+        assert prune(store, every=True).size == len("12") + len("1")
 
     as_user(home, session)
 

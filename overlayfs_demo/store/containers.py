@@ -157,6 +157,7 @@ class Containers:
             options,
         )
         with self._store.writing():
+            self._store.image(image.id)  # Again, because only now nobody can remove it.
             self._root.mkdir(mode=0o700, exist_ok=True)
             if os.path.lexists(directory):
                 raise self._taken(name)
