@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -48,19 +48,34 @@ def _dress(upper: Path, top: Path) -> None:
     attributes.apply(given, os.fsencode(upper))
 
 
+def _mount_place(container: Container) -> str:
+    """Return the container's mount point as the registry knows it. The view is not asked: its daemon may hang."""
+    return os.path.join(os.path.realpath(container.mountpoint.parent), container.mountpoint.name)
+
+
 def _served_at(container: Container) -> registry.MountRecord | None:
     """Return the record of the view at the container's mount point, which may be that of another container."""
-    # The view itself is not asked, because its daemon may hang.
-    where = os.path.join(os.path.realpath(container.mountpoint.parent), container.mountpoint.name)
+    where = _mount_place(container)
     return next((record for record in registry.live_records() if record.mountpoint == where), None)
+
+
+def records_of(containers: Iterable[Container]) -> Mapping[str, registry.MountRecord]:
+    """Return the records of those of the containers that are mounted and served, by the containers' names."""
+    found = {}
+    live = {record.mountpoint: record for record in registry.live_records()}
+    for container in containers:
+        record = live.get(_mount_place(container))
+        if record is None or record.upper is None:
+            continue
+        # The view may be that of another container at the same mount point.
+        if os.path.realpath(record.upper) == os.path.realpath(container.upper):
+            found[container.name] = record
+    return found
 
 
 def record_of(container: Container) -> registry.MountRecord | None:
     """Return the record of the container's mount; None unless it is mounted and served."""
-    record = _served_at(container)
-    if record is None or record.upper is None:
-        return None
-    return record if os.path.realpath(record.upper) == os.path.realpath(container.upper) else None
+    return records_of([container]).get(container.name)
 
 
 def state_of(record: registry.MountRecord | None) -> str:
