@@ -130,6 +130,8 @@ class _Execution:
             self._run(block.body, element)
             del self._variables[outside:]
         if empty:
+            if block.pipeline.declares:
+                self._set(block.pipeline, [value] * len(block.pipeline.variables))
             self._run(block.otherwise, dot)
 
     def _set(self, pipeline: Pipeline, values: Sequence[object]) -> None:
