@@ -103,7 +103,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--pause",
         "-p",
         action="store_true",
-        help="accepted as in docker: nothing can be paused, so a file that is being written may be caught halfway",
+        help="accepted as in docker, but nothing is paused: what is written meanwhile may be caught halfway, or make "
+        "the commit fail. Docker pauses by default; here, 'stop C' first makes sure",
     )
     add_json(verb)
     verb = add_verb(
