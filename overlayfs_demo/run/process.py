@@ -29,14 +29,14 @@ class Process:
     def to_file(self) -> int:
         """Return a descriptor of a file in memory that holds this; the caller owns it."""
         fd = os.memfd_create("process")
-        with os.fdopen(os.dup(fd), "w", encoding="ascii") as file:
-            json.dump(asdict(self), file)
+        with os.fdopen(os.dup(fd), "wb") as file:
+            file.write(json.dumps(asdict(self)).encode())
         return fd
 
     @classmethod
     def from_file(cls, fd: int) -> Process:
         """Return what `to_file` wrote, and close the descriptor."""
         os.lseek(fd, 0, os.SEEK_SET)
-        with os.fdopen(fd, encoding="ascii") as file:
+        with os.fdopen(fd, "rb") as file:
             fields = json.load(file)
         return cls(**{**fields, "command": tuple(fields["command"])})
