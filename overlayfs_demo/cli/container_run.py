@@ -24,9 +24,10 @@ from overlayfs_demo.ui.console import note
 _LONGEST_HOST_NAME = 63
 
 _CONFINED = """
-It cannot reach this machine: it has its own root, processes, network (an empty one) and /dev, and no devices of
-the image unless the container was made with '-o dev'. The exit status is the command's; or 125 if it was not run, 126
-if it cannot be executed, 127 if there is no such program.
+It is confined as in docker: it has its own root, processes, network (an empty one) and /dev, and no devices of the
+image unless the container was made with '-o dev'. But it shares the kernel with this machine, and what it uses of the
+memory and the disk is not limited: see 'overlayfs-demo manual security'. The exit status is the command's; or 125 if it
+was not run, 126 if it cannot be executed, 127 if there is no such program.
 """
 
 

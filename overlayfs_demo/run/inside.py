@@ -49,7 +49,8 @@ def _live(process: Process, report: int, parent: int) -> int:
     # Whatever this machine's files say is read now. From here on nothing may be imported: it would be the image's code.
     last = confinement.last_capability()
     may_set_groups = Path("/proc/self/setgroups").read_text() == "allow\n"  # user_namespaces(7)
-    program = syscall_filter.program(platform.machine())
+    # The view has no sockets of this machine's daemons, and a network namespace has its own abstract ones: unix(7).
+    program = syscall_filter.program(platform.machine(), unix_sockets=True)
     import_module("warnings")  # os.execvpe imports it.
     sys.meta_path.clear()
     with stage("unshare"):

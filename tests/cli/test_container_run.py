@@ -312,6 +312,15 @@ def test_capabilities_of_the_caller_are_not_inherited(demo: Run, tmp_path: Path)
     assert len(sets) == 5 and not any(rights & 1 << 21 for rights in sets.values())
 
 
+def test_local_sockets_work_and_none_of_this_machine_is_in_reach(demo: Run) -> None:
+    tools = "for tool in syslogd logger killall; do ln -s busybox /bin/$tool; done"
+    # syslogd binds /dev/log, to which logger connects.
+    assert (
+        inside(demo, f"{tools}; syslogd -O /tmp/log; logger hello; killall syslogd; cat /tmp/log").count("hello") == 1
+    )
+    assert len(inside(demo, "cat /proc/net/unix").splitlines()) == 1  # The header.
+
+
 def test_what_proc_tells_of_this_machine_is_masked(demo: Run) -> None:
     assert inside(demo, "cat /proc/keys /proc/interrupts /proc/timer_list") == ""
     assert inside(demo, "ls /proc/acpi").count("\n") <= 1
