@@ -101,6 +101,12 @@ def _error(process: Process, failure: Failure) -> RunError:
         return RunError("only root can run a command as another user", "leave out -u, or use -u 0", NOT_EXECUTABLE)
     if stage == "user":
         return RunError(f"the user '{printable(process.user)}': {problem}", "choose another with -u", NOT_EXECUTABLE)
+    if stage == "start":
+        return RunError(
+            f"the command could not be started: {problem}",
+            "'inspect' shows the image's settings, of which one may be invalid",
+            FAILED,
+        )
     return RunError(
         f"cannot create namespaces for the command ({stage}): {problem}",
         "this needs Linux 5.12, and no chroot, container, sysctl or AppArmor that forbids namespaces",
