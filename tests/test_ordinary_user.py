@@ -396,6 +396,7 @@ def test_ordinary_user_runs_commands_in_a_container(home: Path) -> None:
         shutil.copy(tool, container.mountpoint / "busybox")
         process = Process(
             str(container.mountpoint),
+            container.mountpoint.stat().st_dev,
             ("/busybox", "sh", "-c", "/busybox id -u; /busybox tty; /busybox ls /proc/self/fd; echo > /new; exit 7"),
             {},
             "/",
@@ -417,6 +418,9 @@ def test_ordinary_user_runs_commands_in_a_container(home: Path) -> None:
         assert (status, container.upper.joinpath("new").stat().st_uid) == (7, USER)
         with pytest.raises(start.RunError, match="only root can run"):
             start.run(replace(process, user="5"), interactive=False)
+        (home / "elsewhere").mkdir()
+        with pytest.raises(start.RunError, match="Stale"):
+            start.run(replace(process, root=str(home / "elsewhere")), interactive=False)
         containers.remove(container, force=True)
 
     as_user(home, session)

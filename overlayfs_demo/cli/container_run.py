@@ -17,7 +17,7 @@ from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.settings import Defaults, Wanted, command_of, directory_of, environment_of
 from overlayfs_demo.run.start import run
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, record_of
+from overlayfs_demo.store.containers import Containers, record_of, root_of
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import note
 
@@ -133,8 +133,11 @@ def _in_container(
     """Run a command in a mounted container, and return its exit status; a new one gets its working directory made."""
     defaults = Defaults.of(store.image(container.image).config, container.image_name)
     hostname = container.name[:_LONGEST_HOST_NAME]
+    with root_of(container.mountpoint) as root:
+        filesystem = os.fstat(root).st_dev
     process = Process(
         str(container.mountpoint),
+        filesystem,
         command_of(wanted, defaults),
         environment_of(wanted, defaults, hostname, terminal=terminal),
         directory_of(wanted, defaults),

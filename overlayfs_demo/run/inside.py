@@ -9,6 +9,7 @@ for the second, which is the first of its namespace: when it ends, the kernel ki
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from overlayfs_demo.explain import syscall_filter
 from overlayfs_demo.linux import confinement, mounting
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.run.kernel_directories import KernelDirectories
 from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.stages import READY, reporting, stage
@@ -77,6 +79,8 @@ def _enter(process: Process) -> None:
     # A mount of our own: the kernel locks the one that an ordinary user inherits, mount_namespaces(7).
     root = os.fsencode(process.root)
     mounting.mount(root, root, b"none", mounting.MS_BIND, b"")
+    if os.stat(root).st_dev != process.filesystem:
+        raise failure(errno.ESTALE, root)  # Somebody has put something else there in the meantime.
     if not process.devices:
         os.chdir("/")
         mounting.make_mount_without_devices(root)

@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass
 class Process:
     """What to run. `root` is the view's mount point, and all other paths are as seen in the container.
 
+    `filesystem` is the device number of the view (st_dev): nothing else may be at the mount point.
+
     `user` is NAME or UID, perhaps with :GROUP; "" is root. `makes_directory`: make the working directory if it is
     missing. `devices`: the image's devices work. `terminal`: it gets a terminal.
     """
 
     root: str
+    filesystem: int
     command: tuple[str, ...]
     environment: Mapping[str, str]
     directory: str

@@ -5,6 +5,7 @@ What is known of a container that is not mounted, and where it is kept, is in `c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -76,6 +77,24 @@ def records_of(containers: Iterable[Container]) -> Mapping[str, registry.MountRe
 def record_of(container: Container) -> registry.MountRecord | None:
     """Return the record of the container's mount; None unless it is mounted and served."""
     return records_of([container]).get(container.name)
+
+
+@contextmanager
+def root_of(mountpoint: Path) -> Iterator[int]:
+    """Open the root of a mounted container (O_PATH), and close it afterwards.
+
+    Raises MountError if it is not in a view: the user of a directory above it may have put a link in its place.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            is_view = registry.is_in_view(fd)
+        except OSError as error:
+            raise MountError(f"{printable(str(mountpoint))}: {error.strerror}", "see 'overlayfs-demo ps'") from None
+        if not is_view:
+            raise MountError(f"{printable(str(mountpoint))} is no longer a view", "see 'overlayfs-demo ps'")
+        yield fd
 
 
 def state_of(record: registry.MountRecord | None) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.store.containers import root_of
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import Entry, docker_save_many, layer, symlink
 from tests.places import BIN, fails, run
@@ -315,3 +317,11 @@ def test_set_id_bits_do_not_come_out_in_a_tar(demo: Run, tmp_path: Path) -> None
 def test_a_file_of_proc_has_its_data_in_the_copy(demo: Run, tmp_path: Path) -> None:
     ok(demo("cp", "/proc/version", "c1:/"))
     assert (merged(tmp_path) / "version").read_text() == Path("/proc/version").read_text()
+
+
+def test_a_mount_point_that_is_no_view_is_not_copied_to(tmp_path: Path) -> None:
+    """Whoever may rename a directory above it can put a link in its place."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    for place in (tmp_path / "link", tmp_path, tmp_path / "none"):
+        with pytest.raises(MountError), root_of(place):
+            pass
