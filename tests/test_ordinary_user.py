@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import io
 import os
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,16 +29,20 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Happened
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay import override_stat
+from overlayfs_demo.run import start
+from overlayfs_demo.run.process import Process
 from overlayfs_demo.store.container import Container
 from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.remove import prune
 from overlayfs_demo.store.save import save
+from overlayfs_demo.store.scratch import scratch
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.web.content import story
 from overlayfs_demo.web.model import mount_page
 from overlayfs_demo.web.subject import mount_subject
 from tests import builders
+from tests.cli.test_containers import static_busybox
 from tests.conftest import (
     PATIENCE,
     mount_points,
@@ -367,7 +373,55 @@ def test_ordinary_user_keeps_images_and_containers(home: Path) -> None:
         again = containers.create(image, "c2")
         assert (again.mountpoint / "e/a").read_text() == "1"
         containers.remove(again, force=True)
-        assert prune(store, {}, every=True).size == len("12") + len("1")
+        assert prune(store, every=True).size == len("12") + len("1")
+
+    as_user(home, session)
+
+
+def test_ordinary_user_runs_commands_in_a_container(home: Path) -> None:
+    if problem := why_no_mounts() or why_unavailable("kernel-front"):
+        pytest.skip(problem)
+    if not shutil.which("fusermount3"):
+        pytest.skip("needs fusermount3, of the package fuse3")
+    tool = static_busybox()
+
+    def session() -> None:
+        let_python_start()
+        # A process that has changed its user cannot write to its own /proc/self, PR_SET_DUMPABLE(2const).
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+        containers = Containers(Store(Path("store")))
+        container = containers.create(scratch(), "c1")
+        for name in ("proc", "dev"):
+            (container.mountpoint / name).mkdir()
+        shutil.copy(tool, container.mountpoint / "busybox")
+        process = Process(
+            str(container.mountpoint),
+            container.mountpoint.stat().st_dev,
+            ("/busybox", "sh", "-c", "/busybox id -u; /busybox tty; /busybox ls /proc/self/fd; echo > /new; exit 7"),
+            {},
+            "/",
+            "",
+            "c1",
+            makes_directory=False,
+            devices=False,
+            terminal=True,
+        )
+        output = os.open("output", os.O_RDWR | os.O_CREAT)
+        before = os.dup(1)
+        os.dup2(output, 1)
+        try:
+            status = start.run(process, interactive=False)
+        except start.RunError as error:
+            raise AssertionError(str(error)) from None
+        os.dup2(before, 1)
+        assert Path("output").read_text().split()[:2] == ["0", "/dev/pts/0"]
+        assert (status, container.upper.joinpath("new").stat().st_uid) == (7, USER)
+        with pytest.raises(start.RunError, match="only root can run"):
+            start.run(replace(process, user="5"), interactive=False)
+        (home / "elsewhere").mkdir()
+        with pytest.raises(start.RunError, match="Stale"):
+            start.run(replace(process, root=str(home / "elsewhere")), interactive=False)
+        containers.remove(container, force=True)
 
     as_user(home, session)
 

@@ -38,7 +38,8 @@ class LayerReport:
     different metadata (the times of directories do not count). `unchanged`: names that were already there, identical.
     The sizes of these three add up to `shipped`: a file with several names counts at its first name. `deleted`: names
     that were visible and no longer are, including everything below a removed directory, and the bytes of the files
-    that lost their last name this way. `whiteouts`: the layer's own marks for this, whiteouts and opaque marks.
+    that lost their last name this way. `whiteouts` and `opaque`: the layer's own marks for this, on names and on
+    directories.
     `live`: the shipped bytes that are visible in the view of all layers.
     """
 
@@ -49,6 +50,7 @@ class LayerReport:
     unchanged: Tally
     deleted: Tally
     whiteouts: int
+    opaque: int
     shipped: int
     live: int
 
@@ -100,11 +102,12 @@ class _Body:
 class _Sheet:
     """The running tallies of one layer: the files, directories and bytes of each kind."""
 
-    __slots__ = ("counts", "live", "shipped", "whiteouts")
+    __slots__ = ("counts", "live", "opaque", "shipped", "whiteouts")
 
     def __init__(self) -> None:
         self.counts = {kind: [0, 0, 0] for kind in ("added", "changed", "unchanged", "deleted")}
         self.whiteouts = 0
+        self.opaque = 0
         self.shipped = 0
         self.live = 0
 
@@ -119,6 +122,7 @@ class _Sheet:
             title,
             **{kind: Tally(*counts) for kind, counts in self.counts.items()},
             whiteouts=self.whiteouts,
+            opaque=self.opaque,
             shipped=self.shipped,
             live=self.live,
         )
@@ -174,8 +178,9 @@ class Accounts:
         number, before, why = step
         sheet = self._sheets[number]
         thing = place.things.get(number)
-        if thing is not None and thing.says in (Says.WHITEOUT, Says.OPAQUE_DIRECTORY):
-            sheet.whiteouts += 1
+        if thing is not None:
+            sheet.whiteouts += thing.says is Says.WHITEOUT
+            sheet.opaque += thing.says is Says.OPAQUE_DIRECTORY
         change = None
         if thing is None or thing.says is Says.WHITEOUT:
             thing = None

@@ -157,6 +157,7 @@ def _analysis_json(image: StoredImage, analysis: Analysis) -> dict[str, object]:
                 "Changed": report.changed.paths,
                 "Deleted": report.deleted.paths,
                 "Whiteouts": report.whiteouts,
+                "OpaqueDirectories": report.opaque,
                 "Shipped": report.shipped,
                 "Live": report.live,
                 "Wasted": report.wasted,

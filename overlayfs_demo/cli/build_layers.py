@@ -16,6 +16,7 @@ from types import FrameType
 from overlayfs_demo.analysis.special_files import powers
 from overlayfs_demo.cli.command import guarded
 from overlayfs_demo.cli.help_text import HelpFormatter
+from overlayfs_demo.cli.streams import open_missing_streams
 from overlayfs_demo.errors import ImageError, UsageError, printable
 from overlayfs_demo.images.build import BuiltLayer, build_layers
 from overlayfs_demo.images.model import Platform, running_platform
@@ -80,6 +81,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 (with one line on stderr), or 2 for wrong usage."""
+    open_missing_streams()
     arguments = _arguments(argv)
     signal.signal(signal.SIGHUP, _stop)
     return guarded(_PROGRAM, lambda: _build(arguments))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from overlayfs_demo.cli.help_text import HelpFormatter
+from overlayfs_demo.cli.streams import abandon_output
 from overlayfs_demo.errors import OverlayError, printable
 
 Verbs = argparse._SubParsersAction
@@ -66,8 +67,7 @@ def guarded(program: str, action: Callable[[], int]) -> int:
         with _raising_sigterm():
             return action()
     except BrokenPipeError:
-        # The reader has gone. Python flushes again at exit, and that must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_output()  # The reader has gone.
         return 1
     except OverlayError as error:
         return _fail(program, one_line(error), error.exit_code)
@@ -86,10 +86,16 @@ def one_line(error: OverlayError | OSError) -> str:
     """Return an error as one line for a person."""
     if isinstance(error, OverlayError):
         return " ".join(str(error).splitlines())
+    if error.errno == errno.EBADF and not error.filename:
+        return "standard input or output is closed"
     where = f"{printable(error.filename)}: " if error.filename else ""
     return f"{where}{error.strerror or error}"
 
 
 def _fail(program: str, problem: str, status: int) -> int:
     print(f"{program}: {problem}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        abandon_output()
     return status

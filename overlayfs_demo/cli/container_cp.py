@@ -17,7 +17,7 @@ from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError, printable
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers
+from overlayfs_demo.store.containers import Containers, root_of
 from overlayfs_demo.store.copy_tar import is_directory, read_tar, write_tar
 from overlayfs_demo.store.copy_tree import Rules, TreeCopy
 from overlayfs_demo.store.in_root import Entry, entry
@@ -82,7 +82,7 @@ def _cp(arguments: argparse.Namespace) -> int:
     for side in (source, target):
         if not side.path and side.container is None:
             raise UsageError("a path is empty", "name a file or a directory")
-    with containers.mounted(container) as mountpoint, _directory(os.fsencode(mountpoint)) as inside:
+    with containers.mounted(container) as mountpoint, root_of(mountpoint) as inside:
         if source.container is None:
             skipped = _copy_in(source, inside, target, arguments)
         else:

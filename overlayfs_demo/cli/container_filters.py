@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from overlayfs_demo.cli.store_options import add_filter
 from overlayfs_demo.errors import UsageError, printable
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import record_of, state_of
+from overlayfs_demo.store.containers import records_of, state_of
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 
@@ -34,9 +36,10 @@ def add_filters(verb: argparse.ArgumentParser) -> None:
 def chosen(store: Store, containers: Sequence[Container], arguments: argparse.Namespace) -> list[Container]:
     """Return the containers that the options choose, in their order. Raises UsageError, ImageError."""
     wanted: Mapping[str, list[_Test]] = defaultdict(list)
+    mounted = functools.cache(lambda: records_of(containers))
     for text in arguments.filters:
         key, _, value = text.partition("=")
-        wanted[key].append(_test(store, key, value, text))
+        wanted[key].append(_test(store, key, value, text, mounted))
     found = [
         container
         for container in containers
@@ -49,11 +52,11 @@ def chosen(store: Store, containers: Sequence[Container], arguments: argparse.Na
     return [container for container in found if container in latest]
 
 
-def _test(store: Store, key: str, value: str, text: str) -> _Test:
+def _test(store: Store, key: str, value: str, text: str, mounted: Callable[[], Mapping[str, MountRecord]]) -> _Test:
     if key == "name" and value:
         return _name_test(value)
     if key == "status" and value in _STATES:
-        return lambda container: value == state_of(record_of(container))
+        return lambda container: value == state_of(mounted().get(container.name))
     if key == "ancestor" and value:
         image = store.find(value)
         return lambda container: _descends(container, image)

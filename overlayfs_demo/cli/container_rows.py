@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -12,11 +12,11 @@ from overlayfs_demo.cli.image_settings import command_words, labels_of
 from overlayfs_demo.images.config import read_time
 from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import record_of, state_of, upper_size
+from overlayfs_demo.store.containers import records_of, state_of, upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui import docker_tables
-from overlayfs_demo.ui.docker_format import put_rows
+from overlayfs_demo.ui.docker_format import Form
 from overlayfs_demo.ui.docker_listings import CONTAINERS
 from overlayfs_demo.ui.go_printf import sprintf
 from overlayfs_demo.ui.go_values import Row
@@ -34,19 +34,30 @@ class ContainerUsage:
     record: MountRecord | None
     size: int
 
-    @classmethod
-    def of(cls, store: Store, container: Container) -> ContainerUsage:
-        """Look at the container, and count its upper. Raises ImageError if its image is damaged."""
-        return cls(container, store.image(container.image), record_of(container), upper_size(container) or 0)
+
+def usages_of(store: Store, containers: Sequence[Container], *, sizes: bool = True) -> list[ContainerUsage]:
+    """Look at the containers, and count their uppers if `sizes`. Raises ImageError if an image is damaged."""
+    records = records_of(containers)
+    return [
+        ContainerUsage(
+            container,
+            store.image(container.image),
+            records.get(container.name),
+            (upper_size(container) or 0) if sizes else 0,
+        )
+        for container in containers
+    ]
 
 
 def put_containers(
-    store: Store, containers: Iterable[Container], form: str, *, trunc: bool = True, quiet: bool = False
+    store: Store, containers: Sequence[Container], form: str, *, trunc: bool = True, quiet: bool = False
 ) -> None:
     """Print the containers in the form that `ps --format` gives. Raises TemplateError, ImageError."""
     now = time.time()
-    rows = [container_fields(ContainerUsage.of(store, container), now, trunc=trunc) for container in containers]
-    put_rows(CONTAINERS, form, rows, quiet=quiet)
+    parsed = Form.parse(CONTAINERS, form, quiet=quiet)
+    # As in docker, the uppers are only walked if their sizes are asked for.
+    found = usages_of(store, containers, sizes=parsed.template.asks_for("Size"))
+    parsed.put([container_fields(usage, now, trunc=trunc) for usage in found])
 
 
 def container_fields(usage: ContainerUsage, now: float, *, trunc: bool = True) -> Row:

@@ -17,16 +17,17 @@ from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.settings import Defaults, Wanted, command_of, directory_of, environment_of
 from overlayfs_demo.run.start import run
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, record_of
+from overlayfs_demo.store.containers import Containers, record_of, root_of
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import note
 
 _LONGEST_HOST_NAME = 63
 
 _CONFINED = """
-It cannot reach this machine: it has its own root, processes, network (an empty one) and /dev, and no devices of
-the image unless the container was made with '-o dev'. The exit status is the command's; or 125 if it was not run, 126
-if it cannot be executed, 127 if there is no such program.
+It is confined as in docker: it has its own root, processes, network (an empty one) and /dev, and no devices of the
+image unless the container was made with '-o dev'. But it shares the kernel with this machine, and what it uses of the
+memory and the disk is not limited: see 'overlayfs-demo manual security'. The exit status is the command's; or 125 if it
+was not run, 126 if it cannot be executed, 127 if there is no such program.
 """
 
 
@@ -132,8 +133,11 @@ def _in_container(
     """Run a command in a mounted container, and return its exit status; a new one gets its working directory made."""
     defaults = Defaults.of(store.image(container.image).config, container.image_name)
     hostname = container.name[:_LONGEST_HOST_NAME]
+    with root_of(container.mountpoint) as root:
+        filesystem = os.fstat(root).st_dev
     process = Process(
-        os.fsencode(container.mountpoint),
+        str(container.mountpoint),
+        filesystem,
         command_of(wanted, defaults),
         environment_of(wanted, defaults, hostname, terminal=terminal),
         directory_of(wanted, defaults),
@@ -141,10 +145,11 @@ def _in_container(
         hostname,
         makes_directory=is_new,
         devices=_allows_devices(container.options.split(",")),
+        terminal=terminal,
     )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    return run(process, interactive=arguments.interactive, terminal=terminal)
+    return run(process, interactive=arguments.interactive)
 
 
 def _allows_devices(words: Sequence[str]) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.progress import counted
 from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.container import Container, all_containers
-from overlayfs_demo.store.containers import Containers, record_of, upper_size
+from overlayfs_demo.store.containers import Containers, records_of, upper_size
 from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
 from overlayfs_demo.ui.table import Table
@@ -101,7 +103,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--pause",
         "-p",
         action="store_true",
-        help="accepted as in docker: nothing can be paused, so a file that is being written may be caught halfway",
+        help="accepted as in docker, but nothing is paused: what is written meanwhile may be caught halfway, or make "
+        "the commit fail. Docker pauses by default; here, 'stop C' first makes sure",
     )
     add_json(verb)
     verb = add_verb(
@@ -209,7 +212,8 @@ def _ps(arguments: argparse.Namespace) -> int:
     if arguments.quiet:
         put("".join(f"{container.name}\n" for container in containers))
         return 0
-    rows = [_Row(container, _daemon_of(container), upper_size(container)) for container in containers]
+    daemons = _daemons(records_of(containers))
+    rows = [_Row(container, daemons.get(container.name), upper_size(container)) for container in containers]
     if arguments.json:
         put_json([row.json() for row in rows])
         return 0
@@ -222,17 +226,24 @@ def _ps(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _daemon_of(container: Container) -> _Daemon | None:
-    """Return the daemon of a container, measured for `_SAMPLE` seconds; None if the container is not mounted."""
-    record = record_of(container)
-    if record is None:
-        return None
-    try:
-        process = psutil.Process(record.pid)
-        memory, cpu = process.memory_info().rss, process.cpu_percent(_SAMPLE)
-        return _Daemon(record.pid, memory, cpu, max(time.time() - process.create_time(), 0.0))
-    except psutil.NoSuchProcess:
-        return None  # It was killed, and its mount is not yet removed: as good as stopped.
+def _daemons(records: Mapping[str, MountRecord]) -> Mapping[str, _Daemon]:
+    """Return the daemons of mounted containers by the containers' names, all measured for the same `_SAMPLE` seconds.
+
+    One that was killed, and whose mount is not yet removed, is as good as stopped.
+    """
+    found = {}
+    processes = {}
+    for name, record in records.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes[name] = psutil.Process(record.pid)
+            processes[name].cpu_percent()  # It measures from here to the next call.
+    if processes:
+        time.sleep(_SAMPLE)
+    for name, process in processes.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            uptime = max(time.time() - process.create_time(), 0.0)
+            found[name] = _Daemon(process.pid, process.memory_info().rss, process.cpu_percent(), uptime)
+    return found
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.cli.command import Verbs
-from overlayfs_demo.cli.container_rows import ContainerUsage, container_fields
+from overlayfs_demo.cli.container_rows import ContainerUsage, container_fields, usages_of
 from overlayfs_demo.cli.format_option import add_format, form_of
 from overlayfs_demo.cli.image_lists import image_rows, inventory
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
@@ -86,7 +86,7 @@ def _df(arguments: argparse.Namespace) -> int:
     uses = _uses(found)
     usages = _usages(found, uses)
     if form or arguments.verbose:
-        containers = [ContainerUsage.of(store, container) for container in all_containers(store)]
+        containers = usages_of(store, all_containers(store))
         if not arguments.verbose:
             return _put_totals(found, usages, containers, str(form))
         return _put_verbose(usages, containers, "json" if arguments.json else form)

@@ -20,7 +20,6 @@ from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.docker_format import put_rows
 from overlayfs_demo.ui.docker_listings import HISTORY, HISTORY_WITH_LAYERS, IMAGES
-from overlayfs_demo.ui.go_values import Row
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
 from overlayfs_demo.ui.text import human_size
@@ -130,16 +129,12 @@ def _history(arguments: argparse.Namespace) -> int:
     rows = describe.history_rows(image.value, facts, every_layer=arguments.layers)
     words = (time.time(), arguments.human, not arguments.no_trunc)
     if form := form_of(arguments):
-        fields = [docker_tables.history_fields(row, *words) for row in rows]
-        if arguments.layers:
-            layers = (docker_tables.layer_fields(row, words[-1]) for row in rows)
-            put_rows(HISTORY_WITH_LAYERS, form, [Row(row | layer) for row, layer in zip(fields, layers, strict=True)])
-        else:
-            put_rows(HISTORY, form, fields)
+        fields = [docker_tables.step_fields(row, *words, layer=arguments.layers) for row in rows]
+        put_rows(HISTORY_WITH_LAYERS if arguments.layers else HISTORY, form, fields)
     elif arguments.quiet:
         put("".join(f"{docker_tables.short_id(row.id) if words[-1] else row.id}\n" for row in rows))
     elif arguments.json:
-        put(docker_tables.history_json(rows, *words))
+        put(docker_tables.history_json(rows, *words, layers=arguments.layers))
     elif arguments.layers:
         put_table(docker_tables.extended_history_table(rows, *words))
     else:

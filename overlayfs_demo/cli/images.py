@@ -15,7 +15,6 @@ from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.model import Platform
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store import remove
-from overlayfs_demo.store.container import users
 from overlayfs_demo.store.load import Loaded, import_tree, load
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.terminal import progress
@@ -168,7 +167,7 @@ def _tag(arguments: argparse.Namespace) -> int:
 def _rmi(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
     for word in arguments.images:
-        gone = remove.remove_image(store, word, users(store), force=arguments.force, keep_layers=arguments.no_prune)
+        gone = remove.remove_image(store, word, force=arguments.force, keep_layers=arguments.no_prune)
         _tell_removed(gone, as_json=arguments.json)
     return 0
 
@@ -179,7 +178,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     if asks and not confirmed("This will remove all images that no container uses."):
         gone = remove.Removed()
     else:
-        gone = remove.prune(store, users(store), every=arguments.all)
+        gone = remove.prune(store, every=arguments.all)
     _tell_removed(gone, as_json=arguments.json)
     image_lists.inventory(store)
     if not arguments.json:

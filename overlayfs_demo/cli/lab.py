@@ -73,7 +73,7 @@ def _begin(lab: Lab, arguments: argparse.Namespace) -> int:
     hang_up_interrupts()
     at_terminal = not arguments.check_only and sys.stdin.isatty() and sys.stdout.isatty()
     if arguments.report is not None:
-        _make_writable(arguments.report)
+        results.check_writable(arguments.report)
     if arguments.at is not None:
         _make_empty(arguments.at)
     with stage(arguments.front, arguments.at) as made:
@@ -150,12 +150,6 @@ def _user() -> str:
         return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
-
-
-def _make_writable(path: Path) -> None:
-    """Check that a report can be written, before the work begins. Raises OSError."""
-    with path.open("ab"):
-        pass
 
 
 def _make_empty(directory: Path) -> None:

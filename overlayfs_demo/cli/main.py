@@ -14,6 +14,7 @@ from overlayfs_demo import __version__
 from overlayfs_demo.cli.command import guarded
 from overlayfs_demo.cli.overview import overview
 from overlayfs_demo.cli.parser import Parser, summaries_of
+from overlayfs_demo.cli.streams import open_missing_streams
 from overlayfs_demo.cli.unknown import unknown_verb
 from overlayfs_demo.ui.console import PROGRAM
 
@@ -53,6 +54,7 @@ _FAMILY_OF = {verb: family for group in FAMILIES.values() for family, verbs in g
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. An error is one line on stderr."""
+    open_missing_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format=f"{PROGRAM}: %(message)s")
     if "_ARGCOMPLETE" in os.environ:

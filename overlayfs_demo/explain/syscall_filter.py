@@ -8,7 +8,8 @@ work of other calls past this filter (io_uring). It also refuses these, by their
 
 - sockets of all kinds except those of the network, which is the sandbox's own: a process can connect to a daemon's
   socket even in a read-only directory, and AF_VSOCK reaches the host of a virtual machine;
-- pairs of sockets, unless they stay connected to each other;
+- pairs of sockets, unless they stay connected to each other (with `unix_sockets`, for where no socket of this machine's
+  daemons can be reached, local sockets of all kinds are allowed);
 - the ioctls that type into a terminal, TIOCSTI and TIOCLINUX;
 - the fcntl commands that ask for notices of other processes' calls: F_SETLEASE, which makes processes that open a file
   for writing wait (/proc/sys/fs/lease-break-time), and F_NOTIFY.
@@ -108,8 +109,11 @@ _IF_EQUAL, _IF_GREATER, _IF_ANY_BIT = 0x15, 0x25, 0x45
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 
-def program(machine: str) -> bytes:
-    """Return the filter for a machine, as `uname -m` calls it. Raises KeyError for one that is not in MACHINES."""
+def program(machine: str, *, unix_sockets: bool = False) -> bytes:
+    """Return the filter for a machine, as `uname -m` calls it. Raises KeyError for one that is not in MACHINES.
+
+    `unix_sockets` allows all sockets of unix(7).
+    """
     audit, column = _MACHINES[machine]
     refused = [numbers[column] for numbers in REFUSED.values()]
     return b"".join(
@@ -125,8 +129,8 @@ def program(machine: str) -> bytes:
             _when(_IF_EQUAL, _CLONE[column], _namespaces()),
             _when(_IF_EQUAL, _IOCTL[column], _commands(_TIOCSTI, _TIOCLINUX)),
             _when(_IF_EQUAL, _FCNTL[column], _commands(_F_SETLEASE, _F_NOTIFY)),
-            _when(_IF_EQUAL, _SOCKET[column], _families()),
-            _when(_IF_EQUAL, _SOCKETPAIR[column], _pairs()),
+            _when(_IF_EQUAL, _SOCKET[column], _families(_AF_INET, _AF_INET6, *([_AF_UNIX] if unix_sockets else []))),
+            _when(_IF_EQUAL, _SOCKETPAIR[column], _families(_AF_UNIX) if unix_sockets else _pairs()),
             _do(_RETURN, _ALLOW),
         ]
     )
@@ -156,8 +160,9 @@ def _commands(*refused: int) -> bytes:
     return _do(_LOAD, _SECOND_ARGUMENT) + some + _do(_RETURN, _ALLOW)
 
 
-def _families() -> bytes:
-    some = b"".join(_when(_IF_EQUAL, family, _do(_RETURN, _ALLOW)) for family in (_AF_INET, _AF_INET6))
+def _families(*allowed: int) -> bytes:
+    """Return code that refuses sockets of other families, which are the first argument of socket and socketpair."""
+    some = b"".join(_when(_IF_EQUAL, family, _do(_RETURN, _ALLOW)) for family in allowed)
     return _do(_LOAD, _FIRST_ARGUMENT) + some + _fail(errno.EAFNOSUPPORT)
 
 

@@ -79,7 +79,11 @@ def compression(fd: int, offset: int, size: int, label: str) -> str:
 
     Raises ImageError, which begins with `label`, for a compression that is not read here.
     """
-    magic = os.pread(fd, min(size, _MAGIC), offset)
+    return _compression(os.pread(fd, min(size, _MAGIC), offset), label)
+
+
+def _compression(magic: bytes, label: str) -> str:
+    """Return the same for data that begins with these bytes."""
     for start, name, undo in _OTHERS:
         if start.match(magic):
             raise ImageError(
@@ -152,6 +156,34 @@ def open_plain(fd: int, offset: int, size: int, label: str) -> BinaryIO:
     Raises ImageError for a compression that is not read here; reading the result raises it for damaged data.
     """
     raw = _Plain(Window(fd, offset, size), compression(fd, offset, size, label), label)
+    return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
+
+
+class _Whole(io.RawIOBase):
+    """A stream whose first bytes, `head`, were read already."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        data = self._head[: len(view)] or self._rest.read(len(view))
+        self._head = self._head[len(data) :]
+        view[: len(data)] = data
+        return len(data)
+
+
+def decompressed(stream: BinaryIO, label: str) -> BinaryIO:
+    """Return a stream's data from here on, decompressed if its first bytes say so; it need not be a file.
+
+    Raises as `open_plain` does.
+    """
+    head = stream.read(_MAGIC)
+    raw = _Plain(_Whole(head, stream), _compression(head, label), label)
     return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
 
 

@@ -42,14 +42,14 @@ class Metadata:
 
     def give(self, info: tarfile.TarInfo, fd: int) -> None:
         """Give a member's metadata to an open file or directory. Raises MemberError or OSError."""
-        self._apply(info, self._kept(OverrideStat(*_owner(info), info.mode & 0o7777), fd), fd)
+        self._apply(info, self._kept(OverrideStat(*owner_of(info), info.mode & 0o7777), fd), fd)
 
     def give_name(self, info: tarfile.TarInfo, dir_fd: int, name: bytes) -> None:
         """Give metadata to a name that cannot be opened: a symbolic link (not its target), a fifo, or a device.
 
         Raises MemberError or OSError.
         """
-        owner = _owner(info)
+        owner = owner_of(info)
         if not self._owners and owner != (0, 0):
             self.left_out["owners of symbolic links and special files, which only root may set"] += 1
         mode = None if info.issym() else info.mode & 0o7777
@@ -68,7 +68,7 @@ class Metadata:
 
     def _apply(self, info: tarfile.TarInfo, kept: Attributes, place: int | bytes) -> None:
         """Give a file what it can keep of the owner and mode, and a member's attributes and time."""
-        given = Attributes(kept.owner, kept.mode, [*_xattrs(info), *kept.xattrs], _times(info))
+        given = Attributes(kept.owner, kept.mode, [*_xattrs(info), *kept.xattrs], times_of(info))
         try:
             attributes.apply(given, place, self._may_lose)
         except OverflowError:
@@ -96,14 +96,14 @@ def _xattrs(info: tarfile.TarInfo) -> Iterator[tuple[bytes, bytes]]:
         yield name, value.encode("utf-8", "surrogateescape")
 
 
-def _owner(info: tarfile.TarInfo) -> tuple[int, int]:
+def owner_of(info: tarfile.TarInfo) -> tuple[int, int]:
     """Return the owner's uid and gid. Raises MemberError for numbers that chown(2) does not accept."""
     if not (0 <= info.uid < _NO_OWNER and 0 <= info.gid < _NO_OWNER):
         raise MemberError(f"has an invalid owner: {info.uid}:{info.gid}")
     return info.uid, info.gid
 
 
-def _times(info: tarfile.TarInfo) -> tuple[int, int]:
+def times_of(info: tarfile.TarInfo) -> tuple[int, int]:
     """Return (atime, mtime) in nanoseconds, both the member's mtime, exact where a pax header has it as a decimal."""
     text = info.pax_headers.get("mtime")
     if text is None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.layer_tree import BlockedError, LayerTree, prefixes
 from overlayfs_demo.images.lowers import Lowers, copy_metadata, copy_node
+from overlayfs_demo.images.member_data import copy_member
 from overlayfs_demo.images.member_names import MemberError, member_path
 from overlayfs_demo.images.tar_metadata import Metadata
 from overlayfs_demo.images.tarsplit import Recorder
@@ -33,7 +34,6 @@ from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX,
 _AUFS_PRIVATE = b".wh..wh."
 _AUFS_LINKS = b".wh..wh.plnk"
 
-_LARGEST_FILE = (1 << 63) - 1  # off_t
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
@@ -215,40 +215,20 @@ class _Unpacking:
 
     def _file(self, info: tarfile.TarInfo, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
-        stored = self._tar.stored
         try:
             fd = os.open(name, _WRITE_NEW, 0o600, dir_fd=self._tree.directory(parent))
         except FileExistsError:
             self._remove(path)
             fd = os.open(name, _WRITE_NEW, 0o600, dir_fd=self._tree.directory(parent))
         try:
-            if info.sparse is not None:
-                self._sparse_data(info, fd, stored)
-            elif info.size <= stored:
-                if self._recorder is not None and info.mode & stat.S_IRUSR:
-                    self._recorder.refer(path, info.size)
-                self._tar.copy(info.size, fd)
-            else:
-                raise MemberError("claims to be longer than its data")
+            is_plain = info.sparse is None and info.size <= self._tar.stored
+            if is_plain and self._recorder is not None and info.mode & stat.S_IRUSR:
+                self._recorder.refer(path, info.size)
+            copy_member(self._tar, info, fd)
             self._metadata.give(info, fd)
         finally:
             os.close(fd)
         self.size += info.size
-
-    def _sparse_data(self, info: tarfile.TarInfo, fd: int, stored: int) -> None:
-        """Write the stretches of a sparse file (GNU tar manual, "Storing Sparse Files") and leave the holes."""
-        stretches: list[tuple[int, int]] = info.sparse  # type: ignore[assignment]
-        ends = [0, *(offset + size for offset, size in stretches)]
-        # Stretches must be in order and must not overlap, as Go's archive/tar requires.
-        sound = all(end <= offset and size >= 0 for end, (offset, size) in zip(ends, stretches, strict=False))
-        if info.size > _LARGEST_FILE:
-            raise MemberError(f"has an invalid size: {info.size}")
-        if not sound or ends[-1] > info.size or sum(size for _, size in stretches) > stored:
-            raise MemberError("has a sparse map that does not fit its size")
-        for offset, size in stretches:
-            os.lseek(fd, offset, os.SEEK_SET)
-            self._tar.copy(size, fd)
-        os.ftruncate(fd, info.size)
 
     def _symlink(self, info: tarfile.TarInfo, path: bytes) -> None:
         name = path.rpartition(b"/")[2]

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.overlay.layer_size import inode_size
-from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX, is_whiteout
+from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX, is_whiteout
 
 UPPER = "upper"
 _IMAGE_PREFIX = os.fsdecode(IMAGE_WHITEOUT_PREFIX)
+_IMAGE_OPAQUE = os.fsdecode(IMAGE_OPAQUE)
 
 
 def number_of(label: str) -> str:
@@ -22,7 +23,10 @@ def number_of(label: str) -> str:
 
 
 class Count(NamedTuple):
-    """The layer's size in bytes (`layer_size`), the number of names without whiteouts, and the number of whiteouts."""
+    """The layer's size in bytes (`layer_size`), the number of names without marks, and the number of whiteouts.
+
+    An opaque mark is not a whiteout: it hides what is below a directory, and a whiteout one name.
+    """
 
     size: int
     entries: int
@@ -82,6 +86,8 @@ def counted(found: Iterable[tuple[str, os.stat_result]], *, image_marks: bool) -
     size = entries = whiteouts = 0
     linked: set[tuple[int, int]] = set()
     for name, status in found:
+        if image_marks and name == _IMAGE_OPAQUE:
+            continue
         if is_whiteout(status) or (image_marks and name.startswith(_IMAGE_PREFIX)):
             whiteouts += 1
             continue

@@ -7,10 +7,12 @@ A process that holds a descriptor can change the file behind it: with fchmod(2),
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
 import signal
+import socket
 import struct
 import termios
 import threading
@@ -26,7 +28,8 @@ _CHUNK = 1 << 16
 class Relay:
     """The streams of one process, for use in a `with`, which ends when all its output has been copied.
 
-    `theirs` are the descriptors that become its standard streams.
+    `theirs` are the descriptors that become its standard streams. For a terminal they are a socket, through which the
+    process sends us the terminal that it has opened in the container.
     """
 
     def __init__(self, *, interactive: bool, terminal: bool) -> None:
@@ -37,9 +40,13 @@ class Relay:
         self.theirs: tuple[int, ...] = ()
         self._wake, self._waken = os.pipe()
         self._source = 0 if interactive else None
-        self._terminal = -1
+        self._terminal = self._to = -1
+        self._channel: socket.socket | None = None
+        # Why the output could not be written, if that is so. A reader that has gone is no failure.
+        self.failure: OSError | None = None
         if terminal:
-            self._open_terminal()
+            self._channel, theirs = socket.socketpair()
+            self.theirs = (theirs.detach(),) * 3
         else:
             self._open_pipes()
 
@@ -50,9 +57,16 @@ class Relay:
         self.theirs = (theirs, out, error)
         self._routes = [(out_reading, 1), (error_reading, 2)]
 
-    def _open_terminal(self) -> None:
-        self._terminal, slave = os.openpty()
-        self.theirs = (slave,) * 3
+    def _receive_terminal(self, channel: socket.socket) -> None:
+        """Wait for the terminal. If none comes, the process has failed; what it wrote instead goes to our stderr."""
+        descriptors: list[int] = []
+        while not descriptors:
+            said, descriptors, _, _ = socket.recv_fds(channel, _CHUNK, 1)
+            if not said:
+                return
+            if not descriptors:
+                syscalls.write_all(2, said)
+        self._terminal = descriptors[0]
         self._to = os.dup(self._terminal)
         self._routes = [(self._terminal, 1)]
 
@@ -68,14 +82,19 @@ class Relay:
         for fd in set(self.theirs):
             os.close(fd)
         self.theirs = ()
-        if self._terminal >= 0 and os.isatty(0):
-            self._show_terminal()
+        if self._channel is not None:
+            with self._channel as channel:
+                self._receive_terminal(channel)
+            if self._terminal < 0:
+                return
+            if os.isatty(0):
+                self._show_terminal()
         if self._source is None:
             os.close(self._to)
         else:
             self._inputs.append(threading.Thread(target=self._copy_input, daemon=True))
         self._outputs += [
-            threading.Thread(target=_copy_output, args=(*route, end), daemon=True) for route in self._routes
+            threading.Thread(target=self._copy_output, args=(*route, end), daemon=True) for route in self._routes
         ]
         for thread in (*self._inputs, *self._outputs):
             thread.start()
@@ -105,6 +124,18 @@ class Relay:
                 syscalls.write_all(self._to, data)
         os.close(self._to)
 
+    def _copy_output(self, source: int, target: int, end: Callable[[], None]) -> None:
+        """Copy until the last writer has gone, which for a terminal is the error EIO."""
+        with contextlib.suppress(OSError):
+            while data := os.read(source, _CHUNK):
+                try:
+                    syscalls.write_all(target, data)
+                except OSError as error:
+                    self.failure = None if error.errno == errno.EPIPE else error
+                    end()
+                    break
+        os.close(source)
+
     def __exit__(self, *_: object) -> None:
         for fd in set(self.theirs):
             os.close(fd)
@@ -115,15 +146,3 @@ class Relay:
             thread.join(1.0)
         os.close(self._wake)
         self._files.close()
-
-
-def _copy_output(source: int, target: int, end: Callable[[], None]) -> None:
-    """Copy until the last writer has gone, which for a terminal is the error EIO."""
-    with contextlib.suppress(OSError):
-        while data := os.read(source, _CHUNK):
-            try:
-                syscalls.write_all(target, data)
-            except OSError:
-                end()
-                break
-    os.close(source)

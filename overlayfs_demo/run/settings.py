@@ -73,7 +73,11 @@ def environment_of(wanted: Wanted, defaults: Defaults, hostname: str, *, termina
     A bare NAME takes its value from our own environment, and is left out if it is not set there. Raises UsageError.
     """
     found = {"PATH": _PATH, "HOSTNAME": hostname} | ({"TERM": "xterm"} if terminal else {})
-    found |= dict(word.partition("=")[::2] for word in defaults.environment)
+    for word in defaults.environment:
+        name, _, value = word.partition("=")
+        if not name:
+            raise UsageError(f"the image's variable '{printable(word)}' has no name", "build the image again")
+        found[name] = value
     for word in wanted.environment:
         name, has_value, value = word.partition("=")
         if not name:

@@ -4,8 +4,8 @@ It runs in namespaces of its own: of mounts, processes, IPC, host name, cgroups 
 root is changed by pivot_root(2), so nothing of this machine's tree is left to reach. It cannot open devices of the
 image unless the container was made with `-o dev`, and it gets the usual ones in its own /dev. Root has no more
 capabilities than Docker leaves to a container, less those for devices and the audit log, and `syscall_filter` refuses
-the system calls that reach things outside all namespaces. For an ordinary user there is a user namespace as well, in
-which that user is root.
+the system calls that reach things outside all namespaces. What the command can reach of the program that starts it is
+read-only, see `launch`. For an ordinary user there is a user namespace as well, in which that user is root.
 
 The command never holds a descriptor of ours: it could change the file behind it, or type into the terminal. See
 `relay`.
@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import platform
 import signal
 
 from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.explain import syscall_filter
-from overlayfs_demo.run.inside import live
+from overlayfs_demo.run.launch import launch
 from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.relay import Relay
+from overlayfs_demo.run.stages import Failure, read_report
 
 # Docker's exit statuses, docker-run(1): it could not run the command, the command cannot be executed, there is none.
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
@@ -38,10 +38,10 @@ class RunError(OverlayError):
         self.exit_code = exit_code
 
 
-def run(process: Process, *, interactive: bool, terminal: bool) -> int:
+def run(process: Process, *, interactive: bool) -> int:
     """Run the command to its end; return its exit status, 128 and the number if a signal killed it.
 
-    `interactive`: it reads our standard input, and otherwise nothing. `terminal`: it gets a terminal, which ours shows.
+    `interactive`: it reads our standard input, and otherwise nothing. Its terminal, if it gets one, is shown by ours.
     Everything that it started ends with it. Raises RunError if it was not run.
     """
     if platform.machine() not in syscall_filter.MACHINES:
@@ -50,18 +50,19 @@ def run(process: Process, *, interactive: bool, terminal: bool) -> int:
             f"use one of these architectures: {', '.join(syscall_filter.MACHINES)}",
             FAILED,
         )
-    filter_program = syscall_filter.program(platform.machine())
     reading, writing = os.pipe()
-    with Relay(interactive=interactive, terminal=terminal) as relay, os.fdopen(reading, "rb") as report:
+    described = process.to_file()
+    with Relay(interactive=interactive, terminal=process.terminal) as relay, os.fdopen(reading, "rb") as report:
         pid = os.fork()
         if pid == 0:
-            live(process, filter_program, relay.theirs, writing, terminal=terminal)
+            launch(described, relay.theirs, writing)
         process_fd = os.pidfd_open(pid)
         try:
             os.close(writing)
+            os.close(described)
             relay.start(lambda: _kill(process_fd))
-            if said := report.read():
-                raise _error(process, *json.loads(said))
+            if failure := read_report(report.read()):
+                raise _error(process, failure)
             _, status = os.waitpid(pid, 0)
             pid = 0
         finally:
@@ -70,6 +71,12 @@ def run(process: Process, *, interactive: bool, terminal: bool) -> int:
                 os.waitpid(pid, 0)
     # Only now, because the threads of the relay may have used it until its end.
     os.close(process_fd)
+    if relay.failure is not None:
+        raise RunError(
+            f"the command's output cannot be written: {relay.failure.strerror}",
+            "the command was ended; give it another output",
+            FAILED,
+        )
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -79,7 +86,8 @@ def _kill(process_fd: int) -> None:
         signal.pidfd_send_signal(process_fd, signal.SIGKILL)
 
 
-def _error(process: Process, stage: str, code: int, problem: str) -> RunError:
+def _error(process: Process, failure: Failure) -> RunError:
+    stage, code, problem = failure.stage, failure.code, failure.problem
     if stage == "command":
         status = NOT_FOUND if code == errno.ENOENT else NOT_EXECUTABLE
         return RunError(
@@ -93,6 +101,12 @@ def _error(process: Process, stage: str, code: int, problem: str) -> RunError:
         return RunError("only root can run a command as another user", "leave out -u, or use -u 0", NOT_EXECUTABLE)
     if stage == "user":
         return RunError(f"the user '{printable(process.user)}': {problem}", "choose another with -u", NOT_EXECUTABLE)
+    if stage == "start":
+        return RunError(
+            f"the command could not be started: {problem}",
+            "'inspect' shows the image's settings, of which one may be invalid",
+            FAILED,
+        )
     return RunError(
         f"cannot create namespaces for the command ({stage}): {problem}",
         "this needs Linux 5.12, and no chroot, container, sysctl or AppArmor that forbids namespaces",

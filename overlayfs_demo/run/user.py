@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # In bytes. Whoever made the image wrote these files.
 _LONGEST = 1 << 22
+_NONE = (1 << 32) - 1
+_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,10 @@ def find_user(text: str) -> User:
     name, colon, group = text.partition(":")
     rows = list(_rows("/etc/passwd", 7))
     name = name or "0"
-    row = next((row for row in rows if row[0] == name or (name.isdigit() and row[2] == name)), None)
-    if row is None and not name.isdigit():
+    row = next((row for row in rows if row[0] == name or (_is_number(name) and row[2] == name)), None)
+    if row is None and not _is_number(name):
         raise LookupError("the container's /etc/passwd has no such user")
-    uid = int(name) if row is None else _number(row[2])
+    uid = _number(name if row is None else row[2])
     gid = 0 if row is None else _number(row[3])
     home = (row[5] if row is not None else "") or "/"
     groups = list(_rows("/etc/group", 4))
@@ -47,14 +49,19 @@ def _group(name: str, rows: list[list[str]]) -> int:
     row = next((row for row in rows if row[0] == name), None)
     if row is not None:
         return _number(row[2])
-    if not name.isdigit():
+    if not _is_number(name):
         raise LookupError("the container's /etc/group has no such group")
-    return int(name)
+    return _number(name)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
 
 
 def _number(text: str) -> int:
-    if not text.isdigit() or int(text) >= 1 << 32:
-        raise LookupError(f"'{text}' in the container's /etc is not a number of a user or group")
+    # To setuid(2) and chown(2), the highest one means none.
+    if not _is_number(text) or int(text) >= _NONE:
+        raise LookupError(f"'{text}' is not a number that a user or group can have")
     return int(text)
 
 

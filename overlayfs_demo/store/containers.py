@@ -5,11 +5,12 @@ What is known of a container that is not mounted, and where it is kept, is in `c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -48,19 +49,52 @@ def _dress(upper: Path, top: Path) -> None:
     attributes.apply(given, os.fsencode(upper))
 
 
+def _mount_place(container: Container) -> str:
+    """Return the container's mount point as the registry knows it. The view is not asked: its daemon may hang."""
+    return os.path.join(os.path.realpath(container.mountpoint.parent), container.mountpoint.name)
+
+
 def _served_at(container: Container) -> registry.MountRecord | None:
     """Return the record of the view at the container's mount point, which may be that of another container."""
-    # The view itself is not asked, because its daemon may hang.
-    where = os.path.join(os.path.realpath(container.mountpoint.parent), container.mountpoint.name)
+    where = _mount_place(container)
     return next((record for record in registry.live_records() if record.mountpoint == where), None)
+
+
+def records_of(containers: Iterable[Container]) -> Mapping[str, registry.MountRecord]:
+    """Return the records of those of the containers that are mounted and served, by the containers' names."""
+    found = {}
+    live = {record.mountpoint: record for record in registry.live_records()}
+    for container in containers:
+        record = live.get(_mount_place(container))
+        if record is None or record.upper is None:
+            continue
+        # The view may be that of another container at the same mount point.
+        if os.path.realpath(record.upper) == os.path.realpath(container.upper):
+            found[container.name] = record
+    return found
 
 
 def record_of(container: Container) -> registry.MountRecord | None:
     """Return the record of the container's mount; None unless it is mounted and served."""
-    record = _served_at(container)
-    if record is None or record.upper is None:
-        return None
-    return record if os.path.realpath(record.upper) == os.path.realpath(container.upper) else None
+    return records_of([container]).get(container.name)
+
+
+@contextmanager
+def root_of(mountpoint: Path) -> Iterator[int]:
+    """Open the root of a mounted container (O_PATH), and close it afterwards.
+
+    Raises MountError if it is not in a view: the user of a directory above it may have put a link in its place.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            is_view = registry.is_in_view(fd)
+        except OSError as error:
+            raise MountError(f"{printable(str(mountpoint))}: {error.strerror}", "see 'overlayfs-demo ps'") from None
+        if not is_view:
+            raise MountError(f"{printable(str(mountpoint))} is no longer a view", "see 'overlayfs-demo ps'")
+        yield fd
 
 
 def state_of(record: registry.MountRecord | None) -> str:
@@ -157,6 +191,7 @@ class Containers:
             options,
         )
         with self._store.writing():
+            self._store.image(image.id)  # Again, because only now nobody can remove it.
             self._root.mkdir(mode=0o700, exist_ok=True)
             if os.path.lexists(directory):
                 raise self._taken(name)

@@ -11,20 +11,19 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO
 
-from overlayfs_demo.linux import attributes, proc
+from overlayfs_demo.linux import attributes, proc, syscalls
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.store.in_root import Entry
 
 _CHUNK = 1 << 20
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
-_SET_ID = stat.S_ISUID | stat.S_ISGID
+SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Rules:
 
     def attributes(self, status: os.stat_result) -> Attributes:
         """Return the attributes of the copy of a file with this status."""
-        mode = stat.S_IMODE(status.st_mode) if self.set_id else stat.S_IMODE(status.st_mode) & ~_SET_ID
+        mode = stat.S_IMODE(status.st_mode) if self.set_id else stat.S_IMODE(status.st_mode) & ~SET_ID
         return Attributes(
             (status.st_uid, status.st_gid) if self.keep_owners else self.owner,
             None if stat.S_ISLNK(status.st_mode) else mode,
@@ -97,14 +96,25 @@ class TreeCopy:
         given = self.rules.attributes(status)
         if stat.S_ISREG(status.st_mode):
             source = os.open(proc.fd_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(source, "rb") as data:
-                put_file(target, given, data, path)
+            try:
+                put_file(target, given, lambda fd: _copy_data(source, fd, status.st_size), path)
+            finally:
+                os.close(source)
         elif stat.S_ISLNK(status.st_mode):
             put_link(target, given, os.readlink(b"", dir_fd=fd), path)
         elif stat.S_ISFIFO(status.st_mode):
             put_fifo(target, given, path)
         else:
             self.skipped.append(path)
+
+
+def _copy_data(source: int, target: int, size: int) -> None:
+    """Copy a file's data with its holes: a hostile image may have a file of exabytes that are all one hole."""
+    if size:
+        copy_data(source, target, size)
+        return
+    while data := os.read(source, _CHUNK):  # Files of /proc have data, but no size.
+        syscalls.write_all(target, data)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -134,15 +144,19 @@ def dress_directory(target: Entry, given: Attributes) -> None:
         os.close(fd)
 
 
-def put_file(target: Entry, given: Attributes, data: IO[bytes], path: bytes) -> None:
-    """Make a regular file with this data; it replaces another in one step. Raises OSError."""
+def put_file(target: Entry, given: Attributes, write: Callable[[int], None], path: bytes) -> None:
+    """Make a regular file, to whose descriptor `write` writes its data; it replaces another in one step.
+
+    Raises OSError, and whatever `write` raises.
+    """
 
     def make(name: bytes) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600, dir_fd=target.directory)
-        with os.fdopen(fd, "wb") as file:
-            shutil.copyfileobj(data, file, _CHUNK)
-            file.flush()
+        try:
+            write(fd)
             attributes.apply(given, fd)
+        finally:
+            os.close(fd)
 
     _replace(target, make, path)
 

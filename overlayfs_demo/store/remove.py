@@ -1,17 +1,18 @@
 """Removal of names, images and layers that nothing uses any longer.
 
-An image goes when its last name goes, as with `docker rmi`; a layer goes when no image has it. `used_by` says which
-containers are made from an image: such an image stays.
+An image goes when its last name goes, as with `docker rmi`; a layer goes when no image has it. An image that is used by
+a container stays. The containers are read under the store's lock, so that none can be made meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.reference import ImageName
+from overlayfs_demo.store.container import users
 from overlayfs_demo.store.store import Store
 
 
@@ -28,13 +29,12 @@ class Removed:
     size: int = 0
 
 
-def remove_image(
-    store: Store, word: str, used_by: Mapping[Digest, Sequence[str]], *, force: bool = False, keep_layers: bool = False
-) -> Removed:
+def remove_image(store: Store, word: str, *, force: bool = False, keep_layers: bool = False) -> Removed:
     """Remove a name as `docker rmi` does; an image goes with its last name, or by its ID.
 
     With `force`, an image given by its ID goes although it has several names. An image that a container uses is never
-    removed. With `keep_layers`, its layers stay until `prune`. Raises ImageError before anything is removed.
+    removed. With `keep_layers`, its layers stay until `prune`. Raises ImageError, or MountError if a container's record
+    is damaged, before anything is removed.
     """
     with store.writing():
         # Not `find`: a damaged image must be removable too.
@@ -48,22 +48,24 @@ def remove_image(
                 f"image {found.id.short} has {len(names)} names: {', '.join(map(str, names))}",
                 "remove them one by one, or use --force",
             )
-        if users := used_by.get(found.id):
+        if made := users(store).get(found.id):
             raise ImageError(
-                f"image {found.name or found.id.short} is used by {', '.join(f'container {user}' for user in users)}",
+                f"image {found.name or found.id.short} is used by {', '.join(f'container {user}' for user in made)}",
                 "remove the containers first, with 'rm'",
             )
         return _remove(store, [found.id], keep_layers=keep_layers)
 
 
-def prune(store: Store, used_by: Mapping[Digest, Sequence[str]], *, every: bool = False) -> Removed:
+def prune(store: Store, *, every: bool = False) -> Removed:
     """Remove unused layers, and images without a name (with `every`, also named ones) that no container uses.
 
-    Damaged images stay, and all layers stay while it is not known which of them a damaged image has.
+    Damaged images stay, and all layers stay while it is not known which of them a damaged image has. Raises MountError
+    if a container's record is damaged.
     """
     with store.writing():
+        used = users(store)
         return _remove(
-            store, [image.id for image in store.images() if image.id not in used_by and (every or not image.names)]
+            store, [image.id for image in store.images() if image.id not in used and (every or not image.names)]
         )
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError, OverlayError, printable
 from overlayfs_demo.images.model import Document, parse_json
+from overlayfs_demo.images.record_file import read_file
 from overlayfs_demo.ui.table import Table
 
 
@@ -27,13 +31,38 @@ class Result:
 
 
 def append(path: Path, result: Result) -> None:
-    """Append a result to a file, which may not exist yet. Raises OSError.
+    """Append a result to a file, which may not exist yet. Raises OSError, and OverlayError for what is not a file.
 
     One write(2) appends the line, so that a class can share the file.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    line = (json.dumps(asdict(result)) + "\n").encode()
+    with _opened(path) as fd:
+        if os.write(fd, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def check_writable(path: Path) -> None:
+    """Make the file if it does not exist, and raise what `append` would raise."""
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a file to append to. In a directory that a class shares, somebody may have put a link in its place."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    not_a_file = OverlayError(f"{printable(str(path))} is not a regular file", "name one, or a file to be made")
     try:
-        os.write(fd, (json.dumps(asdict(result)) + "\n").encode())
+        fd = os.open(path, flags, 0o666)
+    except OSError as error:
+        # ENXIO: a FIFO without a reader, or a socket.
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise not_a_file from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise not_a_file
+        yield fd
     finally:
         os.close(fd)
 
@@ -43,7 +72,7 @@ def read(paths: Iterable[Path]) -> list[Result]:
     return [
         _parsed(line, f"{printable(str(path))}, line {number}")
         for path in paths
-        for number, line in enumerate(path.read_bytes().splitlines(), 1)
+        for number, line in enumerate(read_file(path).splitlines(), 1)
         if line.strip()
     ]
 

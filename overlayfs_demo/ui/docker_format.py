@@ -33,18 +33,36 @@ class Listing:
     raw_quiet: str = "raw"
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What `--format` asks for: a template for each row of a list, and with `is_table` a header above them."""
+
+    listing: Listing
+    template: Template
+    is_table: bool
+
+    @classmethod
+    def parse(cls, listing: Listing, form: str, *, quiet: bool = False) -> Form:
+        """Read the value of `--format`. Raises TemplateError."""
+        is_table = form.startswith(_TABLE)
+        text = form.removeprefix(_TABLE).strip(" ") if is_table else form
+        named = {"json": _JSON, "raw": listing.raw_quiet if quiet else listing.raw}
+        return cls(listing, Template(_unescaped(named.get(text, text))), is_table)
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Print the rows. Raises TemplateError, and prints nothing in that case."""
+        lines = [self.template.execute(row) for row in rows]
+        if self.is_table:
+            header = self.template.execute(self.listing.headers, HEADER_FUNCTIONS)
+            put_table(Table((header,), [(line,) for line in lines], whole=True))
+        else:
+            # What a terminal would act on is escaped; the template may ask for more lines and tabs.
+            put("".join(printable(line, keep="\n\t") + "\n" for line in lines))
+
+
 def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False) -> None:
     """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case."""
-    table = form.startswith(_TABLE)
-    text = form.removeprefix(_TABLE).strip(" ") if table else form
-    template = Template(_unescaped({"json": _JSON, "raw": listing.raw_quiet if quiet else listing.raw}.get(text, text)))
-    lines = [template.execute(row) for row in rows]
-    if table:
-        header = template.execute(listing.headers, HEADER_FUNCTIONS)
-        put_table(Table((header,), [(line,) for line in lines], whole=True))
-    else:
-        # What a terminal would act on is escaped; the template may ask for more lines and tabs.
-        put("".join(printable(line, keep="\n\t") + "\n" for line in lines))
+    Form.parse(listing, form, quiet=quiet).put(rows)
 
 
 def label_header(name: str) -> str:

@@ -155,11 +155,31 @@ def history_fields(
     )
 
 
+def step_fields(
+    row: HistoryRow,
+    now: float,
+    human: bool = True,
+    trunc: bool = True,
+    zone: tzinfo | None = None,
+    *,
+    layer: bool = False,
+) -> Row:
+    """A step under docker's names; with `layer`, also the layer that it made, under names of our own."""
+    fields = history_fields(row, now, human, trunc, zone)
+    return Row(fields | layer_fields(row, trunc)) if layer else fields
+
+
 def history_json(
-    rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
+    rows: Iterable[HistoryRow],
+    now: float,
+    human: bool = True,
+    trunc: bool = True,
+    zone: tzinfo | None = None,
+    *,
+    layers: bool = False,
 ) -> str:
-    """`docker history --format '{{json .}}'`: an object a line."""
-    return "".join(to_json(history_fields(row, now, human, trunc, zone)) + "\n" for row in rows)
+    """`docker history --format '{{json .}}'`: an object a line. With `layers`, each step's layer is in it too."""
+    return "".join(to_json(step_fields(row, now, human, trunc, zone, layer=layers)) + "\n" for row in rows)
 
 
 def _cut_step(text: str, width: int) -> str:

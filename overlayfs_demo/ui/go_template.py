@@ -7,6 +7,7 @@ which a hostile one uses up within seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.go_template_functions import FUNCTIONS, LAZY, LONGEST, Function, names
@@ -38,6 +39,10 @@ class Template:
         """Read a template. Raises TemplateError."""
         self._nodes = parse(text, names(FUNCTIONS))
 
+    def asks_for(self, name: str) -> bool:
+        """Return whether the template may use this field of its value: by its name, or with the whole value."""
+        return _asks_for(self._nodes, name)
+
     def execute(self, value: object, functions: Mapping[str, Function] = FUNCTIONS) -> str:
         """Return the template's text for a value, see `go_values`.
 
@@ -45,6 +50,17 @@ class Template:
         template asks for, or if it is too much work.
         """
         return _Execution(value, functions).text(self._nodes)
+
+
+def _asks_for(part: object, name: str) -> bool:
+    """Return whether a part of the tree has this field, or a `.` or variable without a field, which may be anything."""
+    if isinstance(part, Dot | Variable):
+        return True
+    if isinstance(part, Field):
+        return part.name == name or (not isinstance(part.of, Dot | Variable) and _asks_for(part.of, name))
+    if isinstance(part, tuple):
+        return any(_asks_for(inner, name) for inner in part)
+    return is_dataclass(part) and any(_asks_for(getattr(part, field.name), name) for field in fields(part))
 
 
 class _Execution:
@@ -114,6 +130,8 @@ class _Execution:
             self._run(block.body, element)
             del self._variables[outside:]
         if empty:
+            if block.pipeline.declares:
+                self._set(block.pipeline, [value] * len(block.pipeline.variables))
             self._run(block.otherwise, dot)
 
     def _set(self, pipeline: Pipeline, values: Sequence[object]) -> None:

@@ -18,6 +18,7 @@ from overlayfs_demo.analysis.waste import Analysis, analyse
 from overlayfs_demo.images import sample_image
 from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.view_compare import opened
+from overlayfs_demo.mounts.layer_facts import LayerFacts, walked
 from overlayfs_demo.overlay.stack import Stack
 from tests.builders import OPAQUE, WHITEOUT, Content, directory, file, hardlink, layers, symlink
 from tests.images.builders import needs_root
@@ -205,6 +206,18 @@ def test_an_opaque_mark_of_a_layers_root_hides_nothing(tmp_path: Path) -> None:
     made = layers(tmp_path, {"a": "1"}, {"b": "2"})
     os.setxattr(made[1], "trusted.overlay.opaque", b"y")
     assert analyse(made, ["", ""]).hidden == ()
+
+
+def test_an_opaque_directory_is_not_a_whiteout(tmp_path: Path) -> None:
+    made = layers(tmp_path, {"d": {"a": "1"}, "b": "2"}, {"d": {"c": "3"}, "b": WHITEOUT})
+    os.setxattr(made[1] / "d", "trusted.overlay.opaque", b"y")
+    report = analyse(made, ["", ""]).layers[1]
+    count = walked(LayerFacts("2", "", str(made[1]))).count
+    assert count is not None
+    assert (report.whiteouts, report.opaque, count.whiteouts, count.entries) == (1, 1, 1, 2)
+    (made[1] / "d/.wh..wh..opq").touch()
+    (made[1] / "d/.wh.a").touch()
+    assert walked(LayerFacts("2", "", str(made[1]))).count == count._replace(whiteouts=2)
 
 
 def test_titles_must_be_as_many_as_layers(tmp_path: Path) -> None:

@@ -88,3 +88,12 @@ def test_history_counts_what_each_layer_changes(demo: Run) -> None:
     lines = demo("history", "--layers", image(demo)).splitlines()
     assert "WHITEOUTS" in lines[0]
     assert any("metadata only" in line for line in lines)
+
+
+def test_history_as_json_has_the_layers_if_they_are_asked_for(demo: Run) -> None:
+    plain = [json.loads(line) for line in demo("history", "--json", image(demo)).splitlines()]
+    rows = [json.loads(line) for line in demo("history", "--json", "--layers", image(demo)).splitlines()]
+    extra = ("DiffID", "ChainID", "Added", "Changed", "Deleted", "Whiteouts")
+    assert [{key: row[key] for key in row if key not in extra} for row in rows] == plain
+    assert all(set(extra) <= set(row) for row in rows)
+    assert any(row["Added"].isdigit() for row in rows) and any(row["DiffID"] == "" for row in rows)

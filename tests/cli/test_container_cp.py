@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.store.containers import root_of
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import Entry, docker_save_many, layer, symlink
 from tests.places import BIN, fails, run
@@ -246,3 +249,79 @@ def test_no_member_of_a_tar_leaves_the_container(demo: Run, tmp_path: Path, cana
         assert (canary / "secret").read_text() == "canary" and os.listdir(canary) == ["secret"]
     assert (merged(tmp_path) / secret[1:]).read_text() == "overwritten"
     assert not (merged(tmp_path) / "zero").exists()
+
+
+def tar_of(name: str, **fields: object) -> bytes:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo(name)
+        for field, value in fields.items():
+            setattr(info, field, value)
+        archive.addfile(info)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        (tar_of("a", pax_headers={"path": "a\0b"}), "not a valid file name"),
+        (tar_of("a", pax_headers={"mtime": "9" * 39}), "an invalid time"),
+        (tar_of("a", pax_headers={"mtime": "nan"}), "an invalid time"),
+        (tar_of("a", pax_headers={"uid": "-1"}), "an invalid owner"),
+        (tar_of("a", pax_headers={"linkpath": "a\0b"}, type=tarfile.SYMTYPE, linkname="a"), "an invalid name"),
+        (tar_of("x" * 300), "name too long"),
+        (tar_of("../a"), "'..'"),
+        (tar_of("a")[:1000], "damaged or truncated"),
+        (tar_of("a")[:512], "end-of-archive mark is missing"),
+        (b"\x1f\x8b" + bytes(100), "gzip data is damaged"),
+    ],
+)
+def test_a_bad_tar_is_refused_in_one_line(demo: Run, tmp_path: Path, given: bytes, rule: str) -> None:
+    done = pipe(tmp_path, "cp", "-a", "-", "c1:/", given=given)
+    assert done.returncode == 1 and rule in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_a_member_of_an_unknown_kind_is_left_out(demo: Run, tmp_path: Path) -> None:
+    done = pipe(tmp_path, "cp", "-", "c1:/", given=tar_of("a", type=b"Q"))
+    assert done.returncode == 0 and b"skipped 1" in done.stderr
+    assert not (merged(tmp_path) / "a").exists()
+
+
+def test_a_tar_goes_into_a_directory_that_a_link_names(demo: Run, tmp_path: Path) -> None:
+    given = gzip.compress(tar_of("./", type=tarfile.DIRTYPE)[:512] + tar_of("new"))
+    assert pipe(tmp_path, "cp", "-", "c1:/to-dir", given=given).returncode == 0
+    assert (merged(tmp_path) / "etc/new").exists() and (merged(tmp_path) / "to-dir").is_symlink()
+
+
+def test_holes_stay_holes(demo: Run, tmp_path: Path) -> None:
+    """A small image may have a file of terabytes, which would fill the disk."""
+    huge = tmp_path / "here/huge"
+    with huge.open("wb") as file:
+        file.truncate(1 << 42)
+    sparse = run("tar", "--sparse", "-C", str(huge.parent), "-cf", str(tmp_path / "sparse.tar"), "huge")
+    assert sparse.returncode == 0
+    assert pipe(tmp_path, "cp", "-", "c1:/", given=(tmp_path / "sparse.tar").read_bytes()).returncode == 0
+    ok(demo("cp", "huge", "c1:/in"))
+    for name in ("huge", "in"):
+        ok(demo("cp", f"c1:/{name}", "out"))
+        status = (tmp_path / "here/out").stat()
+        assert status.st_size == 1 << 42 and status.st_blocks < 100
+
+
+def test_set_id_bits_do_not_come_out_in_a_tar(demo: Run, tmp_path: Path) -> None:
+    done = pipe(tmp_path, "cp", "c1:/su", "-")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        assert archive.getmember("su").mode == 0o755
+
+
+def test_a_file_of_proc_has_its_data_in_the_copy(demo: Run, tmp_path: Path) -> None:
+    ok(demo("cp", "/proc/version", "c1:/"))
+    assert (merged(tmp_path) / "version").read_text() == Path("/proc/version").read_text()
+
+
+def test_a_mount_point_that_is_no_view_is_not_copied_to(tmp_path: Path) -> None:
+    """Whoever may rename a directory above it can put a link in its place."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    for place in (tmp_path / "link", tmp_path, tmp_path / "none"):
+        with pytest.raises(MountError), root_of(place):
+            pass

@@ -7,9 +7,12 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from overlayfs_demo.cli import container_rows
+from overlayfs_demo.mounts import registry
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import WHITEOUT, docker_save_many, layer, needs_root
 from tests.places import run
@@ -104,6 +107,26 @@ def test_df_counts_containers_as_docker_does(demo: Demo) -> None:
     assert header.split("  ")[0] == "CONTAINER ID" and row.split()[:2] == ["c1", "a:1"]
     [found] = json.loads(demo("df", "-v", "--format", "json").stdout)["Containers"]
     assert (found["ID"], found["Size"], found["State"]) == ("c1", "4B", "exited")
+
+
+def test_ps_walks_an_upper_only_for_its_size(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[str] = []
+    monkeypatch.setattr(container_rows, "upper_size", lambda container: walked.append(container.name))
+    assert demo("ps", "--format", "{{.Names}} {{$.State}} {{with .Image}}{{$.ID}}{{end}}").returncode == 0
+    assert walked == []
+    for form in ("{{.Size}}", "json", "{{json .}}", "{{range .}}x{{end}}", "table {{.Names}} {{$.Size | upper}}"):
+        walked.clear()
+        demo("ps", "--format", form)
+        assert walked == ["c1"], form
+
+
+def test_ps_reads_the_registry_once(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo("create", "a:1", "--name", "c2").returncode == 0
+    assert demo("create", "a:1", "--name", "c3").returncode == 0
+    live_records = mock.Mock(side_effect=registry.live_records)
+    monkeypatch.setattr(registry, "live_records", live_records)
+    assert demo("ps").stdout.count("Up ") == 3
+    assert live_records.call_count == 1
 
 
 def test_ps_is_shaped_by_a_template(demo: Demo) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import platform
+import re
 import shutil
+import struct
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +23,23 @@ from tests.conftest import unmount_all, why_no_mounts
 from tests.places import BIN, at_terminal, fails, run
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-_APPLETS = ("sh", "cat", "ls", "id", "pwd", "mknod", "mount", "chroot", "dd", "ln", "chmod", "env", "stty", "sleep")
+_APPLETS = (
+    "sh",
+    "cat",
+    "ls",
+    "id",
+    "pwd",
+    "mknod",
+    "mount",
+    "chroot",
+    "dd",
+    "ln",
+    "chmod",
+    "env",
+    "stty",
+    "sleep",
+    "tty",
+)
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1001::/home/bob:/bin/sh\n"
 
 
@@ -107,35 +128,61 @@ def test_user_directory_and_environment(demo: Run) -> None:
     assert {"A=1", "HOME=/home/bob"} <= set(told.splitlines()) and "NO_SUCH_VARIABLE" not in told
     assert says(demo("exec", "-u", "5:7", "c1", "id", "-g")) == "7\n"
     fails(demo("exec", "-u", "eve", "c1", "id"), "no such user", status=126)
+    for number in ("99999999999", "4294967295", "²", "-1", f"0:{'9' * 30}"):
+        fails(demo("exec", "-u", number, "c1", "id"), "the user", status=126)
     fails(demo("exec", "-w", "/nothing", "c1", "id"), "/nothing", status=126)
     fails(demo("exec", "-w", "etc", "c1", "id"), "not absolute", status=2)
 
 
+def load_with(demo: Run, tmp_path: Path, settings: dict[str, object], name: str) -> None:
+    """Load the image a:1 again under another name and with other settings."""
+    path = next((tmp_path / "store/images").iterdir())
+    changed = json.loads(path.read_text()) | {"config": settings}
+    archive, unpacked = tmp_path / "changed.tar", tmp_path / "unpacked"
+    assert demo("save", "a:1", "-o", archive).returncode == 0
+    run("sh", "-c", f"mkdir {unpacked} && tar -C {unpacked} -xf {archive}")
+    manifest = json.loads((unpacked / "manifest.json").read_text())
+    (unpacked / "config.json").write_text(json.dumps(changed))
+    manifest[0] |= {"Config": "config.json", "RepoTags": [name]}
+    (unpacked / "manifest.json").write_text(json.dumps(manifest))
+    for other in ("index.json", "oci-layout"):
+        (unpacked / other).unlink()
+    assert demo("load", unpacked).returncode == 0
+
+
 def test_the_settings_of_the_image_are_the_defaults(demo: Run, tmp_path: Path) -> None:
-    config = {
+    settings: dict[str, object] = {
         "Entrypoint": ["/bin/sh", "-c"],
         "Cmd": ["echo $A $0; pwd; id -u", "x"],
         "Env": ["A=image"],
         "WorkingDir": "/etc",
         "User": "bob",
     }
-    store = tmp_path / "store"
-    path = next(path for path in (store / "images").iterdir())
-    changed = json.loads(path.read_text()) | {"config": config}
-    archive = tmp_path / "changed.tar"
-    assert demo("save", "a:1", "-o", archive).returncode == 0
-    run("sh", "-c", f"mkdir {tmp_path}/x && tar -C {tmp_path}/x -xf {archive}")
-    manifest = json.loads((tmp_path / "x/manifest.json").read_text())
-    (tmp_path / "x/config.json").write_text(json.dumps(changed))
-    manifest[0] |= {"Config": "config.json", "RepoTags": ["b:1"]}
-    (tmp_path / "x/manifest.json").write_text(json.dumps(manifest))
-    for name in ("index.json", "oci-layout"):
-        (tmp_path / "x" / name).unlink()
-    assert demo("load", tmp_path / "x").returncode == 0
+    load_with(demo, tmp_path, settings, "b:1")
     assert says(demo("run", "--rm", "b:1")) == "image x\n/etc\n1000\n"
     assert says(demo("run", "--rm", "-e", "A=mine", "-u", "0", "b:1", "echo $A")) == "mine\n"
     assert says(demo("run", "--rm", "--entrypoint", "pwd", "b:1")) == "/etc\n"
     assert says(demo("run", "--rm", "--entrypoint", "", "b:1", "pwd")) == "/etc\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "status"),
+    [
+        ({"WorkingDir": "../.."}, "is not absolute", 2),
+        ({"Env": ["=x"]}, "has no name", 2),
+        ({"Env": ["A=\0"]}, "could not be started", 125),
+        ({"User": "²"}, "no such user", 126),
+        ({"User": "4294967295"}, "not a number that a user", 126),
+        ({"Entrypoint": ["/proc/self/exe\0"]}, "could not be started", 125),
+        ({"WorkingDir": "/proc/self/fd/3"}, "/proc/self/fd/3", 126),
+    ],
+)
+def test_hostile_settings_of_an_image_are_one_line(
+    demo: Run, tmp_path: Path, settings: dict[str, object], said: str, status: int
+) -> None:
+    load_with(demo, tmp_path, settings, "b:1")
+    fails(demo("run", "--rm", "b:1", "ls"), said, status=status)
+    assert says(demo("ps", "-q")) == "c1\n"
 
 
 def test_standard_input_is_read_only_if_asked_for(demo: Run, tmp_path: Path) -> None:
@@ -160,6 +207,22 @@ def test_a_terminal_is_given_if_asked_for(demo: Run, tmp_path: Path) -> None:
     told = at_terminal("", "exec", "--store", str(tmp_path / "store"), "-i", "c1", "sh", "-c", "test -t 0 || exit 4")
     assert told.endswith("status 4")
     assert b"-t needs a terminal" in piped(tmp_path, b"", "exec", "-it", "c1", "sh").stderr
+
+
+def test_the_terminal_is_one_of_the_container_and_its_users(demo: Run, tmp_path: Path) -> None:
+    words = ["exec", "--store", str(tmp_path / "store"), "-it", "-u", "bob", "c1"]
+    assert "/dev/pts/0\nopened" in at_terminal("", *words, "sh", "-c", "tty; echo opened > /dev/pts/0")
+    assert demo("create", "scratch", "--name", "c2").returncode == 0
+    shutil.copy(static_busybox(), tmp_path / "store/containers/c2/merged/busybox")
+    words = ["exec", "--store", str(tmp_path / "store"), "-it", "c2"]
+    assert at_terminal("", *words, "/busybox", "sh", "-c", "test -t 0 && exit 3").endswith("status 3")
+    assert at_terminal("", *words, "/nothing").endswith("status 127")
+
+
+def test_a_user_may_open_the_streams_by_their_names(demo: Run) -> None:
+    script = "echo out > /dev/stdout; echo err > /dev/stderr"
+    done = demo("exec", "-u", "bob", "c1", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
 
 
 def test_options_that_mean_nothing_here_are_answered_in_one_line(demo: Run) -> None:
@@ -235,6 +298,57 @@ def test_our_descriptors_stay_ours(demo: Run, tmp_path: Path, canary: Path) -> N
         subprocess.run(words, stdin=given, stdout=out, stderr=subprocess.DEVNULL, timeout=60)
     assert canary.read_text() == "canary" and canary.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "out").read_text().startswith("canary") and (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+
+
+def _machine_code() -> bytes:
+    """A program for x86-64 that calls chmod("/proc/self/exe", 0755), which is the mode already; it exits with errno."""
+    code = (
+        b"\x48\x8d\x3d\x17\x00\x00\x00"  # lea rdi, [the path below]
+        b"\xbe\xed\x01\x00\x00"  # mov esi, 0755
+        b"\xb8\x5a\x00\x00\x00\x0f\x05"  # chmod
+        b"\xf7\xd8\x89\xc7"  # edi = -eax
+        b"\xb8\x3c\x00\x00\x00\x0f\x05"  # exit
+        b"/proc/self/exe\0"
+    )
+    at = 64 + 56
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, 62, 1, at, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    size = at + len(code)
+    return header + struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, size, size, 4096) + code
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="has machine code for x86-64")
+def test_a_program_that_runs_our_interpreter_cannot_change_its_file(demo: Run, tmp_path: Path) -> None:
+    """CVE-2019-5736: a link to /proc/self/exe starts the host's program with a dynamic linker of the image."""
+    linker = re.search(rb"/lib[^\0]*/ld-[^\0]+", Path(os.path.realpath(sys.executable)).read_bytes())
+    assert linker is not None
+    written = io.BytesIO(image(static_busybox(), program="/proc/self/exe"))
+    with tarfile.open(fileobj=written, mode="a") as archive:
+        info = tarfile.TarInfo(os.fsdecode(linker[0]))
+        info.size, info.mode = len(_machine_code()), 0o755
+        archive.addfile(info, io.BytesIO(_machine_code()))
+    load(demo, tmp_path, written.getvalue(), "trap:1")
+    assert demo("run", "--rm", "trap:1", "/program").returncode == errno.EROFS
+
+
+def test_capabilities_of_the_caller_are_not_inherited(demo: Run, tmp_path: Path) -> None:
+    inheriting = ("setpriv", "--inh-caps", "+sys_admin")
+    words = (*inheriting, str(BIN / "overlayfs-demo"), "exec", "--store", str(tmp_path / "store"), "c1")
+    status = run(*words, "cat", "/proc/self/status").stdout
+    sets = {line[:6]: int(line[8:], 16) for line in status.splitlines() if line.startswith("Cap")}
+    assert len(sets) == 5 and not any(rights & 1 << 21 for rights in sets.values())
+
+
+def test_local_sockets_work_and_none_of_this_machine_is_in_reach(demo: Run) -> None:
+    tools = "for tool in syslogd logger grep; do ln -s busybox /bin/$tool; done"
+    # syslogd binds /dev/log, to which logger connects.
+    log = "for try in $(seq 100); do logger hello; sleep 0.1; grep hello /tmp/log && break; done"
+    assert "user.notice root: hello" in inside(demo, f"{tools}; ln -s busybox /bin/seq; syslogd -O /tmp/log; {log}")
+    assert len(inside(demo, "cat /proc/net/unix").splitlines()) == 1  # The header.
+
+
+def test_what_proc_tells_of_this_machine_is_masked(demo: Run) -> None:
+    assert inside(demo, "cat /proc/keys /proc/interrupts /proc/timer_list") == ""
+    assert inside(demo, "ls /proc/acpi").count("\n") <= 1
 
 
 def test_links_in_the_place_of_system_directories_lead_nowhere(demo: Run, tmp_path: Path, canary: Path) -> None:

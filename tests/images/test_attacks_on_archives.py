@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import tarfile
 import threading
 from collections.abc import Sequence
@@ -116,6 +117,21 @@ def test_holes_are_not_read_to_compare_files(build: Build) -> None:
     )
     (found,) = analyse(directories, ["", ""]).duplicates
     assert [copy.path for copy in found.copies] == [b"a", b"b", b"d", b"d"]
+
+
+@pytest.mark.parametrize("stretches", [0, 1, 5])
+def test_an_old_gnu_sparse_file_is_unpacked(build: Build, tmp_path: Path, stretches: int) -> None:
+    """Its header has four places for stretches, and what is left of them is empty."""
+    with (tmp_path / "file").open("wb") as file:
+        for number in range(stretches):
+            file.seek(number << 20)
+            file.write(b"data")
+        file.truncate(1 << 24)
+    tar = subprocess.run(
+        ["tar", "--sparse", "--format=gnu", "-C", str(tmp_path), "-c", "file"], capture_output=True, check=True
+    )
+    (directory,) = build(tar.stdout)
+    assert (directory / "file").read_bytes() == (tmp_path / "file").read_bytes()
 
 
 # --- lists of images -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from overlayfs_demo.store.remove import prune, remove_image
 from overlayfs_demo.store.store import Store
 from tests.images.builders import docker_save_many, layer
 from tests.places import BIN
+from tests.store.test_used_images import record
 
 BASE = layer({"etc/motd": "hello\n"})
 BAD = layer({"bad": "x"})
@@ -124,7 +125,7 @@ def test_the_other_image_is_found_and_kept(store: Store, damage: str) -> None:
     DAMAGE[damage](store)
     with pytest.raises(ImageError):
         store.find("bad:1")
-    assert prune(store, {}).images == ()
+    assert prune(store).images == ()
     assert len(store.find("good:1").layers) == 2
 
 
@@ -133,7 +134,7 @@ def test_the_other_image_is_found_and_kept(store: Store, damage: str) -> None:
 def test_a_damaged_image_can_be_removed_and_loaded_again(store: Store, damage: str, by_id: bool) -> None:
     bad = store.find("bad:1").id
     DAMAGE[damage](store)
-    gone = remove_image(store, bad.short if by_id else "bad:1", {})
+    gone = remove_image(store, bad.short if by_id else "bad:1")
     assert (list(map(str, gone.names)), gone.images) == (["bad:1"], (bad,))
     assert store.inventory().problems == ()
     load(store, store.root.parent / "image.tar")
@@ -142,22 +143,23 @@ def test_a_damaged_image_can_be_removed_and_loaded_again(store: Store, damage: s
 
 def test_a_damaged_image_that_a_container_uses_stays(store: Store) -> None:
     bad = store.find("bad:1").id
+    record(store, bad)
     cut_config(store)
     with pytest.raises(ImageError, match="used by container c1"):
-        remove_image(store, bad.short, {bad: ["c1"]}, force=True)
+        remove_image(store, bad.short, force=True)
 
 
 @pytest.mark.parametrize("damage", [cut_config, other_config])
 def test_no_layer_goes_while_an_image_cannot_say_which_it_has(store: Store, damage: Callable[[Store], str]) -> None:
     damage(store)
-    gone = remove_image(store, "good:1", {})
+    gone = remove_image(store, "good:1")
     assert (len(gone.images), gone.layers) == (1, ())
     assert len(store.layers()) == 3
 
 
 def test_an_image_that_has_lost_a_layer_keeps_the_others(store: Store) -> None:
     lose_layer(store)
-    gone = remove_image(store, "good:1", {})
+    gone = remove_image(store, "good:1")
     assert len(gone.layers) == 1
     load(store, store.root.parent / "image.tar")
     assert len(store.find("bad:1").layers) == 2
@@ -176,7 +178,7 @@ def test_a_name_that_stands_for_nothing_is_named_and_can_be_removed(store: Store
     assert "good" in out
     assert "the name lost:1 refers to" in err
     assert "rmi lost:1" in err
-    assert list(map(str, remove_image(store, "lost:1", {}).names)) == ["lost:1"]
+    assert list(map(str, remove_image(store, "lost:1").names)) == ["lost:1"]
     assert said(store, capsys, "images") == (out, "")
 
 
@@ -196,7 +198,7 @@ def test_a_file_that_is_no_record_is_nobodys_image(store: Store, capsys: Capture
     (store.root / "images/notes.txt").write_text("mine")
     (store.root / "layers/mine").mkdir()
     assert said(store, capsys, "images")[1] == ""
-    prune(store, {}, every=True)
+    prune(store, every=True)
     assert (store.root / "layers/mine").exists()
 
 

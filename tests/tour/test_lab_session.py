@@ -231,3 +231,26 @@ def test_line_that_is_not_a_result_is_named(tmp_path: Path, line: str) -> None:
         fails(done, "not the result of a lab", f"{path}, line 2")
     else:
         assert done.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "socket", "directory"])
+def test_report_goes_only_to_a_regular_file(tmp_path: Path, kind: str) -> None:
+    """In a directory that a class shares, another user may have put something in its place."""
+    path, elsewhere = tmp_path / "results.jsonl", tmp_path / "elsewhere"
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "link":
+            path.symlink_to(elsewhere)
+        elif kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listening.bind(str(path))
+        else:
+            path.mkdir()
+        done = lab("whiteout", "--report", path, typed=RIGHT)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert not elsewhere.exists()
+
+
+def test_summary_reads_only_regular_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    fails(run("overlayfs-demo", "lab", "--summary", tmp_path / "fifo"), "is not a regular file")

@@ -46,6 +46,7 @@ SAME_AS_DOCKER = {
     "{{range $i, $l := .RootFS.Layers}}{{$i}}={{$l}} {{end}}": "0=sha256:b7 1=sha256:61 ",
     "{{range $k, $v := .Config.Labels}}{{$k}}={{$v}} {{end}}": "a.b=1 b=2 ",
     "{{range 3}}{{.}}{{end}}": "012",
+    "{{range $x := .Config.Entrypoint}}x{{else}}{{len $x}}{{end}}": "0",
     "{{with .Config}}{{.WorkingDir}}{{end}}{{with .Author}}x{{else}}no author{{end}}": "/appno author",
     '{{if and .Os (eq .Os "linux")}}L{{else if true}}B{{else}}C{{end}}': "L",
     '{{if eq .Os "x"}}A{{else if eq .Os "linux"}}B{{else}}C{{end}}!': "B!",
