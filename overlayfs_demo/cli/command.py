@@ -12,6 +12,7 @@ from types import FrameType
 
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.errors import OverlayError, printable
+from overlayfs_demo.ui.console import put_error
 
 Verbs = argparse._SubParsersAction
 
@@ -91,5 +92,5 @@ def one_line(error: OverlayError | OSError) -> str:
 
 
 def _fail(program: str, problem: str, status: int) -> int:
-    print(f"{program}: {problem}", file=sys.stderr)
+    put_error(f"{program}: {problem}")
     return status

@@ -33,15 +33,18 @@ class Listing:
     raw_quiet: str = "raw"
 
 
-def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False) -> None:
-    """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case."""
+def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False, whole: bool = True) -> None:
+    """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case.
+
+    A table is `whole` if its user chose the columns; otherwise it fits the terminal.
+    """
     table = form.startswith(_TABLE)
     text = form.removeprefix(_TABLE).strip(" ") if table else form
     template = Template(_unescaped({"json": _JSON, "raw": listing.raw_quiet if quiet else listing.raw}.get(text, text)))
     lines = [template.execute(row) for row in rows]
     if table:
         header = template.execute(listing.headers, HEADER_FUNCTIONS)
-        put_table(Table((header,), [(line,) for line in lines], whole=True))
+        put_table(Table(header.split("\t"), [line.split("\t") for line in lines], whole=whole))
     else:
         # What a terminal would act on is escaped; the template may ask for more lines and tabs.
         put("".join(printable(line, keep="\n\t") + "\n" for line in lines))
