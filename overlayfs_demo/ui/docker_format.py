@@ -36,7 +36,7 @@ class Listing:
 def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False, whole: bool = True) -> None:
     """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case.
 
-    A table is `whole` if its user chose the columns; otherwise it fits the terminal.
+    A table is `whole` if its user chose the columns; otherwise it fits the terminal, and each row has all cells.
     """
     table = form.startswith(_TABLE)
     text = form.removeprefix(_TABLE).strip(" ") if table else form
@@ -44,7 +44,10 @@ def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = 
     lines = [template.execute(row) for row in rows]
     if table:
         header = template.execute(listing.headers, HEADER_FUNCTIONS)
-        put_table(Table(header.split("\t"), [line.split("\t") for line in lines], whole=whole))
+        if whole:  # The lines of a template may have fewer cells than its header, or more.
+            put_table(Table((header,), [(line,) for line in lines], whole=True))
+        else:
+            put_table(Table(header.split("\t"), [line.split("\t") for line in lines]))
     else:
         # What a terminal would act on is escaped; the template may ask for more lines and tabs.
         put("".join(printable(line, keep="\n\t") + "\n" for line in lines))

@@ -59,8 +59,7 @@ def test_pages_fit_the_terminal_and_lose_no_line(temporary: Path) -> None:
 
 def test_a_page_is_turned_only_if_something_is_on_the_next(temporary: Path) -> None:
     with Terminal("tour", *NAMES[:2], rows=60) as screen:
-        screen.press("\r")
-        height = read_on(screen)[-1].rstrip().count("\n") + 1
+        height = "".join(read_on(screen)).rpartition("\f")[2].strip().count("\n") + 1
         screen.press("q")
         screen.ends(0)
     for rows in (height + 1, height + 2):
