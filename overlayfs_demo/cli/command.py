@@ -13,6 +13,7 @@ from types import FrameType
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.streams import abandon_output
 from overlayfs_demo.errors import OverlayError, printable
+from overlayfs_demo.ui.console import put_error
 
 Verbs = argparse._SubParsersAction
 
@@ -93,7 +94,7 @@ def one_line(error: OverlayError | OSError) -> str:
 
 
 def _fail(program: str, problem: str, status: int) -> int:
-    print(f"{program}: {problem}", file=sys.stderr)
+    put_error(f"{program}: {problem}")
     try:
         sys.stdout.flush()
     except OSError:

@@ -6,6 +6,7 @@ import argparse
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.confirm import confirmed
+from overlayfs_demo.cli.docker_flags import OF_PRUNE, add_answers
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.store.container import Container
@@ -18,6 +19,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verb of this module."""
     verb = add_verb(verbs, "prune", "remove all stopped containers and their changes", "prune --force", _prune)
     verb.add_argument("--force", "-f", action="store_true", help="do not ask")
+    add_answers(verb, OF_PRUNE)
     add_json(verb)
 
 

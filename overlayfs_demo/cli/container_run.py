@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from overlayfs_demo.cli.command import Verbs
-from overlayfs_demo.cli.docker_flags import add_answers
+from overlayfs_demo.cli.docker_flags import OF_COMMANDS, add_answers
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError
 from overlayfs_demo.linux import mounting
@@ -42,13 +42,13 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("--name", metavar="C", help="container name (default: a random one)")
     verb.add_argument("--rm", action="store_true", help="remove the container afterwards")
     verb.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's; '' means none")
-    add_answers(verb)
+    add_answers(verb, OF_COMMANDS)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     verb = add_verb(verbs, "exec", "run a command in a container", "exec c1 cat /etc/motd\nexec -i -t c1 sh", _exec)
     verb.description = "Run a command in a mounted container." + _CONFINED
     _add_options(verb)
-    add_answers(verb)
+    add_answers(verb, OF_COMMANDS)
     verb.add_argument("container", metavar="C")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     verb = add_verb(verbs, "shell", "run a shell or a command with a container as its root", "shell c1 ls -l /", _shell)

@@ -16,6 +16,7 @@ from overlayfs_demo.cli.analysis import diff_images
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.container_filters import add_filters, chosen
 from overlayfs_demo.cli.container_rows import put_containers
+from overlayfs_demo.cli.docker_flags import OF_CREATE, OF_START, add_answers
 from overlayfs_demo.cli.format_option import add_format, form_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
@@ -54,12 +55,15 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
+    verb.add_argument("command", nargs="*", help=argparse.SUPPRESS)
+    add_answers(verb, OF_CREATE)
     verb = add_verb(
         verbs, "ps", "list containers", "ps --quiet --filter status=exited\nps --format '{{.Names}}: {{.Status}}'", _ps
     )
     verb.add_argument("--all", "-a", action="store_true", help="accepted as in docker: stopped ones are always listed")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     verb.add_argument("--no-trunc", action="store_true", help="show the ID of each image in full")
+    verb.add_argument("--size", "-s", action="store_true", help="accepted as in docker: UPPER always shows it")
     add_filters(verb)
     add_format(verb)
     add_json(verb)
@@ -119,20 +123,27 @@ def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "stop", "unmount containers and keep their changes", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
+    verb.add_argument("--time", "-t", metavar="SECONDS", help="accepted as in docker: there is nothing to wait for")
     add_json(verb)
     verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
     add_json(verb)
+    add_answers(verb, OF_START)
     verb = add_verb(verbs, "rename", "give a container another name", "rename c1 web", _rename)
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", metavar="NAME")
     verb = add_verb(verbs, "rm", "remove containers and their changes", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
+    verb.add_argument("--volumes", "-v", action="store_true", help="accepted as in docker: there are no volumes here")
     add_json(verb)
 
 
 def _create(arguments: argparse.Namespace) -> int:
+    if arguments.command:
+        raise UsageError(
+            f"create runs nothing here, not even '{printable(arguments.command[0])}'", "use 'run IMAGE COMMAND'"
+        )
     containers = Containers(store_of(arguments))
     container = containers.create(
         containers.base(arguments.image),

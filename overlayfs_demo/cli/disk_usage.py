@@ -140,9 +140,9 @@ def _put_verbose(usages: Sequence[_Usage], containers: Sequence[ContainerUsage],
     if form:
         raise UsageError("--verbose has two tables, and one --format cannot shape both", "use --format json")
     put("Images space usage:\n\n")
-    put_rows(IMAGES, _VERBOSE_IMAGES, images)
+    put_rows(IMAGES, _VERBOSE_IMAGES, images, whole=False)
     put("\nContainers space usage:\n\n")
-    put_rows(CONTAINERS, _VERBOSE_CONTAINERS, rows)
+    put_rows(CONTAINERS, _VERBOSE_CONTAINERS, rows, whole=False)
     return 0
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.help_text import HelpFormatter
-from overlayfs_demo.ui.console import PROGRAM
+from overlayfs_demo.ui.console import PROGRAM, put
 
 # By group and by the verb's name in it: which module has the verb, and its name there.
 GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -69,9 +70,16 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
             epilog=f"example:\n  {PROGRAM} {group} {first}",
             formatter_class=HelpFormatter,
         )
-        inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        parser.set_defaults(run=partial(_help, parser))
+        inner = parser.add_subparsers(title="commands", metavar="COMMAND")
         for name, (module, verb) in members.items():
             _add(inner, group, name, _verb(module, verb))
+
+
+def _help(parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int:
+    """Print the help of a group, as docker does for a group without a verb."""
+    put(parser.format_help())
+    return 0
 
 
 def _verb(module: str, verb: str) -> argparse.ArgumentParser:

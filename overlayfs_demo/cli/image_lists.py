@@ -54,7 +54,10 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("-H", dest="human", action="store_true", help="the same as --human=true")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
     verb.add_argument("--layers", action="store_true", help="also show the layer of each step, which docker does not")
-    verb = add_verb(verbs, "layers", "list every stored layer and the images that use it", "layers", _layers)
+    verb = add_verb(
+        verbs, "layers", "list every stored layer and the images that use it", "layers\nlayers app:1.0", _layers
+    )
+    verb.add_argument("image", nargs="?", metavar="IMAGE", help="list only the layers of this image")
     _add_form(verb)
 
 
@@ -94,9 +97,10 @@ def _images(arguments: argparse.Namespace) -> int:
         rows = [row for row in rows if is_named(row, arguments.name)]
     trunc, now = not arguments.no_trunc, time.time()
     digests = arguments.digests and not (arguments.quiet or arguments.json)
-    if form := form_of(arguments) or (_WITH_DIGESTS if digests else None):
+    own = form_of(arguments)
+    if form := own or (_WITH_DIGESTS if digests else None):
         fields = [docker_tables.image_fields(row, now, trunc) for row in rows]
-        put_rows(IMAGES, form, fields, quiet=arguments.quiet)
+        put_rows(IMAGES, form, fields, quiet=arguments.quiet, whole=own is not None or not trunc)
     elif arguments.quiet:
         put("".join(f"{docker_tables.short_id(row.id) if trunc else row.id}\n" for row in rows))
     elif arguments.json:
@@ -146,10 +150,13 @@ def _history(arguments: argparse.Namespace) -> int:
 
 
 def _layers(arguments: argparse.Namespace) -> int:
-    """Print every stored layer, the largest first."""
-    found = inventory(store_of(arguments))
+    """Print every stored layer, or those of one image, the largest first."""
+    store = store_of(arguments)
+    wanted = None if arguments.image is None else {layer.chain_id for layer in store.find(arguments.image).layers}
+    found = inventory(store)
     used_by = _images_by_layer(found.images)
-    layers = sorted(found.layers, key=lambda layer: (-layer.size, str(layer.chain_id)))
+    chosen = [layer for layer in found.layers if wanted is None or layer.chain_id in wanted]
+    layers = sorted(chosen, key=lambda layer: (-layer.size, str(layer.chain_id)))
     if arguments.json:
         put_json([_layer_json(layer, used_by.get(layer.chain_id, [])) for layer in layers])
         return 0

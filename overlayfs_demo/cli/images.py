@@ -10,6 +10,7 @@ from typing import BinaryIO
 from overlayfs_demo.cli import image_lists
 from overlayfs_demo.cli.command import Verbs, one_line
 from overlayfs_demo.cli.confirm import confirmed
+from overlayfs_demo.cli.docker_flags import OF_PRUNE, add_answers
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.model import Platform
@@ -40,9 +41,25 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     add_json(verb)
-    verb = add_verb(verbs, "import", "create an image from a tar of a file tree", "import rootfs.tar app:flat", _import)
+    verb = add_verb(
+        verbs,
+        "import",
+        "create an image from a tar of a file tree",
+        "import rootfs.tar app:flat\nimport -c 'CMD [\"sh\"]' rootfs.tar app:flat",
+        _import,
+    )
     verb.add_argument("archive", metavar="FILE", help="a tar as docker export writes it, or - for standard input")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
+    verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
+    verb.add_argument(
+        "--change",
+        "-c",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="INSTRUCTION",
+        help="a Dockerfile line for the image's settings, as for 'commit'",
+    )
     add_json(verb)
     image_lists.add_verbs(verbs)
     _add_other_verbs(verbs)
@@ -60,6 +77,8 @@ def _add_other_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "prune", "remove unused images and layers", "prune\nprune --all --force", _prune)
     verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
     verb.add_argument("--force", "-f", action="store_true", help="do not ask before --all removes named images")
+    verb.add_argument("--volumes", action="store_true", help="accepted as in docker: there are no volumes here")
+    add_answers(verb, OF_PRUNE)
     add_json(verb)
 
 
@@ -104,7 +123,14 @@ def _load(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     name = ImageName.parse(arguments.name) if arguments.name is not None else None
     with progress() as told:
-        loaded = import_tree(store_of(arguments), _source(arguments.archive), name, progress=told)
+        loaded = import_tree(
+            store_of(arguments),
+            _source(arguments.archive),
+            name,
+            changes=arguments.changes,
+            comment=arguments.message,
+            progress=told,
+        )
     if arguments.json:
         put_json([_loaded_json(loaded)])
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol, TypeVar
@@ -12,8 +13,10 @@ from typing import Protocol, TypeVar
 from overlayfs_demo.cli.command import Verbs, new_verb
 from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.mounts.options import FRONTS
-from overlayfs_demo.ui.console import PROGRAM, put_json
+from overlayfs_demo.ui.console import PROGRAM, put, put_json
 from overlayfs_demo.ui.terminal import put_styled
+from overlayfs_demo.ui.terminal import width as terminal_width
+from overlayfs_demo.ui.text import filled
 
 
 class Listed(Protocol):
@@ -60,7 +63,12 @@ def put_list(items: Sequence[Listed], as_json: bool) -> int:
     # docker's table would be wider than a terminal.
     width = max(len(item.name) for item in items)
     for number, item in enumerate(items, 1):
-        put_styled([(f"{number:>2}  ", "dim"), (item.name.ljust(width), "cyan"), (f"  {item.summary}\n", "")])
+        before = f"{number:>2}  {item.name:<{width}}  "
+        line = filled(before + item.summary, terminal_width() or sys.maxsize, " " * 4)
+        if line.startswith(before):
+            put_styled([(before[:4], "dim"), (before[4:], "cyan"), (f"{line.removeprefix(before)}\n", "")])
+        else:  # The terminal is too narrow for a name.
+            put(f"{line}\n")
     return 0
 
 

@@ -16,7 +16,7 @@ from overlayfs_demo.cli.overview import overview
 from overlayfs_demo.cli.parser import Parser, summaries_of
 from overlayfs_demo.cli.streams import open_missing_streams
 from overlayfs_demo.cli.unknown import unknown_verb
-from overlayfs_demo.ui.console import PROGRAM
+from overlayfs_demo.ui.console import PROGRAM, Notes
 
 # All verbs, in the order of the overview: its groups, the modules of this folder in each, and which of a module's verbs
 # belong there. A module's function `add_verbs` adds all its verbs. It is imported only for them: a mount must not wait
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. An error is one line on stderr."""
     open_missing_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format=f"{PROGRAM}: %(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[Notes()])
     if "_ARGCOMPLETE" in os.environ:
         _complete(os.environ.get("COMP_LINE", "").split()[1:])
     if os.path.basename(sys.argv[0]).startswith("umount."):

@@ -81,13 +81,13 @@ def _verb(verb: argparse.ArgumentParser) -> str:
 
 
 def _argument(verb: argparse.ArgumentParser, action: argparse.Action) -> Iterator[str]:
-    if action.help is None or "-h" in action.option_strings:
+    if action.help in (None, argparse.SUPPRESS) or "-h" in action.option_strings:
         return
     metavar = "" if action.nargs == 0 else str(action.metavar or "{" + ",".join(action.choices or ()) + "}")
     names = ", ".join(rf"\fB{_text(option)}\fR" for option in action.option_strings)
     yield ".TP"
     yield f"{names} \\fI{_text(metavar)}\\fR".strip() if metavar else names
-    yield _text(action.help % {**vars(action), "prog": verb.prog})
+    yield _text((action.help or "") % {**vars(action), "prog": verb.prog})
 
 
 def _blocks(text: str) -> Iterator[str]:

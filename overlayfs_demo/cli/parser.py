@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from overlayfs_demo.cli.unknown import unknown_in_group
+
+# Docker takes the value of an option that is on or off, as in `--pause=false` (pflag).
+_TRUTH = re.compile(r"(--[\w-]+)=(true|false)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,12 +19,40 @@ class Parser(argparse.ArgumentParser):
     argparse leaves such words to the outermost parser, whose usage does not show the options of the verb.
     """
 
-    def parse_known_args(self, *arguments: Any, **more: Any) -> Any:
-        """Parse as argparse does, but exit with status 2 if a word is left over."""
-        found, unknown = super().parse_known_args(*arguments, **more)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but exit with status 2 if a word is left over, and take `--OPTION=true` or `=false`.
+
+        Raises UsageError for a verb that a group does not have.
+        """
+        found, unknown = super().parse_known_args(None if args is None else self._without_truths(args), namespace)
         if unknown:
             self.error(self._complaint(unknown))
         return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            raise unknown_in_group(self.prog.rpartition(" ")[2], value, action.choices)
+        super()._check_value(action, value)
+
+    def _without_truths(self, words: Sequence[str]) -> list[str]:
+        """Return the words with `--OPTION` for `--OPTION=true`, and without `--OPTION=false`.
+
+        The words of a command that is to be run are not ours: they begin with a word that is no option.
+        """
+        runs = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        kept: list[str] = []
+        is_value = False
+        for index, word in enumerate(words):
+            if word == "--" or (runs and not is_value and not word.startswith("-")):
+                return [*kept, *words[index:]]
+            option = self._option_string_actions.get(word)
+            is_value = option is not None and option.nargs is None
+            truth = _TRUTH.fullmatch(word)
+            if truth and isinstance(self._option_string_actions.get(truth[1]), argparse._StoreTrueAction):
+                kept += [truth[1]] if truth[2] == "true" else []
+            else:
+                kept.append(word)
+        return kept
 
     def _complaint(self, unknown: list[str]) -> str:
         import difflib  # Only a mistake needs it.

@@ -41,6 +41,8 @@ INSTEAD: Mapping[str, str] = {
     "network": f"{_NO_NETWORK}: 'cp' copies files in and out",
     "port": f"{_NO_NETWORK}: 'cp' copies files in and out",
     "volume": "there are no volumes: 'diff C' lists what a container changed, and 'export C' writes all its files",
+    "docker": "leave out that word: 'images' lists the images, and 'ps' the containers",
+    "ls": "'images' lists the images, and 'ps' the containers",
     "info": "'df' shows the images and their space, 'ps' the containers, 'version' the version",
     "plugin": "there are no plugins: 'help' lists the commands",
     "context": f"{_NO_CLUSTER}: the option --store and OVERLAYFS_DEMO_STORE choose another store, as 'help load' says",
@@ -52,6 +54,8 @@ INSTEAD: Mapping[str, str] = {
     "config": f"{_NO_CLUSTER}: 'inspect IMAGE' shows an image's Config",
     "secret": f"{_NO_CLUSTER}: 'ghosts IMAGE' finds secrets that were deleted but still ship",
 }
+# Docker's other names for verbs of its groups.
+_OTHER_NAMES = {"list": "ls", "ps": "ls", "remove": "rm"}
 
 
 def unknown_verb(word: str, verbs: Iterable[str]) -> UsageError:
@@ -65,3 +69,16 @@ def unknown_verb(word: str, verbs: Iterable[str]) -> UsageError:
         return UsageError(problem, INSTEAD[word])
     near = difflib.get_close_matches(word, list(verbs), 1)
     return UsageError(problem, f"did you mean '{near[0]}'?" if near else f"'{PROGRAM} help' lists the commands")
+
+
+def unknown_in_group(group: str, word: str, verbs: Iterable[str]) -> UsageError:
+    """Return the error for a word that is none of the verbs of one of docker's groups."""
+    problem = f"unknown command '{group} {printable(word)}'"
+    meant = _OTHER_NAMES.get(word)
+    if meant is None or meant not in verbs:
+        if word in INSTEAD:
+            return UsageError(problem, INSTEAD[word])
+        meant = next(iter(difflib.get_close_matches(word, list(verbs), 1)), None)
+    if meant is None:
+        return UsageError(problem, f"'{PROGRAM} {group}' lists the commands")
+    return UsageError(problem, f"did you mean '{group} {meant}'?")

@@ -10,12 +10,14 @@ import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
-from overlayfs_demo.errors import OverlayError, printable
+from overlayfs_demo.errors import MountError, OverlayError, printable
+from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.protocol import provenance_to_json
 from overlayfs_demo.overlay.types import Attrs
 from overlayfs_demo.ui.console import note, put, put_json
@@ -48,10 +50,31 @@ def _which(arguments: argparse.Namespace) -> int:
     """Answer for each path; return 1 if any of them is not seen or cannot be looked up."""
     answer = _list if arguments.long else _explain
     if arguments.image is None:
-        questions = questions_about_views(view_path(word, arguments.store) for word in arguments.paths)
+        words = _in_container(arguments.paths, arguments.store)
+        questions = questions_about_views(view_path(word, arguments.store) for word in words)
     else:
         questions = questions_about_image(store_of(arguments), arguments.image, arguments.paths)
     return max(answer(question, as_json=arguments.json) for question in questions)
+
+
+def _in_container(words: Sequence[str], root: Path | None) -> Sequence[str]:
+    """Return the words, or C:PATH for each path if they are the name of a container and paths that are in no view."""
+    name, *paths = words
+    is_name = "/" not in name and view_path(name, root) != name
+    if paths and is_name and not any(map(_may_be_in_view, paths)):
+        return [f"{name}:{path}" for path in paths]
+    return words
+
+
+def _may_be_in_view(word: str) -> bool:
+    """Return whether a word is more than an absolute path that lies in no view."""
+    if not word.startswith("/"):
+        return True
+    try:
+        registry.place_in_view(os.fsencode(word), follow=False)
+    except MountError:
+        return False
+    return True
 
 
 def _explain(question: Question, *, as_json: bool) -> int:

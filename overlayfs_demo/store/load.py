@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.archive import Archive, open_archive, open_stream
+from overlayfs_demo.images.dockerfile_change import changed
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.formats import Candidate, NotAnImage, contents
 from overlayfs_demo.images.layer_tree import remove_tree
@@ -144,18 +145,28 @@ def load_one(store: Store, archive: Archive, image: Image, progress: Progress) -
 
 
 def import_tree(
-    store: Store, source: Path | BinaryIO, name: ImageName | None = None, progress: Progress = SILENT
+    store: Store,
+    source: Path | BinaryIO,
+    name: ImageName | None = None,
+    *,
+    changes: Sequence[str] = (),
+    comment: str = "",
+    progress: Progress = SILENT,
 ) -> Loaded:
-    """Make a one-layer image from the tar of a tree, as `docker import` does. Raises ImageError."""
+    """Make a one-layer image from the tar of a tree, as `docker import` does.
+
+    `changes` are Dockerfile instructions, see `images.dockerfile_change`. Raises ImageError, UsageError.
+    """
+    settings = changed({}, changes)
     with store.writing(), _opened(store, source, progress) as archive:
         diff_id = archive.whole_digest(progress)
         system = running_platform()
         when = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         config = {
             "architecture": system.architecture,
-            "config": {},
+            "config": settings,
             "created": when,
-            "history": [{"created": when, "created_by": "", "comment": f"Imported from {archive.label}"}],
+            "history": [{"created": when, "created_by": "", "comment": comment or f"Imported from {archive.label}"}],
             "os": system.os,
             "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
         }

@@ -18,6 +18,10 @@ from overlayfs_demo.tour.building import Content
 from overlayfs_demo.tour.checks import Check, unchanged
 from overlayfs_demo.tour.picture import WIDTH, picture
 from overlayfs_demo.tour.stage import Stage
+from overlayfs_demo.ui.terminal import width
+
+# Fewer characters in a line would be no text.
+_NARROWEST = 30
 
 # Pieces of text, each with a style of rich, and the function that prints them.
 Pieces = Sequence[tuple[str, str]]
@@ -69,7 +73,7 @@ def side_by_side(*layers: str) -> Mapping[str, str]:
 
 def introduce(experiment: Experiment, number: str, put: Put) -> None:
     """Print the heading of an experiment, and the question what will happen."""
-    put([(f"--- {number}: {experiment.name} ".ljust(WIDTH - 1, "-"), "bold"), ("\n", "")])
+    put([(f"--- {number}: {experiment.name} ".ljust(_width() - 1, "-"), "bold"), ("\n", "")])
     put([(wrapped(experiment.question), ""), ("\n", "")])
 
 
@@ -90,7 +94,7 @@ def perform(experiment: Experiment, stage: Stage, put: Put) -> tuple[int, list[s
         _do(command, stage, put)
     put([("\n", "")])
     if experiment.look:
-        heading, *lines = picture({title: stage.tree(path) for title, path in experiment.look.items()})
+        heading, *lines = picture({title: stage.tree(path) for title, path in experiment.look.items()}, _width())
         put([(heading, "bold"), ("\n", ""), ("".join(f"{line}\n" for line in lines), ""), ("\n", "")])
     checks = (*experiment.checks, *map(unchanged, experiment.layers))
     failed = [check.says for check in checks if not _told(check, stage, put)]
@@ -99,12 +103,17 @@ def perform(experiment: Experiment, stage: Stage, put: Put) -> tuple[int, list[s
 
 
 def wrapped(text: str, indent: str = "") -> str:
-    """Return the text in lines of at most the picture's width, ending with a newline."""
-    return textwrap.fill(" ".join(text.split()), WIDTH - 1, subsequent_indent=indent, break_on_hyphens=False) + "\n"
+    """Return the text in lines that fit a page, ending with a newline."""
+    return textwrap.fill(" ".join(text.split()), _width() - 1, subsequent_indent=indent, break_on_hyphens=False) + "\n"
+
+
+def _width() -> int:
+    """Return the characters of a line: those of a picture, or of a terminal that is narrower, but not absurdly so."""
+    return max(min(width() or WIDTH, WIDTH), _NARROWEST)
 
 
 def labelled(label: str, style: str, text: str) -> Pieces:
-    """Return the text in lines of at most the picture's width, after a label in that style."""
+    """Return the text in lines that fit a page, after a label in that style."""
     return [(label, style), (wrapped(f"{label} {text}", " " * (len(label) + 1)).removeprefix(label), "")]
 
 
@@ -120,7 +129,7 @@ def _do(command: str | Refused, stage: Stage, put: Put) -> None:
 def _folded(line: str) -> list[str]:
     """Return a line of a command's output, folded to the width of the picture."""
     return textwrap.wrap(
-        line, WIDTH, drop_whitespace=True, replace_whitespace=False, expand_tabs=True, break_on_hyphens=False
+        line, _width(), drop_whitespace=True, replace_whitespace=False, expand_tabs=True, break_on_hyphens=False
     ) or [""]
 
 

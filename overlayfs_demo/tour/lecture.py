@@ -22,7 +22,7 @@ from overlayfs_demo.tour.stage import PLACES, Stage, stage, undisturbed
 from overlayfs_demo.ui.console import PROGRAM
 
 _NAME = "lecture"
-_HINT = " exit or q: end    F2 or mouse: other side"
+_HINT = " to end: exit, or q on the right   other side: F2 or mouse"
 # At most half of 80 columns wide.
 _WELCOME = """\
 merged is the view, upper its changes.

@@ -76,13 +76,16 @@ class Projector:
     def put(self, pieces: Pieces) -> None:
         """Show text, on a new page if it does not fit on the present one. Raises Turned if it is not wanted."""
         lines = _lines(pieces)
-        # What fits on a page is not torn apart.
-        if self._used and self._height(lines) > self._room() and self._height(lines) <= self._page():
+        # What fits on a page is not torn apart. A blank line at its end needs no page.
+        height = self._height(lines[: max((at for at, line in enumerate(lines, 1) if _is_said(line)), default=0)])
+        if self._used and self._room() < height <= self._page():
             self._turn_page()
         for line in lines:
             if self._height([line]) > self._room() and self._used:
+                if not _is_said(line):
+                    continue
                 self._turn_page()
-            if self._used or _text(line).strip() or not self._clears:
+            if self._used or _is_said(line) or not self._clears:
                 put_styled(line)
                 self._used += self._height([line])
 
@@ -138,6 +141,10 @@ def _lines(pieces: Pieces) -> list[Pieces]:
             if part.endswith("\n"):
                 lines.append([])
     return [line for line in lines if line]
+
+
+def _is_said(line: Pieces) -> bool:
+    return bool(_text(line).strip())
 
 
 def _text(line: Pieces) -> str:

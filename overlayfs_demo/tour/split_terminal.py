@@ -21,6 +21,7 @@ from typing import Any
 
 from overlayfs_demo.errors import OverlayError, printable
 from overlayfs_demo.tour.stage import undisturbed
+from overlayfs_demo.tour.survivor import survives
 from overlayfs_demo.ui.console import put
 
 # How long to wait for the client and the server after they were told to end, in seconds.
@@ -63,7 +64,7 @@ def show(left: Side, right: Side, room: Path, start_in: Path, hint: str) -> None
     """Show two programs side by side, the left one in front, until one of them ends. Raises OverlayError.
 
     `room` is a directory for the socket and the settings, and the last line of the terminal is the `hint`. Afterwards
-    nothing runs any more, whatever happens.
+    nothing runs any more, whatever happens: if this process is killed, another one returns from here (`survives`).
     """
     settings, socket = room / "tmux.conf", room / "tmux"
     settings.write_text(_SETTINGS.format(hint=hint, session=_SESSION))
@@ -71,8 +72,14 @@ def show(left: Side, right: Side, room: Path, start_in: Path, hint: str) -> None
     environment = {name: value for name, value in os.environ.items() if name not in ("TMUX", "TMUX_PANE")}
     tmux = _Tmux(("tmux", "-S", str(socket)), environment)
     words = ("-f", str(settings), *_commands(left, right, start_in))
+    if not survives(lambda: _attach(tmux, words)):
+        tmux.end()
+
+
+def _attach(tmux: _Tmux, words: Sequence[str]) -> None:
+    """Run tmux with these words until it ends. Raises OverlayError if it complains."""
     before = termios.tcgetattr(sys.stdin)
-    client = subprocess.Popen([*tmux.words, *words], env=environment, stderr=subprocess.PIPE)
+    client = subprocess.Popen([*tmux.words, *words], env=tmux.environment, stderr=subprocess.PIPE)
     try:
         complaint = client.communicate()[1].decode(errors="replace").strip()
     finally:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from overlayfs_demo.ui.text import filled
+
 PROGRAM = "overlayfs-demo"
+# Columns of a terminal that does not know how many it has.
+_WIDTH = 80
 
 
 def put(text: str) -> None:
@@ -22,4 +28,22 @@ def put_json(rows: Sequence[Mapping[str, object]]) -> None:
 
 def note(text: str) -> None:
     """Print one line on stderr: what a person should know beside the output."""
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    put_error(f"{PROGRAM}: {text}")
+
+
+class Notes(logging.Handler):
+    """What modules log, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record as `note` does. As in every handler, a failure to print is no failure of the program."""
+        try:
+            note(self.format(record))
+        except OSError:
+            self.handleError(record)
+
+
+def put_error(line: str) -> None:
+    """Print a line on stderr; a terminal gets it in several lines, broken at words, if it is too long for one."""
+    if sys.stderr.isatty():
+        line = filled(line, os.get_terminal_size(sys.stderr.fileno()).columns or _WIDTH)
+    print(line, file=sys.stderr)

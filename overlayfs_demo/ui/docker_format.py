@@ -49,20 +49,26 @@ class Form:
         named = {"json": _JSON, "raw": listing.raw_quiet if quiet else listing.raw}
         return cls(listing, Template(_unescaped(named.get(text, text))), is_table)
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """Print the rows. Raises TemplateError, and prints nothing in that case."""
+    def put(self, rows: Sequence[Row], *, whole: bool = True) -> None:
+        """Print the rows. Raises TemplateError, and prints nothing in that case.
+
+        A table is `whole` if its user chose the columns; otherwise it fits the terminal, and each row has all cells.
+        """
         lines = [self.template.execute(row) for row in rows]
         if self.is_table:
             header = self.template.execute(self.listing.headers, HEADER_FUNCTIONS)
-            put_table(Table((header,), [(line,) for line in lines], whole=True))
+            if whole:  # The lines of a template may have fewer cells than its header, or more.
+                put_table(Table((header,), [(line,) for line in lines], whole=True))
+            else:
+                put_table(Table(header.split("\t"), [line.split("\t") for line in lines]))
         else:
             # What a terminal would act on is escaped; the template may ask for more lines and tabs.
             put("".join(printable(line, keep="\n\t") + "\n" for line in lines))
 
 
-def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False) -> None:
-    """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case."""
-    Form.parse(listing, form, quiet=quiet).put(rows)
+def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False, whole: bool = True) -> None:
+    """Print the rows in the form that `--format` gives, as `Form.put` does."""
+    Form.parse(listing, form, quiet=quiet).put(rows, whole=whole)
 
 
 def label_header(name: str) -> str:

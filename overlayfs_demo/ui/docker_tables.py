@@ -84,6 +84,9 @@ def _moment(created: int, zone: tzinfo | None) -> datetime:
         return moment  # Go's zero time, west of Greenwich: before Python's first day.
 
 
+# The image's ID says least in a history: all rows but the first have none.
+_HISTORY_FITS = {**BY_TITLE, "IMAGE": Fit(2)}
+
 # --- history ---------------------------------------------------------------------------------------
 
 
@@ -106,14 +109,23 @@ class _Words:
         return ago(created, self._now) if self._human and created is not None else self.at(created)
 
     def created_by(self, row: HistoryRow) -> str:
-        text = row.created_by.replace("\t", " ")
+        text = _step(row)
         return cut_end(text, _CREATED_BY_WIDTH) if self._trunc else text
 
     def size(self, size: int) -> str:
         return human_size(size) if self._human else str(size)
 
     def cells(self, row: HistoryRow) -> list[str]:
-        return [self.id(row.id), self.since(row.created), self.created_by(row), self.size(row.size)]
+        """The cells of the table, in which the step is whole: the table cuts it."""
+        return [self.id(row.id), self.since(row.created), _step(row), self.size(row.size)]
+
+    def longest(self) -> dict[str, int]:
+        """How much of a step docker prints. A terminal that has room for more shows more."""
+        return {"CREATED BY": _CREATED_BY_WIDTH} if self._trunc else {}
+
+
+def _step(row: HistoryRow) -> str:
+    return row.created_by.replace("\t", " ")
 
 
 def _created_header(human: bool) -> str:
@@ -124,8 +136,9 @@ def history_table(
     rows: Iterable[HistoryRow], now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
 ) -> Table:
     """`docker history`; `human` False is `--human=false`, `trunc` False is `--no-trunc`."""
-    cells = [history_cells(row, now, human, trunc, zone) for row in rows]
-    return Table(history_header(human), cells, whole=not trunc)
+    words = _Words(now, human, trunc, zone)
+    cells = [[*words.cells(row), row.comment] for row in rows]
+    return Table(history_header(human), cells, fits=_HISTORY_FITS, whole=not trunc, longest=words.longest())
 
 
 def history_header(human: bool = True) -> tuple[str, ...]:
@@ -133,11 +146,9 @@ def history_header(human: bool = True) -> tuple[str, ...]:
     return ("IMAGE", _created_header(human), "CREATED BY", "SIZE", "COMMENT")
 
 
-def history_cells(
-    row: HistoryRow, now: float, human: bool = True, trunc: bool = True, zone: tzinfo | None = None
-) -> list[str]:
-    """One row of `docker history`, as `history_table` has it."""
-    return [*_Words(now, human, trunc, zone).cells(row), row.comment]
+def history_cells(row: HistoryRow, now: float) -> list[str]:
+    """One row of `docker history --no-trunc`."""
+    return [*_Words(now, human=True, trunc=False, zone=None).cells(row), row.comment]
 
 
 def history_fields(
@@ -187,8 +198,7 @@ def _cut_step(text: str, width: int) -> str:
     return text if columns(text) <= width else cut_end(History("", text).instruction, width)
 
 
-# Beside the layers' own IDs, the image's says least: all rows but the first have none.
-_EXTENDED_FITS = {**BY_TITLE, "CREATED BY": Fit(9, _cut_step, 20), "IMAGE": Fit(2)}
+_EXTENDED_FITS = {**_HISTORY_FITS, "CREATED BY": Fit(9, _cut_step, 20)}
 
 
 def extended_history_table(
@@ -213,7 +223,7 @@ def extended_history_table(
         "COMMENT",
     )
     cells = [[*words.cells(row), *_layer_cells(row, words.id), row.comment] for row in rows]
-    return Table(header, cells, fits=_EXTENDED_FITS, whole=not trunc)
+    return Table(header, cells, fits=_EXTENDED_FITS, whole=not trunc, longest=words.longest())
 
 
 def layer_fields(row: HistoryRow, trunc: bool = True) -> Row:

@@ -8,13 +8,13 @@ that, the columns stand closer and give way, see `fitting`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.fitting import BY_TITLE, OTHER, PADDING, Fit, fitted_widths
-from overlayfs_demo.ui.text import columns
+from overlayfs_demo.ui.text import columns, cut_end
 
 _MIN_WIDTH = 10
 _PADDING = 3
@@ -36,7 +36,8 @@ class Table:
 
     Rendering escapes the cells. A newline in a cell ends the line and a tab ends the cell, so pass a file's name
     through `printable` first. With `trim`, a line does not end with padding before empty cells. `fits` says how columns
-    give way on a narrow terminal, by their header; where `whole`, they do not, and lines run on.
+    give way on a narrow terminal, by their header; where `whole`, they do not, and lines run on. `longest` is how many
+    columns a cell may take where there is no terminal to fit, by the header.
     """
 
     header: Sequence[str]
@@ -45,6 +46,7 @@ class Table:
     trim: bool = False
     fits: Mapping[str, Fit] = field(default_factory=lambda: BY_TITLE)
     whole: bool = False
+    longest: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def render_pieces(table: Table, width: int | None = None) -> Iterator[tuple[str,
 
     `width` is that of the terminal, in columns: no line is longer, unless the table is `whole`. None cuts nothing.
     """
-    lines = list(_lines(table))
+    lines = list(_lines(_shortened(table) if width is None else table))
     padding = _widths(lines)
     longest = max(map(_length, lines, padding))
     if width is not None and longest > width and not table.whole:
@@ -75,6 +77,18 @@ def render_pieces(table: Table, width: int | None = None) -> Iterator[tuple[str,
         # The header is one piece, so that its style is written once.
         yield from pieces if number else [("".join(text for text, _ in pieces), _HEADER_STYLE)]
         yield "\n", ""
+
+
+def _shortened(table: Table) -> Table:
+    """The table with its cells cut where they are longer than they may be."""
+    if not table.longest:
+        return table
+    most = [table.longest.get(title) for title in table.header]
+    rows = [
+        [text if width is None else cut_end(text, width) for text, width in zip(row, most, strict=True)]
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
 
 
 def _lines(table: Table) -> Iterator[list[_Cell]]:
@@ -100,8 +114,9 @@ def _length(line: Sequence[_Cell], padding: Sequence[int]) -> int:
 def _fitted(table: Table, width: int) -> tuple[list[list[_Cell]], list[list[int]]]:
     """The lines of the table, and the width of each cell with its padding, so that no line is longer than `width`.
 
-    A row is one line here, whatever its cells hold.
+    A row is one line here, whatever its cells hold. A column in which no row says anything is left out.
     """
+    table = _without_empty_columns(table)
     rows = [[printable(cell.translate(_BREAKS)) for cell in row] for row in (table.header, *table.rows)]
     fits = [table.fits.get(title, OTHER) for title in table.header]
     naturals = [max(map(columns, column)) for column in zip(*rows, strict=True)]
@@ -119,6 +134,12 @@ def _fitted(table: Table, width: int) -> tuple[list[list[_Cell]], list[list[int]
             ]
         )
     return lines, padding
+
+
+def _without_empty_columns(table: Table) -> Table:
+    said = [at for at in range(len(table.header)) if not table.rows or any(row[at] for row in table.rows)]
+    rows = [[row[at] for at in said] for row in table.rows]
+    return replace(table, header=[table.header[at] for at in said], rows=rows)
 
 
 def _style(table: Table, column: int, text: str) -> str:

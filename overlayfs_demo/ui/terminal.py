@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.ui.console import put
 from overlayfs_demo.ui.table import Table, render_pieces
+from overlayfs_demo.ui.text import filled
 
 if TYPE_CHECKING:
     from rich import progress as rich_progress
@@ -42,12 +42,8 @@ def put_prose(text: str) -> None:
     """Print lines of prose, each ending with a newline; on a terminal they wrap at words."""
     most = width()
     if most is not None:
-        text = "".join(f"{_wrapped(line, most)}\n" for line in text.splitlines())
+        text = "".join(f"{filled(line, most)}\n" for line in text.splitlines())
     put(text)
-
-
-def _wrapped(line: str, most: int) -> str:
-    return textwrap.fill(line, max(most, 1), break_on_hyphens=False, break_long_words=False)
 
 
 def put_changes(rows: Sequence[tuple[str, str]]) -> None:

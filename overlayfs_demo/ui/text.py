@@ -51,6 +51,20 @@ def _character_columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def filled(line: str, width: int, indent: str = "") -> str:
+    """A line of prose, broken at blanks into lines of at most `width` columns; a longer word is not broken.
+
+    All lines but the first begin with `indent`.
+    """
+    lines: list[str] = []
+    for word in line.split(" "):
+        if lines and columns(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(indent + word if lines else word)
+    return "\n".join(lines)
+
+
 def cut_end(text: str, width: int) -> str:
     """`text`, or its beginning and an ellipsis, in at most `width` columns, which must be 1 or more."""
     return text if columns(text) <= width else _beginning(text, width - 1) + "…"

@@ -120,7 +120,7 @@ class Totals:
     def words(self) -> str:
         """Return the text for the line of counters."""
         copies = plural(self.copy_ups, "copy-up")
-        return f"since you began: {copies} ({human_size(self.size)}), {plural(self.whiteouts, 'whiteout')}"
+        return f"{copies} ({human_size(self.size)}), {plural(self.whiteouts, 'whiteout')}"
 
 
 @dataclass(frozen=True, slots=True)

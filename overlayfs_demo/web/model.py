@@ -176,7 +176,7 @@ def _history(image: StoredImage, now: float) -> tuple[HistoryRow, ...]:
     number = len(image.layers)
     found = []
     for row in rows:
-        cells = (printable(cell) for cell in docker_tables.history_cells(row, now, trunc=False))
+        cells = (printable(cell) for cell in docker_tables.history_cells(row, now))
         identity, *others = cells
         created = "" if row.created is None else docker_tables.rfc3339(row.created)
         found.append(

@@ -55,6 +55,14 @@ def test_which_and_explain_take_the_name_of_a_container(demo: Run, tmp_path: Pat
     assert "would create 1 file" in told
 
 
+def test_which_takes_a_name_and_a_path_in_two_words(demo: Run, tmp_path: Path) -> None:
+    assert says(demo("which", "c1", "/etc/motd")) == says(demo("which", "c1:/etc/motd"))
+    assert says(demo("which", "c1", "/etc/motd", "/absolute")).count("LAYER") == 2
+    # A path that lies in a view means that.
+    assert says(demo("which", "c1", merged(tmp_path) / "etc")).startswith("/\n")
+    assert "nowhere is not in a view" in demo("which", "c1", "nowhere").stderr
+
+
 def test_a_name_that_is_also_a_file_here_is_not_guessed(demo: Run, tmp_path: Path) -> None:
     (tmp_path / "here/c1").mkdir()
     fails(demo("which", "c1"), "'c1' is a container, and also a file", status=2)
@@ -221,3 +229,50 @@ def test_scratch_is_an_empty_base(demo: Run, tmp_path: Path) -> None:
 def test_a_wrong_instruction_of_a_commit_is_one_line(demo: Run) -> None:
     fails(demo("commit", "-c", "RUN make", "c1", "x:1"), "--change 'RUN make'", "CMD, ENTRYPOINT", status=2)
     fails(demo("commit", "-p", "-c", "EXPOSE x", "c1", "x:1"), "'x' is not a port", status=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("create", "-it", "a:1"), "-i: create runs nothing here: 'run' and 'exec' take this option"),
+        (("create", "-p", "80:80", "a:1"), "-p: a command in a container has no network here"),
+        (("create", "a:1", "sh"), "create runs nothing here, not even 'sh': use 'run IMAGE COMMAND'"),
+        (("start", "-ai", "c1"), "-a: nothing runs in a container by itself here: 'shell C'"),
+        (("prune", "--filter", "until=24h"), "--filter: prune takes all that is unused here"),
+        (("run", "--env-file", "vars", "a:1"), "--env-file: give each variable with -e NAME=VALUE"),
+        (("run", "--read-only", "a:1"), "--read-only: a container can always be written to here"),
+        (("run", "--pull=never", "a:1"), "--pull: there is no registry here"),
+        (("run", "-l", "a=b", "a:1"), "-l: a container has no labels here"),
+    ],
+    ids=str,
+)
+def test_an_option_that_can_mean_nothing_is_answered_in_one_line(demo: Run, words: tuple[str, ...], said: str) -> None:
+    done = demo(*words)
+    fails(done, said, status=2)
+    assert done.stderr.count("\n") == 1
+    assert says(demo("ps", "-q")) == "c1\n"
+
+
+def test_options_that_docker_needs_and_nothing_here_does_are_accepted(demo: Run) -> None:
+    assert says(demo("ps", "-as", "-q")) == "c1\n"
+    says(demo("stop", "-t", "0", "c1"))
+    says(demo("start", "c1"))
+    says(demo("rm", "-fv", "c1"))
+    says(demo("prune", "--force", "--volumes"))
+
+
+def test_an_option_takes_docker_s_true_and_false(demo: Run) -> None:
+    says(demo("commit", "--pause=false", "c1", "a:2"))
+    fails(demo("rm", "--force=false", "c1"), "c1")
+    says(demo("rm", "--force=true", "c1"))
+    # What comes after the image is the command's.
+    fails(demo("run", "--rm=true", "a:1", "nowhere", "--rm=false"), "cannot run nowhere", status=127)
+    assert says(demo("ps", "-q")) == ""
+
+
+def test_import_takes_a_comment_and_instructions(demo: Run, tmp_path: Path) -> None:
+    says(demo("export", "c1", "-o", tmp_path / "flat.tar"))
+    says(demo("import", "-m", "by hand", "-c", "CMD sh", "--change", "ENV A=1", tmp_path / "flat.tar", "a:flat"))
+    told = says(demo("inspect", "-f", "{{json .Config.Cmd}} {{json .Config.Env}} {{.Comment}}", "a:flat"))
+    assert told == '["/bin/sh","-c","sh"] ["A=1"] by hand\n'
+    fails(demo("import", "-c", "FROB", tmp_path / "flat.tar", "a:bad"), "--change 'FROB'", status=2)

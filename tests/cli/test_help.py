@@ -84,8 +84,10 @@ def test_the_manual_names_every_verb_and_every_option() -> None:
     ).stdout
     for name, verb in verbs().items():
         assert f"\n   {name}\n" in shown
-        for action in verb._actions:
+        told = [action for action in verb._actions if action.help != argparse.SUPPRESS]
+        for action in told:
             assert all(option in shown for option in action.option_strings if option not in ("-h", "--help"))
+    assert argparse.SUPPRESS not in shown
     assert r"lowerdir=TOP:...:BOTTOM" in shown and r"a colon in a path is written '\:'" in " ".join(shown.split())
 
 

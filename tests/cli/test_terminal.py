@@ -31,8 +31,10 @@ LONG = "registry.example.com/a-team/with/quite-a-long-name/and-an-application-of
 TABLES = (
     ("images",),
     ("images", "--no-trunc"),
-    ("history", IMAGE),
-    ("history", "--layers", IMAGE),
+    # Of longer steps, a wide terminal shows more than a pipe.
+    ("history", "odd:1"),
+    ("history", "--layers", "odd:1"),
+    ("history", "--no-trunc", IMAGE),
     ("layers",),
     ("df",),
     ("analyze", IMAGE),

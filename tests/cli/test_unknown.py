@@ -71,3 +71,28 @@ def test_a_helper_without_options_still_mounts_nothing_quietly(place: Place) -> 
     helper = place / "mount.fuse.overlayfs-demo"
     helper.symlink_to(BIN / "overlayfs-demo")
     fails(run(helper, "name", place.view), "no lowerdir= given", status=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["image", "lss"], "did you mean 'image ls'?"),
+        (["image", "list"], "did you mean 'image ls'?"),
+        (["image", "remove", "x"], "did you mean 'image rm'?"),
+        (["container", "ps", "-a"], "did you mean 'container ls'?"),
+        (["container", "exc", "c1"], "did you mean 'container exec'?"),
+        (["image", "frobnicate"], "'overlayfs-demo image' lists the commands"),
+        *((["image", word], INSTEAD[word]) for word in ("pull", "push", "build")),
+        *((["container", word, "c1"], INSTEAD[word]) for word in ("logs", "top", "attach", "kill", "pause", "stats")),
+        *((["system", word], INSTEAD[word]) for word in ("info", "events")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_unknown_verb_of_a_group_is_answered_as_any_other(words: list[str], answer: str) -> None:
+    fails(run("overlayfs-demo", *words), f"unknown command '{words[0]} {words[1]}': {answer}", status=2)
+
+
+@pytest.mark.parametrize("group", ["image", "container", "system"])
+def test_a_group_without_a_verb_prints_its_help(group: str) -> None:
+    done = run("overlayfs-demo", group)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", run("overlayfs-demo", group, "--help").stdout)

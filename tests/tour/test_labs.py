@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.tour.experiment import labelled
+from overlayfs_demo.tour.lab import Lab
 from overlayfs_demo.tour.labs import LABS
 from overlayfs_demo.tour.picture import WIDTH
 from tests.command import started
@@ -161,6 +164,27 @@ def test_what_is_wrong_is_explained(temporary: Path, name: str, typed: str, said
 
 def test_every_lab_has_a_solution_and_mistakes() -> None:
     assert {name for name, _ in SOLUTIONS} == {name for name, _, _ in MISTAKES} == set(NAMES)
+
+
+def commands_of(name: str) -> set[str]:
+    """The commands that solve a lab, without their redirections."""
+    typed = [line for solved, line in SOLUTIONS if solved == name]
+    return {part.partition(">")[0].strip() for line in typed for part in re.split(r"&&|\|\||[;|]", line)} - {""}
+
+
+@pytest.mark.parametrize("one", LABS, ids=NAMES)
+def test_hints_begin_with_a_question_and_never_have_the_command_that_solves_it(one: Lab) -> None:
+    assert 2 <= len(one.hints) <= 3 and "?" in one.hints[0]
+    told_already = in_one_line(one.task)
+    secret = {command for command in commands_of(one.name) if command not in told_already}
+    assert secret and not [command for command in secret for hint in one.hints if command in in_one_line(hint)]
+
+
+@pytest.mark.parametrize("one", LABS, ids=NAMES)
+def test_each_hint_fits_a_small_terminal(one: Lab) -> None:
+    for hint in one.all_hints():
+        lines = "".join(text for text, _ in labelled("Hint 1 of 4.", "", hint)).splitlines()
+        assert max(map(len, lines)) <= WIDTH and len(lines) <= 8
 
 
 def test_the_directory_one_names_is_kept(temporary: Path) -> None:

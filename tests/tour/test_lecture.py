@@ -102,12 +102,27 @@ def test_killed_server_ends_it_and_leaves_the_second_screen(place: Path, screen:
 
 
 @needs_tmux
+def test_killed_lecture_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert run(PROGRAM, "load", "--store", store, teaching_image(tmp_path / "image.tar")).returncode == 0
+    with Terminal("lecture", "--store", store, IMAGE) as screen:
+        screen.shows(r"lecture\$")
+        screen.press("echo hello > merged/new; cat up''per/new\r")
+        screen.shows("hello")
+        screen.process.kill()
+        screen.process.wait(MINUTE)
+        wait_until(lambda: not processes(place), "everything ends")
+        wait_until(lambda: not list(place.iterdir()), "the stage is removed")
+    assert Containers(Store(store)).all() == []
+
+
+@needs_tmux
 def test_lecture_on_an_image_leaves_no_container(place: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert run(PROGRAM, "load", "--store", store, teaching_image(tmp_path / "image.tar")).returncode == 0
     with Terminal("lecture", "--store", store, IMAGE) as screen:
         screen.shows(r"lecture\$")
-        screen.shows("layer 4: RUN rm")
+        screen.shows(r"layer 4 +0B  RUN rm")
         assert [found.name for found in Containers(Store(store)).all()] == ["lecture"]
         screen.press("echo hello > merged/new; cat up''per/new\r")
         screen.shows("hello")

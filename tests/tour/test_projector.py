@@ -57,6 +57,21 @@ def test_pages_fit_the_terminal_and_lose_no_line(temporary: Path) -> None:
     assert [line for line in told.splitlines() if line.strip() and line not in shown] == []
 
 
+def test_a_page_is_turned_only_if_something_is_on_the_next(temporary: Path) -> None:
+    with Terminal("tour", *NAMES[:2], rows=60) as screen:
+        height = "".join(read_on(screen)).rpartition("\f")[2].strip().count("\n") + 1
+        screen.press("q")
+        screen.ends(0)
+    for rows in (height + 1, height + 2):
+        with Terminal("tour", *NAMES[:2], rows=rows) as screen:
+            screen.shows(QUESTION)
+            screen.press("\r")
+            screen.shows(f"{MORE}|{NEXT}")
+            assert re.search(NEXT, screen.text)
+            screen.press("q")
+            screen.ends(0)
+
+
 def test_every_screen_begins_empty_unless_asked_not_to(temporary: Path) -> None:
     for words, clears in (((), True), (("--no-clear",), False)):
         with Terminal("tour", *words, FIRST, SECOND) as screen:

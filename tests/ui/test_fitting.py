@@ -128,3 +128,25 @@ def test_what_is_cut_has_at_most_so_many_columns_and_an_ellipsis(width: int, cut
     for text in ("abcdefghijklmnop", "宽宽宽宽宽宽宽", "a宽b宽c宽d宽"):
         short = cut(text, width)
         assert columns(short) <= width and "…" in short
+
+
+def history(command: str, comment: str = "") -> Table:
+    rows = [HistoryRow(str(DIGEST), int(NOW) - 3600, command, 10, comment, None)] * 2
+    return docker_tables.history_table(rows, NOW)
+
+
+def test_a_step_is_cut_as_docker_does_in_a_pipe_and_to_the_width_of_a_terminal() -> None:
+    table = history("RUN " + "x" * 100)
+    assert "RUN " + "x" * 40 + "…" in render_text(table)
+    assert "RUN " + "x" * 100 in shown(table, 200)[1]
+    assert max(map(columns, shown(table, 80))) <= 80
+
+
+def test_the_size_of_a_step_is_worth_more_than_the_image_s_id_and_an_empty_column() -> None:
+    assert titles(shown(history("RUN " + "x" * 100), 39)) == ["CREATED BY", "SIZE"]
+
+
+def test_a_narrow_list_of_containers_has_their_states() -> None:
+    row = ("c" * 30, "an/image:1.0" * 3, "Up 13 seconds", "123", "0B", "/a/mount/point")
+    table = Table(("NAME", "IMAGE", "STATUS", "PID", "UPPER", "MOUNTPOINT"), [row])
+    assert titles(shown(table, 39)) == ["NAME", "IMAGE", "STATUS"]

@@ -81,7 +81,7 @@ def test_three_layers_are_boxes_with_what_made_them_their_size_and_entries() -> 
     assert re.search(r"vim\[812\] copied up /etc/motd", shown) and "(1.23kB) from" in shown
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (69, 24), (20, 6), (1, 1), (400, 100)])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (69, 24), (39, 23), (20, 6), (1, 1), (400, 100)])
 @pytest.mark.parametrize("count", [1, 3, 600])
 def test_every_size_is_filled_and_not_exceeded(count: int, width: int, height: int) -> None:
     events = [COPY_UP, WHITEOUT, Event(Action.MKDIR, b"/" + b"long" * 1000, 1, 0, "mkdir")] * 20
@@ -94,9 +94,25 @@ def test_every_size_is_filled_and_not_exceeded(count: int, width: int, height: i
 
 def test_of_many_layers_the_upper_the_top_and_the_lit_one_are_seen() -> None:
     rows = drawn(Scene("/view", stack(600), frozenset({"upper", "layer 300 (RUN 300)"})))
-    names = [found[1] for row in rows if (found := re.match(r"[╭┏][─━] (upper|layer \d+)", row))]
-    assert names == ["upper", "layer 600", "layer 599", "layer 598", "layer 597", "layer 300"]
-    assert [row.strip() for row in rows if "more" in row] == ["… 296 more", "… 299 more"]
+    names = [found[1] for row in rows if (found := re.match(r"[│┃] (upper|layer \d+)", row))]
+    assert names == ["upper", *(f"layer {number}" for number in range(600, 583, -1)), "layer 300"]
+    assert [row.strip() for row in rows if "more" in row] == ["… 283 more", "… 299 more"]
+    assert [row.split()[1:] for row in rows if row.startswith("┃")] == [
+        ["upper", "0B", "0", "entries"],
+        [*names[-1].split(), "300kB", "RUN", "300"],
+    ]
+
+
+def test_half_a_terminal_shows_all_of_five_layers_and_all_keys() -> None:
+    for made in (state(COPY_UP), state()):
+        rows = drawn(made.scene(stack(5)), 39, 23)
+        assert [row.split()[1] for row in rows if re.match("[│┃]", row)] == ["upper", *["layer"] * 5]
+        assert rows[0].endswith("since you began:") and rows[1].endswith("B), 0 whiteouts")
+        assert rows[-1] == "p pause  f show: all  c clear  q quit"
+        made.press("p")
+        made.press("f")
+        keys = drawn(made.scene(stack(5)), 39, 23)[-3:]
+        assert keys == ["paused, 0 more  p resume", "f show: copy-ups and whiteouts  c clear", "q quit"]
 
 
 def test_what_was_touched_and_nothing_else_is_lit() -> None:

@@ -139,5 +139,13 @@ LAB = Lab(
     before=("overlayfs-demo load app.tar",),
     mistakes=(_unchanged, _lost, _ships_the_cache, _removes_twice),
     goals=(Check("the Dockerfile has instructions", lambda stage: bool(_shipped(stage))),),
+    hints=(
+        """Which step makes files that a later step deletes? Compare what 'overlayfs-demo history app:1.0' and
+        'overlayfs-demo ghosts app:1.0' say.""",
+        """The layer of a RUN line is complete when the line ends. A later line can hide its files, but they are
+        shipped all the same. Only the line that makes a file can keep it out of the layer.""",
+        """Two RUN lines are about /cache. Make them one, with && between the commands, so that the cache is
+        removed before the layer is complete. Leave all the other lines as they are.""",
+    ),
     solved="What is removed in the step that made it never gets into a layer: 1.2 MB are shipped, not 4.2 MB.",
 )

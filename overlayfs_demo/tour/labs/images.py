@@ -89,6 +89,14 @@ MATCH = Lab(
     before=("overlayfs-demo load app.tar",),
     mistakes=(_no_rows, _wrong_rows),
     goals=(Check("every layer has its row", lambda stage: len(_answer(stage).split()) == len(_matching(stage))),),
+    hints=(
+        """history has more rows than inspect has layers. Which steps change files, and which only change a
+        setting of the image?""",
+        """ENV, LABEL and CMD only change the config, and make no layer. ADD, COPY and RUN make one each, even one
+        of 0B: a whiteout has no data.""",
+        """'overlayfs-demo history --layers app:1.0' shows the layer of each row, or says 'metadata only'. Row 1
+        is the last line: count upwards from it, and write down the rows that have a layer.""",
+    ),
     solved="""Layers belong to the rows that change files, in the same order, even if a row has 0B: history --layers
         shows them side by side.""",
 )
@@ -129,6 +137,14 @@ FIND = Lab(
     before=("overlayfs-demo load app.tar",),
     mistakes=(_not_the_secret,),
     goals=(Check("the file answer has one line", lambda stage: len(_answer(stage).splitlines()) == 1),),
+    hints=(
+        """The later step only hides the file: the layer that has it is still shipped. Which file is it, and which
+        layer has it?""",
+        """'overlayfs-demo ghosts app:1.0' names the file and the layer that ships it, counted from the bottom. A
+        container does not show the file, so you must look into that layer itself.""",
+        """build-layers takes app.tar apart, into a directory for each layer: 'build-layers --help' says how. Find
+        the directory with the number that ghosts printed, and write the text of the file in it into answer.""",
+    ),
     solved="Whoever has the image has all its layers, and so each file that a layer only hides. Change that password.",
 )
 
@@ -169,5 +185,13 @@ SHRINK = Lab(
     before=("overlayfs-demo load app.tar",),
     mistakes=(_no_clean_image, _ships_secret),
     goals=(Check("app:clean has the file motd", lambda stage: any(_layers_with(stage, "motd"))),),
+    hints=(
+        """An image that is built on the layers of app:1.0 ships all of them. How do you get an image that is not
+        built on them?""",
+        """commit adds a layer on top of the old ones, so it does not help. export writes one tar of all the files
+        that a container shows, and a deleted file is not one of them.""",
+        """Create a container of app:1.0, export it into a tar, and import that tar as app:clean. The --help of
+        each of the three commands has an example.""",
+    ),
     solved="An exported container is one flat tree, without hidden files, history, or settings such as CMD.",
 )

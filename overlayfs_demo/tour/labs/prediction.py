@@ -98,5 +98,13 @@ LAB = Lab(
     },
     mistakes=(_not_numbers, _wrong),
     goals=(Check("there is an answer for every command", lambda stage: len(_answers(stage)) == len(_RULES)),),
+    hints=(
+        """Which commands are the first to write to a file of the lower? Which write to a file that is in the
+        upper already? Which write no data at all?""",
+        """Copy-up works on whole files: before the first write, chmod or rename, all data of the file is copied.
+        A whiteout has no data. With >, the shell empties the file first, so nothing is copied.""",
+        """For each command, add two numbers: the size of the file in the lower if it is copied now, or else 0;
+        and the bytes that the command itself writes. echo writes its words and a newline.""",
+    ),
     solved="A first write costs the whole file, a deletion nothing, and with > nothing old is copied.",
 )

@@ -94,6 +94,14 @@ LABS = (
             ),
         ),
         goals=(checks.exactly("upper", "motd"), checks.file("upper/motd")),
+        hints=(
+            """Where does a change go that you make in merged? Compare 'ls lower upper merged' before and after
+            you write something.""",
+            """The first write to a file of the lower copies it up: the upper then has the whole file, with the
+            change. Reading and listing copy nothing.""",
+            """Append a line to motd in merged with echo and >>, or use an editor that leaves no backup file. Then
+            'ls -A upper' must show motd alone.""",
+        ),
         solved="The first write copied motd up. The lower still has the old text.",
     ),
     Lab(
@@ -113,6 +121,15 @@ LABS = (
             ),
         ),
         goals=(checks.exactly("upper", "notes"), checks.whiteout("upper/notes")),
+        hints=(
+            """The lower must stay as it is. What could the upper contain, so that merged no longer shows a name
+            that the lower has?""",
+            """In an overlay, a deletion is a mark: a whiteout, which is a character device 0/0 with the name that
+            is deleted. You need not make it yourself. The overlay makes it when a file of the lower is deleted
+            in merged.""",
+            """Delete the file in merged as you would delete any file. 'ls -l upper' then shows the whiteout: its
+            line begins with c.""",
+        ),
         solved="The whiteout, a character device 0/0, hides notes; the lower still has it. 'ls -l upper' shows it.",
     ),
     Lab(
@@ -128,6 +145,14 @@ LABS = (
             nothing_at("upper/docs/three", "Create the file: echo 3 > merged/docs/three"),
         ),
         goals=(checks.opaque("upper/docs"), checks.exactly("upper", "docs", "docs/three")),
+        hints=(
+            """Suppose you delete the files of docs one by one. Does docs still merge with the one in the lower?
+            What else could you delete?""",
+            """Deleting the files only leaves a whiteout for each. But a directory that is created where one of
+            the lower was removed is marked opaque: it hides everything below it.""",
+            """You need three steps, all in merged: remove docs itself with all its files, create a directory with
+            the same name, and write the file three into it.""",
+        ),
         solved="The new docs replaced a whiteout and was marked opaque, so it merges with nothing below.",
     ),
     Lab(
@@ -153,6 +178,13 @@ LABS = (
             ),
         ),
         goals=(checks.exactly("upper"),),
+        hints=(
+            """Is the text of report really gone? Look for it with 'ls -l lower upper'. What keeps merged from
+            showing it?""",
+            """The whiteout in the upper hides the report of the lower. merged never shows a whiteout, so you
+            cannot remove it there. But the upper is a directory like any other.""",
+            "Take away what hides the report: remove one file, in the upper itself and not in merged.",
+        ),
         # overlayfs.rst, Changes to underlying filesystems: only offline changes of an upper are defined.
         solved="""The report was never gone, only hidden. Without the whiteout it is visible again. (The kernel's
             overlayfs has to be unmounted before anyone changes its upper.)""",
@@ -178,6 +210,14 @@ LABS = (
             also_holds("rescued", rule="Only the rescued file was asked for. Remove the others: rm upper/..."),
         ),
         goals=(checks.exactly("upper", "rescued"), checks.same("middle/report", "upper/rescued")),
+        hints=(
+            """A whiteout deletes nothing, it only hides. Which layers still have a report, and which of them is
+            the topmost?""",
+            """Each layer is an ordinary directory beside merged, and you can read all of them. 'overlayfs-demo
+            which merged/report' says what each one has, the topmost first.""",
+            """top deletes the report, so its newest text is in the next layer down. Copy it from there to the
+            name rescued in merged.""",
+        ),
         solved="A whiteout only hides: each layer below still has its own version, in an ordinary directory.",
     ),
     Lab(
@@ -209,6 +249,14 @@ LABS = (
                 lambda stage: bool(getattr(entry(stage, "upper/tools/run.sh"), "mode", 0) & 0o100),
             ),
         ),
+        hints=(
+            """Where is the mode stored: with the name of a file, or with the file itself? So what must be copied
+            up when it changes?""",
+            """A change of the mode copies up the file with all its data, and makes the directories above it. So
+            change the mode of that one file only.""",
+            """Use chmod on one file: not on its directory, and without -R. If too much was copied up, remove the
+            other files from the upper itself.""",
+        ),
         solved="Only the script was copied up, with its directory: 19 bytes instead of two million.",
     ),
     Lab(
@@ -227,6 +275,14 @@ LABS = (
             checks.redirect("upper/papers", "docs"),
             checks.whiteout("upper/docs"),
             checks.exactly("upper", "docs", "papers"),
+        ),
+        hints=(
+            """docs contains a megabyte. Must all of it be copied when docs gets another name? What could the
+            upper record instead?""",
+            """With redirects, a renamed directory is empty in the upper. One of its extended attributes, the
+            redirect, says under which name its files are in the lower. The old name gets a whiteout.""",
+            """Rename docs with mv in merged. 'getfattr -d -m redirect upper/papers' prints the attribute. Write
+            what is between its quotes into the file answer.""",
         ),
         # tests/tour/test_beside_docker.py: test_in_docker_a_directory_is_copied_when_it_is_renamed
         solved="""Renaming a directory costs one mark: a lookup in papers is redirected to docs below. In Docker, where
@@ -255,6 +311,14 @@ LABS = (
             is_a(Kind.FILE, "upper/motd", "The copy is still there, and hides the motd of the lower: rm upper/motd"),
         ),
         goals=(checks.exactly("upper"),),
+        hints=(
+            """What does the upper contain, and why does merged show that motd and not the one of the lower? 'ls
+            -l lower upper' helps.""",
+            """Nothing you do in merged removes a copy: deleting it leaves a whiteout, and writing the old text
+            leaves a file. But the upper is a directory like any other.""",
+            """The motd of the lower is visible again when the upper has nothing of that name, neither a file nor
+            a whiteout. Remove it there.""",
+        ),
         # overlayfs.rst, Changes to underlying filesystems: only offline changes of an upper are defined.
         solved="""A copy-up cannot be undone through merged, but the upper is a directory like any other. (The kernel's
             overlayfs has to be unmounted before anyone changes its upper.)""",
@@ -274,6 +338,14 @@ LABS = (
             _parted,
         ),
         goals=(Check("the upper has one copy, recorded in the index, with one line more than before", _linked_copy),),
+        hints=(
+            """'ls -li lower' shows that both names have the same inode number. Which programs write into a file,
+            and which make a new file with the old name?""",
+            """When the file itself is written, the index in the work directory records its copy for all of its
+            names. An editor or 'sed -i' may make a new file instead, which has one name.""",
+            """Use echo and >> in merged, with one of the two names. Then 'cat merged/one merged/two' must show
+            the new line twice.""",
+        ),
         # tests/tour/test_beside_docker.py: test_in_docker_the_first_write_separates_hard_links
         solved="""The index in the work directory records the copy of that file, so its other name also leads to it. In
             Docker, where the index is off, one and two would now be two files.""",
