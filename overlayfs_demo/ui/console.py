@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,11 @@ def put(text: str) -> None:
 def put_json(rows: Sequence[Mapping[str, object]]) -> None:
     """Print one JSON object per line."""
     put("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def can_place_cursor() -> bool:
+    """Return whether the terminal can show a picture that changes, as TERM tells; see term(7)."""
+    return os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def note(text: str) -> None:
