@@ -291,6 +291,30 @@ def test_ordinary_users_volatile_upper_is_marked_until_the_mark_is_taken_away(ho
     as_user(home, session)
 
 
+def test_ordinary_user_mounts_what_the_kernel_mounted_for_it(home: Path, front: str) -> None:
+    """In a user namespace; the kernel leaves WORKDIR/work with mode 0."""
+
+    def session() -> None:
+        os.mkdir("work/work", 0)
+        mount_view(front, ",userxattr")
+        Path("view/motd").write_text("changed\n")
+        mount.unmount(b"view")
+
+    as_user(home, session)
+    assert (home / "upper/motd").read_text() == "changed\n"
+
+
+def test_ordinary_user_is_told_that_the_kernels_upper_is_volatile(home: Path, front: str) -> None:
+    def session() -> None:
+        os.makedirs("work/work/incompat/volatile")
+        for path in ("work/work/incompat", "work/work"):
+            os.chmod(path, 0)
+        with pytest.raises(MountError, match="volatile"):
+            mount_view(front, ",userxattr")
+
+    as_user(home, session)
+
+
 def test_ordinary_users_layers_are_followed_too(home: Path, front: str) -> None:
     if front == "fusepy":
         pytest.skip("libfuse 2 cannot make the kernel forget a name")

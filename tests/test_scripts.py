@@ -358,6 +358,17 @@ def test_the_message_of_the_day_is_shown_where_it_was_asked_for(
         assert "No such file" in shown, done.stdout
 
 
+@can_mount
+def test_a_system_without_mtab_gets_it_because_fusermount3_reads_it(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    install = f"rm /etc/mtab && {project.root}/scripts/provision && readlink /etc/mtab"
+    words = ("unshare", "--mount", "sh", "-c", SCRATCH_ROOT, "sh", tmp_path / "scratch", tmp_path, "sh", "-c", install)
+    done = run(*words, OVERLAYFS_DEMO_VENV=project.venv)
+    assert done.returncode == 0, done.stdout
+    assert "linking /etc/mtab" in done.stdout
+    assert "\n../proc/self/mounts\n" in done.stdout
+
+
 # --- demo -------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.cli.view_or_image import view_or_image
 from overlayfs_demo.errors import OverlayError, UsageError
 from overlayfs_demo.store.stored import StoredImage
-from overlayfs_demo.ui.console import PROGRAM, note
+from overlayfs_demo.ui.console import PROGRAM, can_place_cursor, note
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -53,7 +52,7 @@ def _require_terminal() -> None:
     """Raise UsageError unless there is a terminal to draw on. Textual reads stdin and draws on stderr."""
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError("browse needs a terminal", "'analyze' and 'history --layers' also print to a pipe or a file")
-    if os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+    if not can_place_cursor():
         raise UsageError(
             "browse needs a terminal that can place its cursor, and TERM says that this one cannot",
             "'analyze' and 'history --layers' work on any terminal",

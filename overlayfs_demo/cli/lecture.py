@@ -13,6 +13,7 @@ from overlayfs_demo.store.root import default_root
 from overlayfs_demo.tour import lecture
 from overlayfs_demo.tour.nesting import refuse_inside_lab, refuse_inside_lecture
 from overlayfs_demo.tour.split_terminal import check_tmux
+from overlayfs_demo.ui.console import can_place_cursor
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -43,6 +44,11 @@ def _lecture(arguments: argparse.Namespace) -> int:
     refuse_inside_lecture("lecture")
     if not sys.stdin.isatty() or not sys.stdout.isatty():
         raise UsageError("a lecture needs a terminal", "start it in one, without a pipe")
+    if not can_place_cursor():
+        raise UsageError(
+            "a lecture needs a terminal that can place its cursor, and TERM says that this one cannot",
+            "use 'lab' in one terminal, and 'watch' in another",
+        )
     check_tmux()
     hang_up_interrupts()
     lecture.give(_view(arguments), arguments.store or default_root())

@@ -21,7 +21,7 @@ from overlayfs_demo.mounts.control import protocol
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
 from overlayfs_demo.mounts.layer_facts import LayerFacts, told, unwalked
-from overlayfs_demo.ui.console import PROGRAM, note, put, put_json
+from overlayfs_demo.ui.console import PROGRAM, can_place_cursor, note, put, put_json
 from overlayfs_demo.watch.state import Line, counted
 
 # For how many seconds the writes of one process to one file become one sentence.
@@ -74,7 +74,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 def _is_screen() -> bool:
     """Return whether stdout can show a picture that changes."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return sys.stdout.isatty() and can_place_cursor()
 
 
 def _layers(connection: Connection, place: registry.Place) -> list[LayerFacts]:

@@ -11,6 +11,8 @@ from overlayfs_demo.fronts.front import Front
 from overlayfs_demo.fronts.kernel.session import KernelFront
 from overlayfs_demo.linux import libc
 
+# systemd links it when a machine starts; a chroot or a container may lack it.
+MTAB = "/etc/mtab"
 LIBFUSE_REMEDY = "install the package libfuse2 (libfuse2t64 on Debian 13 and Ubuntu 24.04), or use --front kernel"
 
 
@@ -21,6 +23,9 @@ def front(wanted: str) -> tuple[str, Front]:
     """
     if not os.path.exists(attach.DEVICE):
         raise MountError(f"{attach.DEVICE} does not exist", "load the kernel module with 'modprobe fuse'")
+    if os.geteuid() != 0 and not os.path.exists(MTAB):
+        remedy = f"as root, run 'ln -s ../proc/self/mounts {MTAB}'"
+        raise MountError(f"{MTAB} does not exist, and fusermount3 could not unmount without it", remedy)
     problem = _kernel_problem()
     if wanted == "kernel" or (wanted == "auto" and not problem):
         if problem:

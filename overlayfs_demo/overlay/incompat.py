@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 
+from overlayfs_demo.overlay.workdir import let_owner_in
+
 VOLATILE = b"volatile"
 _DIRECTORY = b"incompat"
 
 
 def features(work: bytes) -> list[bytes]:
     """Return the names that forbid a mount with this `workdir=`. Raises OSError."""
+    path = os.path.join(work, b"work")
     try:
-        return sorted(os.listdir(os.path.join(work, b"work", _DIRECTORY)))
+        let_owner_in(path)
+        path = os.path.join(path, _DIRECTORY)
+        let_owner_in(path)
+        return sorted(os.listdir(path))
     except FileNotFoundError:
         return []
 

@@ -24,6 +24,7 @@ def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
     """
     work = os.path.join(path, b"work")
     os.makedirs(work, mode=0o700, exist_ok=True)
+    let_owner_in(work)
     fd = _open_emptied(work, xattrs)
     if not _is_private(fd):
         os.close(fd)
@@ -39,6 +40,21 @@ def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def let_owner_in(path: bytes) -> None:
+    """Give a directory that the kernel created in a work directory back to its owner, if that is us. Raises OSError.
+
+    The kernel creates them with mode 0 (fs/overlayfs/super.c, ovl_workdir_create), and without root's rights not even
+    the owner can read such a directory.
+    """
+    fd = os.open(path, _DIRECTORY | os.O_PATH)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid == os.geteuid() and not status.st_mode & stat.S_IRWXU:
+            os.chmod(proc.fd_path(fd), 0o700)  # An O_PATH descriptor has no fchmod(2).
+    finally:
+        os.close(fd)
 
 
 def _open_emptied(path: bytes, xattrs: PrivateXattrs) -> int:

@@ -70,7 +70,8 @@ def show(left: Side, right: Side, room: Path, start_in: Path, hint: str) -> None
     settings.write_text(_SETTINGS.format(hint=hint, session=_SESSION))
     # tmux refuses to run inside tmux unless it does not know.
     environment = {name: value for name, value in os.environ.items() if name not in ("TMUX", "TMUX_PANE")}
-    tmux = _Tmux(("tmux", "-S", str(socket)), environment)
+    # -u: both sides write UTF-8, in any locale.
+    tmux = _Tmux(("tmux", "-u", "-S", str(socket)), environment)
     words = ("-f", str(settings), *_commands(left, right, start_in))
     if not survives(lambda: _attach(tmux, words)):
         tmux.end()

@@ -26,6 +26,11 @@ def put_json(rows: Sequence[Mapping[str, object]]) -> None:
     put("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def can_place_cursor() -> bool:
+    """Return whether the terminal can show a picture that changes, as TERM tells; see term(7)."""
+    return os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
 def note(text: str) -> None:
     """Print one line on stderr: what a person should know beside the output."""
     put_error(f"{PROGRAM}: {text}")

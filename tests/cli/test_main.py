@@ -132,6 +132,18 @@ def test_missing_device_is_named_with_the_remedy(place: Place) -> None:
     assert done.stdout == "overlayfs-demo: /dev/fuse does not exist: load the kernel module with 'modprobe fuse'\n"
 
 
+def test_missing_mtab_is_named_before_a_user_mounts_what_fusermount_could_not_unmount(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    monkeypatch.setattr(select, "MTAB", str(tmp_path / "mtab"))
+    assert select.front("kernel")[0] == "kernel"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(MountError, match=r"mtab does not exist.*'ln -s \.\./proc/self/mounts "):
+        select.front("kernel")
+
+
 def test_missing_libfuse_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     if problem := why_no_mounts():
         pytest.skip(problem)

@@ -178,3 +178,18 @@ def test_without_tmux_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_a_terminal_it_says_so() -> None:
     fails(run(PROGRAM, "lecture"), "a lecture needs a terminal", status=2)
+
+
+def test_a_terminal_that_cannot_place_its_cursor_is_named_with_what_works_there(place: Path) -> None:
+    with Terminal("lecture", settings={"TERM": "dumb"}) as screen:
+        screen.shows(r"a lecture needs a terminal that can place its cursor[\s\S]*'watch'")
+        screen.ends(2)
+
+
+@needs_tmux
+def test_boxes_have_corners_in_a_locale_without_utf_8(place: Path) -> None:
+    with Terminal("lecture", settings={"LC_ALL": "C"}) as screen:
+        screen.shows(r"lecture\$")
+        screen.shows("╭")
+        screen.press("exit\r")
+        screen.ends(0)
