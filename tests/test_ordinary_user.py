@@ -298,7 +298,7 @@ def test_ordinary_user_mounts_what_the_kernel_mounted_for_it(home: Path, front: 
         os.mkdir("work/work", 0)
         mount_view(front, ",userxattr")
         Path("view/motd").write_text("changed\n")
-        mount.unmount(b"view")
+        umount.unmount(b"view")
 
     as_user(home, session)
     assert (home / "upper/motd").read_text() == "changed\n"
