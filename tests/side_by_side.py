@@ -65,7 +65,7 @@ class _Memory:
     They stay on the disk if a tmpfs cannot hold what an ordinary user's layers need, as before Linux 6.6: tmpfs(5).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         """Raises OSError if the namespace cannot be made."""
         mounting.unshare(mounting.CLONE_NEWNS)
         mounting.mount(b"none", b"/", b"", mounting.MS_REC | mounting.MS_PRIVATE, b"")
@@ -78,6 +78,8 @@ class _Memory:
             self.close()
         else:
             os.environ["TMPDIR"] = tempfile.tempdir = self._where
+            # Short, like the path above.
+            config.option.basetemp = config.option.basetemp or f"{self._where}/1"
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # It is closed already.
@@ -150,7 +152,7 @@ class _Leader:
         self._alone = False
         if os.geteuid() == 0:
             try:
-                self._memory = _Memory()
+                self._memory = _Memory(config)
             except OSError:
                 self._alone = True
         self._shared = Path(tempfile.mkdtemp(prefix="overlayfs-demo-tests-"))
