@@ -27,6 +27,7 @@ from overlayfs_demo.ui.console import put
 # How long to wait for the client and the server after they were told to end, in seconds.
 _TIMEOUT = 10.0
 _SESSION = "overlayfs-demo"
+_LONGEST_SOCKET = 107  # bytes of a path: unix(7)
 # `destroy-unattached`: a terminal that is closed takes everything with it.
 _SETTINGS = """
 set -g mouse on
@@ -67,6 +68,8 @@ def show(left: Side, right: Side, room: Path, start_in: Path, hint: str) -> None
     nothing runs any more, whatever happens: if this process is killed, another one returns from here (`survives`).
     """
     settings, socket = room / "tmux.conf", room / "tmux"
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+        raise OverlayError(f"the path {printable(str(socket))} is too long for a socket", "set TMPDIR to a shorter one")
     settings.write_text(_SETTINGS.format(hint=hint, session=_SESSION))
     # tmux refuses to run inside tmux unless it does not know.
     environment = {name: value for name, value in os.environ.items() if name not in ("TMUX", "TMUX_PANE")}

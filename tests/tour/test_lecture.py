@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def test_killed_server_ends_it_and_leaves_the_second_screen(place: Path, screen:
     server.kill()
     screen.ends(0)
     assert screen.written.rindex("\x1b[?1049l") >= 0
+
+
+@needs_tmux
+def test_a_path_too_long_for_the_socket_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = place / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with Terminal("lecture") as screen:
+        screen.ends(1)
+    assert "is too long for a socket: set TMPDIR to a shorter one" in " ".join(screen.text.split())
+    deep.rmdir()  # Nothing is left in it.
 
 
 @needs_tmux
