@@ -13,7 +13,7 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,9 +24,9 @@ from overlayfs_demo.events import Action
 from overlayfs_demo.linux import file_handle, syscalls
 from overlayfs_demo.linux.syscalls import RENAME_EXCHANGE
 from overlayfs_demo.overlay.inode_flags import PLAIN
-from overlayfs_demo.overlay.node import DirNode
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.override_stat import OverrideStat
-from overlayfs_demo.overlay.types import AttrChange
+from overlayfs_demo.overlay.types import AttrChange, Attrs
 from overlayfs_demo.overlay.whiteout import TRUSTED
 from tests.builders import WHITEOUT, directory, file, hardlink
 from tests.contract.engine_subject import Engine
@@ -225,30 +225,45 @@ CLEANING = ("unlink", "rmdir", "scandir", "open", "stat", "fstat", "lstat")
 Shown = dict[str, tuple[Any, ...]]
 
 
-def flags_of(view: Engine, path: str, mode: int) -> int:
-    if not stat.S_ISREG(mode):
-        return 0
+def flags_of(view: Engine, node: FileNode) -> int:
     try:
-        value = view.overlay.get_flags(view.node(path), PLAIN)
+        value = view.overlay.get_flags(node, PLAIN)
     except OSError as error:
         assert error.errno in NO_FLAGS
         return 0
     return int.from_bytes(value, sys.byteorder) & (IMMUTABLE | NODUMP)
 
 
-def view_of_everything(view: Engine, path: str = "") -> Shown:
+def data_of(view: Engine, node: FileNode) -> bytes:
+    handle = view.overlay.open(node, os.O_RDONLY, view.caller)
+    try:
+        buffer = memoryview(bytearray(64))
+        return bytes(buffer[: handle.read_into(buffer, 0)])
+    finally:
+        view.overlay.files.release(node, handle)
+
+
+def view_of_everything(view: Engine) -> Shown:
     """What can be seen, without the times that any change moves."""
-    status = view.stat(path)
+    root = view.overlay.root
+    return dict(seen_below(view, b"", root, view.overlay.attrs(root)))
+
+
+def seen_below(view: Engine, path: bytes, node: Node, status: Attrs) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    overlay = view.overlay
     names: list[bytes] = []
-    if stat.S_ISDIR(status.mode):
-        content: object = (names := view.names(path))
-    elif stat.S_ISREG(status.mode):
-        content = view.read(path)
+    flags = 0
+    if isinstance(node, DirNode):
+        content: object = (names := sorted(entry.name for entry in overlay.entries(node)))
+    elif isinstance(node, FileNode) and stat.S_ISREG(status.mode):
+        content, flags = data_of(view, node), flags_of(view, node)
     else:
         content = status.rdev
-    mtime = 0 if stat.S_ISDIR(status.mode) else status.mtime_ns
-    shown: Shown = {
-        path: (
+    mtime = 0 if isinstance(node, DirNode) else status.mtime_ns
+    xattrs = sorted(overlay.xattrs(node, view.caller))
+    yield (
+        os.fsdecode(path),
+        (
             status.ino,
             status.mode,
             status.uid,
@@ -256,13 +271,13 @@ def view_of_everything(view: Engine, path: str = "") -> Shown:
             status.size * (not mtime),
             mtime,
             content,
-            tuple((name, view.xattr(path, name)) for name in view.xattrs(path)),
-            flags_of(view, path, status.mode),
-        )
-    }
+            tuple((name, overlay.xattr(node, name)) for name in xattrs),
+            flags,
+        ),
+    )
     for name in names:
-        shown |= view_of_everything(view, f"{path}/{os.fsdecode(name)}".lstrip("/"))
-    return shown
+        assert isinstance(node, DirNode)
+        yield from seen_below(view, os.path.join(path, name), *overlay.lookup(node, name))
 
 
 def make(overlaid: Make, metacopy: bool = False) -> Engine:
@@ -305,12 +320,12 @@ def test_failed_change_leaves_old_or_new(
     overlaid: Make, monkeypatch: pytest.MonkeyPatch, change: str, metacopy: bool, kind: str
 ) -> None:
     whole = make(overlaid, metacopy)
+    old = settled(view_of_everything(whole))
     CHANGES[change](whole)
     new = settled(view_of_everything(whole))
     faults = Faults(monkeypatch, KINDS[kind])
     for number in range(300):
         view = make(overlaid, metacopy)
-        before = view_of_everything(view)
         faults.failed, faults.remaining = "", number
         try:
             CHANGES[change](view)
@@ -319,7 +334,7 @@ def test_failed_change_leaves_old_or_new(
         faults.remaining = None
         where = f"call {number + 1}, {faults.failed}"
         after = view_of_everything(view)
-        assert settled(after) in (settled(before), new), where
+        assert settled(after) in (old, new), where
         assert view.work_is_empty() or faults.failed in CLEANING, where
         if settled(after) != new:
             CHANGES[change](view)
