@@ -29,13 +29,7 @@ _STREAM = b"-"
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs,
-        "cp",
-        "copy files between a container and this machine",
-        "cp c1:/etc/motd .\ncp site.conf c1:/etc/\ncp c1:/var/log - | tar -t",
-        _cp,
-    )
+    verb = add_verb(verbs, "cp", "cp c1:/etc/motd .\ncp site.conf c1:/etc/\ncp c1:/var/log - | tar -t", _cp)
     verb.description = (
         "Copy a file or a directory out of a container, mounted or not, or into one. A source DIR/. means what is in "
         "the directory. Links in the container lead nowhere outside it. Devices are not copied, and what comes out of "

@@ -16,7 +16,8 @@ from overlayfs_demo.ui.text import human_size
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verb of this module."""
-    verb = add_verb(verbs, "prune", "remove all stopped containers and their changes", "prune --force", _prune)
+    verb = add_verb(verbs, "prune", "prune --force", _prune)
+    verb.description = "Remove all stopped containers and their changes."  # Unlike the verb `prune`.
     verb.add_argument("--force", "-f", action="store_true", help="do not ask")
     add_json(verb)
 

@@ -35,9 +35,7 @@ _SAMPLE = 0.1
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs, "create", "create a container from an image, and mount it", "create app:1.0 --name c1", _create
-    )
+    verb = add_verb(verbs, "create", "create app:1.0 --name c1", _create)
     verb.add_argument("image", metavar="IMAGE", help="an image, or 'scratch' for an empty base")
     verb.add_argument("--name", metavar="C", help="container name (default: a random one)")
     verb.add_argument("--at", type=Path, metavar="MOUNTPOINT", help="where to mount it (default: in the store)")
@@ -52,22 +50,14 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--timemachine", action="store_true", help="add a hidden directory .layers, see 'mount --help'")
     add_json(verb)
-    verb = add_verb(
-        verbs, "ps", "list containers", "ps --quiet --filter status=exited\nps --format '{{.Names}}: {{.Status}}'", _ps
-    )
+    verb = add_verb(verbs, "ps", "ps --quiet --filter status=exited\nps --format '{{.Names}}: {{.Status}}'", _ps)
     verb.add_argument("--all", "-a", action="store_true", help="accepted as in docker: stopped ones are always listed")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     verb.add_argument("--no-trunc", action="store_true", help="show the ID of each image in full")
     add_filters(verb)
     add_format(verb)
     add_json(verb)
-    verb = add_verb(
-        verbs,
-        "diff",
-        "show what a container changed, or how two images differ",
-        "diff c1\ndiff --content app:1.0@3 app:1.0@5",
-        _diff,
-    )
+    verb = add_verb(verbs, "diff", "diff c1\ndiff --content app:1.0@3 app:1.0@5", _diff)
     verb.add_argument(
         "first", metavar="C|IMAGE[@N]", help="a container, or an image; @N takes only its N lowest layers"
     )
@@ -76,13 +66,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--content", action="store_true", help="for images: also show the lines that differ in text files"
     )
     add_json(verb)
-    verb = add_verb(
-        verbs,
-        "commit",
-        "create an image from a container",
-        "commit c1 app:1.1\ncommit -c 'CMD [\"sh\"]' -c 'ENV A=1' c1 app:1.2",
-        _commit,
-    )
+    verb = add_verb(verbs, "commit", "commit c1 app:1.1\ncommit -c 'CMD [\"sh\"]' -c 'ENV A=1' c1 app:1.2", _commit)
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
@@ -104,26 +88,24 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="accepted as in docker: nothing can be paused, so a file that is being written may be caught halfway",
     )
     add_json(verb)
-    verb = add_verb(
-        verbs, "export", "write a container's file tree to a tar archive", "export c1 -o rootfs.tar", _export
-    )
+    verb = add_verb(verbs, "export", "export c1 -o rootfs.tar", _export)
     verb.add_argument("container", metavar="C")
     add_output(verb)
     _add_running_verbs(verbs)
 
 
 def _add_running_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    verb = add_verb(verbs, "stop", "unmount containers and keep their changes", "stop c1", _stop)
+    verb = add_verb(verbs, "stop", "stop c1", _stop)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--lazy", "-l", action="store_true", help="detach now, clean up when no longer busy")
     add_json(verb)
-    verb = add_verb(verbs, "start", "mount containers again", "start c1", _start)
+    verb = add_verb(verbs, "start", "start c1", _start)
     verb.add_argument("containers", nargs="+", metavar="C")
     add_json(verb)
-    verb = add_verb(verbs, "rename", "give a container another name", "rename c1 web", _rename)
+    verb = add_verb(verbs, "rename", "rename c1 web", _rename)
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", metavar="NAME")
-    verb = add_verb(verbs, "rm", "remove containers and their changes", "rm c1", _rm)
+    verb = add_verb(verbs, "rm", "rm c1", _rm)
     verb.add_argument("containers", nargs="+", metavar="C")
     verb.add_argument("--force", "-f", action="store_true", help="unmount them first")
     add_json(verb)

@@ -31,7 +31,7 @@ _WITH_DIGESTS = "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.Creat
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(verbs, "images", "list images", "images app\nimages --format 'table {{.ID}}\\t{{.Size}}'", _images)
+    verb = add_verb(verbs, "images", "images app\nimages --format 'table {{.ID}}\\t{{.Size}}'", _images)
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only images with this name, or 'app*'")
     verb.add_argument(
         "--all", "-a", action="store_true", help="accepted as in docker: there are no intermediate images here"
@@ -41,7 +41,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_format(verb)
     verb.add_argument("--digests", action="store_true", help="show docker's column of digests, which a registry gives")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
-    verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
+    verb = add_verb(verbs, "history", "history --layers app:1.0", _history)
     verb.add_argument("image", metavar="IMAGE")
     _add_form(verb)
     add_format(verb)
@@ -55,7 +55,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("-H", dest="human", action="store_true", help="the same as --human=true")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
     verb.add_argument("--layers", action="store_true", help="also show the layer of each step, which docker does not")
-    verb = add_verb(verbs, "layers", "list every stored layer and the images that use it", "layers", _layers)
+    verb = add_verb(verbs, "layers", "layers", _layers)
     _add_form(verb)
 
 

@@ -24,7 +24,7 @@ from overlayfs_demo.ui.text import human_size, plural
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
+    verb = add_verb(verbs, "load", "load image.tar", _load)
     verb.add_argument(
         "archive",
         nargs="?",
@@ -41,7 +41,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     add_json(verb)
-    verb = add_verb(verbs, "import", "create an image from a tar of a file tree", "import rootfs.tar app:flat", _import)
+    verb = add_verb(verbs, "import", "import rootfs.tar app:flat", _import)
     verb.add_argument("archive", metavar="FILE", help="a tar as docker export writes it, or - for standard input")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     add_json(verb)
@@ -50,15 +50,15 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _add_other_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    verb = add_verb(verbs, "tag", "give an image another name", "tag app:1.0 app:stable", _tag)
+    verb = add_verb(verbs, "tag", "tag app:1.0 app:stable", _tag)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("name", metavar="NAME[:TAG]")
-    verb = add_verb(verbs, "rmi", "remove image names, and images left without a name", "rmi app:1.0", _rmi)
+    verb = add_verb(verbs, "rmi", "rmi app:1.0", _rmi)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument("--force", "-f", action="store_true", help="remove an image by ID even if it has several names")
     verb.add_argument("--no-prune", action="store_true", help="keep layers that no image uses then, until 'prune'")
     add_json(verb)
-    verb = add_verb(verbs, "prune", "remove unused images and layers", "prune\nprune --all --force", _prune)
+    verb = add_verb(verbs, "prune", "prune\nprune --all --force", _prune)
     verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
     verb.add_argument("--force", "-f", action="store_true", help="do not ask before --all removes named images")
     add_json(verb)

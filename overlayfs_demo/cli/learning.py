@@ -32,13 +32,12 @@ _Any = TypeVar("_Any", bound=Listed)
 def add_learning_verb(
     verbs: Verbs[argparse.ArgumentParser],
     name: str,
-    summary: str,
     examples: str,
     run: Callable[[argparse.Namespace], int],
     description: str,
 ) -> argparse.ArgumentParser:
     """Add a verb that can list its names, and whose mounts are served by a front of choice."""
-    verb = new_verb(verbs, name, summary, examples, run, description)
+    verb = new_verb(verbs, name, examples, run, description)
     verb.add_argument("--list", action="store_true", help="list the names")
     verb.add_argument("--json", action="store_true", help="with --list: one JSON object per line")
     add_front(verb)

@@ -43,13 +43,3 @@ def all_verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPars
     for verb in verbs_of(parser).values():
         yield verb
         yield from all_verbs(verb)
-
-
-def summaries_of(parser: argparse.ArgumentParser) -> Mapping[str, str]:
-    """Return the line that says what each verb does, by name."""
-    return {
-        choice.dest: choice.help or ""
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for choice in action._choices_actions
-    }

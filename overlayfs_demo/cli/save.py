@@ -25,13 +25,7 @@ _DOCKER, _OCI, _DIRECTORY = "docker-archive", "oci-archive", "oci-dir"
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs,
-        "save",
-        "write images to an archive",
-        "save app:1.0 -o app.tar\nsave --format oci-dir -o app app:1.0",
-        _save,
-    )
+    verb = add_verb(verbs, "save", "save app:1.0 -o app.tar\nsave --format oci-dir -o app app:1.0", _save)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument(
         "--format",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from overlayfs_demo.errors import UsageError, printable
@@ -63,5 +62,7 @@ def unknown_verb(word: str, verbs: Iterable[str]) -> UsageError:
     problem = f"unknown command '{printable(word)}'"
     if word in INSTEAD:
         return UsageError(problem, INSTEAD[word])
+    import difflib  # Only a mistake needs it.
+
     near = difflib.get_close_matches(word, list(verbs), 1)
     return UsageError(problem, f"did you mean '{near[0]}'?" if near else f"'{PROGRAM} help' lists the commands")
