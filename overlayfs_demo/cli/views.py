@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.families import SUMMARIES
@@ -34,7 +33,7 @@ def _mount(arguments: argparse.Namespace) -> int:
         return 0
     options = parse(arguments.options)
     if arguments.front:
-        options = replace(options, front=arguments.front)
+        options = options._replace(front=arguments.front)
     if arguments.trace and not arguments.foreground:
         raise UsageError("--trace prints to this terminal", "add --foreground")
     with _trace() if arguments.trace else nullcontext() as trace:

@@ -11,8 +11,7 @@ from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import USER
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """The stack to mount, and how. `flags` are MS_* flags of mount(2); `timeout` is in seconds; None: not given."""
 
     stack: Stack

@@ -13,7 +13,6 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
@@ -54,8 +53,7 @@ def checked(stack: Stack) -> Stack:
 
 def absolute(stack: Stack) -> Stack:
     """Return the same stack with absolute paths, which do not depend on the working directory."""
-    return replace(
-        stack,
+    return stack._replace(
         lowers=tuple(os.path.abspath(path) for path in stack.lowers),
         data_only=tuple(os.path.abspath(path) for path in stack.data_only),
         upper=os.path.abspath(stack.upper) if stack.upper is not None else None,

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import syscalls
@@ -38,8 +38,7 @@ from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import VIRTUAL
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """What an overlay is made of, see `factory`. `layers` are all that are read, from the top lower down."""
 
     events: Events

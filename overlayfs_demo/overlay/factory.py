@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import proc
@@ -55,14 +56,13 @@ def _ownership_of(stack: Stack) -> Ownership:
     return IdMapped(stack.ids) if stack.ids else Ownership()
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(NamedTuple):
     """The layers of a stack, open. `lowers` are searched for names; `data_layers` are below them."""
 
     lowers: list[Layer]
     data_layers: list[Layer]
     upper: Upper | None
-    index: Index | None
+    index: Index | None  # type: ignore[assignment]  # hides tuple.index
     origins: Origins
 
 

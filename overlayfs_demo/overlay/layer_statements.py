@@ -10,14 +10,14 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
 from overlayfs_demo.overlay.lookup import Answer, Lookup, Part, judge
 from overlayfs_demo.overlay.merge import Says, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """What one layer has at a path.
 
     `layer` is its label. `mode`, `size` (in bytes) and `target` (of a symbolic link) are those of the layer's object,

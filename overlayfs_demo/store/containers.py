@@ -44,7 +44,7 @@ def _dress(upper: Path, top: Path) -> None:
     given = Attributes.of(top.stat())
     if os.geteuid() != 0:
         record = override_stat.read(os.fsencode(top))
-        given = replace(given, owner=None, xattrs=[(override_stat.NAME, record.encode())] if record else [])
+        given = given._replace(owner=None, xattrs=[(override_stat.NAME, record.encode())] if record else [])
     attributes.apply(given, os.fsencode(upper))
 
 
@@ -323,12 +323,12 @@ class Containers:
 
     def export(self, container: Container, out: BinaryIO) -> None:
         """Write the tar of the container's whole tree, as `docker export` does. Raises MountError or OSError."""
-        write_tree(replace(self._snapshot(container), read_only=True), out)
+        write_tree(self._snapshot(container)._replace(read_only=True), out)
 
     def _snapshot(self, container: Container) -> Stack:
         """Return its stack as an image shows it: what an ordinary user made belongs to root. Raises MountError."""
         stack = self.stack(container)
-        return stack if os.geteuid() == 0 else replace(stack, ids=ALL_ROOT)
+        return stack if os.geteuid() == 0 else stack._replace(ids=ALL_ROOT)
 
     def stack(self, container: Container) -> Stack:
         """Return the stack of its layers, its upper, and its work directory. Raises MountError if a layer is gone."""
