@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -18,6 +17,8 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str, *_: object, **__: object) -> None:
         """`prog` is the name of the program; argparse's other settings are ours."""
+        import shutil  # Only help needs it; argparse, too, imports it only here.
+
         super().__init__(prog, width=min(shutil.get_terminal_size().columns, _WIDTH) - _MARGIN)
 
     def _split_lines(self, text: str, width: int) -> list[str]:

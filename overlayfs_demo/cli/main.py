@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,8 @@ _OPTIONS = ("--help", "-h", *_VERSION_OPTIONS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. An error is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format=f"{PROGRAM}: %(message)s")
+    if arguments and arguments[0] not in _OPTIONS:
+        _log_to_stderr()
     if "_ARGCOMPLETE" in os.environ:
         _complete(os.environ.get("COMP_LINE", "").split()[1:])
     if os.path.basename(sys.argv[0]).startswith("umount."):
@@ -36,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return guarded(PROGRAM, lambda: mount_as_helper(arguments))
     return guarded(PROGRAM, lambda: _run(arguments))
+
+
+def _log_to_stderr() -> None:
+    import logging  # Neither the help nor the version needs it.
+
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s")
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ import signal
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from overlayfs_demo.errors import ImageError, MountError
@@ -90,6 +91,7 @@ def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
     return View(
         overlay,
         mountpoint,
+        Counter(),
         options.source or SUBTYPE,
         options.flags,
         options.timeout,

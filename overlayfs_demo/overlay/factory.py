@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import NamedTuple
 
 from overlayfs_demo.events import Events
@@ -140,7 +139,7 @@ class _Opening:
         layer = self._layer(stack.upper, root, 0, "upper", image_dialect=False, last=False)
         work, index = proc.fd_path(work_fd), None
         if self._pairing is not None:
-            pairing = replace(self._pairing, upper=proc.fd_path(root.fd), work=work)
+            pairing = self._pairing._replace(upper=proc.fd_path(root.fd), work=work)
             index = Index(layer, pairing, origins, stack.read_only)
         if stack.read_only:
             return _Opened([layer, *lowers], data_layers, None, index, origins)

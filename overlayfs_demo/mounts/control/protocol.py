@@ -20,7 +20,6 @@ import enum
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from overlayfs_demo.events import Action, Event
@@ -66,8 +65,7 @@ class WhichAnswer(NamedTuple):
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(NamedTuple):
     """The client gets every event from now on."""
 
 
@@ -85,11 +83,10 @@ class Happened(NamedTuple):
     who: str
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(NamedTuple):
     """So many events are missing here, because the client did not read fast enough."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 class Counters(NamedTuple):
