@@ -9,7 +9,8 @@ from overlayfs_demo.cli.confirm import confirmed
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, record_of, upper_size
+from overlayfs_demo.store.container_state import record_of, upper_size
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.ui.console import put, put_json
 from overlayfs_demo.ui.text import human_size
 

@@ -17,7 +17,8 @@ from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.settings import Defaults, Wanted, command_of, directory_of, environment_of
 from overlayfs_demo.run.start import run
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, record_of
+from overlayfs_demo.store.container_state import record_of
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import note
 

@@ -25,12 +25,13 @@ FAMILIES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "web": {"serve": "show a mounted view (live) or an image in a browser"},
     },
     "Images": {
-        "images": {
-            "load": "load images from an archive",
-            "import": "create an image from a tar of a file tree",
+        "image_load": {"load": "load images from an archive", "import": "create an image from a tar of a file tree"},
+        "image_lists": {
             "images": "list images",
             "history": "show the steps that made an image",
             "layers": "list every stored layer and the images that use it",
+        },
+        "image_names": {
             "tag": "give an image another name",
             "rmi": "remove image names, and images left without a name",
             "prune": "remove unused images and layers",
@@ -49,10 +50,10 @@ FAMILIES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "exec": "run a command in a container",
             "shell": "run a shell or a command with a container as its root",
         },
+        "container_create": {"create": "create a container from an image, and mount it"},
+        "container_list": {"ps": "list containers"},
+        "diff": {"diff": "show what a container changed, or how two images differ"},
         "containers": {
-            "create": "create a container from an image, and mount it",
-            "ps": "list containers",
-            "diff": "show what a container changed, or how two images differ",
             "commit": "create an image from a container",
             "export": "write a container's file tree to a tar archive",
             "stop": "unmount containers and keep their changes",

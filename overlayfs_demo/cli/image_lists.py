@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.format_option import add_format, form_of
-from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.image_filters import ImageFilter, add_image_filter, is_named
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.images import describe
@@ -114,6 +113,8 @@ def image_rows(images: Iterable[StoredImage]) -> Sequence[ImageRow]:
 
 def _counted(image: StoredImage) -> list[LayerFacts]:
     """Return the same, with what each layer changes, for which all of them are read."""
+    from overlayfs_demo.cli.image_analysis import analysis_of  # Only --layers needs it.
+
     return [
         LayerFacts(
             layer.size,

@@ -11,6 +11,7 @@ from importlib import import_module
 from overlayfs_demo import __version__
 from overlayfs_demo.cli.command import guarded
 from overlayfs_demo.cli.families import MODULE_OF
+from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.overview import overview
 from overlayfs_demo.cli.parser import Parser
 from overlayfs_demo.cli.unknown import unknown_verb
@@ -71,7 +72,7 @@ class _Program(Parser):
 
 def _parser(modules: Iterable[str]) -> argparse.ArgumentParser:
     """Return a parser with the verbs of these modules. No other module is imported."""
-    parser = _Program(prog=PROGRAM)
+    parser = _Program(prog=PROGRAM, formatter_class=HelpFormatter)
     parser.add_argument(*_VERSION_OPTIONS, action="version", version=f"{PROGRAM} {__version__}")
     # The help of a verb and the manual are made from parsers.
     parser.set_defaults(parser_for=parser_for)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +61,7 @@ def _sink(arguments: argparse.Namespace) -> Iterator[Sink]:
 @contextmanager
 def _new_directory(path: Path) -> Iterator[Path]:
     """Give a directory to fill, which appears at `path` when it is complete. Raises ImageError."""
-    unfinished = path.absolute().parent / f".overlayfs-demo-{secrets.token_hex(8)}.unfinished"
+    unfinished = path.absolute().parent / f".overlayfs-demo-{os.urandom(8).hex()}.unfinished"
     try:
         unfinished.mkdir()
         yield unfinished

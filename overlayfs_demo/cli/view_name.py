@@ -66,7 +66,7 @@ def _store(root: Path) -> Store | None:
 
 def _mountpoint(container: Container) -> str:
     # Imported here, because a path that is not a container's needs none of this.
-    from overlayfs_demo.store.containers import record_of
+    from overlayfs_demo.store.container_state import record_of
 
     record = record_of(container)
     if record is not None:

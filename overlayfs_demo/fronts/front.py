@@ -10,11 +10,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayfs_demo.linux import mounting
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS
-from overlayfs_demo.overlay.engine import Overlay
+
+if TYPE_CHECKING:  # Only a daemon needs the engine, and `umount`, `watch` and `ps` import this module, too.
+    from overlayfs_demo.overlay.engine import Overlay
 
 FILESYSTEM_TYPE = "fuse.overlayfs-demo"
 SUBTYPE = "overlayfs-demo"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,14 +23,14 @@ from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
 from overlayfs_demo.linux import attributes, mounting, syscalls
 from overlayfs_demo.linux.attributes import Attributes
-from overlayfs_demo.mounts import mount, registry, umount
-from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
+from overlayfs_demo.mounts import mount, umount
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.idmap import ALL_ROOT
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.store.commit import commit
 from overlayfs_demo.store.container import MERGED, Container, all_containers, check_name, directory_of, find_container
+from overlayfs_demo.store.container_state import record_of, served_at
 from overlayfs_demo.store.load import Loaded
 from overlayfs_demo.store.scratch import NAME as SCRATCH
 from overlayfs_demo.store.scratch import scratch
@@ -46,32 +45,6 @@ def _dress(upper: Path, top: Path) -> None:
         record = override_stat.read(os.fsencode(top))
         given = given._replace(owner=None, xattrs=[(override_stat.NAME, record.encode())] if record else [])
     attributes.apply(given, os.fsencode(upper))
-
-
-def _served_at(container: Container) -> registry.MountRecord | None:
-    """Return the record of the view at the container's mount point, which may be that of another container."""
-    # The view itself is not asked, because its daemon may hang.
-    where = os.path.join(os.path.realpath(container.mountpoint.parent), container.mountpoint.name)
-    return next((record for record in registry.live_records() if record.mountpoint == where), None)
-
-
-def record_of(container: Container) -> registry.MountRecord | None:
-    """Return the record of the container's mount; None unless it is mounted and served."""
-    record = _served_at(container)
-    if record is None or record.upper is None:
-        return None
-    return record if os.path.realpath(record.upper) == os.path.realpath(container.upper) else None
-
-
-def state_of(record: registry.MountRecord | None) -> str:
-    """Return docker's word for the state of a container with this record: a mounted one runs."""
-    return "exited" if record is None else "running"
-
-
-def upper_size(container: Container) -> int | None:
-    """Return the bytes of the files in the upper, each file once; None if the upper cannot be read."""
-    count = walked(LayerFacts(UPPER, "", str(container.upper))).count
-    return None if count is None else count.size
 
 
 @contextmanager
@@ -142,7 +115,7 @@ class Containers:
 
         `options` are words of mount(8), such as `suid,dev`; `start` also heeds them.
         """
-        name = name or secrets.token_hex(6)
+        name = name or os.urandom(6).hex()
         check_name(name)
         directory = self._root / name
         container = Container(
@@ -186,7 +159,7 @@ class Containers:
     def _start(self, container: Container, front: str = "auto") -> None:
         if record_of(container) is not None:
             raise MountError(f"container '{container.name}' is already mounted", f"on {container.mountpoint}")
-        if _served_at(container) is not None:
+        if served_at(container) is not None:
             raise MountError(
                 f"{printable(str(container.mountpoint))} is the mount point of another view",
                 "unmount that first, or use another directory with --at",

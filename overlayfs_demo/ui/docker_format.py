@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.console import put
-from overlayfs_demo.ui.go_template import Template
-from overlayfs_demo.ui.go_template_functions import HEADER_FUNCTIONS
 from overlayfs_demo.ui.go_values import Row
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
@@ -35,6 +33,10 @@ class Listing:
 
 def put_rows(listing: Listing, form: str, rows: Sequence[Row], *, quiet: bool = False) -> None:
     """Print the rows in the form that `--format` gives. Raises TemplateError, and prints nothing in that case."""
+    # Imported here, because only --format needs them, and the verbs that have it are started often without.
+    from overlayfs_demo.ui.go_template import Template
+    from overlayfs_demo.ui.go_template_functions import HEADER_FUNCTIONS
+
     table = form.startswith(_TABLE)
     text = form.removeprefix(_TABLE).strip(" ") if table else form
     template = Template(_unescaped({"json": _JSON, "raw": listing.raw_quiet if quiet else listing.raw}.get(text, text)))
