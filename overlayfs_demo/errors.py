@@ -1,4 +1,4 @@
-"""The errors that the command line reports, and the one way to escape a name for people.
+"""The errors that the command line reports, and the one way to escape a name, and to guess one, for people.
 
 Inside the engine every failure is an `OSError` with the errno that the kernel would return. The command line
 reports an `OverlayError`: it names the thing (a layer, an archive member, an option), the rule it broke, and
@@ -6,6 +6,8 @@ what to do about it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def printable(text: bytes | str, keep: str = "") -> str:
@@ -27,6 +29,13 @@ def _escaped(char: str) -> str:
         return f"\\x{code - 0xDC00:02x}"
     # Python writes U+0085 as \x85, which here is the byte.
     return f"\\u{code:04x}" if 0x80 <= code <= 0xFF else ascii(char)[1:-1]
+
+
+def near(word: str, words: Iterable[str], most: int = 1) -> list[str]:
+    """Return those of the words that a mistyped one may have meant, the likeliest first."""
+    import difflib  # Only a mistake needs it.
+
+    return difflib.get_close_matches(word, list(words), most)
 
 
 class OverlayError(Exception):

@@ -10,7 +10,7 @@ import enum
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Action(enum.Enum):
@@ -42,8 +42,7 @@ class Action(enum.Enum):
     REFUSE = "refuse"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One change of the upper, and who caused it.
 
     `path` is absolute in the view; for TMPFILE it is the directory in which the unnamed file was requested.

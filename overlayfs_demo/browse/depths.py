@@ -12,7 +12,6 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from overlayfs_demo.browse.subject import layer_name
@@ -76,7 +75,7 @@ class Depths:
     """
 
     def __init__(self, stack: Stack) -> None:
-        self._stack = replace(stack, read_only=True, time_machine=False)
+        self._stack = stack._replace(read_only=True, time_machine=False)
         self._lock = threading.Lock()
         self._views: OrderedDict[int, Overlay] = OrderedDict()
         self._is_closed = False
@@ -136,7 +135,7 @@ class Depths:
         stack = self._stack
         if place or not uppers:
             skipped = place - uppers
-            stack = replace(stack, lowers=stack.lowers[skipped:], titles=stack.titles[skipped:], upper=None, work=None)
+            stack = stack._replace(lowers=stack.lowers[skipped:], titles=stack.titles[skipped:], upper=None, work=None)
         view = self._views[place] = open_overlay(stack)
         if len(self._views) > _OPEN_VIEWS:
             self._views.popitem(last=False)[1].close()

@@ -76,7 +76,7 @@ def view_subject(record: MountRecord) -> Subject:
     Raises UsageError if the record's options are not valid.
     """
     titles = record.titles or [""] * len(record.lowers)
-    stack = replace(parse([record.options]).stack, titles=tuple(titles), time_machine=False, read_only=True)
+    stack = parse([record.options]).stack._replace(titles=tuple(titles), time_machine=False, read_only=True)
     upper = [LayerStep(0, UPPER, "changes made in this view", None)] if record.upper is not None else []
     total = len(record.lowers) + len(record.data_only)
     below = [

@@ -33,12 +33,12 @@ _WASTE = {"WASTED": "red"}
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(verbs, "analyze", "show where an image's bytes went", "analyze app:1.0 --max-wasted 10%", _analyze)
+    verb = add_verb(verbs, "analyze", "analyze app:1.0 --max-wasted 10%", _analyze)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--max-wasted", type=_limit, metavar="P%|BYTES", help="exit with status 1 if more is wasted")
     verb.add_argument("--all", "-a", action="store_true", help="list every hidden file, not only the largest")
     add_json(verb)
-    verb = add_verb(verbs, "ghosts", "list files that were deleted but still ship", "ghosts app:1.0", _ghosts)
+    verb = add_verb(verbs, "ghosts", "ghosts app:1.0", _ghosts)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("--extract", type=Path, metavar="DIR", help="copy the files into this new or empty directory")
     add_json(verb)

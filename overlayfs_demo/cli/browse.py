@@ -18,13 +18,7 @@ from overlayfs_demo.ui.console import PROGRAM, can_place_cursor, note
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs,
-        "browse",
-        "walk through the layers of an image or a view in the terminal",
-        "browse app:1.0\nbrowse view",
-        _browse,
-    )
+    verb = add_verb(verbs, "browse", "browse app:1.0\nbrowse view", _browse)
     verb.add_argument("what", metavar="MOUNTPOINT|C|IMAGE")
 
 

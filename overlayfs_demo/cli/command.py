@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from overlayfs_demo.cli.families import SUMMARIES
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.streams import abandon_output
 from overlayfs_demo.errors import OverlayError, printable
@@ -21,15 +22,15 @@ Verbs = argparse._SubParsersAction
 def new_verb(
     verbs: Verbs[argparse.ArgumentParser],
     name: str,
-    summary: str,
     examples: str,
     run: Callable[[argparse.Namespace], int],
     description: str = "",
 ) -> argparse.ArgumentParser:
     """Add a verb. Its help shows the examples, one per line, each a whole command line.
 
-    The summary serves as the description if there is no other.
+    Its summary serves as the description if there is no other.
     """
+    summary = SUMMARIES[name]
     verb = verbs.add_parser(
         name,
         help=summary,

@@ -1,4 +1,4 @@
-"""Completion of half-typed words in a shell.
+"""The verb `completion`, and the completion of half-typed words in a shell.
 
 argcomplete does the work: it knows bash, zsh and fish, and takes verbs and options from the parser. This module adds
 what it cannot know: which images, containers and views exist now.
@@ -16,20 +16,30 @@ from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
 from overlayfs_demo.cli import documents
+from overlayfs_demo.cli.command import Verbs, new_verb
 from overlayfs_demo.cli.parser import all_verbs, verbs_of
 from overlayfs_demo.errors import OverlayError
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store.container import all_containers
 from overlayfs_demo.store.root import default_root
 from overlayfs_demo.store.store import Store
-from overlayfs_demo.ui.console import PROGRAM
+from overlayfs_demo.ui.console import PROGRAM, put
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-def script(shell: str) -> str:
-    """Return the script that a shell reads to complete our words."""
-    return shellcode([PROGRAM], shell=shell).strip() + "\n"
+def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add the verb of this module."""
+    verb = new_verb(
+        verbs, "completion", f"source <({PROGRAM} completion bash)\n{PROGRAM} completion fish | source", _script
+    )
+    verb.add_argument("shell", choices=SHELLS, help="the shell that reads it")
+
+
+def _script(arguments: argparse.Namespace) -> int:
+    """Print the script that a shell reads to complete our words."""
+    put(shellcode([PROGRAM], shell=arguments.shell).strip() + "\n")
+    return 0
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +73,7 @@ def _both(parsed_args: argparse.Namespace, **more: Any) -> list[str]:
 
 
 def _verb_names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    return list(verbs_of(parsed_args.whole_parser()))
+    return list(verbs_of(parsed_args.parser_for([])))
 
 
 def _views(**_: Any) -> list[str]:

@@ -17,7 +17,8 @@ from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import MountError, UsageError, printable
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, root_of
+from overlayfs_demo.store.container_state import root_of
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.copy_tar import is_directory, read_tar, write_tar
 from overlayfs_demo.store.copy_tree import Rules, TreeCopy
 from overlayfs_demo.store.in_root import Entry, entry
@@ -29,13 +30,7 @@ _STREAM = b"-"
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs,
-        "cp",
-        "copy files between a container and this machine",
-        "cp c1:/etc/motd .\ncp site.conf c1:/etc/\ncp c1:/var/log - | tar -t",
-        _cp,
-    )
+    verb = add_verb(verbs, "cp", "cp c1:/etc/motd .\ncp site.conf c1:/etc/\ncp c1:/var/log - | tar -t", _cp)
     verb.description = (
         "Copy a file or a directory out of a container, mounted or not, or into one. A source DIR/. means what is in "
         "the directory. Links in the container lead nowhere outside it. Devices are not copied, and what comes out of "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from overlayfs_demo.cli.image_settings import command_words, settings_of
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import record_of, state_of, upper_size
+from overlayfs_demo.store.container_state import record_of, state_of, upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import PROGRAM
 

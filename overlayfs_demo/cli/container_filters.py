@@ -12,7 +12,7 @@ from overlayfs_demo.cli.store_options import add_filter
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import records_of, state_of
+from overlayfs_demo.store.container_state import records_of, state_of
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 

@@ -10,14 +10,16 @@ from overlayfs_demo.cli.docker_flags import OF_PRUNE, add_answers
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, record_of, upper_size
+from overlayfs_demo.store.container_state import record_of, upper_size
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.ui.console import put, put_json
 from overlayfs_demo.ui.text import human_size
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verb of this module."""
-    verb = add_verb(verbs, "prune", "remove all stopped containers and their changes", "prune --force", _prune)
+    verb = add_verb(verbs, "prune", "prune --force", _prune)
+    verb.description = "Remove all stopped containers and their changes."  # Unlike the verb `prune`.
     verb.add_argument("--force", "-f", action="store_true", help="do not ask")
     add_answers(verb, OF_PRUNE)
     add_json(verb)

@@ -6,13 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
-
 from overlayfs_demo.cli.image_settings import command_words, labels_of
 from overlayfs_demo.images.config import read_time
 from overlayfs_demo.mounts.registry import MountRecord
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import records_of, state_of, upper_size
+from overlayfs_demo.store.container_state import records_of, state_of, upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui import docker_tables
@@ -99,8 +97,15 @@ def _command(words: Sequence[str]) -> str:
 
 def _status(record: MountRecord | None, now: float) -> str:
     """Return since when the container is mounted; docker also tells when one ended, which is not known here."""
-    try:
-        since = None if record is None else psutil.Process(record.pid).create_time()
-    except psutil.NoSuchProcess:
-        since = None
+    since = None if record is None else _start_of(record.pid)
     return "Exited" if since is None else f"Up {docker_tables.human_duration(max(now - since, 0.0))}"
+
+
+def _start_of(pid: int) -> float | None:
+    """Return when a process started, in seconds since 1970; None if it has ended."""
+    import psutil  # Imported late: only a mounted container needs it.
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None

@@ -17,7 +17,8 @@ from overlayfs_demo.run.process import Process
 from overlayfs_demo.run.settings import Defaults, Wanted, command_of, directory_of, environment_of
 from overlayfs_demo.run.start import run
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, record_of, root_of
+from overlayfs_demo.store.container_state import record_of, root_of
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import note
 
@@ -33,9 +34,7 @@ was not run, 126 if it cannot be executed, 127 if there is no such program.
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs, "run", "run a command in a new container", "run --rm app:1.0 ls /\nrun -i -t --name c1 app:1.0 sh", _run
-    )
+    verb = add_verb(verbs, "run", "run --rm app:1.0 ls /\nrun -i -t --name c1 app:1.0 sh", _run)
     verb.description = "Create a container, run a command in it, and stop it. Without a command, run the image's."
     verb.description += _CONFINED
     _add_options(verb)
@@ -45,13 +44,13 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_answers(verb, OF_COMMANDS)
     verb.add_argument("image", metavar="IMAGE")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
-    verb = add_verb(verbs, "exec", "run a command in a container", "exec c1 cat /etc/motd\nexec -i -t c1 sh", _exec)
+    verb = add_verb(verbs, "exec", "exec c1 cat /etc/motd\nexec -i -t c1 sh", _exec)
     verb.description = "Run a command in a mounted container." + _CONFINED
     _add_options(verb)
     add_answers(verb, OF_COMMANDS)
     verb.add_argument("container", metavar="C")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
-    verb = add_verb(verbs, "shell", "run a shell or a command with a container as its root", "shell c1 ls -l /", _shell)
+    verb = add_verb(verbs, "shell", "shell c1 ls -l /", _shell)
     verb.description = "Run a command, by default /bin/sh, in a mounted container, as 'exec -i' does." + _CONFINED
     verb.add_argument("container", metavar="C")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")

@@ -38,13 +38,7 @@ _VERBOSE_CONTAINERS = (
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs,
-        "df",
-        "show how much space images use and share",
-        "df\ndf --verbose\ndf --format '{{.Type}}: {{.Size}}'",
-        _df,
-    )
+    verb = add_verb(verbs, "df", "df\ndf --verbose\ndf --format '{{.Type}}: {{.Size}}'", _df)
     verb.add_argument("--verbose", "-v", action="store_true", help="docker's tables of all images and containers")
     add_format(verb)
     add_json(verb)

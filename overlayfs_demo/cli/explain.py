@@ -57,7 +57,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs,
         "explain",
-        "show what a command would change in a view, without doing it",
         f"{PROGRAM} explain chmod -R g+w view/opt\n{PROGRAM} explain --on view sh -c 'cd view/etc && sed -i s/a/b/ *'",
         _explain,
         _HELP,

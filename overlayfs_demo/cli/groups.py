@@ -11,45 +11,43 @@ from functools import partial
 from importlib import import_module
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.families import MODULE_OF, SUMMARIES
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.ui.console import PROGRAM, put
 
-# By group and by the verb's name in it: which module has the verb, and its name there.
-GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+# By group and by the verb's name in it: its name among all verbs.
+GROUPS: Mapping[str, Mapping[str, str]] = {
     "image": {
-        "ls": ("images", "images"),
-        "history": ("images", "history"),
-        "inspect": ("inspect", "inspect"),
-        "import": ("images", "import"),
-        "load": ("images", "load"),
-        "prune": ("images", "prune"),
-        "rm": ("images", "rmi"),
-        "save": ("save", "save"),
-        "tag": ("images", "tag"),
+        "ls": "images",
+        "history": "history",
+        "inspect": "inspect",
+        "import": "import",
+        "load": "load",
+        "prune": "prune",
+        "rm": "rmi",
+        "save": "save",
+        "tag": "tag",
     },
     "container": {
-        "ls": ("containers", "ps"),
-        "create": ("containers", "create"),
-        "run": ("container_run", "run"),
-        "exec": ("container_run", "exec"),
-        "cp": ("container_cp", "cp"),
-        "start": ("containers", "start"),
-        "stop": ("containers", "stop"),
-        "rename": ("containers", "rename"),
-        "rm": ("containers", "rm"),
-        "prune": ("container_prune", "prune"),
-        "inspect": ("inspect", "inspect"),
-        "diff": ("containers", "diff"),
-        "commit": ("containers", "commit"),
-        "export": ("containers", "export"),
+        "ls": "ps",
+        "create": "create",
+        "run": "run",
+        "exec": "exec",
+        "cp": "cp",
+        "start": "start",
+        "stop": "stop",
+        "rename": "rename",
+        "rm": "rm",
+        "prune": "prune",
+        "inspect": "inspect",
+        "diff": "diff",
+        "commit": "commit",
+        "export": "export",
     },
-    "system": {"df": ("disk_usage", "df"), "prune": ("images", "prune")},
+    "system": {"df": "df", "prune": "prune"},
 }
-_TITLES = {
-    "image": "docker's group of verbs for images",
-    "container": "docker's group of verbs for containers",
-    "system": "docker's group of verbs for the whole store",
-}
+# A verb that only a group has: its module.
+_OWN: Mapping[tuple[str, str], str] = {("container", "prune"): "container_prune"}
 # What a verb takes for granted in a group.
 _DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("image", "inspect"): {"type": "image"},
@@ -60,20 +58,20 @@ _DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
     for group, members in GROUPS.items():
-        names = (name if name == verb else f"{name} ({verb})" for name, (_, verb) in members.items())
-        title = f"{_TITLES[group]}: {', '.join(names)}"
+        names = (name if name == verb else f"{name} ({verb})" for name, verb in members.items())
+        title = f"{SUMMARIES[group]}: {', '.join(names)}"
         first = next(iter(members))
         parser = verbs.add_parser(
             group,
-            help=_TITLES[group],
+            help=SUMMARIES[group],
             description=f"{title[0].upper()}{title[1:]}.",
             epilog=f"example:\n  {PROGRAM} {group} {first}",
             formatter_class=HelpFormatter,
         )
         parser.set_defaults(run=partial(_help, parser))
         inner = parser.add_subparsers(title="commands", metavar="COMMAND")
-        for name, (module, verb) in members.items():
-            _add(inner, group, name, _verb(module, verb))
+        for name, verb in members.items():
+            _add(inner, group, name, _verb(_OWN.get((group, name), MODULE_OF[verb]), verb))
 
 
 def _help(parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -18,13 +19,27 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str, *_: object, **__: object) -> None:
         """`prog` is the name of the program; argparse's other settings are ours."""
-        super().__init__(prog, width=min(shutil.get_terminal_size().columns, _WIDTH) - _MARGIN)
+        super().__init__(prog, width=min(_columns(), _WIDTH) - _MARGIN)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return filled(text, width)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(indent + line for is_prose, lines in blocks(text) for line in _lines(is_prose, lines, width))
+
+
+def _columns() -> int:
+    """Return the columns of the terminal as shutil.get_terminal_size does, whose import every start would wait for."""
+    try:
+        columns = int(os.environ.get("COLUMNS", ""))
+        if columns > 0:
+            return columns
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _WIDTH
+    except (AttributeError, ValueError, OSError):  # There is no stdout, it is closed, or it is not a terminal.
+        return _WIDTH
 
 
 def _lines(is_prose: bool, lines: Sequence[str], width: int) -> Sequence[str]:

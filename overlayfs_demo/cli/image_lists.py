@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.format_option import add_format, form_of
-from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.image_filters import ImageFilter, add_image_filter, is_named
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.images import describe
@@ -30,7 +29,7 @@ _WITH_DIGESTS = "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.Creat
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(verbs, "images", "list images", "images app\nimages --format 'table {{.ID}}\\t{{.Size}}'", _images)
+    verb = add_verb(verbs, "images", "images app\nimages --format 'table {{.ID}}\\t{{.Size}}'", _images)
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="list only images with this name, or 'app*'")
     verb.add_argument(
         "--all", "-a", action="store_true", help="accepted as in docker: there are no intermediate images here"
@@ -40,7 +39,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_format(verb)
     verb.add_argument("--digests", action="store_true", help="show docker's column of digests, which a registry gives")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
-    verb = add_verb(verbs, "history", "show the steps that made an image", "history --layers app:1.0", _history)
+    verb = add_verb(verbs, "history", "history --layers app:1.0", _history)
     verb.add_argument("image", metavar="IMAGE")
     _add_form(verb)
     add_format(verb)
@@ -54,9 +53,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb.add_argument("-H", dest="human", action="store_true", help="the same as --human=true")
     verb.add_argument("--quiet", "-q", action="store_true", help="print only IDs")
     verb.add_argument("--layers", action="store_true", help="also show the layer of each step, which docker does not")
-    verb = add_verb(
-        verbs, "layers", "list every stored layer and the images that use it", "layers\nlayers app:1.0", _layers
-    )
+    verb = add_verb(verbs, "layers", "layers\nlayers app:1.0", _layers)
     verb.add_argument("image", nargs="?", metavar="IMAGE", help="list only the layers of this image")
     _add_form(verb)
 
@@ -117,6 +114,8 @@ def image_rows(images: Iterable[StoredImage]) -> Sequence[ImageRow]:
 
 def _counted(image: StoredImage) -> list[LayerFacts]:
     """Return the same, with what each layer changes, for which all of them are read."""
+    from overlayfs_demo.cli.image_analysis import analysis_of  # Only --layers needs it.
+
     return [
         LayerFacts(
             layer.size,

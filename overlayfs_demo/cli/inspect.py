@@ -35,11 +35,7 @@ _NIL = {
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
     verb = add_verb(
-        verbs,
-        "inspect",
-        "show all details of images and containers, as docker does",
-        "inspect app:1.0\ninspect c1\ninspect --format '{{.GraphDriver.Data.UpperDir}}' c1",
-        _inspect,
+        verbs, "inspect", "inspect app:1.0\ninspect c1\ninspect --format '{{.GraphDriver.Data.UpperDir}}' c1", _inspect
     )
     verb.add_argument("names", nargs="+", metavar="C|IMAGE", help="a container, or else an image")
     add_format(verb, lists=False)

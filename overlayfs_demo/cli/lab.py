@@ -29,7 +29,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_learning_verb(
         verbs,
         "lab",
-        "solve a task in a shell and have the result checked",
         f"{PROGRAM} lab whiteout\n{PROGRAM} lab --hint\necho 'rm merged/motd' | {PROGRAM} lab whiteout\n"
         f"{PROGRAM} lab --summary results.jsonl",
         _lab,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from types import FrameType
 from typing import Protocol, TypeVar
 
 from overlayfs_demo.cli.command import Verbs, new_verb
-from overlayfs_demo.errors import OverlayError, printable
+from overlayfs_demo.errors import OverlayError, near, printable
 from overlayfs_demo.mounts.options import FRONTS
 from overlayfs_demo.ui.console import PROGRAM, put, put_json
 from overlayfs_demo.ui.terminal import put_styled
@@ -35,13 +34,12 @@ _Any = TypeVar("_Any", bound=Listed)
 def add_learning_verb(
     verbs: Verbs[argparse.ArgumentParser],
     name: str,
-    summary: str,
     examples: str,
     run: Callable[[argparse.Namespace], int],
     description: str,
 ) -> argparse.ArgumentParser:
     """Add a verb that can list its names, and whose mounts are served by a front of choice."""
-    verb = new_verb(verbs, name, summary, examples, run, description)
+    verb = new_verb(verbs, name, examples, run, description)
     verb.add_argument("--list", action="store_true", help="list the names")
     verb.add_argument("--json", action="store_true", help="with --list: one JSON object per line")
     add_front(verb)
@@ -77,8 +75,8 @@ def find_named(items: Sequence[_Any], name: str, verb: str) -> _Any:
     for number, item in enumerate(items, 1):
         if name in (item.name, str(number)):
             return item
-    near = difflib.get_close_matches(name, [item.name for item in items], 1)
-    remedy = f"did you mean '{near[0]}'?" if near else f"'{PROGRAM} {verb} --list' shows the names"
+    meant = near(name, [item.name for item in items])
+    remedy = f"did you mean '{meant[0]}'?" if meant else f"'{PROGRAM} {verb} --list' shows the names"
     raise OverlayError(f"unknown name '{printable(name)}'", remedy)
 
 

@@ -18,13 +18,7 @@ from overlayfs_demo.ui.console import can_place_cursor
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs,
-        "lecture",
-        "show a shell and the layers that it changes, in one terminal",
-        "lecture\nlecture app:1.0\nlecture -o lowerdir=top:bottom",
-        _lecture,
-    )
+    verb = add_verb(verbs, "lecture", "lecture\nlecture app:1.0\nlecture -o lowerdir=top:bottom", _lecture)
     verb.description = (
         "Split the terminal: on the left a shell beside a fresh view, on the right watch\n"
         "with the stack of layers. F2 or the mouse goes to the other side. If the shell\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.linux import mounting
@@ -31,7 +30,7 @@ def mount_as_helper(arguments: Sequence[str]) -> int:
         return 0
     options = parse(given.options)
     if not given.f:  # mount -f: everything but the mounting.
-        mount.mount(os.fsencode(given.mountpoint), replace(options, source=options.source or given.source))
+        mount.mount(os.fsencode(given.mountpoint), options._replace(source=options.source or given.source))
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterator
@@ -128,7 +127,7 @@ def _replacing(path: Path, before: int | None, *, made: bool = False) -> Iterato
     `before` is a descriptor of the present file. `made` says that we have just made that file; it is then removed if
     the caller raises.
     """
-    unfinished = path.with_name(f".overlayfs-demo-{secrets.token_hex(8)}.unfinished")
+    unfinished = path.with_name(f".overlayfs-demo-{os.urandom(8).hex()}.unfinished")
     fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if before is None else 0o600)
     try:
         with os.fdopen(fd, "wb") as stream:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
+from overlayfs_demo.cli.families import FAMILIES, SUMMARIES
 from overlayfs_demo.ui.console import PROGRAM
 
 # What a newcomer needs is at the end, which a terminal of 24 lines still shows.
@@ -18,10 +17,11 @@ New here? Start with '{program} tour'.
 """
 
 
-def overview(groups: Mapping[str, Iterable[str]], summaries: Mapping[str, str]) -> str:
-    """Return the help; `groups` has the verbs of each group, and `summaries` what each verb does."""
-    width = max(map(len, summaries))
+def overview() -> str:
+    """Return the help."""
+    width = max(map(len, SUMMARIES))
     lines = []
-    for group, verbs in groups.items():
-        lines += [group, *(f"  {verb:<{width}}  {summaries[verb]}" for verb in verbs), ""]
+    for group, families in FAMILIES.items():
+        verbs = [verb for family in families.values() for verb in family]
+        lines += [group, *(f"  {verb:<{width}}  {SUMMARIES[verb]}" for verb in verbs), ""]
     return _FRAME.format(program=PROGRAM, groups="\n".join(lines))

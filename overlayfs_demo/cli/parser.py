@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from overlayfs_demo.cli.unknown import unknown_in_group
+from overlayfs_demo.errors import near
 
 # Docker takes the value of an option that is on or off, as in `--pause=false` (pflag).
 _TRUTH = re.compile(r"(--[\w-]+)=(true|false)")
@@ -55,11 +56,9 @@ class Parser(argparse.ArgumentParser):
         return kept
 
     def _complaint(self, unknown: list[str]) -> str:
-        import difflib  # Only a mistake needs it.
-
         words = " ".join(unknown)
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
-        return f"unrecognized arguments: {words}" + (f": did you mean '{near[0]}'?" if near else "")
+        meant = near(unknown[0].partition("=")[0], self._option_string_actions)
+        return f"unrecognized arguments: {words}" + (f": did you mean '{meant[0]}'?" if meant else "")
 
 
 def verbs_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
@@ -77,13 +76,3 @@ def all_verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPars
     for verb in verbs_of(parser).values():
         yield verb
         yield from all_verbs(verb)
-
-
-def summaries_of(parser: argparse.ArgumentParser) -> Mapping[str, str]:
-    """Return the line that says what each verb does, by name."""
-    return {
-        choice.dest: choice.help or ""
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for choice in action._choices_actions
-    }

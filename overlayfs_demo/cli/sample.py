@@ -18,7 +18,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs,
         "sample",
-        "write a small image to try everything on",
         f"{PROGRAM} sample image.tar\n{PROGRAM} sample - | {PROGRAM} load",
         _sample,
         f"Write the archive of a small image, {TAG}, as 'docker save' writes one. It has the same bytes every time.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +24,7 @@ _DOCKER, _OCI, _DIRECTORY = "docker-archive", "oci-archive", "oci-dir"
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(
-        verbs,
-        "save",
-        "write images to an archive",
-        "save app:1.0 -o app.tar\nsave --format oci-dir -o app app:1.0",
-        _save,
-    )
+    verb = add_verb(verbs, "save", "save app:1.0 -o app.tar\nsave --format oci-dir -o app app:1.0", _save)
     verb.add_argument("images", nargs="+", metavar="IMAGE")
     verb.add_argument(
         "--format",
@@ -68,7 +61,7 @@ def _sink(arguments: argparse.Namespace) -> Iterator[Sink]:
 @contextmanager
 def _new_directory(path: Path) -> Iterator[Path]:
     """Give a directory to fill, which appears at `path` when it is complete. Raises ImageError."""
-    unfinished = path.absolute().parent / f".overlayfs-demo-{secrets.token_hex(8)}.unfinished"
+    unfinished = path.absolute().parent / f".overlayfs-demo-{os.urandom(8).hex()}.unfinished"
     try:
         unfinished.mkdir()
         yield unfinished

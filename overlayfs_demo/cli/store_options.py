@@ -13,14 +13,10 @@ from overlayfs_demo.ui.console import PROGRAM
 
 
 def add_verb(
-    verbs: Verbs[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    examples: str,
-    run: Callable[[argparse.Namespace], int],
+    verbs: Verbs[argparse.ArgumentParser], name: str, examples: str, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     """Add a verb that works on the store. Its help shows the examples, one per line, given without our name."""
-    verb = new_verb(verbs, name, summary, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
+    verb = new_verb(verbs, name, "\n".join(f"{PROGRAM} {line}" for line in examples.splitlines()), run)
     add_store(verb)
     return verb
 

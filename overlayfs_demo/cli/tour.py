@@ -25,7 +25,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_learning_verb(
         verbs,
         "tour",
-        "walk through the classic overlay experiments",
         f"{PROGRAM} tour\n{PROGRAM} tour delete re-create\n{PROGRAM} tour --yes > slides.txt",
         _tour,
         "Walk through the classic overlay experiments: each asks what will happen, does\n"

@@ -17,7 +17,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs,
         "umount",
-        "unmount a view",
         f"{PROGRAM} umount merged",
         _umount,
         "Unmount a view. If it is busy, show which processes use it.",

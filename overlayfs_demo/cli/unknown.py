@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
-from overlayfs_demo.errors import UsageError, printable
+from overlayfs_demo.errors import UsageError, near, printable
 from overlayfs_demo.ui.console import PROGRAM
 
 _NO_REGISTRY = "there is no registry here"
@@ -67,8 +66,8 @@ def unknown_verb(word: str, verbs: Iterable[str]) -> UsageError:
     problem = f"unknown command '{printable(word)}'"
     if word in INSTEAD:
         return UsageError(problem, INSTEAD[word])
-    near = difflib.get_close_matches(word, list(verbs), 1)
-    return UsageError(problem, f"did you mean '{near[0]}'?" if near else f"'{PROGRAM} help' lists the commands")
+    meant = near(word, verbs)
+    return UsageError(problem, f"did you mean '{meant[0]}'?" if meant else f"'{PROGRAM} help' lists the commands")
 
 
 def unknown_in_group(group: str, word: str, verbs: Iterable[str]) -> UsageError:
@@ -78,7 +77,7 @@ def unknown_in_group(group: str, word: str, verbs: Iterable[str]) -> UsageError:
     if meant is None or meant not in verbs:
         if word in INSTEAD:
             return UsageError(problem, INSTEAD[word])
-        meant = next(iter(difflib.get_close_matches(word, list(verbs), 1)), None)
+        meant = next(iter(near(word, verbs)), None)
     if meant is None:
         return UsageError(problem, f"'{PROGRAM} {group}' lists the commands")
     return UsageError(problem, f"did you mean '{group} {meant}'?")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
 
-from overlayfs_demo.errors import MountError, UsageError
+from overlayfs_demo.errors import MountError, UsageError, near
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.store import container as containers_of
 from overlayfs_demo.store.container import NAME, Container, find_container
@@ -42,9 +41,9 @@ def view_path(word: str, root: Path | None = None) -> str:
                 f"'{word}' is a container, and also a file or directory here", f"write {word}:/ or ./{word}"
             )
         return _mountpoint(find_container(store, word))
-    near = difflib.get_close_matches(word, names)
-    if near and not os.path.lexists(word):
-        raise MountError(f"no view or container '{word}'", f"did you mean '{near[0]}'?")
+    meant = near(word, names)
+    if meant and not os.path.lexists(word):
+        raise MountError(f"no view or container '{word}'", f"did you mean '{meant[0]}'?")
     return word
 
 
@@ -66,7 +65,7 @@ def _store(root: Path) -> Store | None:
 
 def _mountpoint(container: Container) -> str:
     # Imported here, because a path that is not a container's needs none of this.
-    from overlayfs_demo.store.containers import record_of
+    from overlayfs_demo.store.container_state import record_of
 
     record = record_of(container)
     if record is not None:

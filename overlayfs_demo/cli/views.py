@@ -6,9 +6,9 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.families import SUMMARIES
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.mount_help import mount_help
 from overlayfs_demo.errors import UsageError
@@ -19,9 +19,7 @@ from overlayfs_demo.mounts.options import FRONTS, parse
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = verbs.add_parser(
-        "mount", help="mount a stack of layers as one tree", description=mount_help(), formatter_class=HelpFormatter
-    )
+    verb = verbs.add_parser("mount", help=SUMMARIES["mount"], description=mount_help(), formatter_class=HelpFormatter)
     verb.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
     verb.add_argument("--front", choices=FRONTS, help="how to talk to the kernel (default: auto)")
     verb.add_argument("--foreground", "-f", action="store_true", help="serve in this process until unmounted")
@@ -35,7 +33,7 @@ def _mount(arguments: argparse.Namespace) -> int:
         return 0
     options = parse(arguments.options)
     if arguments.front:
-        options = replace(options, front=arguments.front)
+        options = options._replace(front=arguments.front)
     if arguments.trace and not arguments.foreground:
         raise UsageError("--trace prints to this terminal", "add --foreground")
     with _trace() if arguments.trace else nullcontext() as trace:

@@ -33,7 +33,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs,
         "watch",
-        "report every change in a view as it happens",
         f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
         _watch,
         "Report every change in a view as it happens, until it is unmounted. A terminal also shows the stack of "

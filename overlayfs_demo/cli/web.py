@@ -27,11 +27,7 @@ _PORT = 8080
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
     verb = add_verb(
-        verbs,
-        "serve",
-        "show a mounted view (live) or an image in a browser",
-        "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine",
-        _serve,
+        verbs, "serve", "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine", _serve
     )
     verb.add_argument("what", metavar="MOUNTPOINT|C|IMAGE")
     verb.add_argument(
@@ -49,13 +45,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="for a classroom: an address without a secret; anyone who reaches the port can read the layers' files",
     )
-    verb = add_verb(
-        verbs,
-        "report",
-        "write the page of an image as one file, which opens anywhere",
-        "report app:1.0 -o app.html",
-        _report,
-    )
+    verb = add_verb(verbs, "report", "report app:1.0 -o app.html", _report)
     verb.add_argument("image", metavar="IMAGE")
     add_output(verb, required=True)
 

@@ -33,7 +33,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(
         verbs,
         "which",
-        "show what each layer says about a path in a view or an image",
         "which view/etc/passwd\nwhich c1:/etc/passwd\nwhich -l view/etc\n"
         "which --image app:1.0 /etc/passwd\nwhich --image app:1.0 -l /etc",
         _which,

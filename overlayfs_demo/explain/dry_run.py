@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.events import Events
@@ -55,7 +55,7 @@ def rehearse(record: MountRecord, command: Sequence[str], cwd: bytes) -> Outcome
     if work is None:
         raise MountError(f"{record.mountpoint} has no upper", "nothing can be changed in it")
     mountpoint = os.fsencode(record.mountpoint)
-    options = replace(options, flags=mount.present_flags(mountpoint), timeout=_TIMEOUT)
+    options = options._replace(flags=mount.present_flags(mountpoint), timeout=_TIMEOUT)
     try:
         base = tempfile.mkdtemp(prefix=b"explain-", dir=work)
     except OSError as error:
@@ -167,8 +167,8 @@ class _Server:
         for path in (upper, work, self.view):
             os.mkdir(path, 0o700)
         _dress(upper, stack)
-        return replace(
-            stack, lowers=(stack.upper, *stack.lowers), upper=upper, work=work, rehearsal=True, titles=("", *titles)
+        return stack._replace(
+            lowers=(stack.upper, *stack.lowers), upper=upper, work=work, rehearsal=True, titles=("", *titles)
         )
 
 

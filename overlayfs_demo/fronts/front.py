@@ -10,12 +10,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayfs_demo.linux import mounting
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS
-from overlayfs_demo.overlay.engine import Overlay
+
+if TYPE_CHECKING:  # Only a daemon needs the engine, and `umount`, `watch` and `ps` import this module, too.
+    from overlayfs_demo.overlay.engine import Overlay
 
 FILESYSTEM_TYPE = "fuse.overlayfs-demo"
 SUBTYPE = "overlayfs-demo"
@@ -32,8 +33,7 @@ NO_READING_NOTED = mounting.MS_NOATIME | mounting.MS_RDONLY
 _DAY_NS = 24 * 60 * 60 * 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """An overlay and where to show it.
 
     `source` is the device that mount(8) lists. `flags` are the MS_* flags of mount(2). `timeout` is the number of
@@ -45,11 +45,11 @@ class View:
 
     overlay: Overlay
     mountpoint: bytes
+    asked: Counter[str]
     source: str = SUBTYPE
     flags: int = 0
     timeout: float | None = None
     allow_other: bool = True
-    asked: Counter[str] = field(default_factory=Counter)
 
     @property
     def checked(self) -> bool:

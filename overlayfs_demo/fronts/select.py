@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import attach
@@ -26,7 +25,7 @@ def front(wanted: str) -> tuple[str, Front]:
     if os.geteuid() != 0 and not os.path.exists(MTAB):
         remedy = f"as root, run 'ln -s ../proc/self/mounts {MTAB}'"
         raise MountError(f"{MTAB} does not exist, and fusermount3 could not unmount without it", remedy)
-    problem = _kernel_problem()
+    problem = attach.why_unusable()
     if wanted == "kernel" or (wanted == "auto" and not problem):
         if problem:
             remedy = "install the package fuse3, or mount as root"
@@ -39,10 +38,3 @@ def front(wanted: str) -> tuple[str, Front]:
     from overlayfs_demo.fronts.fusepy.callbacks import FusepyFront
 
     return "fusepy", FusepyFront()
-
-
-def _kernel_problem() -> str:
-    """Return why the kernel front cannot be used, or "" if it can."""
-    if os.geteuid() == 0:
-        return attach.why_unusable()
-    return "" if shutil.which("fusermount3") else "fusermount3 is not installed"

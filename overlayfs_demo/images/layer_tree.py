@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import tarfile
 from collections import OrderedDict
@@ -199,7 +198,7 @@ def remove_tree(parent_fd: int, name: bytes, spare_fd: int) -> None:
                 if stat.S_ISDIR(os.stat(child, dir_fd=fd, follow_symlinks=False).st_mode):
                     # Moving a directory rewrites its `..`, which needs write permission on it.
                     os.chmod(child, 0o700, dir_fd=fd)
-                    moved = BUILDING + secrets.token_hex(8).encode()
+                    moved = BUILDING + os.urandom(8).hex().encode()
                     os.rename(child, moved, src_dir_fd=fd, dst_dir_fd=spare_fd)
                     pending.append((spare_fd, moved))
                 else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -150,7 +149,7 @@ def copy_metadata(source: int, dir_fd: int, name: bytes, owners: bool) -> None:
     """
     status = os.fstat(source)
     given = Attributes.of(status, () if stat.S_ISLNK(status.st_mode) else _xattrs(proc.fd_path(source)))
-    attributes.apply(given if owners else replace(given, owner=None), proc.path_of(dir_fd, name))
+    attributes.apply(given if owners else given._replace(owner=None), proc.path_of(dir_fd, name))
 
 
 def _xattrs(path: bytes) -> Iterator[tuple[str, bytes]]:

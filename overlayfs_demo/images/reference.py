@@ -8,12 +8,11 @@ archives and other programs get the longest (the *full* form).
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.errors import ImageError, near, printable
 from overlayfs_demo.images.model import Digest
 
 _HUB, _OFFICIAL = "docker.io", "library"
@@ -230,5 +229,5 @@ def _alike(wanted: Repository, names: Sequence[ImageName]) -> list[ImageName]:
     last = wanted.path.rpartition("/")[2]
     if same := [name for name, end in ends.items() if end == last]:
         return same
-    near = difflib.get_close_matches(last, ends.values(), len(ends) or 1)
-    return [name for name, end in ends.items() if end in near]
+    meant = near(last, ends.values(), len(ends) or 1)
+    return [name for name, end in ends.items() if end in meant]

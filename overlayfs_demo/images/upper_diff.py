@@ -15,7 +15,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ def compared(stack: Stack) -> Iterator[tuple[Overlay, Overlay]]:
 
     Raises OSError.
     """
-    with opened(replace(stack, upper=None, work=None)) as before, opened(replace(stack, read_only=True)) as after:
+    with opened(stack._replace(upper=None, work=None)) as before, opened(stack._replace(read_only=True)) as after:
         yield before, after
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Name = str | bytes
 # Whether a file may lack the attribute `name`, which could not be set because of this error.
 MayLose = Callable[[Name, OSError], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """The attributes to set. None leaves one as it is; a symbolic link has no mode of its own, see symlink(7).
 
     `owner` is (uid, gid), `mode` the permission, set-id and sticky bits, `times_ns` (atime, mtime) in nanoseconds

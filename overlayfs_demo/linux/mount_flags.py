@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.linux import mounting
 
 
-@dataclass(frozen=True, slots=True)
-class MountFlag:
+class MountFlag(NamedTuple):
     """A flag, the word that sets it, and the word that clears it ("": there is none)."""
 
     bit: int

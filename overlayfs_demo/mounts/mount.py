@@ -17,8 +17,8 @@ import signal
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
@@ -65,8 +65,8 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     front_name, front = select.front(options.front)
     stack = preflight.absolute(preflight.checked(options.stack))
     layer_usage.check_unused(stack)
-    stack = stack if stack.titles else replace(stack, titles=_titles(stack.lowers))
-    options = replace(options, stack=stack, front=front_name)
+    stack = stack if stack.titles else stack._replace(titles=_titles(stack.lowers))
+    options = options._replace(stack=stack, front=front_name)
     if foreground:
         with _process_as_before():
             os.umask(0)  # The umask of each request's caller applies, not ours.
@@ -91,6 +91,7 @@ def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
     return View(
         overlay,
         mountpoint,
+        Counter(),
         options.source or SUBTYPE,
         options.flags,
         options.timeout,
@@ -262,12 +263,12 @@ def _serve(
         events = Events()
         if trace is not None:
             events.attach(trace)
-        overlay = open_stack(replace(stack, flags=options.flags), events)
+        overlay = open_stack(stack._replace(flags=options.flags), events)
         held.callback(overlay.close)
         _warn_of_other_lowers(overlay, stack)
         # Without an upper the whole mount is read-only, as with the kernel's overlayfs.
         flags = options.flags if stack.upper is not None else options.flags | mounting.MS_RDONLY
-        view = view_of(overlay, mountpoint, replace(options, flags=flags))
+        view = view_of(overlay, mountpoint, options._replace(flags=flags))
 
         # Nodes are freed by their reference counts, so the collector would walk all of them in vain.
         gc.freeze()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from overlayfs_demo.errors import UsageError
-from overlayfs_demo.overlay.idmap import IdMap, Ids, Range
+from overlayfs_demo.overlay.idmap import IdMap, Ids
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import USER
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """The stack to mount, and how. `flags` are MS_* flags of mount(2); `timeout` is in seconds; None: not given."""
 
     stack: Stack
@@ -45,73 +43,47 @@ class Word(NamedTuple):
         return UsageError(f"mount option '{self.text}'", remedy)
 
 
-@dataclass(slots=True)
 class Draft:
     """All values of an option line, side by side: what `MountOption` reads into and writes from.
 
-    Fields without a default are those of Stack, IdMap and MountOptions, which say what they mean.
+    Most are those of Stack, IdMap and MountOptions, which say what they mean.
     """
 
-    lowers: tuple[bytes, ...]
-    data_only: tuple[bytes, ...]
-    upper: bytes | None
-    work: bytes | None
-    user_xattrs: bool
-    volatile: bool
-    image_whiteouts: bool
-    index: bool
-    metacopy: bool
-    time_machine: bool
-    copyup_max: int | None
-    copyup_warn: int | None
-    uid_ranges: tuple[Range, ...]
-    gid_ranges: tuple[Range, ...]
-    squash_uid: int | None
-    squash_gid: int | None
-    front: str
-    flags: int
-    timeout: float | None
-    allow_other: bool | None
-    source: str | None
-    # These only matter while a line is read: whether one lowerdir= named all layers, whether squash_to_root was there,
-    # and the settings of the kernel's overlayfs that change nothing here, by their names.
-    layers_listed: bool = False
-    squash_root: bool = False
-    kernel_settings: dict[str, str] = field(default_factory=dict)
+    def __init__(self, options: MountOptions) -> None:
+        """Begin with the values of complete options: the inverse of `finish`."""
+        stack = options.stack
+        users, groups = stack.ids.users, stack.ids.groups
+        self.lowers = stack.lowers
+        self.data_only = stack.data_only
+        self.upper = stack.upper
+        self.work = stack.work
+        self.user_xattrs = stack.user_xattrs
+        self.volatile = stack.volatile
+        self.image_whiteouts = stack.image_whiteouts
+        self.index = stack.index
+        self.metacopy = stack.metacopy
+        self.time_machine = stack.time_machine
+        self.copyup_max = stack.copyup_max
+        self.copyup_warn = stack.copyup_warn
+        self.uid_ranges = users.ranges
+        self.gid_ranges = groups.ranges
+        self.squash_uid = users.squash
+        self.squash_gid = groups.squash
+        self.front = options.front
+        self.flags = options.flags
+        self.timeout = options.timeout
+        self.allow_other = options.allow_other
+        self.source = options.source
+        # These only matter while a line is read: whether one lowerdir= named all layers, whether squash_to_root was
+        # there, and the settings of the kernel's overlayfs that change nothing here, by their names.
+        self.layers_listed = False
+        self.squash_root = False
+        self.kernel_settings: dict[str, str] = {}
 
     @classmethod
     def empty(cls) -> Draft:
         """What holds before the first option."""
-        return cls.of(MountOptions(Stack(())))
-
-    @classmethod
-    def of(cls, options: MountOptions) -> Draft:
-        """The inverse of `finish`."""
-        stack = options.stack
-        users, groups = stack.ids.users, stack.ids.groups
-        return cls(
-            lowers=stack.lowers,
-            data_only=stack.data_only,
-            upper=stack.upper,
-            work=stack.work,
-            user_xattrs=stack.user_xattrs,
-            volatile=stack.volatile,
-            image_whiteouts=stack.image_whiteouts,
-            index=stack.index,
-            metacopy=stack.metacopy,
-            time_machine=stack.time_machine,
-            copyup_max=stack.copyup_max,
-            copyup_warn=stack.copyup_warn,
-            uid_ranges=users.ranges,
-            gid_ranges=groups.ranges,
-            squash_uid=users.squash,
-            squash_gid=groups.squash,
-            front=options.front,
-            flags=options.flags,
-            timeout=options.timeout,
-            allow_other=options.allow_other,
-            source=options.source,
-        )
+        return cls(MountOptions(Stack(())))
 
     def finish(self) -> MountOptions:
         """The options that the words make together. Raises UsageError if they contradict each other."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS, changed
@@ -39,8 +38,7 @@ def _write_nothing(_draft: Draft) -> Iterable[str]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
-class MountOption:
+class MountOption(NamedTuple):
     """One form of one option.
 
     `usage` is what to type: a bare word, or `NAME=` and the values it takes. `take` reads such a word into the draft,

@@ -31,7 +31,7 @@ def parse(lines: Iterable[str]) -> MountOptions:
 
 def option_line(options: MountOptions) -> str:
     """The inverse of `parse`: what mounts the same stack in the same way again."""
-    draft = Draft.of(options)
+    draft = Draft(options)
     return ",".join(text for option in OPTIONS for text in option.write(draft))
 
 

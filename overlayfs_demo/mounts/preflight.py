@@ -6,14 +6,12 @@ Unlike mount(2), which only says EINVAL, each error names the layer, the rule an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
@@ -54,8 +52,7 @@ def checked(stack: Stack) -> Stack:
 
 def absolute(stack: Stack) -> Stack:
     """Return the same stack with absolute paths, which do not depend on the working directory."""
-    return replace(
-        stack,
+    return stack._replace(
         lowers=tuple(os.path.abspath(path) for path in stack.lowers),
         data_only=tuple(os.path.abspath(path) for path in stack.data_only),
         upper=os.path.abspath(stack.upper) if stack.upper is not None else None,
@@ -240,12 +237,14 @@ def _check_index(stack: Stack) -> None:
 
 def _check_abilities(work: bytes, opaque: str) -> None:
     """Try everything in the work directory that the upper's filesystem must support. Raises MountError."""
-    probe = None
+    probe = os.path.join(work, b"#probe-" + os.urandom(8).hex().encode())
     doing = "create a directory"
     try:
-        probe = tempfile.mkdtemp(prefix=b"#probe-", dir=work)
-        fd = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with contextlib.ExitStack() as held:
+            os.mkdir(probe, 0o700)
+            held.callback(_remove, probe)
+            fd = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, fd)
             doing = f"set the attribute {opaque}"
             os.setxattr(fd, opaque, b"y")
             doing = "create a whiteout (character device 0/0)"
@@ -256,15 +255,17 @@ def _check_abilities(work: bytes, opaque: str) -> None:
             syscalls.rename(fd, b"link", fd, b"moved", syscalls.RENAME_NOREPLACE)
             doing = "exchange two names"
             syscalls.rename(fd, b"whiteout", fd, b"moved", syscalls.RENAME_EXCHANGE)
-        finally:
-            os.close(fd)
     except OSError as error:
         raise MountError(
             f"workdir {os.fsdecode(work)}: cannot {doing} there: {error.strerror}", _remedy(error, opaque)
         ) from error
-    finally:
-        if probe is not None:
-            shutil.rmtree(probe)
+
+
+def _remove(directory: bytes) -> None:
+    """Remove a directory that contains only files."""
+    for name in os.listdir(directory):
+        os.unlink(os.path.join(directory, name))
+    os.rmdir(directory)
 
 
 def _remedy(error: OSError, opaque: str) -> str:

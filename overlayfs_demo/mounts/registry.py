@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +26,7 @@ _log = logging.getLogger(__name__)
 _SUFFIX = ".json"
 
 
-@dataclass(frozen=True, slots=True)
-class MountRecord:
+class MountRecord(NamedTuple):
     """The record of a live mount. Paths are text, with surrogates for undecodable bytes.
 
     `lowers` has the topmost layer first. `titles` say what made each of them, see `Stack`; "" if that is unknown.
@@ -61,7 +59,7 @@ class Registration:
             # Lock the file before it has the name by which others find it.
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             with os.fdopen(self._fd, "w", closefd=False) as file:
-                json.dump({name: getattr(record, name) for name in record.__slots__}, file)
+                json.dump({name: getattr(record, name) for name in record._fields}, file)
             os.rename(unfinished, self._name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def forget(self) -> None:

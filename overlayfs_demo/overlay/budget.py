@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.linux.failure import failure
 
@@ -20,8 +20,7 @@ _MOST_DIRECTORIES = 4096
 _SPARE = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """Numbers of descriptors: `directories` may be kept open, and the descriptors of callers are below `most`.
 
     The kernel hands out the lowest free number (open(2)), so a new descriptor's number tells how many are in use.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 
 from overlayfs_demo.linux import attributes, proc
 from overlayfs_demo.linux.attributes import Attributes
@@ -52,4 +51,4 @@ def dress(
 
     given = Attributes.of(status, xattrs())
     path = proc.path_of(tree.writable().work_fd, temporary)
-    attributes.apply(given if keep_times else replace(given, times_ns=None), path, may_lose)
+    attributes.apply(given if keep_times else given._replace(times_ns=None), path, may_lose)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action
@@ -21,8 +21,7 @@ from overlayfs_demo.overlay.upper import Upper
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Limits in bytes; None means no limit. A copy-up of exactly that many bytes is within the limit."""
 
     most: int | None

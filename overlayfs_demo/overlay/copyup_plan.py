@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.overlay.budget import Budget, kept
 from overlayfs_demo.overlay.copyup_limits import Limits
@@ -17,8 +17,7 @@ from overlayfs_demo.overlay.types import Links
 from overlayfs_demo.overlay.upper_attributes import resize
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(NamedTuple):
     """A new size for a file, in bytes, and the `flags` of open(2) to open it with.
 
     The copy of a lower file is made with what is left of the data, and `apply` gives it its final size and modification
@@ -52,8 +51,7 @@ class Cut:
         return kept(fd, self.admit)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """How one mount copies up.
 
     `metacopy`: a change of metadata alone copies no data. `rehearsal`: see `Stack.rehearsal`.
@@ -66,8 +64,7 @@ class Settings:
     budget: Budget
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What one caller needs of a lower file's copy.
 
     `data`: more than the metadata will be changed. `with_name`: a file of the index also gets the node's name in the
@@ -79,8 +76,7 @@ class Request:
     cut: Cut | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What a copy-up of a file copies.
 
     `source` is the file to copy, with this `status`. `origin` is None if the copy gets none. The copy is published in

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import syscalls
@@ -24,7 +24,6 @@ from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.dir_ops import DirOps
 from overlayfs_demo.overlay.external_changes import ExternalChanges
 from overlayfs_demo.overlay.file_ops import OPEN_FLAGS, FileOps
-from overlayfs_demo.overlay.forecast import Forecast
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.layer import Descriptor, Layer
@@ -37,9 +36,11 @@ from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import VIRTUAL
 
+if TYPE_CHECKING:
+    from overlayfs_demo.overlay.forecast import Forecast
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+
+class Parts(NamedTuple):
     """What an overlay is made of, see `factory`. `layers` are all that are read, from the top lower down."""
 
     events: Events
@@ -94,6 +95,8 @@ class Overlay:
 
     def forecast(self) -> Forecast:
         """Start to record what the rehearsed mount would do, see `Stack.rehearsal`."""
+        from overlayfs_demo.overlay.forecast import Forecast  # Only a rehearsal needs it, and a mount must not wait.
+
         forecast = Forecast(self._tree)
         self.events.attach(forecast.take)
         return forecast

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from weakref import ref
 
 from overlayfs_demo.linux import fanotify
@@ -28,14 +27,16 @@ _MOST_WATCHES = 50_000
 _BUFFER = 1 << 16
 
 
-@dataclass(slots=True)
 class Changes:
     """What may be out of date in the kernel's caches: the meaning of `names`, the attributes and data of `nodes`, or
     everything."""
 
-    names: dict[tuple[DirNode, bytes], None] = field(default_factory=dict)
-    nodes: dict[Node, None] = field(default_factory=dict)
-    everything: bool = False
+    __slots__ = ("everything", "names", "nodes")
+
+    def __init__(self, *, everything: bool = False) -> None:
+        self.names: dict[tuple[DirNode, bytes], None] = {}
+        self.nodes: dict[Node, None] = {}
+        self.everything = everything
 
     def __bool__(self) -> bool:
         return bool(self.names or self.nodes or self.everything)

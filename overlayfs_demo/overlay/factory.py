@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import proc
@@ -55,14 +55,13 @@ def _ownership_of(stack: Stack) -> Ownership:
     return IdMapped(stack.ids) if stack.ids else Ownership()
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(NamedTuple):
     """The layers of a stack, open. `lowers` are searched for names; `data_layers` are below them."""
 
     lowers: list[Layer]
     data_layers: list[Layer]
     upper: Upper | None
-    index: Index | None
+    index: Index | None  # type: ignore[assignment]  # hides tuple.index
     origins: Origins
 
 
@@ -140,7 +139,7 @@ class _Opening:
         layer = self._layer(stack.upper, root, 0, "upper", image_dialect=False, last=False)
         work, index = proc.fd_path(work_fd), None
         if self._pairing is not None:
-            pairing = replace(self._pairing, upper=proc.fd_path(root.fd), work=work)
+            pairing = self._pairing._replace(upper=proc.fd_path(root.fd), work=work)
             index = Index(layer, pairing, origins, stack.read_only)
         if stack.read_only:
             return _Opened([layer, *lowers], data_layers, None, index, origins)

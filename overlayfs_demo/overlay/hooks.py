@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from overlayfs_demo.overlay.node import Node
 
 
-@dataclass(slots=True)
 class Hooks:
     """Callbacks of a front, called in the thread of the caller concerned.
 
@@ -19,5 +17,9 @@ class Hooks:
     when a write cleared set-id bits.
     """
 
-    before_wait: Callable[[], None] = lambda: None
-    changed: Callable[[Node], None] = lambda _node: None
+    __slots__ = ("before_wait", "changed")
+
+    def __init__(self) -> None:
+        """Do nothing until a front sets its own."""
+        self.before_wait: Callable[[], None] = lambda: None
+        self.changed: Callable[[Node], None] = lambda _node: None

@@ -8,7 +8,6 @@ overflow id and cannot be given to a file, as with idmapped mounts (mount_setatt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,8 +29,7 @@ class UnmappedError(Exception):
     """An id of the view has no counterpart on disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class IdMap:
+class IdMap(NamedTuple):
     """The mapping of user ids, or of group ids.
 
     Without `ranges`, ids are the same on both sides. `squash`, if set, is shown for all ids.
@@ -58,8 +56,7 @@ class IdMap:
         raise UnmappedError
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+class Ids(NamedTuple):
     """The mappings of user and group ids."""
 
     users: IdMap = IdMap()

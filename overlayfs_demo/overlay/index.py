@@ -66,7 +66,7 @@ class Index:
         self._origins = origins
         self._xattrs = layer.xattrs
         self._directory: IndexDir | None = None
-        if os.path.isdir(pairing.index):
+        if os.path.isdir(pairing.index_path):
             self._directory = directory = self._open()
             if not read_only:
                 inherit_nothing(directory.open().fd)
@@ -78,10 +78,10 @@ class Index:
                 pairing.remember()
 
     def _open(self) -> IndexDir:
-        return IndexDir(self._layer, os.open(self._pairing.index, _DIRECTORY))
+        return IndexDir(self._layer, os.open(self._pairing.index_path, _DIRECTORY))
 
     def _make(self) -> IndexDir:
-        os.makedirs(self._pairing.index, mode=0o700, exist_ok=True)
+        os.makedirs(self._pairing.index_path, mode=0o700, exist_ok=True)
         directory = self._open()
         inherit_nothing(directory.open().fd)
         # Before the first copy is put in it: the index must never hold copies without saying whose they are.

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
@@ -24,8 +24,7 @@ from overlayfs_demo.overlay.whiteout import PrivateXattrs
 IMMUTABLE, APPEND = b"i", b"a"
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """One of the two interfaces to read and set flags.
 
     `get` and `set` are the ioctls. They transfer `size` bytes, and the first four hold the flags. `immutable` and

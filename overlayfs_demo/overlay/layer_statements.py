@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
 from overlayfs_demo.overlay.lookup import Answer, Lookup, Part, judge
 from overlayfs_demo.overlay.merge import Says, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """What one layer has at a path.
 
     `layer` is its label. `mode`, `size` (in bytes) and `target` (of a symbolic link) are those of the layer's object,
@@ -39,7 +38,6 @@ class Statement:
     stored_at: bytes = b""
 
 
-@dataclass(slots=True)
 class _PathLookup:
     """The result of the lookup of a path, component by component.
 
@@ -48,10 +46,13 @@ class _PathLookup:
     directory does not exist.
     """
 
-    hidden: dict[int, tuple[Layer, bytes]] = field(default_factory=dict)
-    sources: Sequence[LayerDir] = ()
-    answers: Sequence[Answer] = ()
-    positions: Sequence[int] = ()
+    __slots__ = ("answers", "hidden", "positions", "sources")
+
+    def __init__(self) -> None:
+        self.hidden: dict[int, tuple[Layer, bytes]] = {}
+        self.sources: Sequence[LayerDir] = ()
+        self.answers: Sequence[Answer] = ()
+        self.positions: Sequence[int] = ()
 
 
 def statements_about(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], path: bytes) -> list[Statement]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.linux.attributes import Attributes
 
 
-@dataclass(frozen=True, slots=True)
-class NewObject:
+class NewObject(NamedTuple):
     """A file, directory, symbolic link or device to create. `mode` is complete: S_IFMT and permission bits.
 
     `inherits_gid`: the group comes from the directory, by its set-group-ID bit. `xattrs` are set before

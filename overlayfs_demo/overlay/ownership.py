@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux.failure import failure
@@ -114,8 +113,7 @@ class IdMapped(Ownership):
 
     def change(self, node: Node, change: AttrChange) -> AttrChange:
         with _or_fail(errno.EINVAL):
-            return replace(
-                change,
+            return change._replace(
                 uid=None if change.uid is None else self._ids.users.stored(change.uid),
                 gid=None if change.gid is None else self._ids.groups.stored(change.gid),
             )
@@ -169,7 +167,7 @@ class Overridden(IdMapped):
         if not override_stat.can_be_kept(new.mode) or real == override.mode:
             return new
         xattrs = (*new.xattrs, (override_stat.NAME, override.encode()))
-        return replace(new, mode=stat.S_IFMT(new.mode) | real, xattrs=xattrs)
+        return new._replace(mode=stat.S_IFMT(new.mode) | real, xattrs=xattrs)
 
     def change(self, node: Node, change: AttrChange) -> AttrChange:
         """Return the change; its owner is for the override. EPERM for a new owner of a file that cannot have one."""
@@ -177,9 +175,9 @@ class Overridden(IdMapped):
             before = self.shown(node, node.attrs_on_disk(node.stat()))
             if change.uid not in (None, before.uid) or change.gid not in (None, before.gid):
                 raise failure(errno.EPERM, node.name)
-            change = replace(change, uid=None, gid=None)
+            change = change._replace(uid=None, gid=None)
         # The real mode never has set-id bits, and anyone who mounts the view is its root, whose changes keep them.
-        return replace(change, kill_privileges=False)
+        return change._replace(kill_privileges=False)
 
     def apply(self, upper: Upper, node: Node, pinned: Pinned, path: bytes, change: AttrChange, caller: Caller) -> None:
         if not override_stat.can_be_kept(node.kind):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls, xattr
 from overlayfs_demo.linux.failure import failure
@@ -21,8 +21,7 @@ from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
 
-@dataclass(frozen=True, slots=True)
-class Pairing:
+class Pairing(NamedTuple):
     """The paths of one mount's topmost lower, upper and work directory, which contains the index."""
 
     lower: bytes
@@ -31,31 +30,31 @@ class Pairing:
     xattrs: PrivateXattrs
 
     @property
-    def index(self) -> bytes:
+    def index_path(self) -> bytes:
         """The path of the index, which need not exist."""
         return os.path.join(self.work, b"index")
 
     def stranger(self) -> str:
         """Return "upper" or "lower" if the index does not belong to that one, "" if it fits both. Raises OSError."""
         try:
-            if not os.listdir(self.index):
+            if not os.listdir(self.index_path):
                 return ""
         except FileNotFoundError:
             return ""
-        if _differs(self.index, self.xattrs.upper, _handle(self.upper, of_upper=True)):
+        if _differs(self.index_path, self.xattrs.upper, _handle(self.upper, of_upper=True)):
             return "upper"
         return "lower" if _differs(self.upper, self.xattrs.origin, _handle(self.lower)) else ""
 
     def verify(self) -> None:
         """Raise ESTALE, as mount(2) does, if the index does not belong to the upper and the lower."""
         if self.stranger():
-            raise failure(errno.ESTALE, self.index)
+            raise failure(errno.ESTALE, self.index_path)
 
     def remember(self) -> None:
         """Record on disk what belongs together; the index only if it exists. Raises OSError."""
         _note(self.upper, self.xattrs.origin, _handle(self.lower))
-        if os.path.isdir(self.index):
-            _note(self.index, self.xattrs.upper, _handle(self.upper, of_upper=True))
+        if os.path.isdir(self.index_path):
+            _note(self.index_path, self.xattrs.upper, _handle(self.upper, of_upper=True))
 
 
 def pairing_of(stack: Stack) -> Pairing | None:

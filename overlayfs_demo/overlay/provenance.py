@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.linux.failure import failure
@@ -30,8 +30,7 @@ from overlayfs_demo.overlay.whiteout import VIRTUAL
 _READER = "getfattr"
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
+class Provenance(NamedTuple):
     """What each layer has at a path, from the top down."""
 
     statements: tuple[Statement, ...]

@@ -8,7 +8,7 @@ of fs/overlayfs/dir.c, ovl_rename.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
@@ -23,8 +23,7 @@ from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A name in a directory of the view, and the node there, if any."""
 
     parent: DirNode

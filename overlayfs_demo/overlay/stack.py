@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayfs_demo.overlay.idmap import AS_ON_DISK, Ids
 
@@ -11,8 +11,7 @@ from overlayfs_demo.overlay.idmap import AS_ON_DISK, Ids
 _LONGEST_TITLE = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(NamedTuple):
     """The layers and options of an overlay, see `factory.open_overlay`.
 
     `lowers` are paths, topmost first, at least one. `upper` and `work` are both set, on one filesystem, or are
@@ -36,7 +35,7 @@ class Stack:
     user_xattrs: bool = False
     image_whiteouts: bool = True
     volatile: bool = False
-    index: bool = True
+    index: bool = True  # type: ignore[assignment]  # hides tuple.index
     metacopy: bool = False
     data_only: tuple[bytes, ...] = ()
     ids: Ids = AS_ON_DISK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -85,8 +84,7 @@ class Links(NamedTuple):
         return Links(self.view + added, before + added or None)
 
 
-@dataclass(frozen=True, slots=True)
-class AttrChange:
+class AttrChange(NamedTuple):
     """The attributes to change together. None leaves an attribute as it is.
 
     `mode` holds permission bits only. Times are nanoseconds since the epoch. `only_touches`: nothing but the times is

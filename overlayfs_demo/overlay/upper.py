@@ -14,7 +14,6 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import count
 
 from overlayfs_demo.events import Action, Events
@@ -329,7 +328,7 @@ class Upper(UpperAttributes):
         """
         with self.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
-            given = replace(Attributes.of(status, [(self.xattrs.opaque, b"y")]), times_ns=None)
+            given = Attributes.of(status, [(self.xattrs.opaque, b"y")])._replace(times_ns=None)
             attributes.apply(given, proc.path_of(self.work_fd, temporary))
             self._exchange(temporary, directory, name, key_of(status))
         self._tell(Action.OPAQUE, directory, name, caller)

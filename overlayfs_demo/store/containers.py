@@ -5,12 +5,10 @@ What is known of a container that is not mounted, and where it is kept, is in `c
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,14 +23,14 @@ from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
 from overlayfs_demo.linux import attributes, mounting, syscalls
 from overlayfs_demo.linux.attributes import Attributes
-from overlayfs_demo.mounts import mount, registry, umount
-from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
+from overlayfs_demo.mounts import mount, umount
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.idmap import ALL_ROOT
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.store.commit import commit
 from overlayfs_demo.store.container import MERGED, Container, all_containers, check_name, directory_of, find_container
+from overlayfs_demo.store.container_state import record_of, served_at
 from overlayfs_demo.store.load import Loaded
 from overlayfs_demo.store.scratch import NAME as SCRATCH
 from overlayfs_demo.store.scratch import scratch
@@ -45,67 +43,8 @@ def _dress(upper: Path, top: Path) -> None:
     given = Attributes.of(top.stat())
     if os.geteuid() != 0:
         record = override_stat.read(os.fsencode(top))
-        given = replace(given, owner=None, xattrs=[(override_stat.NAME, record.encode())] if record else [])
+        given = given._replace(owner=None, xattrs=[(override_stat.NAME, record.encode())] if record else [])
     attributes.apply(given, os.fsencode(upper))
-
-
-def _mount_place(container: Container) -> str:
-    """Return the container's mount point as the registry knows it. The view is not asked: its daemon may hang."""
-    return os.path.join(os.path.realpath(container.mountpoint.parent), container.mountpoint.name)
-
-
-def _served_at(container: Container) -> registry.MountRecord | None:
-    """Return the record of the view at the container's mount point, which may be that of another container."""
-    where = _mount_place(container)
-    return next((record for record in registry.live_records() if record.mountpoint == where), None)
-
-
-def records_of(containers: Iterable[Container]) -> Mapping[str, registry.MountRecord]:
-    """Return the records of those of the containers that are mounted and served, by the containers' names."""
-    found = {}
-    live = {record.mountpoint: record for record in registry.live_records()}
-    for container in containers:
-        record = live.get(_mount_place(container))
-        if record is None or record.upper is None:
-            continue
-        # The view may be that of another container at the same mount point.
-        if os.path.realpath(record.upper) == os.path.realpath(container.upper):
-            found[container.name] = record
-    return found
-
-
-def record_of(container: Container) -> registry.MountRecord | None:
-    """Return the record of the container's mount; None unless it is mounted and served."""
-    return records_of([container]).get(container.name)
-
-
-@contextmanager
-def root_of(mountpoint: Path) -> Iterator[int]:
-    """Open the root of a mounted container (O_PATH), and close it afterwards.
-
-    Raises MountError if it is not in a view: the user of a directory above it may have put a link in its place.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            is_view = registry.is_in_view(fd)
-        except OSError as error:
-            raise MountError(f"{printable(str(mountpoint))}: {error.strerror}", "see 'overlayfs-demo ps'") from None
-        if not is_view:
-            raise MountError(f"{printable(str(mountpoint))} is no longer a view", "see 'overlayfs-demo ps'")
-        yield fd
-
-
-def state_of(record: registry.MountRecord | None) -> str:
-    """Return docker's word for the state of a container with this record: a mounted one runs."""
-    return "exited" if record is None else "running"
-
-
-def upper_size(container: Container) -> int | None:
-    """Return the bytes of the files in the upper, each file once; None if the upper cannot be read."""
-    count = walked(LayerFacts(UPPER, "", str(container.upper))).count
-    return None if count is None else count.size
 
 
 @contextmanager
@@ -176,7 +115,7 @@ class Containers:
 
         `options` are words of mount(8), such as `suid,dev`; `start` also heeds them.
         """
-        name = name or secrets.token_hex(6)
+        name = name or os.urandom(6).hex()
         check_name(name)
         directory = self._root / name
         container = Container(
@@ -221,7 +160,7 @@ class Containers:
     def _start(self, container: Container, front: str = "auto") -> None:
         if record_of(container) is not None:
             raise MountError(f"container '{container.name}' is already mounted", f"on {container.mountpoint}")
-        if _served_at(container) is not None:
+        if served_at(container) is not None:
             raise MountError(
                 f"{printable(str(container.mountpoint))} is the mount point of another view",
                 "unmount that first, or use another directory with --at",
@@ -358,12 +297,12 @@ class Containers:
 
     def export(self, container: Container, out: BinaryIO) -> None:
         """Write the tar of the container's whole tree, as `docker export` does. Raises MountError or OSError."""
-        write_tree(replace(self._snapshot(container), read_only=True), out)
+        write_tree(self._snapshot(container)._replace(read_only=True), out)
 
     def _snapshot(self, container: Container) -> Stack:
         """Return its stack as an image shows it: what an ordinary user made belongs to root. Raises MountError."""
         stack = self.stack(container)
-        return stack if os.geteuid() == 0 else replace(stack, ids=ALL_ROOT)
+        return stack if os.geteuid() == 0 else stack._replace(ids=ALL_ROOT)
 
     def stack(self, container: Container) -> Stack:
         """Return the stack of its layers, its upper, and its work directory. Raises MountError if a layer is gone."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -200,7 +199,7 @@ def _replace(target: Entry, make: Callable[[bytes], None], path: bytes) -> None:
         raise failure(errno.EISDIR, path)
     if status is not None and not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
         raise failure(errno.EEXIST, path)
-    unfinished = b".overlayfs-demo-%s" % secrets.token_hex(8).encode()
+    unfinished = b".overlayfs-demo-%s" % os.urandom(8).hex().encode()
     try:
         make(unfinished)
         os.rename(unfinished, target.name, src_dir_fd=target.directory, dst_dir_fd=target.directory)

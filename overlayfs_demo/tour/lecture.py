@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from overlayfs_demo.mounts import mount
@@ -87,7 +86,7 @@ def options(lines: Sequence[str]) -> View:
         stack = wanted.stack
         if stack.upper is None:
             upper, work = (os.fsencode(made.path(name)) for name in ("upper", "work"))
-            wanted = replace(wanted, stack=replace(stack, upper=upper, work=work))
+            wanted = wanted._replace(stack=stack._replace(upper=upper, work=work))
         else:
             made.path("upper").rmdir()
             made.path("upper").symlink_to(os.fsdecode(os.path.abspath(stack.upper)))

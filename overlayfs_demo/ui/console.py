@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,17 +33,6 @@ def can_place_cursor() -> bool:
 def note(text: str) -> None:
     """Print one line on stderr: what a person should know beside the output."""
     put_error(f"{PROGRAM}: {text}")
-
-
-class Notes(logging.Handler):
-    """What modules log, as notes."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as `note` does. As in every handler, a failure to print is no failure of the program."""
-        try:
-            note(self.format(record))
-        except OSError:
-            self.handleError(record)
 
 
 def put_error(line: str) -> None:

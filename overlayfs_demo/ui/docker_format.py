@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.console import put
-from overlayfs_demo.ui.go_template import Template
-from overlayfs_demo.ui.go_template_functions import HEADER_FUNCTIONS
 from overlayfs_demo.ui.go_values import Row
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
+
+if TYPE_CHECKING:
+    from overlayfs_demo.ui.go_template import Template
 
 _JSON = "{{json .}}"
 _TABLE = "table"
@@ -44,6 +46,8 @@ class Form:
     @classmethod
     def parse(cls, listing: Listing, form: str, *, quiet: bool = False) -> Form:
         """Read the value of `--format`. Raises TemplateError."""
+        from overlayfs_demo.ui.go_template import Template  # Only --format needs it.
+
         is_table = form.startswith(_TABLE)
         text = form.removeprefix(_TABLE).strip(" ") if is_table else form
         named = {"json": _JSON, "raw": listing.raw_quiet if quiet else listing.raw}
@@ -56,6 +60,8 @@ class Form:
         """
         lines = [self.template.execute(row) for row in rows]
         if self.is_table:
+            from overlayfs_demo.ui.go_template_functions import HEADER_FUNCTIONS
+
             header = self.template.execute(self.listing.headers, HEADER_FUNCTIONS)
             if whole:  # The lines of a template may have fewer cells than its header, or more.
                 put_table(Table((header,), [(line,) for line in lines], whole=True))

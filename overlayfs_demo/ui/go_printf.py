@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo.ui.go_template_lexer import TemplateError
+from overlayfs_demo.ui.go_template_error import TemplateError
 from overlayfs_demo.ui.go_values import spell, type_name
 
 _VERB = re.compile(r"%([-+# 0]*)([0-9]*)(?:\.([0-9]*))?(.|$)", re.DOTALL)

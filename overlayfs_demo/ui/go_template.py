@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
 from overlayfs_demo.errors import printable
+from overlayfs_demo.ui.go_template_error import TemplateError
 from overlayfs_demo.ui.go_template_functions import FUNCTIONS, LAZY, LONGEST, Function, names
-from overlayfs_demo.ui.go_template_lexer import TemplateError, Text
+from overlayfs_demo.ui.go_template_lexer import Text
 from overlayfs_demo.ui.go_template_syntax import (
     Block,
     Command,

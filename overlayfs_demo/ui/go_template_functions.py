@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import quote_plus
 
 from overlayfs_demo.ui.go_printf import sprintf
-from overlayfs_demo.ui.go_template_lexer import TemplateError
+from overlayfs_demo.ui.go_template_error import TemplateError
 from overlayfs_demo.ui.go_values import Nil, compare, equal, spell, to_json, truth, type_name
 
 # The most characters that one value may have.

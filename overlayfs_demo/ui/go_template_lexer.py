@@ -7,14 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from overlayfs_demo.errors import OverlayError, printable
-
-
-class TemplateError(OverlayError):
-    """A template is not valid, or its values lack what it asks for. Docker also exits with 1 then."""
-
-    def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(f"template: {problem}", remedy)
+from overlayfs_demo.errors import printable
+from overlayfs_demo.ui.go_template_error import TemplateError
 
 
 class Kind(Enum):

@@ -10,7 +10,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo.ui.go_template_lexer import Action, Kind, TemplateError, Text, Token, lex
+from overlayfs_demo.ui.go_template_error import TemplateError
+from overlayfs_demo.ui.go_template_lexer import Action, Kind, Text, Token, lex
 
 # How deep blocks and parentheses may be nested.
 _DEEPEST = 50

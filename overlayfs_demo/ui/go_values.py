@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from overlayfs_demo.images.docker_archive import go_json
 from overlayfs_demo.ui.go_spelling import go_spelling
-from overlayfs_demo.ui.go_template_lexer import TemplateError
+from overlayfs_demo.ui.go_template_error import TemplateError
 
 
 @dataclass(frozen=True, slots=True)

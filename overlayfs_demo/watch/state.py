@@ -87,7 +87,7 @@ class Line:
         """
         if self.event is None:
             return f"{plural(self.missing, 'more event')} came faster than they could be shown"
-        event = replace(self.event, layer=number_of(self.event.layer)) if brief else self.event
+        event = self.event._replace(layer=number_of(self.event.layer)) if brief else self.event
         times = f" ({self.times} times)" if self.times > 1 and not self.is_write else ""
         return sentence(event, self.who, longest) + times
 
@@ -100,7 +100,7 @@ class Line:
         if earlier == event and not self.is_write:
             return replace(later, times=times)
         if self.is_write and later.is_write and (earlier.path, earlier.pid) == (event.path, event.pid):
-            return replace(later, event=replace(event, size=earlier.size + event.size), times=times)
+            return replace(later, event=event._replace(size=earlier.size + event.size), times=times)
         return None
 
 

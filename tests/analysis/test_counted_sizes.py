@@ -15,7 +15,7 @@ from overlayfs_demo.images.build import build_layers
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.mounts.layer_facts import LayerFacts, walked
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import upper_size
+from overlayfs_demo.store.container_state import upper_size
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.text import human_size, percentage, plural
 from tests.images.builders import WHITEOUT, Members, docker_save_many, hard_link, layer, symlink

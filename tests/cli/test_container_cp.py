@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.store.containers import root_of
+from overlayfs_demo.store.container_state import root_of
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import Entry, docker_save_many, layer, symlink
 from tests.places import BIN, fails, run

@@ -254,7 +254,7 @@ ALIASES = [
 
 @pytest.mark.parametrize(("group", "name"), ALIASES)
 def test_verb_of_a_group_is_the_verb(demo: Demo, group: str, name: str) -> None:
-    _, verb = groups.GROUPS[group][name]
+    verb = groups.GROUPS[group][name]
     told, same = demo(group, name, "--help"), demo(verb, "--help")
     assert told[0] == 0
     assert told[1].split("options:")[1].split("example:")[0] == same[1].split("options:")[1].split("example:")[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.cli import main
+from overlayfs_demo.cli.families import FAMILIES
 from overlayfs_demo.cli.parser import verbs_of
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import select
@@ -195,7 +196,7 @@ def test_the_installed_command_says_what_the_tests_are_told_of_it(tmp_path: Path
 def listed_verbs() -> dict[str, list[str]]:
     """The verbs that the table lists for each module."""
     verbs: dict[str, list[str]] = {}
-    for families in main.FAMILIES.values():
+    for families in FAMILIES.values():
         for family, some in families.items():
             verbs.setdefault(family, []).extend(some)
     return verbs

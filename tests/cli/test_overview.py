@@ -6,7 +6,8 @@ import pytest
 
 import overlayfs_demo
 from overlayfs_demo.cli import main
-from overlayfs_demo.cli.parser import summaries_of, verbs_of
+from overlayfs_demo.cli.families import FAMILIES, SUMMARIES
+from overlayfs_demo.cli.parser import verbs_of
 from tests.places import fails, run
 
 GROUPS = ["Learn", "Views", "Images", "Containers", "Analysis", "Help"]
@@ -32,13 +33,14 @@ def test_the_help_has_a_line_for_each_verb_below_its_group() -> None:
             found.setdefault(group, []).append(line.split()[0])
     assert list(found) == GROUPS
     assert found == {
-        group: [verb for verbs in families.values() for verb in verbs] for group, families in main.FAMILIES.items()
+        group: [verb for verbs in families.values() for verb in verbs] for group, families in FAMILIES.items()
     }
 
 
 def test_the_help_says_what_each_verb_does() -> None:
     lines = overview().splitlines()
-    for verb, summary in summaries_of(main.parser_for([])).items():
+    for verb in verbs_of(main.parser_for([])):
+        summary = SUMMARIES[verb]
         assert [line for line in lines if line.split() == [verb, *summary.split()]], verb
 
 

@@ -26,7 +26,8 @@ from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.store.container import Container
-from overlayfs_demo.store.containers import Containers, record_of
+from overlayfs_demo.store.container_state import record_of
+from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
 from tests import builders

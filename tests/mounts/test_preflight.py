@@ -6,7 +6,6 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +81,19 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 def test_good_stack_comes_back_with_absolute_paths(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place / "top")
     absolute = stack(place)
-    relative = replace(absolute, lowers=(b".", b"../bottom"), upper=b"../upper/", work=b"../work")
+    relative = absolute._replace(lowers=(b".", b"../bottom"), upper=b"../upper/", work=b"../work")
     assert checked(relative) == absolute
     assert os.listdir(place / "work") == []
     assert os.listdir(place / "upper") == []
 
 
 def test_stack_without_upper_is_good(place: Path) -> None:
-    view = replace(stack(place), upper=None, work=None)
+    view = stack(place)._replace(upper=None, work=None)
     assert checked(view) == view
 
 
 def test_everything_but_the_paths_stays(place: Path) -> None:
-    unusual = replace(stack(place), user_xattrs=True, image_whiteouts=False, volatile=True)
+    unusual = stack(place)._replace(user_xattrs=True, image_whiteouts=False, volatile=True)
     assert checked(unusual) == unusual
 
 
@@ -210,9 +209,9 @@ def test_lower_inside_another_is_refused(
 
 def test_data_only_layer_must_be_apart_too(place: Path, refused: Refused) -> None:
     directories(place, "data", "top/in")
-    assert checked(replace(stack(place), data_only=(bytes(place / "data"),))).data_only
+    assert checked(stack(place)._replace(data_only=(bytes(place / "data"),))).data_only
     for path, says in (("top", "is the same directory as lower layer 1"), ("top/in", "is inside lower layer 1")):
-        error = refused(replace(stack(place), data_only=(bytes(place / "data"), bytes(place / path))))
+        error = refused(stack(place)._replace(data_only=(bytes(place / "data"), bytes(place / path))))
         assert error.problem.startswith(f"data-only layer 2, {place / path}, {says}")
 
 
@@ -272,7 +271,7 @@ def test_filesystem_without_attributes_is_refused(
 ) -> None:
     where = mount("ramfs", "other")
     directories(where, "upper", "work")
-    error = refused(replace(stack(place, upper="other/upper", work="other/work"), user_xattrs=user_xattrs))
+    error = refused(stack(place, upper="other/upper", work="other/work")._replace(user_xattrs=user_xattrs))
     doing = f"cannot set the attribute {attribute}.overlay.opaque there"
     assert error.problem == f"workdir {where / 'work'}: {doing}: {os.strerror(errno.EOPNOTSUPP)}"
     assert error.remedy.startswith("put upper and work on a filesystem such as")
@@ -324,11 +323,11 @@ def test_what_user_marks_would_lead_to_is_refused_for_root(
 ) -> None:
     data = os.fsencode(place / "data")
     os.mkdir(data)
-    asked = replace(stack(place), user_xattrs=True)
-    asked = replace(asked, metacopy=True) if what == "metacopy=on" else replace(asked, data_only=(data,))
+    asked = stack(place)._replace(user_xattrs=True)
+    asked = asked._replace(metacopy=True) if what == "metacopy=on" else asked._replace(data_only=(data,))
     error = refused(asked)
     assert what in error.problem and "userxattr" in error.problem and "userxattr" in error.remedy
-    checked(replace(asked, user_xattrs=False))
+    checked(asked._replace(user_xattrs=False))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     checked(asked)
 
@@ -338,10 +337,10 @@ def test_remedy_for_attributes_that_only_root_may_set_is_userxattr(
     place: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(os, "setxattr", failing(code))
-    trusted = refused(replace(stack(place), user_xattrs=False))
+    trusted = refused(stack(place)._replace(user_xattrs=False))
     assert "trusted.overlay.opaque" in trusted.problem
     assert trusted.remedy == "mount as root, or with -o userxattr"
-    assert "userxattr" not in refused(replace(stack(place), user_xattrs=True)).remedy
+    assert "userxattr" not in refused(stack(place)._replace(user_xattrs=True)).remedy
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
@@ -378,7 +377,7 @@ def test_index_of_another_upper_is_refused(indexed: Path, refused: Refused) -> N
     error = refused(other)
     assert str(indexed / "fresh") in error.problem and str(indexed / "work") in error.problem
     assert "index=off" in error.remedy and "workdir" in error.remedy
-    checked(replace(other, index=False))
+    checked(other._replace(index=False))
     checked(stack(indexed, upper="fresh", work="empty"))
 
 
@@ -387,7 +386,7 @@ def test_index_of_another_lowers_files_is_refused(indexed: Path, refused: Refuse
     for name in ("upper", "bottom", "work"):
         assert str(indexed / name) in error.problem
     assert "index=off" in error.remedy
-    checked(replace(stack(indexed, "bottom", "top"), index=False))
+    checked(stack(indexed, "bottom", "top")._replace(index=False))
 
 
 def test_index_that_somebody_else_marked_says_nothing(indexed: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.ui.go_template import Template
-from overlayfs_demo.ui.go_template_lexer import TemplateError
+from overlayfs_demo.ui.go_template_error import TemplateError
 from overlayfs_demo.ui.go_values import NIL_LIST, NIL_MAP, Row
 
 IMAGE: dict[str, object] = {

@@ -13,7 +13,6 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,7 +179,7 @@ def test_in_a_pause_the_sentences_stand_still_and_the_rest_is_counted() -> None:
     made = state(COPY_UP)
     made.press("p")
     for number in range(12):
-        made.take(happened(replace(WHITEOUT, path=b"/gone/%d" % number)), shown=True)
+        made.take(happened(WHITEOUT._replace(path=b"/gone/%d" % number)), shown=True)
     scene = made.scene(stack(3))
     assert (len(scene.lines), scene.unseen, scene.totals.whiteouts) == (1, 12, 12)
     assert "paused, 12 more" in drawn(scene)[-1]
@@ -208,7 +207,7 @@ def test_writes_of_one_process_to_one_file_are_one_line() -> None:
 
 def test_an_event_that_repeats_is_one_line_with_a_count() -> None:
     chmod = Event(Action.CHMOD, b"/a", 812, 0, "chmod", detail="0644")
-    [line, other] = state(chmod, chmod, chmod, replace(chmod, pid=1)).scene([]).lines
+    [line, other] = state(chmod, chmod, chmod, chmod._replace(pid=1)).scene([]).lines
     assert line.words() == "vim[812] set the mode of /a to 0644 in the upper (3 times)"
     assert other.times == 1
 

@@ -20,8 +20,7 @@ import enum
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.overlay.layer_statements import Statement
@@ -47,42 +46,36 @@ class ProtocolError(ValueError):
 # --- the messages ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class WhichRequest:
+class WhichRequest(NamedTuple):
     """Asks what each layer says about a path of the view."""
 
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WatchRequest:
+class WatchRequest(NamedTuple):
     """Asks for every event from now on and, with `counters`, for the number of requests that the view answers."""
 
     counters: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WhichAnswer:
+class WhichAnswer(NamedTuple):
     """What each layer says about `path`, which is absolute and normalized."""
 
     path: bytes
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(NamedTuple):
     """The client gets every event from now on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """The daemon does not grant the request, and says why."""
 
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class Happened:
+class Happened(NamedTuple):
     """An event, its time in seconds since the epoch, and what the process that caused it is called."""
 
     time: float
@@ -90,15 +83,13 @@ class Happened:
     who: str
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(NamedTuple):
     """So many events are missing here, because the client did not read fast enough."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(NamedTuple):
     """How many requests of each kind the view has answered since the client attached."""
 
     counts: Mapping[str, int]

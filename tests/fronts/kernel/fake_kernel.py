@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -123,7 +124,7 @@ def serving(view: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKerne
     monkeypatch.setattr(os, "readv", read_or_unmounted)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        served = Session(theirs.fileno(), View(view.overlay, b"/nowhere", timeout=_AT_REST))
+        served = Session(theirs.fileno(), View(view.overlay, b"/nowhere", Counter(), timeout=_AT_REST))
         ours.send(request(Opcode.INIT, 1, 0, _INIT.pack(wire.MAJOR, wire.MINOR, 0, _ALL_FEATURES)))
         served.start()
         kernel = FakeKernel(ours, served)

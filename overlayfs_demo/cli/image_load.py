@@ -1,4 +1,4 @@
-"""The verbs that put images into the store, name them and remove them."""
+"""The verbs that put images into the store."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from overlayfs_demo.cli import image_lists
 from overlayfs_demo.cli.command import Verbs, one_line
-from overlayfs_demo.cli.confirm import confirmed
-from overlayfs_demo.cli.docker_flags import OF_PRUNE, add_answers
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.model import Platform
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.store import remove
 from overlayfs_demo.store.load import Loaded, import_tree, load
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.terminal import progress
@@ -24,7 +20,7 @@ from overlayfs_demo.ui.text import human_size, plural
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = add_verb(verbs, "load", "load images from an archive", "load image.tar", _load)
+    verb = add_verb(verbs, "load", "load image.tar", _load)
     verb.add_argument(
         "archive",
         nargs="?",
@@ -41,13 +37,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
     add_json(verb)
-    verb = add_verb(
-        verbs,
-        "import",
-        "create an image from a tar of a file tree",
-        "import rootfs.tar app:flat\nimport -c 'CMD [\"sh\"]' rootfs.tar app:flat",
-        _import,
-    )
+    example = "import rootfs.tar app:flat\nimport -c 'CMD [\"sh\"]' rootfs.tar app:flat"
+    verb = add_verb(verbs, "import", example, _import)
     verb.add_argument("archive", metavar="FILE", help="a tar as docker export writes it, or - for standard input")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
     verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
@@ -61,28 +52,6 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="a Dockerfile line for the image's settings, as for 'commit'",
     )
     add_json(verb)
-    image_lists.add_verbs(verbs)
-    _add_other_verbs(verbs)
-
-
-def _add_other_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    verb = add_verb(verbs, "tag", "give an image another name", "tag app:1.0 app:stable", _tag)
-    verb.add_argument("image", metavar="IMAGE")
-    verb.add_argument("name", metavar="NAME[:TAG]")
-    verb = add_verb(verbs, "rmi", "remove image names, and images left without a name", "rmi app:1.0", _rmi)
-    verb.add_argument("images", nargs="+", metavar="IMAGE")
-    verb.add_argument("--force", "-f", action="store_true", help="remove an image by ID even if it has several names")
-    verb.add_argument("--no-prune", action="store_true", help="keep layers that no image uses then, until 'prune'")
-    add_json(verb)
-    verb = add_verb(verbs, "prune", "remove unused images and layers", "prune\nprune --all --force", _prune)
-    verb.add_argument("--all", "-a", action="store_true", help="also remove named images that no container uses")
-    verb.add_argument("--force", "-f", action="store_true", help="do not ask before --all removes named images")
-    verb.add_argument("--volumes", action="store_true", help="accepted as in docker: there are no volumes here")
-    add_answers(verb, OF_PRUNE)
-    add_json(verb)
-
-
-# --- getting images in -----------------------------------------------------------------------------
 
 
 def _source(word: str) -> Path | BinaryIO:
@@ -180,52 +149,3 @@ def _taken(loaded: Loaded) -> list[str]:
 def _note_left_out(loaded: Loaded) -> None:
     for reason, count in sorted(loaded.left_out.items()):
         note(f"note: skipped in {plural(count, 'member')}: {reason}")
-
-
-# --- names, and getting rid of images --------------------------------------------------------------
-
-
-def _tag(arguments: argparse.Namespace) -> int:
-    remove.tag(store_of(arguments), arguments.image, ImageName.parse(arguments.name))
-    return 0
-
-
-def _rmi(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    for word in arguments.images:
-        gone = remove.remove_image(store, word, force=arguments.force, keep_layers=arguments.no_prune)
-        _tell_removed(gone, as_json=arguments.json)
-    return 0
-
-
-def _prune(arguments: argparse.Namespace) -> int:
-    store = store_of(arguments)
-    asks = arguments.all and not arguments.force
-    if asks and not confirmed("This will remove all images that no container uses."):
-        gone = remove.Removed()
-    else:
-        gone = remove.prune(store, every=arguments.all)
-    _tell_removed(gone, as_json=arguments.json)
-    image_lists.inventory(store)
-    if not arguments.json:
-        put(f"Total reclaimed space: {human_size(gone.size)}\n")
-    return 0
-
-
-def _tell_removed(gone: remove.Removed, *, as_json: bool) -> None:
-    if as_json:
-        put_json(
-            [
-                {
-                    "Untagged": list(map(str, gone.names)),
-                    "DeletedImages": [str(image) for image in gone.images],
-                    "DeletedLayers": [str(chain_id) for chain_id in gone.layers],
-                    "ReclaimedSize": gone.size,
-                }
-            ]
-        )
-        return
-    lines = [f"Untagged: {name}" for name in gone.names]
-    lines += [f"Deleted: {image}" for image in gone.images]
-    lines += [f"Deleted: {chain_id}" for chain_id in gone.layers]
-    put("".join(line + "\n" for line in lines))
