@@ -19,7 +19,7 @@ import sys
 import tempfile
 import termios
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 from unittest import mock
@@ -58,6 +58,21 @@ def call(
     Raises subprocess.TimeoutExpired after `timeout` seconds, but only for a verb that gets its own process.
     """
     run = _run_forked if arguments and arguments[0] in _FORKED else _run_here
+    return _completed(run, arguments, environment, timeout, cwd)
+
+
+def call_as_patched(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The same, but always in this process, with what the test has patched in the program."""
+    return _completed(_run_here, arguments, environment, 0.0, None)
+
+
+def _completed(
+    run: Callable[[Sequence[str], BinaryIO, BinaryIO, float], int],
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    timeout: float,
+    cwd: Path | None,
+) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with mock.patch.dict(os.environ, environment), contextlib.chdir(cwd) if cwd else contextlib.nullcontext():
             status = run(arguments, out, err, timeout)

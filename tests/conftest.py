@@ -16,6 +16,7 @@ import pytest
 
 from overlayfs_demo.linux import mounting
 from tests import fork_server
+from tests.memory import DISK
 from tests.places import Place, found_by_mount_8, set_up, why_no_mount_8
 
 pytest_plugins = ["tests.side_by_side", "tests.real_docker"]
@@ -75,6 +76,19 @@ def unmount_all(below: str) -> None:
 
 
 @pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """pytest's own; for tests marked `on_disk` it is there, even if the others' are in memory."""
+    disk = os.environ.get(DISK)
+    if disk is None or request.node.get_closest_marker("on_disk") is None:
+        yield tmp_path
+        return
+    where = Path(tempfile.mkdtemp(dir=disk, prefix="t"))
+    yield where
+    unmount_all(str(where))
+    shutil.rmtree(where)
+
+
+@pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     """Directories to mount, by commands; unmounted in the end."""
     if problem := why_no_mounts():
@@ -131,6 +145,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.addinivalue_line("markers", "differs(subject, instead): this subject is known to answer otherwise")
     config.addinivalue_line("markers", "trusts_a_moment: what cannot be followed is trusted for a second, as always")
+    config.addinivalue_line("markers", "on_disk: the files of the test are on a disk's filesystem, not in memory")
     config.addinivalue_line("markers", "kernel_since(version, reason): an older kernel's overlayfs is not asked")
 
 

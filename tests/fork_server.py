@@ -71,7 +71,8 @@ class _Server:
     def __init__(self) -> None:
         # Orders are whole messages, so several threads, and processes that the tests fork, may send some at a time.
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if os.fork() == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             self._ours.close()
             _serve(theirs)
         theirs.close()
@@ -92,6 +93,11 @@ def start() -> None:
     global _server
     if _server is None:
         _server = _Server()
+
+
+def pid() -> int | None:
+    """Return the process ID of the server, if it runs."""
+    return None if _server is None else _server.pid
 
 
 def spawn(descriptors: Sequence[int], function: Callable[..., object], *arguments: object) -> Spawned:

@@ -8,15 +8,12 @@ Some tests change what the whole machine sees: the mounts, the records in /run, 
 helper therefore has a mount namespace with a /run and a /usr/sbin of its own. Root can make that; for an ordinary user
 the tests that would need it are skipped.
 
-Root's temporary files are in memory: a tmpfs in a mount namespace that ends with the tests, as does all that they
-mount. The tests need a third of the time that they need on a disk. For those that should use one, run pytest without
-`--side-by-side`.
+Root's temporary files are in memory, see `memory`; to have them on a disk, run pytest without `--side-by-side`.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import shutil
 import signal
@@ -31,7 +28,7 @@ from urllib.parse import quote
 
 import pytest
 
-from overlayfs_demo.linux import mounting
+from tests.memory import Memory
 
 _TIMEOUT = 30.0
 
@@ -57,34 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Helper(config, Path(shared)))
     elif config.getoption("--side-by-side") and not config.getoption("--collect-only"):
         config.pluginmanager.register(_Leader(config))
-
-
-class _Memory:
-    """A mount namespace for this process and its children, in which temporary files are in memory.
-
-    They stay on the disk if a tmpfs cannot hold what an ordinary user's layers need, as before Linux 6.6: tmpfs(5).
-    """
-
-    def __init__(self, config: pytest.Config) -> None:
-        """Raises OSError if the namespace cannot be made."""
-        mounting.unshare(mounting.CLONE_NEWNS)
-        mounting.mount(b"none", b"/", b"", mounting.MS_REC | mounting.MS_PRIVATE, b"")
-        self._where = tempfile.mkdtemp(prefix="t")  # A short path, because sockets are made below it: unix(7).
-        mounting.mount(b"tmpfs", os.fsencode(self._where), b"tmpfs", 0, b"mode=1777")
-        try:
-            os.setxattr(self._where, "user.test", b"")
-            os.removexattr(self._where, "user.test")
-        except OSError:
-            self.close()
-        else:
-            os.environ["TMPDIR"] = tempfile.tempdir = self._where
-            # Short, like the path above.
-            config.option.basetemp = config.option.basetemp or f"{self._where}/1"
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # It is closed already.
-            mounting.unmount(os.fsencode(self._where), mounting.MNT_DETACH)
-            os.rmdir(self._where)
 
 
 def _claim(shared: Path, item: pytest.Item) -> bool:
@@ -148,11 +117,11 @@ class _Leader:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._memory: _Memory | None = None
+        self._memory: Memory | None = None
         self._alone = False
         if os.geteuid() == 0:
             try:
-                self._memory = _Memory(config)
+                self._memory = Memory(config)
             except OSError:
                 self._alone = True
         self._shared = Path(tempfile.mkdtemp(prefix="overlayfs-demo-tests-"))

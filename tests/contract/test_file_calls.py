@@ -17,6 +17,9 @@ from tests.contract.marks import differs, only
 from tests.contract.raw import STATX_BASIC_STATS, statx
 from tests.contract.subjects import Subject, error_of
 
+# Filesystems in memory have fewer modes of fallocate(2), and no largest offset.
+pytestmark = pytest.mark.on_disk
+
 mounts = only(["kernel-front", "fusepy-front", "kernel"], "what the kernel does with descriptors, not the engine")
 fronts = only(["kernel-front", "fusepy-front"], "the kernel's overlayfs does what the upper's filesystem does")
 

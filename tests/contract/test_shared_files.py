@@ -90,6 +90,7 @@ def test_direct_and_cached_users_see_each_others_data(mounted: Mount) -> None:
 @mounts
 @differs("kernel-front", "data goes through the daemon, so it needs no alignment")
 @differs("fusepy-front", "as above")
+@pytest.mark.on_disk  # In memory there are no blocks to align to.
 def test_direct_write_must_be_aligned(mounted: Mount) -> None:
     view = mounted({"a": b"a" * PAGE})
     with direct(view, "a", os.O_RDWR) as fd:

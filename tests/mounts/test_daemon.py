@@ -30,7 +30,7 @@ from overlayfs_demo.store.container_state import record_of
 from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
-from tests import builders
+from tests import builders, fork_server
 from tests.conftest import PATIENCE, unmount_all, wait_until, why_no_mounts
 from tests.images.builders import docker_save, layer
 from tests.places import BIN, MINUTE, Place, fails, run
@@ -91,11 +91,12 @@ def state() -> tuple[dict[int, str], int]:
 
 
 def children() -> list[psutil.Process]:
-    """The children of this process, also ended ones, but not the process that runs the other half of the tests."""
+    """The children of this process, also ended ones, but not those that run half of the tests, or fork for them."""
     return [
         child
         for child in psutil.Process().children()
-        if child.status() == psutil.STATUS_ZOMBIE or not any("--helper-of=" in word for word in child.cmdline())
+        if child.status() == psutil.STATUS_ZOMBIE
+        or (child.pid != fork_server.pid() and not any("--helper-of=" in word for word in child.cmdline()))
     ]
 
 

@@ -163,6 +163,7 @@ def test_name_made_behind_the_view_leads_to_the_same_node(overlaid: Make) -> Non
     opened.close()
 
 
+@pytest.mark.on_disk  # In memory no number is used again.
 def test_inode_number_that_is_used_again_is_another_node(overlaid: Make) -> None:
     view = overlaid({}, upper={"a": "1"})
     before = view.node("a")

@@ -16,7 +16,7 @@ from overlayfs_demo.tour import results
 from overlayfs_demo.tour.labs import LABS
 from overlayfs_demo.tour.results import Result
 from overlayfs_demo.ui.table import render_text
-from tests.command import started
+from tests.command import call_as_patched, started
 from tests.places import BIN, MINUTE, fails, run
 from tests.terminal import Terminal
 
@@ -43,7 +43,7 @@ def sockets(runtime: Path) -> list[str]:
 
 
 def asked(word: str, *names: str) -> subprocess.CompletedProcess[str]:
-    return run("overlayfs-demo", "lab", word, *names)
+    return call_as_patched(["lab", word, *names], {"LC_ALL": "C.UTF-8"})
 
 
 # --- inside the lab's shell ------------------------------------------------------------------------
