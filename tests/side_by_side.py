@@ -1,10 +1,11 @@
-"""Runs the tests in two processes, for two processors: `pytest --side-by-side`.
+"""Runs the tests in several processes: `pytest --side-by-side`.
 
-A second pytest, the helper, begins with the last file while this one begins with the first. Each claims a file before
-it runs the tests in it, so both end at about the same time. The helper writes its reports to a file, from which this
-process shows and counts them like its own: there is one list of failures, one summary and one exit status.
+Half of the time, a test waits: for a daemon, a terminal, a clock. So there are more processes than processors. This one
+begins with the first file, and each of the others, the helpers, somewhere later. Each claims a file before it runs the
+tests in it, so all end at about the same time. A helper writes its reports to a file, from which this process shows and
+counts them like its own: there is one list of failures, one summary and one exit status.
 
-Some tests change what the whole machine sees: the mounts, the records in /run, and in /sbin what mount(8) calls. The
+Some tests change what the whole machine sees: the mounts, the records in /run, and in /sbin what mount(8) calls. Each
 helper therefore has a mount namespace with a /run and a /usr/sbin of its own. Root can make that; for an ordinary user
 the tests that would need it are skipped.
 
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,7 +33,7 @@ from tests.memory import Memory
 
 _TIMEOUT = 30.0
 
-# Both are changed in the helper's namespace only. Its /run is as empty as after a boot.
+# Both are changed in a helper's namespace only. Its /run is as empty as after a boot.
 _ISOLATE = """
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -45,8 +46,8 @@ _IN_NAMESPACE = ("unshare", "--mount", "--propagation", "private", "sh", "-c", _
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("overlayfs-demo")
-    group.addoption("--side-by-side", action="store_true", help="run the tests in two processes")
-    group.addoption("--helper-of", metavar="DIR", help="be the second process, of the one that made DIR")
+    group.addoption("--side-by-side", action="store_true", help="run the tests in several processes")
+    group.addoption("--helper-of", metavar="DIR", help="be one of the other processes: DIR is its own")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,42 +57,50 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Leader(config))
 
 
+def _processes() -> int:
+    return len(os.sched_getaffinity(0)) * 3 // 2 + 1
+
+
 def _claim(shared: Path, item: pytest.Item) -> bool:
     """Return whether the file of this test is newly claimed by this call."""
     try:
-        (shared / "claimed" / quote(item.nodeid.partition("::")[0], safe="")).touch(exist_ok=False)
+        (shared / quote(item.nodeid.partition("::")[0], safe="")).touch(exist_ok=False)
     except FileExistsError:
         return False
     return True
 
 
 class _Sharer:
-    """What both processes do: run only the tests of files that they have claimed."""
+    """What all processes do: run only the tests of files that they have claimed, in a directory for claims."""
 
-    def __init__(self, shared: Path) -> None:
-        self.shared = shared
+    def __init__(self, claimed: Path) -> None:
+        self._claimed = claimed
         self._mine: dict[Path, bool] = {}
 
     def is_mine(self, item: pytest.Item) -> bool:
         if item.path not in self._mine:
-            self._mine[item.path] = _claim(self.shared, item)
+            self._mine[item.path] = _claim(self._claimed, item)
         return self._mine[item.path]
 
 
 class _Helper:
-    """The second process."""
+    """One of the other processes. Its directory is named by its number and the number of all, as in `1-of-4`."""
 
-    def __init__(self, config: pytest.Config, shared: Path) -> None:
+    def __init__(self, config: pytest.Config, own: Path) -> None:
         self._config = config
         self._leader = os.getppid()
-        self._files = _Sharer(shared)
-        self._reports = (shared / "reports").open("a", encoding="ascii")
+        self._files = _Sharer(own.parent / "claimed")
+        self._reports = (own / "reports").open("a", encoding="ascii")
+        number, _, count = own.name.split("-")
+        self._part = int(number) / int(count)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Let the last file come first; the order within a file stays, for its fixtures."""
-        order = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
-        items.sort(key=lambda item: -order[item.path])
+        """Begin with another file than the others do; the order within a file stays, for its fixtures."""
+        paths = list(dict.fromkeys(item.path for item in items))
+        first = int(len(paths) * self._part)
+        order = {path: number for number, path in enumerate(paths[first:] + paths[:first])}
+        items.sort(key=lambda item: order[item.path])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -112,8 +121,65 @@ class _Helper:
         print(ascii(data), file=self._reports, flush=True)  # Unlike JSON, this keeps tuples.
 
 
+class _Started:
+    """A helper as the first process sees it."""
+
+    def __init__(self, config: pytest.Config, own: Path, isolated: Sequence[str]) -> None:
+        own.mkdir()
+        self._own = own
+        (own / "reports").touch()
+        self._read = 0
+        self.has_reported_all = False
+        command = [sys.executable, "-m", "pytest", *config.invocation_params.args]
+        command += [f"--helper-of={own}", "-p", "no:cacheprovider"]
+        if config.getoption("xmlpath"):
+            command.append(f"--junitxml={own}/junit.xml")
+        if base := config.getoption("basetemp"):
+            command.append(f"--basetemp={base}-{own.name[0]}")
+        with (own / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                [*isolated, *command],
+                cwd=config.invocation_params.dir,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # A terminal's SIGINT is for the first process, which passes it on once.
+            )
+
+    def status(self) -> int | None:
+        """Return how it ended, or None if it still runs."""
+        return self._process.poll()
+
+    def output(self) -> str:
+        """Return what it said beside its reports."""
+        return (self._own / "output").read_text(errors="replace")
+
+    def new_reports(self) -> Iterator[dict[str, Any]]:
+        """Yield what it has reported since the last call."""
+        with (self._own / "reports").open("rb") as file:
+            file.seek(self._read)
+            written = file.read()
+        whole = written[: written.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            data = ast.literal_eval(line.decode())
+            if data is None:
+                self.has_reported_all = True
+                return
+            yield data
+
+    def end(self) -> None:
+        if not self.has_reported_all:
+            self._process.send_signal(signal.SIGINT)  # It takes down what its tests have mounted.
+        try:
+            self._process.wait(_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 class _Leader:
-    """The first process, which starts the second and tells of both."""
+    """The first process, which starts the others and tells of all."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -126,32 +192,17 @@ class _Leader:
                 self._alone = True
         self._shared = Path(tempfile.mkdtemp(prefix="overlayfs-demo-tests-"))
         (self._shared / "claimed").mkdir()
-        (self._shared / "reports").touch()
-        self._files = _Sharer(self._shared)
-        self._read = 0
-        self._ended = False
-        self._helper: subprocess.Popen[bytes] | None = None
+        self._files = _Sharer(self._shared / "claimed")
+        self._helpers: list[_Started] = []
 
     def pytest_sessionstart(self) -> None:
         if self._alone:
-            self._say("one process runs all tests: the second cannot get a mount namespace of its own")
+            self._say("one process runs all tests: the others cannot get mount namespaces of their own")
             return
         isolated = _IN_NAMESPACE if self._memory else ()
-        command = [sys.executable, "-m", "pytest", *self._config.invocation_params.args]
-        command += [f"--helper-of={self._shared}", "-p", "no:cacheprovider"]
-        if self._config.getoption("xmlpath"):
-            command.append(f"--junitxml={self._shared}/junit.xml")
-        if base := self._config.getoption("basetemp"):
-            command.append(f"--basetemp={base}-helper")
-        with (self._shared / "output").open("wb") as output:
-            self._helper = subprocess.Popen(
-                [*isolated, *command],
-                cwd=self._config.invocation_params.dir,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # A terminal's SIGINT is for this process, which passes it on once.
-            )
+        count = _processes()
+        for number in range(1, count):
+            self._helpers.append(_Started(self._config, self._shared / f"{number}-of-{count}", isolated))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -162,29 +213,25 @@ class _Leader:
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None:
-            reporter.showfspath = False  # Results of two files come in turns.
+            reporter.showfspath = False  # Results of several files come in turns.
         result = yield
-        while self._helper is not None and not self._ended:
-            status = self._helper.poll()
+        while True:
+            # Before the reports are read, so that none is missed of a helper that has ended.
+            statuses = [helper.status() for helper in self._helpers]
             self._show_reports()
+            for helper, status in zip(self._helpers, statuses, strict=True):
+                if status is not None and not helper.has_reported_all:
+                    self._say(helper.output())
+                    session.shouldfail = f"another process ended early, with status {status}: see above what it said"
             if session.shouldfail:
                 raise session.Failed(session.shouldfail)
-            if status is not None and not self._ended:
-                self._say((self._shared / "output").read_text(errors="replace"))
-                session.shouldfail = f"the second process ended early, with status {status}: see above what it said"
-                raise session.Failed(session.shouldfail)
+            if all(helper.has_reported_all for helper in self._helpers):
+                return result
             time.sleep(0.05)
-        return result
 
     def pytest_unconfigure(self) -> None:
-        if self._helper is not None:
-            if not self._ended:
-                self._helper.send_signal(signal.SIGINT)  # It takes down what its tests have mounted.
-            try:
-                self._helper.wait(_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                self._helper.kill()
-                self._helper.wait()
+        for helper in self._helpers:
+            helper.end()
         shutil.rmtree(self._shared)
         if self._memory is not None:
             self._memory.close()
@@ -194,16 +241,8 @@ class _Leader:
             reporter.write_line(text)
 
     def _show_reports(self) -> None:
-        """Pass on what the helper has reported since the last call."""
-        with (self._shared / "reports").open("rb") as file:
-            file.seek(self._read)
-            written = file.read()
-        whole = written[: written.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.splitlines():
-            data = ast.literal_eval(line.decode())
-            if data is None:
-                self._ended = True
-                return
-            report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
-            self._config.hook.pytest_runtest_logreport(report=report)
+        """Pass on what the helpers have reported since the last call."""
+        for helper in self._helpers:
+            for data in helper.new_reports():
+                report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+                self._config.hook.pytest_runtest_logreport(report=report)

@@ -1,4 +1,4 @@
-"""Do two processes run every test once, and tell of it as one does?"""
+"""Do several processes run every test once, and tell of it as one does?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.places import MINUTE, ROOT
 
-# The second process begins with the last file.
+# Another process begins with the last file.
 FILES = {
     "test_a.py": """
         import os, time, warnings
@@ -32,7 +32,7 @@ FILES = {
 }
 
 
-def two_processes(where: Path, files: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+def several_processes(where: Path, files: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     for name, text in files.items():
         (where / name).write_text("\n".join(line[8:] for line in text.splitlines()))
     return subprocess.run(
@@ -52,7 +52,7 @@ def _namespaces() -> None:
 
 
 def test_there_is_one_list_of_failures_one_summary_and_one_status(tmp_path: Path) -> None:
-    done = two_processes(tmp_path, FILES, "-ra")
+    done = several_processes(tmp_path, FILES, "-ra")
     assert done.returncode == 1
     assert "SKIPPED [1] test_b.py:9: the reason" in done.stdout
     assert "FAILED test_b.py::test_fails" in done.stdout and "what it printed" in done.stdout
@@ -60,24 +60,24 @@ def test_there_is_one_list_of_failures_one_summary_and_one_status(tmp_path: Path
 
 
 def test_all_that_passes_is_status_0(tmp_path: Path) -> None:
-    done = two_processes(tmp_path, FILES, "-k", "begins or waits")
+    done = several_processes(tmp_path, FILES, "-k", "begins or waits")
     assert done.returncode == 0
     assert "= 2 passed, 2 deselected in " in done.stdout.splitlines()[-1]
 
 
 def test_a_first_failure_ends_both(tmp_path: Path) -> None:
-    done = two_processes(tmp_path, FILES, "-x")
+    done = several_processes(tmp_path, FILES, "-x")
     assert done.returncode == 1
     assert "stopping after 1 failures" in done.stdout
 
 
-def test_the_death_of_the_second_process_is_a_failure(tmp_path: Path) -> None:
+def test_the_death_of_another_process_is_a_failure(tmp_path: Path) -> None:
     dies = """
         import os
         def test_dies():
             open("began", "w").close()
             os._exit(3)
         """
-    done = two_processes(tmp_path, FILES | {"test_b.py": dies})
+    done = several_processes(tmp_path, FILES | {"test_b.py": dies})
     assert done.returncode == 1
-    assert "the second process ended early, with status 3" in done.stdout
+    assert "another process ended early, with status 3" in done.stdout

@@ -365,7 +365,7 @@ def test_many_changes_on_both_sides_end_in_the_same_tree(mounted: Mount) -> None
     thread = threading.Thread(target=edit)
     thread.start()
     count = 0
-    while not stop.is_set():
+    while not stop.is_set() or count < 50:
         count += 1
         view.write(f"d{count % 3}/own{count % 5}", b"mine")
         view.names(f"d{count % 3}")
