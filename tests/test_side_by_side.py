@@ -34,6 +34,7 @@ FILES = {
 
 def several_processes(where: Path, files: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     for name, text in files.items():
+        (where / name).parent.mkdir(exist_ok=True)
         (where / name).write_text("\n".join(line[8:] for line in text.splitlines()))
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.side_by_side", "--side-by-side", *options, "."],
@@ -81,3 +82,25 @@ def test_the_death_of_another_process_is_a_failure(tmp_path: Path) -> None:
     done = several_processes(tmp_path, FILES | {"test_b.py": dies})
     assert done.returncode == 1
     assert "another process ended early, with status 3" in done.stdout
+
+
+def test_files_of_one_folder_may_be_shared(tmp_path: Path) -> None:
+    """What the folder set up is torn down with each file, whichever process has the next one."""
+    passes = """
+        import os, time
+        def test_passes():
+            open(os.environ["PYTEST_CURRENT_TEST"].split("/")[0] + "-began", "w").close()
+            time.sleep(0.05)
+        """
+    # This process gets to the other folder only after others have claimed the last files of its own.
+    waits = """
+        import os, time
+        def test_waits_for_the_other_folder():
+            while not os.path.exists("p1-began"):
+                time.sleep(0.01)
+        """
+    files = {f"p{folder}/test_{folder}{file}.py": passes for folder in range(2) for file in range(8)}
+    packages = {f"p{folder}/__init__.py": "" for folder in range(2)}
+    done = several_processes(tmp_path, files | packages | {"p0/test_00.py": waits})
+    assert done.returncode == 0, done.stdout
+    assert "= 16 passed in " in done.stdout.splitlines()[-1]

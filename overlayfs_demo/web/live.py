@@ -55,7 +55,10 @@ class Stream:
                 await self._run(connection.attach)
                 yield _message("attached", {})
                 heard = time.monotonic()
-                while not self._stopping():
+                stopping = False
+                while not stopping:
+                    # Before the last reading: if the server stops because the view has ended, that reading says so.
+                    stopping = self._stopping()
                     # The stream is cancelled here if the browser has gone.
                     await anyio.lowlevel.checkpoint()
                     batch = await self._run(lambda: _batch(connection))
