@@ -77,10 +77,20 @@ class _Sharer:
         self._claimed = claimed
         self._mine: dict[Path, bool] = {}
 
-    def is_mine(self, item: pytest.Item) -> bool:
+    def run(self, item: pytest.Item, following: pytest.Item | None) -> bool | None:
+        """What a `pytest_runtest_protocol` returns: None if pytest is to run the item, True if it has been dealt with.
+
+        After the last item of a file, all fixtures but the session's are torn down, because whether the next file is
+        ours shows only when it is claimed.
+        """
         if item.path not in self._mine:
             self._mine[item.path] = _claim(self._claimed, item)
-        return self._mine[item.path]
+        if not self._mine[item.path]:
+            return True
+        if following is None or isinstance(following, pytest.Session) or following.path == item.path:
+            return None
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=item.session)
+        return True
 
 
 class _Helper:
@@ -103,10 +113,10 @@ class _Helper:
         items.sort(key=lambda item: order[item.path])
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if os.getppid() != self._leader:
             pytest.exit("the first process is gone")
-        return None if self._files.is_mine(item) else True  # True: it has been dealt with.
+        return self._files.run(item, nextitem)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -205,9 +215,9 @@ class _Leader:
             self._helpers.append(_Started(self._config, self._shared / f"{number}-of-{count}", isolated))
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         self._show_reports()
-        return None if self._files.is_mine(item) else True  # True: it has been dealt with.
+        return self._files.run(item, nextitem)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:

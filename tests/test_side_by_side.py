@@ -86,21 +86,31 @@ def test_the_death_of_another_process_is_a_failure(tmp_path: Path) -> None:
 
 def test_files_of_one_folder_may_be_shared(tmp_path: Path) -> None:
     """What the folder set up is torn down with each file, whichever process has the next one."""
-    passes = """
-        import os, time
-        def test_passes():
-            open(os.environ["PYTEST_CURRENT_TEST"].split("/")[0] + "-began", "w").close()
-            time.sleep(0.05)
+    ends = """
+        def test_ends():
+            open("folder-ended", "w").close()
         """
-    # This process gets to the other folder only after others have claimed the last files of its own.
+    passes = """
+        def test_passes():
+            pass
+        """
+    # This process gets to the second folder only after another has claimed the last files of the first.
     waits = """
         import os, time
-        def test_waits_for_the_other_folder():
-            while not os.path.exists("p1-began"):
+        def test_waits():
+            while not os.path.exists("folder-ended"):
                 time.sleep(0.01)
         """
-    files = {f"p{folder}/test_{folder}{file}.py": passes for folder in range(2) for file in range(8)}
-    packages = {f"p{folder}/__init__.py": "" for folder in range(2)}
-    done = several_processes(tmp_path, files | packages | {"p0/test_00.py": waits})
+    slow = """
+        import time
+        def test_is_slow():
+            time.sleep(0.3)
+        """
+    files = {f"p0/test_0{letter}.py": passes for letter in "abcdefghijk"} | {
+        "p0/test_00.py": waits,
+        "p0/test_0z.py": ends,
+    }
+    files |= {f"p1/test_1{letter}.py": slow for letter in "abcdefghijklm"}
+    done = several_processes(tmp_path, files | {"p0/__init__.py": "", "p1/__init__.py": ""})
     assert done.returncode == 0, done.stdout
-    assert "= 16 passed in " in done.stdout.splitlines()[-1]
+    assert "= 26 passed in " in done.stdout.splitlines()[-1]
