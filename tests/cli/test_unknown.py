@@ -7,6 +7,7 @@ import re
 import pytest
 
 from overlayfs_demo.cli import main
+from overlayfs_demo.cli.groups import GROUPS
 from overlayfs_demo.cli.parser import verbs_of
 from overlayfs_demo.cli.unknown import INSTEAD
 from tests.places import BIN, Place, fails, run
@@ -94,6 +95,12 @@ def test_a_helper_without_options_still_mounts_nothing_quietly(place: Place) -> 
 )
 def test_an_unknown_verb_of_a_group_is_answered_as_any_other(words: list[str], answer: str) -> None:
     fails(run("overlayfs-demo", *words), f"unknown command '{words[0]} {words[1]}': {answer}", status=2)
+
+
+@pytest.mark.parametrize("group", ["image", "container", "system"])
+def test_each_verb_of_a_group_has_one_line_in_its_help(group: str) -> None:
+    listed = run("overlayfs-demo", group).stdout.partition("  COMMAND\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == list(GROUPS[group])
 
 
 @pytest.mark.parametrize("group", ["image", "container", "system"])
