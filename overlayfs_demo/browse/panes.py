@@ -88,7 +88,8 @@ class LinePane(ScrollView, can_focus=True):
         if index >= self.count:
             return Strip.blank(width, self.rich_style)
         text = self.draw(index, width)
-        text.truncate(width, overflow="ellipsis")
+        # The size includes the bar, which would cover the ellipsis.
+        text.truncate(self.scrollable_content_region.width, overflow="ellipsis")
         strip = Strip(text.render(self.app.console)).adjust_cell_length(width).apply_style(self.rich_style)
         if index != self.cursor:
             return strip

@@ -92,7 +92,8 @@ def _df(arguments: argparse.Namespace) -> int:
         return 0
     put_table(Table(("IMAGE", "IMAGE ID", "SIZE", "SHARED SIZE", "UNIQUE SIZE"), [usage.cells() for usage in usages]))
     told, used = [], stored - unused
-    if listed > used:
+    # Less than the sizes show is not worth a sentence that says "6MB, but only 6MB".
+    if listed > used and human_size(listed) != human_size(used):
         told.append(
             f"The sizes add up to {human_size(listed)}, but only {human_size(used)} is stored: a layer "
             "shared by several images is stored once."

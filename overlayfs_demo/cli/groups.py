@@ -46,8 +46,10 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "system": {"df": "df", "prune": "prune"},
 }
-# A verb that only a group has: its module.
-_OWN: Mapping[tuple[str, str], str] = {("container", "prune"): "container_prune"}
+# A verb that only a group has: its module, and what it does.
+_OWN: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("container", "prune"): ("container_prune", "remove all stopped containers and their changes")
+}
 # What a verb takes for granted in a group.
 _DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("image", "inspect"): {"type": "image"},
@@ -71,7 +73,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         parser.set_defaults(run=partial(_help, parser))
         inner = parser.add_subparsers(title="commands", metavar="COMMAND")
         for name, verb in members.items():
-            _add(inner, group, name, _verb(_OWN.get((group, name), MODULE_OF[verb]), verb))
+            module, summary = _OWN.get((group, name), (MODULE_OF[verb], SUMMARIES[verb]))
+            _add(inner, group, name, _verb(module, verb), summary)
 
 
 def _help(parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> int:
@@ -87,13 +90,15 @@ def _verb(module: str, verb: str) -> argparse.ArgumentParser:
     return found.choices[verb]
 
 
-def _add(inner: Verbs[argparse.ArgumentParser], group: str, name: str, verb: argparse.ArgumentParser) -> None:
+def _add(
+    inner: Verbs[argparse.ArgumentParser], group: str, name: str, verb: argparse.ArgumentParser, summary: str
+) -> None:
     examples = (verb.epilog or "").replace(verb.prog, f"{PROGRAM} {group} {name}")
     parser = inner.add_parser(
         name,
         parents=[verb],
         add_help=False,  # The verb has that option already.
-        help=(verb.description or "").partition("\n")[0],
+        help=summary,
         description=verb.description,
         epilog=examples,
         formatter_class=HelpFormatter,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from overlayfs_demo.cli.families import SUMMARIES
 from overlayfs_demo.errors import UsageError, near, printable
 from overlayfs_demo.ui.console import PROGRAM
 
@@ -77,6 +78,8 @@ def unknown_in_group(group: str, word: str, verbs: Iterable[str]) -> UsageError:
     if meant is None or meant not in verbs:
         if word in INSTEAD:
             return UsageError(problem, INSTEAD[word])
+        if word in SUMMARIES:
+            return UsageError(problem, f"use '{word}'")
         meant = next(iter(near(word, verbs)), None)
     if meant is None:
         return UsageError(problem, f"'{PROGRAM} {group}' lists the commands")

@@ -19,6 +19,7 @@ import io
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import BinaryIO
 
@@ -156,7 +157,8 @@ def _config(steps: Sequence[Step], settings: Mapping[str, object]) -> bytes:
 
 
 def _created(second: int) -> str:
-    return f"2024-01-01T00:00:{second:02d}Z"
+    when = datetime.fromtimestamp(_WHEN + second, UTC)
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def write_image(out: BinaryIO, tag: str, steps: Sequence[Step], settings: Mapping[str, object]) -> Image:

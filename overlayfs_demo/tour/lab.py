@@ -13,6 +13,7 @@ from overlayfs_demo.tour.building import Content, build
 from overlayfs_demo.tour.checks import Check
 from overlayfs_demo.tour.shell import Shell
 from overlayfs_demo.tour.stage import PLACES, Stage
+from overlayfs_demo.ui.console import PROGRAM
 
 # Returns what is wrong, and the rule behind it; "" if this mistake was not made.
 Mistake = Callable[[Stage], str]
@@ -58,6 +59,7 @@ def set_up(lab: Lab, stage: Stage) -> None:
         done = stage.run(command)
         if done.status:
             raise OverlayError(f"'{command}' failed", done.output.strip())
+    stage.begin()
 
 
 def work(lab: Lab, stage: Stage, shell: Shell, environment: Mapping[str, str]) -> None:
@@ -96,10 +98,18 @@ def judge(lab: Lab, stage: Stage, *, restore: bool) -> str:
 def _wrong(lab: Lab, stage: Stage, restore: bool) -> str:
     """Return what is wrong, as `judge` does, when all directories exist."""
     return (
-        _written_below(lab, stage, restore)
+        _nothing_done(stage)
+        or _written_below(lab, stage, restore)
         or next((found for mistake in lab.mistakes if (found := mistake(stage))), "")
         or _missing(lab, stage)
     )
+
+
+def _nothing_done(stage: Stage) -> str:
+    """Return that nothing is done yet: what is missing then is no mistake, and to explain it would be a hint."""
+    if not stage.is_untouched():
+        return ""
+    return f"Nothing has changed yet. In the shell of the lab, '{PROGRAM} lab --hint' says how to begin."
 
 
 def _written_below(lab: Lab, stage: Stage, restore: bool) -> str:

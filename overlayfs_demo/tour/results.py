@@ -72,9 +72,16 @@ def read(paths: Iterable[Path]) -> list[Result]:
     return [
         _parsed(line, f"{printable(str(path))}, line {number}")
         for path in paths
-        for number, line in enumerate(read_file(path).splitlines(), 1)
+        for number, line in enumerate(_contents(path).splitlines(), 1)
         if line.strip()
     ]
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except ImageError as error:
+        raise OverlayError(error.problem, "name files that 'lab --report' wrote") from None
 
 
 def _parsed(line: bytes, where: str) -> Result:

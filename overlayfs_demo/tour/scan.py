@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -46,10 +46,12 @@ class ScanEntry:
 Tree = Mapping[str, ScanEntry]
 
 
-def scan(top: Path) -> Tree:
-    """Return everything below a directory. Raises OSError."""
+def scan(top: Path, leave_out: Collection[str] = ()) -> Tree:
+    """Return everything below a directory, except these names directly in it. Raises OSError."""
     found = {}
     for above, directories, files in os.walk(top, onerror=_fail):
+        if above == str(top):
+            directories[:] = [name for name in directories if name not in leave_out]
         for name in directories + files:
             path = Path(above, name)
             found[str(path.relative_to(top))] = _entry(path)

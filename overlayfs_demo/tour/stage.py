@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overlayfs_demo.errors import MountError, OverlayError
@@ -33,6 +33,8 @@ _PROGRAMS = {"overlayfs-demo": "overlayfs_demo", "build-layers": "overlayfs_demo
 _BIN, _STORE = ".bin", ".store"
 # The directories that a view needs besides its layers.
 PLACES = ("upper", "work", "merged")
+# What changes without a learner: the programs, and what mounting a view writes and shows.
+_NOT_THE_LEARNERS = (_BIN, "work", "merged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Stage:
         self.done: list[Done] = []
         # The layers as they were made.
         self.before: dict[str, Tree] = {}
+        self._began: Tree = {}
+        self._aside: Collection[str] = ()
         self._make_programs(front)
 
     def _make_programs(self, front: str | None) -> None:
@@ -97,6 +101,22 @@ class Stage:
     def tree(self, name: str) -> Tree:
         """Return the present content of a directory of the stage."""
         return scan(self.path(name))
+
+    def begin(self) -> None:
+        """Remember the present state, in which a learner begins."""
+        # A command that only lists images makes a store where there was none.
+        self._aside = _NOT_THE_LEARNERS if self.path(_STORE).exists() else (*_NOT_THE_LEARNERS, _STORE)
+        self._began = self._state()
+
+    def is_untouched(self) -> bool:
+        """Return whether everything is as it was when the learner began. Raises OSError."""
+        # The names first: something large may be mounted at a new one.
+        began = {path for path in self._began if "/" not in path}
+        return began == set(os.listdir(self.root)) - set(self._aside) and self._began == self._state()
+
+    def _state(self) -> Tree:
+        """Return all files of the stage without their times, because a command that only reads may set some."""
+        return {path: replace(entry, mtime_ns=0) for path, entry in scan(self.root, self._aside).items()}
 
     def run(self, command: str) -> Done:
         """Run a command as it is typed, and add it to `done`. Raises OverlayError if it does not end."""

@@ -73,11 +73,12 @@ def put_markdown(text: str) -> None:
         put(text)
         return
     from rich.console import Console
-    from rich.markdown import Markdown
+
+    from overlayfs_demo.ui.document import Document
 
     console = Console(file=sys.stdout, width=min(width() or _PAGE, _PAGE))
     with console.capture() as capture:
-        console.print(Markdown(text, hyperlinks=False))
+        console.print(Document(text, hyperlinks=False))
     put(capture.get())
 
 

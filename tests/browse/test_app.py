@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("textual")
+from rich.cells import cell_len
 from rich.text import Text
 from textual.pilot import Pilot
 
@@ -293,6 +294,21 @@ def test_a_click_puts_the_cursor_there_and_a_second_one_opens(subject: Subject) 
         assert tree(app)[3:] == ["D 1 5B - log/", "D 1 5B a"]
 
     browsed(subject, steps)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("long", ["x" * 200, "\u6f22" * 60])
+def test_a_name_that_is_cut_ends_with_an_ellipsis_also_beside_the_bar(
+    store: Store, image: MakeImage, long: str, count: int
+) -> None:
+    made = image({f"{number:02}{long}": "" for number in range(count)})
+
+    async def steps(app: Browser, pilot: Pilot[int]) -> None:
+        cut = [row for row in rows(app) if long[:5] in row and "/" not in row]
+        assert len(cut) >= 3 and all("\u2026" in row.rpartition(long[0])[2] for row in cut)
+        assert max(cell_len(row) for row in rows(app)) <= 80
+
+    browsed(image_subject(store, made), steps)
 
 
 def test_the_tree_only_draws_what_is_on_the_screen(

@@ -121,6 +121,12 @@ def test_df_explains_why_sizes_do_not_add_up(demo: Run) -> None:
     assert "add up to 39B, but only 22B is stored" in succeeds(demo("df"))
 
 
+def test_df_does_not_compare_sizes_that_look_the_same(demo: Run, tmp_path: Path) -> None:
+    (tmp_path / "large.tar").write_bytes(docker_save_many({"c:1": [layer({"large": bytes(5_000_000)})]}))
+    succeeds(demo("load", tmp_path / "large.tar"))
+    assert "5MB" in succeeds(demo("df")) and "add up" not in succeeds(demo("df"))
+
+
 def test_an_unknown_image_is_one_line(demo: Run) -> None:
     for verb in ("history", "create", "rmi"):
         fails(demo(verb, "nothing"), "no image nothing:latest", "overlayfs-demo images")

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from overlayfs_demo.cli import main
+from overlayfs_demo.cli.groups import GROUPS
 from overlayfs_demo.cli.parser import verbs_of
 from overlayfs_demo.cli.unknown import INSTEAD
 from tests.places import BIN, Place, fails, run
@@ -81,6 +82,10 @@ def test_a_helper_without_options_still_mounts_nothing_quietly(place: Place) -> 
         (["image", "remove", "x"], "did you mean 'image rm'?"),
         (["container", "ps", "-a"], "did you mean 'container ls'?"),
         (["container", "exc", "c1"], "did you mean 'container exec'?"),
+        (["container", "shell", "c1"], "use 'shell'"),
+        (["container", "rmi", "app:1.0"], "use 'rmi'"),
+        (["image", "browse", "app:1.0"], "use 'browse'"),
+        (["system", "tour"], "use 'tour'"),
         (["image", "frobnicate"], "'overlayfs-demo image' lists the commands"),
         *((["image", word], INSTEAD[word]) for word in ("pull", "push", "build")),
         *((["container", word, "c1"], INSTEAD[word]) for word in ("logs", "top", "attach", "kill", "pause", "stats")),
@@ -90,6 +95,12 @@ def test_a_helper_without_options_still_mounts_nothing_quietly(place: Place) -> 
 )
 def test_an_unknown_verb_of_a_group_is_answered_as_any_other(words: list[str], answer: str) -> None:
     fails(run("overlayfs-demo", *words), f"unknown command '{words[0]} {words[1]}': {answer}", status=2)
+
+
+@pytest.mark.parametrize("group", ["image", "container", "system"])
+def test_each_verb_of_a_group_has_one_line_in_its_help(group: str) -> None:
+    listed = run("overlayfs-demo", group).stdout.partition("  COMMAND\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == list(GROUPS[group])
 
 
 @pytest.mark.parametrize("group", ["image", "container", "system"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import tarfile
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +51,14 @@ def test_history_follows_the_teaching_dockerfile(saved: Path) -> None:
         ("CMD", True),
     ]
     assert str(Config.parse(image.config, "config").platform) == "linux/amd64"
+
+
+def test_each_step_of_a_long_image_is_made_a_second_after_the_one_before(tmp_path: Path) -> None:
+    steps = [sample_image.Step(f"step {number}") for number in range(3700)]
+    image = sample_image.write_image(io.BytesIO(), "long:1", steps, {})
+    history = json.loads(image.config)["history"]
+    made = [datetime.fromisoformat(row["created"]).timestamp() for row in history]
+    assert made == [made[0] + second for second in range(3700)]
 
 
 def test_layer_that_cleans_up_is_one_whiteout(saved: Path, tmp_path: Path) -> None:

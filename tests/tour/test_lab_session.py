@@ -58,7 +58,7 @@ def test_check_inside_tells_without_leaving_and_restores_nothing(temporary: Path
     """
     done = lab("whiteout", typed=commands)
     told = " ".join(done.stdout.split())
-    assert "Not yet. upper/notes does not exist" in told and "status 1" in told
+    assert "Not yet. Nothing has changed yet." in told and "status 1" in told
     assert "lower is restored when you leave the shell. x " in told
     assert "lower has been restored" in told and done.returncode == 1
 
@@ -253,4 +253,7 @@ def test_report_goes_only_to_a_regular_file(tmp_path: Path, kind: str) -> None:
 
 def test_summary_reads_only_regular_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    fails(run("overlayfs-demo", "lab", "--summary", tmp_path / "fifo"), "is not a regular file")
+    fails(
+        run("overlayfs-demo", "lab", "--summary", tmp_path / "fifo"),
+        "is not a regular file: name files that 'lab --report'",
+    )

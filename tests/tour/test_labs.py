@@ -62,13 +62,13 @@ SOLUTIONS = [
     ("shrink", f"{FLAT} && overlayfs-demo import flat.tar app:clean"),
 ]
 MISTAKES = [
-    ("copy-up", "cat merged/motd", "upper/motd does not exist"),
+    ("copy-up", "touch draft", "upper/motd does not exist"),
     ("copy-up", "echo changed > lower/motd", "lower/motd was changed in the lower itself"),
     ("copy-up", "touch merged/motd", "have the same data"),
     ("copy-up", "echo changed > merged/motd; cp merged/motd merged/motd~", "also contains motd~ (8B)"),
     ("copy-up", "rm merged/motd", "You deleted motd"),
     ("copy-up", "ln -sf notes merged/motd", "upper/motd is a file"),
-    ("whiteout", "true", "upper/notes does not exist"),
+    ("whiteout", "touch draft", "upper/notes does not exist"),
     ("whiteout", "rm lower/notes", "lower has been restored"),
     ("whiteout", ": > merged/notes", "An empty file is still a file"),
     ("whiteout", "mv merged/notes merged/other", "a rename makes a copy"),
@@ -77,29 +77,29 @@ MISTAKES = [
     ("opaque", "rm merged/docs/*; echo 3 > merged/docs/three", "whiteouts for one, two"),
     ("opaque", "rm -r merged/docs; mkdir merged/docs", "upper/docs/three does not exist"),
     ("opaque", "rm -r lower/docs; mkdir lower/docs", "was changed in the lower itself"),
-    ("undelete", "true", "still hides the report"),
+    ("undelete", "touch draft", "still hides the report"),
     ("undelete", "cp lower/report merged/report", "its bytes stored a second time"),
-    ("smallest-upper", "true", "upper/tools/run.sh does not exist"),
+    ("smallest-upper", "touch draft", "upper/tools/run.sh does not exist"),
     ("smallest-upper", "chmod -R 755 merged/tools", "tools/data, tools/library (2MB)"),
     ("smallest-upper", "touch merged/tools/run.sh", "upper/tools/run.sh is executable"),
     ("rename", "cp -r merged/docs merged/papers; rm -r merged/docs", "upper/papers contains copies"),
     ("rename", "mv merged/docs merged/papers", "The file answer is still empty"),
     ("rename", "mv merged/docs merged/papers; echo papers > answer", "says 'papers'"),
-    ("no-trace", "true", "The copy is still there"),
+    ("no-trace", "touch draft", "The copy is still there"),
     ("no-trace", "rm merged/motd", "also hides the file of the lower"),
     ("no-trace", "echo hello > merged/motd", "The text is right again, but"),
     ("no-trace", "echo more >> merged/motd", "The copy is still there, and hides the motd of the lower: rm upper/motd"),
     ("whiteout", "overlayfs-demo umount merged; rm -r upper", "The directory upper was removed"),
-    ("hard-link", "true", "The upper is empty"),
+    ("hard-link", "touch draft", "The upper is empty"),
     ("hard-link", "sed -i s/first/second/ merged/one", "separates it from its other names"),
     ("hard-link", "rm merged/two", "two has been deleted"),
     ("hard-link", "chmod 600 merged/one", "one line more than before"),
-    ("rescue", "true", "upper/rescued does not exist. Copy the file from the layer that has it"),
+    ("rescue", "touch draft", "upper/rescued does not exist. Copy the file from the layer that has it"),
     ("rescue", "cp bottom/report merged/rescued", "That is an older one"),
     ("rescue", "rm top/report", "top/report was changed in the lower itself"),
     ("rescue", "cp middle/report merged/report; cp middle/report merged/rescued", "Only the rescued file"),
     ("rescue", "echo 'from memory' > merged/rescued", "middle/report and upper/rescued have the same data"),
-    ("predict", "true", "It needs 6 lines"),
+    ("predict", "touch draft", "It needs 6 lines"),
     ("predict", "echo 1 2 3 > answer", "has 3 numbers, and there are 6 commands"),
     ("predict", "echo 1 2 3 4 5 1kB > answer", "'1kB' in the file answer is not a number of bytes"),
     ("predict", "echo 1 1 200000 0 50000 4 > answer", "Copy-up works on whole files"),
@@ -108,16 +108,16 @@ MISTAKES = [
     ("predict", "echo 100001 1 200000 3000 50000 4 > answer", "a whiteout has no data"),
     ("predict", "echo 100001 1 200000 0 0 4 > answer", "copied up under its new name"),
     ("predict", "echo 100001 1 200000 0 50000 70004 > answer", "emptied before it is written"),
-    ("match-history", "true", "The file answer is still empty"),
+    ("match-history", "touch draft", "The file answer is still empty"),
     ("match-history", "echo one > answer", "'one' in the file answer is not the number of a row"),
     ("match-history", "echo 7 5 4 2 > answer", "You counted from the newest row"),
     ("match-history", "echo 6 4 3 1 > answer", "in another order: inspect lists the bottom layer first"),
     ("match-history", "echo 1 2 3 4 > answer", "Row 2 only changed the image's config"),
     ("match-history", "echo 1 3 4 > answer", "Row 6 is missing. A SIZE of 0B does not mean"),
-    ("find-secret", "true", "The file answer is still empty"),
+    ("find-secret", "touch draft", "The file answer is still empty"),
     ("find-secret", "overlayfs-demo ghosts app:1.0 > answer", "password is the name of the file"),
     ("find-secret", "cat .store/layers/*/motd > answer", "The answer says 'hello'"),
-    ("mend-dockerfile", "true", "still has the same instructions"),
+    ("mend-dockerfile", "touch draft", "still has the same instructions"),
     ("mend-dockerfile", "rm Dockerfile", "The file Dockerfile is gone"),
     ("mend-dockerfile", "echo '# better' >> Dockerfile", "still has the same instructions"),
     ("mend-dockerfile", DROP, "Nobody removes the cache now"),
@@ -127,7 +127,7 @@ MISTAKES = [
     ("mend-dockerfile", "sed -i '/make-app/d' Dockerfile", "no longer have the app"),
     ("mend-dockerfile", "sed -i '/CMD/d' Dockerfile", "no longer have the setting"),
     ("mend-dockerfile", f"sed -i 's:make-app:rm -r /cache; make-app:' Dockerfile; {DROP}", "before make-app fills it"),
-    ("shrink", "true", "There is no image app:clean yet"),
+    ("shrink", "touch draft", "There is no image app:clean yet"),
     ("shrink", "overlayfs-demo tag app:1.0 app:clean", "Layer 2 of app:clean still has the file password"),
     ("shrink", "overlayfs-demo create app:1.0 --name c1; overlayfs-demo commit c1 app:clean", "Layer 2 of app:clean"),
 ]
@@ -160,6 +160,25 @@ def test_what_is_wrong_is_explained(temporary: Path, name: str, typed: str, said
     assert (done.returncode, done.stderr) == (1, "")
     assert said in in_one_line(done.stdout.partition("\nNot yet. ")[2])
     assert max(map(len, done.stdout.partition("\nNot yet. ")[2].splitlines())) <= WIDTH
+
+
+READING = """ls -lR . merged upper; cat merged/*; for verb in images ps df layers; do overlayfs-demo $verb; done
+for verb in history inspect ghosts analyze; do overlayfs-demo $verb app:1.0; done; overlayfs-demo which merged/motd
+"""
+
+
+@pytest.mark.parametrize("one", LABS, ids=NAMES)
+def test_nothing_is_explained_before_anything_is_done(temporary: Path, one: Lab) -> None:
+    unmount = "overlayfs-demo umount merged" if one.layers else ""
+    done = lab(one.name, f"({READING}) >/dev/null 2>&1\noverlayfs-demo lab --check\n{unmount}\n")
+    said = "Not yet. Nothing has changed yet. In the shell of the lab, 'overlayfs-demo lab --hint' says how to begin."
+    assert (done.returncode, done.stderr) == (1, "")
+    told = in_one_line(done.stdout)
+    assert told.count("Not yet.") == told.count(said) == 2
+
+
+def test_undone_work_is_told_as_nothing_done(temporary: Path) -> None:
+    assert "Nothing has changed yet" in lab("whiteout", "rm merged/notes; rm upper/notes").stdout
 
 
 def test_every_lab_has_a_solution_and_mistakes() -> None:
