@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.analysis.accounts import Accounts, Hidden, LayerReport
-from overlayfs_demo.analysis.dive_score import DiveScore
+from overlayfs_demo.analysis.dive_score import DiveScore, reason
 from overlayfs_demo.analysis.inventory import Root, opened
 from overlayfs_demo.analysis.layer_walk import walk
 from overlayfs_demo.analysis.same_data import Duplicate, SameData, same_data
@@ -56,6 +56,11 @@ class Analysis:
     def wasted(self) -> int:
         """The bytes that are shipped but not visible."""
         return self.shipped - self.live
+
+    @property
+    def dive_reason(self) -> str:
+        """One sentence: why `dive_score` differs from the share of bytes that is visible."""
+        return reason(self.dive_score, self.live / self.shipped if self.shipped else 1)
 
 
 def analyse(

@@ -111,7 +111,7 @@ def _summary(image: StoredImage, analysis: Analysis) -> str:
         f"{printable(image.title)} ships {human_size(analysis.shipped)} of files: "
         f"{human_size(analysis.live)} visible, "
         f"{human_size(analysis.wasted)}{_share(analysis)} hidden by later layers.",
-        f"dive's efficiency score: {percentage(analysis.dive_score, 1, digits=2)}",
+        f"dive's efficiency score: {percentage(analysis.dive_score, 1, digits=2)}; {analysis.dive_reason}",
     ]
     if repeated:
         copies, files = sum(size * number for size, number in repeated), plural(len(repeated), "file")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.analysis.accounts import Hidden, LayerReport
-from overlayfs_demo.analysis.dive_score import reason
 from overlayfs_demo.analysis.waste import Analysis
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images import describe
@@ -156,7 +155,7 @@ def _waste(analysis: Analysis) -> Waste:
         human_size(analysis.wasted),
         percentage(analysis.wasted, analysis.shipped),
         percentage(analysis.dive_score, 1, digits=2),
-        reason(analysis.dive_score, analysis.live / analysis.shipped if analysis.shipped else 1),
+        analysis.dive_reason,
         tiles(analysis.hidden, {report.number: report.live for report in analysis.layers}),
         tuple(map(_wasted_file, hidden[:_MOST_ROWS])),
         len(hidden[_MOST_ROWS:]),
