@@ -30,6 +30,12 @@ class Parser(argparse.ArgumentParser):
             self.error(self._complaint(unknown))
         return found, unknown
 
+    def _add_action(self, action: argparse.Action) -> argparse.Action:
+        # Before Python 3.13, argparse lists a last argument that may be empty among those that are missing.
+        if not action.option_strings and action.nargs in (argparse.ZERO_OR_MORE, argparse.REMAINDER):
+            action.required = False
+        return super()._add_action(action)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             raise unknown_in_group(self.prog.rpartition(" ")[2], value, action.choices)
