@@ -123,7 +123,7 @@ def _await_end(process: _Daemon, mountpoint: str, number: str) -> None:
             raise MountError(
                 f"unmounted, but its daemon (process {process.pid}) is still running; another user's process may still "
                 "have the mount, in a mount namespace that only root can look into",
-                f"end that process, or the daemon with 'kill {process.pid}'",
+                f"the daemon ends with that process; 'kill -9 {process.pid}' ends it at once",
             )
 
 
