@@ -102,7 +102,8 @@ def one_line(error: OverlayError | OSError) -> str:
         return " ".join(str(error).splitlines())
     if error.errno == errno.EBADF and not error.filename:
         return "standard input or output is closed"
-    where = f"{printable(error.filename)}: " if error.filename else ""
+    # A call on a descriptor has its number there.
+    where = f"{printable(error.filename)}: " if error.filename and not isinstance(error.filename, int) else ""
     return f"{where}{error.strerror or error}"
 
 
