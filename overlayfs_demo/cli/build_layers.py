@@ -95,6 +95,11 @@ def _build(arguments: argparse.Namespace) -> int:
         )
     platform = Platform.parse(arguments.platform) if arguments.platform else None
     new = not arguments.outdir.exists()
+    if not new and not arguments.outdir.is_dir():
+        raise UsageError(
+            f"{printable(str(arguments.outdir))} is not a directory",
+            "name the archive first, then a directory for the layers",
+        )
     layers = build_layers(
         arguments.archive,
         arguments.outdir,

@@ -6,7 +6,7 @@ import argparse
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,7 +14,7 @@ from overlayfs_demo.cli.families import SUMMARIES
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.streams import abandon_output
 from overlayfs_demo.errors import OverlayError, printable
-from overlayfs_demo.ui.console import put_error
+from overlayfs_demo.ui.console import note, put_error
 
 Verbs = argparse._SubParsersAction
 
@@ -84,13 +84,26 @@ def guarded(program: str, action: Callable[[], int]) -> int:
         return _fail(program, "terminated", 143)
 
 
+def for_each(words: Iterable[str], act: Callable[[str], None]) -> int:
+    """Act on each word, and return the exit status. As in docker, what fails for one is told, and the others follow."""
+    status = 0
+    for word in words:
+        try:
+            act(word)
+        except OverlayError as error:
+            note(one_line(error))
+            status = error.exit_code
+    return status
+
+
 def one_line(error: OverlayError | OSError) -> str:
     """Return an error as one line for a person."""
     if isinstance(error, OverlayError):
         return " ".join(str(error).splitlines())
     if error.errno == errno.EBADF and not error.filename:
         return "standard input or output is closed"
-    where = f"{printable(error.filename)}: " if error.filename else ""
+    # A call on a descriptor has its number there.
+    where = f"{printable(error.filename)}: " if error.filename and not isinstance(error.filename, int) else ""
     return f"{where}{error.strerror or error}"
 
 

@@ -176,7 +176,13 @@ def _copy(from_root: int, source: _Side, to_root: int, target: _Side, rules: Rul
         if not is_tree and status is not None and not _is_copied(status):
             raise MountError(f"{source} is a device or a socket", "only files, directories, links and FIFOs are copied")
         with _target(to_root, target, is_tree=is_tree, name=_base_name(source.path)) as place:
-            copy.copy(found, place, os.fsencode(str(source)))
+            try:
+                copy.copy(found, place, os.fsencode(str(source)))
+            except PermissionError as error:
+                if error.errno != errno.EPERM or not rules.keep_owners:
+                    raise
+                remedy = "only root can give files to others: leave out --archive"
+                raise MountError(f"{printable(error.filename)}: {error.strerror}", remedy) from error
     return copy.skipped
 
 

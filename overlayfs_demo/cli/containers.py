@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.command import Verbs, for_each
 from overlayfs_demo.cli.docker_flags import OF_START, add_answers
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
@@ -93,13 +93,15 @@ def _export(arguments: argparse.Namespace) -> int:
 def _each(arguments: argparse.Namespace, act: Callable[[Containers, Container], None]) -> int:
     """Act on every container that is named, and print its name when that is done."""
     containers = Containers(store_of(arguments))
-    for name in arguments.containers:
+
+    def act_on(name: str) -> None:
         act(containers, containers.find(name))
         if arguments.json:
             put_json([{"Name": name}])
         else:
             put(f"{name}\n")
-    return 0
+
+    return for_each(arguments.containers, act_on)
 
 
 def _stop(arguments: argparse.Namespace) -> int:

@@ -47,8 +47,10 @@ that it can read, and use up memory, processor time, and the space beside the vi
 kernel without Landlock (Linux 5.19), it can also write to FIFOs outside the view.
 
 The view is the one named by --on; otherwise the one in which an argument of the command is a path; otherwise
-the one of the current directory. The exit status is 0 if the explanation is complete; the command's own exit
-status is part of the explanation.
+the one of the current directory. --on changes neither the directory in which the command starts nor its paths, so
+for a container they begin with its mount point, which 'ps' shows.
+
+The exit status is 0 if the explanation is complete; the command's own exit status is part of the explanation.
 """
 
 

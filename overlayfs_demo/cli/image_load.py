@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,7 @@ from overlayfs_demo.cli.command import Verbs, one_line
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.model import Platform
+from overlayfs_demo.images.progress import SILENT
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store.load import Loaded, import_tree, load
 from overlayfs_demo.ui.console import note, put, put_json
@@ -35,7 +37,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="load this platform instead of this machine's; 'all' loads every platform, and gives the name to this "
         "machine's, or else to the last",
     )
-    verb.add_argument("--quiet", "-q", action="store_true", help="print only names")
+    verb.add_argument("--quiet", "-q", action="store_true", help="show no progress, and print only names")
     add_json(verb)
     example = "import rootfs.tar app:flat\nimport -c 'CMD [\"sh\"]' rootfs.tar app:flat"
     verb = add_verb(verbs, "import", example, _import)
@@ -71,7 +73,8 @@ def _load(arguments: argparse.Namespace) -> int:
     archive = arguments.input if arguments.archive is None else arguments.archive
     every = arguments.platform == "all"
     platform = Platform.parse(arguments.platform) if arguments.platform and not every else None
-    with progress() as told:
+    quiet = contextlib.nullcontext(SILENT) if arguments.quiet else progress()
+    with quiet as told:
         outcome = load(
             store_of(arguments), _source("-" if archive is None else archive), platform, told, every_platform=every
         )

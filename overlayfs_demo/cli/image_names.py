@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.command import Verbs, for_each
 from overlayfs_demo.cli.confirm import confirmed
 from overlayfs_demo.cli.docker_flags import OF_PRUNE, add_answers
 from overlayfs_demo.cli.image_lists import inventory
@@ -40,10 +40,12 @@ def _tag(arguments: argparse.Namespace) -> int:
 
 def _rmi(arguments: argparse.Namespace) -> int:
     store = store_of(arguments)
-    for word in arguments.images:
+
+    def remove_one(word: str) -> None:
         gone = remove.remove_image(store, word, force=arguments.force, keep_layers=arguments.no_prune)
         _tell_removed(gone, as_json=arguments.json)
-    return 0
+
+    return for_each(arguments.images, remove_one)
 
 
 def _prune(arguments: argparse.Namespace) -> int:

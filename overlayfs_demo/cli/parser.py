@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from overlayfs_demo.cli.unknown import unknown_in_group
 from overlayfs_demo.errors import near
 
+_ActionT = TypeVar("_ActionT", bound=argparse.Action)
 # Docker takes the value of an option that is on or off, as in `--pause=false` (pflag).
 _TRUTH = re.compile(r"(--[\w-]+)=(true|false)")
 
@@ -29,6 +30,12 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(self._complaint(unknown))
         return found, unknown
+
+    def _add_action(self, action: _ActionT) -> _ActionT:
+        # Before Python 3.13, argparse lists a last argument that may be empty among those that are missing.
+        if not action.option_strings and action.nargs in (argparse.ZERO_OR_MORE, argparse.REMAINDER):
+            action.required = False
+        return super()._add_action(action)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:

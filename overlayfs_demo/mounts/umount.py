@@ -120,7 +120,11 @@ def _await_end(process: _Daemon, mountpoint: str, number: str) -> None:
             )
             return
         if time.monotonic() > deadline:
-            raise MountError(f"unmounted, but its daemon (process {process.pid}) does not exit")
+            raise MountError(
+                f"unmounted, but its daemon (process {process.pid}) is still running; another user's process may still "
+                "have the mount, in a mount namespace that only root can look into",
+                f"the daemon ends with that process; 'kill -9 {process.pid}' ends it at once",
+            )
 
 
 def _processes() -> Iterator[_Process]:

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import termios
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -124,7 +125,19 @@ def _become(process: Process, program: bytes, last: int, report: int, *, may_set
     environment = {"HOME": user.home, **process.environment}
     os.write(report, READY)
     with stage("command"):
-        os.execvpe(process.command[0], process.command, environment)
+        try:
+            os.execvpe(process.command[0], process.command, environment)
+        except FileNotFoundError:
+            # execve(2) also says so of a file that exists, if the interpreter that it names does not.
+            if _has_program(process.command[0], environment):
+                with stage("interpreter"):
+                    raise
+            raise
+
+
+def _has_program(name: str, environment: Mapping[str, str]) -> bool:
+    places = [name] if "/" in name else [os.path.join(place, name) for place in os.get_exec_path(environment)]
+    return any(os.access(place, os.X_OK) for place in places)
 
 
 if __name__ == "__main__":

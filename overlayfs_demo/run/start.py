@@ -93,6 +93,13 @@ def _error(process: Process, failure: Failure) -> RunError:
         return RunError(
             f"cannot run {printable(process.command[0])}: {problem}", "name a program of the container", status
         )
+    if stage == "interpreter":
+        return RunError(
+            f"cannot run {printable(process.command[0])}: the container has this file, but not the interpreter or "
+            "loader that it needs",
+            "name a program of an image that has both",
+            NOT_FOUND,
+        )
     if stage == "directory":
         return RunError(
             f"the working directory {printable(process.directory)}: {problem}", "choose another with -w", NOT_EXECUTABLE

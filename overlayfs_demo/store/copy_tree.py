@@ -87,7 +87,7 @@ class TreeCopy:
             finally:
                 os.close(listing)
             if is_new:
-                attributes.apply(self.rules.attributes(status), into)
+                _apply(self.rules.attributes(status), into, path)
         finally:
             os.close(into)
 
@@ -105,6 +105,14 @@ class TreeCopy:
             put_fifo(target, given, path)
         else:
             self.skipped.append(path)
+
+
+def _apply(given: Attributes, place: int | bytes, path: bytes) -> None:
+    """Set the attributes of a copy. Raises OSError, which names `path` and not the unfinished copy."""
+    try:
+        attributes.apply(given, place)
+    except OSError as error:
+        raise failure(error.errno or errno.EIO, path) from error
 
 
 def _copy_data(source: int, target: int, size: int) -> None:
@@ -138,7 +146,7 @@ def dress_directory(target: Entry, given: Attributes) -> None:
     """Give a directory these attributes, unless a link has taken its place. Raises OSError."""
     fd = os.open(target.name, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=target.directory)
     try:
-        attributes.apply(given, fd)
+        _apply(given, fd, target.name)
     finally:
         os.close(fd)
 
@@ -153,7 +161,7 @@ def put_file(target: Entry, given: Attributes, write: Callable[[int], None], pat
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600, dir_fd=target.directory)
         try:
             write(fd)
-            attributes.apply(given, fd)
+            _apply(given, fd, path)
         finally:
             os.close(fd)
 
@@ -165,7 +173,7 @@ def put_link(target: Entry, given: Attributes, leads_to: bytes, path: bytes) -> 
 
     def make(name: bytes) -> None:
         os.symlink(leads_to, name, dir_fd=target.directory)
-        attributes.apply(given, proc.path_of(target.directory, name))
+        _apply(given, proc.path_of(target.directory, name), path)
 
     _replace(target, make, path)
 
@@ -176,7 +184,7 @@ def put_fifo(target: Entry, given: Attributes, path: bytes) -> None:
     def make(name: bytes) -> None:
         os.mkfifo(name, given.mode or 0, dir_fd=target.directory)
         # Not the mode: chmod(2) would follow a link that somebody else put there in this moment.
-        attributes.apply(Attributes(given.owner, None, (), given.times_ns), proc.path_of(target.directory, name))
+        _apply(Attributes(given.owner, None, (), given.times_ns), proc.path_of(target.directory, name), path)
 
     _replace(target, make, path)
 

@@ -192,6 +192,13 @@ def test_owners_are_those_of_the_copier_unless_they_are_to_be_kept(demo: Run, tm
     assert ((here / "mine").stat().st_uid, (here / "theirs").stat().st_uid) == (os.geteuid(), 1234)
 
 
+def test_a_copy_that_may_not_keep_the_owner_names_the_file_and_the_remedy(demo: Run, tmp_path: Path) -> None:
+    os.chown(merged(tmp_path) / "etc/motd", 1234, 1235)
+    words = ("cp", "--store", tmp_path / "store", "--archive", "c1:/etc", tmp_path / "out")
+    done = run("setpriv", "--bounding-set=-chown", BIN / "overlayfs-demo", *words)
+    fails(done, "c1:/etc/motd: Operation not permitted: only root", "leave out --archive")
+
+
 def test_a_stopped_container_is_copied_from_and_to_and_stays_stopped(demo: Run, tmp_path: Path) -> None:
     assert demo("stop", "c1").returncode == 0
     ok(demo("cp", "c1:/etc/motd", "."))

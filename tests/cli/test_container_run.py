@@ -111,10 +111,16 @@ def test_run_makes_a_container_and_gives_the_commands_status(demo: Run) -> None:
     assert says(demo("ps", "-q")) == "c1\nc2\n"
 
 
-def test_a_command_that_cannot_be_run_has_dockers_status(demo: Run) -> None:
+def test_a_command_that_cannot_be_run_has_dockers_status(demo: Run, tmp_path: Path) -> None:
     for verb in (("run", "--rm", "a:1"), ("exec", "c1"), ("shell", "c1")):
         fails(demo(*verb, "/bin/nothing"), "cannot run /bin/nothing", "No such file", status=127)
         fails(demo(*verb, "/etc/passwd"), "cannot run /etc/passwd", "Permission denied", status=126)
+    script = tmp_path / "script"
+    script.write_text("#!/bin/missing\n")
+    script.chmod(0o755)
+    assert demo("cp", script, "c1:/bin/script").returncode == 0
+    for name in ("/bin/script", "script"):
+        fails(demo("exec", "c1", name), f"cannot run {name}: the container has this file, but not the", status=127)
     fails(demo("run", "--rm", "a:1"), "no command was given", status=2)
     fails(demo("exec", "c1"), "no command was given", status=2)
     fails(demo("run", "--rm", "scratch", "/x"), "cannot run /x", status=127)

@@ -364,6 +364,20 @@ def test_wrong_uses_of_containers_are_one_line(demo: Run) -> None:
     fails(demo("shell", "c1"), "not mounted")
 
 
+def test_what_fails_for_one_name_is_told_and_the_others_follow(demo: Run) -> None:
+    view(demo)
+    view(demo, "c2", "b:1")
+    for verb in ("stop", "start", "stop", "rm"):
+        done = demo(verb, "c9", "c1", "c8", "c2")
+        assert (done.returncode, done.stdout) == (1, "c1\nc2\n"), verb
+        assert done.stderr.count("no container") == 2
+    done = demo("rmi", "nope", "b:1", "a:1")
+    assert done.returncode == 1
+    assert "no image nope:latest" in done.stderr
+    assert "Untagged: b:1" in done.stdout
+    assert "Untagged: a:1" in done.stdout
+
+
 def test_rm_takes_the_upper_along(demo: Run, tmp_path: Path) -> None:
     c1 = view(demo)
     (c1 / "new").touch()

@@ -195,6 +195,12 @@ def test_a_bar_tells_how_far_a_load_is_and_goes_away(store: Path, tmp_path: Path
     assert told.endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), "the cursor is shown again, and the line taken away"
 
 
+def test_a_quiet_load_shows_no_bar(store: Path, tmp_path: Path) -> None:
+    archive = store.parent / "image.tar"
+    told = on_terminal("overlayfs-demo", "load", "--quiet", "--store", tmp_path / "new", archive, stderr=True)
+    assert told == ""
+
+
 def test_an_archive_is_the_same_with_a_bar_beside_it(store: Path, tmp_path: Path) -> None:
     if problem := why_no_mounts():
         pytest.skip(problem)

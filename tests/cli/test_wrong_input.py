@@ -29,6 +29,21 @@ def test_a_missing_mount_point_is_named_with_the_command_that_makes_it(place: Pl
     fails(run("overlayfs-demo", "mount", "-o", place.options, "vew", cwd=place.base), "create it with 'mkdir vew'")
 
 
+@pytest.mark.parametrize(
+    ("verb", "missing"), [("create", "IMAGE"), ("run", "IMAGE"), ("exec", "C"), ("explain", "COMMAND")]
+)
+def test_only_arguments_that_must_be_given_are_missing(verb: str, missing: str) -> None:
+    done = run("overlayfs-demo", verb)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"error: the following arguments are required: {missing}\n")
+
+
+def test_build_layers_says_which_argument_comes_first(tmp_path: Path) -> None:
+    archive = teaching_image(tmp_path / "image.tar")
+    done = run("build-layers", tmp_path / "layers", archive)
+    fails(done, f"{archive} is not a directory: name the archive first, then a directory", status=2)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("store")
