@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from overlayfs_demo.cli.change_option import add_changes
 from overlayfs_demo.cli.command import Verbs, for_each
 from overlayfs_demo.cli.docker_flags import OF_START, add_answers
 from overlayfs_demo.cli.output import add_output, output
@@ -22,16 +23,10 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "commit", "commit c1 app:1.1\ncommit -c 'CMD [\"sh\"]' -c 'ENV A=1' c1 app:1.2", _commit)
     verb.add_argument("container", metavar="C")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
-    verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
     verb.add_argument("--author", "-a", default="", metavar="WHO", help="the author that inspect shows")
-    verb.add_argument(
-        "--change",
-        "-c",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="INSTRUCTION",
-        help="a Dockerfile line for the image's settings, as in 'CMD [\"sh\"]': CMD, ENTRYPOINT, ENV, EXPOSE, "
+    add_changes(
+        verb,
+        "a Dockerfile line for the image's settings, as in 'CMD [\"sh\"]': CMD, ENTRYPOINT, ENV, EXPOSE, "
         "HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR",
     )
     verb.add_argument(

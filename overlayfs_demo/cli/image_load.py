@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from overlayfs_demo.cli.change_option import add_changes
 from overlayfs_demo.cli.command import Verbs, one_line
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
@@ -43,16 +44,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = add_verb(verbs, "import", example, _import)
     verb.add_argument("archive", metavar="FILE", help="a tar as docker export writes it, or - for standard input")
     verb.add_argument("name", nargs="?", metavar="NAME[:TAG]")
-    verb.add_argument("--message", "-m", default="", metavar="TEXT", help="the comment in the image's history")
-    verb.add_argument(
-        "--change",
-        "-c",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="INSTRUCTION",
-        help="a Dockerfile line for the image's settings, as for 'commit'",
-    )
+    add_changes(verb, "a Dockerfile line for the image's settings, as for 'commit'")
     add_json(verb)
 
 
