@@ -139,16 +139,16 @@ def forget_dead(mountpoint: str) -> None:
 
 def live_records() -> list[MountRecord]:
     """Return the records of all views that are mounted now, and served. A damaged record is left out with a warning."""
-    live = mounted()
     noted = []
     with runtime_directory.mine() as directory:
-        for name in sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX)):
+        # Killed daemons may have left many others.
+        for name in sorted(map(_file_name, mounted())):
             try:
                 noted.append(_read(directory, name))
             except MountError as error:
                 # It must not keep the other views from being used.
                 _log.warning("%s", error)
-    return [found.record for found in noted if found is not None and found.served and found.record.mountpoint in live]
+    return [found.record for found in noted if found is not None and found.served]
 
 
 def mounted() -> set[str]:

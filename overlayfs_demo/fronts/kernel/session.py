@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import os
 import threading
 import time
@@ -38,6 +39,7 @@ _BACKGROUND = 64
 _DESCRIPTORS = 16384
 # Seconds to wait before reading the next request if the kernel was out of memory.
 _PAUSE = 0.1
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 # How long the threads of a session that failed may take to end, in seconds.
 _TIMEOUT = 2.0
 
@@ -82,13 +84,19 @@ class KernelFront:
 
 
 class _Buffers:
-    """The memory of one serving thread."""
+    """The memory of one serving thread. Raises MemoryError.
+
+    It is mapped, not a bytearray: the kernel provides a page only when it is first used, and most requests are short.
+    """
 
     __slots__ = ("reply", "request")
 
     def __init__(self) -> None:
-        self.request = bytearray(MAX_WRITE + 4096)
-        self.reply = memoryview(bytearray(MAX_WRITE))
+        try:
+            self.request = memoryview(mmap.mmap(-1, MAX_WRITE + 4096, _PRIVATE))
+            self.reply = memoryview(mmap.mmap(-1, MAX_WRITE, _PRIVATE))
+        except OSError as error:
+            raise MemoryError from error
 
 
 class Session:
@@ -126,7 +134,7 @@ class Session:
 
         On return all memory for serving has been allocated. Raises MountError.
         """
-        buffer = memoryview(bytearray(MAX_WRITE + 4096))
+        buffer = _Buffers().request
         size = os.readv(self._device, [buffer])
         header = wire.HEADER.unpack_from(buffer)
         body = buffer[wire.HEADER.size : size]
@@ -170,7 +178,6 @@ class Session:
     def _serve(self, own: _Buffers) -> None:
         buffer, room = own.request, own.reply
         buffers = [buffer]
-        view = memoryview(buffer)
         fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
         resume = partial(self._resume, room)
         while True:
@@ -188,7 +195,7 @@ class Session:
                 _log.warning("cannot read a request: %s", error.strerror)
                 time.sleep(_PAUSE)
                 continue
-            self._answer(Request(unpack(buffer), view[start:size], room))
+            self._answer(Request(unpack(buffer), buffer[start:size], room))
 
     def _answer(self, request: Request) -> None:
         handler = self._requests.handlers.get(request.opcode)
