@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import sys
 import termios
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def keys() -> Iterator[int | None]:
 
 def pressed(fd: int) -> str | None:
     """Return the keys that wait, as characters (an arrow is several); None without any, "" if the terminal has gone."""
-    return read_keys(fd) if select.select([fd], [], [], 0)[0] else None
+    return _read(fd) if select.select([fd], [], [], 0)[0] else None
 
 
 def forget_pressed(fd: int) -> None:
@@ -50,7 +51,12 @@ def forget_pressed(fd: int) -> None:
 
 
 def read_keys(fd: int) -> str:
-    """Wait for keys, and return them as `pressed` does."""
+    """Wait for keys, and return them as `pressed` does. Call it in the main thread."""
+    _wait(fd)
+    return _read(fd)
+
+
+def _read(fd: int) -> str:
     try:
         return os.read(fd, 1024).decode(errors="replace")
     except OSError as error:
@@ -58,3 +64,20 @@ def read_keys(fd: int) -> str:
         if error.errno == errno.EIO:
             return ""
         raise
+
+
+def _wait(fd: int) -> None:
+    """Wait until the terminal can be read, and let the handlers of signals run meanwhile.
+
+    Python runs them between its own instructions. A signal that comes just before a blocking read would wait for the
+    next key, so each signal is also made to wake this wait: signal.set_wakeup_fd.
+    """
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        while fd not in select.select([fd, reading], [], [])[0]:
+            os.read(reading, 1024)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
