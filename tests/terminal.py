@@ -117,3 +117,13 @@ class Terminal:
             assert time.monotonic() < deadline, f"{what} is not in {self.text!r}"
             if select.select([self._ours], [], [], 0.1)[0]:
                 self.written += os.read(self._ours, 1 << 16).decode(errors="replace")
+
+
+def solve_whiteout(screen: Terminal) -> None:
+    """Do what a learner types in the lab `whiteout`, and see it checked inside and at the end."""
+    screen.shows(r"lab whiteout\$ $")
+    screen.press("rm merged/notes; overlayfs-demo lab --check\r")
+    screen.shows(r"Leave the shell with Ctrl-D\.[\s\S]*lab whiteout\$ $")
+    screen.press("\x04")
+    screen.shows("Solved")
+    screen.ends(0)

@@ -17,7 +17,7 @@ import pytest
 from overlayfs_demo.ui.console import PROGRAM
 from tests.conftest import unmount_all, wait_until, why_no_sandbox
 from tests.places import BIN, MINUTE, ROOT
-from tests.terminal import Terminal
+from tests.terminal import Terminal, solve_whiteout
 from tests.test_documents import verbs
 
 README = (ROOT / "README.md").read_text()
@@ -91,15 +91,6 @@ def _tour(screen: Terminal) -> None:
     screen.ends(0)
 
 
-def _lab(screen: Terminal) -> None:
-    screen.shows(r"lab whiteout\$ $")
-    screen.press("rm merged/notes; overlayfs-demo lab --check\r")
-    screen.shows(r"Leave the shell with Ctrl-D\.[\s\S]*lab whiteout\$ $")
-    screen.press("\x04")
-    screen.shows("Solved")
-    screen.ends(0)
-
-
 def _lecture(screen: Terminal) -> None:
     screen.shows(r"lecture\$[\s\S]*layer 2: app|layer 2: app[\s\S]*lecture\$")
     screen.press("exit\r")
@@ -132,7 +123,7 @@ def _serve(screen: Terminal) -> None:
 
 AT_TERMINAL: dict[str, Callable[[Terminal], None]] = {
     "overlayfs-demo tour": _tour,
-    "overlayfs-demo lab whiteout": _lab,
+    "overlayfs-demo lab whiteout": solve_whiteout,
     "overlayfs-demo lecture": _lecture,
     "overlayfs-demo watch view": _watch,
     "overlayfs-demo watch c1": _watch,

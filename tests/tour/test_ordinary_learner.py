@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import mount_points, unmount_all, why_no_mounts_of_others
-from tests.terminal import Terminal
+from tests.terminal import Terminal, solve_whiteout
 from tests.test_ordinary_user import USER
 
 
@@ -53,12 +53,7 @@ def test_ordinary_user_takes_the_tour(home: Path) -> None:
 
 def test_ordinary_user_does_a_lab_and_is_checked_inside(home: Path) -> None:
     with at_home(home, "lab", "whiteout") as screen:
-        screen.shows(r"lab whiteout\$ $")
-        screen.press("rm merged/notes; overlayfs-demo lab --check\r")
-        screen.shows(r"Leave the shell with Ctrl-D\.[\s\S]*lab whiteout\$ $")
-        screen.press("\x04")
-        screen.shows("Solved")
-        screen.ends(0)
+        solve_whiteout(screen)
 
 
 @pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
