@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NoReturn
+from typing import IO, NoReturn
 
 _PRELOADED = (
     "overlayfs_demo.cli.main",
@@ -123,19 +123,29 @@ def call(function: Callable[..., object], *arguments: object) -> None:
             spawn([0, 1, 2, writing], _report, function, arguments)
         finally:
             os.close(writing)
-        # Not to the end of the file: a daemon may have inherited the other end.
-        outcome = pickle.load(outcomes)
-    if outcome is not None:
-        raise outcome
+        raise_outcome(outcomes)
 
 
 def _report(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    write_outcome(3, lambda: function(*arguments))
+
+
+def write_outcome(pipe: int, action: Callable[[], object]) -> None:
+    """Do the action in a child, and write its exception, if any, to a pipe for `raise_outcome`."""
     outcome: BaseException | None = None
     try:
-        function(*arguments)
+        action()
     except BaseException as error:  # noqa: BLE001 - it is raised in the test
         outcome = error
-    os.write(3, pickle.dumps(outcome))
+    os.write(pipe, pickle.dumps(outcome))
+
+
+def raise_outcome(pipe: IO[bytes]) -> None:
+    """Wait for what `write_outcome` writes, and raise the exception."""
+    # Not to the end of the file: a daemon may have inherited the other end.
+    outcome = pickle.load(pipe)
+    if outcome is not None:
+        raise outcome
 
 
 def _serve(connection: socket.socket) -> NoReturn:

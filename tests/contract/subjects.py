@@ -8,7 +8,6 @@ engine's verbs. Paths are relative to the view's root.
 from __future__ import annotations
 
 import os
-import pickle
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -393,22 +392,16 @@ def in_child(action: Callable[[], Any]) -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        outcome: BaseException | None = None
         try:
-            action()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the parent
-            outcome = error
-        try:
-            os.write(writing, pickle.dumps(outcome))
+            fork_server.write_outcome(writing, action)
         finally:
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        # Not to the end of the file: a daemon may have inherited the other end.
-        outcome = pickle.load(pipe)
-    os.waitpid(child, 0)
-    if outcome is not None:
-        raise outcome
+    try:
+        with os.fdopen(reading, "rb") as pipe:
+            fork_server.raise_outcome(pipe)
+    finally:
+        os.waitpid(child, 0)
 
 
 class _RealFile:
