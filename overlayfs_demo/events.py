@@ -31,6 +31,7 @@ class Action(enum.Enum):
     REDIRECT = "redirect"
     COPY_UP = "copy-up"
     WRITE = "write"
+    WRITE_THROUGH = "write-through"
     FALLOCATE = "fallocate"
     TRUNCATE = "truncate"
     CHMOD = "chmod"
@@ -50,8 +51,9 @@ class Event(NamedTuple):
     one call may cause several events (a copy-up of the parent, then a whiteout). `layer` names the lower layer
     that data came from or that is now hidden ("" if none is involved). `size` is the number of bytes copied or
     written. `detail` is text: the second path of a rename or exchange, an xattr's name, a redirect, the new mode or
-    owner, or `directory` for the copy-up of a directory. WARN and REFUSE are not changes: they report a copy-up of
-    `size` bytes that exceeds a limit, which is the detail.
+    owner, or `directory` for the copy-up of a directory. WRITE_THROUGH reports, once an open file is released, that the
+    kernel wrote to it without asking the daemon; nobody knows how many bytes. WARN and REFUSE are not changes: they
+    report a copy-up of `size` bytes that exceeds a limit, which is the detail.
     """
 
     action: Action

@@ -19,6 +19,7 @@ class MountOptions(NamedTuple):
     timeout: float | None = None
     allow_other: bool | None = None
     source: str | None = None
+    passthrough: bool = True
 
 
 class Word(NamedTuple):
@@ -74,6 +75,7 @@ class Draft:
         self.timeout = options.timeout
         self.allow_other = options.allow_other
         self.source = options.source
+        self.passthrough = options.passthrough
         # These only matter while a line is read: whether one lowerdir= named all layers, whether squash_to_root was
         # there, and the settings of the kernel's overlayfs that change nothing here, by their names.
         self.layers_listed = False
@@ -103,7 +105,9 @@ class Draft:
             copyup_max=self.copyup_max,
             copyup_warn=self.copyup_warn,
         )
-        return MountOptions(stack, self.front, self.flags, self.timeout, self.allow_other, self.source)
+        return MountOptions(
+            stack, self.front, self.flags, self.timeout, self.allow_other, self.source, self.passthrough
+        )
 
     def _check(self) -> None:
         if not self.lowers:

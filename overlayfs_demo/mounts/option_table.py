@@ -302,6 +302,14 @@ OPTIONS = (
         values.seconds,
         "{:.30f}".format,
     ),
+    _choice(
+        "passthrough",
+        Owner.OURS,
+        "passthrough",
+        {"on": True, "off": False},
+        "let the kernel read and write files of the upper by itself (the default for root since Linux 6.9), or "
+        "ask the daemon for their data",
+    ),
     _value("uidmapping=", Owner.FUSE_OVERLAYFS, "uid_ranges", _MAPPING, values.ranges, values.show_ranges),
     _value(
         "gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]",

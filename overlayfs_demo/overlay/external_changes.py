@@ -118,6 +118,8 @@ class ExternalChanges:
         """Return the changes since the last call. Never waits."""
         changes = Changes()
         ours = os.getpid()
+        with self._tree.lock:
+            self._tree.passed_writes.next_round()
         events: dict[tuple[fanotify.Key, bytes], int] = {}
         while data := self._read_some():
             for mask, pid, key, name in fanotify.events(data):
@@ -154,8 +156,16 @@ class ExternalChanges:
             # A change of attributes may also turn an object into a whiteout, or back.
             if mask & fanotify.NAMES or (child is None and mask & fanotify.ATTRIB):
                 self._note_name(node, name, changes)
-            if child is not None and mask & (fanotify.MODIFY | fanotify.ATTRIB):
+            if child is not None and mask & (fanotify.MODIFY | fanotify.ATTRIB) and not self._is_passed(child, mask):
                 self._note_content(child, changes)
+
+    def _is_passed(self, node: Node, mask: int) -> bool:
+        """Whether a caller has made the change through the view, past the engine."""
+        if mask & fanotify.ATTRIB or not isinstance(node, FileNode):
+            return False
+        with contextlib.suppress(OSError):
+            return self._tree.passed_writes.explain(node)
+        return False
 
     def _known(self, key: fanotify.Key) -> list[DirNode]:
         held = [holder() for holder in self._nodes.get(key, ())]

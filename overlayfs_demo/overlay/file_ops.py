@@ -74,11 +74,20 @@ class FileOps:
         node.handles.append(handle)
         return handle
 
+    def let_pass(self, handle: Handle, caller: Caller) -> None:
+        """Note that the caller has the real file, and will write to it without `write`."""
+        with self._tree.lock:
+            self._tree.passed_writes.begin(handle, caller)
+
     def release(self, node: FileNode, handle: Handle) -> None:
         """Close a handle."""
         with self._tree.lock:
+            caller = self._tree.passed_writes.end(handle)
             node.handles.remove(handle)
         handle.close()
+        if caller is not None:
+            upper = self._tree.writable()
+            upper.emit(Action.WRITE_THROUGH, event_path(upper, node), caller)
 
     def write(
         self,

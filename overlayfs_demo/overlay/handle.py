@@ -8,6 +8,7 @@ import os
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.layer import Descriptor
+from overlayfs_demo.overlay.types import Caller
 
 
 class Handle:
@@ -15,16 +16,18 @@ class Handle:
 
     After a copy-up, `retarget` switches a handle that reads the lower file to the upper's copy, so that it sees
     what is written later. `append_only`: no byte before the file's end may be written, even if O_APPEND was
-    removed since.
+    removed since. `passed`: the caller writes past the engine, see `passed_writes`; who it is, and the file's state
+    before.
     """
 
-    __slots__ = ("_opened", "append_only", "in_upper", "writable")
+    __slots__ = ("_opened", "append_only", "in_upper", "passed", "writable")
 
     def __init__(self, opened: Descriptor, *, writable: bool, in_upper: bool, append_only: bool = False) -> None:
         self._opened: Descriptor | None = opened
         self.writable = writable
         self.in_upper = in_upper
         self.append_only = append_only
+        self.passed: tuple[Caller, tuple[int, ...]] | None = None
 
     @property
     def opened(self) -> Descriptor:

@@ -115,6 +115,11 @@ class FileNode(Node):
     def in_upper(self) -> bool:
         return self.place.layer.is_upper
 
+    @property
+    def written_past(self) -> bool:
+        """Whether a caller may be writing to it past the engine, which then does not know its attributes for long."""
+        return any(handle.passed for handle in self.handles)
+
     def _held(self) -> Descriptor | None:
         """Return the descriptor that keeps a removed file's object open, if there is one."""
         if self.anchor is None and self.gone and self.handles and not self.metacopy:

@@ -24,6 +24,7 @@ from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.ownership import Ownership
+from overlayfs_demo.overlay.passed_writes import PassedWrites
 from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import USER, PrivateXattrs
@@ -40,7 +41,8 @@ class Tree:
 
     `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
     data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if a copy-up
-    breaks hard links. `beside` holds names in the root that no layer has and that are never listed.
+    breaks hard links. `beside` holds names in the root that no layer has and that are never listed. `passed_writes`
+    are the files that are written past the engine.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Tree:
         "lowers",
         "origins",
         "ownership",
+        "passed_writes",
         "root",
         "upper",
         "xattrs",
@@ -88,6 +91,7 @@ class Tree:
         # By the inode number of a lower object: the upper's object that is shown with it.
         self._claims: dict[int, int] = {}
         self.beside: dict[bytes, DirNode] = {}
+        self.passed_writes = PassedWrites()
         self.root = self._make_root()
 
     def _make_root(self) -> DirNode:

@@ -113,6 +113,7 @@ def _changed(event: Event, path: str, detail: str) -> str:
         Action.OPAQUE: f"marked {path} opaque: nothing below shows through",
         Action.REDIRECT: f"set a redirect on {path}: its lower files are in {detail}",
         Action.WRITE: f"wrote {size} to {path} in the upper",
+        Action.WRITE_THROUGH: f"wrote through to {path} in the upper",
         Action.FALLOCATE: f"changed the allocation of {path} ({size}) in the upper",
         Action.TRUNCATE: f"truncated {path} to {size}" if event.size else f"truncated {path}",
         Action.CHMOD: f"set the mode of {path} to {detail} in the upper",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.overlay.node import DirNode, Node
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 
 _DAY = 86400.0
 _MOMENT = 1.0
@@ -38,6 +38,11 @@ class Trust:
         self._day, self._moment, self._never = wire.Valid(_DAY), wire.Valid(_MOMENT), wire.Valid(0.0)
         # A new or removed name changes its directory's times, which is noticed only once somebody has looked inside.
         self._name_only = wire.Valid(_DAY, _MOMENT)
+        # While a caller writes to a file past us, its attributes change without our knowledge.
+        times = {self._never: 0.0, self._moment: _MOMENT, self._day: _DAY}
+        if self._fixed is not None and timeout is not None:
+            times[self._fixed] = timeout
+        self._without_attributes = {valid: wire.Valid(seconds, 0.0) for valid, seconds in times.items()}
         self.shortest = _MOMENT if timeout is None else timeout
         # Whether the kernel may open directories without asking, and keep their listings until it is told otherwise.
         # It can be told soon, but not at once, so it may not with a time machine: the upper's past changes with every
@@ -58,13 +63,13 @@ class Trust:
 
     def entry(self, inside: wire.Valid, node: Node) -> wire.Valid:
         """Return how long a name and its node's attributes are valid; `inside` is the result for its directory."""
-        if inside is self._day and isinstance(node, DirNode) and not node.watched:
-            return self._name_only
-        return inside
+        if isinstance(node, DirNode):
+            return self._name_only if inside is self._day and not node.watched else inside
+        return self._without_attributes[inside] if _is_written_past(node) else inside
 
     def attributes(self, node: Node) -> wire.Valid:
         """Return how long the attributes of a node are valid."""
-        if self._is_past(node):
+        if self._is_past(node) or _is_written_past(node):
             return self._never
         if self._fixed is not None:
             return self._fixed
@@ -78,3 +83,7 @@ class Trust:
             return self._at_rest
         directory = node if isinstance(node, DirNode) else node.parent
         return directory is not None and bool(directory.watched)
+
+
+def _is_written_past(node: Node) -> bool:
+    return isinstance(node, FileNode) and bool(node.handles) and node.written_past

@@ -1,14 +1,15 @@
 """Handlers of the FUSE requests about open files and their data.
 
-As in `handlers`, there is one method for each request. The kernel caches the data's pages itself: it asks for what it
-has not cached, and writes through. It also handles byte-range locks and flock(2) itself.
+As in `handlers`, there is one method for each request. Where a file's opens pass through (see `io_modes`), the kernel
+uses the real file and asks for no data. Elsewhere it caches the data's pages itself: it asks for what it has not
+cached, and writes through. It also handles byte-range locks and flock(2) itself.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import threading
-from collections.abc import Callable
 from itertools import count
 
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, reading_is_noted
@@ -16,40 +17,37 @@ from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.cache_policy import Trust
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.request import Request
+from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import stale
 from overlayfs_demo.overlay.node import DirNode, FileNode
 from overlayfs_demo.overlay.types import Attrs
 
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+
 # Bytes. Up to this size, copying a file into the kernel's cache is cheaper than answering a request for it.
 _SMALL = 64 * 1024
 
 
 class _OpenFile:
-    __slots__ = ("handle", "node")
+    __slots__ = ("handle", "node", "passes")
 
-    def __init__(self, node: FileNode, handle: Handle) -> None:
+    def __init__(self, node: FileNode, handle: Handle, passes: bool) -> None:
         self.node = node
         self.handle = handle
+        self.passes = passes
 
 
 class Files:
     """The open files of one mount. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        view: View,
-        nodes: NodeTable,
-        trust: Trust,
-        pass_on: Callable[[], None],
-        store: Callable[[int, memoryview], None],
-    ) -> None:
-        """Set up the open files of one mount. `pass_on` and `store` are those of `Requests`."""
+    def __init__(self, view: View, nodes: NodeTable, trust: Trust, services: Services) -> None:
+        """Set up the open files of one mount."""
         self._overlay: Overlay = view.overlay
         self._nodes = nodes
-        self._pass_on = pass_on
-        self._store = store
+        self._services = services
+        self._modes = services.io_modes
         self._trust = trust
         self._flags = view.flags
         self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
@@ -63,15 +61,16 @@ class Files:
             _, opened = self._open.popitem()
             self._overlay.files.release(opened.node, opened.handle)
 
-    def _opened(self, node: FileNode, handle: Handle, keep: bool) -> bytes:
-        """Return the reply that gives out a handle. `keep`: the kernel's cached pages of the file are still right."""
+    def _given(self, node: FileNode, handle: Handle, flags: int, backing: int | None = None) -> bytes:
+        """Return the reply that gives out a handle, with FOPEN_* flags and the id of the real file, if it passes."""
         self.wait_for_store()
         number = next(self._serial)
-        self._open[number] = _OpenFile(node, handle)
+        self._open[number] = _OpenFile(node, handle, backing is not None)
         if handle.append_only:
-            # Bypassing the cache means that the file cannot be mapped: a changed page would arrive as a write.
-            return wire.open_reply(number, wire.FOPEN_DIRECT_IO)
-        return wire.open_reply(number, wire.FOPEN_KEEP_CACHE if keep else 0)
+            # Each write must be checked. It follows that the file cannot be mapped: a changed page would arrive as a
+            # write.
+            flags = flags & wire.FOPEN_PASSTHROUGH | wire.FOPEN_DIRECT_IO
+        return wire.open_reply(number, flags, backing or 0)
 
     def open(self, request: Request) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(request.body)
@@ -79,10 +78,53 @@ class Files:
         kill_privileges = bool(open_flags & wire.OPEN_KILL_SUIDGID)
         handle = self._overlay.open(node, flags | self._always, caller, kill_privileges=kill_privileges)
         assert isinstance(node, FileNode)
+        try:
+            return self._give_out(request, node, handle, flags)
+        except BaseException:
+            self._overlay.files.release(node, handle)
+            raise
+
+    def _give_out(self, request: Request, node: FileNode, handle: Handle, flags: int) -> bytes:
+        """Return OPEN's reply, in the mode that the node has or gets now."""
+        nodeid = request.nodeid
+        opened = handle.opened
+        backing = self._modes.open(nodeid, opened.fd, lambda: self._may_pass(handle, os.fstat(opened.fd).st_mode))
+        try:
+            if backing is None:
+                return self._cached(request, node, handle, flags)
+            if self._lets_pass(handle, request):
+                # From now on nothing tells the kernel when the attributes have changed.
+                self._services.refresh(node)
+            return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
+        except BaseException:
+            self._modes.release(nodeid, passed=backing is not None)
+            raise
+
+    def _lets_pass(self, handle: Handle, request: Request) -> bool:
+        """Tell the engine of a handle that passes through. Return whether the caller can write past it."""
+        if not handle.writable or handle.append_only:
+            return False
+        self._overlay.files.let_pass(handle, request.caller("write"))
+        return True
+
+    def _may_pass(self, handle: Handle, mode: int) -> bool:
+        """Whether the kernel may use the real file of a handle, which has this mode.
+
+        A lower's file may be copied up while it is open, and the kernel would go on using the lower's. While somebody
+        watches, each write is to be seen. Writes to a program with set-id bits must arrive here: who may keep the bits
+        is for the engine to decide.
+        """
+        if not handle.in_upper or handle.append_only or self._overlay.events.listening:
+            return False
+        return not mode & _SET_ID
+
+    def _cached(self, request: Request, node: FileNode, handle: Handle, flags: int) -> bytes:
+        """Return the reply that lets the kernel ask for the data, and cache it."""
         keep = self._trust.keeps(node)
         if keep and not handle.in_upper:
             self._store_small(request, node, handle)
-        return self._opened(node, handle, self._keeps_pages(request.nodeid, handle, flags, keep))
+        keeps_pages = self._keeps_pages(request.nodeid, handle, flags, keep)
+        return self._given(node, handle, wire.FOPEN_KEEP_CACHE if keeps_pages else 0)
 
     def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool) -> bool:
         """Return whether the kernel may read its cached pages of the file without asking us.
@@ -115,7 +157,7 @@ class Files:
         with self._storing:
             # A copy-up switches the handle to the upper, and the data just read may be outdated by then.
             if node.handles == [handle] and not handle.in_upper:
-                self._store(request.nodeid, request.room[:size])
+                self._services.store(request.nodeid, request.room[:size])
 
     def wait_for_store(self) -> None:
         """Wait until no file is being stored.
@@ -130,7 +172,7 @@ class Files:
         name = request.name(wire.CREATE_IN.size)
         parent, caller = self._nodes.directory(request.nodeid), request.caller("create", umask)
         try:
-            return self._made(parent, *self._overlay.create(parent, name, mode, flags, caller))
+            return self._made(request, parent, *self._overlay.create(parent, name, mode, flags, caller))
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
@@ -141,12 +183,22 @@ class Files:
     def tmpfile(self, request: Request) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)
         parent, caller = self._nodes.directory(request.nodeid), request.caller("tmpfile", umask)
-        return self._made(parent, *self._overlay.tmpfile(parent, mode, flags, caller))
+        return self._made(request, parent, *self._overlay.tmpfile(parent, mode, flags, caller))
 
-    def _made(self, parent: DirNode, node: FileNode, attrs: Attrs, handle: Handle) -> bytes:
+    def _made(self, request: Request, parent: DirNode, node: FileNode, attrs: Attrs, handle: Handle) -> bytes:
         (nodeid,) = self._nodes.remember((node,))
-        valid = self._trust.entry(self._trust.inside(parent), node)
-        return wire.entry_reply(nodeid, attrs, valid) + self._opened(node, handle, keep=True)
+        try:
+            opened = handle.opened
+            backing = self._modes.open(nodeid, opened.fd, lambda: self._may_pass(handle, attrs.mode))
+            flags = wire.FOPEN_KEEP_CACHE
+            if backing is not None:
+                flags = wire.FOPEN_PASSTHROUGH
+                self._lets_pass(handle, request)
+            valid = self._trust.entry(self._trust.inside(parent), node)
+            return wire.entry_reply(nodeid, attrs, valid) + self._given(node, handle, flags, backing)
+        except BaseException:
+            self._overlay.files.release(node, handle)
+            raise
 
     def read(self, request: Request) -> memoryview:
         number, offset, size, _ = wire.READ_IN.unpack_from(request.body)
@@ -170,20 +222,21 @@ class Files:
     def release(self, request: Request) -> bytes:
         number, _, _ = wire.RELEASE_IN.unpack_from(request.body)
         opened = self._open.pop(number)
+        self._modes.release(request.nodeid, passed=opened.passes)
         self._overlay.files.release(opened.node, opened.handle)
         return b""
 
     def fsync(self, request: Request) -> bytes:
         number, flags = wire.FSYNC_IN.unpack_from(request.body)
         handle = self._open[number].handle
-        self._pass_on()
+        self._services.pass_on()
         self._overlay.files.sync_file(handle, bool(flags & wire.FSYNC_FDATASYNC))
         return b""
 
     def fallocate(self, request: Request) -> bytes:
         number, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request.body)
         opened = self._open[number]
-        self._pass_on()
+        self._services.pass_on()
         self._overlay.files.allocate(opened.node, opened.handle, mode, offset, length, request.caller("fallocate"))
         return b""
 
@@ -201,7 +254,7 @@ class Files:
     def _copy_range(self, request: Request) -> int:
         from_number, from_offset, _, number, offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request.body)
         target = self._open[number]
-        self._pass_on()
+        self._services.pass_on()
         return self._overlay.files.copy_range(
             self._open[from_number].handle,
             from_offset,
@@ -213,7 +266,7 @@ class Files:
         )
 
     def syncfs(self, request: Request) -> bytes:
-        self._pass_on()
+        self._services.pass_on()
         self._overlay.files.sync()
         return b""
 

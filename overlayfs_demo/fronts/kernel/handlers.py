@@ -19,6 +19,7 @@ from overlayfs_demo.fronts.kernel.file_handlers import Files
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.readdir import Directories, Portion
 from overlayfs_demo.fronts.kernel.request import Payload, Request
+from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import mounting
 from overlayfs_demo.linux.failure import failure
@@ -36,28 +37,17 @@ _CHANGES = _TOUCH | wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | wire.FAT
 class Requests:
     """Answers the requests of one mount. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        view: View,
-        pass_on: Callable[[], None],
-        store: Callable[[int, memoryview], None],
-        distrust: Callable[[int], None],
-    ) -> None:
-        """Set up the handlers of one mount.
-
-        `pass_on` is called before a request that may take long, see `turns.Turns.pass_on`. `store` puts the
-        beginning of a file, given by its node id, into the kernel's cache. `distrust` makes the kernel forget
-        what it has cached of a node.
-        """
+    def __init__(self, view: View, services: Services) -> None:
+        """Set up the handlers of one mount."""
         self._overlay: Overlay = view.overlay
-        self._overlay.hooks.before_wait = pass_on
-        self._pass_on = pass_on
-        self._distrust = distrust
+        self._services = services
+        self._overlay.hooks.before_wait = services.pass_on
+        self._overlay.hooks.changed = services.refresh
         strict = bool(view.flags & mounting.MS_STRICTATIME)
         self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)
         self.nodes = NodeTable(view.overlay.root)
         self.directories = Directories(view.overlay, self.nodes, trust)
-        self._files = Files(view, self.nodes, trust, pass_on, store)
+        self._files = Files(view, self.nodes, trust, services)
         self.handlers: dict[int, Callable[[Request], Payload | None]] = {
             opcode.value: getattr(owner, opcode.name.lower())
             for opcode in Opcode
@@ -238,7 +228,7 @@ class Requests:
         return _EMPTY
 
     def fsyncdir(self, request: Request) -> bytes:
-        self._pass_on()
+        self._services.pass_on()
         self._overlay.files.sync_directory(self.nodes.directory(request.nodeid))
         return _EMPTY
 
@@ -253,7 +243,7 @@ class Requests:
         directory = self.nodes.directory(request.nodeid)
         payload, is_last = read(directory, request.nodeid, offset, size)
         if self._trust.keeps_listings and not self._trust.keeps(directory):
-            self._distrust(request.nodeid)
+            self._services.distrust(request.nodeid)
         if is_last:
             request.afterwards = partial(self.directories.read_ahead, directory)
         return payload

@@ -23,10 +23,13 @@ from overlayfs_demo.fronts.front import View
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.handlers import Requests
 from overlayfs_demo.fronts.kernel.invalidation import Notices
+from overlayfs_demo.fronts.kernel.io_modes import IoModes
 from overlayfs_demo.fronts.kernel.request import Payload, Request
+from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import mounting, syscalls
+from overlayfs_demo.linux.passthrough import Passthrough
 from overlayfs_demo.overlay.node import Node
 
 _log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ _WANTED = (
     | wire.HANDLE_KILLPRIV_V2
     | wire.SETXATTR_EXT
     | wire.INIT_EXT
+    | wire.PASSTHROUGH
 )
 # Without these the engine's answers would be wrong, not just slow.
 _NEEDED = wire.ATOMIC_O_TRUNC | wire.DONT_MASK | wire.POSIX_ACL | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT
@@ -106,14 +110,17 @@ class Session:
         self._device = fd
         # With FUSE_POSIX_ACL the kernel checks permissions even if default_permissions was not given.
         self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
+        if not view.passthrough:
+            self._wanted &= ~wire.PASSTHROUGH
         if view.flags & mounting.MS_STRICTATIME:
             self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading must be noted, so it must reach us.
         self._asked = view.asked
         self._turns = Turns(_SERVING, _LONG)
         # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
         follows = view.timeout is None and view.overlay.external_changes.start()
-        self._requests = Requests(view, self._turns.pass_on, self._store, self._distrust)
-        view.overlay.hooks.changed = self._refresh
+        self._io_modes = IoModes()
+        services = Services(self._turns.pass_on, self._store, self._refresh, self._distrust, self._io_modes)
+        self._requests = Requests(view, services)
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.external_changes, self._requests.nodes, self._requests.directories)
@@ -140,7 +147,10 @@ class Session:
         body = buffer[wire.HEADER.size : size]
         if header[1] != Opcode.INIT:
             raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
-        self._reply(header[2], _agree(body, self._wanted))
+        agreed = _agree(body, self._wanted)
+        self._reply(header[2], wire.init_reply(agreed, _BACKGROUND, MAX_WRITE))
+        if agreed.flags & wire.PASSTHROUGH:
+            self._io_modes.allow(Passthrough(self._device))
 
         syscalls.reserve_descriptors(_DESCRIPTORS)
         try:
@@ -271,8 +281,8 @@ class Session:
         return True
 
 
-def _agree(body: memoryview, wanted: int) -> bytes:
-    """Return INIT's reply, with the `wanted` features that this kernel has.
+def _agree(body: memoryview, wanted: int) -> wire.Protocol:
+    """Return the protocol to speak, with the `wanted` features that this kernel has.
 
     Raises MountError if the kernel lacks a needed one.
     """
@@ -287,4 +297,4 @@ def _agree(body: memoryview, wanted: int) -> bytes:
     if missing:
         remedy = "use --front fusepy, or Linux 5.15 or later"
         raise MountError(f"the kernel's FUSE lacks required features ({missing:#x})", remedy)
-    return wire.init_reply(min(minor, wire.MINOR), readahead, flags & wanted, _BACKGROUND, MAX_WRITE)
+    return wire.Protocol(min(minor, wire.MINOR), readahead, flags & wanted)

@@ -10,7 +10,7 @@ import functools
 import os
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from overlayfs_demo.overlay.types import Attrs
 
@@ -80,10 +80,12 @@ CACHE_SYMLINKS = 1 << 23
 HANDLE_KILLPRIV_V2 = 1 << 28
 SETXATTR_EXT = 1 << 29
 INIT_EXT = 1 << 30
+PASSTHROUGH = 1 << 37
 
 # Flags of an OPEN or OPENDIR reply.
 FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_PASSTHROUGH = 1 << 7
 
 # Flags of requests.
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = 1, 2, 4, 8, 16, 32
@@ -171,13 +173,25 @@ def decode_device(encoded: int) -> int:
     return os.makedev(encoded >> 8 & 0xFFF, (encoded & 0xFF) | (encoded >> 12 & 0xFFF00))
 
 
-def init_reply(minor: int, readahead: int, flags: int, background: int, max_write: int) -> bytes:
-    """INIT's reply. Times are exact to the nanosecond, and a message holds up to `max_write` bytes of data."""
+class Protocol(NamedTuple):
+    """What both sides agree on in INIT: the minor version, the most bytes to read ahead, and the features (flags)."""
+
+    minor: int
+    readahead: int
+    flags: int
+
+
+def init_reply(protocol: Protocol, background: int, max_write: int) -> bytes:
+    """INIT's reply. Times are exact to the nanosecond, and a message holds up to `max_write` bytes of data.
+
+    With PASSTHROUGH, the files that are passed through to may not be on a stacked filesystem themselves.
+    """
     pages = max_write // 4096
+    flags = protocol.flags
     return _INIT_OUT.pack(
         MAJOR,
-        minor,
-        readahead,
+        protocol.minor,
+        protocol.readahead,
         flags & 0xFFFFFFFF,
         background,
         background * 3 // 4,
@@ -186,7 +200,7 @@ def init_reply(minor: int, readahead: int, flags: int, background: int, max_writ
         pages,
         0,
         flags >> 32,
-        0,
+        1 if flags & PASSTHROUGH else 0,
     )
 
 
@@ -287,9 +301,9 @@ def statx_reply(attrs: Attrs, birth_ns: int | None, valid: Valid) -> bytes:
     )
 
 
-def open_reply(handle: int, flags: int) -> bytes:
-    """OPEN's and OPENDIR's reply."""
-    return _OPEN_OUT.pack(handle, flags, 0)
+def open_reply(handle: int, flags: int, backing: int = 0) -> bytes:
+    """OPEN's and OPENDIR's reply. `backing` is the id of the real file, with FOPEN_PASSTHROUGH."""
+    return _OPEN_OUT.pack(handle, flags, backing)
 
 
 def dirent(ino: int, offset: int, name: bytes, kind: int) -> bytes:

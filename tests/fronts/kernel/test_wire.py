@@ -58,7 +58,7 @@ REQUESTS = [
 ]
 REPLIES = [
     (wire.REPLY.pack(16, 0, 1), "fuse_out_header", 16),
-    (wire.init_reply(45, 1 << 17, 0, 64, 1 << 20), "fuse_init_out", 64),
+    (wire.init_reply(wire.Protocol(45, 1 << 17, 0), 64, 1 << 20), "fuse_init_out", 64),
     (wire.entry_reply(2, FILE, VALID), "fuse_entry_out", 128),
     (wire.negative_entry(VALID), "fuse_entry_out of no name", 128),
     (wire.attr_reply(FILE, VALID), "fuse_attr_out", 104),
@@ -164,11 +164,11 @@ def test_fields_of_write_stand_where_the_kernel_puts_them() -> None:
 
 
 def test_fields_of_init_reply_stand_where_the_kernel_looks_for_them() -> None:
-    reply = wire.init_reply(45, 1 << 17, (1 << 36) | (1 << 3), 64, 1 << 20)
+    reply = wire.init_reply(wire.Protocol(45, 1 << 17, (1 << 37) | (1 << 3)), 64, 1 << 20)
     # major, minor, max_readahead, flags; max_background, congestion_threshold; max_write, time_gran; max_pages,
     # map_alignment; flags2, max_stack_depth; request_timeout and what is unused.
     fields = struct.unpack("=4I2H2I2H2I12H", reply)
-    assert fields == (7, 45, 1 << 17, 1 << 3, 64, 48, 1 << 20, 1, 256, 0, 1 << 4, 0, *[0] * 12)
+    assert fields == (7, 45, 1 << 17, 1 << 3, 64, 48, 1 << 20, 1, 256, 0, 1 << 5, 1, *[0] * 12)
 
 
 @pytest.mark.parametrize("attrs", [FILE, DEVICE], ids=["file", "device"])

@@ -1,0 +1,56 @@
+"""Files that the kernel reads and writes itself for a FUSE mount.
+
+See Documentation/filesystems/fuse/fuse-passthrough.rst and include/uapi/linux/fuse.h (Linux 6.9).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import struct
+
+from overlayfs_demo.linux.libc import check, libc
+
+_BACKING_OPEN = 0x4010E501
+_BACKING_CLOSE = 0x4004E502
+_BACKING_MAP = struct.Struct("=iI8x")
+_BACKING_ID = struct.Struct("=i")
+
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_FSETID = 4
+
+
+class Passthrough:
+    """Gives the kernel files to use for the FUSE connection `device`, each by an id.
+
+    The kernel uses such a file with the rights that the thread which gave it had, whoever writes. With CAP_FSETID a
+    write would leave the set-id bits of the file, so the files are given without it.
+    """
+
+    __slots__ = ("_device", "_full", "_header", "_reduced")
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
+        self._full = ctypes.create_string_buffer(24)
+        check(libc.capget(self._header, self._full))
+        effective, *others = struct.unpack("=6I", self._full.raw)
+        self._reduced = ctypes.create_string_buffer(struct.pack("=6I", effective & ~(1 << _CAP_FSETID), *others), 24)
+
+    def give(self, fd: int) -> int:
+        """Give the regular file open as `fd`, and return its id, to be taken back with `take_back`.
+
+        Raises OSError: EPERM without CAP_SYS_ADMIN in the first user namespace, ELOOP if the file's filesystem is
+        stacked as high as is allowed.
+        """
+        argument = bytearray(_BACKING_MAP.pack(fd, 0))
+        check(libc.capset(self._header, self._reduced))
+        try:
+            backing: int = fcntl.ioctl(self._device, _BACKING_OPEN, argument, True)
+            return backing
+        finally:
+            check(libc.capset(self._header, self._full))
+
+    def take_back(self, backing: int) -> None:
+        """Forget an id. Open files that use it keep the file. Raises OSError."""
+        fcntl.ioctl(self._device, _BACKING_CLOSE, _BACKING_ID.pack(backing))
