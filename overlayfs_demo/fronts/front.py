@@ -39,9 +39,9 @@ class View(NamedTuple):
     `source` is the device that mount(8) lists. `flags` are the MS_* flags of mount(2). `timeout` is the number of
     seconds for which the kernel may trust names and attributes without asking again; None lets the front choose.
     `allow_other` admits all users, not just the one who mounts. `passthrough` lets the kernel read and write files of
-    the upper by itself where it can. `asked` counts the requests by name, such as `lookup`. It always counts, because
-    adding one costs no more than checking whether anyone is interested. Threads add without a lock, so a request may
-    occasionally be missed.
+    the upper by itself where it can. `polling` looks for the next request for a moment before sleeping. `asked` counts
+    the requests by name, such as `lookup`. It always counts, because adding one costs no more than checking whether
+    anyone is interested. Threads add without a lock, so a request may occasionally be missed.
     """
 
     overlay: Overlay
@@ -52,6 +52,7 @@ class View(NamedTuple):
     timeout: float | None = None
     allow_other: bool = True
     passthrough: bool = True
+    polling: bool = True
 
     @property
     def checked(self) -> bool:

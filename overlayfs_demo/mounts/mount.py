@@ -97,6 +97,7 @@ def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
         options.timeout,
         os.geteuid() == 0 if options.allow_other is None else options.allow_other,
         options.passthrough,
+        options.polling,
     )
 
 

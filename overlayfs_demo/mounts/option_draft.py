@@ -20,6 +20,7 @@ class MountOptions(NamedTuple):
     allow_other: bool | None = None
     source: str | None = None
     passthrough: bool = True
+    polling: bool = True
 
 
 class Word(NamedTuple):
@@ -76,6 +77,7 @@ class Draft:
         self.allow_other = options.allow_other
         self.source = options.source
         self.passthrough = options.passthrough
+        self.polling = options.polling
         # These only matter while a line is read: whether one lowerdir= named all layers, whether squash_to_root was
         # there, and the settings of the kernel's overlayfs that change nothing here, by their names.
         self.layers_listed = False
@@ -106,7 +108,7 @@ class Draft:
             copyup_warn=self.copyup_warn,
         )
         return MountOptions(
-            stack, self.front, self.flags, self.timeout, self.allow_other, self.source, self.passthrough
+            stack, self.front, self.flags, self.timeout, self.allow_other, self.source, self.passthrough, self.polling
         )
 
     def _check(self) -> None:

@@ -310,6 +310,14 @@ OPTIONS = (
         "let the kernel read and write files of the upper by itself (the default for root since Linux 6.9), or "
         "ask the daemon for their data",
     ),
+    _choice(
+        "polling",
+        Owner.OURS,
+        "polling",
+        {"on": True, "off": False},
+        "while requests come closely, look for the next one for 40 microseconds before sleeping (the default), or "
+        "always sleep at once",
+    ),
     _value("uidmapping=", Owner.FUSE_OVERLAYFS, "uid_ranges", _MAPPING, values.ranges, values.show_ranges),
     _value(
         "gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]",

@@ -74,10 +74,10 @@ class FileOps:
         node.handles.append(handle)
         return handle
 
-    def let_pass(self, handle: Handle, caller: Caller) -> None:
-        """Note that the caller has the real file, and will write to it without `write`."""
+    def let_pass(self, handle: Handle, caller: Caller, *, maps: bool) -> None:
+        """Note that the caller has the real file, and will write to it without `write`. `maps`: also by mapping it."""
         with self._tree.lock:
-            self._tree.passed_writes.begin(handle, caller)
+            self._tree.passed_writes.begin(handle, caller, maps=maps)
 
     def release(self, node: FileNode, handle: Handle) -> None:
         """Close a handle."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
@@ -11,13 +12,20 @@ from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.types import Caller
 
 
+class Passed(NamedTuple):
+    """A caller who writes past the engine, also through a mapping if it `maps`, and the file's state before."""
+
+    caller: Caller
+    maps: bool
+    before: tuple[int, ...]
+
+
 class Handle:
     """An open file, until `close`.
 
     After a copy-up, `retarget` switches a handle that reads the lower file to the upper's copy, so that it sees
     what is written later. `append_only`: no byte before the file's end may be written, even if O_APPEND was
-    removed since. `passed`: the caller writes past the engine, see `passed_writes`; who it is, and the file's state
-    before.
+    removed since. `passed`: the caller writes past the engine, see `passed_writes`.
     """
 
     __slots__ = ("_opened", "append_only", "in_upper", "passed", "writable")
@@ -27,7 +35,7 @@ class Handle:
         self.writable = writable
         self.in_upper = in_upper
         self.append_only = append_only
-        self.passed: tuple[Caller, tuple[int, ...]] | None = None
+        self.passed: Passed | None = None
 
     @property
     def opened(self) -> Descriptor:

@@ -117,8 +117,13 @@ class FileNode(Node):
 
     @property
     def written_past(self) -> bool:
-        """Whether a caller may be writing to it past the engine, which then does not know its attributes for long."""
+        """Whether a caller may be writing to it past the engine."""
         return any(handle.passed for handle in self.handles)
+
+    @property
+    def mapped_past(self) -> bool:
+        """Whether a caller may be writing to it past the engine through a mapping."""
+        return any(handle.passed and handle.passed.maps for handle in self.handles)
 
     def _held(self) -> Descriptor | None:
         """Return the descriptor that keeps a removed file's object open, if there is one."""

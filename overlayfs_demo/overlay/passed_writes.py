@@ -7,9 +7,8 @@ from changes behind the view.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
-from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.handle import Handle, Passed
 from overlayfs_demo.overlay.layer import Key, key_of
 from overlayfs_demo.overlay.node import FileNode
 from overlayfs_demo.overlay.types import Caller
@@ -18,44 +17,34 @@ from overlayfs_demo.overlay.types import Caller
 _MOST = 10_000
 
 
-class State(NamedTuple):
-    """What tells whether a file's data was changed: its size in bytes and its times in nanoseconds."""
-
-    size: int
-    mtime: int
-    ctime: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> State:
-        """Return the state of a file with this status."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
 class PassedWrites:
     """The files of one tree that are, or just were, written past the engine. Call all methods with the tree's lock."""
 
     __slots__ = ("_before", "_left")
 
     def __init__(self) -> None:
-        self._left: dict[Key, State] = {}
-        self._before: dict[Key, State] = {}
+        self._left: dict[Key, tuple[int, ...]] = {}
+        self._before: dict[Key, tuple[int, ...]] = {}
 
-    def begin(self, handle: Handle, caller: Caller) -> None:
-        """Note that `caller` may write past the engine through this handle from now on."""
-        handle.passed = (caller, State.of(os.fstat(handle.opened.fd)))
+    def begin(self, handle: Handle, caller: Caller, *, maps: bool) -> None:
+        """Note that `caller` may write past the engine through this handle from now on.
+
+        `maps`: also through a mapping.
+        """
+        handle.passed = Passed(caller, maps, _state(os.fstat(handle.opened.fd)))
 
     def end(self, handle: Handle) -> Caller | None:
         """Note that nobody has the handle any more. Return who wrote through it; None if nobody did."""
-        if handle.passed is None:
+        passed = handle.passed
+        if passed is None:
             return None
-        caller, before = handle.passed
         status = os.fstat(handle.opened.fd)
-        left = State.of(status)
-        if left == before:
+        left = _state(status)
+        if left == passed.before:
             return None
         if len(self._left) < _MOST:
             self._left[key_of(status)] = left
-        return caller
+        return passed.caller
 
     def explain(self, node: FileNode) -> bool:
         """Whether a change of the node's data that was noticed since the last `next_round` is explained by a write
@@ -63,8 +52,13 @@ class PassedWrites:
         if node.written_past:
             return True
         left = self._left.get(node.key) or self._before.get(node.key)
-        return left is not None and left == State.of(node.stat())
+        return left is not None and left == _state(node.stat())
 
     def next_round(self) -> None:
         """Begin another round of noticing changes. Those of files released before the last one are all known."""
         self._before, self._left = self._left, {}
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """Return a value that differs once somebody has changed the file's data."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

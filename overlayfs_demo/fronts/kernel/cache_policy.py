@@ -9,9 +9,14 @@ directory and the data of a file.
 
 from __future__ import annotations
 
+import stat
+
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.types import Attrs
+
+SET_ID = stat.S_ISUID | stat.S_ISGID
 
 _DAY = 86400.0
 _MOMENT = 1.0
@@ -38,7 +43,7 @@ class Trust:
         self._day, self._moment, self._never = wire.Valid(_DAY), wire.Valid(_MOMENT), wire.Valid(0.0)
         # A new or removed name changes its directory's times, which is noticed only once somebody has looked inside.
         self._name_only = wire.Valid(_DAY, _MOMENT)
-        # While a caller writes to a file past us, its attributes change without our knowledge.
+        # See `_changes_unseen`.
         times = {self._never: 0.0, self._moment: _MOMENT, self._day: _DAY}
         if self._fixed is not None and timeout is not None:
             times[self._fixed] = timeout
@@ -61,15 +66,15 @@ class Trust:
             return self._fixed
         return self._day if directory.watched or self._watch(directory) else self._moment
 
-    def entry(self, inside: wire.Valid, node: Node) -> wire.Valid:
+    def entry(self, inside: wire.Valid, node: Node, attrs: Attrs) -> wire.Valid:
         """Return how long a name and its node's attributes are valid; `inside` is the result for its directory."""
         if isinstance(node, DirNode):
             return self._name_only if inside is self._day and not node.watched else inside
-        return self._without_attributes[inside] if _is_written_past(node) else inside
+        return self._without_attributes[inside] if _changes_unseen(node, attrs) else inside
 
-    def attributes(self, node: Node) -> wire.Valid:
-        """Return how long the attributes of a node are valid."""
-        if self._is_past(node) or _is_written_past(node):
+    def attributes(self, node: Node, attrs: Attrs) -> wire.Valid:
+        """Return how long these attributes of a node are valid."""
+        if self._is_past(node) or _changes_unseen(node, attrs):
             return self._never
         if self._fixed is not None:
             return self._fixed
@@ -85,5 +90,12 @@ class Trust:
         return directory is not None and bool(directory.watched)
 
 
-def _is_written_past(node: Node) -> bool:
-    return isinstance(node, FileNode) and bool(node.handles) and node.written_past
+def _changes_unseen(node: Node, attrs: Attrs) -> bool:
+    """Whether a caller may change these attributes without the kernel's or our knowledge.
+
+    A write past us may take set-id bits away, and one through a mapping sets the times. What other writes change, the
+    kernel knows to be out of date.
+    """
+    if not isinstance(node, FileNode) or not node.handles:
+        return False
+    return node.mapped_past or (bool(attrs.mode & SET_ID) and node.written_past)

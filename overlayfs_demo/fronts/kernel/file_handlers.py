@@ -8,13 +8,12 @@ cached, and writes through. It also handles byte-range locks and flock(2) itself
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from itertools import count
 
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, reading_is_noted
 from overlayfs_demo.fronts.kernel import wire
-from overlayfs_demo.fronts.kernel.cache_policy import Trust
+from overlayfs_demo.fronts.kernel.cache_policy import SET_ID, Trust
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.request import Request
 from overlayfs_demo.fronts.kernel.services import Services
@@ -23,8 +22,6 @@ from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import stale
 from overlayfs_demo.overlay.node import DirNode, FileNode
 from overlayfs_demo.overlay.types import Attrs
-
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 # Bytes. Up to this size, copying a file into the kernel's cache is cheaper than answering a request for it.
 _SMALL = 64 * 1024
@@ -88,24 +85,32 @@ class Files:
         """Return OPEN's reply, in the mode that the node has or gets now."""
         nodeid = request.nodeid
         opened = handle.opened
-        backing = self._modes.open(nodeid, opened.fd, lambda: self._may_pass(handle, os.fstat(opened.fd).st_mode))
+        status = os.fstat(opened.fd) if handle.in_upper else None
+        mode = status.st_mode if status else 0
+        backing = self._modes.open(nodeid, opened.fd, may_pass=self._may_pass(handle, mode))
         try:
             if backing is None:
-                return self._cached(request, node, handle, flags)
-            if self._lets_pass(handle, request):
-                # From now on nothing tells the kernel when the attributes have changed.
+                return self._cached(request, node, handle, flags, status)
+            unseen = self._let_write(handle, flags, request, mode)
+            if unseen:
                 self._services.refresh(node)
             return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
         except BaseException:
             self._modes.release(nodeid, passed=backing is not None)
             raise
 
-    def _lets_pass(self, handle: Handle, request: Request) -> bool:
-        """Tell the engine of a handle that passes through. Return whether the caller can write past it."""
+    def _let_write(self, handle: Handle, flags: int, request: Request, mode: int) -> bool:
+        """Tell the engine of a handle that passes through, if the caller can write.
+
+        Return whether the kernel must not trust the attributes it has: it does not notice that a mapping sets the
+        times, and that set-id bits go. See `cache_policy` for later answers.
+        """
         if not handle.writable or handle.append_only:
             return False
-        self._overlay.files.let_pass(handle, request.caller("write"))
-        return True
+        # mmap(2) always needs a file that is open for reading.
+        maps = flags & os.O_ACCMODE == os.O_RDWR
+        self._overlay.files.let_pass(handle, request.caller("write"), maps=maps)
+        return maps or bool(mode & SET_ID)
 
     def _may_pass(self, handle: Handle, mode: int) -> bool:
         """Whether the kernel may use the real file of a handle, which has this mode.
@@ -116,26 +121,28 @@ class Files:
         """
         if not handle.in_upper or handle.append_only or self._overlay.events.listening:
             return False
-        return not mode & _SET_ID
+        return not mode & SET_ID
 
-    def _cached(self, request: Request, node: FileNode, handle: Handle, flags: int) -> bytes:
+    def _cached(
+        self, request: Request, node: FileNode, handle: Handle, flags: int, status: os.stat_result | None
+    ) -> bytes:
         """Return the reply that lets the kernel ask for the data, and cache it."""
         keep = self._trust.keeps(node)
         if keep and not handle.in_upper:
             self._store_small(request, node, handle)
-        keeps_pages = self._keeps_pages(request.nodeid, handle, flags, keep)
+        keeps_pages = self._keeps_pages(request.nodeid, handle, flags, keep, status)
         return self._given(node, handle, wire.FOPEN_KEEP_CACHE if keeps_pages else 0)
 
-    def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool) -> bool:
-        """Return whether the kernel may read its cached pages of the file without asking us.
+    def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool, status: os.stat_result | None) -> bool:
+        """Return whether the kernel may read its cached pages of the file, which has this status, without asking us.
 
         With `keep` it is told of changes. A read that changes the access time must reach the real file.
         """
         may_be_noted = handle.in_upper and flags & os.O_ACCMODE != os.O_WRONLY and not self._always
         if keep and not may_be_noted:
             return True
-        opened = handle.opened
-        status = os.fstat(opened.fd)
+        if status is None:
+            status = os.fstat(handle.opened.fd)
         is_same = keep or self._nodes.is_same(nodeid, _stamp(status))
         return is_same and not (may_be_noted and reading_is_noted(self._flags, status))
 
@@ -172,7 +179,7 @@ class Files:
         name = request.name(wire.CREATE_IN.size)
         parent, caller = self._nodes.directory(request.nodeid), request.caller("create", umask)
         try:
-            return self._made(request, parent, *self._overlay.create(parent, name, mode, flags, caller))
+            return self._made(request, flags, parent, *self._overlay.create(parent, name, mode, flags, caller))
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
@@ -183,19 +190,21 @@ class Files:
     def tmpfile(self, request: Request) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)
         parent, caller = self._nodes.directory(request.nodeid), request.caller("tmpfile", umask)
-        return self._made(request, parent, *self._overlay.tmpfile(parent, mode, flags, caller))
+        return self._made(request, flags, parent, *self._overlay.tmpfile(parent, mode, flags, caller))
 
-    def _made(self, request: Request, parent: DirNode, node: FileNode, attrs: Attrs, handle: Handle) -> bytes:
+    def _made(
+        self, request: Request, flags: int, parent: DirNode, node: FileNode, attrs: Attrs, handle: Handle
+    ) -> bytes:
         (nodeid,) = self._nodes.remember((node,))
         try:
             opened = handle.opened
-            backing = self._modes.open(nodeid, opened.fd, lambda: self._may_pass(handle, attrs.mode))
-            flags = wire.FOPEN_KEEP_CACHE
+            backing = self._modes.open(nodeid, opened.fd, may_pass=self._may_pass(handle, attrs.mode))
+            reply_flags = wire.FOPEN_KEEP_CACHE
             if backing is not None:
-                flags = wire.FOPEN_PASSTHROUGH
-                self._lets_pass(handle, request)
-            valid = self._trust.entry(self._trust.inside(parent), node)
-            return wire.entry_reply(nodeid, attrs, valid) + self._given(node, handle, flags, backing)
+                reply_flags = wire.FOPEN_PASSTHROUGH
+                self._let_write(handle, flags, request, attrs.mode)
+            valid = self._trust.entry(self._trust.inside(parent), node, attrs)
+            return wire.entry_reply(nodeid, attrs, valid) + self._given(node, handle, reply_flags, backing)
         except BaseException:
             self._overlay.files.release(node, handle)
             raise

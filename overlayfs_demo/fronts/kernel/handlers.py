@@ -67,7 +67,7 @@ class Requests:
 
     def _entry(self, parent: DirNode, node: Node, attrs: Attrs) -> bytes:
         (nodeid,) = self.nodes.remember((node,))
-        return wire.entry_reply(nodeid, attrs, self._trust.entry(self._trust.inside(parent), node))
+        return wire.entry_reply(nodeid, attrs, self._trust.entry(self._trust.inside(parent), node, attrs))
 
     # --- find and ask ------------------------------------------------------------------------------
 
@@ -92,13 +92,14 @@ class Requests:
 
     def getattr(self, request: Request) -> bytes:
         node = self._node(request)
-        return wire.attr_reply(self._overlay.attrs(node), self._trust.attributes(node))
+        attrs = self._overlay.attrs(node)
+        return wire.attr_reply(attrs, self._trust.attributes(node, attrs))
 
     def statx(self, request: Request) -> bytes:
         """Answer STATX, which the kernel sends if somebody asks for the time of birth."""
         node = self._node(request)
         attrs, birth = self._overlay.attrs(node), self._overlay.birth_time(node)
-        return wire.statx_reply(attrs, birth, self._trust.attributes(node))
+        return wire.statx_reply(attrs, birth, self._trust.attributes(node, attrs))
 
     def readlink(self, request: Request) -> bytes:
         return self._overlay.readlink(self._node(request))
@@ -185,7 +186,7 @@ class Requests:
         attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))
         if change.size is not None:
             self._files.wait_for_store()
-        return wire.attr_reply(attrs, self._trust.attributes(node))
+        return wire.attr_reply(attrs, self._trust.attributes(node, attrs))
 
     def setxattr(self, request: Request) -> bytes:
         size, flags, extra = wire.SETXATTR_IN.unpack_from(request.body)

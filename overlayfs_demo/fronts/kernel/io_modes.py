@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 _log = logging.getLogger(__name__)
@@ -60,17 +59,17 @@ class IoModes:
         self._backings = backings
         self._gives = True
 
-    def open(self, nodeid: int, fd: int, may_pass: Callable[[], bool]) -> int | None:
+    def open(self, nodeid: int, fd: int, *, may_pass: bool) -> int | None:
         """Note an open of a node's file, which is open as `fd`, and return the id of the file to pass through to.
 
-        None: the open is cached. `may_pass` is asked only about a file that is not open yet.
+        None: the open is cached. `may_pass` counts only if the file is not open yet.
         """
         with self._lock:
             passing = self._passing.get(nodeid)
             if passing is not None:
                 passing.opens += 1
                 return passing.backing
-            if self._gives and nodeid not in self._cached and may_pass():
+            if self._gives and nodeid not in self._cached and may_pass:
                 backing = self._give(fd)
                 if backing is not None:
                     self._passing[nodeid] = _Passing(backing)

@@ -96,7 +96,7 @@ class Directories:
             return [
                 wire.bare_direntplus(answer.ino, number, answer.name, answer.kind)
                 if isinstance(answer, Dirent)
-                else wire.direntplus(next(ids), answer[1], trust.entry(inside, answer[0]), number, listed.name)
+                else wire.direntplus(next(ids), answer[1], trust.entry(inside, *answer), number, listed.name)
                 for (number, listed), answer in zip(names, found, strict=True)
                 if answer
             ]

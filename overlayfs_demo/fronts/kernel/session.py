@@ -1,6 +1,6 @@
 """The front on /dev/fuse without a library: a connection to the kernel, and the threads that serve it.
 
-Threads take turns (see `turns`): a few read requests from the device, let `Requests` answer them, and write the
+Threads take turns (see `turns`): one reads requests from the device, lets `Requests` answer them, and writes the
 replies. A thread that gets a long request lets another thread take its turn, so that copy-ups do not make the other
 callers wait.
 """
@@ -24,6 +24,8 @@ from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.handlers import Requests
 from overlayfs_demo.fronts.kernel.invalidation import Notices
 from overlayfs_demo.fronts.kernel.io_modes import IoModes
+from overlayfs_demo.fronts.kernel.overdue import Overdue
+from overlayfs_demo.fronts.kernel.patience import Patience
 from overlayfs_demo.fronts.kernel.request import Payload, Request
 from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
@@ -35,7 +37,7 @@ from overlayfs_demo.overlay.node import Node
 _log = logging.getLogger(__name__)
 
 MAX_WRITE = 1 << 20
-_SERVING = 3
+_SERVING = 1
 _LONG = 8
 _THREADS = _SERVING + _LONG
 _BACKGROUND = 64
@@ -116,6 +118,8 @@ class Session:
             self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading must be noted, so it must reach us.
         self._asked = view.asked
         self._turns = Turns(_SERVING, _LONG)
+        self._overdue = Overdue(self._turns)
+        self._patience = Patience(fd, polling=view.polling)
         # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
         follows = view.timeout is None and view.overlay.external_changes.start()
         self._io_modes = IoModes()
@@ -129,6 +133,7 @@ class Session:
 
     def close(self) -> None:
         """Send nothing more, and release what the kernel did not release. The view is already unmounted."""
+        self._overdue.close()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(_TIMEOUT)
@@ -152,6 +157,7 @@ class Session:
         if agreed.flags & wire.PASSTHROUGH:
             self._io_modes.allow(Passthrough(self._device))
 
+        os.set_blocking(self._device, False)
         syscalls.reserve_descriptors(_DESCRIPTORS)
         try:
             self._start_threads()
@@ -165,6 +171,7 @@ class Session:
         ]
         for thread in self._threads:
             thread.start()
+        self._overdue.start()
         if self._notices is not None:
             self._notices.start()
 
@@ -190,21 +197,30 @@ class Session:
         buffers = [buffer]
         fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
         resume = partial(self._resume, room)
+        turn, wait, slept = self._turns.mine, self._patience.wait, False
         while True:
             self._turns.take(resume)
             try:
                 size = os.readv(fd, buffers)
+            except BlockingIOError:
+                slept = wait()
+                continue
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     self._turns.end()
                     return  # Unmounted.
-                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                if error.errno in (errno.ENOENT, errno.EINTR):
                     continue  # The request was interrupted before we saw it.
                 if error.errno not in (errno.ENOMEM, errno.EIO):
                     raise
                 _log.warning("cannot read a request: %s", error.strerror)
                 time.sleep(_PAUSE)
                 continue
+            turn.requests += 1
+            turn.answering = True
+            if slept:
+                self._overdue.wake()
+                slept = False
             self._answer(Request(unpack(buffer), buffer[start:size], room))
 
     def _answer(self, request: Request) -> None:

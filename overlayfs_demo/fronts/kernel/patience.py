@@ -1,0 +1,48 @@
+"""How the thread that serves waits for the next request: it polls for a moment before it sleeps.
+
+To wake a sleeping thread takes the kernel longer than most requests take us. So after a reply the thread looks for the
+next request again and again for some microseconds, as KVM does before it halts a processor
+(Documentation/virt/kvm/halt-polling.rst). It does so only while requests follow each other that closely: after a wait
+that was longer it sleeps at once, until a short one shows that somebody is busy again. An idle mount costs nothing.
+With one processor there is no polling, because it would only keep the caller from running.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from time import perf_counter_ns
+
+_WINDOW_NS = 40_000
+# A wait that ends in sleep is this long even if the caller asks at once.
+_CLOSE_NS = 120_000
+
+
+class Patience:
+    """The waiting for a device that does not block. One thread at a time waits."""
+
+    __slots__ = ("_look", "_may_poll", "_polls")
+
+    def __init__(self, device: int, *, polling: bool) -> None:
+        """Wait for `device`. Without `polling`, always sleep at once."""
+        poll = select.poll()
+        poll.register(device, select.POLLIN)
+        self._look = poll.poll
+        self._may_poll = polling and len(os.sched_getaffinity(0)) > 1
+        self._polls = False
+
+    def wait(self) -> bool:
+        """Return when there is a request, or the device has failed. Return whether the thread has slept."""
+        look = self._look
+        began = perf_counter_ns()
+        if self._polls:
+            end = began + _WINDOW_NS
+            while perf_counter_ns() < end:
+                if look(0):
+                    return False
+            look()
+            self._polls = False
+        else:
+            look()
+            self._polls = self._may_poll and perf_counter_ns() - began < _CLOSE_NS
+        return True
