@@ -34,6 +34,8 @@ class Patience:
     def wait(self) -> bool:
         """Return when there is a request, or the device has failed. Return whether the thread has slept."""
         look = self._look
+        if look(0):
+            return False
         began = perf_counter_ns()
         if self._polls:
             end = began + _WINDOW_NS

@@ -45,6 +45,7 @@ _DESCRIPTORS = 16384
 # Seconds to wait before reading the next request if the kernel was out of memory.
 _PAUSE = 0.1
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_HEAD, _pack = wire.REPLY.size, wire.REPLY.pack
 # How long the threads of a session that failed may take to end, in seconds.
 _TIMEOUT = 2.0
 
@@ -128,6 +129,7 @@ class Session:
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.external_changes, self._requests.nodes, self._requests.directories)
+        self._names = {opcode: handler.__name__ for opcode, handler in self._requests.handlers.items()}
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
 
@@ -197,14 +199,14 @@ class Session:
         buffers = [buffer]
         fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
         resume = partial(self._resume, room)
-        turn, wait, slept = self._turns.mine, self._patience.wait, False
+        turn, wait = self._turns.mine, self._patience.wait
         while True:
             self._turns.take(resume)
+            slept = wait()
             try:
                 size = os.readv(fd, buffers)
             except BlockingIOError:
-                slept = wait()
-                continue
+                continue  # A thread that has just been relieved of its turn was quicker.
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     self._turns.end()
@@ -220,7 +222,6 @@ class Session:
             turn.answering = True
             if slept:
                 self._overdue.wake()
-                slept = False
             self._answer(Request(unpack(buffer), buffer[start:size], room))
 
     def _answer(self, request: Request) -> None:
@@ -230,7 +231,7 @@ class Session:
                 # The kernel stops sending what gets ENOSYS.
                 self._fail(request.unique, errno.ENOSYS)
             return
-        self._asked[handler.__name__] += 1
+        self._asked[self._names[request.opcode]] += 1
         self._carry_out(request, handler)
 
     def _resume(self, room: memoryview, request: Request) -> None:
@@ -258,17 +259,18 @@ class Session:
             request.afterwards()
 
     def _reply(self, unique: int, payload: Payload) -> None:
-        if not self._send([wire.REPLY.pack(wire.REPLY.size + len(payload), 0, unique), payload]):
+        head = _pack(_HEAD + len(payload), 0, unique)
+        if not (self._send(head + payload) if type(payload) is bytes else self._send_parts([head, payload])):
             # The caller must get an answer. (It already has EIO if the kernel found ours invalid.)
             self._fail(unique, errno.EIO)
 
     def _fail(self, unique: int, code: int) -> None:
-        self._send([wire.REPLY.pack(wire.REPLY.size, -code, unique)])
+        self._send(_pack(_HEAD, -code, unique))
 
     def _store(self, nodeid: int, data: memoryview) -> None:
         """Put the first bytes of a file into the kernel's page cache: FUSE_NOTIFY_STORE."""
         store = wire.NOTIFY_STORE_OUT.pack(nodeid, 0, len(data))
-        self._send([wire.notice_head(wire.NOTIFY_STORE, len(store) + len(data)), store, data])
+        self._send_parts([wire.notice_head(wire.NOTIFY_STORE, len(store) + len(data)), store, data])
 
     def _refresh(self, node: Node) -> None:
         """Make the kernel ask again for a node's attributes.
@@ -278,23 +280,37 @@ class Session:
         nodeid = self._requests.nodes.id_of(node)
         if nodeid is not None:
             body = wire.inval_inode(nodeid, data=False)
-            self._send([wire.notice_head(wire.NOTIFY_INVAL_INODE, len(body)), body])
+            self._send(wire.notice_head(wire.NOTIFY_INVAL_INODE, len(body)) + body)
 
     def _distrust(self, nodeid: int) -> None:
         """Make the kernel forget what it has cached of a node."""
         if self._notices is not None:
             self._notices.distrust(nodeid)
 
-    def _send(self, parts: list[Payload]) -> bool:
+    def _send(self, message: bytes) -> bool:
         """Write one message; return False, and log it, if the kernel does not accept it. Serving continues."""
+        try:
+            os.write(self._device, message)
+        except OSError as error:
+            return _is_harmless(error)
+        return True
+
+    def _send_parts(self, parts: list[Payload]) -> bool:
+        """Do the same for a message in parts. Its data is not copied, but a short message costs more this way."""
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            # ENOENT: the caller was interrupted and no longer waits. ENODEV: the view was unmounted in the meantime.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                _log.warning("cannot write to %s: %s", attach.DEVICE, error.strerror)
-                return False
+            return _is_harmless(error)
         return True
+
+
+def _is_harmless(error: OSError) -> bool:
+    """Return whether the kernel did not need a message. If it did, log why it does not accept the message."""
+    # ENOENT: the caller was interrupted and no longer waits. ENODEV: the view was unmounted in the meantime.
+    if error.errno in (errno.ENOENT, errno.ENODEV):
+        return True
+    _log.warning("cannot write to %s: %s", attach.DEVICE, error.strerror)
+    return False
 
 
 def _agree(body: memoryview, wanted: int) -> wire.Protocol:
