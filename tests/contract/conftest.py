@@ -24,10 +24,8 @@ from overlayfs_demo.linux import mounting
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.engine_subject import Engine
-from tests.contract.marks import kernel_version
+from tests.contract.marks import CACHED, SUBJECTS, kernel_version
 from tests.contract.subjects import Fronted, Kernel, Layers, Subject
-
-SUBJECTS = ("engine", "kernel-front", "fusepy-front", "kernel")
 
 # A mount that stopped answering would keep the test waiting for ever: then its daemon is killed.
 _LIMIT = 60.0
@@ -42,7 +40,7 @@ def why_unavailable(kind: str) -> str:
         return problem
     if kind.endswith("-front"):
         try:
-            select.front(kind.removesuffix("-front"))
+            select.front(kind.removesuffix("-front").removeprefix("cached-"))
         except (MountError, ImportError) as error:
             return str(error)
     if kind == "kernel" and not _has_overlayfs():
@@ -65,6 +63,8 @@ def make_subject(kind: str, layers: Layers) -> Subject:
         return Engine(layers)
     if kind == "kernel":
         return Kernel(layers)
+    if kind == CACHED:
+        return Fronted(layers, "kernel", passthrough=False)
     return Fronted(layers, kind.removesuffix("-front"))
 
 

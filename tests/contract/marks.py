@@ -25,6 +25,13 @@ def kernel_since(major: int, minor: int, what: str) -> pytest.MarkDecorator:
     return pytest.mark.kernel_since((major, minor), f"{what}: since Linux {major}.{minor}")
 
 
+# The kernel front with an option that keeps the kernel from using files of the upper by itself.
+CACHED = "cached-kernel-front"
+SUBJECTS = ("engine", "kernel-front", "fusepy-front", "kernel")
+# For a module about data: both ways that the kernel front carries it.
+also_cached = pytest.mark.parametrize("kind", (*SUBJECTS, CACHED), indirect=True)
+
+
 def only(subjects: Sequence[str], reason: str) -> Callable[[Any], Any]:
     """The fact is about these subjects alone; `reason` says why it makes no sense for the others."""
     assert reason

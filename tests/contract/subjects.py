@@ -323,10 +323,11 @@ class Mounted(Subject):
 class Fronted(Mounted):
     """Our own overlay, shown by the front called `front`."""
 
-    def __init__(self, layers: Layers, front: str) -> None:
+    def __init__(self, layers: Layers, front: str, *, passthrough: bool = True) -> None:
         super().__init__(layers)
         self.kind = f"{front}-front"
         self.front = front
+        self.passthrough = passthrough
         self.timeout: float | None = None
 
     def start(self) -> None:
@@ -339,7 +340,7 @@ class Fronted(Mounted):
 
     def options(self, stack: Stack) -> MountOptions:
         """How it is mounted."""
-        return MountOptions(stack, self.front, self.layers.flags, self.timeout)
+        return MountOptions(stack, self.front, self.layers.flags, self.timeout, passthrough=self.passthrough)
 
     def stop(self) -> None:
         umount.unmount(self.prefix)

@@ -12,8 +12,10 @@ import pytest
 from overlayfs_demo.linux import mounting
 from tests.builders import symlink
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs
+from tests.contract.marks import also_cached, differs
 from tests.contract.subjects import Subject
+
+pytestmark = also_cached
 
 FLAGS = {
     "relatime": 0,
@@ -131,7 +133,7 @@ def test_looking_whether_a_directory_is_empty_is_no_reading(mounted: Mount) -> N
         assert view.upper(path).stat().st_atime == 1
 
 
-@differs("kernel-front", "the kernel answers from its cache without telling us: the access time stays")
+@differs("cached-kernel-front", "the kernel answers from its cache without telling us: the access time stays")
 @differs("fusepy-front", "as above")
 def test_reading_through_the_descriptor_that_wrote_counts(mounted: Mount) -> None:
     view = mounted(LOWER)

@@ -10,7 +10,8 @@ import pytest
 
 from tests import builders
 from tests.builders import hardlink
-from tests.contract.conftest import SUBJECTS, Mount, why_unavailable
+from tests.contract.conftest import Mount, why_unavailable
+from tests.contract.marks import SUBJECTS
 from tests.contract.subjects import Subject
 
 LIMIT = 1000

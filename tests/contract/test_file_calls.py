@@ -13,14 +13,16 @@ import pytest
 from overlayfs_demo.linux import file_handle, proc, syscalls
 from tests.builders import hardlink, sparse, symlink
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs, only
+from tests.contract.marks import CACHED, differs, only
 from tests.contract.raw import STATX_BASIC_STATS, statx
 from tests.contract.subjects import Subject, error_of
 
 # Filesystems in memory have fewer modes of fallocate(2), and no largest offset.
 pytestmark = pytest.mark.on_disk
 
-mounts = only(["kernel-front", "fusepy-front", "kernel"], "what the kernel does with descriptors, not the engine")
+mounts = only(
+    ["kernel-front", CACHED, "fusepy-front", "kernel"], "what the kernel does with descriptors, not the engine"
+)
 fronts = only(["kernel-front", "fusepy-front"], "the kernel's overlayfs does what the upper's filesystem does")
 
 PAGE = 4096

@@ -9,7 +9,9 @@ import pytest
 
 from tests.builders import file
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs
+from tests.contract.marks import also_cached, differs
+
+pytestmark = also_cached
 
 
 @pytest.mark.parametrize("where", ["lower", "upper"])

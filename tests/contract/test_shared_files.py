@@ -18,10 +18,12 @@ import pytest
 
 from tests.builders import sparse
 from tests.contract.conftest import Mount
-from tests.contract.marks import differs, only
+from tests.contract.marks import CACHED, differs, only
 from tests.contract.subjects import Subject, in_child
 
-mounts = only(["kernel-front", "fusepy-front", "kernel"], "pages, mappings and locks are not the engine's affair")
+mounts = only(
+    ["kernel-front", CACHED, "fusepy-front", "kernel"], "pages, mappings and locks are not the engine's affair"
+)
 
 PAGE = mmap.PAGESIZE
 
@@ -88,7 +90,7 @@ def test_direct_and_cached_users_see_each_others_data(mounted: Mount) -> None:
 
 
 @mounts
-@differs("kernel-front", "data goes through the daemon, so it needs no alignment")
+@differs("cached-kernel-front", "data goes through the daemon, so it needs no alignment")
 @differs("fusepy-front", "as above")
 @pytest.mark.on_disk  # In memory there are no blocks to align to.
 def test_direct_write_must_be_aligned(mounted: Mount) -> None:

@@ -55,7 +55,8 @@ class HeldStore:
     def __init__(self, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.may_end = threading.Event(), threading.Event()
         self._store = kernel.session._store
-        monkeypatch.setattr(kernel.session._requests._files, "_store", self)
+        files = kernel.session._requests._files
+        monkeypatch.setattr(files, "_services", files._services._replace(store=self))
 
     def __call__(self, nodeid: int, data: memoryview) -> None:
         self.begun.set()

@@ -1,0 +1,270 @@
+"""What does a mount promise while the kernel reads and writes files of the upper by itself?
+
+Whether it does is seen when the daemon is stopped: whatever needs no answer goes on.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from overlayfs_demo.linux import syscalls
+from tests import builders
+from tests.conftest import PATIENCE, wait_until
+from tests.fronts.test_set_id_bits import CAPABILITY, PROGRAM, as_user, run_as
+from tests.places import Place
+from tests.watch.test_watch import objects, watching
+
+# Seconds in which a call that needs no answer has certainly returned, and one that does is still waiting.
+_A_MOMENT = 0.3
+
+
+@pytest.fixture
+def view(place: Place) -> Iterator[Path]:
+    builders.fill(os.fsencode(place / "bottom"), {"low": "low"})
+    builders.fill(os.fsencode(place / "upper"), {"up": "upper", "program": builders.file(PROGRAM, mode=0o4777)})
+    assert place.mount("--front", "kernel").returncode == 0
+    yield place.view
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags, 0o644)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def stopped(process: int) -> Iterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    tasks = Path(f"/proc/{process}/task")
+    wait_until(lambda: all(proc_state(task) == "T" for task in tasks.iterdir()), "every thread to stop")
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def proc_state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(") ")[2][0]
+
+
+def needs_no_answer(place: Place, act: Callable[[], object]) -> bool:
+    """Does the call return while the daemon is stopped? It is over in any case when this returns."""
+    caller = threading.Thread(target=act)
+    with stopped(place.daemon()):
+        caller.start()
+        caller.join(_A_MOMENT)
+        alone = not caller.is_alive()
+    caller.join(PATIENCE)
+    assert not caller.is_alive()
+    return alone
+
+
+def writes_alone(place: Place, fd: int) -> bool:
+    os.pwrite(fd, b"1", 0)  # Before the first write the kernel asks for security.capability.
+    return needs_no_answer(place, lambda: os.pwrite(fd, b"22", 0))
+
+
+@pytest.mark.parametrize("name", ["new", "up", "low"])
+def test_kernel_writes_a_file_of_the_upper_alone(place: Place, view: Path, name: str) -> None:
+    with opened(view / name, os.O_WRONLY | os.O_CREAT) as fd:
+        assert writes_alone(place, fd)
+    assert (place / "upper" / name).read_bytes().startswith(b"22")
+    assert (view / name).read_bytes().startswith(b"22")
+
+
+def test_unnamed_file_is_written_alone(place: Place, view: Path) -> None:
+    with opened(view, os.O_RDWR | os.O_TMPFILE) as fd:
+        assert writes_alone(place, fd)
+        syscalls.link_path(b"/proc/self/fd/%d" % fd, os.open(view, os.O_RDONLY), b"named")
+    assert (view / "named").read_bytes() == b"22"
+
+
+def test_kernel_reads_a_file_of_the_upper_alone(place: Place, view: Path) -> None:
+    with opened(view / "up", os.O_RDONLY) as fd:
+        assert needs_no_answer(place, lambda: os.pread(fd, 100, 0))
+
+
+def test_option_makes_all_data_go_through_the_daemon(place: Place) -> None:
+    assert place.mount("--front", "kernel", options=f"{place.options},passthrough=off").returncode == 0
+    with opened(place.view / "new", os.O_WRONLY | os.O_CREAT) as fd:
+        assert not writes_alone(place, fd)
+    assert (place.view / "new").read_bytes() == b"22"
+
+
+def test_size_that_was_written_alone_is_seen_at_once(view: Path) -> None:
+    path = view / "new"
+    with opened(path, os.O_WRONLY | os.O_CREAT) as fd:
+        for size in (1, 5000, 5001):
+            os.pwrite(fd, b"x", size - 1)
+            assert (path.stat().st_size, os.fstat(fd).st_size) == (size, size)
+
+
+def test_reader_of_the_lower_file_sees_what_is_written_to_the_copy(view: Path) -> None:
+    with opened(view / "low", os.O_RDONLY) as before, opened(view / "low", os.O_WRONLY) as writer:
+        assert os.pread(before, 10, 0) == b"low"
+        os.pwrite(writer, b"LOW!", 0)
+        with opened(view / "low", os.O_RDONLY) as after:
+            assert (os.pread(before, 10, 0), os.pread(after, 10, 0)) == (b"LOW!", b"LOW!")
+
+
+@pytest.mark.parametrize("first", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+@pytest.mark.parametrize(
+    "second", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND]
+)
+@pytest.mark.parametrize("name", ["up", "low"])
+def test_file_can_be_opened_in_any_way_while_it_is_open(view: Path, name: str, first: int, second: int) -> None:
+    with opened(view / name, first), opened(view / name, second):
+        pass
+    with opened(view / name, second), opened(view / name, first):
+        assert (view / name).read_bytes() == (b"" if second & os.O_TRUNC else {"up": b"upper", "low": b"low"}[name])
+
+
+def test_time_of_a_write_through_a_mapping_is_seen(place: Place, view: Path) -> None:
+    path = view / "up"
+    before = path.stat().st_mtime_ns
+    with opened(path, os.O_RDWR) as fd, mmap.mmap(fd, 5) as pages:
+        wait_until(lambda: _writes_later(pages, place / "upper/up", before), "a later time on disk")
+        assert path.stat().st_mtime_ns == (place / "upper/up").stat().st_mtime_ns
+    assert path.stat().st_mtime_ns == (place / "upper/up").stat().st_mtime_ns
+    assert path.read_bytes() == b"UPPER"
+
+
+def _writes_later(pages: mmap.mmap, real: Path, before: int) -> bool:
+    pages[:] = b"UPPER"
+    pages.flush()
+    return real.stat().st_mtime_ns > before
+
+
+# --- set-id bits --------------------------------------------------------------------------------------
+
+
+def test_program_with_set_id_bits_is_not_written_alone(place: Place, view: Path) -> None:
+    with opened(view / "program", os.O_WRONLY) as fd:
+        assert not writes_alone(place, fd)
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR])
+@pytest.mark.parametrize("by", ["chmod", "setcap"])
+def test_file_that_became_a_privileged_program_loses_its_rights_by_a_write_through_an_older_handle(
+    view: Path, flags: int, by: str
+) -> None:
+    """Somebody else has the file open, and the kernel writes for him with the daemon's rights."""
+    path = view / "tool"
+    path.write_bytes(PROGRAM)
+    path.chmod(0o777)
+
+    def attack() -> None:
+        fd = os.open("tool", flags)
+        os.write(ready[1], b"!")
+        os.read(go[0], 1)
+        os.pwrite(fd, b"evil", len(PROGRAM))
+        os.close(fd)
+        assert "euid" not in run_as("tool")
+
+    ready, go = os.pipe(), os.pipe()
+    attacker = threading.Thread(target=lambda: outcome.append(_error(lambda: as_user(view, attack))))
+    outcome: list[BaseException | None] = []
+    attacker.start()
+    os.read(ready[0], 1)
+    if by == "chmod":
+        path.chmod(0o6777)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o6777
+    else:
+        os.setxattr(path, "security.capability", CAPABILITY)
+    os.write(go[1], b"!")
+    attacker.join(PATIENCE)
+    assert outcome == [None]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777
+    assert "security.capability" not in os.listxattr(path)
+
+
+def _error(act: Callable[[], object]) -> BaseException | None:
+    try:
+        act()
+    except BaseException as error:  # noqa: BLE001 - the other thread looks at it
+        return error
+    return None
+
+
+def test_writer_beside_a_reader_takes_set_id_bits_that_came_in_between(view: Path) -> None:
+    path = view / "tool"
+    path.write_bytes(PROGRAM)
+    path.chmod(0o777)
+    with opened(path, os.O_RDONLY):
+        path.chmod(0o4777)
+
+        def attack() -> None:
+            with opened(Path("tool"), os.O_WRONLY) as fd:
+                os.pwrite(fd, b"evil", len(PROGRAM))
+            assert "euid" not in run_as("tool")
+
+        as_user(view, attack)
+
+
+def test_bits_set_through_the_descriptor_that_wrote_the_program_stay(view: Path) -> None:
+    """So tar and install do it."""
+    with opened(view / "tool", os.O_WRONLY | os.O_CREAT) as fd:
+        os.write(fd, PROGRAM)
+        os.fchmod(fd, 0o4755)
+    assert stat.S_IMODE((view / "tool").stat().st_mode) == 0o4755
+
+    def run() -> None:
+        assert "euid=0" in run_as("tool")
+
+    as_user(view, run)
+
+
+# --- who watches --------------------------------------------------------------------------------------
+
+
+def written(place: Place, act: Callable[[], object]) -> list[tuple[str, str, int]]:
+    """The writes that a watcher hears of: the action, the path and the size."""
+    with watching(place, "--json") as watcher:
+        act()
+        assert place.umount().returncode == 0
+        told = objects(watcher.ends())
+    return [(event["action"], event["path"], event.get("size", 0)) for event in told if "write" in event["action"]]
+
+
+def test_watcher_sees_each_write_to_a_file_that_is_opened_meanwhile(place: Place, view: Path) -> None:
+    def act() -> None:
+        with opened(view / "up", os.O_WRONLY) as fd:
+            os.write(fd, b"abc")
+            os.write(fd, b"de")
+
+    assert written(place, act) == [("write", "/up", 3), ("write", "/up", 2)]
+
+
+def test_watcher_hears_once_of_a_file_that_was_open_before(place: Place, view: Path) -> None:
+    fds = [os.open(view / "up", os.O_WRONLY), os.open(view / "new", os.O_WRONLY | os.O_CREAT)]
+
+    def act() -> None:
+        for fd in fds[:1]:
+            os.write(fd, b"abc")
+            os.write(fd, b"de")
+        for fd in fds:
+            os.close(fd)
+
+    assert written(place, act) == [("write-through", "/up", 0)]
+
+
+def test_writes_of_callers_are_no_changes_behind_the_view(place: Place, view: Path) -> None:
+    """The kernel may keep what it has cached of other files, and is told of what somebody else really changes."""
+    with opened(view / "up", os.O_WRONLY) as fd:
+        os.write(fd, b"mine!")
+    assert (view / "up").stat().st_size == 5
+    (place / "upper/up").write_bytes(b"changed behind")
+    wait_until(lambda: (view / "up").stat().st_size == 14, "the new size")
+    assert (view / "up").read_bytes() == b"changed behind"
