@@ -13,6 +13,8 @@ from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.overlay import copyup_file
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.file_ops import FileOps
+from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.node import FileNode
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.engine_subject import Engine
 from tests.fronts.kernel.fake_kernel import FakeKernel, serving
@@ -185,3 +187,35 @@ def test_directory_is_listed_while_all_long_places_are_taken(kernel: FakeKernel,
     for _ in range(MANY):
         assert kernel.ask(Opcode.READDIRPLUS, wire.ROOT_ID, wire.READ_IN.pack(0, 0, 65536, 0) + bytes(16))
     others_are_served(kernel, waiting)
+
+
+def test_requests_that_take_long_without_having_said_so_leave_a_thread_to_others(
+    view: Engine, kernel: FakeKernel, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So reads from a slow disk do."""
+    slow, read_into = kernel.lookup("f1"), Handle.read_into
+    handles = [kernel.open(slow) for _ in range(session._LONG)]
+    file = view.node("f1")
+    assert isinstance(file, FileNode)
+    held = {id(handle) for handle in file.handles}
+
+    def read_slowly(handle: Handle, buffer: memoryview, offset: int) -> int:
+        if id(handle) in held:
+            gate.wait()
+        return read_into(handle, buffer, offset)
+
+    monkeypatch.setattr(Handle, "read_into", read_slowly)
+    body = [wire.READ_IN.pack(handle, 0, 4096, 0) + bytes(16) for handle in handles]
+    waiting = [kernel.send(Opcode.READ, slow, data) for data in body]
+    wait_until(lambda: gate.reached == session._LONG, "all slow reads")
+    others_are_served(kernel, waiting)
+    gate.open()
+    all_succeed(kernel, waiting)
+
+
+def test_thread_that_looks_after_overdue_requests_sleeps_while_there_are_none(kernel: FakeKernel) -> None:
+    overdue = kernel.session._overdue
+    wait_until(lambda: overdue._asleep, "the sleep")
+    kernel.lookup("f1")
+    wait_until(lambda: not overdue._asleep, "the first look")
+    wait_until(lambda: overdue._asleep, "the sleep")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from overlayfs_demo.fronts.kernel.request import Request
-from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
+from overlayfs_demo.fronts.kernel.turns import ParkedError, Turn, Turns
 from tests.conftest import PATIENCE, wait_until
 
 
@@ -145,3 +145,37 @@ def test_every_request_is_carried_out_once_and_few_are_long_at_a_time() -> None:
         thread.join(PATIENCE)
     assert sorted(done) == list(range(count))
     assert 1 <= most <= long
+
+
+def test_thread_whose_request_takes_long_loses_its_turn_to_another(turns: Turns, servers: list[Server]) -> None:
+    first, _ = servers
+    mine = first.do(lambda: turns.mine)
+    assert isinstance(mine, Turn)
+    third = Server(turns)
+    mine.requests, mine.answering = 1, True
+    assert turns.relieve_overdue() and mine.serves  # It may have begun just now.
+    assert turns.relieve_overdue() and not mine.serves
+    third.take()
+    first.do(turns.pass_on)  # It has a place already.
+    third.close()
+
+
+def test_thread_that_waits_for_a_request_keeps_its_turn(turns: Turns, servers: list[Server]) -> None:
+    mine = servers[0].do(lambda: turns.mine)
+    assert isinstance(mine, Turn)
+    mine.requests = 1
+    assert turns.relieve_overdue()
+    assert not turns.relieve_overdue() and mine.serves
+
+
+def test_no_thread_loses_its_turn_while_all_places_are_taken(turns: Turns, servers: list[Server]) -> None:
+    first, second = servers
+    first.do(turns.pass_on)
+    mine = second.do(lambda: turns.mine)
+    assert isinstance(mine, Turn)
+    mine.requests, mine.answering = 1, True
+    for _ in range(3):
+        assert turns.relieve_overdue() and mine.serves
+    first.take()
+    turns.relieve_overdue()
+    assert not mine.serves
