@@ -117,6 +117,11 @@ class Overlay:
         return self._tree if self._past is None else self._past.tree_of(node)
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether the view has no upper, so that nothing in it is ever copied up."""
+        return self._tree.upper is None
+
+    @property
     def has_past(self) -> bool:
         """Whether the view has a time machine."""
         return self._past is not None

@@ -24,7 +24,7 @@ from overlayfs_demo.linux import mounting
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
 from tests.contract.engine_subject import Engine
-from tests.contract.marks import CACHED, SUBJECTS, kernel_version
+from tests.contract.marks import CACHED, HAS_PASSTHROUGH, SUBJECTS, kernel_version
 from tests.contract.subjects import Fronted, Kernel, Layers, Subject
 
 # A mount that stopped answering would keep the test waiting for ever: then its daemon is killed.
@@ -123,7 +123,7 @@ def mounted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
         )
         subject = make_subject(kind, stack)
         marks = {mark.args[0] for mark in request.node.iter_markers("differs")}
-        subject.differs = kind in marks
+        subject.differs = kind in marks or (kind == "kernel-front" and CACHED in marks and not HAS_PASSTHROUGH)
         subject.start()
         started.append(subject)
         return subject

@@ -30,6 +30,7 @@ CACHED = "cached-kernel-front"
 SUBJECTS = ("engine", "kernel-front", "fusepy-front", "kernel")
 # For a module about data: both ways that the kernel front carries it.
 also_cached = pytest.mark.parametrize("kind", (*SUBJECTS, CACHED), indirect=True)
+HAS_PASSTHROUGH = kernel_version() >= (6, 9)
 
 
 def only(subjects: Sequence[str], reason: str) -> Callable[[Any], Any]:

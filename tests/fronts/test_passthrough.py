@@ -19,9 +19,12 @@ import pytest
 from overlayfs_demo.linux import syscalls
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
+from tests.contract.marks import HAS_PASSTHROUGH
 from tests.fronts.test_set_id_bits import CAPABILITY, PROGRAM, as_user, run_as
 from tests.places import Place
 from tests.watch.test_watch import objects, watching
+
+pytestmark = pytest.mark.skipif(not HAS_PASSTHROUGH, reason="passthrough: since Linux 6.9")
 
 # Seconds in which a call that needs no answer has certainly returned, and one that does is still waiting.
 _A_MOMENT = 0.3
@@ -94,6 +97,16 @@ def test_unnamed_file_is_written_alone(place: Place, view: Path) -> None:
 def test_kernel_reads_a_file_of_the_upper_alone(place: Place, view: Path) -> None:
     with opened(view / "up", os.O_RDONLY) as fd:
         assert needs_no_answer(place, lambda: os.pread(fd, 100, 0))
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_kernel_reads_a_large_file_of_a_lower_alone_if_it_cannot_be_copied_up(place: Place, writable: bool) -> None:
+    builders.fill(os.fsencode(place / "bottom"), {"large": b"x" * 100_000})
+    options = place.options if writable else f"lowerdir={place / 'top'}:{place / 'bottom'}"
+    assert place.mount("--front", "kernel", options=options).returncode == 0
+    with opened(place.view / "large", os.O_RDONLY) as fd:
+        assert needs_no_answer(place, lambda: os.pread(fd, 100_000, 0)) != writable
+        assert os.pread(fd, 200_000, 0) == b"x" * 100_000
 
 
 def test_option_makes_all_data_go_through_the_daemon(place: Place) -> None:

@@ -85,14 +85,13 @@ class Files:
         """Return OPEN's reply, in the mode that the node has or gets now."""
         nodeid = request.nodeid
         opened = handle.opened
-        status = os.fstat(opened.fd) if handle.in_upper else None
-        mode = status.st_mode if status else 0
-        backing = self._modes.open(nodeid, opened.fd, may_pass=self._may_pass(handle, mode))
+        status = os.fstat(opened.fd) if handle.in_upper or self._overlay.is_read_only else None
+        may_pass = status is not None and self._may_pass(handle, status.st_mode, status.st_size)
+        backing = self._modes.open(nodeid, opened.fd, may_pass=may_pass)
         try:
             if backing is None:
                 return self._cached(request, node, handle, flags, status)
-            unseen = self._let_write(handle, flags, request, mode)
-            if unseen:
+            if self._let_write(handle, flags, request, status.st_mode if status else 0):
                 self._services.refresh(node)
             return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
         except BaseException:
@@ -112,16 +111,17 @@ class Files:
         self._overlay.files.let_pass(handle, request.caller("write"), maps=maps)
         return maps or bool(mode & SET_ID)
 
-    def _may_pass(self, handle: Handle, mode: int) -> bool:
-        """Whether the kernel may use the real file of a handle, which has this mode.
+    def _may_pass(self, handle: Handle, mode: int, size: int) -> bool:
+        """Whether the kernel may use the real file of a handle, which has this mode and size.
 
-        A lower's file may be copied up while it is open, and the kernel would go on using the lower's. While somebody
-        watches, each write is to be seen. Writes to a program with set-id bits must arrive here: who may keep the bits
-        is for the engine to decide.
+        A lower's file may be copied up while it is open, and the kernel would go on using the lower's; so it passes
+        only in a view that never copies up, and only if it is not small, because then storing it is cheaper. While
+        somebody watches, each write is to be seen. Writes to a program with set-id bits must arrive here: who may keep
+        the bits is for the engine to decide.
         """
-        if not handle.in_upper or handle.append_only or self._overlay.events.listening:
-            return False
-        return not mode & SET_ID
+        if not handle.in_upper:
+            return self._overlay.is_read_only and size > _SMALL
+        return not (handle.append_only or self._overlay.events.listening or mode & SET_ID)
 
     def _cached(
         self, request: Request, node: FileNode, handle: Handle, flags: int, status: os.stat_result | None
@@ -198,7 +198,7 @@ class Files:
         (nodeid,) = self._nodes.remember((node,))
         try:
             opened = handle.opened
-            backing = self._modes.open(nodeid, opened.fd, may_pass=self._may_pass(handle, attrs.mode))
+            backing = self._modes.open(nodeid, opened.fd, may_pass=self._may_pass(handle, attrs.mode, 0))
             reply_flags = wire.FOPEN_KEEP_CACHE
             if backing is not None:
                 reply_flags = wire.FOPEN_PASSTHROUGH
