@@ -32,10 +32,23 @@ class Node:
 
     `kind` is the S_IFMT part of the mode, `ino` the inode number in the view, `key` the (device, inode)
     of the topmost real object. `anchor` keeps a removed object reachable. `gone`: the name by which we
-    knew it was removed. `protection` caches the result of `inode_flags.protection` (None: not read yet).
+    knew it was removed. `protection` caches the result of `inode_flags.protection` (None: not read yet). `front_id`
+    and `front_lookups` are for the front that shows the node: the id it has there (0: none), and how often it was told.
     """
 
-    __slots__ = ("__weakref__", "anchor", "gone", "ino", "key", "kind", "name", "parent", "protection")
+    __slots__ = (
+        "__weakref__",
+        "anchor",
+        "front_id",
+        "front_lookups",
+        "gone",
+        "ino",
+        "key",
+        "kind",
+        "name",
+        "parent",
+        "protection",
+    )
 
     def __init__(self, parent: DirNode | None, name: bytes, kind: int, ino: int, key: Key) -> None:
         self.parent = parent
@@ -46,6 +59,8 @@ class Node:
         self.anchor: Descriptor | None = None
         self.gone = False
         self.protection: bytes | None = None
+        self.front_id = 0
+        self.front_lookups = 0
 
     @property
     def in_upper(self) -> bool:
@@ -104,6 +119,8 @@ class FileNode(Node):
         self.anchor = None
         self.gone = False
         self.protection = None
+        self.front_id = 0
+        self.front_lookups = 0
         self.place = place
         self.place_name = place_name
         self.handles: list[Handle] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 import threading
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -43,15 +44,19 @@ class Numbering(NamedTuple):
 class DirectoryStream:
     """The numbers of one directory's names, shared by all its readers. Safe to use from several threads.
 
-    `current` is the latest numbering, None before the first `refresh`.
+    `current` is the latest numbering, None before the first `refresh` and after `rest`.
     """
 
-    __slots__ = ("_last_directory", "_lock", "_next", "current")
+    __slots__ = ("_directories", "_lock", "_names", "_next", "_numbers", "current")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next = DOT_DOT + 1
-        self._last_directory = 0
+        # The names as of the latest numbering, their numbers, and the subdirectories not yet returned, the next one
+        # last. The names are those of the nodes, and the numbers are kept in few bytes: there may be millions.
+        self._names: list[bytes] = []
+        self._numbers = array("Q")
+        self._directories: list[bytes] = []
         self.current: Numbering | None = None
 
     def refresh(self, take: Callable[[], Snapshot]) -> Numbering:
@@ -63,15 +68,25 @@ class DirectoryStream:
         with self._lock:
             snapshot = take()
             names = snapshot.names
-            before = self.current.entries if self.current else ()
-            kept = [Numbered(number, names[old.name]) for number, old in before if old.name in names]
+            before = zip(self._numbers, self._names, strict=True)
+            kept = [Numbered(number, names[name]) for number, name in before if name in names]
             known = {entry.listed.name for entry in kept}
             fresh = [listed for name, listed in names.items() if name not in known] if known else names.values()
             kept.extend(map(Numbered, count(self._next), fresh))
             self._next += len(fresh)
-            self._last_directory = 0
+            self._names = [entry.listed.name for entry in kept]
+            self._numbers = array("Q", (entry.number for entry in kept))
+            self._directories = [entry.listed.name for entry in reversed(kept) if entry.listed.kind == stat.S_IFDIR]
             self.current = Numbering(snapshot, kept)
             return self.current
+
+    def rest(self) -> None:
+        """Keep only the names and their numbers, because a reader has come to the end.
+
+        Another one who is in the middle reads the directory again.
+        """
+        with self._lock:
+            self.current = None
 
     def next_directory(self) -> bytes | None:
         """Return the name of the first subdirectory, then of the second, and so on; None at the end.
@@ -79,11 +94,7 @@ class DirectoryStream:
         The count starts again at each `refresh`.
         """
         with self._lock:
-            for number, listed in self.current.after(self._last_directory) if self.current else ():
-                if listed.kind == stat.S_IFDIR:
-                    self._last_directory = number
-                    return listed.name
-            return None
+            return self._directories.pop() if self._directories else None
 
 
 def _number(entry: Numbered) -> int:

@@ -78,7 +78,7 @@ class Directories:
             return [wire.dirent(entry.ino, number, entry.name, entry.kind) for number, entry in entries if entry]
 
         dots = [wire.dirent(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)]
-        return _filled(numbering, offset, size, dots, wire.dirent_size, pack)
+        return self._delivered(nodeid, _filled(numbering, offset, size, dots, wire.dirent_size, pack))
 
     def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
         """Return the same as `readdir`, each entry with the answer that LOOKUP would give."""
@@ -102,13 +102,20 @@ class Directories:
             ]
 
         dots = [wire.bare_direntplus(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)]
-        return _filled(numbering, offset, size, dots, wire.direntplus_size, pack)
+        return self._delivered(nodeid, _filled(numbering, offset, size, dots, wire.direntplus_size, pack))
+
+    def _delivered(self, nodeid: int, portion: Portion) -> Portion:
+        """Return the portion. If it is empty, a reader has come to the end, and most of the numbering is dropped."""
+        if not portion.payload:
+            self._nodes.stream(nodeid).rest()
+        return portion
 
     def _numbering(self, directory: DirNode, nodeid: int, offset: int) -> tuple[Numbering, _Answers]:
         """Return the names, and the known lookups of the first of them. At offset 0 the names are read again."""
         stream = self._nodes.stream(nodeid)
-        if offset and stream.current is not None:
-            return stream.current, ()
+        current = stream.current
+        if offset and current is not None:
+            return current, ()
         if offset == 0 and self._next is directory:
             ahead = self._take_ahead(directory)
             # The kernel may have forgotten the directory meanwhile, and with it the numbers.

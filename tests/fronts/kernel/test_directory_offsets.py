@@ -134,6 +134,14 @@ def test_current_is_the_latest_numbering() -> None:
     assert stream.current is latest
 
 
+def test_numbers_stay_after_a_rest() -> None:
+    stream = DirectoryStream()
+    before = numbers(stream.refresh(names("aDb")))
+    stream.rest()
+    assert stream.current is None
+    assert numbers(stream.refresh(names("xaDb"))) == {**before, "x": max(before.values()) + 1}
+
+
 def directories(stream: DirectoryStream) -> str:
     """What `next_directory` says until it comes to the end."""
     return b"".join(iter(stream.next_directory, None)).decode()
@@ -148,6 +156,13 @@ def test_next_directory_gives_the_subdirectories_in_order() -> None:
     stream.refresh(names("aDbBAc"))
     assert directories(stream) == "DBA"
     assert stream.next_directory() is None
+
+
+def test_subdirectories_are_known_after_a_rest() -> None:
+    stream = DirectoryStream()
+    stream.refresh(names("aDbB"))
+    stream.rest()
+    assert directories(stream) == "DB"
 
 
 def test_next_directory_starts_again_after_refresh() -> None:
