@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay.copyup_attributes import dress
+from overlayfs_demo.overlay.copyup_attributes import dress, marks
 from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.impure import mark_impure
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of, stale
@@ -50,10 +50,10 @@ class Directories:
         origin = self._tree.origins.encode(lower.layer, lower.open().fd, b"")
         with upper.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=upper.work_fd)
-            dress(temporary, source, source.stat(), origin, self._tree)
             # Opened before it is published: nothing may fail once it has its name.
             opened = Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.work_fd))
             key = key_of(os.fstat(opened.fd))
+            dress(opened.fd, source, source.stat(), marks(node, origin, self._tree), self._tree.xattrs)
             try:
                 above = self.publish(node, parent, temporary, bool(origin), caller)
             except FileExistsError:
@@ -64,7 +64,7 @@ class Directories:
         node.copied_up(made)
         self._tree.claim(node.ino, key)
         self._hooks.changed(node)
-        upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
+        upper.emit(Action.COPY_UP, node, caller, lower.layer.label, detail="directory")
         return made
 
     def _found(self, node: DirNode, parent: DirNode) -> UpperDir:

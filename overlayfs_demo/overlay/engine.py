@@ -162,8 +162,7 @@ class Overlay:
     def birth_time(self, node: Node) -> int | None:
         """Return the creation time of the topmost real file, in nanoseconds since the epoch; None if unknown."""
         with self._lock:
-            pinned = node.pin()
-            return syscalls.statx(pinned.place, follow=True).birth_ns
+            return node.statx().birth_ns
 
     def names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> listing.Snapshot:
         """Return a snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.

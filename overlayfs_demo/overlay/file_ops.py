@@ -10,7 +10,7 @@ import os
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import inode_flags
-from overlayfs_demo.overlay.attr_ops import AttrOps, event_path
+from overlayfs_demo.overlay.attr_ops import AttrOps
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.copyup_plan import Cut
@@ -97,7 +97,7 @@ class FileOps:
         written = handle.write(data, offset)
         upper = self._tree.writable()
         if upper.events.listening:
-            upper.emit(Action.WRITE, node.path(), caller, size=written)
+            upper.emit(Action.WRITE, node, caller, size=written)
         return written
 
     def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
@@ -108,7 +108,7 @@ class FileOps:
         opened = handle.opened
         syscalls.allocate(opened.fd, mode, offset, length)
         upper = self._tree.writable()
-        upper.emit(Action.FALLOCATE, event_path(upper, node), caller, size=length)
+        upper.emit(Action.FALLOCATE, node, caller, size=length)
 
     def copy_range(
         self,
@@ -127,7 +127,7 @@ class FileOps:
         read, written = source.opened, handle.opened
         done = os.copy_file_range(read.fd, written.fd, length, source_offset, offset)
         upper = self._tree.writable()
-        upper.emit(Action.WRITE, event_path(upper, node), caller, size=done)
+        upper.emit(Action.WRITE, node, caller, size=done)
         return done
 
     # --- to the disk -------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import stat
 from typing import NamedTuple
 from weakref import ref
 
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.linux.syscalls import Statx
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
@@ -62,6 +64,10 @@ class Node:
 
         Raises OSError, ESTALE if another object is there now.
         """
+        raise NotImplementedError
+
+    def statx(self) -> Statx:
+        """Return statx(2) of the same object. Raises OSError, ESTALE."""
         raise NotImplementedError
 
     def pin(self) -> Pinned:
@@ -137,6 +143,17 @@ class FileNode(Node):
             raise stale(self.name)
         check_same(status, self.key, self.kind, self.name)
         return status
+
+    def statx(self) -> Statx:
+        if (held := self._held()) is not None:
+            return syscalls.statx(held.fd)
+        try:
+            found = syscalls.statx(self.place.open().fd, self.place_name)
+        except FileNotFoundError:
+            raise stale(self.name) from None
+        if found.key != self.key or stat.S_IFMT(found.mode) != self.kind:
+            raise stale(self.name)
+        return found
 
     def pin(self) -> Pinned:
         return Pinned.through(self._held() or self.hold())
@@ -249,6 +266,9 @@ class DirNode(Node):
 
     def stat(self) -> os.stat_result:
         return os.fstat(self.front().fd)
+
+    def statx(self) -> Statx:
+        return syscalls.statx(self.front().fd)
 
     def pin(self) -> Pinned:
         return Pinned.opened(self.front())

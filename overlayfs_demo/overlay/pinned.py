@@ -20,7 +20,10 @@ _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Pinned:
-    """One real object, held open as long as this value exists. `place` is its path or descriptor for `os` functions."""
+    """One real object, held open as long as this value exists. `place` is its path or descriptor for `os` functions.
+
+    Calls on a descriptor take a fraction of the time of calls on a path.
+    """
 
     __slots__ = ("_held", "place")
 

@@ -151,7 +151,7 @@ class Rename:
     def _make_opaque(self, node: DirNode, caller: Caller) -> None:
         above = self._upper_of(node)
         if not above.marks.opaque:
-            self._tree.writable().set_xattr(node.pin(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller)
+            self._tree.writable().set_xattr(node.pin(), node, self._tree.xattrs.opaque, b"y", 0, caller)
             above.forget_marks()
 
     @staticmethod

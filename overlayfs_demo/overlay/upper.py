@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,10 @@ from overlayfs_demo.overlay.workdir import open_work, remove_emptied
 
 _log = logging.getLogger(__name__)
 
+# In bytes and in seconds: handing the work over to another thread costs about as much as copying so much.
+_MUCH = 1 << 16
+_QUICK = 0.0005
+
 _ACTIONS = {stat.S_IFREG: Action.CREATE, stat.S_IFDIR: Action.MKDIR, stat.S_IFLNK: Action.SYMLINK}
 
 
@@ -44,7 +49,18 @@ class Upper(UpperAttributes):
     Where more than one name would go, or a staged object takes the place of another, that is compared: see `_exchange`.
     """
 
-    __slots__ = ("_discarded", "_ids", "_mark", "_serial", "_whiteouts", "layer", "root", "volatile", "work_fd")
+    __slots__ = (
+        "_discarded",
+        "_ids",
+        "_mark",
+        "_serial",
+        "_syncs_slowly",
+        "_whiteouts",
+        "layer",
+        "root",
+        "volatile",
+        "work_fd",
+    )
 
     def __init__(self, layer: Layer, work_path: bytes, xattrs: PrivateXattrs, events: Events, volatile: bool) -> None:
         super().__init__(xattrs, events)
@@ -59,6 +75,8 @@ class Upper(UpperAttributes):
         self._mark = os.urandom(4).hex().encode()
         self._serial = count(1)
         self._discarded: deque[bytes] = deque()
+        # Until the first fsync(2) shows how long it takes here: on a tmpfs no time at all.
+        self._syncs_slowly = not volatile
         self._whiteouts = Whiteouts(self.work_fd)
 
     def close(self) -> None:
@@ -66,6 +84,19 @@ class Upper(UpperAttributes):
         self.sweep()
         self._whiteouts.drop_shared()
         os.close(self.work_fd)
+
+    # --- to the disk -------------------------------------------------------------------------------
+
+    def persist(self, fd: int) -> None:
+        """fsync(2) of what was copied, unless this is a volatile upper."""
+        if not self.volatile:
+            begun = time.monotonic()
+            os.fsync(fd)
+            self._syncs_slowly = time.monotonic() - begun > _QUICK
+
+    def takes_long(self, size: int) -> bool:
+        """Whether copying that many bytes here takes so long that other callers should not wait for it."""
+        return size > _MUCH or (size > 0 and self._syncs_slowly)
 
     # --- events and staging ------------------------------------------------------------------------
 
