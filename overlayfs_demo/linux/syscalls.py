@@ -88,7 +88,10 @@ def open_in_root(root: int, path: bytes, flags: int) -> int:
 
 def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
     """Rename a file: renameat2(2). `flags` are RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
-    check(libc.renameat2(old_dir, old, new_dir, new, flags), old)
+    if flags:
+        check(libc.renameat2(old_dir, old, new_dir, new, flags), old)
+    else:
+        os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
 
 
 def link_path(path: bytes, new_dir: int, new: bytes) -> None:

@@ -22,6 +22,8 @@ from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from overlayfs_demo.overlay.upper import Upper
 
+_KILL_PRIVILEGES = AttrChange(kill_privileges=True)
+
 
 class AttrOps:
     """The attributes of the nodes of one tree."""
@@ -41,9 +43,9 @@ class AttrOps:
         The size comes first because it sets the modification time, the owner before the mode because chown(2) clears
         set-id bits, and the times last.
         """
-        if change != AttrChange(kill_privileges=True):  # That alone is part of a write, which `open` has checked.
-            self.refuse_protected(node, appends=change.only_touches)
         with self._tree.lock:
+            if change != _KILL_PRIVILEGES:  # That alone is part of a write, which `open` has checked.
+                inode_flags.refuse(node, self._tree.xattrs, appends=change.only_touches)
             change = self._tree.ownership.change(node, change)
         if change.size is not None:
             fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY, change.by_path))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux.failure import failure
@@ -85,8 +83,9 @@ class Directories:
         above = self.copied(parent, caller)
         if impure:
             mark_impure(above, self._tree)
-        with _same_times(above):
-            self._tree.writable().publish(temporary, above, node.name, False, node.is_directory)
+        before = os.fstat(above.open().fd)
+        self._tree.writable().publish(temporary, above, node.name, False, node.is_directory)
+        _restore_times(above, before)
         return above
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
@@ -96,17 +95,17 @@ class Directories:
             return
         assert self._tree.index is not None and node.links is not None
         mark_impure(above, self._tree)
-        with _same_times(above):
-            self._tree.writable().link(node.pin(), above, name, False, caller)
+        before = os.fstat(above.open().fd)
+        self._tree.writable().link(node.pin(), above, name, False, caller)
+        _restore_times(above, before)
         # After the link: if we are interrupted in between, the count is too high and the copy stays. If it were too
         # low, the copy would be removed.
         self._tree.index.note_links(node.place, node.place_name, node.links)
 
 
-@contextlib.contextmanager
-def _same_times(directory: UpperDir) -> Iterator[None]:
-    """Restore the directory's times afterwards, ignoring errors because the change is done by then (ovl_do_copy_up)."""
-    before = os.fstat(directory.open().fd)
-    yield
-    with contextlib.suppress(OSError):
+def _restore_times(directory: UpperDir, before: os.stat_result) -> None:
+    """Give the directory its times back, ignoring errors because the change is done by then (ovl_do_copy_up)."""
+    try:
         os.utime(directory.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+    except OSError:
+        pass

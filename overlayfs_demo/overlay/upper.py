@@ -108,15 +108,9 @@ class Upper(UpperAttributes):
         if self.events.listening:
             self.emit(action, view_path(directory, name), caller, layer, detail=detail)
 
-    @contextmanager
-    def staged(self) -> Iterator[bytes]:
-        """Yield a free name in the work directory. If the body fails, whatever has that name is removed."""
-        name = self._free_name()
-        try:
-            yield name
-        except BaseException:
-            self.discard(name)
-            raise
+    def staged(self) -> Staged:
+        """Return a context that gives a free name in the work directory. If it fails, whatever has that name goes."""
+        return Staged(self, self._free_name())
 
     def _free_name(self) -> bytes:
         return b"#%s-%x" % (self._mark, next(self._serial))
@@ -363,6 +357,23 @@ class Upper(UpperAttributes):
             attributes.apply(given, proc.path_of(self.work_fd, temporary))
             self._exchange(temporary, directory, name, key_of(status))
         self._tell(Action.OPAQUE, directory, name, caller)
+
+
+class Staged:
+    """A name in the work directory, which is discarded if the body of the `with` statement fails."""
+
+    __slots__ = ("_name", "_upper")
+
+    def __init__(self, upper: Upper, name: bytes) -> None:
+        self._upper = upper
+        self._name = name
+
+    def __enter__(self) -> bytes:
+        return self._name
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is not None:
+            self._upper.discard(self._name)
 
 
 def view_path(directory: UpperDir, name: bytes) -> bytes:
