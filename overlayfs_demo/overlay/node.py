@@ -16,7 +16,7 @@ from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.syscalls import Statx
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
+from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
 
@@ -52,6 +52,11 @@ class Node:
     @property
     def in_upper(self) -> bool:
         """Whether the upper has this object, so that a change to it needs no copy-up."""
+        raise NotImplementedError
+
+    @property
+    def layer(self) -> Layer:
+        """The layer of the topmost real object."""
         raise NotImplementedError
 
     @property
@@ -121,6 +126,10 @@ class FileNode(Node):
     def in_upper(self) -> bool:
         return self.place.layer.is_upper
 
+    @property
+    def layer(self) -> Layer:
+        return self.place.layer
+
     def _held(self) -> Descriptor | None:
         """Return the descriptor that keeps a removed file's object open, if there is one."""
         if self.anchor is None and self.gone and self.handles and not self.metacopy:
@@ -136,7 +145,7 @@ class FileNode(Node):
         return self.data
 
     def stat(self) -> os.stat_result:
-        if (held := self._held()) is not None:
+        if (self.gone or self.anchor is not None) and (held := self._held()) is not None:
             return os.fstat(held.fd)
         status = self.place.stat(self.place_name)
         if status is None:
@@ -259,6 +268,10 @@ class DirNode(Node):
     @property
     def in_upper(self) -> bool:
         return self.upper is not None
+
+    @property
+    def layer(self) -> Layer:
+        return self.sources[0].layer
 
     def front(self) -> Descriptor:
         """Return the topmost real directory, open. ESTALE if another directory is there now."""

@@ -13,7 +13,7 @@ import stat
 from typing import NamedTuple
 
 from overlayfs_demo.linux import proc, xattr
-from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
+from overlayfs_demo.overlay.layer import Descriptor, Key, stale
 
 # A FIFO must not block the daemon, and a terminal must not become its controlling terminal: open(2).
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -85,7 +85,7 @@ def check_same(status: os.stat_result, key: Key, kind: int, name: bytes) -> None
 
     The kind is compared as well because a filesystem may give the inode number of a removed file to the next new one.
     """
-    if key_of(status) != key or stat.S_IFMT(status.st_mode) != kind:
+    if (status.st_dev, status.st_ino) != key or stat.S_IFMT(status.st_mode) != kind:
         raise stale(name)
 
 

@@ -13,8 +13,8 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 from overlayfs_demo.events import Action, Events
@@ -133,13 +133,9 @@ class Upper(UpperAttributes):
         except OSError as error:
             _log.warning("a removed file stays in the work directory: %s", error)
 
-    @contextmanager
-    def swept(self) -> Iterator[None]:
-        """Call `sweep` after the body, even if it fails. Do not use with the tree's lock held."""
-        try:
-            yield
-        finally:
-            self.sweep()
+    def swept(self) -> Swept:
+        """Return a context that calls `sweep` in the end, even if it fails. Do not use with the tree's lock held."""
+        return Swept(self)
 
     def sweep(self) -> None:
         """Remove the discarded directories. They may hold many whiteouts, so call without the tree's lock."""
@@ -357,6 +353,21 @@ class Upper(UpperAttributes):
             attributes.apply(given, proc.path_of(self.work_fd, temporary))
             self._exchange(temporary, directory, name, key_of(status))
         self._tell(Action.OPAQUE, directory, name, caller)
+
+
+class Swept:
+    """The discarded directories of an upper are removed after the body of the `with` statement."""
+
+    __slots__ = ("_upper",)
+
+    def __init__(self, upper: Upper) -> None:
+        self._upper = upper
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._upper.sweep()
 
 
 class Staged:
