@@ -76,8 +76,8 @@ def _protection(node: Node, xattrs: PrivateXattrs) -> bytes:
 
 def refuse(node: Node, xattrs: PrivateXattrs, *, appends: bool = False) -> None:
     """Raise EPERM if a node's flags forbid a change. `appends`: the change is allowed on an append-only node."""
-    found = protection(node, xattrs)
-    if IMMUTABLE in found or (APPEND in found and not appends):
+    found = protection(node, xattrs) if node.protection is None else node.protection
+    if found and (IMMUTABLE in found or not appends):
         raise failure(errno.EPERM, node.name)
 
 

@@ -165,7 +165,12 @@ class FileNode(Node):
         return found
 
     def pin(self) -> Pinned:
-        return Pinned.through(self._held() or self.hold())
+        if (held := self._held()) is not None:
+            return Pinned.through(held)
+        if self.handles and not self.metacopy:
+            self.stat()  # The name must still lead to it, as if it were opened now.
+            return Pinned.opened(self.handles[0].opened)
+        return Pinned.through(self.hold())
 
     def hold(self) -> Descriptor:
         """Open the object at the node's name with O_PATH. Raises OSError, ESTALE."""

@@ -45,6 +45,11 @@ class Pinned:
         """
         return cls(held, proc.fd_path(held.fd))
 
+    @property
+    def path(self) -> bytes:
+        """A path that leads to the object while this value exists. It must be followed."""
+        return proc.fd_path(self._held.fd)
+
     def stat(self) -> os.stat_result:
         """stat(2)."""
         return os.fstat(self._held.fd)

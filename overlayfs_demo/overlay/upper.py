@@ -244,10 +244,9 @@ class Upper(UpperAttributes):
 
     def link(self, file: Pinned, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
         """Give a file of the upper another name."""
-        assert isinstance(file.place, bytes)
         with self.staged() as temporary:
             where = (self.work_fd, temporary) if over_whiteout else (directory.open().fd, name)
-            syscalls.link_path(file.place, *where)
+            syscalls.link_path(file.path, *where)
             if over_whiteout:
                 self.publish(temporary, directory, name, True, False)
         self._tell(Action.LINK, directory, name, caller)
