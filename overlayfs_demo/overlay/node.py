@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 from weakref import ref
 
 from overlayfs_demo.linux import syscalls
@@ -204,40 +204,44 @@ class FileNode(Node):
         return attrs._replace(blocks=data.st_blocks if data is not None else 0)
 
 
-class Children:
-    """The known nodes of a directory, by name, each only as long as something else holds it.
+_K = TypeVar("_K")
+_N = TypeVar("_N", bound=Node)
 
-    A minimal `weakref.WeakValueDictionary`: it costs a fraction of that, and listing a directory fills one.
+
+class WeakNodes(Generic[_K, _N]):
+    """Nodes by a key, each only as long as something else holds it.
+
+    A minimal `weakref.WeakValueDictionary`: it costs a fraction of that, and every new node is put into one or two.
     """
 
     __slots__ = ("_references", "_sweep_at")
 
     def __init__(self) -> None:
-        self._references: dict[bytes, ref[Node]] = {}
+        self._references: dict[_K, ref[_N]] = {}
         self._sweep_at = 64
 
-    def get(self, name: bytes) -> Node | None:
+    def get(self, key: _K) -> _N | None:
         """Return the node if it is still held, else None."""
-        reference = self._references.get(name)
+        reference = self._references.get(key)
         return reference() if reference is not None else None
 
-    def known(self) -> list[Node]:
+    def known(self) -> list[_N]:
         """Return all nodes that are still held."""
         held = [reference() for reference in list(self._references.values())]
         return [node for node in held if node is not None]
 
-    def put(self, name: bytes, node: Node) -> None:
-        """Record `node` as `name`."""
+    def put(self, key: _K, node: _N) -> None:
+        """Record `node` under `key`."""
         references = self._references
-        references[name] = ref(node)
+        references[key] = ref(node)
         if len(references) > self._sweep_at:
-            self._references = {name: kept for name, kept in references.items() if kept() is not None}
+            self._references = {key: kept for key, kept in references.items() if kept() is not None}
             self._sweep_at = 2 * len(self._references) + 64
 
-    def drop(self, name: bytes, node: Node) -> None:
-        """Forget `node` as `name`; another node of that name stays."""
-        if self.get(name) is node:
-            del self._references[name]
+    def drop(self, key: _K, node: _N) -> None:
+        """Forget `node` under `key`; another node there stays."""
+        if self.get(key) is node:
+            del self._references[key]
 
 
 class DirNode(Node):
@@ -268,7 +272,7 @@ class DirNode(Node):
         self.upper = next((source for source in sources if isinstance(source, UpperDir)), None)
         self.lowers = tuple(source for source in sources if isinstance(source, LowerDir))
         self.redirect = redirect
-        self.children = Children()
+        self.children: WeakNodes[bytes, Node] = WeakNodes()
 
     @property
     def in_upper(self) -> bool:
