@@ -110,7 +110,8 @@ class AttrOps:
         stored = self._stored(node, name)
         self.refuse_protected(node)
         if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
-            read_xattr(self._tree, node, name)
+            with self._tree.lock:
+                read_xattr(self._tree, node, name)
         upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False)
         with self._tree.lock:
             upper.remove_xattr(copy or node.pin(), node, stored, caller)
@@ -162,12 +163,14 @@ def list_xattrs(tree: Tree, node: Node, caller: Caller) -> list[str]:
 
 
 def read_xattr(tree: Tree, node: Node, name: str) -> bytes:
-    """Return a stored extended attribute's value, as the view shows it. ENODATA if there is none."""
+    """Return a stored extended attribute's value, as the view shows it. ENODATA if there is none.
+
+    Call with the tree's lock held.
+    """
     if tree.ownership.hides(name):
         raise failure(errno.ENODATA, node.name)
-    with tree.lock:
-        pinned = node.pin()  # Holds what its place leads to.
-        value = os.getxattr(pinned.place, tree.xattrs.stored(name))
+    pinned = node.pin()  # Holds what its place leads to.
+    value = os.getxattr(pinned.place, tree.xattrs.stored(name))
     return tree.ownership.shown_xattr(name, value)
 
 

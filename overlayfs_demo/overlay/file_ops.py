@@ -95,9 +95,7 @@ class FileOps:
         if kill_privileges:
             self._attr_ops.drop_privileges(node, handle, caller)
         written = handle.write(data, offset)
-        upper = self._tree.writable()
-        if upper.events.listening:
-            upper.emit(Action.WRITE, node, caller, size=written)
+        self._tree.writable().emit(Action.WRITE, node, caller, size=written)
         return written
 
     def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
