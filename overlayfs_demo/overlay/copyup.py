@@ -95,8 +95,6 @@ class CopyUp:
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """Copy the directory and its ancestors up where the upper lacks them. Call with the tree's lock held."""
-        if node.upper is not None:
-            return node.upper
         return self._directories.copied(node, caller)
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:

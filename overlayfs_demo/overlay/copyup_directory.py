@@ -27,6 +27,8 @@ class Directories:
 
     def copied(self, node: DirNode, caller: Caller) -> UpperDir:
         """Copy the directory and its ancestors up where the upper lacks them, and return the upper's directory."""
+        if node.upper is not None:
+            return node.upper
         self._tree.writable()
         # From the top down, and without recursion: directories may be nested deeper than Python's recursion limit.
         missing = []
