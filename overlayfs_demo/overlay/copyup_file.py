@@ -14,7 +14,7 @@ from overlayfs_demo.events import Action
 from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copy_data import copy_data
-from overlayfs_demo.overlay.copyup_attributes import dress, marks
+from overlayfs_demo.overlay.copyup_attributes import dress
 from overlayfs_demo.overlay.copyup_directory import Directories
 from overlayfs_demo.overlay.copyup_plan import Plan, Request, Settings
 from overlayfs_demo.overlay.layer import Descriptor, key_of, stale
@@ -74,18 +74,16 @@ class FileCopy:
     def _make(self, plan: Plan, temporary: bytes) -> Copied:
         """Build the whole copy in the work directory."""
         copy = self._make_bare(plan, temporary)
-        with self._tree.lock:
-            private = marks(self._node, plan.origin, self._tree, metacopy=plan.below is not None)
         place = copy.place if copy else proc.path_of(self._upper.work_fd, temporary)
         cut = self._request.cut
         if cut is None:
-            dress(place, plan.source, plan.status, private, self._tree.xattrs)
+            dress(place, plan.source, plan.status, plan.private, self._tree.xattrs)
             return Copied(copy, None)
         # Opened before `dress`, which may set a mode that does not allow it.
         fd = cut.open(temporary, self._upper.work_fd)
         try:
             keep_times = cut.keeps_times(plan.status)
-            dress(place, plan.source, plan.status, private, self._tree.xattrs, keep_times=keep_times)
+            dress(place, plan.source, plan.status, plan.private, self._tree.xattrs, keep_times=keep_times)
             cut.apply(fd)
         except BaseException:
             os.close(fd)

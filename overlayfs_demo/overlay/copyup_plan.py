@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from overlayfs_demo.overlay.budget import Budget, kept
+from overlayfs_demo.overlay.copyup_attributes import marks
 from overlayfs_demo.overlay.copyup_limits import Limits
 from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.layer import Descriptor
@@ -80,16 +81,17 @@ class Request(NamedTuple):
 class Plan(NamedTuple):
     """What a copy-up of a file copies.
 
-    `source` is the file to copy, with this `status`. `origin` is None if the copy gets none. The copy is published in
-    the index with as many names as `links` counts, and at the node's name if `links` is None. `below` is where the data
-    of a metacopy stays, None for a copy with data. `length` is the file's size before a cut lengthens it, and `size`
-    the bytes of data to copy. `counted` are the bytes that the event reports and the limits apply to, and `label` is
-    the layer they come from.
+    `source` is the file to copy, with this `status`. `origin` is None if the copy gets none, and `private` are the
+    overlay's own attributes of the copy, its origin among them. The copy is published in the index with as many names
+    as `links` counts, and at the node's name if `links` is None. `below` is where the data of a metacopy stays, None
+    for a copy with data. `length` is the file's size before a cut lengthens it, and `size` the bytes of data to copy.
+    `counted` are the bytes that the event reports and the limits apply to, and `label` is the layer they come from.
     """
 
     source: Pinned
     status: os.stat_result
     origin: bytes | None
+    private: list[tuple[str, bytes]]
     links: Links | None
     below: Data | None
     length: int
@@ -114,7 +116,9 @@ class Plan(NamedTuple):
             length = _length(node, status, request.cut)
             counted, label = _cost(node, 0 if metacopy else length, request, settings)
             below = data if keeps_below else None
-            return cls(source, status, origin, links, below, length, 0 if below else length, counted, label)
+            private = marks(node, origin, tree, metacopy=keeps_below)
+            size = 0 if keeps_below else length
+            return cls(source, status, origin, private, links, below, length, size, counted, label)
 
     @classmethod
     def of_data(cls, node: FileNode, cut: Cut | None, settings: Settings) -> Plan:
@@ -125,7 +129,7 @@ class Plan(NamedTuple):
         label = node.data.place.layer.label if node.data else ""
         # The rehearsed mount would have copied the data together with the metadata.
         counted = 0 if settings.rehearsal and not settings.metacopy else length
-        return cls(copy, status, None, None, None, length, length, counted, label)
+        return cls(copy, status, None, [], None, None, length, length, counted, label)
 
 
 def _opened(node: FileNode, tree: Tree) -> Pinned | None:
