@@ -47,10 +47,17 @@ class AttrOps:
             if change != _KILL_PRIVILEGES:  # That alone is part of a write, which `open` has checked.
                 inode_flags.refuse(node, self._tree.xattrs, appends=change.only_touches)
             change = self._tree.ownership.change(node, change)
+        try:
+            return self._change(node, change, caller)
+        except OSError:
+            self._hooks.changed(node)  # It may have been copied up, and no result shows that.
+            raise
+
+    def _change(self, node: Node, change: AttrChange, caller: Caller) -> Attrs:
         if change.size is not None:
-            fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY, change.by_path))
-            os.close(fd)
-        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False, shown=True)
+            cut = Cut(change.size, os.O_WRONLY, change.by_path)
+            os.close(self._copy_up.truncated(_file(node), caller, cut, tell=False))
+        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False, tell=False)
         with self._tree.lock:
             pinned = copy or node.pin()
             self._tree.ownership.apply(upper, node, pinned, change, caller)
@@ -139,7 +146,7 @@ class AttrOps:
         with self._tree.lock:
             owner = self._tree.attrs(node, node.stat()).uid
         inode_flags.check_permission(self.get_flags(node, form), value, form, owner, caller)
-        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False)
+        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False, tell=False)
         with self._tree.lock:
             protection = form.protection(value)
             stored = form.with_protection(value, b"")

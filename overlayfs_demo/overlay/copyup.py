@@ -42,12 +42,12 @@ class CopyUp:
         # Notified when one of these is finished.
         self._finished = threading.Condition(tree.lock)
 
-    def node(self, node: Node, caller: Caller, *, data: bool = True, shown: bool = False) -> Pinned | None:
+    def node(self, node: Node, caller: Caller, *, data: bool = True, tell: bool = True) -> Pinned | None:
         """Copy `node` up if the upper does not have it. Return the copy of a regular file if one was made just now.
 
-        Without `data`, only metadata will be changed, so data need not be copied. `shown`: the verb's result shows all
-        attributes of the node, so `Hooks.changed` is not called for it. Raises EROFS without an upper. For a regular
-        file, call without the tree's lock.
+        Without `data`, only metadata will be changed, so data need not be copied. `tell`: call `Hooks.changed` for a
+        file that was copied; a verb whose result shows all attributes need not. Raises EROFS without an upper. For a
+        regular file, call without the tree's lock.
         """
         self._tree.writable()
         if isinstance(node, DirNode):
@@ -56,14 +56,14 @@ class CopyUp:
             return None
         assert isinstance(node, FileNode)
         copied = None if node.in_upper else self._file(node, caller, Request(data=data))
-        if copied is not None and not shown:
+        if copied is not None and tell:
             self._settings.hooks.changed(node)
         if data and node.metacopy:
             self._complete(node, caller)
         return copied.copy if copied is not None else None
 
-    def truncated(self, node: FileNode, caller: Caller, cut: Cut) -> int:
-        """Change a regular file's size and open it; the caller owns the descriptor.
+    def truncated(self, node: FileNode, caller: Caller, cut: Cut, *, tell: bool = True) -> int:
+        """Change a regular file's size and open it; the caller owns the descriptor. `tell`: see `node`.
 
         If the file is a lower one, only the data that remains is copied. The copy is opened and cut before it appears
         in the upper, so a failure leaves the file as it was. Call without the tree's lock.
@@ -74,7 +74,8 @@ class CopyUp:
             copied = self._file(node, caller, Request(cut=cut))
             if copied is not None:
                 fd = copied.cut
-                self._settings.hooks.changed(node)
+                if tell:
+                    self._settings.hooks.changed(node)
         if fd is None and node.metacopy:
             fd = self._complete(node, caller, cut)
         if fd is not None:

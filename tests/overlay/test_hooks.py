@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from overlayfs_demo.overlay.layer import key_of
 from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.types import AttrChange
+from overlayfs_demo.overlay.upper_attributes import UpperAttributes
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
 
@@ -60,11 +62,27 @@ def test_large_copy_always_gives_way_and_one_without_data_never(view: Engine, mo
 
 CHANGES: dict[str, tuple[Callable[[Engine, Node], object], bool]] = {
     "chmod": (lambda v, node: v.overlay.set_attrs(node, AttrChange(mode=0o600), v.caller), False),
+    "truncate": (lambda v, node: v.overlay.set_attrs(node, AttrChange(size=2), v.caller), False),
     "setxattr": (lambda v, node: v.overlay.set_xattr(node, "user.x", b"1", 0, v.caller), True),
     "open": (lambda v, node: v.overlay.files.release(node, v.overlay.open(node, os.O_RDWR, v.caller)), True),  # type: ignore[arg-type]
     "rename": (lambda v, _: v.rename("first", "renamed"), True),
     "link": (lambda v, _: v.link("first", "linked"), True),
 }
+
+
+def test_copy_up_is_told_if_the_change_itself_fails(view: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = view.node("first")
+    told: list[Node] = []
+    view.overlay.hooks.changed = told.append
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(UpperAttributes, "chmod", fail)
+    with pytest.raises(PermissionError):
+        view.overlay.set_attrs(node, AttrChange(mode=0o600), view.caller)
+    assert node.in_upper
+    assert told == [node]
 
 
 @pytest.mark.parametrize("change", CHANGES)
