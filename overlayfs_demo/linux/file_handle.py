@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.libc import AT_EMPTY_PATH, check, libc
@@ -14,12 +15,11 @@ _AT_HANDLE_FID = 0x200
 _MAX_HANDLE = 128
 
 
-class _FileHandle(ctypes.Structure):
-    _fields_ = (
-        ("handle_bytes", ctypes.c_uint),
-        ("handle_type", ctypes.c_int),
-        ("f_handle", ctypes.c_ubyte * _MAX_HANDLE),
-    )
+# struct file_handle: the number of opaque bytes and the handle's type, then the bytes.
+_HEAD = struct.Struct("=Ii")
+_FileHandle = ctypes.c_char * (_HEAD.size + _MAX_HANDLE)
+libc.name_to_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 
 
 def handle_of(dir_fd: int, name: bytes) -> tuple[int, bytes]:
@@ -28,10 +28,11 @@ def handle_of(dir_fd: int, name: bytes) -> tuple[int, bytes]:
     An empty `name` means `dir_fd` itself; a symbolic link is not followed. Raises OSError: EOPNOTSUPP if the
     filesystem has no handles. From Linux 6.5 on an overlay has handles that tell files apart, but cannot be opened.
     """
-    handle = _FileHandle(handle_bytes=_MAX_HANDLE)
+    handle = _FileHandle()
+    _HEAD.pack_into(handle, 0, _MAX_HANDLE, 0)
     mount_id = ctypes.c_int()
     flags = AT_EMPTY_PATH if not name else 0
-    place = (dir_fd, ctypes.c_char_p(name), ctypes.byref(handle), ctypes.byref(mount_id))
+    place = (dir_fd, name, handle, ctypes.byref(mount_id))
     try:
         check(libc.name_to_handle_at(*place, flags), name)
     except OSError as error:
@@ -39,7 +40,8 @@ def handle_of(dir_fd: int, name: bytes) -> tuple[int, bytes]:
             raise
         if libc.name_to_handle_at(*place, flags | _AT_HANDLE_FID) < 0:
             raise
-    return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+    size, kind = _HEAD.unpack_from(handle)
+    return kind, handle.raw[_HEAD.size : _HEAD.size + size]
 
 
 def open_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int:
@@ -49,6 +51,5 @@ def open_handle(mount_fd: int, kind: int, opaque: bytes, flags: int) -> int:
     """
     if len(opaque) > _MAX_HANDLE:
         raise failure(errno.EINVAL)
-    handle = _FileHandle(handle_bytes=len(opaque), handle_type=kind)
-    ctypes.memmove(handle.f_handle, opaque, len(opaque))
-    return check(libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC))
+    handle = _HEAD.pack(len(opaque), kind) + opaque
+    return check(libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC))

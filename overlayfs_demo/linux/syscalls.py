@@ -41,8 +41,12 @@ FS_IOC_FSSETXATTR = 0x401C5820
 
 STATX_ATTR_IMMUTABLE = 0x10
 STATX_ATTR_APPEND = 0x20
+# STATX_TYPE | STATX_INO
+_STATX_BASIC = 0x101
 _STATX_BTIME = 0x800
-_STATX = struct.Struct("=I4xQ64xqI")
+# From linux/stat.h: mask, attributes, mode, inode number, time of birth, major and minor number of the device.
+_STATX = struct.Struct("=I4xQ12xH2xQ40xqI44xII112x")
+_StatxBuffer = ctypes.c_char * _STATX.size
 
 
 class _OpenHow(ctypes.Structure):
@@ -84,7 +88,10 @@ def open_in_root(root: int, path: bytes, flags: int) -> int:
 
 def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
     """Rename a file: renameat2(2). `flags` are RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT."""
-    check(libc.renameat2(old_dir, old, new_dir, new, flags), old)
+    if flags:
+        check(libc.renameat2(old_dir, old, new_dir, new, flags), old)
+    else:
+        os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
 
 
 def link_path(path: bytes, new_dir: int, new: bytes) -> None:
@@ -98,19 +105,25 @@ def allocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 class Statx(NamedTuple):
-    """The fields of statx(2) that stat(2) lacks: STATX_ATTR_* bits, and the time of birth in nanoseconds, if known."""
+    """What statx(2) tells more than stat(2), and which object it tells it of.
+
+    `attributes` are STATX_ATTR_* bits, `birth_ns` is the time of birth in nanoseconds since the epoch, if known. `mode`
+    holds the S_IFMT bits, `key` is the (device, inode).
+    """
 
     attributes: int
     birth_ns: int | None
+    mode: int
+    key: tuple[int, int]
 
 
-def statx(path: bytes | int, follow: bool = False) -> Statx:
-    """Return the attributes and the time of birth of a path or an open descriptor: statx(2)."""
-    fd, name, flags = (path, b"", AT_EMPTY_PATH) if isinstance(path, int) else (AT_FDCWD, path, 0)
-    buffer = ctypes.create_string_buffer(256)
-    check(libc.statx(fd, name, flags | (0 if follow else _AT_SYMLINK_NOFOLLOW), _STATX_BTIME, buffer), name)
-    mask, attributes, seconds, nanoseconds = _STATX.unpack_from(buffer)
-    return Statx(attributes, seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None)
+def statx(dir_fd: int, name: bytes = b"") -> Statx:
+    """statx(2) of `name` in a directory, which is not followed, or of the open file `dir_fd` if it is empty."""
+    buffer = _StatxBuffer()
+    check(libc.statx(dir_fd, name, AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, _STATX_BASIC | _STATX_BTIME, buffer), name)
+    mask, attributes, mode, ino, seconds, nanoseconds, major, minor = _STATX.unpack_from(buffer)
+    birth_ns = seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
+    return Statx(attributes, birth_ns, mode, (os.makedev(major, minor), ino))
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

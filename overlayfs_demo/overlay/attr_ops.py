@@ -22,6 +22,8 @@ from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from overlayfs_demo.overlay.upper import Upper
 
+_KILL_PRIVILEGES = AttrChange(kill_privileges=True)
+
 
 class AttrOps:
     """The attributes of the nodes of one tree."""
@@ -41,24 +43,31 @@ class AttrOps:
         The size comes first because it sets the modification time, the owner before the mode because chown(2) clears
         set-id bits, and the times last.
         """
-        if change != AttrChange(kill_privileges=True):  # That alone is part of a write, which `open` has checked.
-            self.refuse_protected(node, appends=change.only_touches)
         with self._tree.lock:
+            if change != _KILL_PRIVILEGES:  # That alone is part of a write, which `open` has checked.
+                inode_flags.refuse(node, self._tree.xattrs, appends=change.only_touches)
             change = self._tree.ownership.change(node, change)
+        try:
+            return self._change(node, change, caller)
+        except OSError:
+            self._hooks.changed(node)  # It may have been copied up, and no result shows that.
+            raise
+
+    def _change(self, node: Node, change: AttrChange, caller: Caller) -> Attrs:
         if change.size is not None:
-            fd = self._copy_up.truncated(_file(node), caller, Cut(change.size, os.O_WRONLY, change.by_path))
-            os.close(fd)
-        upper = self._copy_up.node(node, caller, data=False)
+            cut = Cut(change.size, os.O_WRONLY, change.by_path)
+            os.close(self._copy_up.truncated(_file(node), caller, cut, tell=False))
+        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False, tell=False)
         with self._tree.lock:
-            pinned, path = node.pin(), event_path(upper, node)
-            self._tree.ownership.apply(upper, node, pinned, path, change, caller)
+            pinned = copy or node.pin()
+            self._tree.ownership.apply(upper, node, pinned, change, caller)
             if change.mode is None and change.kill_privileges:
                 self._kill_privileges(upper, node, pinned, caller)
             if change.atime_ns is not None or change.mtime_ns is not None:
                 status = pinned.stat()
                 atime = status.st_atime_ns if change.atime_ns is None else change.atime_ns
                 mtime = status.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
-                upper.utimens(pinned, path, atime, mtime, caller)
+                upper.utimens(pinned, node, atime, mtime, caller)
             return self._tree.attrs(node, pinned.stat())
 
     def drop_privileges(self, node: FileNode, handle: Handle, caller: Caller) -> None:
@@ -81,7 +90,7 @@ class AttrOps:
         if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not self._is_member(caller, status.st_gid)):
             dropped &= ~stat.S_ISGID
         if dropped != mode:
-            upper.chmod(pinned, event_path(upper, node), dropped, caller)
+            upper.chmod(pinned, node, dropped, caller)
             self._hooks.changed(node)
 
     def _is_member(self, caller: Caller, gid: int) -> bool:
@@ -96,9 +105,9 @@ class AttrOps:
         self.refuse_protected(node)
         value = self._tree.ownership.stored_xattr(name, value)
         stored = self._stored(node, name)
-        upper = self._copy_up.node(node, caller, data=False)
+        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False)
         with self._tree.lock:
-            upper.set_xattr(node.pin(), event_path(upper, node), stored, value, flags, caller)
+            upper.set_xattr(copy or node.pin(), node, stored, value, flags, caller)
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
         """removexattr(2). ENODATA if there is none; then nothing is copied up.
@@ -108,10 +117,11 @@ class AttrOps:
         stored = self._stored(node, name)
         self.refuse_protected(node)
         if not (node.in_upper and name in (acl.ACCESS, acl.DEFAULT)):
-            read_xattr(self._tree, node, name)
-        upper = self._copy_up.node(node, caller, data=False)
+            with self._tree.lock:
+                read_xattr(self._tree, node, name)
+        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False)
         with self._tree.lock:
-            upper.remove_xattr(node.pin(), event_path(upper, node), stored, caller)
+            upper.remove_xattr(copy or node.pin(), node, stored, caller)
 
     def _stored(self, node: Node, name: str) -> str:
         """Return the name on disk of an attribute to change. EPERM for those that the view keeps to itself."""
@@ -136,11 +146,11 @@ class AttrOps:
         with self._tree.lock:
             owner = self._tree.attrs(node, node.stat()).uid
         inode_flags.check_permission(self.get_flags(node, form), value, form, owner, caller)
-        upper = self._copy_up.node(node, caller, data=False)
+        upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False, tell=False)
         with self._tree.lock:
             protection = form.protection(value)
             stored = form.with_protection(value, b"")
-            upper.set_flags(node.pin(), event_path(upper, node), form, stored, protection, caller)
+            upper.set_flags(copy or node.pin(), node, form, stored, protection, caller)
             node.protection = protection
         self._hooks.changed(node)
 
@@ -160,18 +170,15 @@ def list_xattrs(tree: Tree, node: Node, caller: Caller) -> list[str]:
 
 
 def read_xattr(tree: Tree, node: Node, name: str) -> bytes:
-    """Return a stored extended attribute's value, as the view shows it. ENODATA if there is none."""
+    """Return a stored extended attribute's value, as the view shows it. ENODATA if there is none.
+
+    Call with the tree's lock held.
+    """
     if tree.ownership.hides(name):
         raise failure(errno.ENODATA, node.name)
-    with tree.lock:
-        pinned = node.pin()  # Holds what its place leads to.
-        value = os.getxattr(pinned.place, tree.xattrs.stored(name))
+    pinned = node.pin()  # Holds what its place leads to.
+    value = os.getxattr(pinned.place, tree.xattrs.stored(name))
     return tree.ownership.shown_xattr(name, value)
-
-
-def event_path(upper: Upper, node: Node) -> bytes:
-    """Return the node's path for an event, or b"" if nobody listens."""
-    return node.path() if upper.events.listening else b""
 
 
 def _file(node: Node) -> FileNode:

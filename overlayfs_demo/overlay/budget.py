@@ -49,7 +49,7 @@ class Budget(NamedTuple):
 
     def admitted(self, fd: int) -> int:
         """Return the descriptor if it may be kept; else close it and raise ENFILE."""
-        return kept(fd, self.check)
+        return fd if self.has_room(fd) else kept(fd, self.check)
 
 
 def kept(fd: int, check: Callable[[int], None]) -> int:

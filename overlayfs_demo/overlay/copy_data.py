@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from overlayfs_demo.linux import syscalls
 
 # In bytes: the most to request in one copy_file_range(2), and in one read where that cannot be used.
 _CHUNK = 1 << 30
 _BUFFER = 1 << 20
+# In bytes: up to this size, reading and writing takes half as long as asking the filesystem for a better way.
+_SMALL = 1 << 15
 
 
 def copy_data(source: int, target: int, size: int) -> None:
@@ -18,8 +21,20 @@ def copy_data(source: int, target: int, size: int) -> None:
     `target` is open for writing and holds no data yet; it is extended if it is shorter. Raises OSError, most often
     ENOSPC.
     """
-    if size == os.fstat(source).st_size and syscalls.clone_file(source, target):
+    status = os.fstat(source)
+    if size <= _SMALL and status.st_blocks * 512 >= status.st_size:  # Without holes.
+        end = _copy_piece(_copy_by_hand, source, target, 0, size)
+    elif size == status.st_size and syscalls.clone_file(source, target):
         return
+    else:
+        _copy_pieces(source, target, size)
+        end = os.fstat(target).st_size
+    if end < size:
+        os.ftruncate(target, size)
+
+
+def _copy_pieces(source: int, target: int, size: int) -> None:
+    """Copy what lies between the holes."""
     offset = 0
     while offset < size:
         try:
@@ -29,14 +44,17 @@ def copy_data(source: int, target: int, size: int) -> None:
                 break
             raise
         end = min(os.lseek(source, start, os.SEEK_HOLE), size)
-        while start < end:
-            done = _copy_range(source, target, start, min(end - start, _CHUNK))
-            if not done:
-                break
-            start += done
-        offset = max(end, start)
-    if os.fstat(target).st_size < size:
-        os.ftruncate(target, size)
+        offset = max(end, _copy_piece(_copy_range, source, target, start, end))
+
+
+def _copy_piece(copy: Callable[[int, int, int, int], int], source: int, target: int, start: int, end: int) -> int:
+    """Copy the bytes from `start` to `end` by several calls of `copy`. Return where the data ended, if before."""
+    while start < end:
+        done = copy(source, target, start, min(end - start, _CHUNK))
+        if not done:
+            break
+        start += done
+    return start
 
 
 def _copy_range(source: int, target: int, offset: int, count: int) -> int:
@@ -46,4 +64,8 @@ def _copy_range(source: int, target: int, offset: int, count: int) -> int:
         # The files are on different filesystems, or the kernel cannot copy on this one.
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
+    return _copy_by_hand(source, target, offset, count)
+
+
+def _copy_by_hand(source: int, target: int, offset: int, count: int) -> int:
     return os.pwrite(target, os.pread(source, min(count, _BUFFER), offset), offset)

@@ -6,24 +6,22 @@ same file share one copy-up. How a copy is made: `copyup_file`, `copyup_director
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterator
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup_directory import Directories
-from overlayfs_demo.overlay.copyup_file import FileCopy
+from overlayfs_demo.overlay.copyup_file import Copied, FileCopy
 from overlayfs_demo.overlay.copyup_limits import Limits
 from overlayfs_demo.overlay.copyup_metacopy import DataCopy
 from overlayfs_demo.overlay.copyup_plan import Cut, Request, Settings
 from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.layer import UpperDir
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
-from overlayfs_demo.overlay.upper import Upper
 
 
 class CopyUp:
@@ -32,7 +30,7 @@ class CopyUp:
     `metacopy`: a change of metadata alone copies no data. `rehearsal`: see `Stack.rehearsal`.
     """
 
-    __slots__ = ("_directories", "_running", "_settings", "_tree")
+    __slots__ = ("_directories", "_finished", "_running", "_settings", "_tree")
 
     def __init__(
         self, tree: Tree, metacopy: bool, hooks: Hooks, limits: Limits, budget: Budget, rehearsal: bool
@@ -40,28 +38,32 @@ class CopyUp:
         self._tree = tree
         self._settings = Settings(metacopy, rehearsal, limits, hooks, budget)
         self._directories = Directories(tree, hooks)
-        self._running: dict[Node, threading.Event] = {}
+        self._running: set[Node] = set()
+        # Notified when one of these is finished.
+        self._finished = threading.Condition(tree.lock)
 
-    def node(self, node: Node, caller: Caller, *, data: bool = True) -> Upper:
-        """Copy `node` up if the upper does not have it. Return the upper, for the change that follows.
+    def node(self, node: Node, caller: Caller, *, data: bool = True, tell: bool = True) -> Pinned | None:
+        """Copy `node` up if the upper does not have it. Return the copy of a regular file if one was made just now.
 
-        Without `data`, only metadata will be changed, so data need not be copied. Raises EROFS without an upper.
-        For a regular file, call without the tree's lock.
+        Without `data`, only metadata will be changed, so data need not be copied. `tell`: call `Hooks.changed` for a
+        file that was copied; a verb whose result shows all attributes need not. Raises EROFS without an upper. For a
+        regular file, call without the tree's lock.
         """
-        upper = self._tree.writable()
+        self._tree.writable()
         if isinstance(node, DirNode):
             with self._tree.lock:
                 self.directory(node, caller)
-        else:
-            assert isinstance(node, FileNode)
-            if not node.in_upper:
-                self._file(node, caller, Request(data=data))
-            if data and node.metacopy:
-                self._complete(node, caller)
-        return upper
+            return None
+        assert isinstance(node, FileNode)
+        copied = None if node.in_upper else self._file(node, caller, Request(data=data))
+        if copied is not None and tell:
+            self._settings.hooks.changed(node)
+        if data and node.metacopy:
+            self._complete(node, caller)
+        return copied.copy if copied is not None else None
 
-    def truncated(self, node: FileNode, caller: Caller, cut: Cut) -> int:
-        """Change a regular file's size and open it; the caller owns the descriptor.
+    def truncated(self, node: FileNode, caller: Caller, cut: Cut, *, tell: bool = True) -> int:
+        """Change a regular file's size and open it; the caller owns the descriptor. `tell`: see `node`.
 
         If the file is a lower one, only the data that remains is copied. The copy is opened and cut before it appears
         in the upper, so a failure leaves the file as it was. Call without the tree's lock.
@@ -69,15 +71,19 @@ class CopyUp:
         upper = self._tree.writable()
         fd = None
         if not node.in_upper:
-            fd = self._file(node, caller, Request(cut=cut))
+            copied = self._file(node, caller, Request(cut=cut))
+            if copied is not None:
+                fd = copied.cut
+                if tell:
+                    self._settings.hooks.changed(node)
         if fd is None and node.metacopy:
             fd = self._complete(node, caller, cut)
         if fd is not None:
-            upper.emit(Action.TRUNCATE, node.path(), caller, size=cut.size)
+            upper.emit(Action.TRUNCATE, node, caller, size=cut.size)
             return fd
         fd = cut.admitted(self._tree.open(node, cut.flags))
         try:
-            upper.truncate(fd, node.path() if upper.events.listening else b"", cut.size, caller, by_path=cut.by_path)
+            upper.truncate(fd, node, cut.size, caller, by_path=cut.by_path)
         except BaseException:
             os.close(fd)
             raise
@@ -85,7 +91,8 @@ class CopyUp:
 
     def linked(self, node: FileNode, caller: Caller) -> None:
         """Make the copy that all names of a hard-linked lower file share. Call without the tree's lock."""
-        self._file(node, caller, Request(data=False, with_name=False))
+        if self._file(node, caller, Request(data=False, with_name=False)) is not None:
+            self._settings.hooks.changed(node)
 
     def directory(self, node: DirNode, caller: Caller) -> UpperDir:
         """Copy the directory and its ancestors up where the upper lacks them. Call with the tree's lock held."""
@@ -95,34 +102,38 @@ class CopyUp:
         """Give a file in the index this name in the upper, if it lacks it. Call with the tree's lock held."""
         self._directories.name(node, parent, name, caller)
 
-    def _file(self, node: FileNode, caller: Caller, request: Request) -> int | None:
-        """Copy a lower file up, unless another caller has. Return the open copy if it was cut, else None."""
-        with self._alone(node):
+    def _file(self, node: FileNode, caller: Caller, request: Request) -> Copied | None:
+        """Copy a lower file up. Return None if another caller has."""
+        self._begin(node)
+        try:
             if node.in_upper:
                 return None
             return FileCopy(node, request, caller, self._tree, self._directories, self._settings).run()
+        finally:
+            self._end(node)
 
     def _complete(self, node: FileNode, caller: Caller, cut: Cut | None = None) -> int | None:
         """Copy a metacopy's data up, unless another caller has. Return the open file if it was `cut`, else None."""
-        with self._alone(node):
+        self._begin(node)
+        try:
             if not node.metacopy:
                 return None
             return DataCopy(node, cut, caller, self._tree, self._settings).run()
+        finally:
+            self._end(node)
 
-    @contextlib.contextmanager
-    def _alone(self, node: Node) -> Iterator[None]:
-        """Keep all other callers from copying this node up in the meantime."""
+    def _begin(self, node: Node) -> None:
+        """Keep all other callers from copying this node up until `_end`. Wait for the one who does it now, if any."""
         while True:
             with self._tree.lock:
-                running = self._running.get(node)
-                if running is None:
-                    self._running[node] = done = threading.Event()
-                    break
+                if node not in self._running:
+                    self._running.add(node)
+                    return
             self._settings.hooks.before_wait()
-            running.wait()
-        try:
-            yield
-        finally:
-            with self._tree.lock:
-                del self._running[node]
-            done.set()
+            with self._finished:
+                self._finished.wait_for(lambda: node not in self._running)
+
+    def _end(self, node: Node) -> None:
+        with self._finished:
+            self._running.remove(node)
+            self._finished.notify_all()

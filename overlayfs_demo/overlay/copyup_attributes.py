@@ -4,51 +4,60 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from functools import partial
 
-from overlayfs_demo.linux import attributes, proc
+from overlayfs_demo.linux import attributes
 from overlayfs_demo.linux.attributes import Attributes
-from overlayfs_demo.overlay.inode_flags import lower_protection
+from overlayfs_demo.overlay import inode_flags
+from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
+from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
 # Attributes that hold access rights: losing one silently would be worse than failing.
 _ESSENTIAL = ("security.", "system.posix_acl_")
 
 
+def marks(node: Node, origin: bytes | None, tree: Tree, *, metacopy: bool = False) -> list[tuple[str, bytes]]:
+    """Return the overlay's own attributes of a node's copy: its origin, the inode flags of the lower object, and
+    whether it is a metacopy. Call with the tree's lock held.
+    """
+    found = [(tree.xattrs.origin, origin)] if origin else []
+    if protected := inode_flags.protection(node, tree.xattrs):
+        found.append((tree.xattrs.protattr, protected))
+    if metacopy:
+        found.append((tree.xattrs.metacopy, b""))
+    return found
+
+
 def dress(
-    temporary: bytes,
+    copy: int | bytes,
     source: Pinned,
     status: os.stat_result,
-    origin: bytes | None,
-    tree: Tree,
+    private: list[tuple[str, bytes]],
+    ours: PrivateXattrs,
     *,
-    metacopy: bool = False,
     keep_times: bool = True,
 ) -> None:
     """Give a staged copy the owner, attributes and mode of its source, and its times if `keep_times`.
 
-    It also gets the overlay's own marks: its `origin`, the source's inode flags, and whether it is a `metacopy`.
+    `copy` is its descriptor, or its path in the work directory. It also gets `private` attributes, from `marks`.
     """
-    ours = tree.xattrs
+    xattrs: list[tuple[str, bytes]] = []
+    for name in source.xattrs():
+        is_private = name.startswith(ours.prefix) and not name.startswith(ours.escape)
+        if not is_private and (value := source.xattr(name)) is not None:
+            xattrs.append((name, value))
+    given = Attributes.of(status, xattrs + private)
+    if not keep_times:
+        given = given._replace(times_ns=None)
+    attributes.apply(given, copy, partial(_may_lose, ours))
 
-    def xattrs() -> Iterator[tuple[str, bytes]]:
-        for name in source.xattrs():
-            is_private = name.startswith(ours.prefix) and not name.startswith(ours.escape)
-            if not is_private and (value := source.xattr(name)) is not None:
-                yield name, value
-        if origin:
-            yield ours.origin, origin
-        if protected := lower_protection(source):
-            yield ours.protattr, protected
-        if metacopy:
-            yield ours.metacopy, b""
 
-    def may_lose(name: str | bytes, error: OSError) -> bool:
-        # An upper that does not support, say, user.* attributes is used without them, as in the kernel.
-        essential = name in (ours.origin, ours.protattr, ours.metacopy) or os.fsdecode(name).startswith(_ESSENTIAL)
-        return error.errno == errno.EOPNOTSUPP and not essential
+def _may_lose(ours: PrivateXattrs, name: str | bytes, error: OSError) -> bool:
+    """Whether the copy may lack an attribute that could not be set because of this error.
 
-    given = Attributes.of(status, xattrs())
-    path = proc.path_of(tree.writable().work_fd, temporary)
-    attributes.apply(given if keep_times else given._replace(times_ns=None), path, may_lose)
+    An upper that does not support, say, user.* attributes is used without them, as in the kernel.
+    """
+    essential = name in (ours.origin, ours.protattr, ours.metacopy) or os.fsdecode(name).startswith(_ESSENTIAL)
+    return error.errno == errno.EOPNOTSUPP and not essential

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay.copyup_attributes import dress
+from overlayfs_demo.overlay.copyup_attributes import dress, marks
 from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.impure import mark_impure
 from overlayfs_demo.overlay.layer import Descriptor, UpperDir, key_of, stale
@@ -29,6 +27,8 @@ class Directories:
 
     def copied(self, node: DirNode, caller: Caller) -> UpperDir:
         """Copy the directory and its ancestors up where the upper lacks them, and return the upper's directory."""
+        if node.upper is not None:
+            return node.upper
         self._tree.writable()
         # From the top down, and without recursion: directories may be nested deeper than Python's recursion limit.
         missing = []
@@ -50,10 +50,10 @@ class Directories:
         origin = self._tree.origins.encode(lower.layer, lower.open().fd, b"")
         with upper.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=upper.work_fd)
-            dress(temporary, source, source.stat(), origin, self._tree)
             # Opened before it is published: nothing may fail once it has its name.
             opened = Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.work_fd))
             key = key_of(os.fstat(opened.fd))
+            dress(opened.fd, source, source.stat(), marks(node, origin, self._tree), self._tree.xattrs)
             try:
                 above = self.publish(node, parent, temporary, bool(origin), caller)
             except FileExistsError:
@@ -64,7 +64,7 @@ class Directories:
         node.copied_up(made)
         self._tree.claim(node.ino, key)
         self._hooks.changed(node)
-        upper.emit(Action.COPY_UP, node.path(), caller, lower.layer.label, detail="directory")
+        upper.emit(Action.COPY_UP, node, caller, lower.layer.label, detail="directory")
         return made
 
     def _found(self, node: DirNode, parent: DirNode) -> UpperDir:
@@ -85,8 +85,9 @@ class Directories:
         above = self.copied(parent, caller)
         if impure:
             mark_impure(above, self._tree)
-        with _same_times(above):
-            self._tree.writable().publish(temporary, above, node.name, False, node.is_directory)
+        before = os.fstat(above.open().fd)
+        self._tree.writable().publish(temporary, above, node.name, False, node.is_directory)
+        _restore_times(above, before)
         return above
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
@@ -96,17 +97,17 @@ class Directories:
             return
         assert self._tree.index is not None and node.links is not None
         mark_impure(above, self._tree)
-        with _same_times(above):
-            self._tree.writable().link(node.pin(), above, name, False, caller)
+        before = os.fstat(above.open().fd)
+        self._tree.writable().link(node.pin(), above, name, False, caller)
+        _restore_times(above, before)
         # After the link: if we are interrupted in between, the count is too high and the copy stays. If it were too
         # low, the copy would be removed.
         self._tree.index.note_links(node.place, node.place_name, node.links)
 
 
-@contextlib.contextmanager
-def _same_times(directory: UpperDir) -> Iterator[None]:
-    """Restore the directory's times afterwards, ignoring errors because the change is done by then (ovl_do_copy_up)."""
-    before = os.fstat(directory.open().fd)
-    yield
-    with contextlib.suppress(OSError):
+def _restore_times(directory: UpperDir, before: os.stat_result) -> None:
+    """Give the directory its times back, ignoring errors because the change is done by then (ovl_do_copy_up)."""
+    try:
         os.utime(directory.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+    except OSError:
+        pass

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import NamedTuple
 
 from overlayfs_demo.events import Action
+from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.copyup_attributes import dress
@@ -17,9 +19,20 @@ from overlayfs_demo.overlay.copyup_directory import Directories
 from overlayfs_demo.overlay.copyup_plan import Plan, Request, Settings
 from overlayfs_demo.overlay.layer import Descriptor, key_of, stale
 from overlayfs_demo.overlay.node import FileNode
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.upper import Upper
+
+
+class Copied(NamedTuple):
+    """What one copy-up made: `copy` is the open copy of a regular file, None for any other kind.
+
+    `cut` is the same file opened as the request's cut says; the caller owns it.
+    """
+
+    copy: Pinned | None
+    cut: int | None
 
 
 class FileCopy:
@@ -38,74 +51,76 @@ class FileCopy:
         self._directories = directories
         self._settings = settings
 
-    def run(self) -> int | None:
-        """Copy the file up. Return the open copy, which the caller owns, if the request cuts it, else None."""
-        with self._tree.lock:
-            plan = Plan.of_file(self._node, self._request, self._tree, self._settings)
-        if plan.size:
+    def run(self) -> Copied:
+        """Copy the file up. Call without the tree's lock."""
+        plan = Plan.of_file(self._node, self._request, self._tree, self._settings)
+        if self._upper.takes_long(plan.size):
             # Before the first event: it may raise, and the verb is called again later.
             self._settings.hooks.before_wait()
-        self._settings.limits.check(self._upper, self._node.path(), plan.label, plan.counted, self._caller)
+        self._settings.limits.check(self._upper, self._node, plan.label, plan.counted, self._caller)
         with self._upper.staged() as temporary:
-            fd = self._make(plan, temporary)
+            copied = self._make(plan, temporary)
             try:
                 with self._tree.lock:
-                    self._publish(plan, temporary)
+                    self._publish(plan, temporary, copied.copy)
             except BaseException:
-                if fd is not None:
-                    os.close(fd)
+                if copied.cut is not None:
+                    os.close(copied.cut)
                 raise
-        return fd
+        return copied
 
     # --- make --------------------------------------------------------------------------------------
 
-    def _make(self, plan: Plan, temporary: bytes) -> int | None:
-        """Build the whole copy in the work directory. Return it open if it is cut."""
-        self._make_bare(plan, temporary)
-        cut, metacopy = self._request.cut, plan.below is not None
+    def _make(self, plan: Plan, temporary: bytes) -> Copied:
+        """Build the whole copy in the work directory."""
+        copy = self._make_bare(plan, temporary)
+        place = copy.place if copy else proc.path_of(self._upper.work_fd, temporary)
+        cut = self._request.cut
         if cut is None:
-            dress(temporary, plan.source, plan.status, plan.origin, self._tree, metacopy=metacopy)
-            return None
+            dress(place, plan.source, plan.status, plan.private, self._tree.xattrs)
+            return Copied(copy, None)
         # Opened before `dress`, which may set a mode that does not allow it.
         fd = cut.open(temporary, self._upper.work_fd)
         try:
             keep_times = cut.keeps_times(plan.status)
-            dress(temporary, plan.source, plan.status, plan.origin, self._tree, keep_times=keep_times)
+            dress(place, plan.source, plan.status, plan.private, self._tree.xattrs, keep_times=keep_times)
             cut.apply(fd)
         except BaseException:
             os.close(fd)
             raise
-        return fd
+        return Copied(copy, fd)
 
-    def _make_bare(self, plan: Plan, temporary: bytes) -> None:
-        """Create the copy with its data, but without owner, attributes, mode and times."""
+    def _make_bare(self, plan: Plan, temporary: bytes) -> Pinned | None:
+        """Create the copy with its data, but without owner, attributes, mode and times. Return a regular file open."""
         kind, work_fd = self._node.kind, self._upper.work_fd
         if kind == stat.S_IFREG:
-            self._make_regular(plan, temporary)
-        elif kind == stat.S_IFLNK:
+            return self._make_regular(plan, temporary)
+        if kind == stat.S_IFLNK:
             os.symlink(plan.source.readlink(), temporary, dir_fd=work_fd)
         else:
             os.mknod(temporary, kind | 0o600, plan.status.st_rdev, dir_fd=work_fd)
+        return None
 
-    def _make_regular(self, plan: Plan, temporary: bytes) -> None:
+    def _make_regular(self, plan: Plan, temporary: bytes) -> Pinned:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        target = os.open(temporary, flags, 0o600, dir_fd=self._upper.work_fd)
-        try:
-            if plan.size:
-                copy_node_data(self._node, target, plan.size, self._tree)
-            os.ftruncate(target, plan.length)
-            if plan.size and not self._upper.volatile:
-                # After a power failure there must be no name without its data.
-                os.fsync(target)
-        finally:
-            os.close(target)
+        target = Descriptor(os.open(temporary, flags, 0o600, dir_fd=self._upper.work_fd))
+        if plan.size:
+            if isinstance(plan.source.place, int):
+                copy_data(plan.source.place, target.fd, plan.size)
+            else:
+                copy_node_data(self._node, target.fd, plan.size, self._tree)
+            # After a power failure there must be no name without its data.
+            self._upper.persist(target.fd)
+        elif plan.length:
+            os.ftruncate(target.fd, plan.length)
+        return Pinned.opened(target)
 
     # --- publish -----------------------------------------------------------------------------------
 
-    def _publish(self, plan: Plan, temporary: bytes) -> None:
+    def _publish(self, plan: Plan, temporary: bytes, made: Pinned | None) -> None:
         """Let the finished copy appear, and redirect the node and its open handles to it."""
         node = self._node
-        status = os.stat(temporary, dir_fd=self._upper.work_fd, follow_symlinks=False)
+        status = made.stat() if made else os.stat(temporary, dir_fd=self._upper.work_fd, follow_symlinks=False)
         # The handles of a file whose data stays below go on reading there.
         copy = _reopened(self._upper, temporary) if node.handles and not plan.below else None
         try:
@@ -118,8 +133,7 @@ class FileCopy:
         if not (plan.origin and self._tree.claim(node.ino, node.key)):
             node.ino = self._tree.identity(status)
         retarget(node, copy)
-        self._settings.hooks.changed(node)
-        self._upper.emit(Action.COPY_UP, node.path(), self._caller, plan.label, plan.counted)
+        self._upper.emit(Action.COPY_UP, node, self._caller, plan.label, plan.counted)
         if node.links is not None and self._request.with_name:
             assert node.parent is not None
             self._directories.name(node, node.parent, node.name, self._caller)

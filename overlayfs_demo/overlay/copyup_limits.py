@@ -15,6 +15,7 @@ from typing import NamedTuple
 from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.upper import Upper
 
@@ -27,8 +28,11 @@ class Limits(NamedTuple):
     most: int | None
     warn: int | None
 
-    def check(self, upper: Upper, path: bytes, layer: str, size: int, caller: Caller) -> None:
-        """Check a copy-up before it starts: `size` bytes of the view's file `path`, from `layer`. Raises EDQUOT."""
+    def check(self, upper: Upper, node: Node, layer: str, size: int, caller: Caller) -> None:
+        """Check a copy-up before it starts: `size` bytes of a file, from `layer`. Raises EDQUOT."""
+        if (self.most is None or size <= self.most) and (self.warn is None or size <= self.warn):
+            return
+        path = node.path()
         shown = f"'{printable(path)}'"
         if self.most is not None and size > self.most:
             _log.warning(

@@ -35,8 +35,9 @@ class DataCopy:
         node, cut = self._node, self._cut
         with self._tree.lock:
             plan = Plan.of_data(node, cut, self._settings)
-        self._settings.hooks.before_wait()
-        self._settings.limits.check(self._upper, node.path(), plan.label, plan.counted, self._caller)
+        if self._upper.takes_long(plan.size):
+            self._settings.hooks.before_wait()
+        self._settings.limits.check(self._upper, node, plan.label, plan.counted, self._caller)
         self._fill(plan)
         fd = cut.admitted(plan.source.open(cut.flags)) if cut else None
         try:
@@ -46,7 +47,7 @@ class DataCopy:
             if fd is not None:
                 os.close(fd)
             raise
-        self._upper.emit(Action.COPY_UP, node.path(), self._caller, plan.label, plan.counted)
+        self._upper.emit(Action.COPY_UP, node, self._caller, plan.label, plan.counted)
         return fd
 
     def _fill(self, plan: Plan) -> None:
@@ -56,9 +57,8 @@ class DataCopy:
         fd = copy.open(os.O_WRONLY)
         try:
             copy_node_data(self._node, fd, plan.size, self._tree)
-            if not self._upper.volatile:
-                # The data must be on disk before the mark is removed.
-                os.fsync(fd)
+            # The data must be on disk before the mark is removed.
+            self._upper.persist(fd)
         finally:
             os.close(fd)
         if capability is not None:  # The write removed it.

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from overlayfs_demo.overlay.budget import Budget, kept
+from overlayfs_demo.overlay.copyup_attributes import marks
 from overlayfs_demo.overlay.copyup_limits import Limits
 from overlayfs_demo.overlay.hooks import Hooks
+from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.node import Data, FileNode
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
@@ -79,16 +81,17 @@ class Request(NamedTuple):
 class Plan(NamedTuple):
     """What a copy-up of a file copies.
 
-    `source` is the file to copy, with this `status`. `origin` is None if the copy gets none. The copy is published in
-    the index with as many names as `links` counts, and at the node's name if `links` is None. `below` is where the data
-    of a metacopy stays, None for a copy with data. `length` is the file's size before a cut lengthens it, and `size`
-    the bytes of data to copy. `counted` are the bytes that the event reports and the limits apply to, and `label` is
-    the layer they come from.
+    `source` is the file to copy, with this `status`. `origin` is None if the copy gets none, and `private` are the
+    overlay's own attributes of the copy, its origin among them. The copy is published in the index with as many names
+    as `links` counts, and at the node's name if `links` is None. `below` is where the data of a metacopy stays, None
+    for a copy with data. `length` is the file's size before a cut lengthens it, and `size` the bytes of data to copy.
+    `counted` are the bytes that the event reports and the limits apply to, and `label` is the layer they come from.
     """
 
     source: Pinned
     status: os.stat_result
     origin: bytes | None
+    private: list[tuple[str, bytes]]
     links: Links | None
     below: Data | None
     length: int
@@ -98,18 +101,24 @@ class Plan(NamedTuple):
 
     @classmethod
     def of_file(cls, node: FileNode, request: Request, tree: Tree, settings: Settings) -> Plan:
-        """Return the plan for a lower file. Call with the tree's lock held. Raises OSError: ESTALE, ENOENT."""
-        source = node.pin()
-        status = source.stat()
-        origin, links = _identity(node, status, tree)
-        data = node.data_place()
-        length = _length(node, status, request.cut)
+        """Return the plan for a lower file. Call without the tree's lock. Raises OSError: ESTALE, ENOENT."""
         leaves_data = not request.data and node.kind == stat.S_IFREG and tree.xattrs.follows
         metacopy = leaves_data and settings.metacopy
-        rehearsed = leaves_data and settings.rehearsal
-        counted, label = _cost(node, 0 if metacopy else length, request, settings)
-        below = data if metacopy or rehearsed else None
-        return cls(source, status, origin, links, below, length, 0 if below else length, counted, label)
+        keeps_below = leaves_data and (settings.metacopy or settings.rehearsal)
+        # Opened for its data if that is copied: one descriptor then serves for everything. Without the lock, because
+        # opening a file of a layer may take long.
+        opened = None if keeps_below or (request.cut and not request.cut.size) else _opened(node, tree)
+        with tree.lock:
+            source = opened or node.pin()
+            status = source.stat()
+            origin, links = _identity(node, status, tree)
+            data = node.data_place()
+            length = _length(node, status, request.cut)
+            counted, label = _cost(node, 0 if metacopy else length, request, settings)
+            below = data if keeps_below else None
+            private = marks(node, origin, tree, metacopy=keeps_below)
+            size = 0 if keeps_below else length
+            return cls(source, status, origin, private, links, below, length, size, counted, label)
 
     @classmethod
     def of_data(cls, node: FileNode, cut: Cut | None, settings: Settings) -> Plan:
@@ -120,7 +129,20 @@ class Plan(NamedTuple):
         label = node.data.place.layer.label if node.data else ""
         # The rehearsed mount would have copied the data together with the metadata.
         counted = 0 if settings.rehearsal and not settings.metacopy else length
-        return cls(copy, status, None, None, None, length, length, counted, label)
+        return cls(copy, status, None, [], None, None, length, length, counted, label)
+
+
+def _opened(node: FileNode, tree: Tree) -> Pinned | None:
+    """Return a regular file open for reading; None if its data is elsewhere, or it may not be read.
+
+    That is no failure yet: the file may be empty.
+    """
+    if node.kind != stat.S_IFREG or node.metacopy:
+        return None
+    try:
+        return Pinned.opened(Descriptor(tree.open(node, os.O_RDONLY)))
+    except (PermissionError, BlockingIOError):  # EAGAIN: somebody has a lease on it, fcntl(2).
+        return None
 
 
 def _identity(node: FileNode, status: os.stat_result, tree: Tree) -> tuple[bytes | None, Links | None]:

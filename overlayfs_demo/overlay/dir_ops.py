@@ -47,7 +47,28 @@ class DirOps:
 
         Return its node, its attributes and its descriptor, which the caller owns.
         """
+        if (above := self._promising(parent, name)) is not None:
+            try:
+                return self._create(parent, name, above, False, mode, flags, caller)
+            except FileExistsError:
+                pass  # An object or a whiteout: `_room` tells them apart.
         above, over_whiteout = self._room(parent, name, caller)
+        return self._create(parent, name, above, over_whiteout, mode, flags, caller)
+
+    def _promising(self, parent: DirNode, name: bytes) -> UpperDir | None:
+        """Return the upper's directory for a new name if only an object of the upper could be in the way.
+
+        O_EXCL finds that out without another system call.
+        """
+        if parent.gone or parent.upper is None or inode_flags.protection(parent, self._tree.xattrs):
+            return None
+        if parent.lowers and self._tree.lookup.find(parent.lowers, name):
+            return None
+        return parent.upper
+
+    def _create(
+        self, parent: DirNode, name: bytes, above: UpperDir, over_whiteout: bool, mode: int, flags: int, caller: Caller
+    ) -> tuple[FileNode, Attrs, int]:
         new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
         fd = self._tree.writable().create_open(above, name, new, over_whiteout, flags, self._budget.check, caller)
         node, attrs = self._settle_new(parent, name, above, os.fstat(fd))
@@ -201,7 +222,7 @@ class DirOps:
 
     def _remove(self, parent: DirNode, name: bytes, node: Node, caller: Caller) -> None:
         upper = self._tree.writable()
-        covered = self._tree.covered(parent, name)
+        covered = self._covered(parent, name, node)
         above = self._copy_up.directory(parent, caller)
         in_upper = node.in_upper
         if isinstance(node, FileNode) and node.links is not None:
@@ -214,6 +235,13 @@ class DirOps:
         else:
             upper.unlink(above, name, caller)
         self.forget(node, parent, name, in_upper)
+
+    def _covered(self, parent: DirNode, name: bytes, node: Node) -> str:
+        """Do the same as `Tree.covered` for the name that has just led to `node`.
+
+        An object of a lower is itself what the lowers show there.
+        """
+        return self._tree.covered(parent, name) if node.in_upper else node.layer.label
 
     def anchor(self, node: Node, parent: DirNode, name: bytes) -> None:
         """Keep the node's object reachable for anyone who holds the node. Call before its name is removed."""

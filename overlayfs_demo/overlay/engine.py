@@ -162,13 +162,13 @@ class Overlay:
     def attrs(self, node: Node) -> Attrs:
         """Return the node's attributes as stat(2) shows them, even after its name was removed."""
         with self._lock:
-            return self._tree_of(node).attrs(node, node.stat())
+            tree = self._tree if self._past is None else self._past.tree_of(node)
+            return tree.attrs(node, node.stat())
 
     def birth_time(self, node: Node) -> int | None:
         """Return the creation time of the topmost real file, in nanoseconds since the epoch; None if unknown."""
         with self._lock:
-            pinned = node.pin()
-            return syscalls.statx(pinned.place, follow=True).birth_ns
+            return node.statx().birth_ns
 
     def names(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> listing.Snapshot:
         """Return a snapshot of a directory's names, for `dirent` or `lookup_listed` to complete.
@@ -248,9 +248,11 @@ class Overlay:
 
         EROFS if there is none: in a view without one, and for all nodes and names of the past.
         """
+        if self._past is None:
+            return self._tree.writable()
         with self._lock:
             child = self._tree.beside.get(name) if node is self._tree.root else None
-            return self._tree_of(node if child is None else child).writable()
+            return self._past.tree_of(node if child is None else child).writable()
 
     def create(
         self, parent: DirNode, name: bytes, mode: int, flags: int, caller: Caller

@@ -10,7 +10,7 @@ import os
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay import inode_flags
-from overlayfs_demo.overlay.attr_ops import AttrOps, event_path
+from overlayfs_demo.overlay.attr_ops import AttrOps
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.copyup_plan import Cut
@@ -86,8 +86,7 @@ class FileOps:
             node.handles.remove(handle)
         handle.close()
         if caller is not None:
-            upper = self._tree.writable()
-            upper.emit(Action.WRITE_THROUGH, event_path(upper, node), caller)
+            self._tree.writable().emit(Action.WRITE_THROUGH, node, caller)
 
     def write(
         self,
@@ -104,9 +103,7 @@ class FileOps:
         if kill_privileges:
             self._attr_ops.drop_privileges(node, handle, caller)
         written = handle.write(data, offset)
-        upper = self._tree.writable()
-        if upper.events.listening:
-            upper.emit(Action.WRITE, node.path(), caller, size=written)
+        self._tree.writable().emit(Action.WRITE, node, caller, size=written)
         return written
 
     def allocate(self, node: FileNode, handle: Handle, mode: int, offset: int, length: int, caller: Caller) -> None:
@@ -117,7 +114,7 @@ class FileOps:
         opened = handle.opened
         syscalls.allocate(opened.fd, mode, offset, length)
         upper = self._tree.writable()
-        upper.emit(Action.FALLOCATE, event_path(upper, node), caller, size=length)
+        upper.emit(Action.FALLOCATE, node, caller, size=length)
 
     def copy_range(
         self,
@@ -136,7 +133,7 @@ class FileOps:
         read, written = source.opened, handle.opened
         done = os.copy_file_range(read.fd, written.fd, length, source_offset, offset)
         upper = self._tree.writable()
-        upper.emit(Action.WRITE, event_path(upper, node), caller, size=done)
+        upper.emit(Action.WRITE, node, caller, size=done)
         return done
 
     # --- to the disk -------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ def is_impure(node: Node, tree: Tree) -> bool:
     """Return whether an object of the upper shows the inode number or the data of a lower one."""
     if isinstance(node, FileNode) and node.metacopy:
         return True
-    return node.ino != tree.identity(node.stat())
+    device, ino = node.key
+    return node.ino != tree.identity_of(ino, device)
 
 
 def mark_impure(directory: UpperDir, tree: Tree) -> None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.node import DirNode, Node
-from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
@@ -68,21 +67,17 @@ def protection(node: Node, xattrs: PrivateXattrs) -> bytes:
 def _protection(node: Node, xattrs: PrivateXattrs) -> bytes:
     if not isinstance(node, DirNode) and node.kind != stat.S_IFREG:
         return b""
-    pinned = node.pin()
-    return pinned.xattr(xattrs.protattr) or b"" if node.in_upper else lower_protection(pinned)
-
-
-def lower_protection(pinned: Pinned) -> bytes:
-    """Return the real flags of an object of a lower that forbid changes, in the same format."""
-    attributes = syscalls.statx(pinned.place, follow=True).attributes
+    if node.in_upper:
+        return node.pin().xattr(xattrs.protattr) or b""
+    attributes = node.statx().attributes
     immutable, append = attributes & syscalls.STATX_ATTR_IMMUTABLE, attributes & syscalls.STATX_ATTR_APPEND
     return (APPEND if append else b"") + (IMMUTABLE if immutable else b"")
 
 
 def refuse(node: Node, xattrs: PrivateXattrs, *, appends: bool = False) -> None:
     """Raise EPERM if a node's flags forbid a change. `appends`: the change is allowed on an append-only node."""
-    found = protection(node, xattrs)
-    if IMMUTABLE in found or (APPEND in found and not appends):
+    found = protection(node, xattrs) if node.protection is None else node.protection
+    if found and (IMMUTABLE in found or not appends):
         raise failure(errno.EPERM, node.name)
 
 

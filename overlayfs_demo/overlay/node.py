@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 from weakref import ref
 
+from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.linux.syscalls import Statx
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
+from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
 
@@ -68,6 +70,11 @@ class Node:
         raise NotImplementedError
 
     @property
+    def layer(self) -> Layer:
+        """The layer of the topmost real object."""
+        raise NotImplementedError
+
+    @property
     def is_directory(self) -> bool:
         """Whether this is a `DirNode`."""
         return self.kind == stat.S_IFDIR
@@ -77,6 +84,10 @@ class Node:
 
         Raises OSError, ESTALE if another object is there now.
         """
+        raise NotImplementedError
+
+    def statx(self) -> Statx:
+        """Return statx(2) of the same object. Raises OSError, ESTALE."""
         raise NotImplementedError
 
     def pin(self) -> Pinned:
@@ -142,6 +153,10 @@ class FileNode(Node):
         """Whether a caller may be writing to it past the engine through a mapping."""
         return any(handle.passed and handle.passed.maps for handle in self.handles)
 
+    @property
+    def layer(self) -> Layer:
+        return self.place.layer
+
     def _held(self) -> Descriptor | None:
         """Return the descriptor that keeps a removed file's object open, if there is one."""
         if self.anchor is None and self.gone and self.handles and not self.metacopy:
@@ -157,7 +172,7 @@ class FileNode(Node):
         return self.data
 
     def stat(self) -> os.stat_result:
-        if (held := self._held()) is not None:
+        if (self.gone or self.anchor is not None) and (held := self._held()) is not None:
             return os.fstat(held.fd)
         status = self.place.stat(self.place_name)
         if status is None:
@@ -165,8 +180,24 @@ class FileNode(Node):
         check_same(status, self.key, self.kind, self.name)
         return status
 
+    def statx(self) -> Statx:
+        if (held := self._held()) is not None:
+            return syscalls.statx(held.fd)
+        try:
+            found = syscalls.statx(self.place.open().fd, self.place_name)
+        except FileNotFoundError:
+            raise stale(self.name) from None
+        if found.key != self.key or stat.S_IFMT(found.mode) != self.kind:
+            raise stale(self.name)
+        return found
+
     def pin(self) -> Pinned:
-        return Pinned.through(self._held() or self.hold())
+        if (held := self._held()) is not None:
+            return Pinned.through(held)
+        if self.handles and not self.metacopy:
+            self.stat()  # The name must still lead to it, as if it were opened now.
+            return Pinned.opened(self.handles[0].opened)
+        return Pinned.through(self.hold())
 
     def hold(self) -> Descriptor:
         """Open the object at the node's name with O_PATH. Raises OSError, ESTALE."""
@@ -200,40 +231,44 @@ class FileNode(Node):
         return attrs._replace(blocks=data.st_blocks if data is not None else 0)
 
 
-class Children:
-    """The known nodes of a directory, by name, each only as long as something else holds it.
+_K = TypeVar("_K")
+_N = TypeVar("_N", bound=Node)
 
-    A minimal `weakref.WeakValueDictionary`: it costs a fraction of that, and listing a directory fills one.
+
+class WeakNodes(Generic[_K, _N]):
+    """Nodes by a key, each only as long as something else holds it.
+
+    A minimal `weakref.WeakValueDictionary`: it costs a fraction of that, and every new node is put into one or two.
     """
 
     __slots__ = ("_references", "_sweep_at")
 
     def __init__(self) -> None:
-        self._references: dict[bytes, ref[Node]] = {}
+        self._references: dict[_K, ref[_N]] = {}
         self._sweep_at = 64
 
-    def get(self, name: bytes) -> Node | None:
+    def get(self, key: _K) -> _N | None:
         """Return the node if it is still held, else None."""
-        reference = self._references.get(name)
+        reference = self._references.get(key)
         return reference() if reference is not None else None
 
-    def known(self) -> list[Node]:
+    def known(self) -> list[_N]:
         """Return all nodes that are still held."""
         held = [reference() for reference in list(self._references.values())]
         return [node for node in held if node is not None]
 
-    def put(self, name: bytes, node: Node) -> None:
-        """Record `node` as `name`."""
+    def put(self, key: _K, node: _N) -> None:
+        """Record `node` under `key`."""
         references = self._references
-        references[name] = ref(node)
+        references[key] = ref(node)
         if len(references) > self._sweep_at:
-            self._references = {name: kept for name, kept in references.items() if kept() is not None}
+            self._references = {key: kept for key, kept in references.items() if kept() is not None}
             self._sweep_at = 2 * len(self._references) + 64
 
-    def drop(self, name: bytes, node: Node) -> None:
-        """Forget `node` as `name`; another node of that name stays."""
-        if self.get(name) is node:
-            del self._references[name]
+    def drop(self, key: _K, node: _N) -> None:
+        """Forget `node` under `key`; another node there stays."""
+        if self.get(key) is node:
+            del self._references[key]
 
 
 class DirNode(Node):
@@ -264,11 +299,15 @@ class DirNode(Node):
         self.upper = next((source for source in sources if isinstance(source, UpperDir)), None)
         self.lowers = tuple(source for source in sources if isinstance(source, LowerDir))
         self.redirect = redirect
-        self.children = Children()
+        self.children: WeakNodes[bytes, Node] = WeakNodes()
 
     @property
     def in_upper(self) -> bool:
         return self.upper is not None
+
+    @property
+    def layer(self) -> Layer:
+        return self.sources[0].layer
 
     def front(self) -> Descriptor:
         """Return the topmost real directory, open. ESTALE if another directory is there now."""
@@ -276,6 +315,9 @@ class DirNode(Node):
 
     def stat(self) -> os.stat_result:
         return os.fstat(self.front().fd)
+
+    def statx(self) -> Statx:
+        return syscalls.statx(self.front().fd)
 
     def pin(self) -> Pinned:
         return Pinned.opened(self.front())

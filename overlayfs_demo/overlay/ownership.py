@@ -74,17 +74,17 @@ class Ownership:
         """
         return change
 
-    def apply(self, upper: Upper, node: Node, pinned: Pinned, path: bytes, change: AttrChange, caller: Caller) -> None:
+    def apply(self, upper: Upper, node: Node, pinned: Pinned, change: AttrChange, caller: Caller) -> None:
         """Change the owner and mode of an object of the upper as far as `change` asks.
 
-        The owner comes before the mode because chown(2) clears set-id bits. `path` is the node's path, for events.
+        The owner comes before the mode because chown(2) clears set-id bits.
         """
         if change.uid is not None or change.gid is not None:
             uid = -1 if change.uid is None else change.uid
             gid = -1 if change.gid is None else change.gid
-            upper.chown(pinned, path, uid, gid, caller)
+            upper.chown(pinned, node, uid, gid, caller)
         if change.mode is not None:
-            upper.chmod(pinned, path, stat.S_IMODE(change.mode), caller)
+            upper.chmod(pinned, node, stat.S_IMODE(change.mode), caller)
 
     def stored_xattr(self, name: str, value: bytes) -> bytes:
         """Return the value to store of an extended attribute. EINVAL if it names an id that has none on disk."""
@@ -179,9 +179,9 @@ class Overridden(IdMapped):
         # The real mode never has set-id bits, and anyone who mounts the view is its root, whose changes keep them.
         return change._replace(kill_privileges=False)
 
-    def apply(self, upper: Upper, node: Node, pinned: Pinned, path: bytes, change: AttrChange, caller: Caller) -> None:
+    def apply(self, upper: Upper, node: Node, pinned: Pinned, change: AttrChange, caller: Caller) -> None:
         if not override_stat.can_be_kept(node.kind):
-            super().apply(upper, node, pinned, path, change, caller)
+            super().apply(upper, node, pinned, change, caller)
             return
         before = self.shown(node, node.attrs_on_disk(pinned.stat()))
         override = OverrideStat(before.uid, before.gid, stat.S_IMODE(before.mode))
@@ -189,10 +189,10 @@ class Overridden(IdMapped):
             uid = override.uid if change.uid is None else change.uid
             gid = override.gid if change.gid is None else change.gid
             override = override._replace(uid=uid, gid=gid)
-            upper.set_override_stat(pinned, path, override, Action.CHOWN, f"{uid}:{gid}", caller)
+            upper.set_override_stat(pinned, node, override, Action.CHOWN, f"{uid}:{gid}", caller)
         if change.mode is not None:
             override = override._replace(mode=stat.S_IMODE(change.mode))
-            upper.set_override_stat(pinned, path, override, Action.CHMOD, f"{override.mode:04o}", caller)
+            upper.set_override_stat(pinned, node, override, Action.CHMOD, f"{override.mode:04o}", caller)
 
 
 @contextmanager

@@ -13,14 +13,17 @@ import stat
 from typing import NamedTuple
 
 from overlayfs_demo.linux import proc, xattr
-from overlayfs_demo.overlay.layer import Descriptor, Key, key_of, stale
+from overlayfs_demo.overlay.layer import Descriptor, Key, stale
 
 # A FIFO must not block the daemon, and a terminal must not become its controlling terminal: open(2).
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Pinned:
-    """One real object, held open as long as this value exists. `place` is its path or descriptor for `os` functions."""
+    """One real object, held open as long as this value exists. `place` is its path or descriptor for `os` functions.
+
+    Calls on a descriptor take a fraction of the time of calls on a path.
+    """
 
     __slots__ = ("_held", "place")
 
@@ -41,6 +44,11 @@ class Pinned:
         name any more: proc_pid_fd(5).
         """
         return cls(held, proc.fd_path(held.fd))
+
+    @property
+    def path(self) -> bytes:
+        """A path that leads to the object while this value exists. It must be followed."""
+        return proc.fd_path(self._held.fd)
 
     def stat(self) -> os.stat_result:
         """stat(2)."""
@@ -82,7 +90,7 @@ def check_same(status: os.stat_result, key: Key, kind: int, name: bytes) -> None
 
     The kind is compared as well because a filesystem may give the inode number of a removed file to the next new one.
     """
-    if key_of(status) != key or stat.S_IFMT(status.st_mode) != kind:
+    if (status.st_dev, status.st_ino) != key or stat.S_IFMT(status.st_mode) != kind:
         raise stale(name)
 
 

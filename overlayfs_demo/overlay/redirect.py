@@ -55,7 +55,7 @@ class Redirects:
             return
         if len(redirect) > _LONGEST_PATH:
             raise failure(errno.EXDEV, name)
-        self._tree.writable().set_xattr(node.pin(), node.path(), self._tree.xattrs.redirect, redirect, 0, caller)
+        self._tree.writable().set_xattr(node.pin(), node, self._tree.xattrs.redirect, redirect, 0, caller)
         if isinstance(node, DirNode):
             node.redirect = redirect
             assert node.upper is not None

@@ -98,7 +98,11 @@ class Rename:
         upper = self._tree.writable()
         above_old, above_new = self._prepare(old, new, caller)
         covered_old = self._tree.covered(old.parent, old.name)
-        replaced = above_new.stat(new.name)
+        # What the upper has there. If nothing is replaced in the view, that is nothing or a whiteout: only a directory
+        # must know which.
+        replaced = None
+        if new.node is not None or isinstance(old.node, DirNode):
+            replaced = above_new.stat(new.name)
         flags = syscalls.RENAME_WHITEOUT if covered_old else 0
         swap = False
         if replaced is not None and new.node is None and isinstance(old.node, DirNode):
@@ -151,7 +155,7 @@ class Rename:
     def _make_opaque(self, node: DirNode, caller: Caller) -> None:
         above = self._upper_of(node)
         if not above.marks.opaque:
-            self._tree.writable().set_xattr(node.pin(), node.path(), self._tree.xattrs.opaque, b"y", 0, caller)
+            self._tree.writable().set_xattr(node.pin(), node, self._tree.xattrs.opaque, b"y", 0, caller)
             above.forget_marks()
 
     @staticmethod

@@ -12,7 +12,6 @@ import stat
 import sys
 import threading
 from collections.abc import Sequence
-from weakref import WeakValueDictionary
 
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.linux.failure import failure
@@ -21,7 +20,7 @@ from overlayfs_demo.overlay.index import Index, IndexEntry
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
-from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
+from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node, WeakNodes
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.ownership import Ownership
 from overlayfs_demo.overlay.passed_writes import PassedWrites
@@ -87,7 +86,7 @@ class Tree:
         # Lower files with several names, and all files of the upper, which may get more names behind the view. Each
         # has one node, whichever name led to it, so that the kernel has one inode for it. After a copy-up it is also
         # found by the key of the lower file.
-        self._linked: WeakValueDictionary[tuple[int, int], FileNode] = WeakValueDictionary()
+        self._linked: WeakNodes[Key, FileNode] = WeakNodes()
         # By the inode number of a lower object: the upper's object that is shown with it.
         self._claims: dict[int, int] = {}
         self.beside: dict[bytes, DirNode] = {}
@@ -315,7 +314,7 @@ class Tree:
 
     def share(self, node: FileNode, key: tuple[int, int]) -> None:
         """Let every name of the file with the (device, inode) `key` lead to `node`."""
-        self._linked[key] = node
+        self._linked.put(key, node)
 
     def settle(self, node: FileNode, parent: DirNode, name: bytes) -> None:
         """Give a node whose known name was removed the name that now led to it."""

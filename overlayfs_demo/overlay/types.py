@@ -39,19 +39,23 @@ class Attrs(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result, ino: int, nlink: int) -> Attrs:
         """Return the attributes of a real file, with the inode number and link count it has in the view."""
-        return cls(
-            ino,
-            status.st_mode,
-            nlink,
-            status.st_uid,
-            status.st_gid,
-            status.st_rdev,
-            status.st_size,
-            status.st_blocks,
-            status.st_blksize,
-            status.st_atime_ns,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
+        # Not through the constructor, which takes twice as long: nearly every request makes one.
+        return tuple.__new__(
+            cls,
+            (
+                ino,
+                status.st_mode,
+                nlink,
+                status.st_uid,
+                status.st_gid,
+                status.st_rdev,
+                status.st_size,
+                status.st_blocks,
+                status.st_blksize,
+                status.st_atime_ns,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+            ),
         )
 
 

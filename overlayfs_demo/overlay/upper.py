@@ -11,24 +11,30 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 from overlayfs_demo.events import Action, Events
 from overlayfs_demo.linux import attributes, proc, syscalls
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.overlay import incompat
-from overlayfs_demo.overlay.layer import Key, Layer, UpperDir, key_of, stale
+from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, UpperDir, key_of, stale
 from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.pinned import Pinned
+from overlayfs_demo.overlay.staging import Staged, Swept
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.upper_attributes import UpperAttributes
 from overlayfs_demo.overlay.whiteout import PrivateXattrs, Whiteouts, is_whiteout
 from overlayfs_demo.overlay.workdir import open_work, remove_emptied
 
 _log = logging.getLogger(__name__)
+
+# In bytes and in seconds: handing the work over to another thread costs about as much as copying so much.
+_MUCH = 1 << 16
+_QUICK = 0.0005
 
 _ACTIONS = {stat.S_IFREG: Action.CREATE, stat.S_IFDIR: Action.MKDIR, stat.S_IFLNK: Action.SYMLINK}
 
@@ -44,7 +50,18 @@ class Upper(UpperAttributes):
     Where more than one name would go, or a staged object takes the place of another, that is compared: see `_exchange`.
     """
 
-    __slots__ = ("_discarded", "_ids", "_mark", "_serial", "_whiteouts", "layer", "root", "volatile", "work_fd")
+    __slots__ = (
+        "_discarded",
+        "_ids",
+        "_mark",
+        "_serial",
+        "_syncs_slowly",
+        "_whiteouts",
+        "layer",
+        "root",
+        "volatile",
+        "work_fd",
+    )
 
     def __init__(self, layer: Layer, work_path: bytes, xattrs: PrivateXattrs, events: Events, volatile: bool) -> None:
         super().__init__(xattrs, events)
@@ -59,6 +76,8 @@ class Upper(UpperAttributes):
         self._mark = os.urandom(4).hex().encode()
         self._serial = count(1)
         self._discarded: deque[bytes] = deque()
+        # Until the first fsync(2) shows how long it takes here: on a tmpfs no time at all.
+        self._syncs_slowly = not volatile
         self._whiteouts = Whiteouts(self.work_fd)
 
     def close(self) -> None:
@@ -66,6 +85,19 @@ class Upper(UpperAttributes):
         self.sweep()
         self._whiteouts.drop_shared()
         os.close(self.work_fd)
+
+    # --- to the disk -------------------------------------------------------------------------------
+
+    def persist(self, fd: int) -> None:
+        """fsync(2) of what was copied, unless this is a volatile upper."""
+        if not self.volatile:
+            begun = time.monotonic()
+            os.fsync(fd)
+            self._syncs_slowly = time.monotonic() - begun > _QUICK
+
+    def takes_long(self, size: int) -> bool:
+        """Whether copying that many bytes here takes so long that other callers should not wait for it."""
+        return size > _MUCH or (size > 0 and self._syncs_slowly)
 
     # --- events and staging ------------------------------------------------------------------------
 
@@ -77,15 +109,9 @@ class Upper(UpperAttributes):
         if self.events.listening:
             self.emit(action, view_path(directory, name), caller, layer, detail=detail)
 
-    @contextmanager
-    def staged(self) -> Iterator[bytes]:
-        """Yield a free name in the work directory. If the body fails, whatever has that name is removed."""
-        name = self._free_name()
-        try:
-            yield name
-        except BaseException:
-            self.discard(name)
-            raise
+    def staged(self) -> Staged:
+        """Return a context that gives a free name in the work directory. If it fails, whatever has that name goes."""
+        return Staged(self._free_name(), self.discard)
 
     def _free_name(self) -> bytes:
         return b"#%s-%x" % (self._mark, next(self._serial))
@@ -108,13 +134,9 @@ class Upper(UpperAttributes):
         except OSError as error:
             _log.warning("a removed file stays in the work directory: %s", error)
 
-    @contextmanager
-    def swept(self) -> Iterator[None]:
-        """Call `sweep` after the body, even if it fails. Do not use with the tree's lock held."""
-        try:
-            yield
-        finally:
-            self.sweep()
+    def swept(self) -> Swept:
+        """Return a context that calls `sweep` in the end, even if it fails. Do not use with the tree's lock held."""
+        return Swept(self.sweep)
 
     def sweep(self) -> None:
         """Remove the discarded directories. They may hold many whiteouts, so call without the tree's lock."""
@@ -128,17 +150,16 @@ class Upper(UpperAttributes):
         self, directory: UpperDir, name: bytes, new: NewObject, over_whiteout: bool, caller: Caller
     ) -> os.stat_result:
         """Create an object and return its status. `over_whiteout`: the name holds a whiteout, which is replaced."""
-        fd = directory.open().fd
         if over_whiteout or not new.is_born_right(*self._ids):
             with self.staged() as temporary:
-                new.make(self.work_fd, temporary)
-                attributes.apply(new.attributes, proc.path_of(self.work_fd, temporary))
-                status = os.stat(temporary, dir_fd=self.work_fd, follow_symlinks=False)
+                held = self._make_staged(temporary, new)
+                status = held.stat()
                 self.publish(temporary, directory, name, over_whiteout, stat.S_ISDIR(new.mode))
             # The rename changed the ctime. But the object exists now, so a failed stat(2) must not make this fail.
             with suppress(OSError):
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                status = held.stat()
         else:
+            fd = directory.open().fd
             new.make(fd, name)
             # If another object has the name by now, the status is that object's, as in a lookup a moment later.
             try:
@@ -149,6 +170,20 @@ class Upper(UpperAttributes):
         action = _ACTIONS.get(stat.S_IFMT(new.mode), Action.MKNOD)
         self._tell(action, directory, name, caller, detail=os.fsdecode(new.target))
         return status
+
+    def _make_staged(self, temporary: bytes, new: NewObject) -> Pinned:
+        """Make a complete object in the work directory, and hold it."""
+        if stat.S_ISDIR(new.mode):
+            # Opened, which needs this mode: calls on a descriptor take a fraction of the time of calls on a path.
+            os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
+            flags, hold = os.O_RDONLY | os.O_DIRECTORY, Pinned.opened
+        else:
+            new.make(self.work_fd, temporary)
+            flags, hold = os.O_PATH, Pinned.through
+        held = hold(Descriptor(os.open(temporary, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work_fd)))
+        place = held.place if isinstance(held.place, int) else proc.path_of(self.work_fd, temporary)
+        attributes.apply(new.attributes, place)
+        return held
 
     def create_open(
         self,
@@ -223,10 +258,9 @@ class Upper(UpperAttributes):
 
     def link(self, file: Pinned, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
         """Give a file of the upper another name."""
-        assert isinstance(file.place, bytes)
         with self.staged() as temporary:
             where = (self.work_fd, temporary) if over_whiteout else (directory.open().fd, name)
-            syscalls.link_path(file.place, *where)
+            syscalls.link_path(file.path, *where)
             if over_whiteout:
                 self.publish(temporary, directory, name, True, False)
         self._tell(Action.LINK, directory, name, caller)

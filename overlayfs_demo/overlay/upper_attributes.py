@@ -15,6 +15,7 @@ from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import inode_flags, override_stat
 from overlayfs_demo.overlay.inode_flags import Format
 from overlayfs_demo.overlay.layer import UpperDir
+from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.override_stat import OverrideStat
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller
@@ -26,7 +27,8 @@ _log = logging.getLogger(__name__)
 class UpperAttributes:
     """Changes objects of the upper without touching names.
 
-    The methods raise OSError with the errno of the call that failed, and then nothing is changed.
+    The methods raise OSError with the errno of the call that failed, and then nothing is changed. `what` is the node
+    that is changed, or its path, for the event.
     """
 
     __slots__ = ("events", "xattrs")
@@ -36,26 +38,29 @@ class UpperAttributes:
         self.events = events
 
     def emit(
-        self, action: Action, path: bytes, caller: Caller, layer: str = "", size: int = 0, detail: str = ""
+        self, action: Action, what: Node | bytes, caller: Caller, layer: str = "", size: int = 0, detail: str = ""
     ) -> None:
-        """Emit the event of a change to `path`. Call it after the change, once for each."""
+        """Emit the event of a change to a node or a path. Call it after the change, once for each."""
         if self.events.listening:
+            path = what if isinstance(what, bytes) else what.path()
             self.events.emit(Event(action, path, caller.pid, caller.uid, caller.call, layer, size, detail))
 
     # --- extended attributes and flags -------------------------------------------------------------
 
-    def set_xattr(self, pinned: Pinned, path: bytes, name: str, value: bytes, flags: int, caller: Caller) -> None:
+    def set_xattr(
+        self, pinned: Pinned, what: Node | bytes, name: str, value: bytes, flags: int, caller: Caller
+    ) -> None:
         """setxattr(2). `flags` may be XATTR_CREATE or XATTR_REPLACE."""
         os.setxattr(pinned.place, name, value, flags)
         if name == self.xattrs.redirect:
-            self.emit(Action.REDIRECT, path, caller, detail=os.fsdecode(value))
+            self.emit(Action.REDIRECT, what, caller, detail=os.fsdecode(value))
         else:
-            self.emit(Action.OPAQUE if name == self.xattrs.opaque else Action.SETXATTR, path, caller, detail=name)
+            self.emit(Action.OPAQUE if name == self.xattrs.opaque else Action.SETXATTR, what, caller, detail=name)
 
-    def remove_xattr(self, pinned: Pinned, path: bytes, name: str, caller: Caller) -> None:
+    def remove_xattr(self, pinned: Pinned, what: Node | bytes, name: str, caller: Caller) -> None:
         """removexattr(2)."""
         os.removexattr(pinned.place, name)
-        self.emit(Action.REMOVEXATTR, path, caller, detail=name)
+        self.emit(Action.REMOVEXATTR, what, caller, detail=name)
 
     def mark_impure(self, directory: UpperDir) -> None:
         """Add the mark that `impure` explains. No view shows it, so there is no event."""
@@ -68,7 +73,7 @@ class UpperAttributes:
         directory.forget_marks()
 
     def set_flags(
-        self, pinned: Pinned, path: bytes, form: Format, value: bytes, protection: bytes, caller: Caller
+        self, pinned: Pinned, what: Node | bytes, form: Format, value: bytes, protection: bytes, caller: Caller
     ) -> None:
         """Set inode flags, and store the `protection` beside them, see `inode_flags`."""
         fd = os.dup(pinned.place) if isinstance(pinned.place, int) else pinned.open(os.O_RDONLY)
@@ -81,7 +86,7 @@ class UpperAttributes:
                 self._store_protection(fd, protection)
         finally:
             os.close(fd)
-        self.emit(Action.SETXATTR, path, caller, detail="inode flags")
+        self.emit(Action.SETXATTR, what, caller, detail="inode flags")
 
     def _store_protection(self, fd: int, protection: bytes) -> None:
         if protection:
@@ -91,18 +96,18 @@ class UpperAttributes:
 
     # --- owner, mode, times, size ------------------------------------------------------------------
 
-    def chmod(self, pinned: Pinned, path: bytes, mode: int, caller: Caller) -> None:
+    def chmod(self, pinned: Pinned, what: Node | bytes, mode: int, caller: Caller) -> None:
         """chmod(2). `mode` holds permission, set-id and sticky bits."""
         os.chmod(pinned.place, mode)
-        self.emit(Action.CHMOD, path, caller, detail=f"{mode:04o}")
+        self.emit(Action.CHMOD, what, caller, detail=f"{mode:04o}")
 
-    def chown(self, pinned: Pinned, path: bytes, uid: int, gid: int, caller: Caller) -> None:
+    def chown(self, pinned: Pinned, what: Node | bytes, uid: int, gid: int, caller: Caller) -> None:
         """chown(2). -1 leaves an id as it is."""
         os.chown(pinned.place, uid, gid)
-        self.emit(Action.CHOWN, path, caller, detail=f"{uid}:{gid}")
+        self.emit(Action.CHOWN, what, caller, detail=f"{uid}:{gid}")
 
     def set_override_stat(
-        self, pinned: Pinned, path: bytes, override: OverrideStat, action: Action, detail: str, caller: Caller
+        self, pinned: Pinned, what: Node | bytes, override: OverrideStat, action: Action, detail: str, caller: Caller
     ) -> None:
         """Store the owner and mode of a file or directory in its override. `action` and `detail` tell which is new."""
         before = pinned.stat().st_mode
@@ -110,17 +115,17 @@ class UpperAttributes:
         os.chmod(pinned.place, override.on_disk(before))
         with _undone_if_it_fails(pinned, lambda: os.chmod(pinned.place, stat.S_IMODE(before))):
             os.setxattr(pinned.place, override_stat.NAME, override.encode())
-        self.emit(action, path, caller, detail=detail)
+        self.emit(action, what, caller, detail=detail)
 
-    def utimens(self, pinned: Pinned, path: bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
+    def utimens(self, pinned: Pinned, what: Node | bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
         """utimensat(2). Times are nanoseconds since the epoch."""
         os.utime(pinned.place, ns=(atime_ns, mtime_ns))
-        self.emit(Action.UTIMENS, path, caller)
+        self.emit(Action.UTIMENS, what, caller)
 
-    def truncate(self, fd: int, path: bytes, size: int, caller: Caller, *, by_path: bool) -> None:
+    def truncate(self, fd: int, what: Node | bytes, size: int, caller: Caller, *, by_path: bool) -> None:
         """Set the size of a file that is open for writing, see `resize`."""
         resize(fd, size, by_path)
-        self.emit(Action.TRUNCATE, path, caller, size=size)
+        self.emit(Action.TRUNCATE, what, caller, size=size)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.linux import syscalls, xattr
+from overlayfs_demo.linux.libc import AT_FDCWD
 from overlayfs_demo.overlay.inode_flags import EXTENDED, PLAIN, Format
 from tests.builders import fifo, hardlink, symlink
 from tests.contract.conftest import Mount
@@ -336,10 +337,10 @@ def test_time_of_birth_is_the_real_files(mounted: Mount) -> None:
     view.write("new", b"")
     for path in ("low", "d", "l", "copied", "up", "hard", "new", "d/x"):
         layer = view.layers.lowers[0] if path in ("low", "d", "l", "d/x") else view.upper()
-        real = syscalls.statx(os.fsencode(layer / path)).birth_ns
+        real = syscalls.statx(AT_FDCWD, os.fsencode(layer / path)).birth_ns
         if real is None:
             pytest.skip("the filesystem knows no time of birth")
-        shown = syscalls.statx(view.path(path)).birth_ns
+        shown = syscalls.statx(AT_FDCWD, view.path(path)).birth_ns
         assert shown == (None if view.differs else real), path
         status = view.stat(path)
         found = statx(view.path(path), AT_SYMLINK_NOFOLLOW, STATX_ALL)

@@ -48,6 +48,7 @@ WRITING: Calls = {
         "removexattr",
         "ftruncate",
         "copy_file_range",
+        "pwrite",
         "fsync",
         "link",
         "fchown",
@@ -60,6 +61,7 @@ OPENING: Calls = {os: ("open", "dup"), syscalls: ("open_beneath",), file_handle:
 READING: Calls = {
     os: ("stat", "fstat", "listxattr", "getxattr", "readlink", "scandir", "lseek", "pread"),
     file_handle: ("handle_of",),
+    syscalls: ("statx",),
 }
 
 
