@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.layer import LayerDir, UpperDir
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
+
+if TYPE_CHECKING:
+    from overlayfs_demo.overlay.name_table import NameTable
 
 
 class Listed(NamedTuple):
@@ -46,9 +50,11 @@ class TooManyNamesError(Exception):
     """A directory has more names than the caller wanted to wait for."""
 
 
-def snapshot(sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
+def snapshot(
+    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, below: NameTable | None = None
+) -> Snapshot:
     """Return a snapshot of `merged_names`."""
-    return Snapshot(merged_names(sources, at_most, quietly=quietly), sources, _changes(sources))
+    return Snapshot(merged_names(sources, at_most, quietly=quietly, below=below), sources, _changes(sources))
 
 
 def note_reading(source: LayerDir) -> None:
@@ -65,51 +71,93 @@ def _changes(sources: Sequence[LayerDir]) -> int:
 
 
 def merged_names(
-    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False
+    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, below: NameTable | None = None
 ) -> dict[bytes, Listed]:
-    """Return all names of the directory merged from `sources` (topmost first).
+    """Return all names of the directory merged from `sources` (topmost first). The caller must not change the result.
 
-    `quietly` changes no access time. Raises OSError; TooManyNamesError if there are more than `at_most` names.
+    `quietly` changes no access time. `below` is what is known of the last of the sources, which are then not read.
+    Raises OSError; TooManyNamesError if there are more than `at_most` names.
     """
-    listed: dict[bytes, Listed] = {}
-    hidden: set[bytes] = set()
-    for source in sources:
-        _read(source, listed, hidden, at_most, merged=len(sources) > 1, quietly=quietly)
-    return listed
+    if below is not None and len(below.lowers) == len(sources):
+        if len(below.listed) > at_most:
+            raise TooManyNamesError
+        return below.listed
+    names = Names(at_most, merged=len(sources) > 1)
+    for source in sources if below is None else sources[: -len(below.lowers)]:
+        names.read(source, quietly=quietly)
+    if below is not None:
+        names.add(below.listed)
+    return names.listed
 
 
-def _read(
-    source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], at_most: int, *, merged: bool, quietly: bool
-) -> None:
-    layer = source.layer
-    suspicious = source.marks.has_xattr_whiteouts
-    # A layer's whiteouts hide the layers below, not the layer's own object of that name.
-    hidden_here: set[bytes] = set()
-    directory = source.open()
-    # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading by
-    # path opens the directory again, without O_NOATIME, and yields the names as bytes.
-    quietly = quietly or layer.reads_quietly
-    place: Any = directory.fd if quietly else proc.fd_path(directory.fd)
-    with os.scandir(place) as entries:
-        for entry in entries:
-            name: bytes = os.fsencode(entry.name) if quietly else entry.name
-            if name in listed or name in hidden:
-                continue
-            kind = _kind(entry)
-            image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
-            if kind == stat.S_IFCHR or suspicious or image_mark:
-                status = source.stat(name)
-                if status is None or layer.hides(name, status, source):
-                    hidden_here.add(name)
+class Names:
+    """The names of a merged directory, as far as its sources have been read, from the topmost down.
+
+    `merged`: it has several sources.
+    """
+
+    __slots__ = ("_at_most", "_hidden", "_merged", "listed")
+
+    def __init__(self, at_most: int, *, merged: bool) -> None:
+        """Begin. With more than `at_most` names, the methods raise TooManyNamesError."""
+        self.listed: dict[bytes, Listed] = {}
+        self._hidden: set[bytes] = set()
+        self._at_most = at_most
+        self._merged = merged
+
+    def read(self, source: LayerDir, *, quietly: bool = False, most_entries: int | None = None) -> list[bytes]:
+        """Add the names of the next source, and return all its entries. `quietly` changes no access time.
+
+        Raises OSError; TooManyNamesError if it has more than `most_entries`.
+        """
+        layer, listed, hidden = source.layer, self.listed, self._hidden
+        suspicious = source.marks.has_xattr_whiteouts
+        # A layer's whiteouts hide the layers below, not the layer's own object of that name.
+        hidden_here: set[bytes] = set()
+        found: list[bytes] = []
+        directory = source.open()
+        # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading
+        # by path opens the directory again, without O_NOATIME, and yields the names as bytes.
+        quietly = quietly or layer.reads_quietly
+        place: Any = directory.fd if quietly else proc.fd_path(directory.fd)
+        with os.scandir(place) as entries:
+            for entry in islice(entries, None if most_entries is None else most_entries + 1):
+                name: bytes = os.fsencode(entry.name) if quietly else entry.name
+                found.append(name)
+                if name in listed or name in hidden:
                     continue
-                if layer.is_image_mark(name, status):
-                    hidden_here.add(name[len(IMAGE_WHITEOUT_PREFIX) :])
-                    continue
-            certain = not (merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
-            listed[name] = Listed(name, kind, entry.inode(), source, certain)
-            if len(listed) > at_most:
-                raise TooManyNamesError
-    hidden |= hidden_here
+                kind = _kind(entry)
+                image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
+                if kind == stat.S_IFCHR or suspicious or image_mark:
+                    deleted = _deleted_by(source, name)
+                    if deleted is not None:
+                        hidden_here.add(deleted)
+                        continue
+                certain = not (self._merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
+                listed[name] = Listed(name, kind, entry.inode(), source, certain)
+                if len(listed) > self._at_most:
+                    raise TooManyNamesError
+        if most_entries is not None and len(found) > most_entries:
+            raise TooManyNamesError
+        hidden |= hidden_here
+        return found
+
+    def add(self, below: Mapping[bytes, Listed]) -> None:
+        """Add the names that the rest of the sources show."""
+        listed, hidden = self.listed, self._hidden
+        for name, entry in below.items():
+            if name not in listed and name not in hidden:
+                listed[name] = entry
+        if len(listed) > self._at_most:
+            raise TooManyNamesError
+
+
+def _deleted_by(source: LayerDir, name: bytes) -> bytes | None:
+    """Return the name that an entry deletes if it is a whiteout, its own if it is gone by now, else None."""
+    status, layer = source.stat(name), source.layer
+    if status is None or layer.hides(name, status, source):
+        return name
+    return name[len(IMAGE_WHITEOUT_PREFIX) :] if layer.is_image_mark(name, status) else None
 
 
 def _kind(entry: os.DirEntry[Any]) -> int:
@@ -127,9 +175,9 @@ def _kind(entry: os.DirEntry[Any]) -> int:
         return 0
 
 
-def is_empty(sources: Sequence[LayerDir]) -> bool:
-    """Return whether the merged directory has no names in the view."""
+def is_empty(sources: Sequence[LayerDir], below: NameTable | None = None) -> bool:
+    """Return whether the merged directory has no names in the view. `below` is that of `merged_names`."""
     try:
-        return not merged_names(sources, at_most=0, quietly=True)
+        return not merged_names(sources, at_most=0, quietly=True, below=below)
     except TooManyNamesError:
         return False

@@ -17,7 +17,11 @@ from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
+from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
+
+# The length of the longest name of most filesystems, in bytes: limits.h.
+_NAME_MAX = 255
 
 
 class Part(NamedTuple):
@@ -62,24 +66,26 @@ class Lookup:
         self._lowers = tuple(lowers)
         self._data_layers = tuple(data_layers)
 
-    def find(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Part, ...]:
+    def find(self, sources: Sequence[LayerDir], name: bytes, table: NameTable | None = None) -> tuple[Part, ...]:
         """Return the objects that make up `name` in the directory merged from `sources`, topmost first.
 
         The result is empty if the view has no such name. Only directories and metacopies have more than one part;
-        a metacopy's second part is its data. Raises OSError: EINVAL or EACCES for a bad redirect, see `faults`.
+        a metacopy's second part is its data. `table` is that of the lowers among the sources: those without an entry
+        are not asked. Raises OSError: EINVAL or EACCES for a bad redirect, see `faults`.
         """
-        if len(sources) == 1:
-            # The common case: a directory in one layer only, and a name in it that is not a directory.
-            source = sources[0]
-            status = source.stat(name)
-            if status is None:
-                return ()
-            if not stat.S_ISDIR(status.st_mode):
-                answer = judge(source, name, status)
-                if answer.says is not Says.METACOPY:
-                    return (answer.part,) if answer.part else ()
+        position, end = 0, len(sources)
+        while (position := _next(sources, name, position, table)) < end:
+            source = sources[position]
+            answer = judge(source, name, source.stat(name))
+            if answer.says is Says.FILE and answer.part is not None:
+                return (answer.part,)  # The common case: no layer below matters.
+            if answer.says is not Says.ABSENT:
+                break
+            position += 1
+        else:
+            return ()
         answers: list[Answer] = []
-        verdict = decide(self._listen(sources, name, answers))
+        verdict = decide(self._listen(sources, name, answers, table, answer, position))
         return tuple(part for position in verdict.positions if (part := answers[position].part))
 
     def may_lack_data(self, sources: Sequence[LayerDir], name: bytes) -> bool:
@@ -96,14 +102,30 @@ class Lookup:
         answers: list[Answer] = []
         return decide(self._listen(sources, name, answers)), answers
 
-    def _listen(self, sources: Sequence[LayerDir], name: bytes, answers: list[Answer]) -> Iterator[Says]:
-        """Ask one layer after another, each only when the verdict needs it, and append the answers to `answers`."""
+    def _listen(
+        self,
+        sources: Sequence[LayerDir],
+        name: bytes,
+        answers: list[Answer],
+        table: NameTable | None = None,
+        first: Answer | None = None,
+        position: int = 0,
+    ) -> Iterator[Says]:
+        """Ask one layer after another, each only when the verdict needs it, and append the answers to `answers`.
+
+        `first` is the answer of the source at `position` if that was asked already.
+        """
         redirected = False
-        for source in sources:
-            status = _status_if_possible(source, name) if redirected else source.stat(name)
-            answer = judge(source, name, status)
+        while (position := _next(sources, name, position, table)) < len(sources):
+            source = sources[position]
+            if first is None:
+                status = _status_if_possible(source, name) if redirected else source.stat(name)
+                answer = judge(source, name, status)
+            else:
+                answer, first = first, None
             answers.append(answer)
             yield answer.says
+            position += 1
             redirect = _redirect(answer)
             if redirect is None:
                 continue
@@ -125,6 +147,14 @@ class Lookup:
             if walked.stop:
                 return
             path = walked.below
+
+
+def _next(sources: Sequence[LayerDir], name: bytes, position: int, table: NameTable | None) -> int:
+    """Return the first position from `position` on whose source may have something to say about the name."""
+    if table is None or len(name) > _NAME_MAX:  # Only a filesystem says which names are too long for it.
+        return position
+    lowers = len(sources) - len(table.lowers)
+    return position if position < lowers else lowers + table.next(name, position - lowers)
 
 
 def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answer:

@@ -15,6 +15,7 @@ from weakref import ref
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, UpperDir, key_of, stale
+from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
 
@@ -215,10 +216,11 @@ class DirNode(Node):
     `lowers` are its lower directories, topmost first. `redirect` is the upper's `overlay.redirect`, if the
     directory was renamed. `sources` is the upper (if any), then the lowers, and `keys` are the (device, inode)
     of each. `watched` says whether changes behind the view are noticed here (None: not tried), see
-    `external_changes`.
+    `external_changes`. `name_table` is the table of the names in `lowers`, and `lookups` the number of lookups without
+    one, see `lower_names`.
     """
 
-    __slots__ = ("children", "keys", "lowers", "redirect", "sources", "upper", "watched")
+    __slots__ = ("children", "keys", "lookups", "lowers", "name_table", "redirect", "sources", "upper", "watched")
 
     def __init__(
         self,
@@ -233,6 +235,8 @@ class DirNode(Node):
         super().__init__(parent, name, stat.S_IFDIR, ino, key_of(status))
         self.keys = keys or (self.key,)
         self.watched: bool | None = None
+        self.name_table: NameTable | None = None
+        self.lookups = 0
         self.sources = sources
         self.upper = next((source for source in sources if isinstance(source, UpperDir)), None)
         self.lowers = tuple(source for source in sources if isinstance(source, LowerDir))

@@ -21,6 +21,8 @@ from overlayfs_demo.overlay.index import Index, IndexEntry
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
+from overlayfs_demo.overlay.lower_names import LowerNames
+from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.ownership import Ownership
@@ -40,7 +42,8 @@ class Tree:
 
     `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
     data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if a copy-up
-    breaks hard links. `beside` holds names in the root that no layer has and that are never listed.
+    breaks hard links. `lower_names` is None unless all changes of the lowers are noticed. `beside` holds names in the
+    root that no layer has and that are never listed.
     """
 
     __slots__ = (
@@ -51,6 +54,7 @@ class Tree:
         "index",
         "lock",
         "lookup",
+        "lower_names",
         "lowers",
         "origins",
         "ownership",
@@ -74,6 +78,7 @@ class Tree:
         self.xattrs = xattrs
         self.lock = threading.RLock()
         self.lookup = Lookup(lowers, data_layers)
+        self.lower_names: LowerNames | None = None
         self.origins = origins
         self.index = index
         self.ownership = ownership
@@ -137,7 +142,7 @@ class Tree:
         """Return the node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
         if parent.gone:
             raise failure(errno.ENOENT, name)
-        parts = self.lookup.find(parent.sources, name)
+        parts = self.lookup.find(parent.sources, name, self._table(parent))
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
@@ -215,7 +220,16 @@ class Tree:
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         """Return the names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
-        return snapshot(node.sources, at_most, quietly=quietly)
+        table = None
+        if self.lower_names is not None and len(node.lowers) > 1:
+            table = self.lower_names.for_listing(node, at_most)
+        return snapshot(node.sources, at_most, quietly=quietly, below=table)
+
+    def _table(self, parent: DirNode) -> NameTable | None:
+        """Return the table of the directory's lowers for a lookup, if there is one."""
+        if self.lower_names is None or len(parent.lowers) < 2:
+            return None
+        return self.lower_names.for_lookup(parent)
 
     def child(self, parent: DirNode, name: bytes) -> Node | None:
         """Return the node called `name`, or None. Call with `lock` held."""
@@ -327,12 +341,14 @@ class Tree:
         the others."""
         return self.index is not None and not node.in_upper and self._linked.get(node.key) is node
 
+    def below(self, parent: DirNode, name: bytes) -> tuple[Part, ...]:
+        """Return what the lowers would show as `name` if the upper had nothing there. Raises OSError like `find`."""
+        return self.lookup.find(parent.lowers, name, self._table(parent)) if parent.lowers else ()
+
     def covered(self, parent: DirNode, name: bytes) -> str:
         """Return the label of the lower layer that would show `name` if the upper had nothing there; "" if none."""
-        if not parent.lowers:
-            return ""
         try:
-            parts = self.lookup.find(parent.lowers, name)
+            parts = self.below(parent, name)
         except OSError:
             # A name that cannot be looked up exists all the same (fs/overlayfs/namei.c, ovl_lower_positive).
             return parent.lowers[0].layer.label
