@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,10 +51,10 @@ class TooManyNamesError(Exception):
 
 
 def snapshot(
-    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, below: NameTable | None = None
+    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, table: NameTable | None = None
 ) -> Snapshot:
     """Return a snapshot of `merged_names`."""
-    return Snapshot(merged_names(sources, at_most, quietly=quietly, below=below), sources, _changes(sources))
+    return Snapshot(merged_names(sources, at_most, quietly=quietly, table=table), sources, _changes(sources))
 
 
 def note_reading(source: LayerDir) -> None:
@@ -71,22 +71,18 @@ def _changes(sources: Sequence[LayerDir]) -> int:
 
 
 def merged_names(
-    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, below: NameTable | None = None
+    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, table: NameTable | None = None
 ) -> dict[bytes, Listed]:
     """Return all names of the directory merged from `sources` (topmost first). The caller must not change the result.
 
-    `quietly` changes no access time. `below` is what is known of the last of the sources, which are then not read.
-    Raises OSError; TooManyNamesError if there are more than `at_most` names.
+    `quietly` changes no access time. `table` is that of the lowers, which are then not read. Raises OSError;
+    TooManyNamesError if there are more than `at_most` names.
     """
-    if below is not None and len(below.lowers) == len(sources):
-        if len(below.listed) > at_most:
-            raise TooManyNamesError
-        return below.listed
     names = Names(at_most, merged=len(sources) > 1)
-    for source in sources if below is None else sources[: -len(below.lowers)]:
+    for source in sources if table is None else sources[: -len(table.lowers)]:
         names.read(source, quietly=quietly)
-    if below is not None:
-        names.add(below.listed)
+    if table is not None:
+        names.add(table.listed)
     return names.listed
 
 
@@ -124,15 +120,19 @@ class Names:
             for entry in islice(entries, None if most_entries is None else most_entries + 1):
                 name: bytes = os.fsencode(entry.name) if quietly else entry.name
                 found.append(name)
-                if name in listed or name in hidden:
+                # A mark acts on the layers below even if a layer above has an object of the mark's own name.
+                image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
+                known = name in listed or name in hidden
+                if known and not image_mark:
                     continue
                 kind = _kind(entry)
-                image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
                 if kind == stat.S_IFCHR or suspicious or image_mark:
                     deleted = _deleted_by(source, name)
                     if deleted is not None:
                         hidden_here.add(deleted)
                         continue
+                if known:
+                    continue
                 certain = not (self._merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
                 listed[name] = Listed(name, kind, entry.inode(), source, certain)
                 if len(listed) > self._at_most:
@@ -142,13 +142,15 @@ class Names:
         hidden |= hidden_here
         return found
 
-    def add(self, below: Mapping[bytes, Listed]) -> None:
-        """Add the names that the rest of the sources show."""
-        listed, hidden = self.listed, self._hidden
-        for name, entry in below.items():
-            if name not in listed and name not in hidden:
-                listed[name] = entry
-        if len(listed) > self._at_most:
+    def add(self, below: dict[bytes, Listed]) -> None:
+        """Add the names that all remaining sources show, merged. The caller must not change them afterwards."""
+        if not self.listed and not self._hidden:
+            self.listed = below
+        else:
+            for name, entry in below.items():
+                if name not in self.listed and name not in self._hidden:
+                    self.listed[name] = entry
+        if len(self.listed) > self._at_most:
             raise TooManyNamesError
 
 
@@ -175,9 +177,9 @@ def _kind(entry: os.DirEntry[Any]) -> int:
         return 0
 
 
-def is_empty(sources: Sequence[LayerDir], below: NameTable | None = None) -> bool:
-    """Return whether the merged directory has no names in the view. `below` is that of `merged_names`."""
+def is_empty(sources: Sequence[LayerDir], table: NameTable | None) -> bool:
+    """Return whether the merged directory has no names in the view. `table` is that of its lowers."""
     try:
-        return not merged_names(sources, at_most=0, quietly=True, below=below)
+        return not merged_names(sources, at_most=0, quietly=True, table=table)
     except TooManyNamesError:
         return False

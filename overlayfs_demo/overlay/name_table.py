@@ -46,7 +46,7 @@ class NameTable:
         self.lowers = lowers
         self.listed: dict[bytes, Listed] = names.listed
         self.size = most_entries - left
-        self.is_used = True
+        self.is_used = False
 
     def next(self, name: bytes, start: int) -> int:
         """Return the first position from `start` on whose lower has an entry for `name`.

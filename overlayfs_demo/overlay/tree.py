@@ -19,7 +19,7 @@ from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import revalidate
 from overlayfs_demo.overlay.index import Index, IndexEntry
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
-from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
+from overlayfs_demo.overlay.listing import Listed, Snapshot, is_empty, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.lower_names import LowerNames
 from overlayfs_demo.overlay.name_table import NameTable
@@ -220,10 +220,17 @@ class Tree:
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         """Return the names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
-        table = None
-        if self.lower_names is not None and len(node.lowers) > 1:
-            table = self.lower_names.for_listing(node, at_most)
-        return snapshot(node.sources, at_most, quietly=quietly, below=table)
+        return snapshot(node.sources, at_most, quietly=quietly, table=self._listed(node, at_most))
+
+    def is_empty(self, node: DirNode) -> bool:
+        """Return whether a directory has no names in the view. Raises OSError."""
+        return is_empty(node.sources, self._listed(node, 0))
+
+    def _listed(self, node: DirNode, at_most: int) -> NameTable | None:
+        """Return the table of the directory's lowers for a listing, if there can be one."""
+        if self.lower_names is None or len(node.lowers) < 2:
+            return None
+        return self.lower_names.for_listing(node, at_most)
 
     def _table(self, parent: DirNode) -> NameTable | None:
         """Return the table of the directory's lowers for a lookup, if there is one."""
