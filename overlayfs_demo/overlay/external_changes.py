@@ -177,8 +177,7 @@ class ExternalChanges:
                 self._note_itself(node, changes)
             return
         for node in self._known(key):
-            if self._tree.lower_names is not None and mask != fanotify.MODIFY:
-                self._tree.lower_names.drop(node)
+            self._drop_table(node)
             if name.startswith(IMAGE_WHITEOUT_PREFIX):
                 if name == IMAGE_OPAQUE:
                     self._note_itself(node, changes)
@@ -229,6 +228,7 @@ class ExternalChanges:
         """Note that a directory's own attributes were changed, perhaps those that hide the layers below."""
         changes.nodes[node] = None
         node.protection = None
+        self._drop_table(node)
         for source in node.sources:
             source.forget_marks()
         if node.parent is not None:
@@ -236,6 +236,11 @@ class ExternalChanges:
             self._reconsider(node, changes)
             if node.gone or node.sources is not before:
                 changes.names[node.parent, node.name] = None
+
+    def _drop_table(self, node: DirNode) -> None:
+        """Forget the table of the lowers' names. Even a write may change what is listed: whiteouts are empty."""
+        if self._tree.lower_names is not None:
+            self._tree.lower_names.drop(node)
 
     # --- what follows for the nodes ----------------------------------------------------------------
 

@@ -11,14 +11,11 @@ import stat
 import sys
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.overlay.layer import LayerDir, UpperDir
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
-
-if TYPE_CHECKING:
-    from overlayfs_demo.overlay.name_table import NameTable
 
 
 class Listed(NamedTuple):
@@ -51,10 +48,14 @@ class TooManyNamesError(Exception):
 
 
 def snapshot(
-    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, table: NameTable | None = None
+    sources: Sequence[LayerDir],
+    at_most: int = sys.maxsize,
+    *,
+    quietly: bool = False,
+    below: dict[bytes, Listed] | None = None,
 ) -> Snapshot:
     """Return a snapshot of `merged_names`."""
-    return Snapshot(merged_names(sources, at_most, quietly=quietly, table=table), sources, _changes(sources))
+    return Snapshot(merged_names(sources, at_most, quietly=quietly, below=below), sources, _changes(sources))
 
 
 def note_reading(source: LayerDir) -> None:
@@ -71,18 +72,23 @@ def _changes(sources: Sequence[LayerDir]) -> int:
 
 
 def merged_names(
-    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False, table: NameTable | None = None
+    sources: Sequence[LayerDir],
+    at_most: int = sys.maxsize,
+    *,
+    quietly: bool = False,
+    below: dict[bytes, Listed] | None = None,
 ) -> dict[bytes, Listed]:
     """Return all names of the directory merged from `sources` (topmost first). The caller must not change the result.
 
-    `quietly` changes no access time. `table` is that of the lowers, which are then not read. Raises OSError;
-    TooManyNamesError if there are more than `at_most` names.
+    `quietly` changes no access time. `below` are the names that the lowers show, merged, if they are known: then only
+    the upper is read. Raises OSError; TooManyNamesError if there are more than `at_most` names.
     """
     names = Names(at_most, merged=len(sources) > 1)
-    for source in sources if table is None else sources[: -len(table.lowers)]:
-        names.read(source, quietly=quietly)
-    if table is not None:
-        names.add(table.listed)
+    for source in sources:
+        if below is None or isinstance(source, UpperDir):
+            names.read(source, quietly=quietly)
+    if below is not None:
+        names.add(below)
     return names.listed
 
 
@@ -177,9 +183,9 @@ def _kind(entry: os.DirEntry[Any]) -> int:
         return 0
 
 
-def is_empty(sources: Sequence[LayerDir], table: NameTable | None) -> bool:
-    """Return whether the merged directory has no names in the view. `table` is that of its lowers."""
+def is_empty(sources: Sequence[LayerDir], below: dict[bytes, Listed] | None) -> bool:
+    """Return whether the merged directory has no names in the view. `below` is that of `merged_names`."""
     try:
-        return not merged_names(sources, at_most=0, quietly=True, table=table)
+        return not merged_names(sources, at_most=0, quietly=True, below=below)
     except TooManyNamesError:
         return False

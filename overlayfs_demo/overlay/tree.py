@@ -220,17 +220,18 @@ class Tree:
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         """Return the names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
-        return snapshot(node.sources, at_most, quietly=quietly, table=self._listed(node, at_most))
+        return snapshot(node.sources, at_most, quietly=quietly, below=self._listed(node, at_most))
 
     def is_empty(self, node: DirNode) -> bool:
         """Return whether a directory has no names in the view. Raises OSError."""
         return is_empty(node.sources, self._listed(node, 0))
 
-    def _listed(self, node: DirNode, at_most: int) -> NameTable | None:
-        """Return the table of the directory's lowers for a listing, if there can be one."""
+    def _listed(self, node: DirNode, at_most: int) -> dict[bytes, Listed] | None:
+        """Return the names that the directory's lowers show, if there is a table of them now."""
         if self.lower_names is None or len(node.lowers) < 2:
             return None
-        return self.lower_names.for_listing(node, at_most)
+        table = self.lower_names.for_listing(node, at_most)
+        return None if table is None else table.listed
 
     def _table(self, parent: DirNode) -> NameTable | None:
         """Return the table of the directory's lowers for a lookup, if there is one."""
