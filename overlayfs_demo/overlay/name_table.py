@@ -7,7 +7,7 @@ decided when somebody asks for the name.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from overlayfs_demo.overlay.layer import LayerDir
 from overlayfs_demo.overlay.listing import Listed, Names
@@ -48,19 +48,18 @@ class NameTable:
         self.size = most_entries - left
         self.is_used = False
 
-    def next(self, name: bytes, start: int) -> int:
-        """Return the first position from `start` on whose lower has an entry for `name`.
+    def asked(self, name: bytes, start: int, before: int) -> Iterator[int]:
+        """Yield the positions, from `start` on, of the sources that may have something to say about the name.
 
-        An entry for a name is an object of that name, or its mark in the image format. The result is the number of
-        lowers if none has one.
+        The sources are `before` others, then the lowers. A lower has something to say if it has an entry for the name:
+        an object of that name, or its mark in the image format.
         """
-        positions = self._positions.get(name)
-        if positions is None:
-            return len(self.lowers)
+        yield from range(start, before)
+        positions = self._positions.get(name, ())
         if isinstance(positions, int):
-            return positions if positions >= start else len(self.lowers)
-        index = bisect_left(positions, start)
-        return positions[index] if index < len(positions) else len(self.lowers)
+            positions = (positions,)
+        for index in range(bisect_left(positions, start - before), len(positions)):
+            yield before + positions[index]
 
 
 def _is_mark(entry: bytes) -> bool:
