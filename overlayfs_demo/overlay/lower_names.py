@@ -13,7 +13,7 @@ from typing import NamedTuple
 from weakref import ref
 
 from overlayfs_demo.linux import syscalls
-from overlayfs_demo.overlay.layer import Layer, LayerDir
+from overlayfs_demo.overlay.layer import LayerDir
 from overlayfs_demo.overlay.listing import TooManyNamesError
 from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.node import DirNode
@@ -55,15 +55,14 @@ class _Kept(NamedTuple):
 class LowerNames:
     """The tables of one tree. Call all methods with the tree's lock held."""
 
-    __slots__ = ("_is_noticed", "_kept", "_lists_all", "_size")
+    __slots__ = ("_is_noticed", "_kept", "_list_all", "_size")
 
     def __init__(self, is_noticed: Callable[[DirNode], bool]) -> None:
-        """Begin. `is_noticed` returns whether all changes of names in the lowers of a directory were noticed so far,
-        and will be."""
+        """Begin. `is_noticed` returns whether all changes in the lowers of a directory were noticed so far."""
         self._is_noticed = is_noticed
         self._kept: deque[_Kept] = deque()
         self._size = 0
-        self._lists_all: dict[Layer, bool] = {}
+        self._list_all: dict[int, bool] = {}
 
     def for_lookup(self, node: DirNode) -> NameTable | None:
         """Return the directory's table if there is one, or should be by now, and it is true."""
@@ -109,20 +108,23 @@ class LowerNames:
                 node.lookups = _NEVER
                 return None
             table = NameTable(node.lowers, at_most, min(most_entries, _MOST_ENTRIES))
-        except (OSError, TooManyNamesError):
-            # Anyone who asks the lowers themselves is told of the error.
+        except TooManyNamesError:
+            if min(at_most, most_entries) >= _MOST_ENTRIES:
+                node.lookups = _NEVER
             return None
+        except OSError:
+            return None  # Anyone who asks the lowers themselves is told of the error.
         self._keep(node, table)
         return table
 
     def _suits(self, lower: LayerDir) -> bool:
         """Whether a name that the directory does not list is not there. Raises OSError."""
-        layer = lower.layer
-        if layer not in self._lists_all:
-            self._lists_all[layer] = syscalls.filesystem_magic(layer.root_fd) in _LISTING_ALL
         # Without a private mount, other filesystems may be mounted inside a layer.
-        on_layer = lower.key is None or lower.key[0] == layer.device
-        return self._lists_all[layer] and on_layer and not syscalls.folds_case(lower.open().fd)
+        device = lower.layer.device if lower.key is None else lower.key[0]
+        descriptor = lower.open()
+        if device not in self._list_all:
+            self._list_all[device] = syscalls.filesystem_magic(descriptor.fd) in _LISTING_ALL
+        return self._list_all[device] and not syscalls.folds_case(descriptor.fd)
 
     def _keep(self, node: DirNode, table: NameTable) -> None:
         """Give the directory its table. If there are too many entries now, the tables not used lately go."""

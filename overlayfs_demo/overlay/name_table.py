@@ -13,36 +13,36 @@ from overlayfs_demo.overlay.layer import LayerDir
 from overlayfs_demo.overlay.listing import Listed, Names
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
-# The positions of the lowers that have an entry, in ascending order, or the only one.
-_Positions = int | tuple[int, ...]
-
 
 class NameTable:
     """What the `lowers` of one directory (topmost first) listed when it was made.
 
     `listed` are the names that they show, merged; the caller must not change it. `size` is the number of entries in
-    the lowers. `is_used` is set by its users, see `lower_names`.
+    the lowers. `is_used` is set by its users, see `lower_names`. `_several` has the positions of all lowers with an
+    entry for a name, in ascending order, and `_only` the position of the only one (of any one, if there are several).
     """
 
-    __slots__ = ("__weakref__", "_positions", "is_used", "listed", "lowers", "size")
+    __slots__ = ("__weakref__", "_only", "_several", "is_used", "listed", "lowers", "size")
 
     def __init__(self, lowers: Sequence[LayerDir], at_most: int, most_entries: int) -> None:
         """Read the lowers. Raises OSError; TooManyNamesError if there are more names or entries than this."""
-        positions: dict[bytes, int | list[int]] = {}
         names = Names(at_most, merged=True)
+        only: dict[bytes, int] = {}
+        several: dict[bytes, list[int]] = {}
         left = most_entries
         for position, lower in enumerate(lowers):
             entries = names.read(lower, most_entries=left)
             left -= len(entries)
             if lower.layer.image_dialect:
-                entries += [entry[len(IMAGE_WHITEOUT_PREFIX) :] for entry in entries if _is_mark(entry)]
-            for name in entries:
-                _add(positions, name, position)
+                marks = [entry for entry in entries if entry.startswith(IMAGE_WHITEOUT_PREFIX)]
+                entries += [mark[len(IMAGE_WHITEOUT_PREFIX) :] for mark in marks]
+            found = dict.fromkeys(entries, position)
+            for name in only.keys() & found.keys():
+                several.setdefault(name, [only[name]]).append(position)
+            only.update(found)
+        self._only = only
         shared: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._positions: dict[bytes, _Positions] = {
-            name: found if isinstance(found, int) else shared.setdefault(key := tuple(found), key)
-            for name, found in positions.items()
-        }
+        self._several = {name: shared.setdefault(key := tuple(places), key) for name, places in several.items()}
         self.lowers = lowers
         self.listed: dict[bytes, Listed] = names.listed
         self.size = most_entries - left
@@ -55,21 +55,8 @@ class NameTable:
         an object of that name, or its mark in the image format.
         """
         yield from range(start, before)
-        positions = self._positions.get(name, ())
-        if isinstance(positions, int):
-            positions = (positions,)
+        positions = self._several.get(name)
+        if positions is None:
+            positions = (self._only[name],) if name in self._only else ()
         for index in range(bisect_left(positions, start - before), len(positions)):
             yield before + positions[index]
-
-
-def _is_mark(entry: bytes) -> bool:
-    return entry.startswith(IMAGE_WHITEOUT_PREFIX)
-
-
-def _add(positions: dict[bytes, int | list[int]], name: bytes, position: int) -> None:
-    before = positions.setdefault(name, position)
-    if isinstance(before, list):
-        if before[-1] != position:
-            before.append(position)
-    elif before != position:
-        positions[name] = [before, position]
