@@ -71,13 +71,13 @@ class FileOps:
         append_only = writable and inode_flags.APPEND in inode_flags.protection(node, self._tree.xattrs)
         in_upper = node.in_upper and not node.metacopy
         handle = Handle(opened, writable=writable, in_upper=in_upper, append_only=append_only)
-        node.handles.append(handle)
+        node.add_handle(handle)
         return handle
 
     def release(self, node: FileNode, handle: Handle) -> None:
         """Close a handle."""
         with self._tree.lock:
-            node.handles.remove(handle)
+            node.drop_handle(handle)
         handle.close()
 
     def write(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import ref
 
@@ -18,6 +19,9 @@ from overlayfs_demo.overlay.layer import Descriptor, Key, LayerDir, LowerDir, Up
 from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
+
+# Most files are not open: they share this.
+_NO_HANDLES: Sequence[Handle] = []
 
 
 class Data(NamedTuple):
@@ -107,7 +111,7 @@ class FileNode(Node):
         self.protection = None
         self.place = place
         self.place_name = place_name
-        self.handles: list[Handle] = []
+        self.handles: Sequence[Handle] = _NO_HANDLES
         self.links: Links | None = None
         self.metacopy = False
         self.data: Data | None = None
@@ -115,6 +119,14 @@ class FileNode(Node):
     @property
     def in_upper(self) -> bool:
         return self.place.layer.is_upper
+
+    def add_handle(self, handle: Handle) -> None:
+        """Note that the file was opened."""
+        self.handles = [*self.handles, handle]
+
+    def drop_handle(self, handle: Handle) -> None:
+        """Note that a handle is no longer in use."""
+        self.handles = [other for other in self.handles if other is not handle] or _NO_HANDLES
 
     def _held(self) -> Descriptor | None:
         """Return the descriptor that keeps a removed file's object open, if there is one."""

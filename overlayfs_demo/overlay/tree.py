@@ -124,7 +124,7 @@ class Tree:
     def identity_of(self, ino: int, device: int) -> int:
         """Return the view's inode number for a real one on the given device."""
         filesystem = self._devices.setdefault(device, len(self._devices))
-        return ino ^ filesystem << _FILESYSTEM_SHIFT
+        return ino ^ filesystem << _FILESYSTEM_SHIFT if filesystem else ino
 
     def claim(self, ino: int, key: Key) -> bool:
         """Give the upper's object `key` the inode number of the lower object it came from.
