@@ -117,14 +117,9 @@ class Names:
         # A layer's whiteouts hide the layers below, not the layer's own object of that name.
         hidden_here: set[bytes] = set()
         found: list[bytes] = []
-        directory = source.open()
-        # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading
-        # by path opens the directory again, without O_NOATIME, and yields the names as bytes.
-        quietly = quietly or layer.reads_quietly
-        place: Any = directory.fd if quietly else proc.fd_path(directory.fd)
-        with os.scandir(place) as entries:
+        with _scan(source, quietly=quietly) as entries:
             for entry in islice(entries, None if most_entries is None else most_entries + 1):
-                name: bytes = os.fsencode(entry.name) if quietly else entry.name
+                name = os.fsencode(entry.name)
                 found.append(name)
                 # A mark acts on the layers below even if a layer above has an object of the mark's own name.
                 image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
@@ -158,6 +153,14 @@ class Names:
                     self.listed[name] = entry
         if len(self.listed) > self._at_most:
             raise TooManyNamesError
+
+
+def _scan(source: LayerDir, *, quietly: bool) -> Any:
+    """Return the scandir iterator of a directory. The names are of type str if it is read quietly, else bytes."""
+    directory = source.open()
+    # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading by
+    # path opens the directory again, without O_NOATIME.
+    return os.scandir(directory.fd if quietly or source.layer.reads_quietly else proc.fd_path(directory.fd))
 
 
 def _deleted_by(source: LayerDir, name: bytes) -> bytes | None:

@@ -91,10 +91,10 @@ class LowerNames:
 
     def _known(self, node: DirNode) -> NameTable | None:
         table = node.name_table
-        if table is None or not self._is_noticed(node):
-            return None
-        if table.lowers is not node.lowers:  # The directory was merged anew.
+        if table is None or table.lowers is not node.lowers:  # The directory was merged again, from other lowers.
             self.drop(node)
+            return None
+        if not self._is_noticed(node):
             return None
         table.is_used = True
         return table
