@@ -29,6 +29,8 @@ LIBFUSE_FLAGS = tuple(flag for flag in MOUNT_FLAGS if flag.word in _LIBFUSE_WORD
 _COARSE = 5
 # With either of these mount(2) flags, no access time changes.
 NO_READING_NOTED = mounting.MS_NOATIME | mounting.MS_RDONLY
+# Seconds. A timeout this long says that the layers do not change.
+AT_REST = 3600.0
 # An access time this old is updated again: relatime_need_update in fs/inode.c.
 _DAY_NS = 24 * 60 * 60 * 1_000_000_000
 
@@ -58,6 +60,11 @@ class View(NamedTuple):
     def checked(self) -> bool:
         """Whether the kernel checks permissions, using the owners and modes that the view shows."""
         return self.allow_other or self.overlay.decides_access
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the user says that nobody changes the layers behind the view."""
+        return self.timeout is not None and self.timeout >= AT_REST
 
 
 class Front(Protocol):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+
+# Most failures are a name that does not exist, and there are many of them.
+_message = functools.cache(os.strerror)
 
 
 def failure(code: int, name: str | bytes | None = None) -> OSError:
@@ -10,4 +14,4 @@ def failure(code: int, name: str | bytes | None = None) -> OSError:
 
     `name` is the file at fault, which messages name.
     """
-    return OSError(code, os.strerror(code), name)
+    return OSError(code, _message(code), name)

@@ -9,6 +9,7 @@ import functools
 import os
 import resource
 import struct
+import sys
 from typing import NamedTuple
 
 from overlayfs_demo.linux.libc import AT_EMPTY_PATH, AT_FDCWD, check, libc
@@ -36,6 +37,7 @@ MOST_LINKS = 40
 FICLONE = 0x40049409
 FS_IOC_GETFLAGS = 0x80006601 | struct.calcsize("l") << 16
 FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("l") << 16
+_FS_CASEFOLD_FL = 0x40000000
 FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
 
@@ -58,6 +60,7 @@ libc.linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_ch
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 libc.syncfs.argtypes = (ctypes.c_int,)
+libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 
 
 def open_beneath(dir_fd: int, path: bytes, flags: int) -> int:
@@ -124,6 +127,25 @@ def statx(dir_fd: int, name: bytes = b"") -> Statx:
     mask, attributes, mode, ino, seconds, nanoseconds, major, minor = _STATX.unpack_from(buffer)
     birth_ns = seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
     return Statx(attributes, birth_ns, mode, (os.makedev(major, minor), ino))
+
+
+def filesystem_magic(fd: int) -> int:
+    """Return the magic number of the type of filesystem that an open file is on: `f_type` of statfs(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    check(libc.fstatfs(fd, buffer))
+    return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
+
+
+def folds_case(fd: int) -> bool:
+    """Return whether names in the open directory differ only if they differ in more than case: FS_CASEFOLD_FL."""
+    flags = bytearray(struct.calcsize("l"))
+    try:
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags, True)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    return bool(int.from_bytes(flags[:4], sys.byteorder) & _FS_CASEFOLD_FL)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

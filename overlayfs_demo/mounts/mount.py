@@ -271,6 +271,8 @@ def _serve(
         # Without an upper the whole mount is read-only, as with the kernel's overlayfs.
         flags = options.flags if stack.upper is not None else options.flags | mounting.MS_RDONLY
         view = view_of(overlay, mountpoint, options._replace(flags=flags))
+        if view.at_rest:
+            overlay.external_changes.trust_layers()
 
         # Nodes are freed by their reference counts, so the collector would walk all of them in vain.
         gc.freeze()

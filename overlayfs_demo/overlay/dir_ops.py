@@ -13,7 +13,7 @@ import stat
 
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay import acl, inode_flags, listing
+from overlayfs_demo.overlay import acl, inode_flags
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
@@ -62,7 +62,7 @@ class DirOps:
         """
         if parent.gone or parent.upper is None or inode_flags.protection(parent, self._tree.xattrs):
             return None
-        if parent.lowers and self._tree.lookup.find(parent.lowers, name):
+        if parent.lowers and self._tree.below(parent, name):
             return None
         return parent.upper
 
@@ -141,7 +141,7 @@ class DirOps:
         if status is not None:
             if not parent.sources[0].layer.hides(name, status, parent.sources[0]):
                 raise failure(errno.EEXIST, name)
-        elif parent.lowers and self._tree.lookup.find(parent.lowers, name):
+        elif self._tree.below(parent, name):
             raise failure(errno.EEXIST, name)
         inode_flags.refuse(parent, self._tree.xattrs, appends=True)
         return self._copy_up.directory(parent, caller), status is not None
@@ -210,7 +210,7 @@ class DirOps:
         if not isinstance(node, DirNode):
             raise failure(errno.ENOTDIR, name)
         self.refuse_removal(parent, node)
-        if not listing.is_empty(node.sources):
+        if not self._tree.is_empty(node):
             raise failure(errno.ENOTEMPTY, name)
         self.anchor(node, parent, name)
         self._remove(parent, name, node, caller)

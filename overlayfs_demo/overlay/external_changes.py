@@ -11,11 +11,13 @@ import contextlib
 import errno
 import logging
 import os
+import select
 from collections.abc import Iterator
 from weakref import ref
 
 from overlayfs_demo.linux import fanotify
 from overlayfs_demo.overlay.layer import LayerDir
+from overlayfs_demo.overlay.lower_names import LowerNames
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX
@@ -43,34 +45,61 @@ class Changes:
 
 
 class ExternalChanges:
-    """Watches the layers of one tree. Owns `fd`, which is readable when something has changed, until `close`."""
+    """Watches the layers of one tree. Owns the descriptors in `fds`, which are readable when something has changed,
+    until `close`.
 
-    __slots__ = ("_complained", "_nodes", "_tree", "fd")
+    The lowers have a queue of their own, because this process itself changes the upper all the time. The kernel queues
+    a change before the system call that made it returns, so while that queue is empty, all changes of lowers are known.
+    """
+
+    __slots__ = ("_complained", "_lowers_poll", "_nodes", "_of_lowers", "_of_upper", "_tree")
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._nodes: dict[fanotify.Key, list[ref[DirNode]]] = {}
         self._complained: set[str] = set()
-        self.fd = -1
+        self._of_lowers = self._of_upper = -1
+        self._lowers_poll = select.poll()
+
+    @property
+    def fds(self) -> set[int]:
+        """The queues of changes."""
+        return {self._of_lowers, self._of_upper} - {-1}
 
     @property
     def started(self) -> bool:
         """Whether changes are noticed, at least in some directories."""
-        return self.fd >= 0
+        return self._of_lowers >= 0
 
     def start(self) -> bool:
         """Start, in the process that serves the view. Return False if this machine does not allow it."""
         try:
-            self.fd = fanotify.new_group()
+            self._of_lowers = self._of_upper = fanotify.new_group()
         except OSError as error:
             self._complain(f"changes behind the view are not noticed at once: fanotify_init: {error.strerror}")
-        return self.started
+            return False
+        if len(self._tree.lowers) > 1:
+            # Without a second group (fs.fanotify.max_user_groups), tables are used less often.
+            with contextlib.suppress(OSError):
+                self._of_upper = fanotify.new_group()
+            self._lowers_poll.register(self._of_lowers, select.POLLIN)
+            self._tree.lower_names = LowerNames(self._knows_lowers)
+        return True
+
+    def trust_layers(self) -> None:
+        """Rely on layers that nobody changes behind the view."""
+        self._tree.lower_names = LowerNames(lambda _: True)
 
     def close(self) -> None:
         """Stop watching."""
-        if self.started:
-            os.close(self.fd)
-            self.fd = -1
+        self._tree.lower_names = None
+        for fd in self.fds:
+            os.close(fd)
+        self._of_lowers = self._of_upper = -1
+
+    def _knows_lowers(self, node: DirNode) -> bool:
+        """Whether the directory's lowers are watched, and all of their changes are known. Call with the tree's lock."""
+        return bool(node.watched) and not self._lowers_poll.poll(0)
 
     def watch(self, node: DirNode) -> bool:
         """Watch the directory from now on; return whether that worked.
@@ -91,7 +120,8 @@ class ExternalChanges:
                 self._complain(f"more than {_MOST_WATCHES} directories: changes behind others are not noticed at once")
                 return False
         try:
-            key = fanotify.watch(self.fd, source.open().fd)
+            queue = self._of_upper if source is node.upper else self._of_lowers
+            key = fanotify.watch(queue, source.open().fd)
         except OSError as error:
             hint = "; see fs.fanotify.max_user_marks" if error.errno == errno.ENOSPC else ""
             self._complain(
@@ -117,29 +147,31 @@ class ExternalChanges:
     def read(self) -> Changes:
         """Return the changes since the last call. Never waits."""
         changes = Changes()
-        ours = os.getpid()
         with self._tree.lock:
             self._tree.passed_writes.next_round()
         events: dict[tuple[fanotify.Key, bytes], int] = {}
-        while data := self._read_some():
+        if self._of_upper != self._of_lowers:
+            self._take(self._of_upper, events, changes)
+        # From here until all of it is noted, nobody may take the empty queue for a sign that no lower has changed.
+        with self._tree.lock:
+            self._take(self._of_lowers, events, changes)
+            if changes.everything:
+                if self._tree.lower_names is not None:
+                    self._tree.lower_names.drop_all()
+                self._reconsider_below(self._tree.root, changes)
+            for (key, name), mask in events.items():
+                self._note(key, name, mask, changes)
+        return changes
+
+    def _take(self, queue: int, events: dict[tuple[fanotify.Key, bytes], int], changes: Changes) -> None:
+        """Add what is in a queue to the events, without the changes that this process made through the view."""
+        ours = os.getpid() if queue == self._of_upper else None
+        while data := _read_some(queue):
             for mask, pid, key, name in fanotify.events(data):
                 if mask & fanotify.Q_OVERFLOW:
                     changes.everything = True
                 elif pid != ours:
                     events[key, name] = events.get((key, name), 0) | mask
-        if changes.everything or events:
-            with self._tree.lock:
-                if changes.everything:
-                    self._reconsider_below(self._tree.root, changes)
-                for (key, name), mask in events.items():
-                    self._note(key, name, mask, changes)
-        return changes
-
-    def _read_some(self) -> bytes:
-        try:
-            return os.read(self.fd, _BUFFER)
-        except BlockingIOError:
-            return b""
 
     def _note(self, key: fanotify.Key, name: bytes, mask: int, changes: Changes) -> None:
         if name == b".":
@@ -147,6 +179,7 @@ class ExternalChanges:
                 self._note_itself(node, changes)
             return
         for node in self._known(key):
+            self._drop_table(node)
             if name.startswith(IMAGE_WHITEOUT_PREFIX):
                 if name == IMAGE_OPAQUE:
                     self._note_itself(node, changes)
@@ -205,6 +238,7 @@ class ExternalChanges:
         """Note that a directory's own attributes were changed, perhaps those that hide the layers below."""
         changes.nodes[node] = None
         node.protection = None
+        self._drop_table(node)
         for source in node.sources:
             source.forget_marks()
         if node.parent is not None:
@@ -212,6 +246,11 @@ class ExternalChanges:
             self._reconsider(node, changes)
             if node.gone or node.sources is not before:
                 changes.names[node.parent, node.name] = None
+
+    def _drop_table(self, node: DirNode) -> None:
+        """Forget the table of the lowers' names. Even a write may change what is listed: whiteouts are empty."""
+        if self._tree.lower_names is not None:
+            self._tree.lower_names.drop(node)
 
     # --- what follows for the nodes ----------------------------------------------------------------
 
@@ -246,6 +285,13 @@ class ExternalChanges:
         for child in node.children.known():
             changes.nodes[child] = None
             self._reconsider(child, changes)
+
+
+def _read_some(queue: int) -> bytes:
+    try:
+        return os.read(queue, _BUFFER)
+    except BlockingIOError:
+        return b""
 
 
 def _below(directory: DirNode) -> Iterator[Node]:

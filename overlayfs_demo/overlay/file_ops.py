@@ -71,7 +71,7 @@ class FileOps:
         append_only = writable and inode_flags.APPEND in inode_flags.protection(node, self._tree.xattrs)
         in_upper = node.in_upper and not node.metacopy
         handle = Handle(opened, writable=writable, in_upper=in_upper, append_only=append_only)
-        node.handles.append(handle)
+        node.add_handle(handle)
         return handle
 
     def let_pass(self, handle: Handle, caller: Caller, *, maps: bool) -> None:
@@ -83,7 +83,7 @@ class FileOps:
         """Close a handle."""
         with self._tree.lock:
             caller = self._tree.passed_writes.end(handle)
-            node.handles.remove(handle)
+            node.drop_handle(handle)
         handle.close()
         if caller is not None:
             self._tree.writable().emit(Action.WRITE_THROUGH, node, caller)

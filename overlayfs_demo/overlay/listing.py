@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from overlayfs_demo.linux import proc
@@ -46,9 +47,15 @@ class TooManyNamesError(Exception):
     """A directory has more names than the caller wanted to wait for."""
 
 
-def snapshot(sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
+def snapshot(
+    sources: Sequence[LayerDir],
+    at_most: int = sys.maxsize,
+    *,
+    quietly: bool = False,
+    below: dict[bytes, Listed] | None = None,
+) -> Snapshot:
     """Return a snapshot of `merged_names`."""
-    return Snapshot(merged_names(sources, at_most, quietly=quietly), sources, _changes(sources))
+    return Snapshot(merged_names(sources, at_most, quietly=quietly, below=below), sources, _changes(sources))
 
 
 def note_reading(source: LayerDir) -> None:
@@ -65,51 +72,103 @@ def _changes(sources: Sequence[LayerDir]) -> int:
 
 
 def merged_names(
-    sources: Sequence[LayerDir], at_most: int = sys.maxsize, *, quietly: bool = False
+    sources: Sequence[LayerDir],
+    at_most: int = sys.maxsize,
+    *,
+    quietly: bool = False,
+    below: dict[bytes, Listed] | None = None,
 ) -> dict[bytes, Listed]:
-    """Return all names of the directory merged from `sources` (topmost first).
+    """Return all names of the directory merged from `sources` (topmost first). The caller must not change the result.
 
-    `quietly` changes no access time. Raises OSError; TooManyNamesError if there are more than `at_most` names.
+    `quietly` changes no access time. `below` are the names that the lowers show, merged, if they are known: then only
+    the upper is read. Raises OSError; TooManyNamesError if there are more than `at_most` names.
     """
-    listed: dict[bytes, Listed] = {}
-    hidden: set[bytes] = set()
+    names = Names(at_most, merged=len(sources) > 1)
     for source in sources:
-        _read(source, listed, hidden, at_most, merged=len(sources) > 1, quietly=quietly)
-    return listed
+        if below is None or isinstance(source, UpperDir):
+            names.read(source, quietly=quietly)
+    if below is not None:
+        names.add(below)
+    return names.listed
 
 
-def _read(
-    source: LayerDir, listed: dict[bytes, Listed], hidden: set[bytes], at_most: int, *, merged: bool, quietly: bool
-) -> None:
-    layer = source.layer
-    suspicious = source.marks.has_xattr_whiteouts
-    # A layer's whiteouts hide the layers below, not the layer's own object of that name.
-    hidden_here: set[bytes] = set()
+class Names:
+    """The names of a merged directory, as far as its sources have been read, from the topmost down.
+
+    `merged`: it has several sources.
+    """
+
+    __slots__ = ("_at_most", "_hidden", "_merged", "listed")
+
+    def __init__(self, at_most: int, *, merged: bool) -> None:
+        """Begin. With more than `at_most` names, the methods raise TooManyNamesError."""
+        self.listed: dict[bytes, Listed] = {}
+        self._hidden: set[bytes] = set()
+        self._at_most = at_most
+        self._merged = merged
+
+    def read(self, source: LayerDir, *, quietly: bool = False, most_entries: int | None = None) -> list[bytes]:
+        """Add the names of the next source, and return all its entries. `quietly` changes no access time.
+
+        Raises OSError; TooManyNamesError if it has more than `most_entries`.
+        """
+        layer, listed, hidden = source.layer, self.listed, self._hidden
+        suspicious = source.marks.has_xattr_whiteouts
+        # A layer's whiteouts hide the layers below, not the layer's own object of that name.
+        hidden_here: set[bytes] = set()
+        found: list[bytes] = []
+        with _scan(source, quietly=quietly) as entries:
+            for entry in islice(entries, None if most_entries is None else most_entries + 1):
+                name = os.fsencode(entry.name)
+                found.append(name)
+                # A mark acts on the layers below even if a layer above has an object of the mark's own name.
+                image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
+                known = name in listed or name in hidden
+                if known and not image_mark:
+                    continue
+                kind = _kind(entry)
+                if kind == stat.S_IFCHR or suspicious or image_mark:
+                    deleted = _deleted_by(source, name)
+                    if deleted is not None:
+                        hidden_here.add(deleted)
+                        continue
+                if known:
+                    continue
+                certain = not (self._merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
+                listed[name] = Listed(name, kind, entry.inode(), source, certain)
+                if len(listed) > self._at_most:
+                    raise TooManyNamesError
+        if most_entries is not None and len(found) > most_entries:
+            raise TooManyNamesError
+        hidden |= hidden_here
+        return found
+
+    def add(self, below: dict[bytes, Listed]) -> None:
+        """Add the names that all remaining sources show, merged. The caller must not change them afterwards."""
+        if not self.listed and not self._hidden:
+            self.listed = below
+        else:
+            for name, entry in below.items():
+                if name not in self.listed and name not in self._hidden:
+                    self.listed[name] = entry
+        if len(self.listed) > self._at_most:
+            raise TooManyNamesError
+
+
+def _scan(source: LayerDir, *, quietly: bool) -> Any:
+    """Return the scandir iterator of a directory. The names are of type str if it is read quietly, else bytes."""
     directory = source.open()
     # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading by
-    # path opens the directory again, without O_NOATIME, and yields the names as bytes.
-    quietly = quietly or layer.reads_quietly
-    place: Any = directory.fd if quietly else proc.fd_path(directory.fd)
-    with os.scandir(place) as entries:
-        for entry in entries:
-            name: bytes = os.fsencode(entry.name) if quietly else entry.name
-            if name in listed or name in hidden:
-                continue
-            kind = _kind(entry)
-            image_mark = layer.image_dialect and name.startswith(IMAGE_WHITEOUT_PREFIX)
-            if kind == stat.S_IFCHR or suspicious or image_mark:
-                status = source.stat(name)
-                if status is None or layer.hides(name, status, source):
-                    hidden_here.add(name)
-                    continue
-                if layer.is_image_mark(name, status):
-                    hidden_here.add(name[len(IMAGE_WHITEOUT_PREFIX) :])
-                    continue
-            certain = not (merged and kind == stat.S_IFDIR) and not (layer.is_upper and source.marks.impure)
-            listed[name] = Listed(name, kind, entry.inode(), source, certain)
-            if len(listed) > at_most:
-                raise TooManyNamesError
-    hidden |= hidden_here
+    # path opens the directory again, without O_NOATIME.
+    return os.scandir(directory.fd if quietly or source.layer.reads_quietly else proc.fd_path(directory.fd))
+
+
+def _deleted_by(source: LayerDir, name: bytes) -> bytes | None:
+    """Return the name that an entry deletes if it is a whiteout, its own if it is gone by now, else None."""
+    status, layer = source.stat(name), source.layer
+    if status is None or layer.hides(name, status, source):
+        return name
+    return name[len(IMAGE_WHITEOUT_PREFIX) :] if layer.is_image_mark(name, status) else None
 
 
 def _kind(entry: os.DirEntry[Any]) -> int:
@@ -127,9 +186,9 @@ def _kind(entry: os.DirEntry[Any]) -> int:
         return 0
 
 
-def is_empty(sources: Sequence[LayerDir]) -> bool:
-    """Return whether the merged directory has no names in the view."""
+def is_empty(sources: Sequence[LayerDir], below: dict[bytes, Listed] | None) -> bool:
+    """Return whether the merged directory has no names in the view. `below` is that of `merged_names`."""
     try:
-        return not merged_names(sources, at_most=0, quietly=True)
+        return not merged_names(sources, at_most=0, quietly=True, below=below)
     except TooManyNamesError:
         return False

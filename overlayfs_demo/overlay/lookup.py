@@ -10,14 +10,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
+from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
+
+# The answers that most lookups get. Python 3.11 takes long to find a member of an enumeration.
+_ABSENT, _FILE = Says.ABSENT, Says.FILE
+# The length of the longest name of most filesystems, in bytes: limits.h.
+_NAME_MAX = 255
 
 
 class Part(NamedTuple):
@@ -62,25 +68,24 @@ class Lookup:
         self._lowers = tuple(lowers)
         self._data_layers = tuple(data_layers)
 
-    def find(self, sources: Sequence[LayerDir], name: bytes) -> tuple[Part, ...]:
+    def find(self, sources: Sequence[LayerDir], name: bytes, table: NameTable | None = None) -> tuple[Part, ...]:
         """Return the objects that make up `name` in the directory merged from `sources`, topmost first.
 
         The result is empty if the view has no such name. Only directories and metacopies have more than one part;
-        a metacopy's second part is its data. Raises OSError: EINVAL or EACCES for a bad redirect, see `faults`.
+        a metacopy's second part is its data. `table` is that of the lowers among the sources: those without an entry
+        are not asked. Raises OSError: EINVAL or EACCES for a bad redirect, see `faults`.
         """
-        if len(sources) == 1:
-            # The common case: a directory in one layer only, and a name in it that is not a directory.
-            source = sources[0]
-            status = source.stat(name)
-            if status is None:
-                return ()
-            if not stat.S_ISDIR(status.st_mode):
-                answer = judge(source, name, status)
-                if answer.says is not Says.METACOPY:
-                    return (answer.part,) if answer.part else ()
-        answers: list[Answer] = []
-        verdict = decide(self._listen(sources, name, answers))
-        return tuple(part for position in verdict.positions if (part := answers[position].part))
+        for position in _asked(sources, name, table):
+            source = sources[position]
+            answer = judge(source, name, source.stat(name))
+            if answer.says is _FILE:
+                assert answer.part is not None
+                return (answer.part,)  # The common case: no layer below matters.
+            if answer.says is not _ABSENT:
+                answers: list[Answer] = []
+                verdict = decide(self._listen(sources, name, answers, table, answer, position))
+                return tuple(part for position in verdict.positions if (part := answers[position].part))
+        return ()
 
     def may_lack_data(self, sources: Sequence[LayerDir], name: bytes) -> bool:
         """Whether `name` is a metacopy of a lower whose search for data went as far as the data layers.
@@ -96,12 +101,28 @@ class Lookup:
         answers: list[Answer] = []
         return decide(self._listen(sources, name, answers)), answers
 
-    def _listen(self, sources: Sequence[LayerDir], name: bytes, answers: list[Answer]) -> Iterator[Says]:
-        """Ask one layer after another, each only when the verdict needs it, and append the answers to `answers`."""
+    def _listen(
+        self,
+        sources: Sequence[LayerDir],
+        name: bytes,
+        answers: list[Answer],
+        table: NameTable | None = None,
+        first: Answer | None = None,
+        start: int = 0,
+    ) -> Iterator[Says]:
+        """Ask one layer after another, each only when the verdict needs it, and append the answers to `answers`.
+
+        It begins at the position `start`; `first` is the answer of the source there if that was asked already.
+        """
         redirected = False
-        for source in sources:
-            status = _status_if_possible(source, name) if redirected else source.stat(name)
-            answer = judge(source, name, status)
+        asked = iter(_asked(sources, name, table, start))
+        while (position := next(asked, None)) is not None:
+            source = sources[position]
+            if first is None:
+                status = _status_if_possible(source, name) if redirected else source.stat(name)
+                answer = judge(source, name, status)
+            else:
+                answer, first = first, None
             answers.append(answer)
             yield answer.says
             redirect = _redirect(answer)
@@ -111,6 +132,7 @@ class Lookup:
                 yield from self._listen_below(source.layer, redirect, answers)
                 return
             name, redirected = redirect, True
+            asked = iter(_asked(sources, name, table, position + 1))
 
     def _listen_below(self, above: Layer, path: bytes, answers: list[Answer]) -> Iterator[Says]:
         """Ask the layers below `above` about an absolute path, which each resolves from its root."""
@@ -127,22 +149,35 @@ class Lookup:
             path = walked.below
 
 
+def _asked(sources: Sequence[LayerDir], name: bytes, table: NameTable | None, start: int = 0) -> Iterable[int]:
+    """Return the positions from `start` on of the sources that may have something to say about the name."""
+    if table is None or len(name) > _NAME_MAX:  # Only a filesystem says which names are too long for it.
+        return range(start, len(sources))
+    return table.asked(name, start, len(sources) - len(table.lowers))
+
+
 def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answer:
     """Return what the layer of `source` says about `name`, given the object's status there."""
     layer = source.layer
     if status is None:
         deleted = not layer.last and layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
-        return Answer(Says.WHITEOUT if deleted else Says.ABSENT, None, layer)
-    if layer.hides(name, status, source):
-        return Answer(Says.WHITEOUT, None, layer)
-    if not stat.S_ISDIR(status.st_mode):
+        return Answer(Says.WHITEOUT if deleted else _ABSENT, None, layer)
+    if stat.S_ISDIR(status.st_mode):
+        return _judge_directory(source, name, status)
+    if not status.st_size or not stat.S_ISREG(status.st_mode):  # Whiteouts and marks are empty files, or devices.
+        if layer.hides(name, status, source):
+            return Answer(Says.WHITEOUT, None, layer)
         if layer.is_image_mark(name, status):
-            return Answer(Says.ABSENT, None, layer)
-        metacopy = layer.is_metacopy(name, status, source)
-        if metacopy:
-            path = proc.path_of(source.open().fd, name)
-            faults.check_metacopy(xattr.get(path, layer.xattrs.metacopy) or b"", source, name)
-        return Answer(Says.METACOPY if metacopy else Says.FILE, Part(source, name, status, None, metacopy), layer)
+            return Answer(_ABSENT, None, layer)
+    if not layer.is_metacopy(name, status, source):
+        return Answer(_FILE, Part(source, name, status, None), layer)
+    path = proc.path_of(source.open().fd, name)
+    faults.check_metacopy(xattr.get(path, layer.xattrs.metacopy) or b"", source, name)
+    return Answer(Says.METACOPY, Part(source, name, status, None, True), layer)
+
+
+def _judge_directory(source: LayerDir, name: bytes, status: os.stat_result) -> Answer:
+    layer = source.layer
     directory = source.child(name, key_of(status))
     part = Part(source, name, status, directory)
     if layer.last:

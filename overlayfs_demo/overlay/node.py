@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 from weakref import ref
 
@@ -17,8 +18,12 @@ from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.syscalls import Statx
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, LayerDir, LowerDir, UpperDir, key_of, stale
+from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
+
+# Most files are not open: they share this.
+_NO_HANDLES: Sequence[Handle] = []
 
 
 class Data(NamedTuple):
@@ -134,7 +139,7 @@ class FileNode(Node):
         self.front_lookups = 0
         self.place = place
         self.place_name = place_name
-        self.handles: list[Handle] = []
+        self.handles: Sequence[Handle] = _NO_HANDLES
         self.links: Links | None = None
         self.metacopy = False
         self.data: Data | None = None
@@ -156,6 +161,14 @@ class FileNode(Node):
     @property
     def layer(self) -> Layer:
         return self.place.layer
+
+    def add_handle(self, handle: Handle) -> None:
+        """Note that the file was opened."""
+        self.handles = [*self.handles, handle]
+
+    def drop_handle(self, handle: Handle) -> None:
+        """Note that a handle is no longer in use."""
+        self.handles = [other for other in self.handles if other is not handle] or _NO_HANDLES
 
     def _held(self) -> Descriptor | None:
         """Return the descriptor that keeps a removed file's object open, if there is one."""
@@ -277,10 +290,11 @@ class DirNode(Node):
     `lowers` are its lower directories, topmost first. `redirect` is the upper's `overlay.redirect`, if the
     directory was renamed. `sources` is the upper (if any), then the lowers, and `keys` are the (device, inode)
     of each. `watched` says whether changes behind the view are noticed here (None: not tried), see
-    `external_changes`.
+    `external_changes`. `name_table` is the table of the names in `lowers`, and `lookups` the number of lookups without
+    one, see `lower_names`.
     """
 
-    __slots__ = ("children", "keys", "lowers", "redirect", "sources", "upper", "watched")
+    __slots__ = ("children", "keys", "lookups", "lowers", "name_table", "redirect", "sources", "upper", "watched")
 
     def __init__(
         self,
@@ -295,6 +309,8 @@ class DirNode(Node):
         super().__init__(parent, name, stat.S_IFDIR, ino, key_of(status))
         self.keys = keys or (self.key,)
         self.watched: bool | None = None
+        self.name_table: NameTable | None = None
+        self.lookups = 0
         self.sources = sources
         self.upper = next((source for source in sources if isinstance(source, UpperDir)), None)
         self.lowers = tuple(source for source in sources if isinstance(source, LowerDir))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay import inode_flags, listing
+from overlayfs_demo.overlay import inode_flags
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.dir_ops import DirOps
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
@@ -72,7 +72,7 @@ class Rename:
         if isinstance(new, DirNode):
             if not isinstance(old, DirNode):
                 raise failure(errno.EISDIR, name)
-            if not listing.is_empty(new.sources):
+            if not self._tree.is_empty(new):
                 raise failure(errno.ENOTEMPTY, name)
         elif isinstance(old, DirNode):
             raise failure(errno.ENOTDIR, name)

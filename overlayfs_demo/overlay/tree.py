@@ -18,8 +18,10 @@ from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import revalidate
 from overlayfs_demo.overlay.index import Index, IndexEntry
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
-from overlayfs_demo.overlay.listing import Listed, Snapshot, snapshot
+from overlayfs_demo.overlay.listing import Listed, Snapshot, is_empty, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
+from overlayfs_demo.overlay.lower_names import LowerNames
+from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node, WeakNodes
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.ownership import Ownership
@@ -40,8 +42,8 @@ class Tree:
 
     `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
     data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if a copy-up
-    breaks hard links. `beside` holds names in the root that no layer has and that are never listed. `passed_writes`
-    are the files that are written past the engine.
+    breaks hard links. `lower_names` is None unless all changes of the lowers are noticed. `beside` holds names in the
+    root that no layer has and that are never listed. `passed_writes` are the files that are written past the engine.
     """
 
     __slots__ = (
@@ -52,6 +54,7 @@ class Tree:
         "index",
         "lock",
         "lookup",
+        "lower_names",
         "lowers",
         "origins",
         "ownership",
@@ -76,6 +79,7 @@ class Tree:
         self.xattrs = xattrs
         self.lock = threading.RLock()
         self.lookup = Lookup(lowers, data_layers)
+        self.lower_names: LowerNames | None = None
         self.origins = origins
         self.index = index
         self.ownership = ownership
@@ -122,7 +126,7 @@ class Tree:
     def identity_of(self, ino: int, device: int) -> int:
         """Return the view's inode number for a real one on the given device."""
         filesystem = self._devices.setdefault(device, len(self._devices))
-        return ino ^ filesystem << _FILESYSTEM_SHIFT
+        return ino ^ filesystem << _FILESYSTEM_SHIFT if filesystem else ino
 
     def claim(self, ino: int, key: Key) -> bool:
         """Give the upper's object `key` the inode number of the lower object it came from.
@@ -140,7 +144,7 @@ class Tree:
         """Return the node called `name` in `parent`, and its attributes. Raises ENOENT. Call with `lock` held."""
         if parent.gone:
             raise failure(errno.ENOENT, name)
-        parts = self.lookup.find(parent.sources, name)
+        parts = self.lookup.find(parent.sources, name, self._table(parent))
         if not parts:
             if parent is self.root and name in self.beside:
                 found = self.beside[name]
@@ -218,7 +222,24 @@ class Tree:
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         """Return the names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
-        return snapshot(node.sources, at_most, quietly=quietly)
+        return snapshot(node.sources, at_most, quietly=quietly, below=self._listed(node, at_most))
+
+    def is_empty(self, node: DirNode) -> bool:
+        """Return whether a directory has no names in the view. Raises OSError."""
+        return is_empty(node.sources, self._listed(node, 0))
+
+    def _listed(self, node: DirNode, at_most: int) -> dict[bytes, Listed] | None:
+        """Return the names that the directory's lowers show, if there is a table of them now."""
+        if self.lower_names is None or len(node.lowers) < 2:
+            return None
+        table = self.lower_names.for_listing(node, at_most)
+        return None if table is None else table.listed
+
+    def _table(self, parent: DirNode) -> NameTable | None:
+        """Return the table of the directory's lowers for a lookup, if there is one."""
+        if self.lower_names is None or len(parent.lowers) < 2:
+            return None
+        return self.lower_names.for_lookup(parent)
 
     def child(self, parent: DirNode, name: bytes) -> Node | None:
         """Return the node called `name`, or None. Call with `lock` held."""
@@ -330,12 +351,14 @@ class Tree:
         the others."""
         return self.index is not None and not node.in_upper and self._linked.get(node.key) is node
 
+    def below(self, parent: DirNode, name: bytes) -> tuple[Part, ...]:
+        """Return what the lowers would show as `name` if the upper had nothing there. Raises OSError like `find`."""
+        return self.lookup.find(parent.lowers, name, self._table(parent)) if parent.lowers else ()
+
     def covered(self, parent: DirNode, name: bytes) -> str:
         """Return the label of the lower layer that would show `name` if the upper had nothing there; "" if none."""
-        if not parent.lowers:
-            return ""
         try:
-            parts = self.lookup.find(parent.lowers, name)
+            parts = self.below(parent, name)
         except OSError:
             # A name that cannot be looked up exists all the same (fs/overlayfs/namei.c, ovl_lower_positive).
             return parent.lowers[0].layer.label

@@ -20,10 +20,10 @@ import pytest
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import select
-from overlayfs_demo.linux import mounting
+from overlayfs_demo.linux import fanotify, mounting
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
-from tests.contract.engine_subject import Engine
+from tests.contract.engine_subject import Engine, EngineWithTables
 from tests.contract.marks import CACHED, HAS_PASSTHROUGH, SUBJECTS, kernel_version
 from tests.contract.subjects import Fronted, Kernel, Layers, Subject
 
@@ -38,6 +38,11 @@ def why_unavailable(kind: str) -> str:
     """Why this subject cannot be had on this machine, or ""."""
     if problem := why_no_mounts():
         return problem
+    if kind == "engine-with-tables":
+        try:
+            os.close(fanotify.new_group())
+        except OSError as error:
+            return f"fanotify_init: {error.strerror}"
     if kind.endswith("-front"):
         try:
             select.front(kind.removesuffix("-front").removeprefix("cached-"))
@@ -61,6 +66,8 @@ def make_subject(kind: str, layers: Layers) -> Subject:
     """The subject of that kind, not yet mounted."""
     if kind == "engine":
         return Engine(layers)
+    if kind == "engine-with-tables":
+        return EngineWithTables(layers)
     if kind == "kernel":
         return Kernel(layers)
     if kind == CACHED:

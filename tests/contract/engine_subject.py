@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -134,6 +135,32 @@ class Engine(Subject):
             action()
         finally:
             self.caller = before
+
+
+class EngineWithTables(Engine):
+    """The same with a table of the lowers' names for each directory that is merged from several, see `lower_names`."""
+
+    def start(self) -> None:
+        super().start()
+        assert self.overlay.external_changes.start()
+
+    def node(self, path: Name) -> Node:
+        node: Node = self.overlay.root
+        for name in os.fsencode(path).split(b"/"):
+            self._read(node)
+            if name:
+                if not isinstance(node, DirNode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                node, _ = self.overlay.lookup(node, name)
+        self._read(node)
+        return node
+
+    def _read(self, node: Node) -> None:
+        """Make the table of a directory, as a front does whose caller lists it."""
+        if isinstance(node, DirNode) and len(node.lowers) > 1:
+            with contextlib.suppress(OSError):
+                self.overlay.external_changes.watch(node)
+                self.overlay.names(node, quietly=True)
 
 
 class _Opened:

@@ -29,7 +29,9 @@ from tests.contract.conftest import Mount
 from tests.contract.marks import only
 from tests.contract.subjects import USER, Fronted, Subject, in_child
 
-followed = only(["engine", "kernel-front"], "the others do not follow what is changed behind them")
+followed = only(
+    ["engine", "engine-with-tables", "kernel-front"], "the others do not follow what is changed behind them"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +248,26 @@ def test_a_layer_above_gets_the_same_file(mounted: Mount) -> None:
     seen(lambda: contents(view, "d/file"), b"top")
     (view.layers.lowers[1] / "d/file").unlink()
     seen(lambda: contents(view, "d/file"), b"bottom")
+
+
+@followed
+@pytest.mark.parametrize("below", [0, 3, 6])
+def test_names_come_and_go_in_a_directory_of_many_lowers(mounted: Mount, below: int) -> None:
+    view = mounted(*[{f"d/f{number}": str(number), "d/all": str(number)} for number in range(7)], upper={"d/up": "1"})
+    look_around(view)
+    for number in range(20):
+        assert not view.exists(f"d/none{number}")
+    real = view.layers.lowers[below] / "d"
+    (real / "none1").write_text("1")
+    seen(lambda: contents(view, "d/none1"), b"1")
+    (real / f"f{below}").rename(real / "none2")
+    seen(lambda: (contents(view, "d/none2"), view.exists(f"d/f{below}")), (str(below).encode(), False))
+    (real / "none1").unlink()
+    rest = [b"f%d" % number for number in range(7) if number != below]
+    seen(lambda: view.names("d"), sorted([b"all", b"none2", b"up", *rest]))
+    view.unlink("d/none2")
+    view.write("d/none1", b"2")
+    assert view.names("d") == sorted([b"all", b"none1", b"up", *rest])
 
 
 @followed

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.linux import syscalls
-from overlayfs_demo.overlay import listing
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller
 from tests.builders import WHITEOUT, directory, file
 from tests.contract.engine_subject import Engine
@@ -355,7 +355,7 @@ def test_directory_that_was_put_in_the_place_of_an_empty_one_is_not_removed(
     home = view.node("home")
     assert isinstance(home, DirNode)
     view.node(f"home/{name}")
-    _swap_when(monkeypatch, listing, "is_empty", swap)
+    _swap_when(monkeypatch, Tree, "is_empty", swap)
     with pytest.raises(OSError) as failure:
         REMOVALS[removal](view, home)
     assert failure.value.errno in (errno.ESTALE, errno.ENOTEMPTY)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import stat
 
+from overlayfs_demo.fronts.front import AT_REST
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -20,8 +21,6 @@ SET_ID = stat.S_ISUID | stat.S_ISGID
 
 _DAY = 86400.0
 _MOMENT = 1.0
-# Seconds. A timeout this long says that the layers do not change.
-_AT_REST = 3600.0
 
 
 class Trust:
@@ -38,7 +37,7 @@ class Trust:
         """
         self._watch = overlay.external_changes.watch
         self._is_past = overlay.is_past
-        self._at_rest = timeout is not None and timeout >= _AT_REST
+        self._at_rest = timeout is not None and timeout >= AT_REST
         self._fixed = None if timeout is None else wire.Valid(timeout)
         self._day, self._moment, self._never = wire.Valid(_DAY), wire.Valid(_MOMENT), wire.Valid(0.0)
         # A new or removed name changes its directory's times, which is noticed only once somebody has looked inside.

@@ -67,7 +67,8 @@ class Notices:
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._external_changes.fd, select.POLLIN)
+        for queue in self._external_changes.fds:
+            poll.register(queue, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         sent = Changes()
         while True:
