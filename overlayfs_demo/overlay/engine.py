@@ -26,7 +26,7 @@ from overlayfs_demo.overlay.external_changes import ExternalChanges
 from overlayfs_demo.overlay.file_ops import OPEN_FLAGS, FileOps
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.hooks import Hooks
-from overlayfs_demo.overlay.layer import Descriptor, Layer
+from overlayfs_demo.overlay.layer import Descriptor, Key, Layer
 from overlayfs_demo.overlay.layer_snapshots import LayerSnapshots
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.redirect import Redirects
@@ -156,6 +156,14 @@ class Overlay:
                 if name:
                     node = self._tree_of(node).find(_directory(node), name)[0]
         return node
+
+    def prune(self, parent: DirNode, name: bytes, key: Key) -> None:
+        """Free the memory that a node has left behind. A front calls this after it has let a node go.
+
+        The arguments are what the node's `parent`, `name` and `key` were.
+        """
+        with self._lock:
+            self._tree_of(parent).prune(parent, name, key)
 
     # --- ask ---------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import deque
+from weakref import ref
 
 from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.linux.failure import failure
@@ -67,25 +67,35 @@ class Descriptor:
 class DescriptorCache:
     """The open directories of one mount, at most `limit`. The one opened first is released first.
 
-    A caller that still uses a descriptor when the cache releases it keeps it open by holding it.
+    A caller that still uses a descriptor when the cache releases it keeps it open by holding it. A directory that
+    nobody needs any more leaves the cache by itself, in any thread.
     """
 
     __slots__ = ("_holders", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._holders: deque[LayerDir] = deque()
+        # By the id of the holder, in the order in which they were opened.
+        self._holders: dict[int, ref[LayerDir]] = {}
 
     def opened(self, holder: LayerDir) -> None:
         """Record that `holder` now keeps a descriptor."""
-        self._holders.append(holder)
-        if len(self._holders) > self.limit:
-            self._holders.popleft().release()
+        number, holders = id(holder), self._holders
+        holders.pop(number, None)
+        holders[number] = ref(holder, lambda _: holders.pop(number, None))
+        if len(holders) > self.limit:
+            self._release_first()
 
     def close(self) -> None:
         """Release all descriptors."""
         while self._holders:
-            self._holders.popleft().release()
+            self._release_first()
+
+    def _release_first(self) -> None:
+        reference = self._holders.pop(next(iter(self._holders), 0), None)
+        holder = reference() if reference is not None else None
+        if holder is not None:
+            holder.release()
 
 
 class Marks:
@@ -238,7 +248,7 @@ class LayerDir:
     held. `key` is its identity; None for a layer's root, which is always open and so cannot be replaced.
     """
 
-    __slots__ = ("_descriptor", "_marks", "key", "layer")
+    __slots__ = ("__weakref__", "_descriptor", "_marks", "key", "layer")
 
     def __init__(self, layer: Layer, key: Key | None = None) -> None:
         self.layer = layer

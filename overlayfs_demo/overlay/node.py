@@ -22,6 +22,8 @@ from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
 
+# Kinds and devices, each once: equal numbers from different calls are different objects.
+_ONE_OF_EACH: dict[int, int] = {}
 # Most files are not open: they share this.
 _NO_HANDLES: Sequence[Handle] = []
 
@@ -37,20 +39,21 @@ class Data(NamedTuple):
 class Node:
     """The common part of files and directories.
 
-    `kind` is the S_IFMT part of the mode, `ino` the inode number in the view, `key` the (device, inode)
-    of the topmost real object. `anchor` keeps a removed object reachable. `gone`: the name by which we
-    knew it was removed. `protection` caches the result of `inode_flags.protection` (None: not read yet). `front_id`
-    and `front_lookups` are for the front that shows the node: the id it has there (0: none), and how often it was told.
+    `kind` is the S_IFMT part of the mode, `ino` the inode number in the view. `anchor` keeps a removed object
+    reachable. `gone`: the name by which we knew it was removed. `protection` caches the result of
+    `inode_flags.protection` (None: not read yet). `front_id` and `front_lookups` are for the front that shows the
+    node: the id it has there (0: none), and how often it was told.
     """
 
     __slots__ = (
         "__weakref__",
+        "_device",
+        "_real_ino",
         "anchor",
         "front_id",
         "front_lookups",
         "gone",
         "ino",
-        "key",
         "kind",
         "name",
         "parent",
@@ -68,6 +71,18 @@ class Node:
         self.protection: bytes | None = None
         self.front_id = 0
         self.front_lookups = 0
+
+    @property
+    def key(self) -> Key:
+        """The (device, inode) of the topmost real object."""
+        # Not kept as a tuple: there may be millions of nodes, few devices, and mostly the inode number of the view.
+        return self._device, self._real_ino
+
+    @key.setter
+    def key(self, key: Key) -> None:
+        device, ino = key
+        self._device = _ONE_OF_EACH.setdefault(device, device)
+        self._real_ino = self.ino if ino == self.ino else ino
 
     @property
     def in_upper(self) -> bool:
@@ -129,7 +144,8 @@ class FileNode(Node):
         # Not through super(): listing a directory creates a node for each entry, and the call would be noticeable.
         self.parent = parent
         self.name = name
-        self.kind = stat.S_IFMT(status.st_mode)
+        kind = stat.S_IFMT(status.st_mode)
+        self.kind = _ONE_OF_EACH.setdefault(kind, kind)
         self.ino = ino
         self.key = key_of(status)
         self.anchor = None
@@ -275,13 +291,65 @@ class WeakNodes(Generic[_K, _N]):
         references = self._references
         references[key] = ref(node)
         if len(references) > self._sweep_at:
-            self._references = {key: kept for key, kept in references.items() if kept() is not None}
+            self._references = {key: kept for key, kept in list(references.items()) if kept() is not None}
             self._sweep_at = 2 * len(self._references) + 64
+
+    def prune(self, key: _K) -> None:
+        """Remove what is left of a node under `key` that nothing holds any more."""
+        reference = self._references.get(key)
+        if reference is not None and reference() is None:
+            del self._references[key]
 
     def drop(self, key: _K, node: _N) -> None:
         """Forget `node` under `key`; another node there stays."""
         if self.get(key) is node:
             del self._references[key]
+
+
+class Children(WeakNodes[bytes, Node]):
+    """The known nodes of a directory, by name, each only as long as something else holds it.
+
+    A node that the front holds is referenced directly, under the name that it knows itself by: there may be millions of
+    these, and a weak reference would be a fifth of the memory that each takes. `hold` and `release` may be called by
+    any thread, the other methods with the tree's lock held. So a node is always in one of the two dictionaries, and may
+    for a moment be in both.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[bytes, Node] = {}
+
+    def get(self, key: bytes) -> Node | None:
+        return self._held.get(key) or super().get(key)
+
+    def known(self) -> list[Node]:
+        return list({*list(self._held.values()), *super().known()})
+
+    def put(self, key: bytes, node: Node) -> None:
+        if self._held.get(key) is not node:
+            self._held.pop(key, None)
+            super().put(key, node)
+
+    def drop(self, key: bytes, node: Node) -> None:
+        if self._held.get(key) is node:
+            del self._held[key]
+        super().drop(key, node)
+
+    def hold(self, node: Node) -> None:
+        """Reference a node directly, because the front holds it from now on."""
+        name = node.name
+        if super().get(name) is node:
+            self._held[name] = node
+            self._references.pop(name, None)
+
+    def release(self, node: Node) -> None:
+        """Reference a node weakly again, because the front does not hold it any more."""
+        name = node.name
+        if self._held.get(name) is node:
+            self._references[name] = ref(node)
+            del self._held[name]
 
 
 class DirNode(Node):
@@ -315,7 +383,7 @@ class DirNode(Node):
         self.upper = next((source for source in sources if isinstance(source, UpperDir)), None)
         self.lowers = tuple(source for source in sources if isinstance(source, LowerDir))
         self.redirect = redirect
-        self.children: WeakNodes[bytes, Node] = WeakNodes()
+        self.children = Children()
 
     @property
     def in_upper(self) -> bool:

@@ -337,6 +337,12 @@ class Tree:
         """Let every name of the file with the (device, inode) `key` lead to `node`."""
         self._linked.put(key, node)
 
+    def prune(self, parent: DirNode, name: bytes, key: Key) -> None:
+        """Remove what is left of a node that nothing holds any more, given the name and key that it had."""
+        with self.lock:
+            parent.children.prune(name)
+            self._linked.prune(key)
+
     def settle(self, node: FileNode, parent: DirNode, name: bytes) -> None:
         """Give a node whose known name was removed the name that now led to it."""
         if node.gone:

@@ -45,7 +45,7 @@ class Requests:
         self._overlay.hooks.changed = services.refresh
         strict = bool(view.flags & mounting.MS_STRICTATIME)
         self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)
-        self.nodes = NodeTable(view.overlay.root)
+        self.nodes = NodeTable(view.overlay.root, view.overlay.prune)
         self.directories = Directories(view.overlay, self.nodes, trust)
         self._files = Files(view, self.nodes, trust, services)
         self.handlers: dict[int, Callable[[Request], Payload | None]] = {

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.directory_offsets import DirectoryStream
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.overlay.layer import Key
 from overlayfs_demo.overlay.node import DirNode, Node
 
 
@@ -24,9 +25,11 @@ class NodeTable:
     kernel's cache, and the stamp of a file, see `is_same`.
     """
 
-    __slots__ = ("_lock", "_next", "_nodes", "_stamps", "_stored", "_streams")
+    __slots__ = ("_lock", "_next", "_nodes", "_prune", "_stamps", "_stored", "_streams")
 
-    def __init__(self, root: DirNode) -> None:
+    def __init__(self, root: DirNode, prune: Callable[[DirNode, bytes, Key], None] = lambda *_: None) -> None:
+        """Begin with the root. `prune` is called with the parent, name and key of each node that was let go."""
+        self._prune = prune
         self._lock = threading.Lock()
         self._next = wire.ROOT_ID + 1
         root.front_id, root.front_lookups = wire.ROOT_ID, 1
@@ -47,6 +50,8 @@ class NodeTable:
                     node.front_id = self._next
                     self._next += 1
                     self._nodes[node.front_id] = node
+                    if node.parent is not None:
+                        node.parent.children.hold(node)
                 node.front_lookups += 1
                 ids.append(node.front_id)
         return ids
@@ -118,9 +123,17 @@ class NodeTable:
         with self._lock:
             node = self._nodes[nodeid]
             node.front_lookups -= lookups
-            if node.front_lookups <= 0 and nodeid != wire.ROOT_ID:
-                del self._nodes[nodeid]
-                node.front_id = node.front_lookups = 0
-                self._streams.pop(nodeid, None)
-                self._stamps.pop(nodeid, None)
-                self._stored.discard(nodeid)
+            if node.front_lookups > 0 or nodeid == wire.ROOT_ID:
+                return
+            del self._nodes[nodeid]
+            node.front_id = node.front_lookups = 0
+            self._streams.pop(nodeid, None)
+            self._stamps.pop(nodeid, None)
+            self._stored.discard(nodeid)
+        # A directory without an id was held by what was in it. `del` normally drops the last reference.
+        while not node.front_id and (parent := node.parent) is not None:
+            name, key = node.name, node.key
+            parent.children.release(node)
+            del node
+            self._prune(parent, name, key)
+            node = parent
