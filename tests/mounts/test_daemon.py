@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import psutil
 import pytest
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.fronts.kernel import session
+from overlayfs_demo.fronts.kernel import session, wire
 from overlayfs_demo.linux import mounting
 from overlayfs_demo.mounts import daemon, mount, registry, umount
 from overlayfs_demo.mounts.control.server import Server
@@ -364,14 +365,15 @@ def test_a_reply_that_cannot_be_written_costs_that_caller_alone(
 ) -> None:
     """More often than there are threads."""
     (place / "bottom/victim").write_text("v")
-    write, read = os.writev, os.readv
+    write_some, read = os.write, os.readv
     reading = place / "reading"
 
-    def writev(fd: int, parts: list[Any]) -> int:
-        # A reply that has a body, as no error has.
-        if len(parts) == 2 and (place / "failing").exists():
+    def write(fd: int, data: bytes) -> int:
+        # A reply that has a body, as no error has. It begins with its length.
+        is_message = data[:4] == len(data).to_bytes(4, sys.byteorder)
+        if is_message and len(data) > wire.REPLY.size and (place / "failing").exists():
             raise OSError(code, os.strerror(code))
-        return write(fd, parts)
+        return write_some(fd, data)
 
     def readv(fd: int, buffers: list[Any]) -> int:
         if reading.exists():
@@ -380,7 +382,7 @@ def test_a_reply_that_cannot_be_written_costs_that_caller_alone(
         return read(fd, buffers)
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "writev", writev)
+        patched.setattr(os, "write", write)
         patched.setattr(os, "readv", readv)
         mount.mount(os.fsencode(place.view), parse([f"{place.options},timeout=0,front=kernel"]))
     (place / "failing").touch()

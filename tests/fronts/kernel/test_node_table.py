@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 import pytest
 
 from overlayfs_demo.fronts.kernel import wire
@@ -147,3 +150,33 @@ def test_data_is_stored_again_when_the_kernel_had_forgotten_the_file(table: Node
     table.forget(before, 1)
     (after,) = table.remember([a])
     assert table.first_store(after)
+
+
+def test_nothing_is_left_of_a_tree_that_was_forgotten(overlaid: Make) -> None:
+    """Whatever happened to its names: two of one file, one that was moved, one that was removed, one replaced."""
+    view = overlaid({"d/sub/f": "1", "d/g": "2", "d/h": "3", "d/i": "4"})
+    view.link("d/g", "d/sub/again")
+    overlay = view.overlay
+    table = NodeTable(overlay.root, overlay.prune)
+    paths = ("d", "d/sub", "d/sub/f", "d/g", "d/sub/again", "d/h", "d/i")
+    ids = table.remember([view.node(path) for path in paths])
+    view.rename("d/h", "d/sub/h")
+    view.unlink("d/sub/f")
+    view.rename("d/g", "d/i")
+    gone = [ref(table.node(nodeid)) for nodeid in ids]
+    for nodeid in ids:
+        table.forget(nodeid, 1)
+    gc.collect()
+    assert [node() for node in gone] == [None] * len(ids)
+    assert len(table) == 1 and overlay.root.children.known() == []
+
+
+def test_held_node_is_found_under_its_new_name_and_not_under_the_old(overlaid: Make) -> None:
+    view = overlaid({"a": "1", "b": "2"})
+    table, children = NodeTable(view.overlay.root), view.overlay.root.children
+    table.remember([view.node("a"), view.node("b")])
+    a, b = children.get(b"a"), children.get(b"b")
+    view.rename("a", "c")
+    view.rename("b", "a")
+    assert [children.get(name) for name in (b"a", b"b", b"c")] == [b, None, a]
+    assert set(children.known()) == {a, b}
