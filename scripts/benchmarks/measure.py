@@ -1,0 +1,116 @@
+"""The rounds of a run, in which the peers take turns."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.faults import FAULTS, LeftOutError
+from benchmarks.inputs import Input, Sizes, flat
+from benchmarks.operations import STAT
+from benchmarks.peers import Peer
+from benchmarks.results import Figures, Place, Results
+from benchmarks.rows import Row
+from benchmarks.view import mounted
+
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+_Maker = Callable[[Path, Sizes], Input]
+
+
+@dataclass(slots=True)
+class Ground:
+    """A directory at a place, with the inputs that were made there."""
+
+    directory: Path
+    sizes: Sizes
+    _inputs: dict[_Maker, Input | LeftOutError] = field(default_factory=dict)
+
+    def input(self, make: _Maker) -> Input:
+        """Return an input, made when it is first wanted. Raises LeftOutError if this machine lacks what it needs."""
+        if make not in self._inputs:
+            place = self.directory / f"input{len(self._inputs)}"
+            place.mkdir()
+            try:
+                self._inputs[make] = make(place, self.sizes)
+            except LeftOutError as error:
+                self._inputs[make] = error
+        found = self._inputs[make]
+        if isinstance(found, LeftOutError):
+            raise found
+        return found
+
+    def forget(self, make: _Maker) -> None:
+        """Remove an input that no row needs any more."""
+        found = self._inputs.pop(make, None)
+        if isinstance(found, Input):
+            shutil.rmtree(found.place)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def working(peers: Sequence[Peer], ground: Ground) -> list[Peer]:
+    """Return the peers that can mount and show a small tree. The others are named."""
+    found = []
+    for peer in peers:
+        try:
+            with mounted(peer, ground.input(flat), ground.sizes) as view:
+                STAT.time(view)
+            found.append(peer)
+        except FAULTS as error:
+            say(f"left out: {peer.name}: {error}")
+    return found
+
+
+def drop_caches() -> None:
+    """Make the kernel forget what it can read again. Raises LeftOutError."""
+    if not os.access(_DROP_CACHES, os.W_OK):
+        raise LeftOutError("starts cold, and only root can drop the kernel's caches")
+    os.sync()
+    _DROP_CACHES.write_text("3")
+
+
+def sample(row: Row, peer: Peer, ground: Ground) -> float:
+    """Measure one row on a new mount of one peer, and check what it did. Raises one of FAULTS."""
+    if row.layered and not peer.layered:
+        raise LeftOutError("has no layers")
+    shown = ground.input(row.input)
+    if row.cold and not shown.in_memory:
+        drop_caches()
+    with mounted(peer, shown, ground.sizes, volatile=row.volatile) as view:
+        return row.work(view)
+
+
+def measure(
+    results: Results, rows: Sequence[Row], peers: Sequence[Peer], grounds: dict[str, Ground], rounds: int
+) -> None:
+    """Measure all rows at all places, and add the figures to the results.
+
+    A row's rounds are done together, so that its input needs room only meanwhile.
+    """
+    for number, row in enumerate(rows, 1):
+        places = results.places[:1] if row.once else results.places
+        for place in places:
+            say(f"{number} of {len(rows)}: {row.name} on {place.name}")
+            for turn in range(1 if row.once else rounds):
+                first = turn % len(peers)
+                for peer in [*peers[first:], *peers[:first]]:
+                    _add(results, place, row, peer, grounds[place.name])
+            if all(later.input is not row.input for later in rows[number:]):
+                grounds[place.name].forget(row.input)
+
+
+def _add(results: Results, place: Place, row: Row, peer: Peer, ground: Ground) -> None:
+    key = (place.name, row.name, peer.name)
+    before = results.figures.get(key, Figures())
+    if before.fault:
+        return
+    try:
+        results.figures[key] = Figures((*before.samples, sample(row, peer, ground)))
+    except FAULTS as error:
+        results.figures[key] = Figures(fault=str(error) or type(error).__name__)
