@@ -133,7 +133,7 @@ def total_calls(summary: str) -> int:
     """Return the number of system calls that a summary of `strace -c` states."""
     if not summary.strip():
         return 0
-    found = re.search(r"^ *[\d.]+ +[\d.]+ +\d+ +(\d+)(?: +\d+)? total$", summary, re.MULTILINE)
+    found = re.search(r"^ *[\d.]+ +[\d.]+ +\d+ +(\d+)(?: +\d+)? +total$", summary, re.MULTILINE)
     if found is None:
         raise WrongResultError(f"strace printed no total: {summary[:60]!r}")
     return int(found[1])

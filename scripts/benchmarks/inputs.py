@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -63,6 +64,7 @@ class Input:
         return filesystem(self.place) == "tmpfs"
 
 
+@functools.cache
 def filesystem(place: Path) -> str:
     """Return the type of the filesystem that a directory is on."""
     words = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(place)]

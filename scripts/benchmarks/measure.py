@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ from benchmarks.faults import FAULTS, LeftOutError
 from benchmarks.inputs import Input, Sizes, flat
 from benchmarks.operations import STAT
 from benchmarks.peers import Peer
-from benchmarks.results import Figures, Place, Results
+from benchmarks.results import Figures, Results
 from benchmarks.rows import Row
 from benchmarks.view import mounted
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+_LONG = 10.0  # seconds; what takes longer with its mount is not repeated
 _Maker = Callable[[Path, Sizes], Input]
 
 
@@ -94,23 +96,27 @@ def measure(
     A row's rounds are done together, so that its input needs room only meanwhile.
     """
     for number, row in enumerate(rows, 1):
-        places = results.places[:1] if row.once else results.places
-        for place in places:
+        for place in results.places[:1] if row.once else results.places:
             say(f"{number} of {len(rows)}: {row.name} on {place.name}")
-            for turn in range(1 if row.once else rounds):
-                first = turn % len(peers)
-                for peer in [*peers[first:], *peers[:first]]:
-                    _add(results, place, row, peer, grounds[place.name])
+            ground = grounds[place.name]
+            for peer, figures in _all_rounds(row, peers, ground, 1 if row.once else rounds).items():
+                results.figures[place.name, row.name, peer] = figures
             if all(later.input is not row.input for later in rows[number:]):
-                grounds[place.name].forget(row.input)
+                ground.forget(row.input)
 
 
-def _add(results: Results, place: Place, row: Row, peer: Peer, ground: Ground) -> None:
-    key = (place.name, row.name, peer.name)
-    before = results.figures.get(key, Figures())
-    if before.fault:
-        return
-    try:
-        results.figures[key] = Figures((*before.samples, sample(row, peer, ground)))
-    except FAULTS as error:
-        results.figures[key] = Figures(fault=str(error) or type(error).__name__)
+def _all_rounds(row: Row, peers: Sequence[Peer], ground: Ground, rounds: int) -> dict[str, Figures]:
+    """Return the figures of each peer. One that fails or takes very long gets no further turn."""
+    found = {peer.name: Figures() for peer in peers}
+    out: set[str] = set()
+    for number in range(rounds):
+        turn = number % len(peers)
+        for peer in [peer for peer in [*peers[turn:], *peers[:turn]] if peer.name not in out]:
+            start = time.monotonic()
+            try:
+                found[peer.name] = Figures((*found[peer.name].samples, sample(row, peer, ground)))
+            except FAULTS as error:
+                found[peer.name] = Figures(fault=str(error) or type(error).__name__)
+            if found[peer.name].fault or time.monotonic() - start > _LONG:
+                out.add(peer.name)
+    return found

@@ -267,13 +267,17 @@ ROWS = tuple(row for rows in GROUPS.values() for row in rows)
 
 
 def choose(patterns: Sequence[str], *, quick: bool) -> tuple[Row, ...]:
-    """Return the rows that the shell patterns name, in the table's order; without any, all that a run has.
+    """Return the rows that the shell patterns name, in the table's order; without any, all.
 
-    Raises ValueError for a pattern that names none.
+    A quick run has a slow row only if a pattern is its name. Raises ValueError for a pattern that names no row.
     """
-    if not patterns:
-        return tuple(row for row in ROWS if not (quick and row.slow))
     for pattern in patterns:
         if not fnmatch.filter([row.name for row in ROWS], pattern):
             raise ValueError(f"no row is named {pattern!r}; the rows are {', '.join(row.name for row in ROWS)}")
-    return tuple(row for row in ROWS if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns))
+
+    def is_wanted(row: Row) -> bool:
+        if quick and row.slow:
+            return row.name in patterns
+        return not patterns or any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)
+
+    return tuple(row for row in ROWS if is_wanted(row))
