@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +31,12 @@ class Ground:
     directory: Path
     sizes: Sizes
     _inputs: dict[_Maker, Input | LeftOutError] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def input(self, make: _Maker) -> Input:
         """Return an input, made when it is first wanted. Raises LeftOutError if this machine lacks what it needs."""
         if make not in self._inputs:
-            place = self.directory / f"input{len(self._inputs)}"
+            place = self.directory / f"input{next(self._numbers)}"
             place.mkdir()
             try:
                 self._inputs[make] = make(place, self.sizes)

@@ -65,12 +65,12 @@ class Results:
         return [row for row in ROWS if row.name in measured]
 
     def faults(self) -> dict[tuple[str, str], list[str]]:
-        """Return the rows that failed, by peer and reason."""
+        """Return the names of the rows that failed, by peer and reason."""
         found: dict[tuple[str, str], list[str]] = {}
-        for (place, row, peer), figures in self.figures.items():
+        for (_, row, peer), figures in self.figures.items():
             if figures.fault:
-                found.setdefault((peer, figures.fault), []).append(f"{row} ({place})")
-        return found
+                found.setdefault((peer, figures.fault), []).append(row)
+        return {key: list(dict.fromkeys(rows)) for key, rows in found.items()}
 
 
 def write_json(results: Results, target: Path) -> None:

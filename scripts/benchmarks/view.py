@@ -22,7 +22,7 @@ from benchmarks.inputs import Input, Sizes, copy_shown
 from benchmarks.peers import Peer
 
 T = TypeVar("T")
-LIMIT = 300.0  # seconds; anything that takes longer counts as hung
+LIMIT = 600.0  # seconds; anything that takes longer counts as hung
 _LEAVING = 20.0  # seconds that a daemon may take to end after umount
 # Daemons inherit this variable, however they detach, and are known by its value.
 _MARK = "OVERLAYFS_DEMO_BENCHMARK_VIEW"
