@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import sys
 import time
@@ -67,7 +68,7 @@ def working(peers: Sequence[Peer], ground: Ground) -> list[Peer]:
                 STAT.time(view)
             found.append(peer)
         except FAULTS as error:
-            say(f"left out: {peer.name}: {error}")
+            say(f"left out: {peer.name}: {reason(error)}")
     return found
 
 
@@ -88,6 +89,11 @@ def sample(row: Row, peer: Peer, ground: Ground) -> float:
         drop_caches()
     with mounted(peer, shown, ground.sizes, volatile=row.volatile) as view:
         return row.work(view)
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, without the directory that was made for the measurement."""
+    return re.sub(r"[^\s'\"]*/cell-\w+/", "", str(error)) or type(error).__name__
 
 
 def measure(
@@ -118,7 +124,7 @@ def _all_rounds(row: Row, peers: Sequence[Peer], ground: Ground, rounds: int) ->
             try:
                 found[peer.name] = Figures((*found[peer.name].samples, sample(row, peer, ground)))
             except FAULTS as error:
-                found[peer.name] = Figures(fault=str(error) or type(error).__name__)
+                found[peer.name] = Figures(fault=reason(error))
             if found[peer.name].fault or time.monotonic() - start > _LONG:
                 out.add(peer.name)
     return found

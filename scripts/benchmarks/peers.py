@@ -123,6 +123,6 @@ def find_peers(names: list[str], more: list[Peer], place: Path) -> list[Peer]:
     for name in names:
         try:
             found.append(BUILT_IN[name](place))
-        except MissingError as error:
+        except (MissingError, OSError) as error:
             print(f"left out: {name}: {error}", file=sys.stderr)
     return found + more

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from xml.sax.saxutils import escape
 
 from benchmarks.report import groups
-from benchmarks.results import FUSE, KERNEL, LOOPBACK, OURS, Place, Results
+from benchmarks.results import FUSE, FUSEPY, KERNEL, LOOPBACK, OURS, Place, Results
 from benchmarks.rows import Row
 
 # In pixels.
@@ -15,19 +15,25 @@ _LABELS, _PANEL, _GAP, _LINE, _TOP, _SIZE = 330, 330, 40, 18, 64, 4.5
 # The ends of the axis, and the ratios with a line.
 _LEAST, _MOST = 0.01, 30.0
 _TICKS = (0.01, 0.1, 0.5, 1.0, 2.0, 10.0)
-# Shape and colour tell peers apart, so that either is enough. All others are small rings.
-_MARKS = {OURS: ("circle", "ours"), KERNEL: ("diamond", "kernel"), LOOPBACK: ("square", "loopback")}
-_OTHER = ("ring", "other")
+# The shape and the colour of each peer, either of which is enough to tell them apart.
+_MARKS = {
+    OURS: ("circle", "ours"),
+    KERNEL: ("diamond", "kernel"),
+    LOOPBACK: ("square", "loopback"),
+    FUSEPY: ("ring", "fusepy"),
+}
+_OTHER = ("frame", "other")
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 .title { font-weight: 600 } .small { font-size: 10px; fill: #59636e }
 .line { stroke: #d1d9e0 } .even { stroke: #59636e }
 .ours { fill: #0969da } .kernel { fill: #1a7f37 } .loopback { fill: #9a6700 }
-.other { fill: none; stroke: #cf222e; stroke-width: 1.5 } .target { stroke: #0969da; stroke-width: 2 }
+.fusepy { fill: none; stroke: #cf222e; stroke-width: 1.5 }
+.other { fill: none; stroke: #8250df; stroke-width: 1.5 } .target { stroke: #0969da; stroke-width: 2 }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc } .small { fill: #9198a1 } .line { stroke: #3d444d } .even { stroke: #9198a1 }
-  .ours { fill: #4493f8 } .kernel { fill: #3fb950 } .loopback { fill: #d29922 } .other { stroke: #f85149 }
-  .target { stroke: #4493f8 }
+  .ours { fill: #4493f8 } .kernel { fill: #3fb950 } .loopback { fill: #d29922 } .fusepy { stroke: #f85149 }
+  .other { stroke: #ab7df8 } .target { stroke: #4493f8 }
 }
 """
 
@@ -45,7 +51,7 @@ def draw(results: Results) -> str:
             if isinstance(entry, Row):
                 parts += _marks(results, place, entry, left, _middle(at))
     body = "\n".join(parts)
-    about = f"The time of each peer as a ratio to {FUSE}, for each row of the benchmark"
+    about = f"The figure of each peer as a ratio to that of {FUSE}, for each row of the benchmark"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         f' role="img">\n<title>{about}</title>\n<style>{_STYLE}</style>\n{body}\n</svg>\n'
@@ -120,7 +126,7 @@ def _mark(peer: str, across: float, middle: float, title: str) -> str:
 
 
 def _legend(results: Results) -> Iterator[str]:
-    yield _text(f"time / {FUSE}'s", 8, 18, "title")
+    yield _text(f"ratio to {FUSE} (less is better)", 8, 18, "title")
     left = 14.0
     for peer in results.peers:
         if peer != FUSE:

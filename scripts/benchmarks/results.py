@@ -10,7 +10,8 @@ from pathlib import Path
 
 from benchmarks.rows import ROWS, Row
 
-OURS, KERNEL, FUSE, LOOPBACK = "ours-kernel", "overlayfs", "fuse-overlayfs", "c-loopback"
+OURS, FUSEPY = "ours-kernel", "ours-fusepy"
+KERNEL, FUSE, LOOPBACK = "overlayfs", "fuse-overlayfs", "c-loopback"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ _METADATA = (
         CHANGING,
         layered=True,
     ),
-    # fuse-overlayfs never waits for the disk, and the kernel's overlayfs does.
+    # fuse-overlayfs never waits for the disk; the kernel's overlayfs and ours do, unless they are mounted with volatile.
     Row(
         "copy-up",
         "chmod that copies up 5 bytes, ours with fsync",
@@ -112,7 +112,7 @@ _METADATA = (
     ),
     Row(
         "copy-up-volatile",
-        "chmod that copies up 5 bytes, ours and the kernel's with `volatile`",
+        "chmod that copies up 5 bytes, volatile",
         _US,
         _FLAT,
         _OPS.CHMOD.time,
