@@ -91,6 +91,30 @@ def resident_after_removal(view: View) -> float:
     return view.resident()
 
 
+# --- processor time ---------------------------------------------------------------------------------
+
+
+def processor_time(operation: Operation) -> Callable[[View], float]:
+    """Return the row that measures how long a daemon's threads run for each operation, in seconds."""
+
+    def measure(view: View) -> float:
+        def around(work: Callable[[], object]) -> float:
+            before = view.processor_time()
+            work()
+            return view.processor_time() - before
+
+        return operation.run(view, view.sizes.operations, around)
+
+    return measure
+
+
+def idle(view: View) -> float:
+    """Return how long a daemon's threads run in a second in which nothing happens, in seconds."""
+    before = view.processor_time()
+    time.sleep(1)
+    return view.processor_time() - before
+
+
 # --- requests ---------------------------------------------------------------------------------------
 
 

@@ -51,13 +51,13 @@ QUICK = Sizes(100, 32, 16, 400, 2000, 10, 300, 500, 200, 30, 8)
 class Input:
     """Layers by their names in `place`, the top one first, and the files that a view of them shows, if this is checked.
 
-    An input that cannot be `mirrored` is not for peers without layers.
+    `only_layered` says why it is not for peers without layers.
     """
 
     place: Path
     lowers: tuple[str, ...] = ("lower",)
     shown: Mapping[str, bytes] = field(default_factory=dict)
-    mirrored: bool = True
+    only_layered: str = ""
 
     @property
     def in_memory(self) -> bool:
@@ -68,13 +68,14 @@ class Input:
 def filesystem(place: Path) -> str:
     """Return the type of the filesystem that a directory is on."""
     words = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(place)]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    # Of several mounts at one place, the last is on top.
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1]
 
 
 def copy_shown(shown: Input, target: Path) -> None:
     """Copy what a view of the input shows, for a peer without layers. Raises LeftOutError."""
-    if not shown.mirrored:
-        raise LeftOutError("has no layers")
+    if shown.only_layered:
+        raise LeftOutError(shown.only_layered)
     if len(shown.lowers) > 1:
         write_files(target, shown.shown)
         return
@@ -131,7 +132,7 @@ def layers(count: int, place: Path, sizes: Sizes) -> Input:
     for number in range(count):
         write_files(place / str(number), {f"d/own{number}": SMALL})
     write_files(place / str(count - 1), {f"d/base{number}": SMALL for number in range(sizes.layer_names)})
-    return Input(place, tuple(map(str, range(count))), mirrored=False)
+    return Input(place, tuple(map(str, range(count))), only_layered="has no layers" if count > 1 else "")
 
 
 def names(count: int, place: Path, sizes: Sizes) -> Input:
@@ -141,7 +142,8 @@ def names(count: int, place: Path, sizes: Sizes) -> Input:
         directory.mkdir(parents=True)
         for number in range(first, min(first + _IN_A_DIRECTORY, count)):
             os.mknod(f"{directory}/file{number:07}", stat.S_IFREG | 0o644)
-    return Input(place, mirrored=False)
+    # passthrough_ll walks through a list of all that it knows, and has each open.
+    return Input(place, only_layered="is too slow with many names" if count > 10_000 else "")
 
 
 # --- packages in three layers -----------------------------------------------------------------------

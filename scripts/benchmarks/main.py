@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import measure, picture, report, targets
 from benchmarks.inputs import FULL, QUICK, Sizes, filesystem
 from benchmarks.peers import BUILT_IN, find_peers, parse_peer
-from benchmarks.results import OURS, Place, Results, read_json, write_json
+from benchmarks.results import Place, Results, read_json, write_json
 from benchmarks.rows import ROWS, Row, choose
 
 ABOUT = """\
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> Results:
         first = made[0][1]
         found = find_peers(args.peers, args.peer, first.directory)
         peers = measure.working(found, first)
+        if not peers:
+            raise ValueError("no peer can be measured here")
         facts = {
             "system": f"Linux {os.uname().release}, {os.cpu_count()} processors",
             "size": f"{'quick' if args.quick else 'full'}, {args.rounds} rounds",
@@ -152,7 +154,7 @@ def tell(args: argparse.Namespace, results: Results) -> int:
     if args.markdown:
         report.write_into(args.markdown, report.markdown(results))
     if not args.check:
-        return 0 if OURS in results.peers else 1
+        return 0
     verdict = targets.check(results)
     print()
     for line in verdict.unknown:

@@ -31,9 +31,9 @@ class Operation:
         """Do it on `count` names within `around`, whose result is divided by their number. Raises WrongResultError."""
         names = [f"d/{self.name}{number}" for number in range(count)]
         paths = [f"{view.path}/{name}" for name in names]
-        for path in paths if self.prepare else ():
-            assert self.prepare
-            self.prepare(path)
+        if self.prepare:
+            for path in paths:
+                self.prepare(path)
         answers: list[object] = []
 
         def do_all() -> None:

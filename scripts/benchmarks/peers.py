@@ -17,7 +17,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 VENV = Path(os.environ.get("OVERLAYFS_DEMO_VENV") or PROJECT / ".venv")
-OURS = str(VENV / "bin/overlayfs-demo")
+PROGRAM = str(VENV / "bin/overlayfs-demo")
 _OPTIONS = "lowerdir={lower},upperdir={upper},workdir={work}"
 _PLACEHOLDERS = ("{lower}", "{upper}", "{work}", "{mnt}")
 
@@ -68,14 +68,14 @@ def _first_line(*words: str, containing: str = "") -> str:
 
 
 def _ours(front: str) -> Peer:
-    if not Path(OURS).exists():
-        raise MissingError(f"{OURS} does not exist; run scripts/provision")
+    if not Path(PROGRAM).exists():
+        raise MissingError(f"{PROGRAM} does not exist; run scripts/provision")
     # As pip does for what it installs. Without this, every start would compile what it imports.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     words = [str(VENV / "bin/python"), "-m", "compileall", "-q", str(PROJECT / "overlayfs_demo")]
     subprocess.run(words, env=env, check=False, capture_output=True)
     options = ("-o", f"{_OPTIONS}{{volatile}}", "{mnt}")
-    return Peer(f"ours-{front}", (OURS, "mount", "--front", front, *options), _first_line(OURS, "--version"))
+    return Peer(f"ours-{front}", (PROGRAM, "mount", "--front", front, *options), _first_line(PROGRAM, "--version"))
 
 
 def _fuse_overlayfs() -> Peer:

@@ -99,7 +99,7 @@ _METADATA = (
         CHANGING,
         layered=True,
     ),
-    # fuse-overlayfs never waits for the disk; the kernel's overlayfs and ours do, unless they are mounted with volatile.
+    # fuse-overlayfs never waits for the disk. The kernel's overlayfs and ours do, unless mounted with `volatile`.
     Row(
         "copy-up",
         "chmod that copies up 5 bytes, ours with fsync",
@@ -237,6 +237,15 @@ _COUNTED = {
 }
 
 
+_PROCESSOR = (
+    *(
+        Row(f"cpu-{name}", f"processor time of the daemon for one {name}", _US, _FLAT, costs.processor_time(operation))
+        for name, operation in (("stat", _OPS.STAT), ("open-read", _OPS.OPEN_READ), ("create", _OPS.CREATE))
+    ),
+    Row("cpu-idle", "processor time of the daemon in an idle second", _MS, _FLAT, costs.idle, once=True),
+)
+
+
 def _count_rows(kind: str, count: Callable[[operations.Operation], Callable[[View], float]]) -> tuple[Row, ...]:
     layered = ("unlink-lower", "copy-up")
     return tuple(
@@ -261,6 +270,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Programs": _PROGRAMS,
     "Start": _STARTS,
     "Memory": _MEMORY,
+    "Processor time": _PROCESSOR,
     "Requests and system calls": (*_count_rows("requests", costs.requests), *_count_rows("calls", costs.system_calls)),
 }
 ROWS = tuple(row for rows in GROUPS.values() for row in rows)

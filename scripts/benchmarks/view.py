@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.faults import LeftOutError, WrongResultError, expect
+from benchmarks.faults import FAULTS, LeftOutError, WrongResultError, expect
 from benchmarks.inputs import Input, Sizes, copy_shown
 from benchmarks.peers import Peer
 
@@ -51,6 +51,11 @@ class View:
         if not found:
             raise LeftOutError("has no daemon")
         return found
+
+    def processor_time(self) -> float:
+        """Return how long the daemon's threads have run, in seconds."""
+        tasks = [task for pid in self.daemons() for task in Path(f"/proc/{pid}/task").iterdir()]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def resident(self) -> int:
         """Return the resident memory of the daemon, in bytes."""
@@ -111,8 +116,9 @@ def force_umount(path: Path) -> None:
     subprocess.run(["umount", "-f", "-l", path], stderr=subprocess.DEVNULL, check=False)
 
 
-def _end(path: Path, mark: str) -> None:
-    """End a mount, or a command that never made one, that has hung."""
+def _end(path: Path, mark: str, ending: threading.Event) -> None:
+    """End a mount and its daemon, or a command that never made one, whatever they do. `ending` says so before."""
+    ending.set()
     for pid in marked(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -149,7 +155,8 @@ def mounted(peer: Peer, shown: Input, sizes: Sizes, *, volatile: bool = False) -
     place = Path(tempfile.mkdtemp(prefix="cell-", dir=shown.place.parent))
     mnt, upper, work = (place / name for name in ("mnt", "upper", "work"))
     mark = f"{os.getpid()}-{next(_numbers)}"
-    watchdog = threading.Timer(LIMIT, _end, [mnt, mark])
+    hung = threading.Event()
+    watchdog = threading.Timer(LIMIT, _end, [mnt, mark, hung])
     for directory in (mnt, upper, work):
         directory.mkdir()
     if not peer.layered:
@@ -164,7 +171,11 @@ def mounted(peer: Peer, shown: Input, sizes: Sizes, *, volatile: bool = False) -
         run(place, "umount", mnt)
         expect("mount left", is_mounted(mnt), False)
         _wait_for_end(mark)
+    except FAULTS as error:
+        if hung.is_set():
+            raise WrongResultError(f"took longer than {LIMIT:.0f} seconds") from error
+        raise
     finally:
         watchdog.cancel()
-        _end(mnt, mark)
+        _end(mnt, mark, hung)
         _empty(place, in_memory=shown.in_memory)
