@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults, inputs, main, measure, peers, picture, report, rows, targets, view
+from benchmarks import faults, inputs, main, measure, peers, picture, report, rows, targets
 from benchmarks.costs import total_calls
 from benchmarks.peers import Peer, parse_peer
 from benchmarks.results import FUSE, KERNEL, LOOPBACK, OURS, Figures, Place, Results, read_json, write_json
@@ -293,7 +293,7 @@ def test_a_peer_that_cannot_mount_is_left_out(tmp_path: Path, capsys: pytest.Cap
 
 @needs_root
 def test_a_peer_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view, "LIMIT", 0.1)
+    monkeypatch.setattr(measure, "LIMIT", 0.1)
     ground = measure.Ground(tmp_path, inputs.QUICK)
     with pytest.raises(faults.WrongResultError, match="took longer than"):
         measure.sample(row("stat"), Peer("hung", ("sh", "-c", "sleep 60"), ""), ground)

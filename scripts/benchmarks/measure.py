@@ -18,7 +18,7 @@ from benchmarks.operations import STAT
 from benchmarks.peers import Peer
 from benchmarks.results import Figures, Results
 from benchmarks.rows import Row
-from benchmarks.view import mounted
+from benchmarks.view import LIMIT, SLOW_LIMIT, mounted
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _LONG = 10.0  # seconds; what takes longer with its mount is not repeated
@@ -64,7 +64,7 @@ def working(peers: Sequence[Peer], ground: Ground) -> list[Peer]:
     found = []
     for peer in peers:
         try:
-            with mounted(peer, ground.input(flat), ground.sizes) as view:
+            with mounted(peer, ground.input(flat), ground.sizes, LIMIT) as view:
                 STAT.time(view)
             found.append(peer)
         except FAULTS as error:
@@ -87,7 +87,8 @@ def sample(row: Row, peer: Peer, ground: Ground) -> float:
     shown = ground.input(row.input)
     if row.cold and not shown.in_memory:
         drop_caches()
-    with mounted(peer, shown, ground.sizes, volatile=row.volatile) as view:
+    limit = SLOW_LIMIT if row.slow else LIMIT
+    with mounted(peer, shown, ground.sizes, limit, volatile=row.volatile) as view:
         return row.work(view)
 
 

@@ -22,7 +22,7 @@ from benchmarks.inputs import Input, Sizes, copy_shown
 from benchmarks.peers import Peer
 
 T = TypeVar("T")
-LIMIT = 600.0  # seconds; anything that takes longer counts as hung
+LIMIT, SLOW_LIMIT = 120.0, 1200.0  # seconds; what takes longer counts as hung
 _LEAVING = 20.0  # seconds that a daemon may take to end after umount
 # Daemons inherit this variable, however they detach, and are known by its value.
 _MARK = "OVERLAYFS_DEMO_BENCHMARK_VIEW"
@@ -150,13 +150,16 @@ def _empty(place: Path, *, in_memory: bool) -> None:
 
 
 @contextlib.contextmanager
-def mounted(peer: Peer, shown: Input, sizes: Sizes, *, volatile: bool = False) -> Iterator[View]:
-    """Mount a new view, with its upper and work directory beside it; at the end unmount it and wait for its daemon."""
+def mounted(peer: Peer, shown: Input, sizes: Sizes, limit: float, *, volatile: bool = False) -> Iterator[View]:
+    """Mount a new view, with its upper and work directory beside it; at the end unmount it and wait for its daemon.
+
+    All of it may take `limit` seconds. Raises one of FAULTS.
+    """
     place = Path(tempfile.mkdtemp(prefix="cell-", dir=shown.place.parent))
     mnt, upper, work = (place / name for name in ("mnt", "upper", "work"))
     mark = f"{os.getpid()}-{next(_numbers)}"
     hung = threading.Event()
-    watchdog = threading.Timer(LIMIT, _end, [mnt, mark, hung])
+    watchdog = threading.Timer(limit, _end, [mnt, mark, hung])
     for directory in (mnt, upper, work):
         directory.mkdir()
     if not peer.layered:
@@ -173,7 +176,7 @@ def mounted(peer: Peer, shown: Input, sizes: Sizes, *, volatile: bool = False) -
         _wait_for_end(mark)
     except FAULTS as error:
         if hung.is_set():
-            raise WrongResultError(f"took longer than {LIMIT:.0f} seconds") from error
+            raise WrongResultError(f"took longer than {limit:.0f} seconds") from error
         raise
     finally:
         watchdog.cancel()
