@@ -201,10 +201,11 @@ def test_the_tables_replace_only_what_stands_between_the_marks(tmp_path: Path) -
     document.write_text(f"# Figures\n\n{report.START}\nold\n{report.END}\n\nThe end\n")
     found = results((MEMORY, "stat", OURS, 46), (MEMORY, "stat", FUSE, 70))
     for _ in range(2):
-        report.write_into(document, report.markdown(found))
+        report.write_into(document, report.markdown(found, "../p.svg"))
     text = document.read_text()
     assert text.startswith("# Figures\n") and text.endswith("\nThe end\n") and "old" not in text
     assert text.count("| stat of a file, first | µs | - | 70.0 | - | 46.0 | 0.66 | - |") == 1
+    assert text.count("](../p.svg)") == 1
     document.write_text("no marks")
     with pytest.raises(ValueError, match="has no lines"):
         report.write_into(document, "new")

@@ -154,7 +154,8 @@ def tell(args: argparse.Namespace, results: Results) -> int:
     if args.plot:
         args.plot.write_text(picture.draw(results))
     if args.markdown:
-        report.write_into(args.markdown, report.markdown(results))
+        picture_here = os.path.relpath(args.plot, args.markdown.parent) if args.plot else ""
+        report.write_into(args.markdown, report.markdown(results, picture_here))
     if not args.check:
         return 0
     verdict = targets.check(results)

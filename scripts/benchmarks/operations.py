@@ -84,7 +84,7 @@ RENAME = Operation(
     move, lambda path, upper, _: is_missing(path) and clients.read(f"{upper}-moved") == SMALL, "n", clients.create
 )
 UNLINK_UPPER = Operation(unlink, lambda path, upper, _: is_missing(path) and is_missing(upper), "n", clients.create)
-CHMOD = Operation(chmod, _is_copied_up)
+COPY_UP = Operation(chmod, _is_copied_up)
 UNLINK_LOWER = Operation(unlink, lambda path, upper, _: is_missing(path))
 
 

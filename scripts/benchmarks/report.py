@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.results import FUSE, KERNEL, OURS, Place, Results
 from benchmarks.rows import GROUPS, Row
 
+_LEGEND = "Medians of all rounds, ± how far the farthest round is from them. Less is better in every row."
 START, END = "<!-- figures -->", "<!-- end of figures -->"
 
 
@@ -76,7 +77,7 @@ def faults(results: Results) -> list[str]:
 def terminal(results: Results) -> str:
     """Return the tables of all places, and below them why figures are missing."""
     lines = [f"{name}: {fact}" for name, fact in {**results.facts, **results.peers}.items()]
-    lines.append("medians ± how far the farthest round is from them; a ratio below 1 means that ours is faster")
+    lines.append(_LEGEND)
     for place in results.places:
         lines += ["", *_figures_table(results, place)]
         if OURS in results.peers and len(results.peers) > 1:
@@ -105,9 +106,11 @@ def _markdown_table(results: Results, place: Place, rows: list[Row]) -> list[str
     return lines
 
 
-def markdown(results: Results) -> str:
-    """Return the tables of all places in Markdown."""
-    lines = [f"- {name}: {fact}" for name, fact in {**results.facts, **results.peers}.items()]
+def markdown(results: Results, picture: str = "") -> str:
+    """Return the tables of all places in Markdown, above them the picture of this address, if there is one."""
+    lines = [f"![The same figures as ratios to those of {FUSE}.]({picture})", ""] if picture else []
+    lines += [f"- {name}: {fact}" for name, fact in {**results.facts, **results.peers}.items()]
+    lines += ["", _LEGEND]
     for place in results.places:
         for title, rows in groups(results, place):
             lines += ["", f"### {title}, {place.name}", "", *_markdown_table(results, place, rows)]

@@ -8,8 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import costs, data, inputs, layers, operations, programs, trees
+from benchmarks import costs, data, inputs, layers, programs, trees
 from benchmarks.inputs import Input, Sizes
+from benchmarks.operations import (
+    COPY_UP,
+    CREATE,
+    MISS,
+    OPEN_READ,
+    RENAME,
+    STAT,
+    UNLINK_LOWER,
+    UNLINK_UPPER,
+    Operation,
+    with_clients,
+)
 from benchmarks.view import View
 
 
@@ -21,7 +33,7 @@ class Unit:
     factor: float = 1.0
 
 
-MICROSECONDS, MILLISECONDS, SECONDS = Unit("µs", 1e6), Unit("ms", 1e3), Unit("s")
+MICROSECONDS, MILLISECONDS = Unit("µs", 1e6), Unit("ms", 1e3)
 BYTES, MEBIBYTES, PIECES = Unit("B"), Unit("MiB", 2**-20), Unit("")
 
 
@@ -78,26 +90,18 @@ def _at_most(tmpfs: float) -> Limit:
     return Limit(tmpfs, EVEN.disk)
 
 
-_US, _MS, _S = MICROSECONDS, MILLISECONDS, SECONDS
+_US, _MS = MICROSECONDS, MILLISECONDS
 _FLAT, _LARGE, _PACKAGES = inputs.flat, inputs.large, inputs.packages
-_OPS = operations
 
 _METADATA = (
-    Row("stat", "stat of a file, first", _US, _FLAT, _OPS.STAT.time, _at_most(0.60), CHANGING),
-    Row("open-read", "open, read, close, first", _US, _FLAT, _OPS.OPEN_READ.time, _at_most(0.40), CHANGING),
-    Row("miss", "stat of a missing name", _US, _FLAT, _OPS.MISS.time, _at_most(0.55), CHANGING),
-    Row("create", "create, write 5 bytes, close", _US, _FLAT, _OPS.CREATE.time, _at_most(0.47), CHANGING),
-    Row("rename", "rename of an upper file", _US, _FLAT, _OPS.RENAME.time, _at_most(0.50), CHANGING),
-    Row("unlink-upper", "unlink of an upper file", _US, _FLAT, _OPS.UNLINK_UPPER.time, _at_most(0.50), CHANGING),
+    Row("stat", "stat of a file, first", _US, _FLAT, STAT.time, _at_most(0.60), CHANGING),
+    Row("open-read", "open, read, close, first", _US, _FLAT, OPEN_READ.time, _at_most(0.40), CHANGING),
+    Row("miss", "stat of a missing name", _US, _FLAT, MISS.time, _at_most(0.55), CHANGING),
+    Row("create", "create, write 5 bytes, close", _US, _FLAT, CREATE.time, _at_most(0.47), CHANGING),
+    Row("rename", "rename of an upper file", _US, _FLAT, RENAME.time, _at_most(0.50), CHANGING),
+    Row("unlink-upper", "unlink of an upper file", _US, _FLAT, UNLINK_UPPER.time, _at_most(0.50), CHANGING),
     Row(
-        "unlink-lower",
-        "unlink of a lower file",
-        _US,
-        _FLAT,
-        _OPS.UNLINK_LOWER.time,
-        _at_most(0.60),
-        CHANGING,
-        layered=True,
+        "unlink-lower", "unlink of a lower file", _US, _FLAT, UNLINK_LOWER.time, _at_most(0.60), CHANGING, layered=True
     ),
     # fuse-overlayfs never waits for the disk. The kernel's overlayfs and ours do, unless mounted with `volatile`.
     Row(
@@ -105,7 +109,7 @@ _METADATA = (
         "chmod that copies up 5 bytes, ours with fsync",
         _US,
         _FLAT,
-        _OPS.CHMOD.time,
+        COPY_UP.time,
         Limit(1.2, None),
         CHANGING,
         layered=True,
@@ -115,14 +119,14 @@ _METADATA = (
         "chmod that copies up 5 bytes, volatile",
         _US,
         _FLAT,
-        _OPS.CHMOD.time,
+        COPY_UP.time,
         _at_most(0.8),
         CHANGING,
         layered=True,
         volatile=True,
     ),
-    Row("clients-2", "2 clients: read a file, create a file", _US, _FLAT, _OPS.with_clients(2), EVEN, CHANGING),
-    Row("clients-8", "8 clients: read a file, create a file", _US, _FLAT, _OPS.with_clients(8), EVEN, CHANGING),
+    Row("clients-2", "2 clients: read a file, create a file", _US, _FLAT, with_clients(2), EVEN, CHANGING),
+    Row("clients-8", "8 clients: read a file, create a file", _US, _FLAT, with_clients(8), EVEN, CHANGING),
 )
 
 _DATA = (
@@ -226,27 +230,27 @@ _MEMORY = (
     ),
 )
 
-_COUNTED = {
-    "stat": _OPS.STAT,
-    "open-read": _OPS.OPEN_READ,
-    "create": _OPS.CREATE,
-    "rename": _OPS.RENAME,
-    "unlink-upper": _OPS.UNLINK_UPPER,
-    "unlink-lower": _OPS.UNLINK_LOWER,
-    "copy-up": _OPS.CHMOD,
+_OPERATIONS = {
+    "stat": STAT,
+    "open-read": OPEN_READ,
+    "create": CREATE,
+    "rename": RENAME,
+    "unlink-upper": UNLINK_UPPER,
+    "unlink-lower": UNLINK_LOWER,
+    "copy-up": COPY_UP,
 }
-
 
 _PROCESSOR = (
     *(
         Row(f"cpu-{name}", f"processor time of the daemon for one {name}", _US, _FLAT, costs.processor_time(operation))
-        for name, operation in (("stat", _OPS.STAT), ("open-read", _OPS.OPEN_READ), ("create", _OPS.CREATE))
+        for name, operation in _OPERATIONS.items()
+        if name in ("stat", "open-read", "create")
     ),
     Row("cpu-idle", "processor time of the daemon in an idle second", _MS, _FLAT, costs.idle, once=True),
 )
 
 
-def _count_rows(kind: str, count: Callable[[operations.Operation], Callable[[View], float]]) -> tuple[Row, ...]:
+def _count_rows(kind: str, count: Callable[[Operation], Callable[[View], float]]) -> tuple[Row, ...]:
     layered = ("unlink-lower", "copy-up")
     return tuple(
         Row(
@@ -258,7 +262,7 @@ def _count_rows(kind: str, count: Callable[[operations.Operation], Callable[[Vie
             layered=name in layered,
             once=True,
         )
-        for name, operation in _COUNTED.items()
+        for name, operation in _OPERATIONS.items()
     )
 
 
