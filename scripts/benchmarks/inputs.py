@@ -44,7 +44,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(100, 32, 16, 400, 2000, 10, 300, 500, 200, 30, 8)
+QUICK = Sizes(200, 32, 16, 400, 2000, 10, 300, 500, 200, 30, 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from benchmarks.results import FUSE, KERNEL, OURS, Place, Results
 from benchmarks.rows import GROUPS, Row
 
 _LEGEND = "Medians of all rounds, ± how far the farthest round is from them. Less is better in every row."
+_NAMED = 6  # rows without a figure for the same reason
 START, END = "<!-- figures -->", "<!-- end of figures -->"
 
 
@@ -71,7 +72,12 @@ def _ratios_table(results: Results, place: Place) -> list[str]:
 
 def faults(results: Results) -> list[str]:
     """Return a line for each reason why a peer has no figure."""
-    return [f"{peer}: {reason}: {', '.join(rows)}" for (peer, reason), rows in results.faults().items()]
+    return [f"{peer}: {reason}: {_some(rows)}" for (peer, reason), rows in results.faults().items()]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def terminal(results: Results) -> str:
