@@ -51,13 +51,15 @@ QUICK = Sizes(200, 32, 16, 400, 2000, 10, 300, 500, 200, 30, 8)
 class Input:
     """Layers by their names in `place`, the top one first, and the files that a view of them shows, if this is checked.
 
-    `only_layered` says why it is not for peers without layers.
+    `only_layered` says why it is not for peers without layers. They may have links to the files instead of copies if
+    they only read them (`only_read`).
     """
 
     place: Path
     lowers: tuple[str, ...] = ("lower",)
     shown: Mapping[str, bytes] = field(default_factory=dict)
     only_layered: str = ""
+    only_read: bool = False
 
     @property
     def in_memory(self) -> bool:
@@ -80,7 +82,8 @@ def copy_shown(shown: Input, target: Path) -> None:
         write_files(target, shown.shown)
         return
     source = shown.place / shown.lowers[0]
-    subprocess.run(["cp", "-a", "--reflink=auto", f"{source}/.", target], check=True)
+    how = "--link" if shown.only_read else "--reflink=auto"
+    subprocess.run(["cp", "-a", how, f"{source}/.", target], check=True)
 
 
 def write_files(place: Path, files: Mapping[str, bytes | None]) -> None:
@@ -112,7 +115,8 @@ def large(place: Path, sizes: Sizes) -> Input:
     with (place / "lower/large").open("wb") as file:
         for first in range(0, sizes.large * MIB, MIB):
             file.write(b"".join(page(number) for number in range(first // PAGE, (first + MIB) // PAGE)))
-    return Input(place)
+    # Only the row that copies the file up writes to it, and that row needs layers.
+    return Input(place, only_read=True)
 
 
 def page(number: int) -> bytes:
