@@ -74,6 +74,21 @@ def test_thread_that_has_polled_in_vain_sleeps_at_once_the_next_time(clock: Cloc
     assert waiting.wait() and clock.looks == 1
 
 
+def test_thread_that_often_polls_in_vain_tries_less_often(clock: Clock) -> None:
+    """The callers always come a little later than it polls."""
+    waiting = patient(clock)
+    tries = []
+    for _ in range(400):
+        clock.after(60_000)
+        waiting.wait()
+        tries.append(clock.looks > 1)
+    assert tries.count(True) < 15
+    for _ in range(70):
+        clock.after(20_000)
+        waiting.wait()
+    assert clock.sleeps == 0  # As soon as it pays again, it polls again.
+
+
 def test_thread_of_an_idle_mount_never_polls(clock: Clock) -> None:
     waiting = patient(clock)
     for _ in range(5):
