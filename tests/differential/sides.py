@@ -29,8 +29,8 @@ SET_BEFORE = 1_700_000_000 * 10**9
 class Ours(Fronted):
     """Our view, in the kernel's dialect alone."""
 
-    def __init__(self, layers: Layers, front: str, index: bool, metacopy: bool) -> None:
-        super().__init__(layers, front)
+    def __init__(self, layers: Layers, front: str, index: bool, metacopy: bool, passthrough: bool) -> None:
+        super().__init__(layers, front, passthrough=passthrough)
         self._index, self._metacopy = index, metacopy
 
     def start(self) -> None:
@@ -43,7 +43,7 @@ class Ours(Fronted):
             index=self._index,
             metacopy=self._metacopy,
         )
-        fork_server.call(mount.mount, self.prefix, MountOptions(stack, self.front))
+        fork_server.call(mount.mount, self.prefix, MountOptions(stack, self.front, passthrough=self.passthrough))
 
 
 class Oracle(Kernel):
