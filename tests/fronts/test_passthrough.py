@@ -5,18 +5,21 @@ Whether it does is seen when the daemon is stopped: whatever needs no answer goe
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay import inode_flags
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.marks import HAS_PASSTHROUGH
@@ -281,3 +284,42 @@ def test_writes_of_callers_are_no_changes_behind_the_view(place: Place, view: Pa
     (place / "upper/up").write_bytes(b"changed behind")
     wait_until(lambda: (view / "up").stat().st_size == 14, "the new size")
     assert (view / "up").read_bytes() == b"changed behind"
+
+
+# --- append-only files --------------------------------------------------------------------------------
+
+
+def set_append_only(path: Path, on: bool = True) -> None:
+    with opened(path, os.O_RDONLY) as fd:
+        flags = inode_flags.PLAIN.append if on else 0
+        fcntl.ioctl(fd, inode_flags.PLAIN.set, flags.to_bytes(8, sys.byteorder))
+
+
+@pytest.mark.parametrize("is_read_before", [True, False])
+def test_append_only_file_cannot_be_overwritten_through_a_mapping(view: Path, is_read_before: bool) -> None:
+    """The kernel maps the real file of an open that passes, whatever the flags of the view's file."""
+    path = view / "up"
+    set_append_only(path)
+    with ExitStack() as held:
+        if is_read_before:
+            held.enter_context(opened(path, os.O_RDONLY))
+        with opened(path, os.O_RDWR | os.O_APPEND) as fd:
+            with pytest.raises(OSError):
+                mmap.mmap(fd, 5)
+            os.write(fd, b"+")
+    set_append_only(path, False)
+    assert path.read_bytes() == b"upper+"
+
+
+def test_file_that_becomes_append_only_while_it_is_open_cannot_be_opened_for_mapping(view: Path) -> None:
+    path = view / "up"
+    with opened(path, os.O_RDONLY):
+        set_append_only(path)
+        with pytest.raises(PermissionError):
+            os.open(path, os.O_RDWR | os.O_APPEND)
+        with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+            os.write(fd, b"+")
+    with opened(path, os.O_RDWR | os.O_APPEND) as fd:
+        os.write(fd, b"+")
+    set_append_only(path, False)
+    assert path.read_bytes() == b"upper++"

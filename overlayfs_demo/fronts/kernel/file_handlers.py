@@ -7,6 +7,7 @@ cached, and writes through. It also handles byte-range locks and flock(2) itself
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from itertools import count
@@ -17,6 +18,7 @@ from overlayfs_demo.fronts.kernel.cache_policy import SET_ID, Trust
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.request import Request
 from overlayfs_demo.fronts.kernel.services import Services
+from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import stale
@@ -87,10 +89,15 @@ class Files:
         opened = handle.opened
         status = os.fstat(opened.fd) if handle.in_upper or self._overlay.is_read_only else None
         may_pass = status is not None and self._may_pass(handle, status.st_mode, status.st_size)
+        may_pass = may_pass and not self._overlay.files.is_append_only(node, handle)
         backing = self._modes.open(nodeid, opened.fd, may_pass=may_pass)
         try:
             if backing is None:
                 return self._cached(request, node, handle, flags, status)
+            if handle.append_only and flags & os.O_ACCMODE == os.O_RDWR:
+                # It became append-only while it passes. The kernel would map the real file without asking anyone, and
+                # what is mapped can be overwritten.
+                raise failure(errno.EPERM, node.name)
             if self._let_write(handle, flags, request, status.st_mode if status else 0):
                 self._services.refresh(node)
             return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
