@@ -81,10 +81,10 @@ class FileOps:
             found = inode_flags.protection(node, self._tree.xattrs, Pinned.opened(handle.opened))
         return inode_flags.APPEND in found
 
-    def let_pass(self, handle: Handle, caller: Caller, *, maps: bool) -> None:
+    def let_pass(self, node: FileNode, handle: Handle, caller: Caller, *, maps: bool) -> None:
         """Note that the caller has the real file, and will write to it without `write`. `maps`: also by mapping it."""
         with self._tree.lock:
-            self._tree.passed_writes.begin(handle, caller, maps=maps)
+            self._tree.passed_writes.begin(node, handle, caller, maps=maps)
 
     def release(self, node: FileNode, handle: Handle) -> None:
         """Close a handle."""

@@ -26,12 +26,14 @@ class PassedWrites:
         self._left: dict[Key, tuple[int, ...]] = {}
         self._before: dict[Key, tuple[int, ...]] = {}
 
-    def begin(self, handle: Handle, caller: Caller, *, maps: bool) -> None:
-        """Note that `caller` may write past the engine through this handle from now on.
+    def begin(self, node: FileNode, handle: Handle, caller: Caller, *, maps: bool) -> None:
+        """Note that `caller` may write past the engine through this handle of a node from now on.
 
-        `maps`: also through a mapping.
+        `maps`: also through a mapping. The kernel does not say when that ends: it keeps the real file, not the handle,
+        so the file may be written for as long as the node lives.
         """
-        handle.passed = Passed(caller, maps, _state(os.fstat(handle.opened.fd)))
+        handle.passed = Passed(caller, _state(os.fstat(handle.opened.fd)))
+        node.mapped_past |= maps
 
     def end(self, handle: Handle) -> Caller | None:
         """Note that nobody has the handle any more. Return who wrote through it; None if nobody did."""

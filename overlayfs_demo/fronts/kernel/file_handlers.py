@@ -98,14 +98,14 @@ class Files:
                 # It became append-only while it passes. The kernel would map the real file without asking anyone, and
                 # what is mapped can be overwritten.
                 raise failure(errno.EPERM, node.name)
-            if self._let_write(handle, flags, request, status.st_mode if status else 0):
+            if self._let_write(node, handle, flags, request, status.st_mode if status else 0):
                 self._services.refresh(node)
             return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
         except BaseException:
             self._modes.release(nodeid, passed=backing is not None)
             raise
 
-    def _let_write(self, handle: Handle, flags: int, request: Request, mode: int) -> bool:
+    def _let_write(self, node: FileNode, handle: Handle, flags: int, request: Request, mode: int) -> bool:
         """Tell the engine of a handle that passes through, if the caller can write.
 
         Return whether the kernel must not trust the attributes it has: it does not notice that a mapping sets the
@@ -115,7 +115,7 @@ class Files:
             return False
         # mmap(2) always needs a file that is open for reading.
         maps = flags & os.O_ACCMODE == os.O_RDWR
-        self._overlay.files.let_pass(handle, request.caller("write"), maps=maps)
+        self._overlay.files.let_pass(node, handle, request.caller("write"), maps=maps)
         return maps or bool(mode & SET_ID)
 
     def _may_pass(self, handle: Handle, mode: int, size: int) -> bool:
@@ -137,7 +137,8 @@ class Files:
         keep = self._trust.keeps(node)
         if keep and not handle.in_upper:
             self._store_small(request, node, handle)
-        keeps_pages = self._keeps_pages(request.nodeid, handle, flags, keep, status)
+        # Nobody says that a mapping past us has changed the real file's pages.
+        keeps_pages = not node.mapped_past and self._keeps_pages(request.nodeid, handle, flags, keep, status)
         return self._given(node, handle, wire.FOPEN_KEEP_CACHE if keeps_pages else 0)
 
     def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool, status: os.stat_result | None) -> bool:
@@ -209,7 +210,7 @@ class Files:
             reply_flags = wire.FOPEN_KEEP_CACHE
             if backing is not None:
                 reply_flags = wire.FOPEN_PASSTHROUGH
-                self._let_write(handle, flags, request, attrs.mode)
+                self._let_write(node, handle, flags, request, attrs.mode)
             valid = self._trust.entry(self._trust.inside(parent), node, attrs)
             return wire.entry_reply(nodeid, attrs, valid) + self._given(node, handle, reply_flags, backing)
         except BaseException:
