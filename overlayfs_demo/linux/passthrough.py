@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import os
 import struct
 
 from overlayfs_demo.linux.libc import check, libc
@@ -54,3 +55,14 @@ class Passthrough:
     def take_back(self, backing: int) -> None:
         """Forget an id. Open files that use it keep the file. Raises OSError."""
         fcntl.ioctl(self._device, _BACKING_CLOSE, _BACKING_ID.pack(backing))
+
+
+def accepts_direct(fd: int) -> bool:
+    """Whether the file open as `fd`, which nobody uses yet, could have been opened with O_DIRECT: open(2)."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+    except OSError:
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    return True

@@ -5,6 +5,7 @@ Whether it does is seen when the daemon is stopped: whatever needs no answer goe
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, syscalls
 from overlayfs_demo.overlay import inode_flags
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
@@ -284,6 +285,34 @@ def test_writes_of_callers_are_no_changes_behind_the_view(place: Place, view: Pa
     (place / "upper/up").write_bytes(b"changed behind")
     wait_until(lambda: (view / "up").stat().st_size == 14, "the new size")
     assert (view / "up").read_bytes() == b"changed behind"
+
+
+# --- O_DIRECT ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_read_before", [True, False])
+def test_direct_open_of_a_file_whose_filesystem_has_no_such_thing_is_no_io_error(
+    place: Place, is_read_before: bool
+) -> None:
+    layer = place / "ramfs"
+    layer.mkdir()
+    mounting.mount(b"none", os.fsencode(layer), b"ramfs", 0, b"")
+    try:
+        builders.fill(os.fsencode(layer), {"large": b"x" * 100_000})
+        assert place.mount("--front", "kernel", options=f"lowerdir={layer}:{place / 'bottom'}").returncode == 0
+        path = place.view / "large"
+        with ExitStack() as held:
+            if is_read_before:
+                held.enter_context(opened(path, os.O_RDONLY))
+                with pytest.raises(OSError) as caught:
+                    os.open(path, os.O_RDONLY | os.O_DIRECT)
+                assert caught.value.errno == errno.EINVAL
+            else:
+                with opened(path, os.O_RDONLY | os.O_DIRECT) as fd:
+                    assert os.pread(fd, 200_000, 0) == b"x" * 100_000
+        assert place.umount().returncode == 0
+    finally:
+        mounting.unmount(os.fsencode(layer), mounting.MNT_DETACH)
 
 
 # --- append-only files --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.request import Request
 from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.linux.passthrough import accepts_direct
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import stale
@@ -89,21 +90,36 @@ class Files:
         opened = handle.opened
         status = os.fstat(opened.fd) if handle.in_upper or self._overlay.is_read_only else None
         may_pass = status is not None and self._may_pass(handle, status.st_mode, status.st_size)
-        may_pass = may_pass and not self._overlay.files.is_append_only(node, handle)
-        backing = self._modes.open(nodeid, opened.fd, may_pass=may_pass)
+        may_pass = may_pass and not (handle.in_upper and self._overlay.files.is_append_only(node, handle))
+        backing = self._backing(nodeid, node, handle, flags, may_pass)
         try:
             if backing is None:
                 return self._cached(request, node, handle, flags, status)
-            if handle.append_only and flags & os.O_ACCMODE == os.O_RDWR:
-                # It became append-only while it passes. The kernel would map the real file without asking anyone, and
-                # what is mapped can be overwritten.
-                raise failure(errno.EPERM, node.name)
             if self._let_write(node, handle, flags, request, status.st_mode if status else 0):
                 self._services.refresh(node)
             return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
         except BaseException:
             self._modes.release(nodeid, passed=backing is not None)
             raise
+
+    def _backing(self, nodeid: int, node: FileNode, handle: Handle, flags: int, may_pass: bool) -> int | None:
+        """Note an open, and return the id of the real file if it passes, see `IoModes.open`.
+
+        Raises OSError if the file already passes, but the kernel cannot or must not use the real file for this open.
+        """
+        fd = handle.opened.fd
+        # The kernel opens the real file again with the caller's flags.
+        fits = not flags & os.O_DIRECT or accepts_direct(fd)
+        backing = self._modes.open(nodeid, fd, may_pass=may_pass and fits)
+        if backing is None:
+            return None
+        # If it became append-only while it passes: the kernel would map the real file without asking anyone, and what
+        # is mapped can be overwritten.
+        forbidden = handle.append_only and flags & os.O_ACCMODE == os.O_RDWR
+        if fits and not forbidden:
+            return backing
+        self._modes.release(nodeid, passed=True)
+        raise failure(errno.EPERM if forbidden else errno.EINVAL, node.name)
 
     def _let_write(self, node: FileNode, handle: Handle, flags: int, request: Request, mode: int) -> bool:
         """Tell the engine of a handle that passes through, if the caller can write.
@@ -205,8 +221,7 @@ class Files:
     ) -> bytes:
         (nodeid,) = self._nodes.remember((node,))
         try:
-            opened = handle.opened
-            backing = self._modes.open(nodeid, opened.fd, may_pass=self._may_pass(handle, attrs.mode, 0))
+            backing = self._backing(nodeid, node, handle, flags, self._may_pass(handle, attrs.mode, 0))
             reply_flags = wire.FOPEN_KEEP_CACHE
             if backing is not None:
                 reply_flags = wire.FOPEN_PASSTHROUGH
