@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 # Each watch takes about a kilobyte of kernel memory.
 _MOST_WATCHES = 50_000
 _BUFFER = 1 << 16
+_CONTENT = fanotify.MODIFY | fanotify.ATTRIB
 
 
 class Changes:
@@ -120,19 +121,19 @@ class ExternalChanges:
         ours = os.getpid()
         with self._tree.lock:
             self._tree.passed_writes.next_round()
-        events: dict[tuple[fanotify.Key, bytes], int] = {}
+        events: dict[tuple[fanotify.Key, bytes, int], int] = {}
         while data := self._read_some():
             for mask, pid, key, name in fanotify.events(data):
                 if mask & fanotify.Q_OVERFLOW:
                     changes.everything = True
                 elif pid != ours:
-                    events[key, name] = events.get((key, name), 0) | mask
+                    events[key, name, pid] = events.get((key, name, pid), 0) | mask
         if changes.everything or events:
             with self._tree.lock:
                 if changes.everything:
                     self._reconsider_below(self._tree.root, changes)
-                for (key, name), mask in events.items():
-                    self._note(key, name, mask, changes)
+                for (key, name, pid), mask in events.items():
+                    self._note(key, name, pid, mask, changes)
         return changes
 
     def _read_some(self) -> bytes:
@@ -141,7 +142,7 @@ class ExternalChanges:
         except BlockingIOError:
             return b""
 
-    def _note(self, key: fanotify.Key, name: bytes, mask: int, changes: Changes) -> None:
+    def _note(self, key: fanotify.Key, name: bytes, pid: int, mask: int, changes: Changes) -> None:
         if name == b".":
             for node in self._known(key) or self._search(key):
                 self._note_itself(node, changes)
@@ -156,15 +157,15 @@ class ExternalChanges:
             # A change of attributes may also turn an object into a whiteout, or back.
             if mask & fanotify.NAMES or (child is None and mask & fanotify.ATTRIB):
                 self._note_name(node, name, changes)
-            if child is not None and mask & (fanotify.MODIFY | fanotify.ATTRIB) and not self._is_passed(child, mask):
+            if child is not None and mask & _CONTENT and not self._is_passed(child, pid, mask):
                 self._note_content(child, changes)
 
-    def _is_passed(self, node: Node, mask: int) -> bool:
-        """Whether a caller has made the change through the view, past the engine."""
+    def _is_passed(self, node: Node, pid: int, mask: int) -> bool:
+        """Whether a caller, this process, has made the change through the view, past the engine."""
         if mask & fanotify.ATTRIB or not isinstance(node, FileNode):
             return False
         with contextlib.suppress(OSError):
-            return self._tree.passed_writes.explain(node)
+            return self._tree.passed_writes.explain(node, pid)
         return False
 
     def _known(self, key: fanotify.Key) -> list[DirNode]:

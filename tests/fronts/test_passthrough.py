@@ -24,6 +24,7 @@ from overlayfs_demo.overlay import inode_flags
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.marks import HAS_PASSTHROUGH
+from tests.contract.subjects import in_child
 from tests.fronts.test_set_id_bits import CAPABILITY, PROGRAM, as_user, run_as
 from tests.places import Place
 from tests.watch.test_watch import objects, watching
@@ -285,6 +286,22 @@ def test_writes_of_callers_are_no_changes_behind_the_view(place: Place, view: Pa
     (place / "upper/up").write_bytes(b"changed behind")
     wait_until(lambda: (view / "up").stat().st_size == 14, "the new size")
     assert (view / "up").read_bytes() == b"changed behind"
+
+
+def test_change_behind_the_view_is_seen_while_the_file_is_open_for_writing(place: Place, view: Path) -> None:
+    def behind() -> None:
+        with (place / "upper/up").open("ab") as real:
+            real.write(b"behind")
+
+    assert (view / "up").stat().st_size == 5
+    with opened(view / "up", os.O_WRONLY) as fd:
+        in_child(behind)
+        wait_until(lambda: (view / "up").stat().st_size == 11, "the new size")
+        os.pwrite(fd, b"U", 0)
+        assert (view / "up").stat().st_size == 11
+        in_child(behind)
+    wait_until(lambda: (view / "up").stat().st_size == 17, "the new size after the release")
+    assert (view / "up").read_bytes() == b"Upperbehindbehind"
 
 
 # --- O_DIRECT ---------------------------------------------------------------------------------------
