@@ -6,10 +6,12 @@ See Documentation/filesystems/fuse/fuse-passthrough.rst and include/uapi/linux/f
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
 
+from overlayfs_demo.linux import proc
 from overlayfs_demo.linux.libc import check, libc
 
 _BACKING_OPEN = 0x4010E501
@@ -58,11 +60,12 @@ class Passthrough:
 
 
 def accepts_direct(fd: int) -> bool:
-    """Whether the file open as `fd`, which nobody uses yet, could have been opened with O_DIRECT: open(2)."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    """Whether the regular file open as `fd` can be opened with O_DIRECT: open(2).
+
+    It is opened again for that, because others may use the descriptor at the same time.
+    """
     try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-    except OSError:
-        return False
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        os.close(os.open(proc.fd_path(fd), os.O_RDONLY | os.O_DIRECT | os.O_NOATIME | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno != errno.EINVAL
     return True

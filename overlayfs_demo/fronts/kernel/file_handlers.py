@@ -107,10 +107,10 @@ class Files:
 
         Raises OSError if the file already passes, but the kernel cannot or must not use the real file for this open.
         """
-        fd = handle.opened.fd
+        opened = handle.opened
         # The kernel opens the real file again with the caller's flags.
-        fits = not flags & os.O_DIRECT or accepts_direct(fd)
-        backing = self._modes.open(nodeid, fd, may_pass=may_pass and fits)
+        fits = not flags & os.O_DIRECT or accepts_direct(opened.fd)
+        backing = self._modes.open(nodeid, opened.fd, may_pass=may_pass and fits)
         if backing is None:
             return None
         # If it became append-only while it passes: the kernel would map the real file without asking anyone, and what
