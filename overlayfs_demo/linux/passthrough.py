@@ -6,9 +6,12 @@ See Documentation/filesystems/fuse/fuse-passthrough.rst and include/uapi/linux/f
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import os
 import struct
 
+from overlayfs_demo.linux import proc
 from overlayfs_demo.linux.libc import check, libc
 
 _BACKING_OPEN = 0x4010E501
@@ -54,3 +57,15 @@ class Passthrough:
     def take_back(self, backing: int) -> None:
         """Forget an id. Open files that use it keep the file. Raises OSError."""
         fcntl.ioctl(self._device, _BACKING_CLOSE, _BACKING_ID.pack(backing))
+
+
+def accepts_direct(fd: int) -> bool:
+    """Whether the regular file open as `fd` can be opened with O_DIRECT: open(2).
+
+    It is opened again for that, because others may use the descriptor at the same time.
+    """
+    try:
+        os.close(os.open(proc.fd_path(fd), os.O_RDONLY | os.O_DIRECT | os.O_NOATIME | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    return True

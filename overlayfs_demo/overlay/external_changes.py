@@ -27,6 +27,11 @@ _log = logging.getLogger(__name__)
 # Each watch takes about a kilobyte of kernel memory.
 _MOST_WATCHES = 50_000
 _BUFFER = 1 << 16
+_CONTENT = fanotify.MODIFY | fanotify.ATTRIB
+
+
+# The FAN_* bits by the directory, the name in it and the process that made the change.
+_Events = dict[tuple[fanotify.Key, bytes, int], int]
 
 
 class Changes:
@@ -149,7 +154,7 @@ class ExternalChanges:
         changes = Changes()
         with self._tree.lock:
             self._tree.passed_writes.next_round()
-        events: dict[tuple[fanotify.Key, bytes], int] = {}
+        events: _Events = {}
         if self._of_upper != self._of_lowers:
             self._take(self._of_upper, events, changes)
         # From here until all of it is noted, nobody may take the empty queue for a sign that no lower has changed.
@@ -159,11 +164,11 @@ class ExternalChanges:
                 if self._tree.lower_names is not None:
                     self._tree.lower_names.drop_all()
                 self._reconsider_below(self._tree.root, changes)
-            for (key, name), mask in events.items():
-                self._note(key, name, mask, changes)
+            for (key, name, pid), mask in events.items():
+                self._note(key, name, pid, mask, changes)
         return changes
 
-    def _take(self, queue: int, events: dict[tuple[fanotify.Key, bytes], int], changes: Changes) -> None:
+    def _take(self, queue: int, events: _Events, changes: Changes) -> None:
         """Add what is in a queue to the events, without the changes that this process made through the view."""
         ours = os.getpid() if queue == self._of_upper else None
         while data := _read_some(queue):
@@ -171,9 +176,9 @@ class ExternalChanges:
                 if mask & fanotify.Q_OVERFLOW:
                     changes.everything = True
                 elif pid != ours:
-                    events[key, name] = events.get((key, name), 0) | mask
+                    events[key, name, pid] = events.get((key, name, pid), 0) | mask
 
-    def _note(self, key: fanotify.Key, name: bytes, mask: int, changes: Changes) -> None:
+    def _note(self, key: fanotify.Key, name: bytes, pid: int, mask: int, changes: Changes) -> None:
         if name == b".":
             for node in self._known(key) or self._search(key):
                 self._note_itself(node, changes)
@@ -189,15 +194,15 @@ class ExternalChanges:
             # A change of attributes may also turn an object into a whiteout, or back.
             if mask & fanotify.NAMES or (child is None and mask & fanotify.ATTRIB):
                 self._note_name(node, name, changes)
-            if child is not None and mask & (fanotify.MODIFY | fanotify.ATTRIB) and not self._is_passed(child, mask):
+            if child is not None and mask & _CONTENT and not self._is_passed(child, pid, mask):
                 self._note_content(child, changes)
 
-    def _is_passed(self, node: Node, mask: int) -> bool:
-        """Whether a caller has made the change through the view, past the engine."""
+    def _is_passed(self, node: Node, pid: int, mask: int) -> bool:
+        """Whether a caller, this process, has made the change through the view, past the engine."""
         if mask & fanotify.ATTRIB or not isinstance(node, FileNode):
             return False
         with contextlib.suppress(OSError):
-            return self._tree.passed_writes.explain(node)
+            return self._tree.passed_writes.explain(node, pid)
         return False
 
     def _known(self, key: fanotify.Key) -> list[DirNode]:

@@ -17,6 +17,7 @@ from overlayfs_demo.overlay.copyup_plan import Cut
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.node import DirNode, FileNode
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.tree import Tree
 from overlayfs_demo.overlay.types import Caller
 
@@ -74,10 +75,16 @@ class FileOps:
         node.add_handle(handle)
         return handle
 
-    def let_pass(self, handle: Handle, caller: Caller, *, maps: bool) -> None:
+    def is_append_only(self, node: FileNode, handle: Handle) -> bool:
+        """Whether the file in the upper that a handle has open may only be appended to: ioctl_iflags(2)."""
+        with self._tree.lock:
+            found = inode_flags.protection(node, self._tree.xattrs, Pinned.opened(handle.opened))
+        return inode_flags.APPEND in found
+
+    def let_pass(self, node: FileNode, handle: Handle, caller: Caller, *, maps: bool) -> None:
         """Note that the caller has the real file, and will write to it without `write`. `maps`: also by mapping it."""
         with self._tree.lock:
-            self._tree.passed_writes.begin(handle, caller, maps=maps)
+            self._tree.passed_writes.begin(node, handle, caller, maps=maps)
 
     def release(self, node: FileNode, handle: Handle) -> None:
         """Close a handle."""

@@ -13,10 +13,9 @@ from overlayfs_demo.overlay.types import Caller
 
 
 class Passed(NamedTuple):
-    """A caller who writes past the engine, also through a mapping if it `maps`, and the file's state before."""
+    """A caller who writes past the engine, and the file's state before."""
 
     caller: Caller
-    maps: bool
     before: tuple[int, ...]
 
 

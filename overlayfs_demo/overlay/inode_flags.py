@@ -17,6 +17,7 @@ from typing import NamedTuple
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.node import DirNode, Node
+from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
@@ -53,22 +54,23 @@ PLAIN = Format(syscalls.FS_IOC_GETFLAGS, syscalls.FS_IOC_SETFLAGS, 4, 0x10, 0x20
 EXTENDED = Format(syscalls.FS_IOC_FSGETXATTR, syscalls.FS_IOC_FSSETXATTR, 28, 0x08, 0x10)
 
 
-def protection(node: Node, xattrs: PrivateXattrs) -> bytes:
+def protection(node: Node, xattrs: PrivateXattrs, pinned: Pinned | None = None) -> bytes:
     """Return the flags that forbid changes of a node: `i`, `a`, both or none. Raises OSError.
 
     In the upper, the real file may have such flags as well; its filesystem enforces those. The flags are read once,
-    as in the kernel, which reads them when it creates an inode (ovl_check_protattr): a copy-up keeps them.
+    as in the kernel, which reads them when it creates an inode (ovl_check_protattr): a copy-up keeps them. `pinned`
+    is the node's real object, if the caller holds it already.
     """
     if node.protection is None:
-        node.protection = _protection(node, xattrs)
+        node.protection = _protection(node, xattrs, pinned)
     return node.protection
 
 
-def _protection(node: Node, xattrs: PrivateXattrs) -> bytes:
+def _protection(node: Node, xattrs: PrivateXattrs, pinned: Pinned | None) -> bytes:
     if not isinstance(node, DirNode) and node.kind != stat.S_IFREG:
         return b""
     if node.in_upper:
-        return node.pin().xattr(xattrs.protattr) or b""
+        return (pinned or node.pin()).xattr(xattrs.protattr) or b""
     attributes = node.statx().attributes
     immutable, append = attributes & syscalls.STATX_ATTR_IMMUTABLE, attributes & syscalls.STATX_ATTR_APPEND
     return (APPEND if append else b"") + (IMMUTABLE if immutable else b"")

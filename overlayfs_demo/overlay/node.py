@@ -134,9 +134,10 @@ class FileNode(Node):
     `handles` are the open handles, which follow a copy-up. If the file is one of the index's copies,
     `place` is the index, whatever names the file has, and `links` counts them; else `links` is None.
     A `metacopy` has its metadata at `place`, and its data at `data` (None if a data layer should have it but does not).
+    `mapped_past`: a caller may be writing to it past the engine through a mapping, which outlives the handle.
     """
 
-    __slots__ = ("data", "handles", "links", "metacopy", "place", "place_name")
+    __slots__ = ("data", "handles", "links", "mapped_past", "metacopy", "place", "place_name")
 
     def __init__(
         self, parent: DirNode, name: bytes, place: LayerDir, place_name: bytes, status: os.stat_result, ino: int
@@ -158,6 +159,7 @@ class FileNode(Node):
         self.handles: Sequence[Handle] = _NO_HANDLES
         self.links: Links | None = None
         self.metacopy = False
+        self.mapped_past = False
         self.data: Data | None = None
 
     @property
@@ -168,11 +170,6 @@ class FileNode(Node):
     def written_past(self) -> bool:
         """Whether a caller may be writing to it past the engine."""
         return any(handle.passed for handle in self.handles)
-
-    @property
-    def mapped_past(self) -> bool:
-        """Whether a caller may be writing to it past the engine through a mapping."""
-        return any(handle.passed and handle.passed.maps for handle in self.handles)
 
     @property
     def layer(self) -> Layer:

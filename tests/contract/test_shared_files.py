@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -206,6 +207,31 @@ def test_read_mapping_from_before_sees_what_is_written_after(mounted: Mount, fla
     seen = memory[0:2], memory[PAGE : PAGE + 2]
     memory.close()
     assert seen == ((b"aa", b"bb") if view.differs else (b"Xa", b"Yb"))
+
+
+@mounts
+def test_time_of_a_write_through_a_mapping_whose_descriptor_is_closed_is_seen(mounted: Mount) -> None:
+    view = mounted({}, upper={"a": PAGES})
+    path = os.path.join(view.layers.mountpoint, "a")
+
+    def write() -> None:
+        numbers = _descriptors()
+        memory = mmap.mmap(os.open(path, os.O_RDWR), len(PAGES))
+        for number in _descriptors() - numbers:  # Also the copy that the object keeps.
+            os.close(number)
+        time.sleep(0.1)  # The release of a file is not waited for.
+        before = os.stat(path).st_mtime_ns
+        time.sleep(0.02)
+        memory[0] = ord("X")
+        memory.flush()
+        assert os.stat(path).st_mtime_ns == view.upper("a").stat().st_mtime_ns > before
+
+    in_child(write)
+    assert view.read("a") == b"X" + PAGES[1:]
+
+
+def _descriptors() -> set[int]:
+    return {int(number) for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")}
 
 
 @mounts

@@ -5,21 +5,26 @@ Whether it does is seen when the daemon is stopped: whatever needs no answer goe
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import mmap
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import mounting, syscalls
+from overlayfs_demo.overlay import inode_flags
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.marks import HAS_PASSTHROUGH
+from tests.contract.subjects import in_child
 from tests.fronts.test_set_id_bits import CAPABILITY, PROGRAM, as_user, run_as
 from tests.places import Place
 from tests.watch.test_watch import objects, watching
@@ -281,3 +286,86 @@ def test_writes_of_callers_are_no_changes_behind_the_view(place: Place, view: Pa
     (place / "upper/up").write_bytes(b"changed behind")
     wait_until(lambda: (view / "up").stat().st_size == 14, "the new size")
     assert (view / "up").read_bytes() == b"changed behind"
+
+
+def test_change_behind_the_view_is_seen_while_the_file_is_open_for_writing(place: Place, view: Path) -> None:
+    def behind() -> None:
+        with (place / "upper/up").open("ab") as real:
+            real.write(b"behind")
+
+    assert (view / "up").stat().st_size == 5
+    with opened(view / "up", os.O_WRONLY) as fd:
+        in_child(behind)
+        wait_until(lambda: (view / "up").stat().st_size == 11, "the new size")
+        os.pwrite(fd, b"U", 0)
+        assert (view / "up").stat().st_size == 11
+        in_child(behind)
+    wait_until(lambda: (view / "up").stat().st_size == 17, "the new size after the release")
+    assert (view / "up").read_bytes() == b"Upperbehindbehind"
+
+
+# --- O_DIRECT ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_read_before", [True, False])
+def test_direct_open_of_a_file_whose_filesystem_has_no_such_thing_is_no_io_error(
+    place: Place, is_read_before: bool
+) -> None:
+    layer = place / "ramfs"
+    layer.mkdir()
+    mounting.mount(b"none", os.fsencode(layer), b"ramfs", 0, b"")
+    try:
+        builders.fill(os.fsencode(layer), {"large": b"x" * 100_000})
+        assert place.mount("--front", "kernel", options=f"lowerdir={layer}:{place / 'bottom'}").returncode == 0
+        path = place.view / "large"
+        with ExitStack() as held:
+            if is_read_before:
+                held.enter_context(opened(path, os.O_RDONLY))
+                with pytest.raises(OSError) as caught:
+                    os.open(path, os.O_RDONLY | os.O_DIRECT)
+                assert caught.value.errno == errno.EINVAL
+            else:
+                with opened(path, os.O_RDONLY | os.O_DIRECT) as fd:
+                    assert os.pread(fd, 200_000, 0) == b"x" * 100_000
+        assert place.umount().returncode == 0
+    finally:
+        mounting.unmount(os.fsencode(layer), mounting.MNT_DETACH)
+
+
+# --- append-only files --------------------------------------------------------------------------------
+
+
+def set_append_only(path: Path, on: bool = True) -> None:
+    with opened(path, os.O_RDONLY) as fd:
+        flags = inode_flags.PLAIN.append if on else 0
+        fcntl.ioctl(fd, inode_flags.PLAIN.set, flags.to_bytes(8, sys.byteorder))
+
+
+@pytest.mark.parametrize("is_read_before", [True, False])
+def test_append_only_file_cannot_be_overwritten_through_a_mapping(view: Path, is_read_before: bool) -> None:
+    """The kernel maps the real file of an open that passes, whatever the flags of the view's file."""
+    path = view / "up"
+    set_append_only(path)
+    with ExitStack() as held:
+        if is_read_before:
+            held.enter_context(opened(path, os.O_RDONLY))
+        with opened(path, os.O_RDWR | os.O_APPEND) as fd:
+            with pytest.raises(OSError):
+                mmap.mmap(fd, 5)
+            os.write(fd, b"+")
+    set_append_only(path, False)
+    assert path.read_bytes() == b"upper+"
+
+
+def test_file_that_becomes_append_only_while_it_is_open_cannot_be_opened_for_mapping(view: Path) -> None:
+    path = view / "up"
+    with opened(path, os.O_RDONLY):
+        set_append_only(path)
+        with pytest.raises(PermissionError):
+            os.open(path, os.O_RDWR | os.O_APPEND)
+        with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+            os.write(fd, b"+")
+    with opened(path, os.O_RDWR | os.O_APPEND) as fd:
+        os.write(fd, b"+")
+    set_append_only(path, False)
+    assert path.read_bytes() == b"upper++"

@@ -95,6 +95,6 @@ def _changes_unseen(node: Node, attrs: Attrs) -> bool:
     A write past us may take set-id bits away, and one through a mapping sets the times. What other writes change, the
     kernel knows to be out of date.
     """
-    if not isinstance(node, FileNode) or not node.handles:
+    if not isinstance(node, FileNode):
         return False
     return node.mapped_past or (bool(attrs.mode & SET_ID) and node.written_past)

@@ -7,6 +7,7 @@ cached, and writes through. It also handles byte-range locks and flock(2) itself
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from itertools import count
@@ -17,6 +18,8 @@ from overlayfs_demo.fronts.kernel.cache_policy import SET_ID, Trust
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.request import Request
 from overlayfs_demo.fronts.kernel.services import Services
+from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.linux.passthrough import accepts_direct
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import stale
@@ -87,18 +90,38 @@ class Files:
         opened = handle.opened
         status = os.fstat(opened.fd) if handle.in_upper or self._overlay.is_read_only else None
         may_pass = status is not None and self._may_pass(handle, status.st_mode, status.st_size)
-        backing = self._modes.open(nodeid, opened.fd, may_pass=may_pass)
+        may_pass = may_pass and not (handle.in_upper and self._overlay.files.is_append_only(node, handle))
+        backing = self._backing(nodeid, node, handle, flags, may_pass)
         try:
             if backing is None:
                 return self._cached(request, node, handle, flags, status)
-            if self._let_write(handle, flags, request, status.st_mode if status else 0):
+            if self._let_write(node, handle, flags, request, status.st_mode if status else 0):
                 self._services.refresh(node)
             return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
         except BaseException:
             self._modes.release(nodeid, passed=backing is not None)
             raise
 
-    def _let_write(self, handle: Handle, flags: int, request: Request, mode: int) -> bool:
+    def _backing(self, nodeid: int, node: FileNode, handle: Handle, flags: int, may_pass: bool) -> int | None:
+        """Note an open, and return the id of the real file if it passes, see `IoModes.open`.
+
+        Raises OSError if the file already passes, but the kernel cannot or must not use the real file for this open.
+        """
+        opened = handle.opened
+        # The kernel opens the real file again with the caller's flags.
+        fits = not flags & os.O_DIRECT or accepts_direct(opened.fd)
+        backing = self._modes.open(nodeid, opened.fd, may_pass=may_pass and fits)
+        if backing is None:
+            return None
+        # If it became append-only while it passes: the kernel would map the real file without asking anyone, and what
+        # is mapped can be overwritten.
+        forbidden = handle.append_only and flags & os.O_ACCMODE == os.O_RDWR
+        if fits and not forbidden:
+            return backing
+        self._modes.release(nodeid, passed=True)
+        raise failure(errno.EPERM if forbidden else errno.EINVAL, node.name)
+
+    def _let_write(self, node: FileNode, handle: Handle, flags: int, request: Request, mode: int) -> bool:
         """Tell the engine of a handle that passes through, if the caller can write.
 
         Return whether the kernel must not trust the attributes it has: it does not notice that a mapping sets the
@@ -108,7 +131,7 @@ class Files:
             return False
         # mmap(2) always needs a file that is open for reading.
         maps = flags & os.O_ACCMODE == os.O_RDWR
-        self._overlay.files.let_pass(handle, request.caller("write"), maps=maps)
+        self._overlay.files.let_pass(node, handle, request.caller("write"), maps=maps)
         return maps or bool(mode & SET_ID)
 
     def _may_pass(self, handle: Handle, mode: int, size: int) -> bool:
@@ -130,7 +153,8 @@ class Files:
         keep = self._trust.keeps(node)
         if keep and not handle.in_upper:
             self._store_small(request, node, handle)
-        keeps_pages = self._keeps_pages(request.nodeid, handle, flags, keep, status)
+        # Nobody says that a mapping past us has changed the real file's pages.
+        keeps_pages = not node.mapped_past and self._keeps_pages(request.nodeid, handle, flags, keep, status)
         return self._given(node, handle, wire.FOPEN_KEEP_CACHE if keeps_pages else 0)
 
     def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool, status: os.stat_result | None) -> bool:
@@ -197,14 +221,17 @@ class Files:
     ) -> bytes:
         (nodeid,) = self._nodes.remember((node,))
         try:
-            opened = handle.opened
-            backing = self._modes.open(nodeid, opened.fd, may_pass=self._may_pass(handle, attrs.mode, 0))
-            reply_flags = wire.FOPEN_KEEP_CACHE
-            if backing is not None:
-                reply_flags = wire.FOPEN_PASSTHROUGH
-                self._let_write(handle, flags, request, attrs.mode)
-            valid = self._trust.entry(self._trust.inside(parent), node, attrs)
-            return wire.entry_reply(nodeid, attrs, valid) + self._given(node, handle, reply_flags, backing)
+            backing = self._backing(nodeid, node, handle, flags, self._may_pass(handle, attrs.mode, 0))
+            try:
+                reply_flags = wire.FOPEN_KEEP_CACHE
+                if backing is not None:
+                    reply_flags = wire.FOPEN_PASSTHROUGH
+                    self._let_write(node, handle, flags, request, attrs.mode)
+                valid = self._trust.entry(self._trust.inside(parent), node, attrs)
+                return wire.entry_reply(nodeid, attrs, valid) + self._given(node, handle, reply_flags, backing)
+            except BaseException:
+                self._modes.release(nodeid, passed=backing is not None)
+                raise
         except BaseException:
             self._overlay.files.release(node, handle)
             raise
