@@ -30,6 +30,23 @@ def can_place_cursor() -> bool:
     return os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
+def columns() -> int:
+    """Return the columns of the terminal as shutil.get_terminal_size does, whose import every start would wait for.
+
+    A user may set COLUMNS. A terminal that does not know its width counts as 80 columns wide, and so does a file.
+    """
+    try:
+        chosen = int(os.environ.get("COLUMNS", ""))
+        if chosen > 0:
+            return chosen
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _WIDTH
+    except (AttributeError, ValueError, OSError):  # There is no stdout, it is closed, or it is not a terminal.
+        return _WIDTH
+
+
 def note(text: str) -> None:
     """Print one line on stderr: what a person should know beside the output."""
     put_error(f"{PROGRAM}: {text}")
