@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,8 @@ def put(text: str) -> None:
 
 def put_json(rows: Sequence[Mapping[str, object]]) -> None:
     """Print one JSON object per line."""
+    import json  # Neither the help nor the version needs it.
+
     put("".join(json.dumps(row) + "\n" for row in rows))
 
 
