@@ -236,8 +236,17 @@ ENGINE = (f"{PACKAGE}.overlay.engine", f"{PACKAGE}.fronts.kernel", f"{PACKAGE}.f
 ANALYSIS = (f"{PACKAGE}.analysis", f"{PACKAGE}.ui.go_template", f"{PACKAGE}.images.tarsplit")
 MOUNTING = (f"{PACKAGE}.overlay.forecast", "tempfile", *IMAGES, *DATACLASSES, *HASHLIB, *OPENSSL, *TARFILE, *HEAVY)
 UNNEEDED: dict[str, tuple[str, ...]] = {
-    "--version": (f"{PACKAGE}.overlay", f"{PACKAGE}.store", "logging", *DATACLASSES, *OPENSSL, *HEAVY),
-    "--help": (f"{PACKAGE}.overlay", f"{PACKAGE}.store", "logging", *DATACLASSES, *OPENSSL, *HEAVY),
+    "--version": (
+        f"{PACKAGE}.overlay",
+        f"{PACKAGE}.store",
+        "logging",
+        "json",
+        *PATHLIB,
+        *DATACLASSES,
+        *OPENSSL,
+        *HEAVY,
+    ),
+    "--help": (f"{PACKAGE}.overlay", f"{PACKAGE}.store", "logging", "json", *PATHLIB, *DATACLASSES, *OPENSSL, *HEAVY),
     "help images": (f"{PACKAGE}.mounts", *ENGINE, *ANALYSIS, *OPENSSL, *HEAVY),
     "mount /nowhere -o lowerdir=/nowhere": MOUNTING,
     "umount ./nowhere": (*ENGINE, *MOUNTING),

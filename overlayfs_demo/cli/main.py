@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from types import ModuleType
 
 from overlayfs_demo import __version__
 from overlayfs_demo.cli.command import guarded
-from overlayfs_demo.cli.families import MODULE_OF
+from overlayfs_demo.cli.families import MODULE_OF, family
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.overview import overview
 from overlayfs_demo.cli.parser import Parser
@@ -85,26 +82,8 @@ def _parser(modules: Iterable[str]) -> argparse.ArgumentParser:
     parser.set_defaults(parser_for=parser_for)
     verbs = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", required=True, parser_class=Parser)
     for module in modules:
-        _imported(f"overlayfs_demo.cli.{module}").add_verbs(verbs)
+        family(module).add_verbs(verbs)
     return parser
-
-
-def _imported(name: str) -> ModuleType:
-    """Import a module of verbs, with all that they need, without the garbage collector.
-
-    What an import makes lasts as long as the process, so neither a collection on the way nor the one at the end would
-    find anything.
-    """
-    if name in sys.modules:
-        return sys.modules[name]
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return import_module(name)
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 def _complete(words: Sequence[str]) -> None:
