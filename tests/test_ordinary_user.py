@@ -189,7 +189,7 @@ def test_root_of_a_user_namespace_mounts_and_asks(home: Path, runtime: bool) -> 
         mount_view("kernel", ",userxattr")
         Path("view/made").mkdir()
         place = registry.place_in_view(b"view/motd", follow=False)
-        assert (place.owner, place.socket.parent.parent) == (0, home if runtime else Path("/tmp"))
+        assert (place.owner, Path(place.socket).parent.parent) == (0, home if runtime else Path("/tmp"))
         with Connection(place.socket, place.mountpoint, place.owner) as connection:
             assert any(one.wins for one in connection.which(os.fsencode(place.path)).statements)
         umount.unmount(b"view")

@@ -6,7 +6,11 @@ what all of them need, and no other verb waits for that.
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
 
 # In the order of the overview: by group, by module and by verb.
 FAMILIES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
@@ -86,3 +90,22 @@ MODULE_OF: Mapping[str, str] = {
 SUMMARIES: Mapping[str, str] = {
     verb: summary for families in FAMILIES.values() for verbs in families.values() for verb, summary in verbs.items()
 }
+
+
+def family(module: str) -> ModuleType:
+    """Import a module of verbs, with all that they need, and return it.
+
+    What an import makes stays as long as the process, so the garbage collector, which would find nothing there, neither
+    runs meanwhile nor looks at it later.
+    """
+    name = f"overlayfs_demo.cli.{module}"
+    if name in sys.modules:
+        return sys.modules[name]
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 
 from overlayfs_demo.cli.command import Verbs
-from overlayfs_demo.cli.families import MODULE_OF, SUMMARIES
+from overlayfs_demo.cli.families import MODULE_OF, SUMMARIES, family
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.ui.console import PROGRAM, put
 
@@ -86,7 +85,7 @@ def _help(parser: argparse.ArgumentParser, _arguments: argparse.Namespace) -> in
 def _verb(module: str, verb: str) -> argparse.ArgumentParser:
     """Return the parser of a verb, from a parser of its own that nobody else uses."""
     found = argparse.ArgumentParser(prog=PROGRAM).add_subparsers()
-    import_module(f"overlayfs_demo.cli.{module}").add_verbs(found)
+    family(module).add_verbs(found)
     return found.choices[verb]
 
 

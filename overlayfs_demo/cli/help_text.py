@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+
+from overlayfs_demo.ui.console import columns
 
 _WIDTH = 80
 # argparse leaves so many columns free at the right.
@@ -19,27 +19,13 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str, *_: object, **__: object) -> None:
         """`prog` is the name of the program; argparse's other settings are ours."""
-        super().__init__(prog, width=min(_columns(), _WIDTH) - _MARGIN)
+        super().__init__(prog, width=min(columns(), _WIDTH) - _MARGIN)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return filled(text, width)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(indent + line for is_prose, lines in blocks(text) for line in _lines(is_prose, lines, width))
-
-
-def _columns() -> int:
-    """Return the columns of the terminal as shutil.get_terminal_size does, whose import every start would wait for."""
-    try:
-        columns = int(os.environ.get("COLUMNS", ""))
-        if columns > 0:
-            return columns
-    except ValueError:
-        pass
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or _WIDTH
-    except (AttributeError, ValueError, OSError):  # There is no stdout, it is closed, or it is not a terminal.
-        return _WIDTH
 
 
 def _lines(is_prose: bool, lines: Sequence[str], width: int) -> Sequence[str]:

@@ -6,11 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 
 from overlayfs_demo import __version__
 from overlayfs_demo.cli.command import guarded
-from overlayfs_demo.cli.families import MODULE_OF
+from overlayfs_demo.cli.families import MODULE_OF, family
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.overview import overview
 from overlayfs_demo.cli.parser import Parser
@@ -83,7 +82,7 @@ def _parser(modules: Iterable[str]) -> argparse.ArgumentParser:
     parser.set_defaults(parser_for=parser_for)
     verbs = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", required=True, parser_class=Parser)
     for module in modules:
-        import_module(f"overlayfs_demo.cli.{module}").add_verbs(verbs)
+        family(module).add_verbs(verbs)
     return parser
 
 

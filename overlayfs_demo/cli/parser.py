@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from overlayfs_demo.cli.unknown import unknown_in_group
@@ -20,6 +20,19 @@ class Parser(argparse.ArgumentParser):
 
     argparse leaves such words to the outermost parser, whose usage does not show the options of the verb.
     """
+
+    @property
+    def description(self) -> str | None:
+        """The text between the usage and the options."""
+        return self._describe()
+
+    @description.setter
+    def description(self, text: str | None) -> None:
+        self._describe: Callable[[], str | None] = lambda: text
+
+    def describe_with(self, describe: Callable[[], str]) -> None:
+        """Call `describe` for the description, but only when that is shown."""
+        self._describe = describe
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but exit with status 2 if a word is left over, and take `--OPTION=true` or `=false`.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overlayfs_demo.cli.command import Verbs, new_verb
 from overlayfs_demo.store.root import default_root
-from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import PROGRAM
+
+if TYPE_CHECKING:
+    from overlayfs_demo.store.store import Store
 
 
 def add_verb(
@@ -38,4 +41,7 @@ def add_filter(verb: argparse.ArgumentParser, rule: str) -> None:
 
 def store_of(arguments: argparse.Namespace) -> Store:
     """Return the store that a command works on. Raises ImageError."""
+    # Imported only here, because a verb on views has the option, but seldom needs the store.
+    from overlayfs_demo.store.store import Store
+
     return Store(arguments.store or default_root())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
+from overlayfs_demo.cli.container_word import is_tagged
 from overlayfs_demo.cli.store_options import store_of
-from overlayfs_demo.cli.view_name import is_tagged, view_path
+from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.errors import ImageError, MountError, printable
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.registry import MountRecord
@@ -20,7 +20,7 @@ class MountedView:
     """A view, and the socket of its daemon."""
 
     record: MountRecord
-    socket: Path
+    socket: str
 
 
 def view_or_image(arguments: argparse.Namespace, verb: str) -> MountedView | StoredImage:

@@ -11,6 +11,7 @@ from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.families import SUMMARIES
 from overlayfs_demo.cli.help_text import HelpFormatter
 from overlayfs_demo.cli.mount_help import mount_help
+from overlayfs_demo.cli.parser import Parser
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.events import Listener
 from overlayfs_demo.mounts import mount
@@ -19,7 +20,9 @@ from overlayfs_demo.mounts.options import FRONTS, parse
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = verbs.add_parser("mount", help=SUMMARIES["mount"], description=mount_help(), formatter_class=HelpFormatter)
+    verb = verbs.add_parser("mount", help=SUMMARIES["mount"], formatter_class=HelpFormatter)
+    assert isinstance(verb, Parser)
+    verb.describe_with(mount_help)
     verb.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
     verb.add_argument("--front", choices=FRONTS, help="how to talk to the kernel (default: auto)")
     verb.add_argument("--foreground", "-f", action="store_true", help="serve in this process until unmounted")

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.archive import Archive, open_archive
-from overlayfs_demo.images.build_record import RECORD, RecordedLayer, read_record, write_record
+from overlayfs_demo.images.build_record import RecordedLayer, read_record, write_record
 from overlayfs_demo.images.extract import extract_layer
 from overlayfs_demo.images.layer_tree import BUILDING, remove_tree
 from overlayfs_demo.images.model import Digest, Image, Layer, Platform
+from overlayfs_demo.images.record_file import LAYERS_RECORD
 from overlayfs_demo.images.select import select_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
 
@@ -163,7 +164,7 @@ class _Build:
                 if self._record:
                     write_record(self._out_fd, self._record)
                 else:
-                    (self._outdir / RECORD).unlink(missing_ok=True)
+                    (self._outdir / LAYERS_RECORD).unlink(missing_ok=True)
                 raise
 
 

@@ -11,9 +11,7 @@ from pathlib import Path
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images.layer_tree import BUILDING
 from overlayfs_demo.images.model import Document, parse_json
-from overlayfs_demo.images.record_file import read_file
-
-RECORD = ".layers.json"
+from overlayfs_demo.images.record_file import LAYERS_RECORD, read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class RecordedLayer:
 
 def read_record(outdir: Path) -> dict[str, RecordedLayer]:
     """Return what was built, keyed by the directory's name; empty without a record. Raises ImageError or OSError."""
-    path = outdir / RECORD
+    path = outdir / LAYERS_RECORD
     try:
         data = read_file(path)
     except FileNotFoundError:
@@ -71,12 +69,12 @@ def write_record(out_fd: int, record: Mapping[str, RecordedLayer]) -> None:
         }
         for name, entry in sorted(record.items())
     ]
-    unfinished = os.fsdecode(BUILDING) + RECORD
+    unfinished = os.fsdecode(BUILDING) + LAYERS_RECORD
     fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=out_fd)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         json.dump({"layers": rows}, file, indent=1)
         file.write("\n")
-    os.rename(unfinished, RECORD, src_dir_fd=out_fd, dst_dir_fd=out_fd)
+    os.rename(unfinished, LAYERS_RECORD, src_dir_fd=out_fd, dst_dir_fd=out_fd)
 
 
 def built_titles(directories: Sequence[bytes]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from typing import BinaryIO
 
 from overlayfs_demo.errors import ImageError, printable
+from overlayfs_demo.images.go_json import go_json
 from overlayfs_demo.images.model import Digest, Document, Image, parse_json
 
 # Only the image's last legacy layer has a config of its own; for the others Go writes out an empty one.
@@ -61,14 +61,6 @@ class LayerSource:
 
     size: int
     open: Callable[[], BinaryIO]
-
-
-def go_json(value: object) -> bytes:
-    """Return JSON as Go's encoding/json writes it: compact, and safe inside HTML."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    for special in "&<>\u2028\u2029":
-        text = text.replace(special, f"\\u{ord(special):04x}")
-    return text.encode("utf-8", "surrogatepass")
 
 
 def legacy_ids(image: Image) -> tuple[str, ...]:

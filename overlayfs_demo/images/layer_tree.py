@@ -11,12 +11,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
+
+if TYPE_CHECKING:
+    import tarfile
 
 # Names of unfinished files and directories begin like this. A later run that finds one may remove it.
 BUILDING = b".building-"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -158,7 +158,7 @@ _MACHINES = {
 
 def running_platform() -> Platform:
     """Return the platform of the machine that we run on."""
-    machine = platform.machine()
+    machine = os.uname().machine
     return Platform("linux", *_MACHINES.get(machine, (machine, "")))
 
 

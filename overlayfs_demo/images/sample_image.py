@@ -23,7 +23,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import BinaryIO
 
-from overlayfs_demo.images.docker_archive import LayerSource, go_json, write_archive
+from overlayfs_demo.images.docker_archive import LayerSource, write_archive
+from overlayfs_demo.images.go_json import go_json
 from overlayfs_demo.images.model import Digest, Image, Layer
 
 TAG = "overlayfs-demo/teaching:1.0"

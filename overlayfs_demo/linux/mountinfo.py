@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 
@@ -41,7 +40,9 @@ def mounts(process: int | str = "self") -> list[Mounted]:
     The source is proc_pid_mountinfo(5).
     """
     found = []
-    for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines():
+    with open(f"/proc/{process}/mountinfo", errors="surrogateescape") as file:  # noqa: PTH123
+        lines = file.read().splitlines()
+    for line in lines:
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ")
         number, _, device, root, mountpoint, *_ = fields.split(" ")
@@ -67,8 +68,8 @@ def mount_number(path: bytes) -> int:
 def mount_number_of(fd: int) -> int:
     """Return the number of the mount that an open file is on, without asking its filesystem. Raises OSError."""
     # proc_pid_fdinfo(5), "mnt_id"
-    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+    with open(f"/proc/self/fdinfo/{fd}") as lines:  # noqa: PTH123
+        return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
 
 
 def places(paths: Iterable[bytes]) -> list[Place]:
@@ -88,4 +89,6 @@ def places(paths: Iterable[bytes]) -> list[Place]:
 
 def unescape(text: str) -> bytes:
     """Undo the octal escapes (`\\040` for a blank) by which the kernel keeps such lists parsable."""
+    if "\\" not in text:
+        return os.fsencode(text)
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), os.fsencode(text))

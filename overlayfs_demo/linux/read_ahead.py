@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 def set_read_ahead(device: str, size: int) -> None:
     """Let the kernel read up to `size` bytes ahead in files of a filesystem, given by its device (`major:minor`).
 
     Only root may do this. Raises OSError.
     """
-    Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(size // 1024))
+    with open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as file:  # noqa: PTH123
+        file.write(str(size // 1024))

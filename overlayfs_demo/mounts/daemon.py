@@ -16,7 +16,6 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from overlayfs_demo.errors import MountError
 
@@ -158,7 +157,7 @@ def _leave_terminal() -> None:
     for standard in range(_STANDARD):
         os.dup2(null, standard)
     os.close(null)
-    if Path("/dev/log").exists():
+    if os.path.exists("/dev/log"):
         from logging.handlers import SysLogHandler
 
         handler = SysLogHandler("/dev/log")

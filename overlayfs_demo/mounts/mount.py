@@ -24,6 +24,7 @@ from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.events import Events, Listener
 from overlayfs_demo.fronts import attach, select
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, SUBTYPE, Front, View
+from overlayfs_demo.images.record_file import LAYERS_RECORD
 from overlayfs_demo.linux import mountinfo, mounting
 from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry
 from overlayfs_demo.mounts.control.server import Server
@@ -134,7 +135,9 @@ def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
 
     There are none if they cannot be read, because a view can be mounted without titles.
     """
-    # Imported only here, so that a container, which already has its titles, need not wait for the import.
+    if not any(os.path.lexists(os.path.join(os.path.dirname(path), os.fsencode(LAYERS_RECORD))) for path in lowers):
+        return ("",) * len(lowers)
+    # Imported only here: it costs a third of a mount, and most layers have no record.
     from overlayfs_demo.images.build_record import built_titles
 
     try:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE
 from overlayfs_demo.linux import mountinfo
 from overlayfs_demo.mounts import runtime_directory
+from overlayfs_demo.overlay.sha256 import digest
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class _Noted(NamedTuple):
 
 
 def _file_name(mountpoint: str) -> str:
-    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16] + _SUFFIX
+    return digest(os.fsencode(mountpoint)).hex()[:16] + _SUFFIX
 
 
 def _read(directory: int, name: str) -> _Noted | None:
@@ -94,8 +93,9 @@ def _read(directory: int, name: str) -> _Noted | None:
         try:
             record = MountRecord(**json.load(file))
         except (ValueError, TypeError):
+            path = os.path.join(runtime_directory.of_this_user(), name)
             raise MountError(
-                f"the record {runtime_directory.of_this_user() / name} of a mount is damaged, or of another version",
+                f"the record {path} of a mount is damaged, or of another version",
                 "unmount its view with umount(8), then remove that file",
             ) from None
         try:
@@ -174,7 +174,7 @@ class Place(NamedTuple):
 
     mountpoint: str
     path: str
-    socket: Path
+    socket: str
     owner: int
 
 
@@ -182,14 +182,14 @@ def _socket_name(mountpoint: str) -> str:
     return _file_name(mountpoint).removesuffix(_SUFFIX) + ".sock"
 
 
-def socket_path(mountpoint: str) -> Path:
+def socket_path(mountpoint: str) -> str:
     """Return the socket at which this user's daemon of a mount point can be asked, see `control`."""
-    return runtime_directory.of_this_user() / _socket_name(mountpoint)
+    return os.path.join(runtime_directory.of_this_user(), _socket_name(mountpoint))
 
 
-def _socket_of(mountpoint: str, uid: int) -> Path:
+def _socket_of(mountpoint: str, uid: int) -> str:
     """Return the same for another user's daemon."""
-    paths = [directory / _socket_name(mountpoint) for directory in runtime_directory.of_user(uid)]
+    paths = [os.path.join(directory, _socket_name(mountpoint)) for directory in runtime_directory.of_user(uid)]
     return next((path for path in paths if os.path.lexists(path)), paths[-1])
 
 

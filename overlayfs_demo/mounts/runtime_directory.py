@@ -10,15 +10,14 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from overlayfs_demo.errors import MountError
 
-_OF_ROOT = Path("/run/overlayfs-demo")
+_OF_ROOT = "/run/overlayfs-demo"
 _REMEDY = "remove it, or set XDG_RUNTIME_DIR to a directory that you own"
 
 
-def of_this_user() -> Path:
+def of_this_user() -> str:
     """Return the directory of the user who runs this program; for root it is always the one in /run.
 
     Root of a user namespace that may not write to /run uses the same places as other users.
@@ -26,15 +25,15 @@ def of_this_user() -> Path:
     if os.geteuid() == 0 and (os.access("/run", os.W_OK) or not _in_user_namespace()):
         return _OF_ROOT
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "overlayfs-demo"
-    return Path(f"/tmp/overlayfs-demo-{os.geteuid()}")
+        return os.path.join(runtime, "overlayfs-demo")
+    return f"/tmp/overlayfs-demo-{os.geteuid()}"
 
 
-def of_user(uid: int) -> tuple[Path, ...]:
+def of_user(uid: int) -> tuple[str, ...]:
     """Return the places where the directory of another user may be."""
     if uid == 0:
         return (_OF_ROOT,)
-    return Path(f"/run/user/{uid}/overlayfs-demo"), Path(f"/tmp/overlayfs-demo-{uid}")
+    return f"/run/user/{uid}/overlayfs-demo", f"/tmp/overlayfs-demo-{uid}"
 
 
 def _in_user_namespace() -> bool:
@@ -42,11 +41,12 @@ def _in_user_namespace() -> bool:
 
     The first one maps every user to itself: user_namespaces(7).
     """
-    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+    with open("/proc/self/uid_map") as ranges:  # noqa: PTH123
+        return ranges.read().split() != ["0", "0", "4294967295"]
 
 
 @contextmanager
-def opened(path: Path, uid: int) -> Iterator[int]:
+def opened(path: str | os.PathLike[str], uid: int) -> Iterator[int]:
     """Open a directory that belongs to this user, and in which nobody else may write.
 
     The descriptor is closed afterwards. Raises MountError for any other directory, and FileNotFoundError if there is
@@ -77,9 +77,9 @@ def mine() -> Iterator[int]:
     """
     path = of_this_user()
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
     except FileExistsError:
-        pass  # The path is not a directory. `opened` reports that.
+        pass  # If the path is not a directory, `opened` reports that.
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}", "set XDG_RUNTIME_DIR to a directory that you own") from error
     with opened(path, os.geteuid()) as fd:

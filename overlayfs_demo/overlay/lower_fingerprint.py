@@ -8,7 +8,6 @@ the upper's root records the stack. The kernel ignores the attribute and hides i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from overlayfs_demo.linux import xattr
 from overlayfs_demo.overlay.layer import Layer
 from overlayfs_demo.overlay.origin import Origins
+from overlayfs_demo.overlay.sha256 import digest
 from overlayfs_demo.overlay.whiteout import PrivateXattrs
 
 # In bytes. ext4 keeps all attributes of a file in one block of 4 KiB.
@@ -67,4 +67,4 @@ def _description(lowers: Sequence[Layer]) -> dict[str, str]:
 
 
 def _digest(parts: Sequence[bytes]) -> str:
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+    return digest(b"".join(map(digest, parts))).hex()[:32]

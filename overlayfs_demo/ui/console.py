@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,12 +21,31 @@ def put(text: str) -> None:
 
 def put_json(rows: Sequence[Mapping[str, object]]) -> None:
     """Print one JSON object per line."""
+    import json  # Neither the help nor the version needs it.
+
     put("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def can_place_cursor() -> bool:
     """Return whether the terminal can show a picture that changes, as TERM tells; see term(7)."""
     return os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def columns() -> int:
+    """Return the columns of the terminal as shutil.get_terminal_size does, whose import every start would wait for.
+
+    A user may set COLUMNS. A terminal that does not know its width counts as 80 columns wide, and so does a file.
+    """
+    try:
+        chosen = int(os.environ.get("COLUMNS", ""))
+        if chosen > 0:
+            return chosen
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _WIDTH
+    except (AttributeError, ValueError, OSError):  # There is no stdout, it is closed, or it is not a terminal.
+        return _WIDTH
 
 
 def note(text: str) -> None:

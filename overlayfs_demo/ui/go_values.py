@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from overlayfs_demo.images.docker_archive import go_json
+from overlayfs_demo.images.go_json import go_json
 from overlayfs_demo.ui.go_spelling import go_spelling
 from overlayfs_demo.ui.go_template_error import TemplateError
 

@@ -6,14 +6,13 @@ tables and prose that fit its width. rich is imported only for a terminal.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from overlayfs_demo.images.progress import SILENT, Progress
-from overlayfs_demo.ui.console import put
+from overlayfs_demo.ui.console import columns, put
 from overlayfs_demo.ui.table import Table, render_pieces
 from overlayfs_demo.ui.text import filled
 
@@ -26,11 +25,8 @@ _KINDS = {"A": "green", "C": "yellow", "D": "red"}
 
 
 def width() -> int | None:
-    """The columns of the terminal that stdout is; None if it is none, where nothing is cut.
-
-    A user may set COLUMNS. A terminal that does not know its width counts as 80 columns wide.
-    """
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    """The columns of the terminal that stdout is; None if it is none, where nothing is cut."""
+    return columns() if sys.stdout.isatty() else None
 
 
 def put_table(table: Table) -> None:

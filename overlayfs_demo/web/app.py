@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from anyio import CapacityLimiter
@@ -31,7 +30,7 @@ class LiveView:
     """A mounted view, whose page is live: its mount point and its daemon's socket."""
 
     mountpoint: str
-    socket: Path
+    socket: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import anyio
@@ -40,7 +39,7 @@ class Stream:
     """The messages for one page about the view at `mountpoint`, from its daemon at `socket`."""
 
     def __init__(
-        self, subject: Subject, mountpoint: str, socket: Path, threads: CapacityLimiter, stopping: Callable[[], bool]
+        self, subject: Subject, mountpoint: str, socket: str, threads: CapacityLimiter, stopping: Callable[[], bool]
     ) -> None:
         self._subject = subject
         self._mountpoint = mountpoint

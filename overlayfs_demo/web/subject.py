@@ -83,7 +83,7 @@ def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
         yield Subject(roots, lambda: nullcontext(overlay.which))
 
 
-def mount_subject(record: MountRecord, socket: Path) -> Subject:
+def mount_subject(record: MountRecord, socket: str) -> Subject:
     """Return the layers of a mounted view, whose daemon is asked at `socket`. Raises MountError."""
 
     @contextmanager

@@ -16,7 +16,8 @@ import pytest
 from overlayfs_demo.images import sample_image
 from overlayfs_demo.images.archive import open_archive
 from overlayfs_demo.images.build import build_layers
-from overlayfs_demo.images.docker_archive import LayerSource, go_json, write_archive
+from overlayfs_demo.images.docker_archive import LayerSource, write_archive
+from overlayfs_demo.images.go_json import go_json
 from overlayfs_demo.images.model import Config, Digest, Image, Layer
 from overlayfs_demo.images.select import select_image
 from tests.images.builders import config, is_whiteout, layer

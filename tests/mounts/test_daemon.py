@@ -116,7 +116,7 @@ def left_by(place: Place) -> set[str]:
         found.add("mount")
     if registry.find_record(str(place.view)) is not None:
         found.add("record")
-    if registry.socket_path(str(place.view)).exists():
+    if Path(registry.socket_path(str(place.view))).exists():
         found.add("socket")
     assert children() == []
     return found
@@ -306,7 +306,7 @@ def test_a_dead_view_is_unmounted_at_once_though_its_process_id_lives_on(place: 
     assert place.umount().returncode == 0
     assert time.monotonic() - before < 9  # It would wait ten seconds for that process.
     assert not place.is_mounted() and registry.find_record(str(place.view)) is None
-    assert not registry.socket_path(str(place.view)).exists()
+    assert not Path(registry.socket_path(str(place.view))).exists()
 
 
 def test_a_view_that_hangs_is_known_to_be_served_without_waiting_for_it(place: Place) -> None:

@@ -96,8 +96,8 @@ def test_directory_that_others_may_write_to_is_refused(directory: Path, spoil: C
 
 def test_roots_directory_is_in_run_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")
-    assert runtime_directory.of_this_user() == Path("/run/overlayfs-demo")
-    assert runtime_directory.of_user(0) == (Path("/run/overlayfs-demo"),)
+    assert runtime_directory.of_this_user() == "/run/overlayfs-demo"
+    assert runtime_directory.of_user(0) == ("/run/overlayfs-demo",)
 
 
 def test_ordinary_users_directory_is_checked_wherever_the_environment_puts_it(
@@ -122,7 +122,7 @@ def forged_by_mallory(mountpoint: Path) -> Iterator[Path]:
     directory = Path("/tmp/overlayfs-demo-0")
     if directory.exists():
         pytest.skip(f"{directory} exists")
-    name = registry.socket_path(str(mountpoint)).name
+    name = Path(registry.socket_path(str(mountpoint))).name
     directory.mkdir(mode=0o755)
     try:
         forged = {"mountpoint": str(mountpoint), "pid": 1, "front": "kernel", "lowers": ["/root"], "labels": ["root"]}
@@ -151,7 +151,8 @@ def listen_as(uid: int, listening: socket.socket) -> None:
 def test_root_asks_its_own_daemon_and_not_who_forges_its_socket_in_tmp(place: Place) -> None:
     assert place.mount().returncode == 0
     with forged_by_mallory(place.view):
-        assert registry.place_in_view(os.fsencode(place.view), follow=True).socket.parent == Path("/run/overlayfs-demo")
+        found = registry.place_in_view(os.fsencode(place.view), follow=True)
+        assert Path(found.socket).parent == Path("/run/overlayfs-demo")
         done = run("overlayfs-demo", "which", place.view / "motd")
         assert done.returncode == 0 and "visible" in done.stdout
         record = registry.find_record(str(place.view))
@@ -223,7 +224,7 @@ def test_root_does_not_serve_the_view_of_another_user(place: Place, monkeypatch:
 
 def test_a_failing_check_is_one_line_for_a_person(place: Place) -> None:
     assert place.mount().returncode == 0
-    runtime = registry.socket_path(str(place.view)).parent
+    runtime = Path(registry.socket_path(str(place.view))).parent
     assert runtime == Path("/run/overlayfs-demo")
     command = f"mount -t tmpfs -o mode=777 none {runtime} && exec overlayfs-demo which {place.view}/motd"
     done = run("unshare", "--mount", "--propagation", "private", "sh", "-c", command)
@@ -354,7 +355,9 @@ def test_forged_line_is_one_line_for_a_person(
 ) -> None:
     attached = [line(attached=True)] if words[0] == "watch" else []
     with hostile_daemon(directory, *attached, forged) as path:
-        monkeypatch.setattr(registry, "place_in_view", lambda given, follow: registry.Place("/view", "/x", path, 0))
+        monkeypatch.setattr(
+            registry, "place_in_view", lambda given, follow: registry.Place("/view", "/x", str(path), 0)
+        )
         assert main.main([*words, "/view/x"]) == 1
     out, err = capsys.readouterr()
     assert out == ""

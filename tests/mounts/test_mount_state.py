@@ -142,7 +142,7 @@ def test_a_record_of_another_version_is_a_named_error(place: Place) -> None:
     assert record is not None
     [path] = [
         one
-        for one in registry.socket_path(record.mountpoint).parent.glob("*.json")
+        for one in Path(registry.socket_path(record.mountpoint)).parent.glob("*.json")
         if str(place.view) in one.read_text()
     ]
     path.write_text(json.dumps({**json.loads(path.read_text()), "made_up": 1}))

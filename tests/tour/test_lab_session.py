@@ -34,7 +34,7 @@ def lab(*words: str | Path, typed: str = "") -> subprocess.CompletedProcess[str]
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runtime directory in which only the labs of this test are."""
-    monkeypatch.setattr(runtime_directory, "_OF_ROOT", tmp_path / "run")
+    monkeypatch.setattr(runtime_directory, "_OF_ROOT", str(tmp_path / "run"))
     return tmp_path / "run"
 
 

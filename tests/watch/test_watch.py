@@ -245,7 +245,7 @@ def test_a_foreground_mount_can_be_watched(place: Place) -> None:
 
 
 def test_the_socket_is_private_and_goes_with_the_mount(mounted: Place) -> None:
-    path = registry.socket_path(str(mounted.view))
+    path = Path(registry.socket_path(str(mounted.view)))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert mounted.umount().returncode == 0
     assert not path.exists()
@@ -259,7 +259,7 @@ def test_what_is_no_view_cannot_be_watched(place: Place) -> None:
 
 
 def test_a_daemon_without_a_socket_is_named(mounted: Place) -> None:
-    registry.socket_path(str(mounted.view)).unlink()
+    Path(registry.socket_path(str(mounted.view))).unlink()
     fails(run("overlayfs-demo", "watch", mounted.view), str(mounted.view), "if it was killed", "a different version")
 
 

@@ -277,7 +277,7 @@ def test_only_this_machine_is_listened_to(still: Server) -> None:
 
 
 def test_a_page_that_is_closed_lets_go_of_the_daemon(server: Server, mounted: Place) -> None:
-    name = registry.socket_path(str(mounted.view)).name
+    name = Path(registry.socket_path(str(mounted.view))).name
 
     def connections() -> int:
         """How many sockets of the daemon are connected (03): the server's own, which waits for the end, and pages'."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from pathlib import Path
 
 from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.mounts.control import protocol, unix_socket
@@ -33,7 +32,7 @@ _RECEIVED_AT_ONCE = 1 << 16
 class Connection:
     """A connection to the daemon that serves `mountpoint`, for use in a `with`. For one thread."""
 
-    def __init__(self, path: Path, mountpoint: str, owner: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], mountpoint: str, owner: int | None = None) -> None:
         """Connect to the socket `path` of the user `owner`, by default the caller. Raises MountError.
 
         The daemon must be that user's: nothing is sent to anyone else, whatever is at the path.
@@ -47,7 +46,7 @@ class Connection:
             self._socket.close()
             raise
 
-    def _connect(self, path: Path, owner: int) -> None:
+    def _connect(self, path: str | os.PathLike[str], owner: int) -> None:
         try:
             with unix_socket.address(path, owner) as address:
                 self._socket.connect(address)

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from overlayfs_demo.mounts.control import protocol, unix_socket
 from overlayfs_demo.mounts.control.event_queue import EventQueue
@@ -34,7 +33,7 @@ class Server:
     `asked` is where a front counts its requests.
     """
 
-    def __init__(self, path: Path, overlay: Overlay, asked: Mapping[str, int]) -> None:
+    def __init__(self, path: str | os.PathLike[str], overlay: Overlay, asked: Mapping[str, int]) -> None:
         self._path = path
         self._overlay = overlay
         self._asked = asked
@@ -49,12 +48,13 @@ class Server:
         """Make the socket, and start the thread that accepts clients. Raises MountError, OSError."""
         with unix_socket.address(self._path, os.geteuid()) as address:
             # A killed daemon leaves its socket.
-            Path(address).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address)
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             # bind(2) gives the file this mode, so nobody else can ever connect.
             os.fchmod(self._socket.fileno(), 0o600)
             self._socket.bind(address)
-            self._inode = Path(address).stat().st_ino
+            self._inode = os.stat(address).st_ino
         self._socket.listen()
         self._acceptor = threading.Thread(target=self._accept, args=(self._socket,), name="control", daemon=True)
         self._acceptor.start()
@@ -72,8 +72,8 @@ class Server:
             self._socket.close()
             # A later mount at the same place may have a socket there by now.
             with contextlib.suppress(FileNotFoundError):
-                if self._path.stat().st_ino == self._inode:
-                    self._path.unlink()
+                if os.stat(self._path).st_ino == self._inode:
+                    os.unlink(self._path)
         deadline = time.monotonic() + _TIMEOUT
         for client in clients.values():
             client.finish()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 from overlayfs_demo.mounts import runtime_directory
 
@@ -22,11 +22,12 @@ def peer_user(connection: socket.socket) -> int:
 
 
 @contextlib.contextmanager
-def address(path: Path, owner: int) -> Iterator[str]:
+def address(path: str | os.PathLike[str], owner: int) -> Iterator[str]:
     """An address for the socket at `path`, whose directory must be `owner`'s alone: see `runtime_directory`.
 
     It is valid inside the `with`. The path may be longer than the 107 bytes that unix(7) allows. Raises MountError,
     FileNotFoundError.
     """
-    with runtime_directory.opened(path.parent, owner) as directory:
-        yield f"/proc/self/fd/{directory}/{path.name}"
+    parent, name = os.path.split(path)
+    with runtime_directory.opened(parent, owner) as directory:
+        yield f"/proc/self/fd/{directory}/{name}"
