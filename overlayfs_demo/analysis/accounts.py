@@ -149,6 +149,11 @@ class Accounts:
     def visit(self, place: Place) -> None:
         """Enter what each layer does at this place."""
         del self._hiding[place.depth :]
+        if len(place.things) == 1 and not self._hiding[-1]:
+            [(number, thing)] = place.things.items()
+            if thing.says is Says.FILE and thing.links == 1:
+                self._enter_alone(place.path, number, thing)
+                return
         laid = lay(place.things, self._hiding[-1])
         self._hiding.append(laid.hiding)
         # Ship first: `_enter` looks up the linked files that `_ship` records.
@@ -173,6 +178,16 @@ class Accounts:
     def reports(self) -> tuple[LayerReport, ...]:
         """Return a report for each layer."""
         return tuple(sheet.report(number, self._titles[number - 1]) for number, sheet in self._sheets.items())
+
+    def _enter_alone(self, path: bytes, number: int, thing: Thing) -> None:
+        """Enter a file that only one layer has, with one name: the usual case, which is handled first and quickly."""
+        sheet = self._sheets[number]
+        sheet.count("added", thing, thing.size)
+        if thing.ships:
+            sheet.shipped += thing.size
+            sheet.live += thing.size
+            if self._same is not None and thing.regular:
+                self._same.add(number, (path,), thing.size, True)
 
     def _enter(self, place: Place, step: Step, ghost: bool) -> None:
         number, before, why = step

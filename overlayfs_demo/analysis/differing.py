@@ -69,6 +69,8 @@ def blocks(fd: int) -> Iterator[tuple[int, bytes]]:
         data = os.pread(fd, _BLOCK, offset)
         if data != _ZEROS[: len(data)]:
             yield offset, data
+        if len(data) < _BLOCK:
+            return
         offset += _BLOCK
 
 

@@ -87,7 +87,8 @@ class DiveScore:
 
     def visit(self, place: Place) -> None:
         """Count what the layers have at this place."""
-        self._leave(place.depth)
+        if len(self._way) >= place.depth:
+            self._leave(place.depth)
         above, growth = (self._way[-1].deleted, self._way[-1].growth) if self._way else (frozenset(), self._growth)
         if len(place.things) == 1 and not above and not self._ends:
             [(number, thing)] = place.things.items()

@@ -87,11 +87,12 @@ def opened(directories: Sequence[Path]) -> Iterator[list[Root]]:
 def as_thing(status: os.stat_result) -> Thing:
     """Return what a status says about an object; it does not say whether a directory is opaque."""
     mode = status.st_mode
-    says = Says.FILE
-    if stat.S_ISDIR(mode):
+    if stat.S_ISREG(mode):
+        says = Says.FILE
+    elif stat.S_ISDIR(mode):
         says = Says.DIRECTORY
-    elif is_whiteout(status):
-        says = Says.WHITEOUT
+    else:
+        says = Says.WHITEOUT if is_whiteout(status) else Says.FILE
     return Thing(
         says,
         mode,

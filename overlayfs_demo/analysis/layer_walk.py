@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from operator import itemgetter
 
 from overlayfs_demo.analysis.inventory import Root, Thing, as_thing, is_opaque, unreadable
-from overlayfs_demo.linux import syscalls
+from overlayfs_demo.linux import proc, syscalls
 from overlayfs_demo.overlay.merge import Says
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -69,17 +69,17 @@ def walk(roots: Sequence[Root]) -> Generator[Place, None, None]:
         pending = [(b"", _merged(listings))]
         while pending:
             parent, names = pending[-1]
-            found = next(names, None)
-            if found is None:
+            above, depth = parent + b"/" if parent else b"", len(pending)
+            for name, numbers in names:
+                place = Place(descriptors, parent, above + name, depth)
+                inside = [listing for number in numbers if (listing := _look(place, descriptors, number, parent, name))]
+                yield place
+                if inside:
+                    # What is in it comes before the names that follow.
+                    pending.append((place.path, _merged(inside)))
+                    break
+            else:
                 pending.pop()
-                continue
-            name, numbers = found
-            path = parent + b"/" + name if parent else name
-            place = Place(descriptors, parent, path, len(pending))
-            inside = [listing for number in numbers if (listing := _look(place, descriptors, number, parent, name))]
-            yield place
-            if inside:
-                pending.append((path, _merged(inside)))
     finally:
         descriptors.close()
 
@@ -91,13 +91,14 @@ def _look(place: Place, descriptors: Descriptors, number: int, parent: bytes, na
     """Enter what one layer has here; return its number and names if it is a directory that is not empty."""
     try:
         parent_fd = descriptors.directory(number, parent)
-        thing = as_thing(os.stat(name, dir_fd=parent_fd, follow_symlinks=False))
-        if not thing.directory:
-            place.things[number] = thing
+        status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        place.things[number] = thing = as_thing(status)
+        if thing.says is not Says.DIRECTORY:
             return None
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
         descriptors.keep(number, place.path, fd)
-        place.things[number] = thing._replace(says=Says.OPAQUE_DIRECTORY) if is_opaque(fd) else thing
+        if is_opaque(fd):
+            place.things[number] = thing._replace(says=Says.OPAQUE_DIRECTORY)
         names = _listed(fd)
     except OSError as error:
         raise unreadable(descriptors.label(number), place.path, error) from None
@@ -115,7 +116,8 @@ def _names(label: str, root_fd: int) -> list[bytes]:
 
 
 def _listed(fd: int) -> list[bytes]:
-    return sorted(map(os.fsencode, os.listdir(fd)))
+    # By a path of bytes, so that the names are bytes, too.
+    return sorted(os.listdir(proc.fd_path(fd)))
 
 
 def _merged(listings: Sequence[_Listing]) -> Iterator[tuple[bytes, Sequence[int]]]:

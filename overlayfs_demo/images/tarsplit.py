@@ -25,11 +25,10 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 
 import zstandard
 
@@ -47,15 +46,16 @@ _FILE_HEAD = struct.Struct(">HQI")
 
 _BUFFER = 1 << 16
 _REMEDY = "unpack the image again"
+_SHORT = "it ends too early"
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 # O_NONBLOCK: if a fifo has replaced the file, opening it must not wait for a writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 Out = Callable[[bytes], object]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
+class _Reference(NamedTuple):
     """A file of the layer's directory that holds the next `size` bytes of the tar; `crc` is their CRC-32."""
 
     path: bytes
@@ -109,12 +109,13 @@ class Recorder:
         Paths that the recipe does not refer to are ignored. Raises OSError, or ImageError if a file is not what was
         unpacked.
         """
-        for path in paths:
-            if path not in self._live:
-                continue
-            number, reference = self._live.pop(path)
-            self._kept[number] = os.lseek(self._kept_fd, 0, os.SEEK_CUR)
-            _copy_file(self._root, reference, partial(write_sparse, self._kept_fd), self._label)
+        with closing(_Files(self._root, self._label)) as files:
+            for path in paths:
+                if path not in self._live:
+                    continue
+                number, reference = self._live.pop(path)
+                self._kept[number] = os.lseek(self._kept_fd, 0, os.SEEK_CUR)
+                files.copy(reference, partial(write_sparse, self._kept_fd))
 
     def finish(self, recipe: BinaryIO) -> None:
         """Read `source` to its end and write the recipe. Raises OSError, and whatever reading `source` raises.
@@ -197,39 +198,70 @@ def assemble(recipe: BinaryIO, root_fd: int, out: Out, label: str = "the layer")
     """
     size = tar_size(recipe, label)
     done = 0
-    for part in _records(recipe, label):
-        if isinstance(part, bytes):
-            out(part)
-            done += len(part)
-        else:
-            _copy_file(root_fd, part, out, label)
-            done += part.size
+    with closing(_Files(root_fd, label)) as files:
+        for part in _records(recipe, label):
+            if isinstance(part, bytes):
+                out(part)
+                done += len(part)
+            else:
+                files.copy(part, out)
+                done += part.size
     if done != size:
         raise _damaged(label, f"it produces a tar of {done} bytes, not {size}")
 
 
-def _copy_file(root_fd: int, reference: _Reference, out: Out, label: str) -> None:
-    """Hand a file's data to `out`. Raises ImageError if it is not what the reference says."""
-    name = f"{label}: file '{printable(reference.path)}'"
-    try:
-        fd = syscalls.open_beneath(root_fd, reference.path, _READ)
-    except OSError as error:
-        raise ImageError(f"{name}, which is part of its tar, cannot be opened: {error.strerror}", _REMEDY) from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name} is not the regular file that was unpacked", _REMEDY)
-        if status.st_size != reference.size:
-            raise ImageError(f"{name} has {status.st_size} bytes, not the {reference.size} that were unpacked", _REMEDY)
-        left, crc = reference.size, 0
-        while left and (data := os.read(fd, min(CHUNK, left))):
-            out(data)
-            crc = zlib.crc32(data, crc)
-            left -= len(data)
-    finally:
-        os.close(fd)
-    if left or crc != reference.crc:
-        raise ImageError(f"{name} has been changed since it was unpacked", _REMEDY)
+class _Files:
+    """The files of a layer's directory `root_fd`, which the caller keeps; `label` names the layer in errors.
+
+    The directory of the last file stays open, because the next file is usually beside it.
+    """
+
+    def __init__(self, root_fd: int, label: str) -> None:
+        self._root = root_fd
+        self._label = label
+        self._above = b""
+        self._directory = root_fd
+
+    def close(self) -> None:
+        """Close the open directory."""
+        if self._directory != self._root:
+            os.close(self._directory)
+        self._above, self._directory = b"", self._root
+
+    def copy(self, reference: _Reference, out: Out) -> None:
+        """Hand a file's data to `out`. Raises ImageError if it is not what the reference says, and OSError."""
+        path, size, expected = reference
+        fd = self._open(path)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._error(path, "is not the regular file that was unpacked")
+            if status.st_size != size:
+                raise self._error(path, f"has {status.st_size} bytes, not the {size} that were unpacked")
+            left, crc = size, 0
+            while left and (data := os.read(fd, min(CHUNK, left))):
+                out(data)
+                crc = zlib.crc32(data, crc)
+                left -= len(data)
+        finally:
+            os.close(fd)
+        if left or crc != expected:
+            raise self._error(path, "has been changed since it was unpacked")
+
+    def _open(self, path: bytes) -> int:
+        # With its slash, so that an absolute path is refused.
+        above = path[: path.rfind(b"/") + 1]
+        try:
+            if above != self._above:
+                self.close()
+                self._directory = syscalls.open_beneath(self._root, above, _DIRECTORY) if above else self._root
+                self._above = above
+            return os.open(path[len(above) :], _READ, dir_fd=self._directory)
+        except OSError as error:
+            raise self._error(path, f"which is part of its tar, cannot be opened: {error.strerror}", ", ") from None
+
+    def _error(self, path: bytes, what: str, mark: str = " ") -> ImageError:
+        return ImageError(f"{self._label}: file '{printable(path)}'{mark}{what}", _REMEDY)
 
 
 # --- the records of a recipe -----------------------------------------------------------------------
@@ -282,36 +314,32 @@ class _Writer:
 def _records(frame: BinaryIO, label: str) -> Iterator[bytes | _Reference]:
     """Yield the records of a zstd frame: the tar's own bytes in pieces of at most CHUNK, and references."""
     raw = zstandard.ZstdDecompressor().stream_reader(frame, closefd=False)
-    plain = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER))
-
-    def exact(size: int) -> bytes:
-        try:
-            data = plain.read(size)
-        except zstandard.ZstdError as error:
-            raise _damaged(label, str(error)) from None
-        if len(data) != size:
-            raise _damaged(label, "it ends too early")
-        return data
-
-    while (kind := exact(1)) != _END:
-        if kind == _INLINE:
-            (left,) = _INLINE_HEAD.unpack(exact(_INLINE_HEAD.size))
-            while left:
-                piece = exact(min(left, CHUNK))
-                left -= len(piece)
-                yield piece
-        elif kind == _FILE:
-            length, size, crc = _FILE_HEAD.unpack(exact(_FILE_HEAD.size))
-            yield _Reference(exact(length), size, crc)
-        else:
-            raise _damaged(label, f"it has a record of unknown kind '{printable(kind)}'")
-    # zstd checks the checksum only when it reads past the last record.
+    read = io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER).read
     try:
-        more = plain.read(1)
+        while (kind := read(1)) != _END:
+            if kind == _FILE:
+                length, size, crc = _FILE_HEAD.unpack(read(_FILE_HEAD.size))
+                path = read(length)
+                if len(path) != length:
+                    raise _damaged(label, _SHORT)
+                yield _Reference(path, size, crc)
+            elif kind == _INLINE:
+                (left,) = _INLINE_HEAD.unpack(read(_INLINE_HEAD.size))
+                while left:
+                    piece = read(min(left, CHUNK))
+                    if not piece:
+                        raise _damaged(label, _SHORT)
+                    left -= len(piece)
+                    yield piece
+            else:
+                raise _damaged(label, f"it has a record of unknown kind '{printable(kind)}'" if kind else _SHORT)
+        # zstd checks the checksum only when it reads past the last record.
+        if read(1):
+            raise _damaged(label, "it has data after its end")
     except zstandard.ZstdError as error:
         raise _damaged(label, str(error)) from None
-    if more:
-        raise _damaged(label, "it has data after its end")
+    except struct.error:
+        raise _damaged(label, _SHORT) from None
 
 
 def _damaged(label: str, how: str) -> ImageError:

@@ -25,6 +25,9 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 
+# How many bytes are hashed and written at once: most pieces of a tar are only a header, or a small file.
+_BLOCK = 1 << 18
+
 
 def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILENT) -> None:
     """Write the images as the archive that `docker save` writes, see `write_layout`. The caller owns `out`."""
@@ -111,11 +114,24 @@ class _Layout:
 
     def _assemble(self, layer: StoredLayer, label: str, write: Callable[[bytes | memoryview], object]) -> None:
         hasher = layer.diff_id.hasher()
+        pieces: list[bytes] = []
+        size = 0
 
-        def take(data: bytes | memoryview) -> None:
-            hasher.update(data)
-            write(data)
-            self._progress.advance(len(data))
+        def take(data: bytes) -> None:
+            nonlocal size
+            pieces.append(data)
+            size += len(data)
+            if size >= _BLOCK:
+                flush()
+
+        def flush() -> None:
+            nonlocal size
+            block = b"".join(pieces)
+            hasher.update(block)
+            write(block)
+            self._progress.advance(size)
+            pieces.clear()
+            size = 0
 
         root_fd = os.open(layer.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -123,5 +139,6 @@ class _Layout:
                 assemble(recipe, root_fd, take, label)
         finally:
             os.close(root_fd)
+        flush()
         if hasher.hexdigest() != layer.diff_id.encoded:
             raise ImageError(f"{label} has changed since it was loaded: {layer.directory}", "load its image again")
