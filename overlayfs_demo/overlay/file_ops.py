@@ -148,18 +148,25 @@ class FileOps:
     def _is_volatile(self) -> bool:
         return self._tree.upper is not None and self._tree.upper.volatile
 
+    @property
+    def syncs_slowly(self) -> bool:
+        """Whether `sync_file` and `sync_directory` are likely to take long, so that other callers should not wait."""
+        return self._tree.upper is not None and self._tree.upper.syncs_slowly
+
     def sync_file(self, handle: Handle, data_only: bool) -> None:
         """fsync(2), or fdatasync(2) with `data_only`. A volatile overlay never waits for the disk."""
-        if not self._is_volatile():
+        upper = self._tree.upper
+        if upper is not None and handle.in_upper:
             opened = handle.opened
-            (os.fdatasync if data_only else os.fsync)(opened.fd)
+            upper.persist(opened.fd, data_only=data_only)
 
     def sync_directory(self, node: DirNode) -> None:
         """fsync(2) of a directory. A lower directory never has anything to write."""
-        if node.in_upper and not self._is_volatile():
+        upper = self._tree.upper
+        if upper is not None and node.in_upper:
             with self._tree.lock:
                 held = node.front()
-            os.fsync(held.fd)
+            upper.persist(held.fd)
 
     def sync(self) -> None:
         """syncfs(2) of the upper's filesystem."""

@@ -55,10 +55,10 @@ class Upper(UpperAttributes):
         "_ids",
         "_mark",
         "_serial",
-        "_syncs_slowly",
         "_whiteouts",
         "layer",
         "root",
+        "syncs_slowly",
         "volatile",
         "work_fd",
     )
@@ -76,8 +76,8 @@ class Upper(UpperAttributes):
         self._mark = os.urandom(4).hex().encode()
         self._serial = count(1)
         self._discarded: deque[bytes] = deque()
-        # Until the first fsync(2) shows how long it takes here: on a tmpfs no time at all.
-        self._syncs_slowly = not volatile
+        # Whether the last fsync(2) took long, as far as is known: on a tmpfs it takes no time at all.
+        self.syncs_slowly = not volatile
         self._whiteouts = Whiteouts(self.work_fd)
 
     def close(self) -> None:
@@ -88,16 +88,16 @@ class Upper(UpperAttributes):
 
     # --- to the disk -------------------------------------------------------------------------------
 
-    def persist(self, fd: int) -> None:
-        """fsync(2) of what was copied, unless this is a volatile upper."""
+    def persist(self, fd: int, *, data_only: bool = False) -> None:
+        """fsync(2), or fdatasync(2) with `data_only`, unless this is a volatile upper."""
         if not self.volatile:
             begun = time.monotonic()
-            os.fsync(fd)
-            self._syncs_slowly = time.monotonic() - begun > _QUICK
+            (os.fdatasync if data_only else os.fsync)(fd)
+            self.syncs_slowly = time.monotonic() - begun > _QUICK
 
     def takes_long(self, size: int) -> bool:
         """Whether copying that many bytes here takes so long that other callers should not wait for it."""
-        return size > _MUCH or (size > 0 and self._syncs_slowly)
+        return size > _MUCH or (size > 0 and self.syncs_slowly)
 
     # --- events and staging ------------------------------------------------------------------------
 

@@ -229,7 +229,8 @@ class Requests:
         return _EMPTY
 
     def fsyncdir(self, request: Request) -> bytes:
-        self._services.pass_on()
+        if self._overlay.files.syncs_slowly or self._services.any_long():
+            self._services.pass_on()
         self._overlay.files.sync_directory(self.nodes.directory(request.nodeid))
         return _EMPTY
 

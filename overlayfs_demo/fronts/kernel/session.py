@@ -139,7 +139,14 @@ class Session:
         # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
         follows = view.timeout is None and view.overlay.external_changes.start()
         self._io_modes = IoModes()
-        services = Services(self._turns.pass_on, self._store, self._refresh, self._distrust, self._io_modes)
+        services = Services(
+            self._turns.pass_on,
+            lambda: self._turns.any_long,
+            self._store,
+            self._refresh,
+            self._distrust,
+            self._io_modes,
+        )
         self._requests = Requests(view, services)
         self._notices: Notices | None = None
         if follows:

@@ -48,7 +48,7 @@ class _Here(threading.local):
 class Turns:
     """The turns of one device: `serving` threads serve it at a time, and up to `long` others do long requests."""
 
-    __slots__ = ("_all", "_ended", "_free", "_here", "_lock", "_parked", "_serving")
+    __slots__ = ("_all", "_ended", "_free", "_here", "_lock", "_long", "_parked", "_serving")
 
     def __init__(self, serving: int, long: int) -> None:
         self._serving = threading.BoundedSemaphore(serving)
@@ -57,7 +57,7 @@ class Turns:
         # Guards the next three attributes. A request is parked only while no place is free, and a place becomes free
         # only while no request is parked, so for each parked request there is a thread that will take it.
         self._lock = threading.Lock()
-        self._free = long
+        self._free = self._long = long
         self._parked: deque[Request] = deque()
         self._ended = False
 
@@ -79,6 +79,11 @@ class Turns:
             resume(request)
         self._serving.acquire()
         mine.serves = True
+
+    @property
+    def any_long(self) -> bool:
+        """Whether a long request is in progress."""
+        return self._free < self._long
 
     def pass_on(self) -> None:
         """Begin a long request: give up the turn, if this thread has one. Raises ParkedError."""

@@ -131,6 +131,21 @@ def test_parked_request_keeps_what_it_asks_for(view: Engine, kernel: FakeKernel,
         assert view.xattr(f"f{number}", f"user.of-{number}") == b"value %d" % number
 
 
+def test_fsync_of_a_fast_disk_changes_no_threads(
+    view: Engine, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = kernel.lookup("f1")
+    handle = kernel.open(node, os.O_RDWR)
+    files, upper = kernel.session._requests._files, view.overlay._tree.writable()
+    passed: list[bool] = []
+    services = files._services._replace(pass_on=lambda: passed.append(upper.syncs_slowly))
+    monkeypatch.setattr(files, "_services", services)
+    for syncs_slowly in (True, False):
+        upper.syncs_slowly = syncs_slowly
+        kernel.ask(Opcode.FSYNC, node, wire.FSYNC_IN.pack(handle, 0))
+    assert passed == [True]
+
+
 VERBS: dict[str, tuple[str, Callable[[FakeKernel, int, int], int]]] = {
     "fsync": ("sync_file", lambda kernel, node, handle: kernel.send(Opcode.FSYNC, node, wire.FSYNC_IN.pack(handle, 0))),
     "fallocate": (
