@@ -249,7 +249,7 @@ def test_a_quick_run_prints_the_figures_and_leaves_nothing(tmp_path: Path) -> No
     [place] = found.places
     assert [row.name for row in found.rows(place)] == ["stat", "create"], done.stderr
     assert all(len(figures.samples) == 1 for figures in found.figures.values())
-    assert f"Linux {os.uname().release}" in done.stdout
+    assert f"Linux {os.uname().release.partition('-')[0]}" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import measure, picture, report, targets
 from benchmarks.inputs import FULL, QUICK, Sizes, filesystem
-from benchmarks.peers import BUILT_IN, find_peers, parse_peer
+from benchmarks.peers import BUILT_IN, find_peers, kernel, parse_peer
 from benchmarks.results import FUSEPY, Place, Results, read_json, write_json
 from benchmarks.rows import ROWS, Row, choose
 
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> Results:
         if not peers:
             raise ValueError("no peer can be measured here")
         facts = {
-            "system": f"Linux {os.uname().release}, {os.cpu_count()} processors",
+            "system": f"{kernel()}, {os.cpu_count()} processors",
             "size": f"{'quick' if args.quick else 'full'}, {args.rounds} rounds",
         }
         results = Results(facts, {peer.name: peer.version for peer in peers}, [place for place, _ in made])

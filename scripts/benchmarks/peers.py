@@ -86,9 +86,14 @@ def _fuse_overlayfs() -> Peer:
     return Peer("fuse-overlayfs", (program, "-o", _OPTIONS, "{mnt}"), version)
 
 
+def kernel() -> str:
+    """Return which Linux this is, without what a distribution adds to its version."""
+    return f"Linux {os.uname().release.partition('-')[0]}"
+
+
 def _kernel() -> Peer:
     command = ("mount", "-t", "overlay", "overlay", "-o", f"{_OPTIONS}{{volatile}}", "{mnt}")
-    return Peer("overlayfs", command, f"Linux {os.uname().release}")
+    return Peer("overlayfs", command, kernel())
 
 
 def _loopback(place: Path) -> Peer:
