@@ -30,7 +30,7 @@ _COARSE = 5
 # With either of these mount(2) flags, no access time changes.
 NO_READING_NOTED = mounting.MS_NOATIME | mounting.MS_RDONLY
 # Seconds. A timeout this long says that the layers do not change.
-AT_REST = 3600.0
+_AT_REST = 3600.0
 # An access time this old is updated again: relatime_need_update in fs/inode.c.
 _DAY_NS = 24 * 60 * 60 * 1_000_000_000
 
@@ -64,7 +64,7 @@ class View(NamedTuple):
     @property
     def at_rest(self) -> bool:
         """Whether the user says that nobody changes the layers behind the view."""
-        return self.timeout is not None and self.timeout >= AT_REST
+        return is_at_rest(self.timeout)
 
 
 class Front(Protocol):
@@ -76,6 +76,11 @@ class Front(Protocol):
         Call it in the main thread of the process; the caller closes the overlay. Raises MountError if the view
         cannot be mounted.
         """
+
+
+def is_at_rest(timeout: float | None) -> bool:
+    """Return whether a timeout, in seconds or None, says that nobody changes the layers behind the view."""
+    return timeout is not None and timeout >= _AT_REST
 
 
 def escape_value(text: str) -> str:

@@ -145,9 +145,6 @@ class FileOps:
 
     # --- to the disk -------------------------------------------------------------------------------
 
-    def _is_volatile(self) -> bool:
-        return self._tree.upper is not None and self._tree.upper.volatile
-
     @property
     def syncs_slowly(self) -> bool:
         """Whether `sync_file` and `sync_directory` are likely to take long, so that other callers should not wait."""
@@ -170,5 +167,6 @@ class FileOps:
 
     def sync(self) -> None:
         """syncfs(2) of the upper's filesystem."""
-        if self._tree.upper is not None and not self._is_volatile():
-            syscalls.sync_filesystem(self._tree.upper.layer.root_fd)
+        upper = self._tree.upper
+        if upper is not None and not upper.volatile:
+            syscalls.sync_filesystem(upper.layer.root_fd)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import stat
 
-from overlayfs_demo.fronts.front import AT_REST
+from overlayfs_demo.fronts.front import is_at_rest
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -37,7 +37,7 @@ class Trust:
         """
         self._watch = overlay.external_changes.watch
         self._is_past = overlay.is_past
-        self._at_rest = timeout is not None and timeout >= AT_REST
+        self._at_rest = is_at_rest(timeout)
         self._fixed = None if timeout is None else wire.Valid(timeout)
         self._day, self._moment, self._never = wire.Valid(_DAY), wire.Valid(_MOMENT), wire.Valid(0.0)
         # A new or removed name changes its directory's times, which is noticed only once somebody has looked inside.
