@@ -11,7 +11,7 @@ import stat
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -52,10 +52,11 @@ class DirectoryStream:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next = DOT_DOT + 1
-        # The names as of the latest numbering, their numbers, and the subdirectories not yet returned, the next one
-        # last. The names are those of the nodes, and the numbers are kept in few bytes: there may be millions.
+        # What `rest` keeps: the names and their numbers, in few bytes, because there may be millions. The names
+        # themselves are those of the nodes.
         self._names: list[bytes] = []
         self._numbers = array("Q")
+        # The subdirectories not yet returned, the next one last.
         self._directories: list[bytes] = []
         self.current: Numbering | None = None
 
@@ -68,14 +69,11 @@ class DirectoryStream:
         with self._lock:
             snapshot = take()
             names = snapshot.names
-            before = zip(self._numbers, self._names, strict=True)
-            kept = [Numbered(number, names[name]) for number, name in before if name in names]
+            kept = [Numbered(number, names[name]) for number, name in self._before() if name in names]
             known = {entry.listed.name for entry in kept}
             fresh = [listed for name, listed in names.items() if name not in known] if known else names.values()
             kept.extend(map(Numbered, count(self._next), fresh))
             self._next += len(fresh)
-            self._names = [entry.listed.name for entry in kept]
-            self._numbers = array("Q", (entry.number for entry in kept))
             self._directories = [entry.listed.name for entry in reversed(kept) if entry.listed.kind == stat.S_IFDIR]
             self.current = Numbering(snapshot, kept)
             return self.current
@@ -86,7 +84,16 @@ class DirectoryStream:
         Another one who is in the middle reads the directory again.
         """
         with self._lock:
-            self.current = None
+            if self.current is not None:
+                self._names = [listed.name for _, listed in self.current.entries]
+                self._numbers = array("Q", (number for number, _ in self.current.entries))
+                self.current = None
+
+    def _before(self) -> Iterable[tuple[int, bytes]]:
+        """Return the numbers and names as of the latest numbering."""
+        if self.current is not None:
+            return ((number, listed.name) for number, listed in self.current.entries)
+        return zip(self._numbers, self._names, strict=True)
 
     def next_directory(self) -> bytes | None:
         """Return the name of the first subdirectory, then of the second, and so on; None at the end.
