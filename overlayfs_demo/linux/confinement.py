@@ -10,6 +10,7 @@ import struct
 from collections.abc import Collection
 from pathlib import Path
 
+from overlayfs_demo.linux import capabilities
 from overlayfs_demo.linux.libc import AT_FDCWD, check, libc
 from overlayfs_demo.linux.mounting import MNT_DETACH, unmount
 
@@ -21,7 +22,6 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SECCOMP_MODE_FILTER = 2
 _SYS_MOVE_MOUNT = 429
 _MOVE_MOUNT_F_EMPTY_PATH = 4
-_CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
 
 libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
@@ -76,13 +76,8 @@ def limit_capabilities(keep: Collection[int], last: int) -> None:
 
 def _clear_inheritable() -> None:
     """Let programs inherit no capability by our inheritable set, which the bounding set does not limit: capset(2)."""
-    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
-    sets = ctypes.create_string_buffer(24)
-    check(libc.capget(header, sets))
-    # Two structs of the effective, permitted and inheritable set, for the lower and the upper 32 capabilities.
-    words = struct.unpack("=6I", sets.raw)
-    sets.raw = struct.pack("=6I", words[0], words[1], 0, words[3], words[4], 0)
-    check(libc.capset(header, sets))
+    effective, permitted, _, *upper = capabilities.present()
+    capabilities.apply(capabilities.packed((effective, permitted, 0, upper[0], upper[1], 0)))
 
 
 def filter_system_calls(program: bytes) -> None:

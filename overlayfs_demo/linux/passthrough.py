@@ -5,21 +5,18 @@ See Documentation/filesystems/fuse/fuse-passthrough.rst and include/uapi/linux/f
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import struct
 
-from overlayfs_demo.linux import proc
-from overlayfs_demo.linux.libc import check, libc
+from overlayfs_demo.linux import capabilities, proc
 
 _BACKING_OPEN = 0x4010E501
 _BACKING_CLOSE = 0x4004E502
 _BACKING_MAP = struct.Struct("=iI8x")
 _BACKING_ID = struct.Struct("=i")
 
-_CAPABILITY_VERSION_3 = 0x20080522
 _CAP_FSETID = 4
 
 
@@ -30,15 +27,13 @@ class Passthrough:
     write would leave the set-id bits of the file, so the files are given without it.
     """
 
-    __slots__ = ("_device", "_full", "_header", "_reduced")
+    __slots__ = ("_device", "_full", "_reduced")
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
-        self._full = ctypes.create_string_buffer(24)
-        check(libc.capget(self._header, self._full))
-        effective, *others = struct.unpack("=6I", self._full.raw)
-        self._reduced = ctypes.create_string_buffer(struct.pack("=6I", effective & ~(1 << _CAP_FSETID), *others), 24)
+        effective, *others = capabilities.present()
+        self._full = capabilities.packed((effective, *others))
+        self._reduced = capabilities.packed((effective & ~(1 << _CAP_FSETID), *others))
 
     def give(self, fd: int) -> int:
         """Give the regular file open as `fd`, and return its id, to be taken back with `take_back`.
@@ -47,12 +42,12 @@ class Passthrough:
         stacked as high as is allowed.
         """
         argument = bytearray(_BACKING_MAP.pack(fd, 0))
-        check(libc.capset(self._header, self._reduced))
+        capabilities.apply(self._reduced)
         try:
             backing: int = fcntl.ioctl(self._device, _BACKING_OPEN, argument, True)
             return backing
         finally:
-            check(libc.capset(self._header, self._full))
+            capabilities.apply(self._full)
 
     def take_back(self, backing: int) -> None:
         """Forget an id. Open files that use it keep the file. Raises OSError."""
