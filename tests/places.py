@@ -88,9 +88,17 @@ class Place:
         return f" {self.view} " in Path("/proc/self/mountinfo").read_text()
 
     def daemon(self) -> int:
+        """The process that serves the view."""
+        return self._record().daemon
+
+    def supervisor(self) -> int:
+        """The process that ends with the mount."""
+        return self._record().pid
+
+    def _record(self) -> registry.MountRecord:
         record = registry.find_record(str(self.view))
         assert record is not None
-        return record.pid
+        return record
 
 
 def teaching_image(path: Path) -> Path:

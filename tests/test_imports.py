@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "analysis": "errors linux overlay images",
         "mounts": "errors events linux overlay images fronts",
         "store": "errors linux overlay images mounts",
-        "explain": "errors events linux overlay images fronts mounts",
+        "explain": "errors linux overlay images fronts mounts",
         "run": "errors explain images linux",
         "browse": "errors linux overlay images analysis mounts store ui",
         "watch": "errors events mounts ui",

@@ -45,7 +45,7 @@ def _state(container: Container) -> dict[str, object]:
         "Restarting": False,
         "OOMKilled": False,
         "Dead": False,
-        "Pid": 0 if record is None else record.pid,
+        "Pid": 0 if record is None else record.daemon,
         "ExitCode": 0,
         "Error": "",
     }

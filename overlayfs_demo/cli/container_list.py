@@ -21,7 +21,7 @@ from overlayfs_demo.ui import docker_tables
 from overlayfs_demo.ui.console import put, put_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_table
-from overlayfs_demo.ui.text import human_size
+from overlayfs_demo.ui.text import human_size, plural
 
 # For how many seconds the processor time of a daemon is measured.
 _SAMPLE = 0.1
@@ -41,12 +41,16 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Daemon:
-    """The process that serves a mounted container: `memory` in bytes, `cpu` in percent, `uptime` in seconds."""
+    """The process that serves a mounted container: `memory` in bytes, `cpu` in percent.
+
+    `uptime` says for how many seconds the container is mounted, `restarts` how many such processes died meanwhile.
+    """
 
     pid: int
     memory: int
     cpu: float
     uptime: float
+    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class _Row:
         process = ("Stopped", "-", "-", "-")
         if daemon is not None:
             up = f"Up {docker_tables.human_duration(daemon.uptime)}"
+            if daemon.restarts:
+                up += f" (restarted {plural(daemon.restarts, 'time')})"
             process = (up, str(daemon.pid), human_size(daemon.memory), f"{daemon.cpu}%")
         upper = "?" if self.upper_size is None else human_size(self.upper_size)
         image = str(container.image) if full else container.image_name
@@ -80,6 +86,7 @@ class _Row:
             "Memory": daemon.memory if daemon else 0,
             "CPU": daemon.cpu if daemon else 0.0,
             "Uptime": daemon.uptime if daemon else 0.0,
+            "Restarts": daemon.restarts if daemon else 0,
             "Upper": self.upper_size,
             "Mountpoint": str(container.mountpoint),
         }
@@ -121,11 +128,13 @@ def _daemons(records: Mapping[str, MountRecord]) -> Mapping[str, _Daemon]:
     processes = {}
     for name, record in records.items():
         with contextlib.suppress(psutil.NoSuchProcess):
-            processes[name] = psutil.Process(record.pid)
+            processes[name] = psutil.Process(record.daemon)
             processes[name].cpu_percent()  # It measures from here to the next call.
     time.sleep(_SAMPLE)
     for name, process in processes.items():
         with contextlib.suppress(psutil.NoSuchProcess):
-            uptime = max(time.time() - process.create_time(), 0.0)
-            found[name] = _Daemon(process.pid, process.memory_info().rss, process.cpu_percent(), uptime)
+            record = records[name]
+            uptime = max(time.time() - psutil.Process(record.pid).create_time(), 0.0)
+            memory, cpu = process.memory_info().rss, process.cpu_percent()
+            found[name] = _Daemon(process.pid, memory, cpu, uptime, record.restarts)
     return found

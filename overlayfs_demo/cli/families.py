@@ -23,6 +23,7 @@ FAMILIES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "Views": {
         "views": {"mount": "mount a stack of layers as one tree"},
         "umount": {"umount": "unmount a view"},
+        "restart": {"restart": "let another daemon serve a view, which stays mounted"},
         "watch": {"watch": "report every change in a view as it happens"},
         "which": {"which": "show what each layer says about a path in a view or an image"},
         "explain": {"explain": "show what a command would change in a view, without doing it"},

@@ -34,6 +34,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "exec": "exec",
         "cp": "cp",
         "start": "start",
+        "restart": "restart",
         "stop": "stop",
         "rename": "rename",
         "rm": "rm",

@@ -32,7 +32,6 @@ INSTEAD: Mapping[str, str] = {
     "kill": f"{_NOTHING_RUNS}: 'stop C' unmounts it",
     "pause": f"{_NOTHING_RUNS}: 'stop C' unmounts it, and 'start C' mounts it again",
     "unpause": f"{_NOTHING_RUNS}: 'start C' mounts it",
-    "restart": "use 'stop C', then 'start C'",
     "top": f"{_NOTHING_RUNS}: 'ps' shows its daemon",
     "stats": "'ps' shows the memory and processor time of each container's daemon",
     "events": "'watch' shows each change in a view as it happens",

@@ -19,7 +19,7 @@ from overlayfs_demo.events import Action
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control import protocol
 from overlayfs_demo.mounts.control.client import Connection
-from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
+from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Restarted, Update
 from overlayfs_demo.mounts.layer_facts import LayerFacts, told, unwalked
 from overlayfs_demo.ui.console import PROGRAM, can_place_cursor, note, put, put_json
 from overlayfs_demo.watch.state import Line, counted
@@ -170,7 +170,7 @@ class _Teller:
         """Return how many seconds to wait for the next update; None means for ever."""
         return None if self._write is None else max(self._until - time.monotonic(), 0.001)
 
-    def tell(self, update: Happened | Dropped) -> None:
+    def tell(self, update: Happened | Dropped | Restarted) -> None:
         """Print an update, or keep it if it is a write."""
         if self._as_json:
             put_json([protocol.to_json(update)])

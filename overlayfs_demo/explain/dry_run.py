@@ -19,15 +19,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.events import Events
 from overlayfs_demo.explain.sandbox import Sandbox
 from overlayfs_demo.fronts import attach, select
+from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.linux import attributes
 from overlayfs_demo.linux.attributes import Attributes
-from overlayfs_demo.mounts import mount
+from overlayfs_demo.mounts import mount, serving
+from overlayfs_demo.mounts.held import naming_the_layer
 from overlayfs_demo.mounts.options import MountOptions, parse
 from overlayfs_demo.mounts.registry import MountRecord
+from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.forecast import Effect
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER
@@ -151,10 +153,12 @@ class _Server:
             threading.Thread(target=unmount_in_the_end, daemon=True).start()
             os.write(answers, _READY)
 
-        overlay = mount.open_stack(self._stack(titles), Events())
+        with naming_the_layer():
+            overlay = open_overlay(self._stack(titles))
         try:
             forecast = overlay.forecast()
-            select.front(self._options.front)[1].serve(mount.view_of(overlay, self.view, self._options), ready)
+            front, view = select.front(self._options.front)[1], serving.view_of(overlay, self.view, self._options)
+            front.serve(view, ready, Keeper())
             return json.dumps(forecast.effects()).encode()
         finally:
             overlay.close()

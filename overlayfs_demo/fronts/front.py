@@ -16,6 +16,7 @@ from overlayfs_demo.linux import mounting
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS
 
 if TYPE_CHECKING:  # Only a daemon needs the engine, and `umount`, `watch` and `ps` import this module, too.
+    from overlayfs_demo.fronts.keeper import Keeper
     from overlayfs_demo.overlay.engine import Overlay
 
 FILESYSTEM_TYPE = "fuse.overlayfs-demo"
@@ -68,10 +69,15 @@ class View(NamedTuple):
 
 
 class Front(Protocol):
-    """A way to carry requests from the kernel to the engine."""
+    """A way to carry requests from the kernel to the engine.
 
-    def serve(self, view: View, ready: Callable[[], None]) -> None:
-        """Mount the view, call `ready` once it answers, and return when it is unmounted.
+    `is_resumable`: another process can go on where one ended, with what the keeper has.
+    """
+
+    is_resumable: bool
+
+    def serve(self, view: View, ready: Callable[[], None], keeper: Keeper) -> None:
+        """Mount the view, unless the keeper has it mounted; call `ready` once it answers; return when it is unmounted.
 
         Call it in the main thread of the process; the caller closes the overlay. Raises MountError if the view
         cannot be mounted.

@@ -8,7 +8,6 @@ import resource
 import signal
 import struct
 from collections.abc import Collection
-from pathlib import Path
 
 from overlayfs_demo.linux import capabilities
 from overlayfs_demo.linux.libc import AT_FDCWD, check, libc
@@ -22,7 +21,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SECCOMP_MODE_FILTER = 2
 _SYS_MOVE_MOUNT = 429
 _MOVE_MOUNT_F_EMPTY_PATH = 4
-_LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
+_LAST_CAPABILITY = "/proc/sys/kernel/cap_last_cap"
 
 libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
@@ -59,7 +58,11 @@ def make_no_core_dumps() -> None:
 
 def last_capability() -> int:
     """Return the number of the kernel's last capability. Raises OSError."""
-    return int(_LAST_CAPABILITY.read_text())
+    fd = os.open(_LAST_CAPABILITY, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 32))
+    finally:
+        os.close(fd)
 
 
 def limit_capabilities(keep: Collection[int], last: int) -> None:

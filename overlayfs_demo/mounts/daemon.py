@@ -59,7 +59,40 @@ def ended(process: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
-def start(serve: Callable[[Callable[[], None]], None]) -> Daemon:
+class Readiness:
+    """Says once, when called, that the daemon is ready, and then leaves the terminal that it was started from.
+
+    A process that was forked meanwhile calls `drop`, so that only the one that was started reports.
+    """
+
+    def __init__(self, report: int | None) -> None:
+        """Take over the pipe to the process that waits, if there is one."""
+        self._report = report
+
+    def __call__(self) -> None:
+        if self._report is not None:
+            leave_terminal()
+            os.write(self._report, _READY)
+            self.drop()
+
+    @property
+    def is_said(self) -> bool:
+        """Whether there is nothing more to report."""
+        return self._report is None
+
+    def drop(self) -> None:
+        """Report nothing."""
+        if self._report is not None:
+            os.close(self._report)
+            self._report = None
+
+    def fail(self, error: MountError) -> None:
+        """Say why the daemon cannot start."""
+        if self._report is not None:
+            os.write(self._report, json.dumps([error.problem, error.remedy]).encode())
+
+
+def start(serve: Callable[[Readiness], None]) -> Daemon:
     """Run `serve` in a daemon, and return it when `serve` calls the function it is given.
 
     Raises MountError, which says why the daemon could not start.
@@ -97,32 +130,24 @@ def start(serve: Callable[[Callable[[], None]], None]) -> Daemon:
 # --- in the daemon ---------------------------------------------------------------------------------
 
 
-def _live(serve: Callable[[Callable[[], None]], None], report: int) -> int:
+def _live(serve: Callable[[Readiness], None], report: int) -> int:
     """Be the daemon until it ends, and return its exit status. It writes _READY or an error to the pipe `report`."""
-    is_ready = False
-
-    def ready() -> None:
-        nonlocal is_ready
-        _leave_terminal()
-        os.write(report, _READY)
-        os.close(report)
-        is_ready = True
-
+    ready = Readiness(report)
     try:
         os.setsid()
         os.chdir("/")
         os.umask(0)  # The umask of each request's caller applies, not the daemon's.
-        report = _close_inherited(report)
+        ready = Readiness(_close_inherited(report))
         serve(ready)
     except BaseException as error:  # noqa: BLE001 - a child must not go on as its parent, whatever happens
-        if is_ready:
+        if ready.is_said:
             _log.exception("the daemon failed")
             return 1
         if not isinstance(error, MountError):
             error = MountError(
                 f"the daemon failed: {error or type(error).__name__}", "run it with --foreground to see more"
             )
-        os.write(report, json.dumps([error.problem, error.remedy]).encode())
+        ready.fail(error)
         return 1
     return 0
 
@@ -152,11 +177,17 @@ def _close_inherited(keep: int) -> int:
     return keep
 
 
-def _leave_terminal() -> None:
+def leave_terminal() -> None:
+    """Let go of the standard descriptors, and log to the system's log."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(_STANDARD):
         os.dup2(null, standard)
     os.close(null)
+    log_to_system()
+
+
+def log_to_system() -> None:
+    """Send the log to syslog(3), if there is one."""
     if os.path.exists("/dev/log"):
         from logging.handlers import SysLogHandler
 

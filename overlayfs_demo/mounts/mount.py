@@ -1,45 +1,27 @@
 """Mounting and remounting views.
 
 Everything that can be wrong is checked before the daemon starts, so that the person who typed the
-command learns of it. A mounted view leaves a record, see `registry`. Locks on the upper and work directories,
-which end with their holder, show what is in use.
+command learns of it. How a view is then served says `serving`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import gc
 import logging
 import os
-import signal
 import stat
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from overlayfs_demo.errors import ImageError, MountError
-from overlayfs_demo.events import Events, Listener
+from overlayfs_demo.events import Listener
 from overlayfs_demo.fronts import attach, select
-from overlayfs_demo.fronts.front import FILESYSTEM_TYPE, SUBTYPE, Front, View
+from overlayfs_demo.fronts.front import FILESYSTEM_TYPE
 from overlayfs_demo.images.record_file import LAYERS_RECORD
 from overlayfs_demo.linux import mountinfo, mounting
-from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry
-from overlayfs_demo.mounts.control.server import Server
-from overlayfs_demo.mounts.options import MountOptions, option_line, remount_flags
-from overlayfs_demo.mounts.registry import MountRecord, find_record, live_records, mounted
-from overlayfs_demo.overlay.engine import Overlay
-from overlayfs_demo.overlay.factory import open_overlay
-from overlayfs_demo.overlay.stack import Stack
-
-# How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
-_TIMEOUT = 10.0
-_POLL = 0.02
-
-# For gc.set_threshold: the numbers of allocations, and of runs of the younger generations, before a collection.
-_RARE_COLLECTIONS = (500_000, 20, 50)
+from overlayfs_demo.mounts import daemon, layer_usage, preflight, registry, serving
+from overlayfs_demo.mounts.options import MountOptions, remount_flags
+from overlayfs_demo.mounts.registry import find_record, mounted
 
 _REMOUNTABLE = (
     mounting.MS_RDONLY
@@ -50,9 +32,6 @@ _REMOUNTABLE = (
     | mounting.MS_NOATIME
     | mounting.MS_NODIRATIME
 )
-
-# The signals that end a daemon.
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
 
@@ -69,12 +48,10 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
     stack = stack if stack.titles else stack._replace(titles=_titles(stack.lowers))
     options = options._replace(stack=stack, front=front_name)
     if foreground:
-        with _process_as_before():
-            os.umask(0)  # The umask of each request's caller applies, not ours.
-            _serve(front, mountpoint, options, trace, lambda: None)
+        serving.serve_here(front, mountpoint, options, trace)
         return
     try:
-        started = daemon.start(lambda ready: _serve(front, mountpoint, options, trace, ready))
+        started = daemon.start(lambda ready: serving.serve_supervised(front, mountpoint, options, ready))
         try:
             _confirm(mountpoint)
         except BaseException:
@@ -85,21 +62,6 @@ def mount(mountpoint: bytes, options: MountOptions, *, foreground: bool = False,
         with contextlib.suppress(MountError):
             clear_dead(mountpoint)
         raise
-
-
-def view_of(overlay: Overlay, mountpoint: bytes, options: MountOptions) -> View:
-    """Return the overlay's view on a mount point, as these options say."""
-    return View(
-        overlay,
-        mountpoint,
-        Counter(),
-        options.source or SUBTYPE,
-        options.flags,
-        options.timeout,
-        os.geteuid() == 0 if options.allow_other is None else options.allow_other,
-        options.passthrough,
-        options.polling,
-    )
 
 
 def present_flags(mountpoint: bytes) -> int:
@@ -145,15 +107,6 @@ def _titles(lowers: Sequence[bytes]) -> tuple[str, ...]:
     except (ImageError, OSError) as error:
         _log.warning("cannot read what made the layers: %s", error)
         return ()
-
-
-def open_stack(stack: Stack, events: Events) -> Overlay:
-    """Open the overlay of a stack; the caller closes it. Raises MountError, which names the faulty layer."""
-    try:
-        return open_overlay(stack, events)
-    except OSError as error:
-        where = os.fsdecode(error.filename) if error.filename else "the layers"
-        raise MountError(f"{where}: {error.strerror}") from error
 
 
 def _prepare_mountpoint(path: bytes) -> bytes:
@@ -207,139 +160,9 @@ def _is_dead(mountpoint: bytes) -> bool:
     return False
 
 
-def _lock(path: bytes) -> int:
-    """Lock the upper or work directory for this process and its children, and return the descriptor of the lock.
-
-    The caller closes it. A daemon whose view was just unmounted may take a moment to release its locks, so this waits
-    for a lock that belongs to no live mount. Raises MountError if the directory stays in use.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + _TIMEOUT
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = next((record for record in live_records() if _same(record.upper, path)), None)
-            if holder is not None or time.monotonic() > deadline:
-                os.close(fd)
-                where = f" (mounted on {holder.mountpoint} by process {holder.pid})" if holder else ""
-                raise MountError(
-                    f"{os.fsdecode(path)} is in use by another mount{where}",
-                    "unmount that first, or use a separate upper and work directory for this mount",
-                ) from None
-            time.sleep(_POLL)
-        else:
-            return fd
-
-
-def _same(recorded: str | None, path: bytes) -> bool:
-    return recorded is not None and os.path.exists(recorded) and os.path.samefile(os.fsencode(recorded), path)
-
-
 def _confirm(mountpoint: bytes) -> None:
     """Check that the view answers. Raises MountError."""
     try:
         os.listdir(mountpoint)
     except OSError as error:
         raise MountError(f"{os.fsdecode(mountpoint)}: mounted, but does not answer: {error.strerror}") from error
-
-
-# --- serving ---------------------------------------------------------------------------------------
-
-
-def _serve(
-    front: Front, mountpoint: bytes, options: MountOptions, trace: Listener | None, ready: Callable[[], None]
-) -> None:
-    """Serve a view in this process until it is unmounted, by another process or by SIGTERM, SIGINT or SIGHUP.
-
-    Nothing is left behind, even if the view cannot be served. Raises MountError.
-    """
-
-    def stop(_number: int, _frame: object) -> None:
-        # In a separate thread, because unmounting may need answers that this thread gives.
-        threading.Thread(target=_detach_quietly, args=(mountpoint,), daemon=True).start()
-
-    stack = options.stack
-    with contextlib.ExitStack() as held:
-        # The locks come first: they are released last, when the overlay is closed and the record is gone.
-        for path in (stack.upper, stack.work):
-            if path is not None:
-                held.callback(os.close, _lock(path))
-        events = Events()
-        if trace is not None:
-            events.attach(trace)
-        overlay = open_stack(stack._replace(flags=options.flags), events)
-        held.callback(overlay.close)
-        _warn_of_other_lowers(overlay, stack)
-        # Without an upper the whole mount is read-only, as with the kernel's overlayfs.
-        flags = options.flags if stack.upper is not None else options.flags | mounting.MS_RDONLY
-        view = view_of(overlay, mountpoint, options._replace(flags=flags))
-        if view.at_rest:
-            overlay.external_changes.trust_layers()
-
-        # Nodes are freed by their reference counts, so the collector would walk all of them in vain.
-        gc.freeze()
-        gc.set_threshold(*_RARE_COLLECTIONS)
-
-        server = Server(registry.socket_path(os.fsdecode(mountpoint)), overlay, view.asked)
-        held.callback(server.close)
-
-        def answered() -> None:
-            # The record comes after the socket, because anyone who finds the record may ask there at once.
-            server.start()
-            held.callback(registry.Registration(_record(mountpoint, options)).forget)
-            ready()
-
-        for number in _STOPPING:
-            signal.signal(number, stop)
-        front.serve(view, answered)
-
-
-def _record(mountpoint: bytes, options: MountOptions) -> MountRecord:
-    stack = options.stack
-    return MountRecord(
-        os.fsdecode(mountpoint),
-        os.getpid(),
-        options.front,
-        [os.fsdecode(path) for path in stack.lowers],
-        os.fsdecode(stack.upper) if stack.upper is not None else None,
-        list(stack.titles),
-        [os.fsdecode(path) for path in stack.data_only],
-        stack.labels(),
-        option_line(options),
-    )
-
-
-def _warn_of_other_lowers(overlay: Overlay, stack: Stack) -> None:
-    before, now = overlay.note_stack()
-    if before:
-        _log.warning(
-            "upperdir %s was last mounted over lowerdir=%s, and is now mounted over lowerdir=%s: its changes may "
-            "not fit these layers",
-            os.fsdecode(stack.upper or b""),
-            before,
-            now,
-        )
-
-
-@contextlib.contextmanager
-def _process_as_before() -> Iterator[None]:
-    """Afterwards restore the umask, the signal handlers and how often the garbage collector runs."""
-    umask = os.umask(0)
-    os.umask(umask)
-    handlers = {number: signal.getsignal(number) for number in _STOPPING}
-    threshold = gc.get_threshold()
-    try:
-        yield
-    finally:
-        os.umask(umask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        gc.set_threshold(*threshold)
-
-
-def _detach_quietly(mountpoint: bytes) -> None:
-    try:
-        attach.detach(mountpoint, lazy=True)
-    except (OSError, MountError) as error:
-        _log.warning("cannot unmount %s: %s", os.fsdecode(mountpoint), error)

@@ -31,7 +31,8 @@ class MountRecord(NamedTuple):
     `lowers` has the topmost layer first. `titles` say what made each of them, see `Stack`; "" if that is unknown.
     `data_only` are the layers below the lowers that provide only data. `labels` are the names in events of the lowers
     and then of the data-only layers. `options` is the option line that mounts the same view again, see
-    `options.option_line`.
+    `options.option_line`. `pid` is the process that ends with the mount, and `daemon` the one that serves it: the same
+    one, or its child (see `supervisor`), which has been replaced `restarts` times.
     """
 
     mountpoint: str
@@ -43,33 +44,51 @@ class MountRecord(NamedTuple):
     data_only: list[str]
     labels: list[str]
     options: str
+    daemon: int
+    restarts: int = 0
 
 
 class Registration:
-    """The record of a view that this process serves, locked until `forget` or the end of the process."""
+    """The record of a view that this process answers for, locked until `forget` or the end of the process.
 
-    def __init__(self, record: MountRecord) -> None:
-        """Write the record, so that readers see it whole or not at all. Raises MountError, OSError."""
+    `fd` is the descriptor that has the lock.
+    """
+
+    def __init__(self, record: MountRecord, fd: int | None = None) -> None:
+        """Write the record, or take over one that is written and locked as `fd`. Raises MountError, OSError."""
+        self.record = record
         self._name = _file_name(record.mountpoint)
+        self.fd = self._write() if fd is None else fd
+
+    def replace(self, record: MountRecord) -> None:
+        """Write another record of the same view. Raises MountError, OSError."""
+        self.record = record
+        before, self.fd = self.fd, self._write()
+        os.close(before)
+
+    def _write(self) -> int:
+        """Write the record, so that readers see it whole or not at all. Return the locked descriptor."""
+        record = self.record
         unfinished = f"{self._name}.{os.getpid()}"
         with runtime_directory.mine() as directory:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(unfinished, flags, 0o600, dir_fd=directory)
+            fd = os.open(unfinished, flags, 0o600, dir_fd=directory)
             # Lock the file before it has the name by which others find it.
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            with os.fdopen(self._fd, "w", closefd=False) as file:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with os.fdopen(fd, "w", closefd=False) as file:
                 json.dump({name: getattr(record, name) for name in record._fields}, file)
             os.rename(unfinished, self._name, src_dir_fd=directory, dst_dir_fd=directory)
+        return fd
 
     def forget(self) -> None:
         """Remove the record and release its lock. A record of a later mount at the same place is left alone."""
         try:
             with contextlib.suppress(FileNotFoundError), runtime_directory.mine() as directory:
                 found = os.stat(self._name, dir_fd=directory, follow_symlinks=False)
-                if os.path.samestat(found, os.fstat(self._fd)):
+                if os.path.samestat(found, os.fstat(self.fd)):
                     os.unlink(self._name, dir_fd=directory)
         finally:
-            os.close(self._fd)
+            os.close(self.fd)
 
 
 class _Noted(NamedTuple):
@@ -226,6 +245,14 @@ def was_left(mountpoint: str, owner: int) -> bool:
         return False
     # Only the records of our own daemons can be read. Another user's daemon unmounts before it ends connections.
     return owner != os.geteuid() or not is_served(mountpoint)
+
+
+def has_ended(mountpoint: str, owner: int) -> bool:
+    """Return whether no daemon serves a view any more, nor will: it is not mounted, or nobody answers for it.
+
+    Raises MountError, OSError.
+    """
+    return mountpoint not in mounted() or (owner == os.geteuid() and not is_served(mountpoint))
 
 
 def _owner(mounted: mountinfo.Mounted) -> int:

@@ -247,6 +247,7 @@ class DirOps:
         """Keep the node's object reachable for anyone who holds the node. Call before its name is removed."""
         if node.parent is not parent or node.name != name:
             return
+        self._tree.hooks.losing_name(node)
         held = None
         if isinstance(node, DirNode):
             held = node.front()
@@ -260,6 +261,7 @@ class DirOps:
         parent.children.drop(name, node)
         if node.parent is parent and node.name == name:
             node.gone = True
+            self._tree.hooks.lost_name(node)
         if isinstance(node, FileNode) and node.links is not None:
             node.links = node.links.changed(-1)
             self._after_link_count(node, was_in_upper)

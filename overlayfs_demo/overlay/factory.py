@@ -27,7 +27,7 @@ from overlayfs_demo.overlay.layer_snapshots import LayerSnapshots
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.ownership import IdMapped, Overridden, Ownership
 from overlayfs_demo.overlay.pairing import Pairing, pairing_of
-from overlayfs_demo.overlay.private_mount import Root
+from overlayfs_demo.overlay.private_mount import Root, Roots
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.rename import Rename
 from overlayfs_demo.overlay.stack import Stack
@@ -36,14 +36,44 @@ from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
 
 
-def open_overlay(stack: Stack, events: Events | None = None) -> Overlay:
-    """Open the overlay of a stack. Raises OSError, with the layer at fault as its `filename`."""
-    pairing = pairing_of(stack)
-    if pairing is not None:
-        pairing.verify()
+def open_roots(stack: Stack) -> Roots:
+    """Open the directories of a stack; the caller owns them. Raises OSError, with the layer at fault as `filename`."""
+    with ExitStack() as opened:
+        lowers = []
+        for path in stack.lowers + stack.data_only:
+            lowers.append(private_mount.open_root(path, private_mount.LOWER))
+            opened.callback(os.close, lowers[-1].fd)
+        upper, work = None, -1
+        if stack.upper is not None and stack.work is not None:
+            attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
+            upper, work = private_mount.open_upper(stack.upper, stack.work, attributes)
+        opened.pop_all()
+        return Roots(tuple(lowers), upper, work)
+
+
+def open_overlay(stack: Stack, events: Events | None = None, roots: Roots | None = None) -> Overlay:
+    """Open the overlay of a stack. Raises OSError, with the layer at fault as its `filename`.
+
+    The caller keeps `roots` open as long as the overlay, and then the paths of the stack may lead elsewhere, or
+    nowhere. By default they are opened here, and closed with the overlay.
+    """
     with ExitStack() as resources:
-        opening = _Opening(stack, events or Events(), Budget.of_process(), pairing, resources)
+        if roots is None:
+            roots = open_roots(stack)
+            resources.callback(roots.close)
+        opening = _Opening(stack, roots, events or Events(), resources)
         return Overlay(opening.parts(), resources.pop_all())
+
+
+def _at(stack: Stack, roots: Roots) -> Stack:
+    """Return the stack with paths that lead to the open directories, wherever they are now."""
+    lowers = [proc.fd_path(root.fd) for root in roots.lowers]
+    return stack._replace(
+        lowers=tuple(lowers[: len(stack.lowers)]),
+        data_only=tuple(lowers[len(stack.lowers) :]),
+        upper=proc.fd_path(roots.upper.fd) if roots.upper else None,
+        work=proc.fd_path(roots.work) if roots.upper else None,
+    )
 
 
 def _ownership_of(stack: Stack) -> Ownership:
@@ -68,20 +98,22 @@ class _Opened(NamedTuple):
 class _Opening:
     """An overlay that is being opened. What it opens belongs to `resources`."""
 
-    def __init__(
-        self, stack: Stack, events: Events, budget: Budget, pairing: Pairing | None, resources: ExitStack
-    ) -> None:
+    def __init__(self, stack: Stack, roots: Roots, events: Events, resources: ExitStack) -> None:
         self._stack = stack
+        self._roots = roots
         self._events = events
-        self._budget = budget
-        self._pairing = pairing
+        self._budget = Budget.of_process()
         self._resources = resources
         self._xattrs: PrivateXattrs = USER if stack.user_xattrs else TRUSTED
-        self._cache = DescriptorCache(budget.directories)
+        self._cache = DescriptorCache(self._budget.directories)
 
     def parts(self) -> Parts:
         """Open the layers and assemble the engine's parts. Raises OSError."""
-        stack, opened = self._stack, self._layers()
+        at = _at(self._stack, self._roots)
+        pairing = pairing_of(at)
+        if pairing is not None:
+            pairing.verify()
+        stack, opened = self._stack, self._layers(pairing)
         # Before the layers are closed: the cache holds descriptors of directories in them.
         self._resources.callback(self._cache.close)
         hooks = Hooks()
@@ -92,7 +124,8 @@ class _Opening:
             self._xattrs,
             opened.origins,
             opened.index,
-            _ownership_of(stack),
+            _ownership_of(at),
+            hooks,
         )
         limits = Limits(stack.copyup_max, stack.copyup_warn)
         copy_up = CopyUp(tree, stack.metacopy, hooks, limits, self._budget, stack.rehearsal)
@@ -114,42 +147,36 @@ class _Opening:
             past=LayerSnapshots(tree, searched, opened.data_layers) if stack.time_machine else None,
         )
 
-    def _layers(self) -> _Opened:
+    def _layers(self, pairing: Pairing | None) -> _Opened:
         stack = self._stack
         paths = stack.lowers + stack.data_only
         layers = [
             self._layer(
                 path,
-                private_mount.open_root(path, private_mount.LOWER),
+                root,
                 depth,
                 label,
                 # In an upper, names that begin with `.wh.` are ordinary ones.
                 image_dialect=stack.image_whiteouts and not (stack.rehearsal and depth == 1),
                 last=depth == len(paths),
             )
-            for depth, (path, label) in enumerate(zip(paths, stack.labels(), strict=True), 1)
+            for depth, (path, root, label) in enumerate(zip(paths, self._roots.lowers, stack.labels(), strict=True), 1)
         ]
         lowers, data_layers = layers[: len(stack.lowers)], layers[len(stack.lowers) :]
         origins = Origins(lowers)
-        if stack.upper is None or stack.work is None:
+        if stack.upper is None or self._roots.upper is None:
             return _Opened(lowers, data_layers, None, None, origins)
-        attributes = private_mount.LOWER if stack.read_only else private_mount.upper_attributes(stack.flags)
-        root, work_fd = private_mount.open_upper(stack.upper, stack.work, attributes)
-        self._resources.callback(os.close, work_fd)  # Stays open because the path below leads through it.
-        layer = self._layer(stack.upper, root, 0, "upper", image_dialect=False, last=False)
-        work, index = proc.fd_path(work_fd), None
-        if self._pairing is not None:
-            pairing = self._pairing._replace(upper=proc.fd_path(root.fd), work=work)
-            index = Index(layer, pairing, origins, stack.read_only)
+        layer = self._layer(stack.upper, self._roots.upper, 0, "upper", image_dialect=False, last=False)
+        index = None if pairing is None else Index(layer, pairing, origins, stack.read_only)
         if stack.read_only:
             return _Opened([layer, *lowers], data_layers, None, index, origins)
-        upper = Upper(layer, work, self._xattrs, self._events, stack.volatile)
+        upper = Upper(layer, proc.fd_path(self._roots.work), self._xattrs, self._events, stack.volatile)
         self._resources.callback(upper.close)
         return _Opened(lowers, data_layers, upper, index, origins)
 
     def _layer(self, path: bytes, root: Root, depth: int, label: str, *, image_dialect: bool, last: bool) -> Layer:
         metacopies = self._stack.metacopy or bool(self._stack.data_only)
-        layer = Layer(
+        return Layer(
             path,
             root,
             depth,
@@ -160,5 +187,3 @@ class _Opening:
             last=last,
             metacopies=metacopies,
         )
-        self._resources.callback(layer.close)
-        return layer

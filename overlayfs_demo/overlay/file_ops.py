@@ -75,6 +75,24 @@ class FileOps:
         node.add_handle(handle)
         return handle
 
+    def nameless(self, opened: Descriptor, ino: int, *, in_upper: bool) -> FileNode:
+        """Return a node for a file without a name, which another process of this overlay had open.
+
+        `ino` is its inode number in the view, and `in_upper` says where its data is. Raises OSError.
+        """
+        root = self._tree.root
+        status = os.fstat(opened.fd)
+        place = next(source for source in root.sources if source.layer.is_upper is in_upper)
+        node = FileNode(root, b"#%d" % status.st_ino, place, b"", status, ino)
+        node.gone = True
+        node.anchor = opened
+        return node
+
+    def adopt(self, node: FileNode, opened: Descriptor, *, writable: bool) -> Handle:
+        """Return a handle for a file of the node that another process of this overlay had open."""
+        with self._tree.lock:
+            return self.opened(node, opened, writable=writable)
+
     def is_append_only(self, node: FileNode, handle: Handle) -> bool:
         """Whether the file in the upper that a handle has open may only be appended to: ioctl_iflags(2)."""
         with self._tree.lock:

@@ -24,10 +24,11 @@ class Handle:
 
     After a copy-up, `retarget` switches a handle that reads the lower file to the upper's copy, so that it sees
     what is written later. `append_only`: no byte before the file's end may be written, even if O_APPEND was
-    removed since. `passed`: the caller writes past the engine, see `passed_writes`.
+    removed since. `passed`: the caller writes past the engine, see `passed_writes`. `front_number` is for the front
+    that has given the handle out: its number there (0: none).
     """
 
-    __slots__ = ("_opened", "append_only", "in_upper", "passed", "writable")
+    __slots__ = ("_opened", "append_only", "front_number", "in_upper", "passed", "writable")
 
     def __init__(self, opened: Descriptor, *, writable: bool, in_upper: bool, append_only: bool = False) -> None:
         self._opened: Descriptor | None = opened
@@ -35,6 +36,7 @@ class Handle:
         self.in_upper = in_upper
         self.append_only = append_only
         self.passed: Passed | None = None
+        self.front_number = 0
 
     @property
     def opened(self) -> Descriptor:

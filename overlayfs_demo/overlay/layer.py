@@ -119,7 +119,7 @@ class Layer:
     """One layer of the stack.
 
     `depth` is 0 for the upper, then 1, 2, ... from the top lower down. `label` is the layer's name in messages and
-    events, `path` the path that the user gave. The layer owns `root`, its directory, until `close`. `image_dialect`:
+    events, `path` the path that the user gave. Its directory, `root`, stays open as long as the layer. `image_dialect`:
     zero-length `.wh.NAME` files are whiteouts here. `last`: no layer is below, so few marks need to be read.
     `metacopies`: the layer may hold metacopies. `told` records what `faults` has logged.
     """
@@ -168,10 +168,6 @@ class Layer:
     def is_upper(self) -> bool:
         """Whether this is the one writable layer."""
         return self.depth == 0
-
-    def close(self) -> None:
-        """Close the root descriptor. The layer must not be used afterwards."""
-        os.close(self.root_fd)
 
     def hides(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         """Whether this object, found as `name`, is a whiteout in one of the kernel's forms: a device or an xattr."""

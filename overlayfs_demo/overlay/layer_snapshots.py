@@ -140,7 +140,8 @@ class _Past(Tree):
         xattrs: PrivateXattrs | None = None,
     ) -> None:
         self._salt = number << _TREE_SHIFT
-        super().__init__(layers, data_layers, None, xattrs or live.xattrs, live.origins, None, live.ownership)
+        xattrs = xattrs or live.xattrs
+        super().__init__(layers, data_layers, None, xattrs, live.origins, None, live.ownership, live.hooks)
         self.lock = live.lock
 
     def identity_of(self, ino: int, device: int) -> int:

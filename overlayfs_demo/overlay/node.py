@@ -41,8 +41,8 @@ class Node:
 
     `kind` is the S_IFMT part of the mode, `ino` the inode number in the view. `anchor` keeps a removed object
     reachable. `gone`: the name by which we knew it was removed. `protection` caches the result of
-    `inode_flags.protection` (None: not read yet). `front_id` and `front_lookups` are for the front that shows the
-    node: the id it has there (0: none), and how often it was told.
+    `inode_flags.protection` (None: not read yet). `front_id` is for the front that shows the node: the id it
+    has there (0: none).
     """
 
     __slots__ = (
@@ -51,7 +51,6 @@ class Node:
         "_real_ino",
         "anchor",
         "front_id",
-        "front_lookups",
         "gone",
         "ino",
         "kind",
@@ -70,7 +69,6 @@ class Node:
         self.gone = False
         self.protection: bytes | None = None
         self.front_id = 0
-        self.front_lookups = 0
 
     @property
     def key(self) -> Key:
@@ -153,7 +151,6 @@ class FileNode(Node):
         self.gone = False
         self.protection = None
         self.front_id = 0
-        self.front_lookups = 0
         self.place = place
         self.place_name = place_name
         self.handles: Sequence[Handle] = _NO_HANDLES

@@ -37,6 +37,25 @@ class Root(NamedTuple):
     reads_quietly: bool
 
 
+class Roots(NamedTuple):
+    """The open directories of one stack: of the lowers and then the data-only layers, of the upper, and of its work
+    directory, an O_PATH descriptor (None and -1 without an upper)."""
+
+    lowers: tuple[Root, ...]
+    upper: Root | None
+    work: int
+
+    @property
+    def fds(self) -> list[int]:
+        """All descriptors."""
+        return [*(root.fd for root in self.lowers), *([self.upper.fd, self.work] if self.upper else [])]
+
+    def close(self) -> None:
+        """Close them all."""
+        for fd in self.fds:
+            os.close(fd)
+
+
 def upper_attributes(flags: int) -> int:
     """Return the MOUNT_ATTR_* of an upper for a view that is mounted with these MS_* flags of mount(2)."""
     files = mounting.MOUNT_ATTR_STRICTATIME if flags & mounting.MS_STRICTATIME else mounting.MOUNT_ATTR_RELATIME

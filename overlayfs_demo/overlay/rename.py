@@ -163,8 +163,7 @@ class Rename:
         assert node.upper is not None
         return node.upper
 
-    @staticmethod
-    def _relocate(old: Place, new: Place, above: UpperDir) -> None:
+    def _relocate(self, old: Place, new: Place, above: UpperDir) -> None:
         """Update the node in memory: its name is `new` now."""
         node = old.node
         assert node is not None
@@ -176,6 +175,7 @@ class Rename:
                 node.upper.parent, node.upper.name = above, new.name
         elif isinstance(node, FileNode) and node.links is None:
             node.place, node.place_name = above, new.name
+        self._tree.hooks.moved(node)
 
 
 def _is_above(node: Node | None, directory: DirNode) -> bool:

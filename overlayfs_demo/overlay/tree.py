@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import revalidate
+from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.index import Index, IndexEntry
 from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, is_empty, snapshot
@@ -43,7 +44,8 @@ class Tree:
     `lock` guards the nodes and all changes of names; it is held for short calls only, never while file
     data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if a copy-up
     breaks hard links. `lower_names` is None unless all changes of the lowers are noticed. `beside` holds names in the
-    root that no layer has and that are never listed. `passed_writes` are the files that are written past the engine.
+    root that no layer has and that are never listed. `hooks` are the front's. `passed_writes` are the files that are
+    written past the engine.
     """
 
     __slots__ = (
@@ -51,6 +53,7 @@ class Tree:
         "_devices",
         "_linked",
         "beside",
+        "hooks",
         "index",
         "lock",
         "lookup",
@@ -73,6 +76,7 @@ class Tree:
         origins: Origins,
         index: Index | None,
         ownership: Ownership,
+        hooks: Hooks,
     ) -> None:
         self.lowers = tuple(lowers)
         self.upper = upper
@@ -83,6 +87,7 @@ class Tree:
         self.origins = origins
         self.index = index
         self.ownership = ownership
+        self.hooks = hooks
         layers = [*([upper.layer] if upper else []), *lowers, *data_layers]
         self._devices: dict[int, int] = {}
         for layer in layers:
@@ -351,6 +356,7 @@ class Tree:
             node.gone = False
             if node.links is None and parent.upper is not None:
                 node.place, node.place_name = parent.upper, name
+            self.hooks.moved(node)
 
     def loses_a_name(self, node: FileNode) -> bool:
         """Whether a lower file must be copied into the index before one of its names goes, so that the view can count

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Update
+from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Restarted, Update
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, number_of
 from overlayfs_demo.ui.text import human_size, plural
 from overlayfs_demo.ui.wording import sentence
@@ -58,21 +58,23 @@ class Choice(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One sentence: an event and its process's name, or (`event` is None) how many events are `missing`.
+    """One sentence: an event and its process's name, or (`event` is None) a `note` about what is not shown.
 
     The event happened so many `times`; of writes, the event has the bytes of all.
     """
 
     event: Event | None
     who: str = ""
-    missing: int = 0
+    note: str = ""
     times: int = 1
 
     @classmethod
-    def of(cls, update: Happened | Dropped) -> Line:
-        """Return the line for an update of a daemon."""
+    def of(cls, update: Happened | Dropped | Restarted) -> Line:
+        """Return the line for an update."""
         if isinstance(update, Dropped):
-            return cls(None, missing=update.count)
+            return cls(None, note=f"{plural(update.count, 'more event')} came faster than they could be shown")
+        if isinstance(update, Restarted):
+            return cls(None, note="the daemon died and another one goes on; events of that moment may be missing")
         return cls(update.event, update.who)
 
     @property
@@ -86,7 +88,7 @@ class Line:
         `brief` names layers by their numbers alone, for a reader who has the stack in view.
         """
         if self.event is None:
-            return f"{plural(self.missing, 'more event')} came faster than they could be shown"
+            return self.note
         event = self.event._replace(layer=number_of(self.event.layer)) if brief else self.event
         times = f" ({self.times} times)" if self.times > 1 and not self.is_write else ""
         return sentence(event, self.who, longest) + times

@@ -195,7 +195,7 @@ def mount_page(record: MountRecord, subject: Subject) -> Page:
         ("front", record.front),
         ("lower layers", str(len(record.lowers))),
         ("upper", printable(record.upper) if record.upper is not None else "none: read-only"),
-        ("daemon", f"process {record.pid}"),
+        ("daemon", f"process {record.daemon}" + (f", number {record.restarts + 1}" if record.restarts else "")),
     )
     boxes = tuple(_box(layer, upper) for layer in subject.layers)
     return Page("mount", printable(record.mountpoint), facts, boxes, upper)

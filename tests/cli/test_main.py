@@ -112,7 +112,7 @@ def test_busy_upper_says_where_it_is_mounted_and_by_whom(place: Place) -> None:
     place.mount()
     (place / "second").mkdir()
     done = run("overlayfs-demo", "mount", "-o", place.options, place / "second")
-    fails(done, str(place / "upper"), "in use", str(place.view), str(place.daemon()))
+    fails(done, str(place / "upper"), "in use", str(place.view), str(place.supervisor()))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_damaged_record_is_named_and_hides_no_other_view(place: Place) -> None:
 def killed(place: Place) -> None:
     place.mount()
     (place.view / "kept").write_text("1")
-    pid = place.daemon()
+    pid = place.supervisor()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: _is_dead(place.view), "end of the killed daemon")
 

@@ -349,7 +349,7 @@ class Fronted(Mounted):
         """The process that serves the mount."""
         record = registry.find_record(os.fsdecode(self.prefix))
         assert record is not None
-        return record.pid
+        return record.daemon
 
 
 class Kernel(Mounted):

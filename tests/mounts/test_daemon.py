@@ -125,7 +125,7 @@ def left_by(place: Place) -> set[str]:
 def is_mounted_and_unmounted(place: Place) -> None:
     """By this process, so that the daemon is our child, for whom we wait."""
     mount.mount(os.fsencode(place.view), parse([place.options]))
-    pid = place.daemon()
+    pid = place.supervisor()
     assert (place.view / "motd").read_text() == "hello\n"
     umount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
@@ -226,7 +226,7 @@ def test_a_caller_who_is_interrupted_leaves_no_daemon(place: Place, monkeypatch:
     started = []
 
     def confirm(_mountpoint: bytes) -> None:
-        started.append(place.daemon())
+        started.append(place.supervisor())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(mount, "_confirm", confirm)
@@ -254,7 +254,7 @@ def kill(place: Place) -> int:
     """Kill the daemon while the kernel still knows all that was asked, and wait until it is gone."""
     os.listdir(place.view)
     os.stat(place.view / "motd")
-    pid = place.daemon()
+    pid = place.supervisor()
     process = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     assert daemon.ended(process, PATIENCE)
@@ -286,10 +286,10 @@ def test_a_mount_after_a_kill_takes_the_place_of_the_dead_one(place: Place, fron
     mount.mount(os.fsencode(place.view), options)
     assert mounts_at(place.view) == 1
     assert (place.view / "motd").read_text() == "hello\n"
-    assert place.daemon() != pid and registry.is_served(str(place.view))
+    assert place.supervisor() != pid and registry.is_served(str(place.view))
     if zombie:
         os.waitpid(pid, 0)
-    pid = place.daemon()
+    pid = place.supervisor()
     umount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 
@@ -393,7 +393,7 @@ def test_a_reply_that_cannot_be_written_costs_that_caller_alone(
     (place / "failing").unlink()
     done = subprocess.run(["cat", place.view / "victim"], capture_output=True, text=True, timeout=MINUTE)
     assert done.stdout == "v"
-    pid = place.daemon()
+    pid = place.supervisor()
     umount.unmount(os.fsencode(place.view))
     os.waitpid(pid, 0)
 

@@ -105,7 +105,7 @@ def test_ordinary_users_directory_is_checked_wherever_the_environment_puts_it(
 ) -> None:
     """Root of a user namespace, who may not write to /run, is in the same place."""
     monkeypatch.setattr(runtime_directory, "of_this_user", lambda: directory)
-    record = registry.MountRecord("/view", os.getpid(), "kernel", [], None, [], [], [], "")
+    record = registry.MountRecord("/view", os.getpid(), "kernel", [], None, [], [], [], "", os.getpid())
     registry.Registration(record)
     assert registry.find_record("/view") == record
     give_away(directory)

@@ -155,7 +155,7 @@ def test_a_record_of_another_version_is_a_named_error(place: Place) -> None:
 
 def test_umount_says_who_keeps_the_mount_in_a_namespace_of_its_own(place: Place) -> None:
     assert place.mount().returncode == 0
-    daemon = place.daemon()
+    daemon = place.supervisor()
     with keeping(place.view) as keeper:
         done = place.umount()
         assert done.returncode == 0
@@ -167,12 +167,12 @@ def test_umount_says_who_keeps_the_mount_in_a_namespace_of_its_own(place: Place)
 def test_a_daemon_that_lingers_takes_nothing_from_the_mount_that_came_after_it(place: Place) -> None:
     lowers = f"lowerdir={place / 'top'}:{place / 'bottom'}"
     assert place.mount(options=lowers).returncode == 0
-    before = place.daemon()
+    before = place.supervisor()
     with keeping(place.view):
         assert place.umount().returncode == 0
         assert place.mount(options=lowers).returncode == 0
     wait_until(lambda: not os.path.exists(f"/proc/{before}"), "the first daemon ends")
-    assert place.daemon() != before
+    assert place.supervisor() != before
     assert "visible" in run("overlayfs-demo", "which", place.view / "motd").stdout
 
 

@@ -63,7 +63,7 @@ def test_origin_leads_back_to_its_file(tmp_path: Path) -> None:
     status = origins.decode(value)
     assert status is not None
     assert status.st_ino == (tmp_path / "a").stat().st_ino
-    lower.close()
+    os.close(lower.root_fd)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "magic", "uuid", "gone", "long"])
@@ -89,7 +89,7 @@ def test_origin_that_leads_nowhere_is_none(tmp_path: Path, damage: str) -> None:
     else:
         (tmp_path / "a").unlink()
     assert origins.decode(bytes(value)) is None
-    lower.close()
+    os.close(lower.root_fd)
 
 
 def test_what_can_hold_no_user_attribute_is_copied_up_without_origin(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_a_layer_that_is_not_there_is_unknown(tmp_path: Path) -> None:
 
 def test_a_record_names_its_layers_as_events_do() -> None:
     labels = ["layer 3 (RUN b)", "layer 2 (a)", "layer 1 (data)"]
-    record = MountRecord("/v", 1, "kernel", ["/b", "/a"], "/u", ["RUN b"], ["/data"], labels, "")
+    record = MountRecord("/v", 1, "kernel", ["/b", "/a"], "/u", ["RUN b"], ["/data"], labels, "", 1)
     upper, *below = [(one.label, one.title, one.path) for one in unwalked(record)]
     assert upper == ("upper", "", "/u")
     assert below == list(zip(labels, ("RUN b", "", ""), ("/b", "/a", "/data"), strict=True))

@@ -49,6 +49,7 @@ import fuse
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, now_ns
 from overlayfs_demo.fronts.fusepy.mount_options import ENCODING, default_signals, mount_options
+from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.linux import libc, syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay.handle import Handle
@@ -70,7 +71,9 @@ _HIDDEN = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
 class FusepyFront:
     """The portable front, on fusepy and libfuse 2 (`--front fusepy`)."""
 
-    def serve(self, view: View, ready: Callable[[], None]) -> None:
+    is_resumable = False
+
+    def serve(self, view: View, ready: Callable[[], None], _keeper: Keeper) -> None:
         """Serve the view, see `Front.serve`. SIGTERM, SIGINT and SIGHUP unmount and end it, even with open files."""
         if os.geteuid() != 0 and shutil.which("fusermount") is None:
             raise MountError("fusermount is not installed", "install the package fuse3, or mount as root")

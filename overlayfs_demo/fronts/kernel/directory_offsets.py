@@ -8,6 +8,7 @@ that is gone is skipped, and a new one comes last. The kernel then need not open
 from __future__ import annotations
 
 import stat
+import struct
 import threading
 from array import array
 from bisect import bisect_right
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 from overlayfs_demo.overlay.listing import Listed, Snapshot
 
+# The number of names in a packed stream.
+_COUNT = struct.Struct("=Q")
 # The numbers of `.` and `..`; names follow.
 DOT, DOT_DOT = 1, 2
 
@@ -49,13 +52,19 @@ class DirectoryStream:
 
     __slots__ = ("_directories", "_lock", "_names", "_next", "_numbers", "current")
 
-    def __init__(self) -> None:
+    def __init__(self, packed: bytes | None = None) -> None:
+        """Begin with no names, or where another stream was when it was `packed`."""
         self._lock = threading.Lock()
-        self._next = DOT_DOT + 1
         # What `rest` keeps: the names and their numbers, in few bytes, because there may be millions. The names
         # themselves are those of the nodes.
         self._names: list[bytes] = []
         self._numbers = array("Q")
+        if packed:
+            (count_,) = _COUNT.unpack_from(packed)
+            end = _COUNT.size + count_ * self._numbers.itemsize
+            self._numbers.frombytes(packed[_COUNT.size : end])
+            self._names = packed[end:].split(b"/")
+        self._next = max(self._numbers, default=DOT_DOT) + 1
         # The subdirectories not yet returned, the next one last.
         self._directories: list[bytes] = []
         self.current: Numbering | None = None
@@ -88,6 +97,14 @@ class DirectoryStream:
                 self._names = [listed.name for _, listed in self.current.entries]
                 self._numbers = array("Q", (number for number, _ in self.current.entries))
                 self.current = None
+
+    def packed(self) -> bytes:
+        """Return the names and their numbers for `__init__`; b"" if there are none."""
+        with self._lock:
+            before = list(self._before())
+        numbers = array("Q", (number for number, _ in before))
+        # No name has a slash.
+        return _COUNT.pack(len(before)) + numbers.tobytes() + b"/".join(name for _, name in before) if before else b""
 
     def _before(self) -> Iterable[tuple[int, bytes]]:
         """Return the numbers and names as of the latest numbering."""

@@ -8,13 +8,15 @@ cached, and writes through. It also handles byte-range locks and flock(2) itself
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
-from itertools import count
 
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, reading_is_noted
+from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.cache_policy import SET_ID, Trust
+from overlayfs_demo.fronts.kernel.ledger import RESENT, Ledger, NotedFile
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.request import Request
 from overlayfs_demo.fronts.kernel.services import Services
@@ -22,28 +24,38 @@ from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.passthrough import accepts_direct
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.layer import stale
-from overlayfs_demo.overlay.node import DirNode, FileNode
-from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.overlay.layer import Descriptor, stale
+from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.types import Attrs, Caller
+
+_log = logging.getLogger(__name__)
 
 # Bytes. Up to this size, copying a file into the kernel's cache is cheaper than answering a request for it.
 _SMALL = 64 * 1024
 
 
 class _OpenFile:
-    __slots__ = ("handle", "node", "passes")
+    __slots__ = ("handle", "node")
 
-    def __init__(self, node: FileNode, handle: Handle, passes: bool) -> None:
+    def __init__(self, node: FileNode, handle: Handle) -> None:
         self.node = node
         self.handle = handle
-        self.passes = passes
+
+
+class _OpenFiles(dict[int, _OpenFile]):
+    """The open files by number. One that is missing was opened by the process before, and could not be opened again."""
+
+    def __missing__(self, number: int) -> _OpenFile:
+        raise stale(b"")
 
 
 class Files:
     """The open files of one mount. Safe to use from several threads."""
 
-    def __init__(self, view: View, nodes: NodeTable, trust: Trust, services: Services) -> None:
-        """Set up the open files of one mount."""
+    def __init__(
+        self, view: View, nodes: NodeTable, trust: Trust, services: Services, ledger: Ledger, keeper: Keeper
+    ) -> None:
+        """Set up the open files of one mount: those that the process before had open, see `resume`, then none."""
         self._overlay: Overlay = view.overlay
         self._nodes = nodes
         self._services = services
@@ -51,8 +63,9 @@ class Files:
         self._trust = trust
         self._flags = view.flags
         self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
-        self._serial = count(1)
-        self._open: dict[int, _OpenFile] = {}
+        self._ledger = ledger
+        self._keeper = keeper
+        self._open = _OpenFiles()
         self._storing = threading.Lock()
 
     def close(self) -> None:
@@ -61,16 +74,70 @@ class Files:
             _, opened = self._open.popitem()
             self._overlay.files.release(opened.node, opened.handle)
 
-    def _given(self, node: FileNode, handle: Handle, flags: int, backing: int | None = None) -> bytes:
-        """Return the reply that gives out a handle, with FOPEN_* flags and the id of the real file, if it passes."""
+    def resume(self) -> None:
+        """Open again what the process before had open."""
+        noted = self._ledger.files()
+        self._modes.resume((file.nodeid, file.backing) for file in noted)
+        # Those without a name first: the others are found by the names of their nodes, and a node may have both.
+        for file in sorted(noted, key=lambda file: file.number not in self._keeper.files):
+            try:
+                node, handle = self._open_again(file)
+            except (OSError, KeyError) as error:
+                _log.warning("cannot open a file again that the daemon before had open: %s", error)
+                continue
+            handle.front_number = file.number
+            self._open[file.number] = _OpenFile(node, handle)
+            if file.backing is not None and handle.writable and not handle.append_only:
+                maps = file.flags & os.O_ACCMODE == os.O_RDWR
+                caller = Caller(file.uid, file.gid, file.pid, 0, "write")
+                self._overlay.files.let_pass(node, handle, caller, maps=maps)
+
+    def _open_again(self, file: NotedFile) -> tuple[FileNode, Handle]:
+        kept = self._keeper.files.get(file.number)
+        caller = Caller(file.uid, file.gid, file.pid, 0, "open")
+        if kept is None:
+            node = self._nodes.node(file.nodeid)
+            handle = self._overlay.open(node, file.flags & ~os.O_TRUNC | self._always, caller)
+            assert isinstance(node, FileNode)
+            return node, handle
+        opened = Descriptor(os.dup(kept))
+        met = self._nodes.met(file.nodeid)
+        if met is None:
+            ino = self._ledger.node(file.nodeid).ino
+            met = self._overlay.files.nameless(opened, ino, in_upper=file.in_upper)
+            self._nodes.adopt(file.nodeid, met)
+        node = met
+        assert isinstance(node, FileNode)
+        writable = file.flags & os.O_ACCMODE != os.O_RDONLY
+        return node, self._overlay.files.adopt(node, opened, writable=writable)
+
+    def keep(self, node: Node) -> None:
+        """Hand a file that is open and loses its name to the supervisor, because no process could open it again."""
+        if isinstance(node, FileNode):
+            for handle in node.handles:
+                if handle.front_number:
+                    self._keeper.keep_file(handle.front_number, handle.opened.fd)
+
+    def _given(
+        self, request: Request, node: FileNode, handle: Handle, flags: int, reply: int, backing: int | None = None
+    ) -> bytes:
+        """Return the reply that gives out a handle, which was opened with these flags of open(2).
+
+        It has FOPEN_* flags, and the id of the real file if the file passes.
+        """
         self.wait_for_store()
-        number = next(self._serial)
-        self._open[number] = _OpenFile(node, handle, backing is not None)
+        noted = NotedFile(
+            0, node.front_id, flags, backing, request.unique, request.uid, request.gid, request.pid, handle.in_upper
+        )
+        number = handle.front_number = self._ledger.open(noted)
+        if node.gone:
+            self._keeper.keep_file(number, handle.opened.fd)
+        self._open[number] = _OpenFile(node, handle)
         if handle.append_only:
             # Each write must be checked. It follows that the file cannot be mapped: a changed page would arrive as a
             # write.
-            flags = flags & wire.FOPEN_PASSTHROUGH | wire.FOPEN_DIRECT_IO
-        return wire.open_reply(number, flags, backing or 0)
+            reply = reply & wire.FOPEN_PASSTHROUGH | wire.FOPEN_DIRECT_IO
+        return wire.open_reply(number, reply, backing or 0)
 
     def open(self, request: Request) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(request.body)
@@ -97,7 +164,7 @@ class Files:
                 return self._cached(request, node, handle, flags, status)
             if self._let_write(node, handle, flags, request, status.st_mode if status else 0):
                 self._services.refresh(node)
-            return self._given(node, handle, wire.FOPEN_PASSTHROUGH, backing)
+            return self._given(request, node, handle, flags, wire.FOPEN_PASSTHROUGH, backing)
         except BaseException:
             self._modes.release(nodeid, passed=backing is not None)
             raise
@@ -155,7 +222,7 @@ class Files:
             self._store_small(request, node, handle)
         # Nobody says that a mapping past us has changed the real file's pages.
         keeps_pages = not node.mapped_past and self._keeps_pages(request.nodeid, handle, flags, keep, status)
-        return self._given(node, handle, wire.FOPEN_KEEP_CACHE if keeps_pages else 0)
+        return self._given(request, node, handle, flags, wire.FOPEN_KEEP_CACHE if keeps_pages else 0)
 
     def _keeps_pages(self, nodeid: int, handle: Handle, flags: int, keep: bool, status: os.stat_result | None) -> bool:
         """Return whether the kernel may read its cached pages of the file, which has this status, without asking us.
@@ -211,6 +278,20 @@ class Files:
             # not do so after this reply, so this error makes it look the name up again and open that file.
             raise stale(name) from None
 
+    def created(self, request: Request) -> bytes:
+        """Return CREATE's reply for a file that the process before has created. Raises OSError if it was not that one.
+
+        Nobody has checked whether the caller may open any other file there: see `create`.
+        """
+        flags, _, umask, _ = wire.CREATE_IN.unpack_from(request.body)
+        parent, caller = self._nodes.directory(request.nodeid), request.caller("create", umask)
+        name = request.name(wire.CREATE_IN.size)
+        node, attrs = self._overlay.lookup(parent, name)
+        if not isinstance(node, FileNode) or not node.in_upper or attrs.size or attrs.uid != request.uid:
+            raise failure(errno.EEXIST, name) if flags & os.O_EXCL else stale(name)
+        handle = self._overlay.open(node, flags & ~os.O_TRUNC, caller)
+        return self._made(request, flags, parent, node, attrs, handle)
+
     def tmpfile(self, request: Request) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(request.body)
         parent, caller = self._nodes.directory(request.nodeid), request.caller("tmpfile", umask)
@@ -228,7 +309,8 @@ class Files:
                     reply_flags = wire.FOPEN_PASSTHROUGH
                     self._let_write(node, handle, flags, request, attrs.mode)
                 valid = self._trust.entry(self._trust.inside(parent), node, attrs)
-                return wire.entry_reply(nodeid, attrs, valid) + self._given(node, handle, reply_flags, backing)
+                entry = wire.entry_reply(nodeid, attrs, valid)
+                return entry + self._given(request, node, handle, flags, reply_flags, backing)
             except BaseException:
                 self._modes.release(nodeid, passed=backing is not None)
                 raise
@@ -257,10 +339,22 @@ class Files:
 
     def release(self, request: Request) -> bytes:
         number, _, _ = wire.RELEASE_IN.unpack_from(request.body)
-        opened = self._open.pop(number)
-        self._modes.release(request.nodeid, passed=opened.passes)
-        self._overlay.files.release(opened.node, opened.handle)
+        self._release(self._ledger.file(number))
         return b""
+
+    def _release(self, file: NotedFile) -> None:
+        self._modes.release(file.nodeid, passed=file.backing is not None)
+        opened = self._open.pop(file.number, None)
+        if opened is not None:  # If not, it could not be opened again, see `resume`.
+            self._overlay.files.release(opened.node, opened.handle)
+        self._keeper.release_file(file.number)
+        self._ledger.close(file.number)
+
+    def forget_opens_of(self, request: Request) -> None:
+        """Release what the process before opened to answer this request, because that answer was never sent."""
+        for file in self._ledger.files():
+            if file.unique | RESENT == request.unique:
+                self._release(file)
 
     def fsync(self, request: Request) -> bytes:
         number, flags = wire.FSYNC_IN.unpack_from(request.body)

@@ -6,6 +6,7 @@ returns the reply's payload, or None for a request that gets no reply, and raise
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from functools import partial
 
 from overlayfs_demo.fronts.front import View, now_ns
+from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.cache_policy import Trust
 from overlayfs_demo.fronts.kernel.file_handlers import Files
+from overlayfs_demo.fronts.kernel.ledger import Ledger
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.fronts.kernel.readdir import Directories, Portion
 from overlayfs_demo.fronts.kernel.request import Payload, Request
@@ -37,21 +40,25 @@ _CHANGES = _TOUCH | wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | wire.FAT
 class Requests:
     """Answers the requests of one mount. Safe to use from several threads."""
 
-    def __init__(self, view: View, services: Services) -> None:
-        """Set up the handlers of one mount."""
+    def __init__(self, view: View, services: Services, ledger: Ledger, keeper: Keeper) -> None:
+        """Set up the handlers of one mount, which go on where the ledger ends."""
         self._overlay: Overlay = view.overlay
         self._services = services
         self._overlay.hooks.before_wait = services.pass_on
         self._overlay.hooks.changed = services.refresh
         strict = bool(view.flags & mounting.MS_STRICTATIME)
         self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)
-        self.nodes = NodeTable(view.overlay.root, view.overlay.prune)
+        self._ledger = ledger
+        self.nodes = NodeTable(view.overlay.root, view.overlay.prune, ledger, view.overlay.lookup)
         self.directories = Directories(view.overlay, self.nodes, trust)
-        self._files = Files(view, self.nodes, trust, services)
+        self.files = Files(view, self.nodes, trust, services, ledger, keeper)
+        self._overlay.hooks.moved = self.nodes.moved
+        self._overlay.hooks.losing_name = self.files.keep
+        self._overlay.hooks.lost_name = self.nodes.lost_name
         self.handlers: dict[int, Callable[[Request], Payload | None]] = {
             opcode.value: getattr(owner, opcode.name.lower())
             for opcode in Opcode
-            for owner in (self, self._files)
+            for owner in (self, self.files)
             if hasattr(owner, opcode.name.lower())
         }
         if trust.keeps_listings:
@@ -60,7 +67,7 @@ class Requests:
 
     def close(self) -> None:
         """Release the files that the kernel did not release (after a forced unmount)."""
-        self._files.close()
+        self.files.close()
 
     def _node(self, request: Request) -> Node:
         return self.nodes.node(request.nodeid)
@@ -117,6 +124,20 @@ class Requests:
         names = self._overlay.xattrs(self._node(request), request.caller("listxattr"))
         return _sized(b"".join(os.fsencode(name) + b"\0" for name in names), size)
 
+    def ino_of(self, parent: DirNode, name: bytes) -> int:
+        """Return the inode number of what has a name now. Raises OSError like `Overlay.lookup`."""
+        known = parent.children.get(name)
+        return (known or self._overlay.lookup(parent, name)[0]).ino
+
+    def found(self, parent: DirNode, name: bytes) -> bytes:
+        """Return the reply about a name that must be there. Raises OSError like `Overlay.lookup`."""
+        return self._entry(parent, *self._overlay.lookup(parent, name))
+
+    def meet(self, parent: DirNode, name: bytes) -> None:
+        """Note where a node is that the process before may have moved, if anything has this name."""
+        with contextlib.suppress(FileNotFoundError):
+            self.nodes.meet(self._overlay.lookup(parent, name)[0])
+
     # --- change names ------------------------------------------------------------------------------
 
     def mknod(self, request: Request) -> bytes:
@@ -164,6 +185,7 @@ class Requests:
     def _move(self, request: Request, new_parent: int, flags: int, offset: int) -> bytes:
         old, new = request.names(offset)
         above_old, above_new = self.nodes.directory(request.nodeid), self.nodes.directory(new_parent)
+        self._ledger.intend(request.unique, self.ino_of(above_old, old))
         self._overlay.rename(above_old, old, above_new, new, flags, request.caller("rename"))
         return _EMPTY
 
@@ -185,7 +207,7 @@ class Requests:
         node = self._node(request)
         attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))
         if change.size is not None:
-            self._files.wait_for_store()
+            self.files.wait_for_store()
         return wire.attr_reply(attrs, self._trust.attributes(node, attrs))
 
     def setxattr(self, request: Request) -> bytes:

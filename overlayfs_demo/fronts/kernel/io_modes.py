@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections.abc import Iterable
 from typing import Protocol
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,17 @@ class IoModes:
         """Let files pass from now on, because the kernel has agreed to it."""
         self._backings = backings
         self._gives = True
+
+    def resume(self, opens: Iterable[tuple[int, int | None]]) -> None:
+        """Note the opens of a process that served this mount before: node ids, and what `open` returned for each."""
+        with self._lock:
+            for nodeid, backing in opens:
+                if backing is None:
+                    self._cached[nodeid] = self._cached.get(nodeid, 0) + 1
+                elif nodeid in self._passing:
+                    self._passing[nodeid].opens += 1
+                else:
+                    self._passing[nodeid] = _Passing(backing)
 
     def open(self, nodeid: int, fd: int, *, may_pass: bool) -> int | None:
         """Note an open of a node's file, which is open as `fd`, and return the id of the file to pass through to.

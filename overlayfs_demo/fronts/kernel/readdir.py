@@ -78,7 +78,7 @@ class Directories:
             return [wire.dirent(entry.ino, number, entry.name, entry.kind) for number, entry in entries if entry]
 
         dots = [wire.dirent(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)]
-        return self._delivered(nodeid, _filled(numbering, offset, size, dots, wire.dirent_size, pack))
+        return self._delivered(nodeid, offset, _filled(numbering, offset, size, dots, wire.dirent_size, pack))
 
     def readdirplus(self, directory: DirNode, nodeid: int, offset: int, size: int) -> Portion:
         """Return the same as `readdir`, each entry with the answer that LOOKUP would give."""
@@ -102,12 +102,18 @@ class Directories:
             ]
 
         dots = [wire.bare_direntplus(ino, number, name, stat.S_IFDIR) for ino, number, name in _dots(directory, offset)]
-        return self._delivered(nodeid, _filled(numbering, offset, size, dots, wire.direntplus_size, pack))
+        return self._delivered(nodeid, offset, _filled(numbering, offset, size, dots, wire.direntplus_size, pack))
 
-    def _delivered(self, nodeid: int, portion: Portion) -> Portion:
-        """Return the portion. If it is empty, a reader has come to the end, and most of the numbering is dropped."""
+    def _delivered(self, nodeid: int, offset: int, portion: Portion) -> Portion:
+        """Return the portion. If it is empty, a reader has come to the end, and most of the numbering is dropped.
+
+        If it is the first of several, another process can go on with the next ones.
+        """
         if not portion.payload:
             self._nodes.stream(nodeid).rest()
+            self._nodes.drop_stream(nodeid)
+        elif not offset and not portion.is_last:
+            self._nodes.keep_stream(nodeid)
         return portion
 
     def _numbering(self, directory: DirNode, nodeid: int, offset: int) -> tuple[Numbering, _Answers]:

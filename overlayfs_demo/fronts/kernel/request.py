@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from overlayfs_demo.fronts.kernel.ledger import RESENT
 from overlayfs_demo.overlay.types import Caller
 
 # The body of a reply, which follows the reply's header.
@@ -24,6 +25,11 @@ class Request:
         self.body = body
         self.room = room
         self.afterwards: Callable[[], None] | None = None
+
+    @property
+    def is_resent(self) -> bool:
+        """Whether another process has read the request before, and may have carried it out."""
+        return self.unique >= RESENT
 
     def own_body(self) -> None:
         """Copy the body out of the buffer of the thread that read it."""

@@ -20,14 +20,18 @@ from functools import partial
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import attach
 from overlayfs_demo.fronts.front import View
+from overlayfs_demo.fronts.keeper import Keeper, UselessError
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.handlers import Requests
 from overlayfs_demo.fronts.kernel.invalidation import Notices
 from overlayfs_demo.fronts.kernel.io_modes import IoModes
+from overlayfs_demo.fronts.kernel.ledger import Ledger
 from overlayfs_demo.fronts.kernel.overdue import Overdue
 from overlayfs_demo.fronts.kernel.patience import Patience
 from overlayfs_demo.fronts.kernel.request import Payload, Request
+from overlayfs_demo.fronts.kernel.resent import Resent
 from overlayfs_demo.fronts.kernel.services import Services
+from overlayfs_demo.fronts.kernel.shared_records import DamagedError
 from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import mountinfo, mounting, syscalls
@@ -65,6 +69,7 @@ _WANTED = (
     | wire.SETXATTR_EXT
     | wire.INIT_EXT
     | wire.PASSTHROUGH
+    | wire.HAS_RESEND
 )
 # Without these the engine's answers would be wrong, not just slow.
 _NEEDED = wire.ATOMIC_O_TRUNC | wire.DONT_MASK | wire.POSIX_ACL | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT
@@ -73,22 +78,30 @@ _NEEDED = wire.ATOMIC_O_TRUNC | wire.DONT_MASK | wire.POSIX_ACL | wire.HANDLE_KI
 class KernelFront:
     """Our own front on /dev/fuse (`--front kernel`)."""
 
-    def serve(self, view: View, ready: Callable[[], None]) -> None:
+    is_resumable = True
+
+    def serve(self, view: View, ready: Callable[[], None], keeper: Keeper) -> None:
         """Serve the view, see `Front.serve`."""
         with contextlib.ExitStack() as held:
-            fd = attach.attach(view)
+            is_first = keeper.device is None
+            fd = attach.attach(view) if keeper.device is None else keeper.device
             held.callback(os.close, fd)
             try:
-                session = Session(fd, view)
+                if is_first:
+                    keeper.keep_device(fd)
+                session = Session(fd, view, keeper)
                 held.callback(session.close)
                 session.start()
-                _read_far_ahead(view.mountpoint)
+                if is_first:
+                    _read_far_ahead(view.mountpoint)
                 ready()
+                keeper.serving(resumable=session.is_resumable)
                 session.wait()
             except BaseException:
                 # A mount that nobody serves must not remain, and the threads end only when it is unmounted.
-                with contextlib.suppress(OSError, MountError):
-                    attach.detach(view.mountpoint, lazy=True)
+                if is_first:
+                    with contextlib.suppress(OSError, MountError):
+                        attach.detach(view.mountpoint, lazy=True)
                 raise
 
 
@@ -124,8 +137,17 @@ class _Buffers:
 class Session:
     """One connection to the kernel. The caller that created it closes the device."""
 
-    def __init__(self, fd: int, view: View) -> None:
+    def __init__(self, fd: int, view: View, keeper: Keeper | None = None) -> None:
+        """Prepare to serve. The kernel may have talked to another process before, which has left its ledger.
+
+        Raises MountError if that is damaged.
+        """
         self._device = fd
+        keeper = keeper or Keeper()
+        try:
+            self._ledger = Ledger(keeper.memory)
+        except DamagedError as error:
+            raise UselessError(f"the ledger of the daemon before is damaged: {error}") from error
         # With FUSE_POSIX_ACL the kernel checks permissions even if default_permissions was not given.
         self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
         if not view.passthrough:
@@ -147,7 +169,8 @@ class Session:
             self._distrust,
             self._io_modes,
         )
-        self._requests = Requests(view, services)
+        self._requests = Requests(view, services, self._ledger, keeper)
+        self._resent = Resent(self._requests, view.overlay, self._ledger)
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.external_changes, self._requests.nodes, self._requests.directories)
@@ -166,20 +189,16 @@ class Session:
         self._requests.close()
 
     def start(self) -> None:
-        """Answer the first request, INIT, which settles the protocol, and begin to serve.
+        """Answer the first request, INIT, which settles the protocol, or go on where another process ended; then serve.
 
         On return all memory for serving has been allocated. Raises MountError.
         """
-        buffer = _Buffers().request
-        size = os.readv(self._device, [buffer])
-        header = wire.HEADER.unpack_from(buffer)
-        body = buffer[wire.HEADER.size : size]
-        if header[1] != Opcode.INIT:
-            raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
-        agreed = _agree(body, self._wanted)
-        self._reply(header[2], wire.init_reply(agreed, _BACKGROUND, MAX_WRITE))
+        before = self._ledger.protocol
+        agreed = before or self._begin()
         if agreed.flags & wire.PASSTHROUGH:
             self._io_modes.allow(Passthrough(self._device))
+        if before is not None:
+            self._requests.files.resume()
 
         os.set_blocking(self._device, False)
         syscalls.reserve_descriptors(_DESCRIPTORS)
@@ -187,6 +206,27 @@ class Session:
             self._start_threads()
         except (MemoryError, RuntimeError) as error:  # RuntimeError is "can't start new thread".
             raise MountError("not enough memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
+        if before is not None:
+            # What the process before has read and not answered.
+            self._send(wire.notice_head(wire.NOTIFY_RESEND, 0))
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether another process can go on where this one ends, because the kernel can send its requests again."""
+        agreed = self._ledger.protocol
+        return agreed is not None and bool(agreed.flags & wire.HAS_RESEND)
+
+    def _begin(self) -> wire.Protocol:
+        buffer = _Buffers().request
+        size = os.readv(self._device, [buffer])
+        header = wire.HEADER.unpack_from(buffer)
+        body = buffer[wire.HEADER.size : size]
+        if header[1] != Opcode.INIT:
+            raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
+        agreed = _agree(body, self._wanted)
+        self._ledger.protocol = agreed
+        self._reply(header[2], wire.init_reply(agreed, _BACKGROUND, MAX_WRITE))
+        return agreed
 
     def _start_threads(self) -> None:
         self._threads = [
@@ -247,7 +287,7 @@ class Session:
             self._answer(Request(unpack(buffer), buffer[start:size], room))
 
     def _answer(self, request: Request) -> None:
-        handler = self._requests.handlers.get(request.opcode)
+        handler = self._handler(request)
         if handler is None:
             if request.opcode not in (Opcode.INTERRUPT, Opcode.DESTROY):
                 # The kernel stops sending what gets ENOSYS.
@@ -256,10 +296,16 @@ class Session:
         self._asked[self._names[request.opcode]] += 1
         self._carry_out(request, handler)
 
+    def _handler(self, request: Request) -> Callable[[Request], Payload | None] | None:
+        handler = self._requests.handlers.get(request.opcode)
+        return handler if handler is None or not request.is_resent else self._resent.answer
+
     def _resume(self, room: memoryview, request: Request) -> None:
         """Begin a parked request again, with this thread's `room`."""
         request.room = room
-        self._carry_out(request, self._requests.handlers[request.opcode])
+        handler = self._handler(request)
+        assert handler is not None
+        self._carry_out(request, handler)
 
     def _carry_out(self, request: Request, handler: Callable[[Request], Payload | None]) -> None:
         try:

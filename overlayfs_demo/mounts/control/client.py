@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 
 from overlayfs_demo.errors import MountError, printable
+from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control import protocol, unix_socket
 from overlayfs_demo.mounts.control.protocol import (
     Answer,
@@ -17,6 +19,7 @@ from overlayfs_demo.mounts.control.protocol import (
     ProtocolError,
     Refused,
     Request,
+    Restarted,
     Update,
     WatchRequest,
     WhichAnswer,
@@ -27,6 +30,13 @@ from overlayfs_demo.overlay.provenance import Provenance
 # In bytes. Each of thousands of layers may name several long paths.
 _LONGEST_ANSWER = 1 << 27
 _RECEIVED_AT_ONCE = 1 << 16
+# How long to wait for a daemon that takes another one's place, and between two attempts, in seconds.
+_TAKEOVER = 10.0
+_POLL = 0.05
+
+
+class UnreachableError(MountError):
+    """No daemon answers at the socket now."""
 
 
 class Connection:
@@ -37,30 +47,38 @@ class Connection:
 
         The daemon must be that user's: nothing is sent to anyone else, whatever is at the path.
         """
+        self._path = path
         self._mountpoint = mountpoint
+        self._owner = os.geteuid() if owner is None else owner
         self._received = bytearray()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._connect(path, os.geteuid() if owner is None else owner)
-        except BaseException:
-            self._socket.close()
-            raise
+        # What `attach` asked for.
+        self._watch: WatchRequest | None = None
+        self._socket = self._connected()
 
-    def _connect(self, path: str | os.PathLike[str], owner: int) -> None:
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with unix_socket.address(path, owner) as address:
-                self._socket.connect(address)
+            self._connect(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect(self, connection: socket.socket) -> None:
+        try:
+            with unix_socket.address(self._path, self._owner) as address:
+                connection.connect(address)
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise MountError(
+            raise UnreachableError(
                 f"{self._mountpoint}: its daemon cannot be reached",
                 "if it was killed, unmount the view and mount it again; otherwise it runs a different version",
             ) from error
         except OSError as error:
             raise MountError(f"{self._mountpoint}: its daemon cannot be reached: {error.strerror}") from error
-        peer = unix_socket.peer_user(self._socket)
-        if peer != owner:
+        peer = unix_socket.peer_user(connection)
+        if peer != self._owner:
             raise MountError(
-                f"{self._mountpoint} was mounted by user {owner}, but user {peer} answers at {path}",
+                f"{self._mountpoint} was mounted by user {self._owner}, but user {peer} answers at {self._path}",
                 "remove that socket",
             )
 
@@ -86,12 +104,17 @@ class Connection:
 
         Raises MountError, EOFError.
         """
-        self._send(WatchRequest(counters))
+        self._watch = WatchRequest(counters)
+        self._attach(self._watch)
+
+    def _attach(self, watch: WatchRequest) -> None:
+        self._send(watch)
         if not isinstance(self._answer(None), Attached):
             raise self._senseless()
 
     def detach(self) -> None:
         """Ask for no more. What is on its way still comes, with the last counters, and then the end."""
+        self._watch = None
         with contextlib.suppress(OSError):  # The mount may have ended just now.
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -102,15 +125,39 @@ class Connection:
     def receive(self, timeout: float | None) -> Update | None:
         """The next update; None if none comes for so many seconds (None: wait without end).
 
-        Raises EOFError when the mount has ended, and MountError.
+        If the daemon has died and another one takes its place, that is an update. Raises EOFError when the mount has
+        ended, and MountError.
         """
         try:
             answer = self._answer(timeout)
+        except EOFError:
+            if self._watch is None or not self._follow(self._watch):
+                raise
+            return Restarted()
         except (TimeoutError, BlockingIOError):  # The latter for a timeout of 0.
             return None
         if not isinstance(answer, Update):
             raise self._senseless()
         return answer
+
+    def _follow(self, watch: WatchRequest) -> bool:
+        """Attach to the daemon that takes the place of the one that has died; return False if there is none."""
+        deadline = time.monotonic() + _TAKEOVER
+        while time.monotonic() < deadline and not registry.has_ended(self._mountpoint, self._owner):
+            try:
+                following = self._connected()
+            except UnreachableError:
+                time.sleep(_POLL)
+                continue
+            self._socket.close()
+            self._socket = following
+            self._received.clear()
+            try:
+                self._attach(watch)
+            except EOFError:
+                continue  # This one has died, too.
+            return True
+        return False
 
     def _send(self, request: Request) -> None:
         # A daemon that ends or refuses the client says so in what is read next.

@@ -89,6 +89,10 @@ class Dropped(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count
 
 
+class Restarted(NamedTuple):
+    """Another daemon serves the view now. No daemon sends this: a client finds out, see `client`."""
+
+
 class Counters(NamedTuple):
     """How many requests of each kind the view has answered since the client attached."""
 
@@ -96,7 +100,7 @@ class Counters(NamedTuple):
 
 
 Request = WhichRequest | WatchRequest
-Update = Happened | Dropped | Counters
+Update = Happened | Dropped | Restarted | Counters
 Answer = WhichAnswer | Attached | Refused | Update
 
 
@@ -125,6 +129,8 @@ def to_json(message: Request | Answer) -> dict[str, object]:
             return _happened_to_json(message)
         case Dropped(count):
             return {"dropped": count}
+        case Restarted():
+            return {"restarted": True}
         case Counters(counts):
             return {"counters": dict(counts)}
 

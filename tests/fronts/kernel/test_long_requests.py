@@ -136,7 +136,7 @@ def test_fsync_of_a_fast_disk_changes_no_threads(
 ) -> None:
     node = kernel.lookup("f1")
     handle = kernel.open(node, os.O_RDWR)
-    files, upper = kernel.session._requests._files, view.overlay._tree.writable()
+    files, upper = kernel.session._requests.files, view.overlay._tree.writable()
     passed: list[bool] = []
     # The thread that copied the file up may still count as long.
     services = files._services._replace(pass_on=lambda: passed.append(upper.syncs_slowly), any_long=lambda: False)

@@ -55,7 +55,7 @@ class HeldStore:
     def __init__(self, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.may_end = threading.Event(), threading.Event()
         self._store = kernel.session._store
-        files = kernel.session._requests._files
+        files = kernel.session._requests.files
         monkeypatch.setattr(files, "_services", files._services._replace(store=self))
 
     def __call__(self, nodeid: int, data: memoryview) -> None:
