@@ -74,7 +74,7 @@ class Line:
         if isinstance(update, Dropped):
             return cls(None, note=f"{plural(update.count, 'more event')} came faster than they could be shown")
         if isinstance(update, Restarted):
-            return cls(None, note="the daemon died and another one goes on; events of that moment may be missing")
+            return cls(None, note="another daemon serves the view now; events of that moment may be missing")
         return cls(update.event, update.who)
 
     @property
