@@ -44,11 +44,13 @@ class Notices:
         self._directories = directories
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
+        self._missed = False
         self._distrusted: deque[int] = deque()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, *, forget_all: bool = False) -> None:
+        """Start the thread. `forget_all`: changes may have gone unnoticed, so the kernel must forget everything."""
+        self._missed = forget_all
         self._thread.start()
 
     def close(self) -> None:
@@ -70,7 +72,7 @@ class Notices:
         for queue in self._external_changes.fds:
             poll.register(queue, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        sent = Changes()
+        sent = Changes(everything=self._missed)
         while True:
             ready = [fd for fd, _ in poll.poll(_AGAIN * 1000 if sent else None)]
             if self._stopping:

@@ -203,7 +203,7 @@ class Session:
         os.set_blocking(self._device, False)
         syscalls.reserve_descriptors(_DESCRIPTORS)
         try:
-            self._start_threads()
+            self._start_threads(is_first=before is None)
         except (MemoryError, RuntimeError) as error:  # RuntimeError is "can't start new thread".
             raise MountError("not enough memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
         if before is not None:
@@ -228,7 +228,7 @@ class Session:
         self._reply(header[2], wire.init_reply(agreed, _BACKGROUND, MAX_WRITE))
         return agreed
 
-    def _start_threads(self) -> None:
+    def _start_threads(self, *, is_first: bool) -> None:
         self._threads = [
             threading.Thread(target=self._loop, args=(_Buffers(),), name=f"fuse-{number}", daemon=True)
             for number in range(_THREADS)
@@ -237,7 +237,7 @@ class Session:
             thread.start()
         self._overdue.start()
         if self._notices is not None:
-            self._notices.start()
+            self._notices.start(forget_all=not is_first)
 
     def wait(self) -> None:
         """Return when the view is unmounted. Raises what ended a thread."""
