@@ -10,7 +10,8 @@ import enum
 import os
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+
+from overlayfs_demo.named_tuple import NamedTuple
 
 
 class Action(enum.Enum):

@@ -12,10 +12,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.linux import xattr
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer_size import inode_size
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, is_whiteout

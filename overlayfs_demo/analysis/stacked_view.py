@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from overlayfs_demo.analysis.inventory import Thing
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.merge import Says, decide
 
 

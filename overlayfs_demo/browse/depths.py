@@ -12,12 +12,12 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Sequence
-from typing import NamedTuple
 
 from overlayfs_demo.browse.subject import layer_name
 from overlayfs_demo.errors import printable
 from overlayfs_demo.images.upper_diff import Kind
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.factory import open_overlay
 from overlayfs_demo.overlay.layer import Layer, LayerDir

@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.view_compare import opened
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.client import Connection
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode
 from overlayfs_demo.overlay.provenance import Provenance

@@ -20,7 +20,8 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from overlayfs_demo.named_tuple import NamedTuple
 
 
 class _Machine(NamedTuple):

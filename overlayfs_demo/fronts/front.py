@@ -10,10 +10,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from overlayfs_demo.linux import mounting
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS
+from overlayfs_demo.named_tuple import NamedTuple
 
 if TYPE_CHECKING:  # Only a daemon needs the engine, and `umount`, `watch` and `ps` import this module, too.
     from overlayfs_demo.fronts.keeper import Keeper

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple, cast
+from typing import IO, BinaryIO, cast
 
 import zstandard
 
@@ -36,6 +36,7 @@ from overlayfs_demo.errors import ImageError, printable
 from overlayfs_demo.images.sparse import write_sparse
 from overlayfs_demo.images.tarstream import CHUNK
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.named_tuple import NamedTuple
 
 _VERSION = 1
 _MAGIC = b"overlayfs-demo tar recipe\n"

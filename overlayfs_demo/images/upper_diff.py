@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from overlayfs_demo.images.view_compare import find, in_upper, is_another, opened
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.stack import Stack

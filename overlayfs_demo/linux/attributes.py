@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+
+from overlayfs_demo.named_tuple import NamedTuple
 
 Name = str | bytes
 # Whether a file may lack the attribute `name`, which could not be set because of this error.

@@ -6,10 +6,10 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from overlayfs_demo.linux.file_handle import handle_of
 from overlayfs_demo.linux.libc import check, libc
+from overlayfs_demo.named_tuple import NamedTuple
 
 # fanotify(7): the events of a watched directory. The last two flags add those of its entries, and of directories.
 MODIFY = 0x2

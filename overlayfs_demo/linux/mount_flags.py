@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from overlayfs_demo.linux import mounting
+from overlayfs_demo.named_tuple import NamedTuple
 
 
 class MountFlag(NamedTuple):

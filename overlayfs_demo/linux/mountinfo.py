@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from overlayfs_demo.named_tuple import NamedTuple
 
 
 class Mounted(NamedTuple):

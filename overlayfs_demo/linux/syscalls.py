@@ -10,9 +10,9 @@ import os
 import resource
 import struct
 import sys
-from typing import NamedTuple
 
 from overlayfs_demo.linux.libc import AT_EMPTY_PATH, AT_FDCWD, check, libc
+from overlayfs_demo.named_tuple import NamedTuple
 
 _SYS_OPENAT2 = 437
 # How often to look a path up again; each time only another rename or mount in that very moment can spoil it.

@@ -6,9 +6,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from overlayfs_demo.mounts.registry import MountRecord
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer_size import inode_size
 from overlayfs_demo.overlay.whiteout import IMAGE_OPAQUE, IMAGE_WHITEOUT_PREFIX, is_whiteout
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from overlayfs_demo.errors import UsageError
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.idmap import IdMap, Ids
 from overlayfs_demo.overlay.stack import Stack
 from overlayfs_demo.overlay.whiteout import USER

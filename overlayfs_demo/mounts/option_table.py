@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS, changed
 from overlayfs_demo.mounts import option_values as values
 from overlayfs_demo.mounts.option_draft import Draft, Word
 from overlayfs_demo.mounts.option_paths import escape_path, lowerdir_option
+from overlayfs_demo.named_tuple import NamedTuple
 
 FRONTS = ("auto", "kernel", "fusepy")
 

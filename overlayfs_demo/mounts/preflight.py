@@ -12,11 +12,11 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.linux import mountinfo, syscalls
 from overlayfs_demo.mounts.option_paths import unescape
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import incompat, layer_snapshots
 from overlayfs_demo.overlay.pairing import pairing_of
 from overlayfs_demo.overlay.stack import Stack

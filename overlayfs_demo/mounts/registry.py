@@ -12,12 +12,12 @@ import fcntl
 import json
 import logging
 import os
-from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts.front import FILESYSTEM_TYPE
 from overlayfs_demo.linux import mountinfo
 from overlayfs_demo.mounts import runtime_directory
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.sha256 import digest
 
 _log = logging.getLogger(__name__)

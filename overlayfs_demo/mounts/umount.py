@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import attach
@@ -16,6 +15,7 @@ from overlayfs_demo.fronts.front import FILESYSTEM_TYPE
 from overlayfs_demo.linux import mountinfo
 from overlayfs_demo.mounts import daemon, registry
 from overlayfs_demo.mounts.registry import find_record
+from overlayfs_demo.named_tuple import NamedTuple
 
 # How long to wait for a daemon that has nothing left to serve, in seconds.
 _TIMEOUT = 10.0

@@ -11,9 +11,9 @@ import errno
 import os
 import resource
 from collections.abc import Callable
-from typing import NamedTuple
 
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 
 # The most directories to keep open, and the descriptors reserved for the verbs in progress.
 _MOST_DIRECTORIES = 4096

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux import proc
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.copyup_attributes import dress

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import NamedTuple
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.types import Caller
 from overlayfs_demo.overlay.upper import Upper

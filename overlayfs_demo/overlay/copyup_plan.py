@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.budget import Budget, kept
 from overlayfs_demo.overlay.copyup_attributes import marks
 from overlayfs_demo.overlay.copyup_limits import Limits

@@ -13,11 +13,12 @@ import stat
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import impure, inode_flags, listing, lower_fingerprint, provenance
 from overlayfs_demo.overlay.attr_ops import AttrOps, list_xattrs, read_xattr
 from overlayfs_demo.overlay.copyup import CopyUp

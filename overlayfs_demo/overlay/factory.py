@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import NamedTuple
 
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import proc
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import override_stat, private_mount
 from overlayfs_demo.overlay.attr_ops import AttrOps
 from overlayfs_demo.overlay.budget import Budget

@@ -12,10 +12,10 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from overlayfs_demo.events import Action, Event
 from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer import Key, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, Node

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.types import Caller
 

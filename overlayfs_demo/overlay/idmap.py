@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.acl import ENTRY, GROUP, HEAD, USER
 
 # The default of /proc/sys/kernel/overflowuid.

@@ -14,9 +14,9 @@ import errno
 import os
 import re
 import stat
-from typing import NamedTuple
 
 from overlayfs_demo.linux import proc, syscalls, xattr
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Descriptor, Layer, LayerDir, UpperDir
 from overlayfs_demo.overlay.origin import Origins

@@ -12,10 +12,10 @@ import fcntl
 import os
 import stat
 import sys
-from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.node import DirNode, Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.types import Caller

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir
 from overlayfs_demo.overlay.lookup import Answer, Lookup, Part, judge
 from overlayfs_demo.overlay.merge import Says, Verdict

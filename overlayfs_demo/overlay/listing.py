@@ -11,9 +11,10 @@ import stat
 import sys
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from overlayfs_demo.linux import proc
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer import LayerDir, UpperDir
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 

@@ -11,9 +11,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import faults
 from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.merge import Says, Verdict, decide

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 from weakref import ref
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer import LayerDir
 from overlayfs_demo.overlay.listing import TooManyNamesError
 from overlayfs_demo.overlay.name_table import NameTable

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from overlayfs_demo.named_tuple import NamedTuple
 
 
 class Says(enum.Enum):

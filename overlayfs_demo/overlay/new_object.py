@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from overlayfs_demo.linux.attributes import Attributes
+from overlayfs_demo.named_tuple import NamedTuple
 
 
 class NewObject(NamedTuple):

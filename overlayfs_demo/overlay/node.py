@@ -10,12 +10,13 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 from weakref import ref
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.syscalls import Statx
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.name_table import NameTable

@@ -8,9 +8,9 @@ Symbolic links and special files cannot have a `user.` attribute (xattr(7)), so 
 from __future__ import annotations
 
 import stat
-from typing import NamedTuple
 
 from overlayfs_demo.linux import xattr
+from overlayfs_demo.named_tuple import NamedTuple
 
 NAME = "user.containers.override_stat"
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls, xattr
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import origin
 from overlayfs_demo.overlay.layer import Descriptor
 from overlayfs_demo.overlay.stack import Stack

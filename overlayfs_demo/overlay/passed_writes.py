@@ -8,8 +8,8 @@ one, such as a child, the file only costs as much as if it had been changed behi
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.handle import Handle, Passed
 from overlayfs_demo.overlay.layer import Key, key_of
 from overlayfs_demo.overlay.node import FileNode

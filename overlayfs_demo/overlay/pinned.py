@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from overlayfs_demo.linux import proc, xattr
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer import Descriptor, Key, stale
 
 # A FIFO must not block the daemon, and a terminal must not become its controlling terminal: open(2).

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
 
 from overlayfs_demo.linux import mounting
+from overlayfs_demo.named_tuple import NamedTuple
 
 # MOUNT_ATTR_* of a lower. No device may ever be opened there, whatever its name: the kernel opens a view's devices by
 # their numbers.

@@ -16,10 +16,10 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer_statements import Statement, statements_about
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import Node

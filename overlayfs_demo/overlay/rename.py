@@ -8,10 +8,10 @@ of fs/overlayfs/dir.c, ovl_rename.
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
 
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import inode_flags
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.dir_ops import DirOps

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.idmap import AS_ON_DISK, Ids
 
 # The part of a title that a label shows, in characters.

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -21,6 +21,7 @@ from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Counters, Happened
 from overlayfs_demo.mounts.layer_facts import UPPER
 from overlayfs_demo.mounts.registry import mounted
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.watch.state import Line
 from overlayfs_demo.web.subject import Subject, key_of
 

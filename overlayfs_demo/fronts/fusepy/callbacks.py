@@ -41,7 +41,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 import fuse
@@ -52,6 +52,7 @@ from overlayfs_demo.fronts.fusepy.mount_options import ENCODING, default_signals
 from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.linux import libc, syscalls
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.types import AttrChange, Attrs, Caller

@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.cache_policy import Trust
 from overlayfs_demo.fronts.kernel.directory_offsets import DOT, DOT_DOT, Numbered, Numbering
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.listing import TooManyNamesError
 from overlayfs_demo.overlay.node import DirNode

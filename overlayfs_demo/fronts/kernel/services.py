@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from overlayfs_demo.fronts.kernel.io_modes import IoModes
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.node import Node
 
 

@@ -10,8 +10,9 @@ import functools
 import os
 import struct
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.types import Attrs
 
 MAJOR: Final = 7

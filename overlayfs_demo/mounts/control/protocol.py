@@ -20,9 +20,10 @@ import enum
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from overlayfs_demo.events import Action, Event
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.provenance import Provenance
