@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -34,6 +33,9 @@ def _lines(is_prose: bool, lines: Sequence[str], width: int) -> Sequence[str]:
 
 def filled(text: str, width: int) -> list[str]:
     """Return a paragraph in lines of at most `width` columns; an option or a path is not broken."""
+    # Imported only here: its regular expressions take a while to compile, and most commands print no help.
+    import textwrap
+
     return textwrap.wrap(text, max(width, 1), break_long_words=False, break_on_hyphens=False)
 
 
