@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -225,6 +225,11 @@ class Overlay:
         with self._lock:
             tree, inside = self._past.split(path) if self._past else (self._tree, path)
             return provenance.which(tree, inside)
+
+    def which_inside(self, directory: bytes) -> Callable[[bytes], provenance.Provenance]:
+        """Return a function that does the same for the names in a directory, see `provenance.inside`."""
+        with self._lock:
+            return provenance.inside(*(self._past.split(directory) if self._past else (self._tree, directory)))
 
     def _virtual(self, node: Node) -> dict[str, str]:
         return {} if node.gone else provenance.attributes(self._tree_of(node), node, self.which(node.path()))

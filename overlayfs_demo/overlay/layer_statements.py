@@ -38,102 +38,138 @@ class Statement(NamedTuple):
     stored_at: bytes = b""
 
 
-class _PathLookup:
-    """The result of the lookup of a path, component by component.
+class StatementsInside:
+    """The statements about the names in one directory of the view.
 
-    `hidden` maps a layer's depth to the layer that hides it and the path where. `sources` make up the directory in
-    which the path's last component was looked up, and `answers` are about that component; both are empty if that
-    directory does not exist.
+    The directory is looked up once, so use this only while the layers do not change. `layers` are those in which names
+    are looked up, topmost first, `root` is what the view's root is merged from, and `names` lead from there to the
+    directory, which need not exist; none may be `.` or `..`.
     """
 
-    __slots__ = ("answers", "hidden", "positions", "sources")
+    __slots__ = ("_hidden", "_layers", "_lookup", "_names", "_reached", "_sources")
 
-    def __init__(self) -> None:
-        self.hidden: dict[int, tuple[Layer, bytes]] = {}
-        self.sources: Sequence[LayerDir] = ()
-        self.answers: Sequence[Answer] = ()
-        self.positions: Sequence[int] = ()
+    def __init__(
+        self, lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], names: Sequence[bytes]
+    ) -> None:
+        """Look the directory up. Raises OSError."""
+        self._lookup = lookup
+        self._layers = layers
+        self._names = names
+        # What the layers that no lookup has asked have there, by their depths.
+        self._reached: dict[int, LayerDir | _Ended] = {}
+        self._hidden = _hidden_at_root(layers, root)
+        # What the directory is merged from; nothing if the view has no such directory.
+        self._sources = root
+        for depth, name in enumerate(names):
+            verdict, answers = lookup.verdict(self._sources, name)
+            _note_hidden(self._hidden, layers, verdict, answers, _path(names[: depth + 1]))
+            parts = [part for position in verdict.positions if (part := answers[position].part)]
+            self._sources = [part.directory for part in parts if part.directory]
+            if not self._sources:
+                break
+
+    def about(self, name: bytes) -> list[Statement]:
+        """Return the statements of all layers about a name.
+
+        A data-only layer is included only if the path leads to its data. Raises OSError.
+        """
+        path = _path((*self._names, name))
+        hidden = self._hidden.copy()
+        answers: Sequence[Answer] = ()
+        winners: set[int] = set()
+        if self._sources:
+            verdict, answers = self._lookup.verdict(self._sources, name)
+            _note_hidden(hidden, self._layers, verdict, answers, path)
+            winners = {answers[position].layer.depth for position in verdict.positions}
+        answered = {answer.layer.depth: (answer, path) for answer in answers}
+        known = {layer.depth for layer in self._layers}
+        data = [answer.layer for answer in answers if answer.layer.depth not in known]
+        found = []
+        for layer in (*self._layers, *data):
+            answer, deleted_at = answered.get(layer.depth) or self._alone(layer, name, path)
+            found.append(_statement(answer, layer.depth in winners, hidden.get(layer.depth), deleted_at))
+        return found
+
+    def _alone(self, layer: Layer, name: bytes, path: bytes) -> _Ended:
+        """Return the answer of a layer that the lookup did not ask."""
+        directory = self._reached.get(layer.depth)
+        if directory is None:
+            merged = (source for source in self._sources if source.layer is layer)
+            directory = self._reached[layer.depth] = next(merged, None) or _reach(layer, self._names)
+        if isinstance(directory, LayerDir):
+            return judge(directory, name, directory.stat(name)), path
+        return directory
 
 
 def statements_about(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], path: bytes) -> list[Statement]:
-    """Return the statements of all `layers` in which names are looked up, topmost first, about an absolute path.
+    """Return the statements of all layers about an absolute path. The other arguments are as in `StatementsInside`.
 
-    `root` is what the view's root is merged from. A data-only layer is included only if the path leads to its data.
-    `path` must not contain `.` or `..`. Raises OSError.
+    Raises OSError.
     """
-    names = [name for name in path.split(b"/") if name]
-    looked_up = _look_up(lookup, layers, root, names)
-    answers = {answer.layer.depth: answer for answer in looked_up.answers}
-    winners = {looked_up.answers[position].layer.depth for position in looked_up.positions}
-    if not names:
-        winners = {source.layer.depth for source in root}
-    known = {layer.depth for layer in layers}
-    data = [answer.layer for answer in looked_up.answers if answer.layer.depth not in known]
+    names = names_of(path)
+    if names:
+        return StatementsInside(lookup, layers, root, names[:-1]).about(names[-1])
+    winners = {source.layer.depth for source in root}
+    hidden = _hidden_at_root(layers, root)
     found = []
-    for layer in (*layers, *data):
-        answer = answers.get(layer.depth)
-        deleted_at = _path(names)
-        if answer is None:
-            answer, deleted_at = _alone(layer, looked_up.sources, names)
-        found.append(_statement(answer, layer.depth in winners, looked_up.hidden.get(layer.depth), deleted_at))
+    for layer in layers:
+        opaque = LowerDir(layer, b"").marks.opaque
+        answer = Answer(Says.OPAQUE_DIRECTORY if opaque else Says.DIRECTORY, None, layer)
+        found.append(_statement(answer, layer.depth in winners, hidden.get(layer.depth), b""))
     return found
+
+
+def names_of(path: bytes) -> list[bytes]:
+    """Return the names that a path consists of."""
+    return [name for name in path.split(b"/") if name]
 
 
 def _path(names: Sequence[bytes]) -> bytes:
     return b"/" + b"/".join(names)
 
 
-def _look_up(lookup: Lookup, layers: Sequence[Layer], root: Sequence[LayerDir], names: Sequence[bytes]) -> _PathLookup:
-    looked_up = _PathLookup()
+# The layers that are hidden, by their depths: the layer that hides each, and the path where.
+_Hidden = dict[int, tuple[Layer, bytes]]
+# A layer's answer, and the path of its whiteout if it says "deleted".
+_Ended = tuple[Answer, bytes]
+
+
+def _hidden_at_root(layers: Sequence[Layer], root: Sequence[LayerDir]) -> _Hidden:
+    hidden: _Hidden = {}
     if root[-1].marks.opaque:
-        _hide_below(looked_up, layers, root[-1].layer, b"/")
-    sources: Sequence[LayerDir] = root
-    for depth, name in enumerate(names):
-        verdict, answers = lookup.verdict(sources, name)
-        _note_hidden(looked_up, layers, verdict, answers, _path(names[: depth + 1]))
-        if depth == len(names) - 1:
-            looked_up.sources, looked_up.answers, looked_up.positions = sources, answers, verdict.positions
-        parts = [part for position in verdict.positions if (part := answers[position].part)]
-        sources = [part.directory for part in parts if part.directory]
-        if not sources:
-            break
-    return looked_up
+        _hide_below(hidden, layers, root[-1].layer, b"/")
+    return hidden
 
 
 def _note_hidden(
-    looked_up: _PathLookup, layers: Sequence[Layer], verdict: Verdict, answers: Sequence[Answer], path: bytes
+    hidden: _Hidden, layers: Sequence[Layer], verdict: Verdict, answers: Sequence[Answer], path: bytes
 ) -> None:
     if verdict.decided_by is None:
         return
     decider = answers[verdict.decided_by]
-    _hide_below(looked_up, layers, decider.layer, path)
+    _hide_below(hidden, layers, decider.layer, path)
     if decider.part is not None and verdict.decided_by not in verdict.positions:
         # A file below merged directories ends the merge, and the lowest of them hides it.
-        looked_up.hidden.setdefault(decider.layer.depth, (answers[verdict.positions[-1]].layer, path))
+        hidden.setdefault(decider.layer.depth, (answers[verdict.positions[-1]].layer, path))
 
 
-def _hide_below(looked_up: _PathLookup, layers: Sequence[Layer], decider: Layer, path: bytes) -> None:
+def _hide_below(hidden: _Hidden, layers: Sequence[Layer], decider: Layer, path: bytes) -> None:
     for layer in layers:
         if layer.depth > decider.depth:
-            looked_up.hidden.setdefault(layer.depth, (decider, path))
+            hidden.setdefault(layer.depth, (decider, path))
 
 
-def _alone(layer: Layer, sources: Sequence[LayerDir], names: Sequence[bytes]) -> tuple[Answer, bytes]:
-    """Return the answer of a layer that the lookup did not ask, and the path of its whiteout if it says "deleted"."""
-    for source in sources:
-        if source.layer is layer:
-            return judge(source, names[-1], source.stat(names[-1])), _path(names)
+def _reach(layer: Layer, names: Sequence[bytes]) -> LayerDir | _Ended:
+    """Return a layer's own directory, or what the layer answers for every name in it if it has none."""
     directory: LayerDir = LowerDir(layer, b"")
     for depth, name in enumerate(names):
         answer = judge(directory, name, directory.stat(name))
-        last = depth == len(names) - 1
-        if last or answer.says is Says.WHITEOUT:
+        if answer.says is Says.WHITEOUT:
             return answer, _path(names[: depth + 1])
         if answer.part is None or answer.part.directory is None:
             return Answer(Says.ABSENT, None, layer), b""
         directory = answer.part.directory
-    # No names: the path is the root, which every layer has.
-    return Answer(Says.OPAQUE_DIRECTORY if directory.marks.opaque else Says.DIRECTORY, None, layer), b""
+    return directory
 
 
 def _statement(answer: Answer, wins: bool, hidden: tuple[Layer, bytes] | None, deleted_at: bytes) -> Statement:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.named_tuple import NamedTuple
-from overlayfs_demo.overlay.layer_statements import Statement, statements_about
+from overlayfs_demo.overlay.layer import Layer
+from overlayfs_demo.overlay.layer_statements import Statement, StatementsInside, names_of, statements_about
 from overlayfs_demo.overlay.merge import Says
 from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.tree import Tree
@@ -59,8 +60,26 @@ class Provenance(NamedTuple):
 
 def which(tree: Tree, path: bytes) -> Provenance:
     """Return what each layer has at an absolute path of the view. Raises OSError. Call with the tree's lock held."""
-    upper = [tree.upper.layer] if tree.upper else []
-    return Provenance(tuple(statements_about(tree.lookup, [*upper, *tree.lowers], tree.root.sources, path)))
+    return Provenance(tuple(statements_about(tree.lookup, _layers(tree), tree.root.sources, path)))
+
+
+def inside(tree: Tree, directory: bytes) -> Callable[[bytes], Provenance]:
+    """Return a function that returns what each layer has at a name in a directory of the view. Both raise OSError.
+
+    The directory is looked up only once, so use it only while the layers do not change. Call this with the tree's lock
+    held; the function takes it.
+    """
+    statements = StatementsInside(tree.lookup, _layers(tree), tree.root.sources, names_of(directory))
+
+    def which(name: bytes) -> Provenance:
+        with tree.lock:
+            return Provenance(tuple(statements.about(name)))
+
+    return which
+
+
+def _layers(tree: Tree) -> list[Layer]:
+    return [*([tree.upper.layer] if tree.upper else []), *tree.lowers]
 
 
 def are_listed(node: Node, caller: Caller) -> bool:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
@@ -22,6 +23,7 @@ from overlayfs_demo.linux import syscalls
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.layer_facts import UPPER
 from overlayfs_demo.mounts.registry import MountRecord
+from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.overlay.provenance import Provenance
 from overlayfs_demo.store.image_view import image_stack
@@ -80,7 +82,18 @@ def image_subject(store: Store, image: StoredImage) -> Iterator[Subject]:
         for depth, (layer, label, title) in enumerate(zip(layers, stack.labels(), stack.titles, strict=False))
     )
     with opened(stack) as overlay:
-        yield Subject(roots, lambda: nullcontext(overlay.which))
+        yield Subject(roots, lambda: nullcontext(_asker(overlay)))
+
+
+def _asker(overlay: Overlay) -> Ask:
+    """Return a way to ask an image's layers, which do not change: a directory is looked up once for all its names."""
+    inside = lru_cache(maxsize=1)(overlay.which_inside)
+
+    def ask(path: bytes) -> Provenance:
+        directory, name = os.path.split(path)
+        return inside(directory)(name) if name else overlay.which(path)
+
+    return ask
 
 
 def mount_subject(record: MountRecord, socket: str) -> Subject:
