@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from anyio import CapacityLimiter
@@ -128,4 +128,4 @@ class _Routes:
 
 
 def _listing(found: browse.Listing) -> dict[str, object]:
-    return {"rows": [asdict(row) for row in found.rows], "left_out": found.left_out}
+    return {"rows": [row._asdict() for row in found.rows], "left_out": found.left_out}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import printable
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.layer_statements import Statement
 from overlayfs_demo.web.subject import Ask, LayerRoot, Subject, is_directory, key_of
 
@@ -18,8 +19,7 @@ MOST_FOUND = 100
 _MOST_WALKED = 200_000
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One name. `layer` is the key of the topmost layer that has it; `hidden_by` that of the one that hides it.
 
     `key` is the path as in a URL, `size` in bytes, `said` the number of layers that say something about it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from markupsafe import Markup
@@ -62,7 +62,7 @@ def embedded(subject: Subject, ask: Ask) -> Embedded:
         found = listing(subject, ask, unquote_to_bytes(key))
         names += len(found.rows)
         left_out += found.left_out
-        trees[key] = [asdict(row) for row in found.rows]
+        trees[key] = [row._asdict() for row in found.rows]
         pending += [row.key for row in found.rows if row.kind == "directory"]
         files += found.rows
     stories, stories_left_out = _stories(subject, ask, files)
