@@ -38,6 +38,12 @@ class Statement(NamedTuple):
     stored_at: bytes = b""
 
 
+# The layers that are hidden, by their depths: the layer that hides each, and the path where.
+_Hidden = dict[int, tuple[Layer, bytes]]
+# A layer's answer, and the path of its whiteout if it says "deleted".
+_Ended = tuple[Answer, bytes]
+
+
 class StatementsInside:
     """The statements about the names in one directory of the view.
 
@@ -126,12 +132,6 @@ def names_of(path: bytes) -> list[bytes]:
 
 def _path(names: Sequence[bytes]) -> bytes:
     return b"/" + b"/".join(names)
-
-
-# The layers that are hidden, by their depths: the layer that hides each, and the path where.
-_Hidden = dict[int, tuple[Layer, bytes]]
-# A layer's answer, and the path of its whiteout if it says "deleted".
-_Ended = tuple[Answer, bytes]
 
 
 def _hidden_at_root(layers: Sequence[Layer], root: Sequence[LayerDir]) -> _Hidden:
