@@ -15,9 +15,9 @@ import struct
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.named_tuple import NamedTuple
 
 _MESSAGE = struct.Struct("=cQ")
 # In bytes: an error message may name a few long paths.

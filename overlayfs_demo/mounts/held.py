@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.mounts.locks import lock
 from overlayfs_demo.mounts.options import MountOptions
+from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.factory import open_roots
 from overlayfs_demo.overlay.private_mount import Roots
 

@@ -17,13 +17,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import attach, keeper
 from overlayfs_demo.fronts.keeper import Keeper, Kind, Message
 from overlayfs_demo.fronts.kernel import shared_records
 from overlayfs_demo.linux import confinement
+from overlayfs_demo.named_tuple import NamedTuple
 
 # So many daemons in a row may end without having served.
 _MOST_IN_VAIN = 5

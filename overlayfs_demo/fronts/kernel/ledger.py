@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.shared_records import DamagedError, Memory, Names, Slots
+from overlayfs_demo.named_tuple import NamedTuple
 
 # The kinds of segments, which differ for another layout. The last byte is the layout's version.
 _HEADER, _NODES, _FILES, _NAMES, _STREAMS = 0x6F76_6C01, 0x6F76_6E01, 0x6F76_6601, 0x6F76_7301, 0x6F76_6401
