@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.directory_offsets import DirectoryStream
@@ -21,6 +21,8 @@ from overlayfs_demo.overlay.types import Attrs
 
 # No tree is deeper in practice. A damaged ledger must not keep anyone busy for ever.
 _DEEPEST = 100_000
+# So many nodes take no memory worth giving back.
+_FEW = 10_000
 
 
 def _nothing(_: DirNode, name: bytes) -> tuple[Node, Attrs]:
@@ -32,9 +34,12 @@ class _Nodes(dict[int, Node]):
 
     __slots__ = ("_find",)
 
-    def __init__(self, root: Node, find: Callable[[int], Node]) -> None:
-        super().__init__({wire.ROOT_ID: root})
+    def __init__(self, nodes: Mapping[int, Node], find: Callable[[int], Node]) -> None:
+        super().__init__(nodes)
         self._find = find
+
+    def copy(self) -> _Nodes:
+        return _Nodes(self, self._find)
 
     def __missing__(self, nodeid: int) -> Node:
         return self._find(nodeid)
@@ -49,7 +54,7 @@ class NodeTable:
     by its name when it is first asked about it.
     """
 
-    __slots__ = ("_find", "_ledger", "_lock", "_nodes", "_prune", "_stamps", "_stored", "_streams", "_unmet")
+    __slots__ = ("_find", "_ledger", "_lock", "_most", "_nodes", "_prune", "_stamps", "_stored", "_streams", "_unmet")
 
     def __init__(
         self,
@@ -67,7 +72,8 @@ class NodeTable:
         self._lock = threading.Lock()
         self._ledger = Ledger() if ledger is None else ledger
         root.front_id = wire.ROOT_ID
-        self._nodes = _Nodes(root, self._find_again)
+        self._nodes = _Nodes({wire.ROOT_ID: root}, self._find_again)
+        self._most = _FEW
         self._streams: dict[int, DirectoryStream] = {}
         self._stored: set[int] = set()
         self._stamps: dict[int, object] = {}
@@ -261,10 +267,14 @@ class NodeTable:
         with self._lock:
             if nodeid == wire.ROOT_ID or self._ledger.count(nodeid, -lookups) > 0:
                 return
+            self._most = max(self._most, len(self._nodes))
             node = self._nodes.pop(nodeid, None)
             if node is None:
                 self._drop_unmet(nodeid)
                 return
+            if len(self._nodes) < self._most // 8:
+                # A dictionary never gives memory back by itself.
+                self._nodes, self._most = self._nodes.copy(), _FEW
             self._ledger.remove(nodeid)
             node.front_id = 0
             self._streams.pop(nodeid, None)

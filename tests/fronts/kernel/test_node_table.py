@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 from weakref import ref
 
 import pytest
 
-from overlayfs_demo.fronts.kernel import wire
+from overlayfs_demo.fronts.kernel import node_table, wire
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from tests.overlay.conftest import Make
@@ -180,3 +181,16 @@ def test_held_node_is_found_under_its_new_name_and_not_under_the_old(overlaid: M
     view.rename("b", "a")
     assert [children.get(name) for name in (b"a", b"b", b"c")] == [b, None, a]
     assert set(children.known()) == {a, b}
+
+
+def test_memory_of_the_table_is_given_back(overlaid: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_table, "_FEW", 16)
+    view = overlaid({f"f{number}": "" for number in range(200)})
+    table = NodeTable(view.overlay.root)
+    ids = table.remember([view.node(f"f{number}") for number in range(200)])
+    size = sys.getsizeof(table._nodes)
+    for nodeid in ids[1:]:
+        table.forget(nodeid, 1)
+    assert sys.getsizeof(table._nodes) < size / 4
+    assert table.node(ids[0]) is view.node("f0")
+    assert not known(table, ids[1])
