@@ -46,6 +46,7 @@ RESULTS = (
 WITHOUT = {
     "mount",
     "umount",
+    "restart",
     "tag",
     "save",
     "export",

@@ -236,8 +236,10 @@ def test_damaged_record_is_named_and_hides_no_other_view(place: Place) -> None:
 def killed(place: Place) -> None:
     place.mount()
     (place.view / "kept").write_text("1")
-    pid = place.supervisor()
-    os.kill(pid, signal.SIGKILL)
+    daemon = place.daemon()
+    os.kill(place.supervisor(), signal.SIGKILL)
+    # A listing before that would be cached, and go on for ever.
+    wait_until(lambda: not os.path.exists(f"/proc/{daemon}"), "end of the daemon")
     wait_until(lambda: _is_dead(place.view), "end of the killed daemon")
 
 
