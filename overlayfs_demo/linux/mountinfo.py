@@ -57,6 +57,12 @@ def top(mountpoint: bytes) -> Mounted | None:
     return next((found for found in reversed(mounts()) if found.mountpoint == mountpoint), None)
 
 
+def below(directory: bytes) -> list[bytes]:
+    """Return the mount points at and below a directory, which is given by its real path."""
+    start = directory.rstrip(b"/") + b"/"
+    return [found.mountpoint for found in mounts() if (found.mountpoint + b"/").startswith(start)]
+
+
 def mount_number(path: bytes) -> int:
     """Return the number of the mount that a directory is on. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

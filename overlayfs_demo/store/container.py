@@ -19,6 +19,7 @@ from pathlib import Path
 from overlayfs_demo.errors import ImageError, MountError, printable
 from overlayfs_demo.images.model import Digest, Document, parse_json
 from overlayfs_demo.images.record_file import read_file
+from overlayfs_demo.store import durable
 from overlayfs_demo.store.store import Store
 
 # The names that Docker allows.
@@ -70,9 +71,7 @@ class Container:
             "time_machine": self.time_machine,
             "options": self.options,
         }
-        unfinished = staged / f"{_RECORD}.new"
-        unfinished.write_text(json.dumps(fields))
-        unfinished.rename(staged / _RECORD)
+        durable.write_file(staged / _RECORD, json.dumps(fields).encode(), staged / f"{_RECORD}.new")
 
 
 def check_name(name: str) -> None:

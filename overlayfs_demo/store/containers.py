@@ -17,17 +17,17 @@ from typing import BinaryIO
 
 from overlayfs_demo.errors import MountError, OverlayError, UsageError, printable
 from overlayfs_demo.images.layer_tar_writer import write_tree
-from overlayfs_demo.images.layer_tree import remove_tree
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
-from overlayfs_demo.linux import attributes, mounting, syscalls
+from overlayfs_demo.linux import attributes, mounting, mountinfo, syscalls
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount, umount
 from overlayfs_demo.mounts.options import MountOptions, changed_flags
 from overlayfs_demo.overlay import override_stat
 from overlayfs_demo.overlay.idmap import ALL_ROOT
 from overlayfs_demo.overlay.stack import Stack
+from overlayfs_demo.store import durable
 from overlayfs_demo.store.commit import commit
 from overlayfs_demo.store.container import MERGED, Container, all_containers, check_name, directory_of, find_container
 from overlayfs_demo.store.container_state import record_of, served_at
@@ -131,16 +131,17 @@ class Containers:
         )
         with self._store.writing():
             self._store.image(image.id)  # Again, because only now nobody can remove it.
-            self._root.mkdir(mode=0o700, exist_ok=True)
+            durable.make_directory(self._root, 0o700)
             if os.path.lexists(directory):
                 raise self._taken(name)
             staged = self._store.tmp / name
             for directory_name in ("", "upper", "work", MERGED):
                 (staged / directory_name).mkdir(mode=0o755)
             _dress(staged / "upper", image.layers[-1].directory if image.layers else self._store.empty_directory())
-            container.write(staged)
+            durable.sync_directory(staged / "upper")
+            container.write(staged)  # This syncs the other directories' names.
             # Last: a container exists once its directory has its name.
-            staged.rename(directory)
+            durable.move([(staged, directory)])
         try:
             self.start(container)
         except OverlayError:
@@ -230,6 +231,8 @@ class Containers:
             if error.errno != errno.EEXIST:
                 raise
             raise self._taken(other) from None
+        else:
+            os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -254,12 +257,14 @@ class Containers:
             self.stop(container)
 
     def _remove(self, container: Container) -> None:
-        with self._store.writing():
-            fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                remove_tree(fd, os.fsencode(container.name), fd)
-            finally:
-                os.close(fd)
+        # Once the directory is moved away, every writer would try to remove it, and fail.
+        inside = mountinfo.below(os.path.realpath(os.fsencode(container.directory)))
+        if inside:
+            shown = printable(inside[0])
+            raise MountError(f"something is mounted on {shown}", f"unmount it first: umount {shown}")
+        with self._store.writing():  # Its end sweeps what is moved away here.
+            container.directory.rename(self._store.tmp / container.name)
+            durable.sync_directory(self._root)
 
     def diff(self, container: Container) -> list[Change]:
         """Return the changes that the container made to its image. Raises MountError or OSError."""

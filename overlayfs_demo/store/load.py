@@ -213,7 +213,7 @@ class _Load:
         below: list[Path] = []
         total = len(self._image.layers)
         for number, (layer, chain_id) in enumerate(zip(self._image.layers, self._image.chain_ids, strict=True), 1):
-            stored = self._store.layer(chain_id)
+            stored = self._store.whole_layer(chain_id)
             title = f"layer {number} of {total} ({layer.diff_id.short})"
             if stored is not None:
                 self._progress.step(f"{title} is already stored", 0)
@@ -226,8 +226,7 @@ class _Load:
             staged.append((directory, made))
             below.append(directory)
         # Publish only now, when every layer has passed, and add the image last: its config makes it exist.
-        for directory, made in staged:
-            self._store.publish_layer(directory, made)
+        self._store.publish_layers(staged)
         identity = self._store.add_image(self._image.config)
         displaced = self._store.give_names(self._names, identity) if self._names else {}
         image = replace(self._store.image(identity), name=self._names[0] if self._names else None)

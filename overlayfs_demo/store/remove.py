@@ -91,8 +91,8 @@ def _remove(store: Store, images: Sequence[Digest], *, keep_layers: bool = False
     left = store.inventory()
     unused = [] if left.needed is None else [chain_id for chain_id in store.layer_ids() if chain_id not in left.needed]
     unused.sort(key=lambda chain_id: order.get(chain_id, len(order)))
-    for chain_id in unused:
-        store.remove_layer(chain_id)
+    if unused:
+        store.remove_layers(unused)
     size = sum(layer.size for layer in left.layers if layer.chain_id in set(unused))
     return Removed(tuple(names), tuple(images), tuple(unused), size)
 

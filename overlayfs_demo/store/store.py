@@ -13,10 +13,11 @@
 A layer is found by its chain ID and not by its diff ID alone, because its directory also depends on what lies below it:
 a hard link to a file of a lower layer is a copy here, and a directory that a layer does not list looks as it does
 below. So the same tar on different layers makes a different directory. Docker does the same.
-Readers need no lock, because each file and directory appears and changes by one rename(2). Except for the version,
-nothing is flushed to the disk: after a power failure, load again what was loaded last. Directories are private (mode
-0700), because layers hold set-id programs of other systems. What is read is checked, and one damaged record does not
-keep the others from being used.
+Readers need no lock, because each file and directory appears and changes by one rename(2). A power failure leaves the
+old state or the new one, see `durable`; a layer's directory without a sound record does not count as that layer. So
+what is needed is published first: layers, then the image, then its names; it is removed in the reverse order.
+Directories are private (mode 0700), because layers hold set-id programs of other systems. What is read is checked, and
+one damaged record does not keep the others from being used.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ from overlayfs_demo.images.model import Config, Digest, Document, chain_ids, par
 from overlayfs_demo.images.record_file import read_file
 from overlayfs_demo.images.reference import Found, ImageName, Named, find_image
 from overlayfs_demo.overlay.whiteout import TRUSTED, USER, PrivateXattrs
+from overlayfs_demo.store import durable
 from overlayfs_demo.store.names import Names, NamesByImage, names_by_image, names_json, read_names, read_sound_names
-from overlayfs_demo.store.root import VERSION, create, read_version
+from overlayfs_demo.store.root import PARTS, VERSION, create, read_version
 from overlayfs_demo.store.scratch import scratch
 from overlayfs_demo.store.stored import RECIPE, Inventory, StoredImage, StoredLayer
 
@@ -58,6 +60,18 @@ def _words(error: ImageError | OSError) -> str:
     return error.problem if isinstance(error, ImageError) else error.strerror or str(error)
 
 
+def _record(layer: StoredLayer) -> bytes:
+    """Return the contents of a layer's record."""
+    fields = {
+        "chain_id": str(layer.chain_id),
+        "diff_id": str(layer.diff_id),
+        "size": layer.size,
+        "marks": layer.marks,
+        "owners": layer.owners,
+    }
+    return json.dumps(fields).encode()
+
+
 class Store:
     """The store in the directory `root`, which is made if it does not exist."""
 
@@ -65,14 +79,14 @@ class Store:
         """Open or make the store. Raises ImageError if it cannot be made, or if the directory is not a store."""
         self.root = root.absolute()
         try:
-            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            durable.make_directories(self.root)
             if read_version(self.root) != VERSION:
                 create(self.root)
             self._require_own()
-            for directory in (self._layers, self._images, self.tmp):
-                directory.mkdir(mode=0o700, exist_ok=True)
-                if directory.is_symlink():
-                    raise NotADirectoryError(errno.ENOTDIR, f"its {directory.name} is a symbolic link")
+            for part in PARTS:
+                durable.make_directory(self.root / part, 0o700)
+                if (self.root / part).is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, f"its {part} is a symbolic link")
         except OSError as error:
             raise ImageError(
                 f"the store {printable(str(self.root))}: {error.strerror}",
@@ -172,27 +186,44 @@ class Store:
         """Return every layer that is not damaged, sorted by chain ID."""
         return list(self.inventory().layers)
 
-    def publish_layer(self, staged: Path, layer: StoredLayer) -> None:
-        """Move a finished directory, and the recipe beside it, to their places. Call while `writing`."""
-        record = {
-            "chain_id": str(layer.chain_id),
-            "diff_id": str(layer.diff_id),
-            "size": layer.size,
-            "marks": layer.marks,
-            "owners": layer.owners,
-        }
-        self._write(layer.directory.with_suffix(_RECORD), json.dumps(record).encode())
-        # The directory goes last: once it is there, its record and recipe are too.
-        staged.with_suffix(RECIPE).rename(layer.recipe)
-        staged.rename(layer.directory)
+    def whole_layer(self, chain_id: Digest) -> StoredLayer | None:
+        """Return the layer, or None if it is not here, or if its record or recipe is missing or damaged."""
+        try:
+            layer = self.layer(chain_id)
+        except ImageError:
+            return None
+        return layer if layer is not None and layer.recipe.is_file() else None
+
+    def publish_layers(self, staged: Sequence[tuple[Path, StoredLayer]]) -> None:
+        """Move finished directories, each with the recipe beside it, to their places. Call while `writing`.
+
+        What is in the place of one, which is no whole layer, goes.
+        """
+        if not staged:
+            return
+        for directory, layer in staged:
+            directory.with_suffix(_RECORD).write_bytes(_record(layer))
+        durable.sync_all(self.tmp)
+        for _, layer in staged:
+            if os.path.lexists(layer.directory):
+                layer.directory.rename(self.tmp / layer.directory.name)
+        # Of each layer the directory goes last: once it is there, its record and recipe are too.
+        durable.move(
+            (directory.with_suffix(suffix), layer.directory.with_suffix(suffix))
+            for directory, layer in staged
+            for suffix in (_RECORD, RECIPE, "")
+        )
 
     def place(self, chain_id: Digest) -> Path:
         """Return the path where the layer's directory is or will be."""
         return self._layers / chain_id.encoded
 
-    def remove_layer(self, chain_id: Digest) -> None:
-        """Remove a layer that no image uses. Call while `writing`."""
-        self.place(chain_id).rename(self.tmp / chain_id.encoded)
+    def remove_layers(self, chain_ids: Sequence[Digest]) -> None:
+        """Remove layers that no image uses. Call while `writing`."""
+        for chain_id in chain_ids:
+            self.place(chain_id).rename(self.tmp / chain_id.encoded)
+        # Before the records go, so that no layer is left without its record.
+        durable.sync_directory(self._layers)
         self._sweep()
 
     def empty_directory(self) -> Path:
@@ -209,7 +240,11 @@ class Store:
         """Keep an image whose layers are all here; return its ID. Call while `writing`."""
         identity = Digest.of(config)
         path = self._images / identity.encoded
-        if not path.exists():
+        try:
+            is_here = read_file(path) == config
+        except (ImageError, OSError):
+            is_here = False
+        if not is_here:
             self._write(path, config)
         return identity
 
@@ -217,7 +252,7 @@ class Store:
         """Remove an image's names, and its config if it is here; its layers stay. Call while `writing`."""
         # The names go first, so that none stands for an image that is gone.
         self._write_names({name: target for name, target in read_names(self._names_file).items() if target != identity})
-        (self._images / identity.encoded).unlink(missing_ok=True)
+        durable.remove_file(self._images / identity.encoded)
 
     def image(self, identity: Digest) -> StoredImage:
         """Return the image with this ID. Raises ImageError if it or one of its layers is missing or damaged."""
@@ -360,7 +395,4 @@ class Store:
         self._write(self._names_file, names_json(names))
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Replace a file with one rename."""
-        unfinished = self.tmp / f"{path.name}.new"
-        unfinished.write_bytes(data)
-        unfinished.rename(path)
+        durable.write_file(path, data, self.tmp / f"{path.name}.new")

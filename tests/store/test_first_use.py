@@ -137,10 +137,23 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path,
 
 def test_a_version_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    (tmp_path / "store/version").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "store/version.new").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ImageError, match="symbolic links"):
         Store(tmp_path / "store")
+    (tmp_path / "store/version.new").rename(tmp_path / "store/version")
+    Store(tmp_path / "store")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_store_without_its_whole_version_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    Store(tmp_path)
+    for version in (b"", root_module.VERSION[:5], None):
+        (tmp_path / "version").unlink(missing_ok=True)
+        if version is not None:
+            (tmp_path / "version").write_bytes(version)
+        with pytest.raises(ImageError, match=r"cut off.*'overlayfs-demo fsck --repair --store "):
+            Store(tmp_path)
+        assert (tmp_path / "version").exists() == (version is not None)
 
 
 def test_the_beginning_of_a_version_beside_other_files_makes_no_store(tmp_path: Path) -> None:
