@@ -8,25 +8,21 @@ stay the same. Each tar is put together from its directory and recipe, and its d
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
-from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.record_file import open_file
 from overlayfs_demo.images.reference import ImageName
-from overlayfs_demo.images.tarsplit import assemble, tar_size
+from overlayfs_demo.images.tarsplit import tar_size
+from overlayfs_demo.store.layer_tar import write_tar
 from overlayfs_demo.store.save_sink import Sink, TarSink
 from overlayfs_demo.store.stored import StoredImage, StoredLayer
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
-
-# How many bytes are hashed and written at once: most pieces of a tar are only a header, or a small file.
-_BLOCK = 1 << 18
 
 
 def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILENT) -> None:
@@ -109,36 +105,5 @@ class _Layout:
             self._blobs.add(layer.diff_id)
             self._progress.step(label, size)
             with self._out.member(_path(layer.diff_id), size) as write:
-                self._assemble(layer, label, write)
+                write_tar(layer, write, self._progress)
         return {"mediaType": _LAYER, "digest": str(layer.diff_id), "size": size}
-
-    def _assemble(self, layer: StoredLayer, label: str, write: Callable[[bytes | memoryview], object]) -> None:
-        hasher = layer.diff_id.hasher()
-        pieces: list[bytes] = []
-        size = 0
-
-        def take(data: bytes) -> None:
-            nonlocal size
-            pieces.append(data)
-            size += len(data)
-            if size >= _BLOCK:
-                flush()
-
-        def flush() -> None:
-            nonlocal size
-            block = b"".join(pieces)
-            hasher.update(block)
-            write(block)
-            self._progress.advance(size)
-            pieces.clear()
-            size = 0
-
-        root_fd = os.open(layer.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with open_file(layer.recipe) as recipe:
-                assemble(recipe, root_fd, take, label)
-        finally:
-            os.close(root_fd)
-        flush()
-        if hasher.hexdigest() != layer.diff_id.encoded:
-            raise ImageError(f"{label} has changed since it was loaded: {layer.directory}", "load its image again")
