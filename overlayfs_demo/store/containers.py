@@ -138,8 +138,9 @@ class Containers:
             for directory_name in ("", "upper", "work", MERGED):
                 (staged / directory_name).mkdir(mode=0o755)
             _dress(staged / "upper", image.layers[-1].directory if image.layers else self._store.empty_directory())
-            durable.sync_directory(staged / "upper")
-            container.write(staged)  # This syncs the other directories' names.
+            for directory_name in ("upper", "work", MERGED):
+                durable.sync_directory(staged / directory_name)
+            container.write(staged)  # It syncs `staged` itself.
             # Last: a container exists once its directory has its name.
             durable.move([(staged, directory)])
         try:

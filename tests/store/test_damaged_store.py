@@ -141,6 +141,14 @@ def test_a_damaged_image_can_be_removed_and_loaded_again(store: Store, damage: s
     assert len(store.find("bad:1").layers) == 2
 
 
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_image_is_whole_once_it_is_loaded_again(store: Store, damage: str) -> None:
+    DAMAGE[damage](store)
+    load(store, store.root.parent / "image.tar")
+    assert store.inventory().problems == ()
+    assert len(store.find("bad:1").layers) == 2
+
+
 def test_a_damaged_image_that_a_container_uses_stays(store: Store) -> None:
     bad = store.find("bad:1").id
     record(store, bad)
