@@ -41,12 +41,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "mounts": "errors events linux overlay images fronts named_tuple",
         "store": "errors linux overlay images mounts",
         "explain": "errors linux overlay images fronts mounts named_tuple",
+        "fsck": "errors images linux mounts overlay store",
         "run": "errors explain images linux",
         "browse": "errors linux overlay images analysis mounts store ui named_tuple",
         "watch": "errors events mounts ui",
         "tour": "errors linux overlay images mounts store ui",
         "web": "errors linux overlay images analysis mounts store ui watch named_tuple",
-        "cli": "errors events linux overlay images analysis mounts store explain run browse watch tour web ui "
+        "cli": "errors events linux overlay images analysis mounts store explain fsck run browse watch tour web ui "
         "named_tuple",
         "__main__": "cli",
     }.items()

@@ -44,6 +44,7 @@ FAMILIES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "save": {"save": "write images to an archive"},
         "inspect": {"inspect": "show all details of images and containers, as docker does"},
         "disk_usage": {"df": "show how much space images use and share"},
+        "fsck": {"fsck": "check the store, a container or an upper, and repair damage"},
         "groups": {
             "image": "docker's group of verbs for images",
             "system": "docker's group of verbs for the whole store",

@@ -20,7 +20,7 @@ from overlayfs_demo.images.layer_tar_writer import write_tree
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.upper_diff import Change, changes
-from overlayfs_demo.linux import attributes, mounting, mountinfo, syscalls
+from overlayfs_demo.linux import attributes, mountinfo, mounting, syscalls
 from overlayfs_demo.linux.attributes import Attributes
 from overlayfs_demo.mounts import mount, umount
 from overlayfs_demo.mounts.options import MountOptions, changed_flags

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,9 +42,7 @@ from overlayfs_demo.store import durable
 from overlayfs_demo.store.names import Names, NamesByImage, names_by_image, names_json, read_names, read_sound_names
 from overlayfs_demo.store.root import PARTS, VERSION, create, read_version
 from overlayfs_demo.store.scratch import scratch
-from overlayfs_demo.store.stored import RECIPE, Inventory, StoredImage, StoredLayer
-
-_RECORD = ".json"
+from overlayfs_demo.store.stored import RECIPE, RECORD, Inventory, StoredImage, StoredLayer
 
 _HASH = re.compile("[0-9a-f]{64,128}")
 
@@ -58,18 +55,6 @@ def _named_by_hash(directory: Path) -> list[Digest]:
 def _words(error: ImageError | OSError) -> str:
     """Return the problem without the advice."""
     return error.problem if isinstance(error, ImageError) else error.strerror or str(error)
-
-
-def _record(layer: StoredLayer) -> bytes:
-    """Return the contents of a layer's record."""
-    fields = {
-        "chain_id": str(layer.chain_id),
-        "diff_id": str(layer.diff_id),
-        "size": layer.size,
-        "marks": layer.marks,
-        "owners": layer.owners,
-    }
-    return json.dumps(fields).encode()
 
 
 class Store:
@@ -92,6 +77,13 @@ class Store:
                 f"the store {printable(str(self.root))}: {error.strerror}",
                 "use --store or OVERLAYFS_DEMO_STORE to name a directory that you own",
             ) from None
+
+    @classmethod
+    def unchecked(cls, root: Path) -> Store:
+        """Return the store in a directory whatever it holds. Nothing is made, and its version may be missing."""
+        store = cls.__new__(cls)
+        store.root = root.absolute()
+        return store
 
     def _require_own(self) -> None:
         """Raise ImageError if the store belongs to another user.
@@ -147,7 +139,7 @@ class Store:
                 else:
                     os.unlink(name, dir_fd=fd)
             # A record without its directory belongs to a layer that was not published or is half removed.
-            for suffix in (_RECORD, RECIPE):
+            for suffix in (RECORD, RECIPE):
                 for file in self._layers.glob("*" + suffix):
                     if not file.with_suffix("").is_dir():
                         file.unlink()
@@ -161,7 +153,7 @@ class Store:
         directory = self._layers / chain_id.encoded
         if directory.is_symlink() or not directory.is_dir():
             return None
-        record = directory.with_suffix(_RECORD)
+        record = directory.with_suffix(RECORD)
         try:
             row = Document(parse_json(read_file(record), str(record)), printable(str(record)))
             return StoredLayer(
@@ -202,7 +194,7 @@ class Store:
         if not staged:
             return
         for directory, layer in staged:
-            directory.with_suffix(_RECORD).write_bytes(_record(layer))
+            directory.with_suffix(RECORD).write_bytes(layer.record)
         durable.sync_all(self.tmp)
         for _, layer in staged:
             if os.path.lexists(layer.directory):
@@ -211,7 +203,7 @@ class Store:
         durable.move(
             (directory.with_suffix(suffix), layer.directory.with_suffix(suffix))
             for directory, layer in staged
-            for suffix in (_RECORD, RECIPE, "")
+            for suffix in (RECORD, RECIPE, "")
         )
 
     def place(self, chain_id: Digest) -> Path:
@@ -251,7 +243,7 @@ class Store:
     def remove_image(self, identity: Digest) -> None:
         """Remove an image's names, and its config if it is here; its layers stay. Call while `writing`."""
         # The names go first, so that none stands for an image that is gone.
-        self._write_names({name: target for name, target in read_names(self._names_file).items() if target != identity})
+        self.write_names({name: target for name, target in read_names(self.names_file).items() if target != identity})
         durable.remove_file(self._images / identity.encoded)
 
     def image(self, identity: Digest) -> StoredImage:
@@ -284,9 +276,13 @@ class Store:
                 f"remove it with 'overlayfs-demo rmi {identity.short}', then load it again",
             ) from None
 
+    def config(self, identity: Digest) -> Config:
+        """Return the config of an image, whether its layers are here or not. Raises ImageError."""
+        return self._config(identity)[1]
+
     def chain_ids_of(self, identity: Digest) -> tuple[Digest, ...]:
         """Return the chain IDs of an image's layers, bottom to top, whether they are here or not. Raises ImageError."""
-        return chain_ids(self._config(identity)[1].diff_ids)
+        return chain_ids(self.config(identity).diff_ids)
 
     def images(self) -> list[StoredImage]:
         """Return every image that is not damaged, sorted by ID; `name` is the first of its names."""
@@ -299,7 +295,7 @@ class Store:
         needed: set[Digest] = set()
         all_known = True
         layers = self._sound_layers(problems)
-        names = names_by_image(read_sound_names(self._names_file, problems))
+        names = names_by_image(read_sound_names(self.names_file, problems))
         identities = _named_by_hash(self._images)
         for identity in identities:
             try:
@@ -361,13 +357,14 @@ class Store:
     # --- names -------------------------------------------------------------------------------------
 
     @property
-    def _names_file(self) -> Path:
+    def names_file(self) -> Path:
+        """The file that holds all names."""
         return self.root / "names.json"
 
     def _sound_names(self) -> tuple[NamesByImage, Sequence[ImageError]]:
         """Return the names of each image that are not damaged, sorted as they are shown, and what is damaged."""
         problems: list[ImageError] = []
-        return names_by_image(read_sound_names(self._names_file, problems)), problems
+        return names_by_image(read_sound_names(self.names_file, problems)), problems
 
     def names_by_image(self) -> NamesByImage:
         """Return the names of each image that are not damaged, sorted as they are shown."""
@@ -383,16 +380,17 @@ class Store:
 
     def give_names(self, names: Sequence[ImageName], identity: Digest) -> Mapping[ImageName, Digest]:
         """Let names stand for an image; return those that stood for another, and for which. Call while `writing`."""
-        before = read_names(self._names_file)
-        self._write_names({**before, **dict.fromkeys(names, identity)})
+        before = read_names(self.names_file)
+        self.write_names({**before, **dict.fromkeys(names, identity)})
         return {name: before[name] for name in names if before.get(name, identity) != identity}
 
     def remove_name(self, name: ImageName) -> None:
         """Remove a name from its image. Call while `writing`."""
-        self._write_names({key: target for key, target in read_names(self._names_file).items() if key != name})
+        self.write_names({key: target for key, target in read_names(self.names_file).items() if key != name})
 
-    def _write_names(self, names: Names) -> None:
-        self._write(self._names_file, names_json(names))
+    def write_names(self, names: Names) -> None:
+        """Replace all names. Call while `writing`."""
+        self._write(self.names_file, names_json(names))
 
     def _write(self, path: Path, data: bytes) -> None:
         durable.write_file(path, data, self.tmp / f"{path.name}.new")

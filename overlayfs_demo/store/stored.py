@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from overlayfs_demo.images.reference import ImageName
 
 # The suffix of the file beside a layer's directory that holds the rest of its tar.
 RECIPE = ".recipe"
+# The suffix of the layer's record.
+RECORD = ".json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,18 @@ class StoredLayer:
     def recipe(self) -> Path:
         """The file that, together with the directory, is enough to put the layer's tar together again."""
         return self.directory.with_suffix(RECIPE)
+
+    @property
+    def record(self) -> bytes:
+        """The contents of its record."""
+        fields = {
+            "chain_id": str(self.chain_id),
+            "diff_id": str(self.diff_id),
+            "size": self.size,
+            "marks": self.marks,
+            "owners": self.owners,
+        }
+        return json.dumps(fields).encode()
 
 
 @dataclass(frozen=True, slots=True)

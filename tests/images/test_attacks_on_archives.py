@@ -180,13 +180,13 @@ def test_names_of_an_image_are_written_at_once(tmp_path: Path, monkeypatch: pyte
     members = [("c.json", settings), ("l.tar", BASE), ("manifest.json", json.dumps(rows).encode())]
     (tmp_path / "i.tar").write_bytes(archive(members))
     written: list[int] = []
-    write = Store._write_names
+    write = Store.write_names
 
     def counted(store: Store, names: Any) -> None:
         written.append(len(names))
         write(store, names)
 
-    monkeypatch.setattr(Store, "_write_names", counted)
+    monkeypatch.setattr(Store, "write_names", counted)
     load(Store(tmp_path / "store"), tmp_path / "i.tar")
     assert written == [50]
 

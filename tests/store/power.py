@@ -22,8 +22,8 @@ from overlayfs_demo.linux import mounting
 _SIZE = 6 << 20
 # noauto_da_alloc: the filesystem must not guess that a renamed file is to be synced.
 _OPTIONS = "loop,commit=600,noauto_da_alloc,nodiscard"
-# Before each of these, the power may be cut: `sys.addaudithook`. Changes below an open directory do not count: a layer is
-# filled by thousands of them, and taken apart.
+# Before each of these, the power may be cut: `sys.addaudithook`. Changes below an open directory do not count, because
+# a layer takes thousands of them.
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link")
 
 
