@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import OverlayError
@@ -44,34 +45,40 @@ class Result:
     error: OverlayError | OSError | None = None
 
 
-Check = Callable[[], Iterable[Finding]]
+# Begins a check. Its findings can be repaired until the context ends, because they need what is open there.
+Check = Callable[[], AbstractContextManager[Iterable[Finding]]]
 
 
 def report(check: Check) -> Iterator[Result]:
     """Check, and change nothing."""
-    for finding in check():
-        yield Result(finding, State.FOUND)
+    with check() as findings:
+        for finding in findings:
+            yield Result(finding, State.FOUND)
 
 
 def mend(check: Check) -> Iterator[Result]:
     """Check and repair until nothing is found that can be repaired. What is left comes last."""
+    # By kind and path.
     failed: dict[tuple[str, str], Result] = {}
+    left: list[Finding] = []
     for _ in range(_MOST_PASSES):
-        # All of them before the first repair, which the check must not see half done.
-        findings = list(check())
-        repaired = False
-        for finding in findings:
-            key = (finding.kind, finding.path)
-            if finding.repair is None or key in failed:
-                continue
-            try:
-                finding.repair()
-            except (OSError, OverlayError) as error:
-                failed[key] = Result(finding, State.LEFT, error)
-            else:
-                repaired = True
-                yield Result(finding, State.REPAIRED)
-        if not repaired:
+        with check() as findings:
+            # All of them before the first repair, which the check must not see half done.
+            left = list(findings)
+            results = [_repaired(finding) for finding in left if (finding.kind, finding.path) not in failed]
+        yield from (result for result in results if result.state is State.REPAIRED)
+        failed |= {(found.finding.kind, found.finding.path): found for found in results if found.state is State.LEFT}
+        if all(result.state is State.LEFT for result in results):
             break
-    for finding in findings:
+    for finding in left:
         yield failed.get((finding.kind, finding.path), Result(finding, State.LEFT))
+
+
+def _repaired(finding: Finding) -> Result:
+    if finding.repair is None:
+        return Result(finding, State.LEFT)
+    try:
+        finding.repair()
+    except (OSError, OverlayError) as error:
+        return Result(finding, State.LEFT, error)
+    return Result(finding, State.REPAIRED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from overlayfs_demo.errors import MountError, printable
@@ -21,11 +21,12 @@ from overlayfs_demo.overlay.node import DirNode
 from overlayfs_demo.overlay.stack import Stack
 
 
-def check_upper(stack: Stack) -> Iterator[Finding]:
-    """Find the damage of an upper that is not mounted, see `claim`; without a work directory, only of the upper itself.
+@contextmanager
+def check_upper(stack: Stack) -> Iterator[Iterator[Finding]]:
+    """Give the damage of an upper that is not mounted, see `claim`; without a work directory, only of the upper itself.
 
     Raises MountError if the lowers are not those that the upper was used with, because its marks mean nothing on
-    others; OSError if a layer cannot be read.
+    others; OSError, also while the damage is looked for, if a layer cannot be read.
     """
     assert stack.upper is not None
     with ExitStack() as resources:
@@ -36,15 +37,19 @@ def check_upper(stack: Stack) -> Iterator[Finding]:
                 f"upperdir {printable(stack.upper)} was last mounted over other lower layers ({printable(other)})",
                 "name those with -o lowerdir=, because its marks refer to them",
             )
-        marks = list(_Walk(upper, lowers).findings())
-        yield from marks
-        if stack.work is None:
-            return
-        work = Path(os.fsdecode(stack.work))
-        yield from leftovers(work)
-        # With broken marks, not all names of the view can be counted.
-        yield from index_findings(stack, lowers, count=not marks)
-        yield from features(work)
+        yield _findings(stack, upper, lowers)
+
+
+def _findings(stack: Stack, upper: Layer, lowers: LowerView) -> Iterator[Finding]:
+    marks = list(_Walk(upper, lowers).findings())
+    yield from marks
+    if stack.work is None:
+        return
+    work = Path(os.fsdecode(stack.work))
+    yield from leftovers(work)
+    # With broken marks, not all names of the view can be counted.
+    yield from index_findings(stack, lowers, count=not marks)
+    yield from features(work)
 
 
 class _Walk:
