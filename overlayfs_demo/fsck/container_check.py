@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from overlayfs_demo.errors import ImageError, MountError, printable
+from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.fsck.finding import Finding
 from overlayfs_demo.fsck.store_parts import Parts, shown
 from overlayfs_demo.images.model import Digest
@@ -30,15 +30,13 @@ def containers(parts: Parts) -> Iterator[Finding]:
             yield _without_record(parts, directory)
             continue
         yield from _directories(directory)
-        try:
-            parts.store.image(container.image)
-        except ImageError as error:
+        if missing := parts.missing_of(container.image):
             yield Finding(
                 "container-without-image",
                 shown(directory),
-                f"it was made from the image {printable(container.image_name)}, which cannot be used "
-                f"({error.problem}), so that it cannot be mounted; its changes are safe, and it works again once the "
-                f"image {container.image.short} is loaded again",
+                f"it was made from the image {printable(container.image_name)}, and the {missing} is missing, so that "
+                "it cannot be mounted; its changes are safe, and it works again once the image "
+                f"{container.image.short} is loaded again",
             )
 
 

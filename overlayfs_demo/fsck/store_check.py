@@ -86,9 +86,8 @@ def _images(parts: Parts) -> Iterator[Finding]:
             continue
         identity = Digest("sha256", path.name)
         names = ", ".join(map(str, store.names_of(identity))) or identity.short
-        try:
-            missing = [chain_id for chain_id in store.chain_ids_of(identity) if not store.place(chain_id).is_dir()]
-        except (ImageError, OSError):
+        missing = parts.missing_of(identity)
+        if missing.startswith("image"):
             yield Finding(
                 "damaged-image",
                 shown(path),
@@ -96,10 +95,9 @@ def _images(parts: Parts) -> Iterator[Finding]:
                 f"to {shown(parts.lost)} and removes its names, and loading the image brings it back",
                 partial(_remove_image, parts, identity),
             )
+        if not missing.startswith("layer"):
             continue
-        if not missing:
-            continue
-        what = f"the image {names} is missing its layer {missing[0].short}, so that it cannot be used; "
+        what = f"the image {names} is missing its {missing}, so that it cannot be used; "
         if made := users.get(identity):
             yield Finding(
                 "image-without-layer",

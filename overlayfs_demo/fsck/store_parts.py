@@ -10,6 +10,7 @@ from overlayfs_demo.fsck.work_check import LOST_AND_FOUND, set_aside
 from overlayfs_demo.images.model import Digest, chain_ids
 from overlayfs_demo.store import durable
 from overlayfs_demo.store.container import directory_of
+from overlayfs_demo.store.scratch import scratch
 from overlayfs_demo.store.store import Store
 
 
@@ -48,6 +49,16 @@ class Parts:
                 continue  # It is another finding.
             found.update(zip(chain_ids(diff_ids), diff_ids, strict=True))
         return found
+
+    def missing_of(self, identity: Digest) -> str:
+        """Return what an image needs and the store has not, or "". A damaged layer is another finding."""
+        if identity == scratch().id:
+            return ""
+        try:
+            needed = self.store.chain_ids_of(identity)
+        except (ImageError, OSError):
+            return f"image {identity.short}"
+        return next((f"layer {found.short}" for found in needed if not self.store.place(found).is_dir()), "")
 
     def container_directories(self) -> list[Path]:
         """Return the directories of all containers; their records may be damaged."""
