@@ -45,10 +45,11 @@ def leftovers(work: Path) -> Iterator[Finding]:
 
 
 def features(work: Path) -> Iterator[Finding]:
-    """Find the marks of a volatile mount and of features that this program does not know."""
-    for name in incompat.features(os.fsencode(work)):
-        path = work / "work" / _INCOMPAT / os.fsdecode(name)
-        if name == incompat.VOLATILE:
+    """Find the marks of a volatile mount and of features that this program does not know, see `overlay.incompat`."""
+    directory = work / "work" / _INCOMPAT
+    # Not through `incompat.features`, which may change the mode of the directory.
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if os.fsencode(path.name) == incompat.VOLATILE:
             yield Finding(
                 "volatile",
                 printable(str(path)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,37 @@ def test_damage_is_found_and_mended_and_nothing_else_is_touched(layers: Layers, 
     assert kinds(layers) == []
     now = by_both(layers)
     assert not DAMAGES[damage].restores or now == sound
+
+
+def feature(place: Place) -> None:
+    (place.left("incompat") / "future").mkdir(parents=True)
+
+
+def other_upper(place: Place) -> None:
+    own = os.getxattr(place.upper, "trusted.overlay.origin")
+    os.setxattr(place.work / "index", "trusted.overlay.upper", own)
+
+
+@pytest.mark.parametrize(("act", "kind"), [(feature, "unknown-feature"), (other_upper, "foreign-index")])
+def test_what_only_a_person_can_mend_is_left(layers: Layers, act: Callable[[Place], None], kind: str) -> None:
+    act(place_of(layers))
+    damaged = on_disk(layers)
+    (result,) = mend(lambda: check_upper(layers.stack()))
+    assert (result.state, result.finding.kind) == (State.LEFT, kind)
+    assert on_disk(layers) == damaged
+
+
+def test_a_repair_that_fails_is_left_with_its_error(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_words: object, **_more: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    place = place_of(layers)
+    place.left("#1").touch()
+    place.mark("made/file", "opaque")
+    monkeypatch.setattr(os, "removexattr", fail)
+    results = {result.finding.kind: result for result in mend(lambda: check_upper(layers.stack()))}
+    assert {kind: result.state for kind, result in results.items()} == {
+        "leftover": State.REPAIRED,
+        "misplaced-opaque": State.LEFT,
+    }
+    assert isinstance(results["misplaced-opaque"].error, OSError)
