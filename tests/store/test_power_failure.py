@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.store.power import Disk, cuts
 pytestmark = [
     needs_root,
     pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="needs mkfs.ext4"),
+    pytest.mark.skipif(not os.path.exists("/dev/loop-control"), reason="needs loop devices"),
     pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts()),
 ]
 
