@@ -30,11 +30,13 @@ def containers(parts: Parts) -> Iterator[Finding]:
             yield _without_record(parts, directory)
             continue
         yield from _directories(directory)
-        if missing := parts.missing_of(container.image):
+        missing = parts.missing_layers(container.image)
+        if missing is None or missing:
+            what = f"layer {missing[0].short}" if missing else "config"
             yield Finding(
                 "container-without-image",
                 shown(directory),
-                f"it was made from the image {printable(container.image_name)}, and the {missing} is missing, so that "
+                f"it was made from the image {printable(container.image_name)}, whose {what} is missing, so that "
                 "it cannot be mounted; its changes are safe, and it works again once the image "
                 f"{container.image.short} is loaded again",
             )

@@ -24,6 +24,7 @@ _OPEN_DIRECTORIES = 64
 class LowerView:
     """The merged lowers of a stack, and its data-only layers. The caller closes it.
 
+    `view` is the merged tree, `layers` are the lowers, topmost first, and `origins` finds their files by origin.
     Methods raise OSError if a layer cannot be read: what lies below is then unknown, and nothing may be concluded.
     """
 

@@ -86,8 +86,8 @@ def _images(parts: Parts) -> Iterator[Finding]:
             continue
         identity = Digest("sha256", path.name)
         names = ", ".join(map(str, store.names_of(identity))) or identity.short
-        missing = parts.missing_of(identity)
-        if missing.startswith("image"):
+        missing = parts.missing_layers(identity)
+        if missing is None:
             yield Finding(
                 "damaged-image",
                 shown(path),
@@ -95,9 +95,9 @@ def _images(parts: Parts) -> Iterator[Finding]:
                 f"to {shown(parts.lost)} and removes its names, and loading the image brings it back",
                 partial(_remove_image, parts, identity),
             )
-        if not missing.startswith("layer"):
+        if not missing:
             continue
-        what = f"the image {names} is missing its {missing}, so that it cannot be used; "
+        what = f"the image {names} is missing its layer {missing[0].short}, so that it cannot be used; "
         if made := users.get(identity):
             yield Finding(
                 "image-without-layer",

@@ -50,15 +50,18 @@ class Parts:
             found.update(zip(chain_ids(diff_ids), diff_ids, strict=True))
         return found
 
-    def missing_of(self, identity: Digest) -> str:
-        """Return what an image needs and the store has not, or "". A damaged layer is another finding."""
+    def missing_layers(self, identity: Digest) -> tuple[Digest, ...] | None:
+        """Return the layers of an image that are not here; None if its config is missing or damaged.
+
+        A damaged layer is another finding.
+        """
         if identity == scratch().id:
-            return ""
+            return ()
         try:
             needed = self.store.chain_ids_of(identity)
         except (ImageError, OSError):
-            return f"image {identity.short}"
-        return next((f"layer {found.short}" for found in needed if not self.store.place(found).is_dir()), "")
+            return None
+        return tuple(chain_id for chain_id in needed if not self.store.place(chain_id).is_dir())
 
     def container_directories(self) -> list[Path]:
         """Return the directories of all containers; their records may be damaged."""

@@ -39,11 +39,7 @@ def stack_of(word: str | None, lines: Sequence[str], root: Path) -> Stack:
 
 def _of_options(word: str | None, lines: Sequence[str]) -> Stack:
     if word is not None:
-        upper = os.fsencode(word)
-        extra = [f"upperdir={escape_path(upper)}"]
-        if not any("workdir=" in line for line in lines):
-            raise UsageError("an upper is checked with its work directory", "add workdir= to -o")
-        lines = [*lines, *extra]
+        lines = [*lines, f"upperdir={escape_path(os.fsencode(word))}"]
     stack = parse(lines).stack
     if stack.upper is None:
         raise UsageError("nothing to check: there is no upperdir=", "add it to -o, or name the upper")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_demo.errors import ImageError
+from overlayfs_demo.errors import ImageError, MountError
 from overlayfs_demo.images.model import Digest
+from overlayfs_demo.linux import mounting
 from overlayfs_demo.store.container import Container, directory_of
 from overlayfs_demo.store.containers import Containers
 from overlayfs_demo.store.load import load
@@ -90,3 +91,17 @@ def test_no_container_is_made_of_an_image_that_was_removed_meanwhile(
     with pytest.raises(ImageError, match="no image"):
         Containers(store).create(image, "c1")
     assert not os.path.lexists(directory_of(store) / "c1")
+
+
+def test_a_container_in_which_something_is_mounted_stays_whole(store: Store, tmp_path: Path) -> None:
+    record(store, store.find("test:1").id)
+    inside = directory_of(store) / "c1" / "upper"
+    inside.mkdir()
+    mounting.mount(b"tmpfs", os.fsencode(inside), b"tmpfs", 0, b"")
+    try:
+        with pytest.raises(MountError, match="unmount it first"):
+            Containers(store).remove(Containers(store).find("c1"))
+    finally:
+        mounting.unmount(os.fsencode(inside))
+    Containers(store).remove(Containers(store).find("c1"))
+    assert os.listdir(directory_of(store)) == []
