@@ -62,9 +62,9 @@ def _without_record(parts: Parts, directory: Path) -> Finding:
         then = f"the repair moves it with its changes to {shown(parts.lost)}"
         return Finding("container-without-record", shown(directory), what + then, partial(parts.set_aside, directory))
     then = (
-        f"the repair writes it again for the image {printable(image.title)}, over which it was mounted last; options "
+        f"the repair writes it again for the image {printable(image.title)}, over which it was mounted last, without "
+        "the options that it was created with"
     )
-    then += "that it was created with are lost"
     return Finding("container-without-record", shown(directory), what + then, partial(_write_record, directory, image))
 
 

@@ -78,5 +78,5 @@ def create(root: Path) -> None:
 
 
 def write_version(root: Path) -> None:
-    """Write the version of a store. Call with the directory locked. Raises OSError."""
+    """Write the version of a store, while nobody else does. Raises OSError."""
     durable.write_file(root / _VERSION_FILE, VERSION, root / _UNFINISHED)
