@@ -101,7 +101,6 @@ def open_layer(path: bytes, depth: int, stack: Stack, resources: ExitStack) -> L
     """Open one layer of a stack, which `resources` closes; depth 0 is the upper. Raises OSError."""
     cache = DescriptorCache(_OPEN_DIRECTORIES)
     root = Root(os.open(path, _DIRECTORY), True)
-    layer = Layer(path, root, depth, "", xattrs_of(stack), cache, image_dialect=False, last=False)
-    resources.callback(layer.close)
+    resources.callback(os.close, root.fd)
     resources.callback(cache.close)
-    return layer
+    return Layer(path, root, depth, "", xattrs_of(stack), cache, image_dialect=False, last=False)
