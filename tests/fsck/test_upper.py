@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,10 @@ def test_a_sound_upper_is_found_sound(layers: Layers) -> None:
     assert kinds(layers) == []
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+# The two makers take turns.
+@pytest.mark.parametrize(
+    ("layers", "damage"), list(zip(itertools.cycle(MAKERS), DAMAGES, strict=False)), indirect=["layers"]
+)
 def test_damage_is_found_and_mended_and_nothing_else_is_touched(layers: Layers, damage: str) -> None:
     before, sound = on_disk(layers), by_both(layers)
     expected = DAMAGES[damage].kinds
