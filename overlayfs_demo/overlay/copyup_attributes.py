@@ -43,15 +43,22 @@ def dress(
 
     `copy` is its descriptor, or its path in the work directory. It also gets `private` attributes, from `marks`.
     """
+    given = taken_over(source, status, private, ours)
+    if not keep_times:
+        given = given._replace(times_ns=None)
+    attributes.apply(given, copy, partial(_may_lose, ours))
+
+
+def taken_over(
+    source: Pinned, status: os.stat_result, private: list[tuple[str, bytes]], ours: PrivateXattrs
+) -> Attributes:
+    """Return what a copy gets from its source, which has this status, and the overlay's own attributes `private`."""
     xattrs: list[tuple[str, bytes]] = []
     for name in source.xattrs():
         is_private = name.startswith(ours.prefix) and not name.startswith(ours.escape)
         if not is_private and (value := source.xattr(name)) is not None:
             xattrs.append((name, value))
-    given = Attributes.of(status, xattrs + private)
-    if not keep_times:
-        given = given._replace(times_ns=None)
-    attributes.apply(given, copy, partial(_may_lose, ours))
+    return Attributes.of(status, xattrs + private)
 
 
 def _may_lose(ours: PrivateXattrs, name: str | bytes, error: OSError) -> bool:

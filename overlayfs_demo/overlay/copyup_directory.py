@@ -87,7 +87,7 @@ class Directories:
             mark_impure(above, self._tree)
         before = os.fstat(above.open().fd)
         self._tree.writable().publish(temporary, above, node.name, False, node.is_directory)
-        _restore_times(above, before)
+        restore_times(above, before)
         return above
 
     def name(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
@@ -98,14 +98,14 @@ class Directories:
         assert self._tree.index is not None and node.links is not None
         mark_impure(above, self._tree)
         before = os.fstat(above.open().fd)
+        # Before and after the link, so that the count is right whenever we are interrupted (ovl_link_up).
+        self._tree.index.note_links_to_lower(node.place, node.place_name, node.links)
         self._tree.writable().link(node.pin(), above, name, False, caller)
-        _restore_times(above, before)
-        # After the link: if we are interrupted in between, the count is too high and the copy stays. If it were too
-        # low, the copy would be removed.
+        restore_times(above, before)
         self._tree.index.note_links(node.place, node.place_name, node.links)
 
 
-def _restore_times(directory: UpperDir, before: os.stat_result) -> None:
+def restore_times(directory: UpperDir, before: os.stat_result) -> None:
     """Give the directory its times back, ignoring errors because the change is done by then (ovl_do_copy_up)."""
     try:
         os.utime(directory.open().fd, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -102,8 +102,7 @@ class FileCopy:
         return None
 
     def _make_regular(self, plan: Plan, temporary: bytes) -> Pinned:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        target = Descriptor(os.open(temporary, flags, 0o600, dir_fd=self._upper.work_fd))
+        target = new_copy(self._upper, temporary)
         if plan.size:
             if isinstance(plan.source.place, int):
                 copy_data(plan.source.place, target.fd, plan.size)
@@ -122,7 +121,7 @@ class FileCopy:
         node = self._node
         status = made.stat() if made else os.stat(temporary, dir_fd=self._upper.work_fd, follow_symlinks=False)
         # The handles of a file whose data stays below go on reading there.
-        copy = _reopened(self._upper, temporary) if node.handles and not plan.below else None
+        copy = reopened(self._upper, temporary) if node.handles and not plan.below else None
         try:
             self._appear(plan, temporary)
         except FileExistsError:
@@ -172,7 +171,13 @@ def retarget(node: FileNode, copy: Descriptor | None) -> None:
             handle.retarget(copy)
 
 
-def _reopened(upper: Upper, name: bytes) -> Descriptor:
+def new_copy(upper: Upper, name: bytes) -> Descriptor:
+    """Create an empty regular file in the work directory, open for reading and writing."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return Descriptor(os.open(name, flags, 0o600, dir_fd=upper.work_fd))
+
+
+def reopened(upper: Upper, name: bytes) -> Descriptor:
     """Open a finished copy for the handles that have read the lower file until now."""
     return Descriptor(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd))
 

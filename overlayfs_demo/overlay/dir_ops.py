@@ -22,7 +22,7 @@ from overlayfs_demo.overlay.new_object import NewObject
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
 from overlayfs_demo.overlay.redirect import Redirects
 from overlayfs_demo.overlay.tree import Tree
-from overlayfs_demo.overlay.types import Attrs, Caller
+from overlayfs_demo.overlay.types import Attrs, Caller, Links
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +70,9 @@ class DirOps:
         self, parent: DirNode, name: bytes, above: UpperDir, over_whiteout: bool, mode: int, flags: int, caller: Caller
     ) -> tuple[FileNode, Attrs, int]:
         new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        fd = self._tree.writable().create_open(above, name, new, over_whiteout, flags, self._budget.check, caller)
-        node, attrs = self._settle_new(parent, name, above, os.fstat(fd))
+        upper, check = self._tree.writable(), self._budget.check
+        fd, status = upper.create_open(above, name, new, over_whiteout, flags, check, caller)
+        node, attrs = self._settle_new(parent, name, above, status)
         assert isinstance(node, FileNode)
         return node, attrs, fd
 
@@ -124,7 +125,7 @@ class DirOps:
         self._redirects.write(node, node.parent, node.name, False, caller)
         if is_impure(node, self._tree):
             mark_impure(above, self._tree)
-        self.before_link_count(node)
+        self._note_link_count(node)
         self._tree.writable().link(file, above, name, over_whiteout, caller)
         if node.links is not None:
             node.links = node.links.changed(1)
@@ -224,17 +225,15 @@ class DirOps:
         upper = self._tree.writable()
         covered = self._covered(parent, name, node)
         above = self._copy_up.directory(parent, caller)
-        in_upper = node.in_upper
-        if isinstance(node, FileNode) and node.links is not None:
-            in_upper = above.stat(name) is not None
-            self.before_link_count(node)
+        if isinstance(node, FileNode):
+            self.before_name_goes(node, parent, name, caller)
         if covered:
-            upper.whiteout(above, name, node.key if in_upper else None, covered, caller)
+            upper.whiteout(above, name, node if node.in_upper else None, covered, caller)
         elif isinstance(node, DirNode):
             upper.rmdir(above, name, node.key, caller)
         else:
             upper.unlink(above, name, caller)
-        self.forget(node, parent, name, in_upper)
+        self.forget(node, parent, name)
 
     def _covered(self, parent: DirNode, name: bytes, node: Node) -> str:
         """Do the same as `Tree.covered` for the name that has just led to `node`.
@@ -256,17 +255,27 @@ class DirOps:
         if held is not None and self._budget.has_room(held.fd):
             node.anchor = held
 
-    def forget(self, node: Node, parent: DirNode, name: bytes, was_in_upper: bool) -> None:
-        """Detach the node from its name. Call after the name is removed; `was_in_upper`: the upper had that name."""
+    def forget(self, node: Node, parent: DirNode, name: bytes) -> None:
+        """Detach the node from its name. Call after the name is removed."""
         parent.children.drop(name, node)
         if node.parent is parent and node.name == name:
             node.gone = True
             self._tree.hooks.lost_name(node)
         if isinstance(node, FileNode) and node.links is not None:
             node.links = node.links.changed(-1)
-            self._after_link_count(node, was_in_upper)
+            if node.links.view <= 0:
+                self._remove_copy(node, node.links)
 
-    def before_link_count(self, node: FileNode) -> None:
+    def before_name_goes(self, node: FileNode, parent: DirNode, name: bytes, caller: Caller) -> None:
+        """Prepare the link count of a file in the index for the removal of one of its names (ovl_nlink_start).
+
+        The upper gets that name if only a lower has it, so that the file really loses a link.
+        """
+        if node.links is not None:
+            self._copy_up.name(node, parent, name, caller)
+            self._note_link_count(node)
+
+    def _note_link_count(self, node: FileNode) -> None:
         """Note the link count of a file in the index before the upper gains or loses one of its names.
 
         The note is relative to the real link count, so it stays true across that change.
@@ -275,20 +284,17 @@ class DirOps:
             assert self._tree.index is not None
             self._tree.index.note_links(node.place, node.place_name, node.links)
 
-    def _after_link_count(self, node: FileNode, was_in_upper: bool) -> None:
-        """Note the link count after a name was removed, unless it was a hard link in the upper. If it was the last
-        name, remove the copy from the index.
+    def _remove_copy(self, node: FileNode, links: Links) -> None:
+        """Remove the copy of a file that has lost its last name from the index.
 
-        The name is gone already, so a failure here is only logged: a copy that is left over, or has one name too many
-        in its count, only takes up space (ovl_cleanup_index).
+        The name is gone already, so a failure here is only logged: a copy that is left over only takes up space
+        (ovl_cleanup_index).
         """
-        assert self._tree.index is not None and node.links is not None
+        assert self._tree.index is not None
         try:
-            if node.links.view <= 0:
-                left = self._tree.index.remove(node.place, node.place_name)
-                node.links = node.links.changed(left)
-                was_in_upper = not left
-            if not was_in_upper:
-                self._tree.index.note_links(node.place, node.place_name, node.links)
+            left = self._tree.index.remove(node.place, node.place_name)
+            node.links = links.changed(left)
+            if left:
+                self._note_link_count(node)
         except OSError as error:
-            _log.warning("cannot note in the index that a name was removed: %s", error)
+            _log.warning("cannot remove a copy without a name from the index: %s", error)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from overlayfs_demo.events import Events
 from overlayfs_demo.linux import proc
 from overlayfs_demo.named_tuple import NamedTuple
-from overlayfs_demo.overlay import override_stat, private_mount
+from overlayfs_demo.overlay import incompat, override_stat, private_mount
 from overlayfs_demo.overlay.attr_ops import AttrOps
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
@@ -166,13 +166,15 @@ class _Opening:
         origins = Origins(lowers)
         if stack.upper is None or self._roots.upper is None:
             return _Opened(lowers, data_layers, None, None, origins)
-        layer = self._layer(stack.upper, self._roots.upper, 0, "upper", image_dialect=False, last=False)
+        layer, upper = self._layer(stack.upper, self._roots.upper, 0, "upper", image_dialect=False, last=False), None
+        if not stack.read_only:
+            # Before the index, which counts the names of its copies: one may still be in the work directory.
+            upper = Upper(layer, proc.fd_path(self._roots.work), self._xattrs, self._events, stack.volatile)
+            self._resources.callback(upper.close)
+            if stack.volatile:
+                incompat.mark_volatile(upper.work_fd)
         index = None if pairing is None else Index(layer, pairing, origins, stack.read_only)
-        if stack.read_only:
-            return _Opened([layer, *lowers], data_layers, None, index, origins)
-        upper = Upper(layer, proc.fd_path(self._roots.work), self._xattrs, self._events, stack.volatile)
-        self._resources.callback(upper.close)
-        return _Opened(lowers, data_layers, upper, index, origins)
+        return _Opened(lowers if upper else [layer, *lowers], data_layers, upper, index, origins)
 
     def _layer(self, path: bytes, root: Root, depth: int, label: str, *, image_dialect: bool, last: bool) -> Layer:
         metacopies = self._stack.metacopy or bool(self._stack.data_only)

@@ -168,12 +168,22 @@ class FileOps:
         """Whether `sync_file` and `sync_directory` are likely to take long, so that other callers should not wait."""
         return self._tree.upper is not None and self._tree.upper.syncs_slowly
 
-    def sync_file(self, handle: Handle, data_only: bool) -> None:
-        """fsync(2), or fdatasync(2) with `data_only`. A volatile overlay never waits for the disk."""
+    def sync_file(self, node: FileNode, handle: Handle, data_only: bool) -> None:
+        """fsync(2), or fdatasync(2) with `data_only`, of a node's handle. A volatile overlay never waits for the disk.
+
+        The handle of a metacopy has the lower file open, which has nothing to write. What fsync(2) is to write are the
+        attributes in the upper (fs/overlayfs/file.c, ovl_upper_file).
+        """
         upper = self._tree.upper
-        if upper is not None and handle.in_upper:
+        if upper is None:
+            return
+        if handle.in_upper:
             opened = handle.opened
             upper.persist(opened.fd, data_only=data_only)
+        elif node.in_upper and not data_only:
+            with self._tree.lock:
+                pinned = node.pin()
+            upper.persist_object(pinned)
 
     def sync_directory(self, node: DirNode) -> None:
         """fsync(2) of a directory. A lower directory never has anything to write."""
@@ -186,5 +196,5 @@ class FileOps:
     def sync(self) -> None:
         """syncfs(2) of the upper's filesystem."""
         upper = self._tree.upper
-        if upper is not None and not upper.volatile:
-            syscalls.sync_filesystem(upper.layer.root_fd)
+        if upper is not None:
+            upper.sync()

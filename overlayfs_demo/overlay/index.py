@@ -66,7 +66,7 @@ class Index:
         self._origins = origins
         self._xattrs = layer.xattrs
         self._directory: IndexDir | None = None
-        if os.path.isdir(pairing.index_path):
+        if pairing.has_index():
             self._directory = directory = self._open()
             if not read_only:
                 inherit_nothing(directory.open().fd)
@@ -81,7 +81,8 @@ class Index:
         return IndexDir(self._layer, os.open(self._pairing.index_path, _DIRECTORY))
 
     def _make(self) -> IndexDir:
-        os.makedirs(self._pairing.index_path, mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._pairing.index_path, 0o700)
         directory = self._open()
         inherit_nothing(directory.open().fd)
         # Before the first copy is put in it: the index must never hold copies without saying whose they are.
@@ -119,9 +120,7 @@ class Index:
         noted = self._noted_links(entry, lower_names)
         if noted is None:
             return Links(in_upper + 1, lower_names)
-        before = self._noted(entry.place, entry.name, self._xattrs.lower_nlink) or b""
-        links = Links(noted, int(before) if _COUNT.fullmatch(before) else None).met(lower_names)
-        return links._replace(view=max(links.view, in_upper))
+        return noted._replace(view=max(noted.view, in_upper))
 
     def is_metacopy(self, entry: IndexEntry) -> bool:
         """Whether the copy holds metadata only. Raises OSError if that mark is broken or not followed, see `faults`."""
@@ -131,16 +130,20 @@ class Index:
         faults.check_metacopy(value, entry.place, entry.name)
         return True
 
-    def _noted_links(self, entry: IndexEntry, lower_names: int | None) -> int | None:
+    def _noted_links(self, entry: IndexEntry, lower_names: int | None) -> Links | None:
+        """Return the number of names that is stored; None if that is not valid."""
         match = _NLINK.fullmatch(self._noted(entry.place, entry.name, self._xattrs.nlink) or b"")
         if match is None:
             return None
-        relative_to = entry.status.st_nlink if match[1] == b"U" else lower_names
-        if relative_to is None:
-            relative_to = self._lower_names(entry)
-        if relative_to is None or relative_to + int(match[2]) < 0:
-            return None
-        return relative_to + int(match[2])
+        value = self._noted(entry.place, entry.name, self._xattrs.lower_nlink) or b""
+        before, difference = int(value) if _COUNT.fullmatch(value) else None, int(match[2])
+        if match[1] == b"U":
+            links = Links(entry.status.st_nlink + difference, before).met(lower_names)
+        else:
+            # Names that the lower file got are counted by the difference, names that it lost are not subtracted.
+            lower = max(before or 0, lower_names or self._lower_names(entry) or 0)
+            links = Links(lower + difference if lower else -1, lower)
+        return links if links.view >= 0 else None
 
     def take(self, work_fd: int, temporary: bytes, origin: bytes, links: Links) -> IndexEntry:
         """Publish a finished copy, `temporary` in `work_fd`, with `links` as its number of names."""
@@ -152,16 +155,27 @@ class Index:
         return IndexEntry(directory, name, status)
 
     def note_links(self, place: LayerDir, name: bytes, links: Links) -> None:
-        """Store the number of names, relative to the copy's link count.
+        """Store the number of names before the view and the copy gain or lose one together (ovl_set_nlink_upper).
 
-        It stays true as long as the view and the copy gain or lose the same number of names.
+        It is relative to the copy's link count, so it is true before that change, and after it.
         """
         fd = place.open().fd
         in_index = os.stat(name, dir_fd=fd, follow_symlinks=False).st_nlink
         self._note(proc.path_of(fd, name), links, in_index)
 
+    def note_links_to_lower(self, place: LayerDir, name: bytes, links: Links) -> None:
+        """Store the number of names before a name of the view becomes one in the upper (ovl_set_nlink_lower).
+
+        That changes the copy's link count and not the view's, so it is relative to the lower file's.
+        """
+        assert links.lower is not None  # The name has just led to the lower file.
+        self._write(proc.path_of(place.open().fd, name), b"L%+d" % (links.view - links.lower), links)
+
     def _note(self, path: bytes, links: Links, real_names: int) -> None:
-        os.setxattr(path, self._xattrs.nlink, nlink_value(links.view, real_names), follow_symlinks=False)
+        self._write(path, nlink_value(links.view, real_names), links)
+
+    def _write(self, path: bytes, value: bytes, links: Links) -> None:
+        os.setxattr(path, self._xattrs.nlink, value, follow_symlinks=False)
         # If this one fails, names that the lower file got are counted again next time: too high does no harm.
         if links.lower is not None:
             os.setxattr(path, self._xattrs.lower_nlink, b"%d" % links.lower, follow_symlinks=False)
@@ -183,14 +197,24 @@ class Index:
         return status.st_nlink if status else None
 
     def _remove_orphans(self, directory: IndexDir) -> None:
-        """Remove the copies that have no name left because their removal was interrupted (ovl_indexdir_cleanup)."""
+        """Remove the copies to which no name leads any more, because their removal was interrupted or their lower file
+        is gone, and what the kernel failed to put into the index (ovl_indexdir_cleanup)."""
         for text in os.listdir(directory.open().fd):
             name = os.fsencode(text)
             status = directory.stat(name)
-            if status is None or status.st_nlink > 1:
+            if status is None or stat.S_ISDIR(status.st_mode):
                 continue
-            if self._noted_links(IndexEntry(directory, name, status), None) == 0:
+            if name.startswith(b"#") or (status.st_nlink == 1 and self._is_orphan(directory, name, status)):
                 os.unlink(name, dir_fd=directory.open().fd)
+
+    def _is_orphan(self, directory: IndexDir, name: bytes, status: os.stat_result) -> bool:
+        origin = self._noted(directory, name, self._xattrs.origin)
+        if origin is None or entry_name(origin) != name:
+            return False  # It is not a copy, so it is not ours to remove.
+        if self._origins.is_lost(origin):
+            return True
+        links = self._noted_links(IndexEntry(directory, name, status), None)
+        return links is not None and not links.view
 
 
 def entry_name(origin: bytes) -> bytes:

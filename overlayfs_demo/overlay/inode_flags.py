@@ -106,6 +106,16 @@ def ask(fd: int, form: Format) -> bytes:
     return bytes(value[: form.size])
 
 
+def are_same(fd: int, other: int) -> bool:
+    """Whether two real files on one filesystem have the same flags, or it has none."""
+    try:
+        return ask(fd, PLAIN) == ask(other, PLAIN)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
+            return True
+        raise
+
+
 def check_permission(before: bytes, after: bytes, form: Format, owner: int, caller: Caller) -> None:
     """Raise EPERM unless the caller may make this change (fs/file_attr.c). `owner` and the caller's uid are both ids
     of the view."""

@@ -54,6 +54,16 @@ class Origins:
         finally:
             os.close(fd)
 
+    def is_lost(self, value: bytes) -> bool:
+        """Whether the lower file with the origin `value` has been removed."""
+        try:
+            fd = self._open_or_fail(value)
+        except OSError as error:
+            return error.errno == errno.ESTALE
+        if fd is not None:
+            os.close(fd)
+        return False
+
     def find(self, value: bytes) -> tuple[Layer, bytes] | None:
         """Return the layer that has the file with the origin `value`, and its path there; None if it is not found."""
         for layer in self._lowers:
@@ -75,18 +85,21 @@ class Origins:
 
         It is opened on the mount of `layer`, or else of any layer on its filesystem.
         """
+        try:
+            return self._open_or_fail(value, layer)
+        except OSError as error:
+            if error.errno in (errno.ESTALE, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
+                return None
+            raise
+
+    def _open_or_fail(self, value: bytes, layer: Layer | None = None) -> int | None:
         if not is_handle(value):
             return None
         *_, flags, kind, uuid = _HEAD.unpack_from(value)
         layer = layer or self._layers.get(uuid)
         if flags != _NATIVE_ENDIAN or layer is None or self._uuids.get(layer.device) != uuid:
             return None
-        try:
-            return file_handle.open_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
-        except OSError as error:
-            if error.errno in (errno.ESTALE, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
-                return None
-            raise
+        return file_handle.open_handle(layer.root_fd, kind, value[_HEAD.size :], os.O_PATH)
 
 
 def _is_at(dir_fd: int, path: bytes, expected: os.stat_result) -> bool:

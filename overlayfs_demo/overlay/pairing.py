@@ -34,6 +34,14 @@ class Pairing(NamedTuple):
         """The path of the index, which need not exist."""
         return os.path.join(self.work, b"index")
 
+    def has_index(self) -> bool:
+        """Whether the index exists. Raises OSError if that cannot be found out."""
+        try:
+            os.stat(self.index_path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def stranger(self) -> str:
         """Return "upper" or "lower" if the index does not belong to that one, "" if it fits both. Raises OSError."""
         try:
@@ -53,7 +61,7 @@ class Pairing(NamedTuple):
     def remember(self) -> None:
         """Record on disk what belongs together; the index only if it exists. Raises OSError."""
         _note(self.upper, self.xattrs.origin, _handle(self.lower))
-        if os.path.isdir(self.index_path):
+        if self.has_index():
             _note(self.index_path, self.xattrs.upper, _handle(self.upper, of_upper=True))
 
 

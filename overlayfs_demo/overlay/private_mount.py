@@ -90,16 +90,20 @@ def open_upper(upper: bytes, work: bytes, attributes: int) -> tuple[Root, int]:
     tree = _clone(common, attributes)
     if tree is None:
         quietly = attributes & (mounting.MOUNT_ATTR_NOATIME | mounting.MOUNT_ATTR_NODIRATIME)
-        return Root(os.open(upper, _DIRECTORY), bool(quietly)), os.open(work, _ONLY_A_PLACE)
+        return _open_both(upper, work, None, bool(quietly))
     try:
-        root = Root(os.open(os.path.relpath(above, common), _DIRECTORY, dir_fd=tree), False)
-        try:
-            return root, os.open(os.path.relpath(below, common), _ONLY_A_PLACE, dir_fd=tree)
-        except OSError:
-            os.close(root.fd)
-            raise
+        return _open_both(os.path.relpath(above, common), os.path.relpath(below, common), tree, False)
     finally:
         os.close(tree)
+
+
+def _open_both(upper: bytes, work: bytes, dir_fd: int | None, quietly: bool) -> tuple[Root, int]:
+    root = Root(os.open(upper, _DIRECTORY, dir_fd=dir_fd), quietly)
+    try:
+        return root, os.open(work, _ONLY_A_PLACE, dir_fd=dir_fd)
+    except OSError:
+        os.close(root.fd)
+        raise
 
 
 def _clone(path: bytes, attributes: int) -> int | None:

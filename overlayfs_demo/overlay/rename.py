@@ -14,6 +14,7 @@ from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import inode_flags
 from overlayfs_demo.overlay.copyup import CopyUp
+from overlayfs_demo.overlay.copyup_attributes import taken_over
 from overlayfs_demo.overlay.dir_ops import DirOps
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
 from overlayfs_demo.overlay.layer import UpperDir, key_of, stale
@@ -115,12 +116,14 @@ class Rename:
             if replaced is not None and isinstance(new.node, DirNode) and new.node.in_upper:
                 if key_of(replaced) != new.node.key:
                     raise stale(new.name)
-                upper.clear(above_new, new.name, replaced, caller)
+                xattrs = self._tree.xattrs
+                given = taken_over(new.node.pin(), replaced, [(xattrs.opaque, b"y")], xattrs)
+                upper.clear(above_new, new.name, new.node.key, given, caller)
             if isinstance(new.node, FileNode):
-                self._dir_ops.before_link_count(new.node)
+                self._dir_ops.before_name_goes(new.node, new.parent, new.name, caller)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
         if new.node is not None:
-            self._dir_ops.forget(new.node, new.parent, new.name, replaced is not None)
+            self._dir_ops.forget(new.node, new.parent, new.name)
         self._relocate(old, new, above_new)
         if swap and not covered_old:
             upper.remove_whiteout(above_old, old.name)

@@ -140,6 +140,10 @@ class Tree:
         """
         return self._claims.setdefault(ino, key[1]) == key[1]
 
+    def hand_over(self, ino: int, key: Key) -> None:
+        """Give the upper's object `key` the inode number of the object whose place it took."""
+        self._claims[ino] = key[1]
+
     def _inherited(self, status: os.stat_result, lower: os.stat_result) -> int:
         """Return the inode number of an upper object that came from a lower one: the lower's if it is free."""
         ino = self.identity(lower)

@@ -20,9 +20,9 @@ from itertools import count
 from overlayfs_demo.events import Action, Events
 from overlayfs_demo.linux import attributes, proc, syscalls
 from overlayfs_demo.linux.attributes import Attributes
-from overlayfs_demo.overlay import incompat
 from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, UpperDir, key_of, stale
 from overlayfs_demo.overlay.new_object import NewObject
+from overlayfs_demo.overlay.node import Node
 from overlayfs_demo.overlay.pinned import Pinned
 from overlayfs_demo.overlay.staging import Staged, Swept
 from overlayfs_demo.overlay.types import Caller
@@ -69,8 +69,6 @@ class Upper(UpperAttributes):
         self.volatile = volatile
         self.root = UpperDir(layer, None, b"")
         self.work_fd = open_work(work_path, xattrs)
-        if volatile:
-            incompat.mark_volatile(self.work_fd)
         self._ids = (os.geteuid(), os.getegid())
         # Makes our names differ from those that an earlier mount may have left in the work directory.
         self._mark = os.urandom(4).hex().encode()
@@ -94,6 +92,20 @@ class Upper(UpperAttributes):
             begun = time.monotonic()
             (os.fdatasync if data_only else os.fsync)(fd)
             self.syncs_slowly = time.monotonic() - begun > _QUICK
+
+    def persist_object(self, pinned: Pinned) -> None:
+        """fsync(2) of a regular file that is not open; of the whole filesystem if its mode does not let us open it."""
+        try:
+            opened = Descriptor(pinned.open(os.O_RDONLY))
+        except PermissionError:
+            self.sync()
+        else:
+            self.persist(opened.fd)
+
+    def sync(self) -> None:
+        """syncfs(2) of the upper's filesystem, unless this is a volatile upper."""
+        if not self.volatile:
+            syscalls.sync_filesystem(self.layer.root_fd)
 
     def takes_long(self, size: int) -> bool:
         """Whether copying that many bytes here takes so long that other callers should not wait for it."""
@@ -194,8 +206,8 @@ class Upper(UpperAttributes):
         flags: int,
         check: Callable[[int], None],
         caller: Caller,
-    ) -> int:
-        """Create a regular file and open it with `flags`; the caller owns the descriptor.
+    ) -> tuple[int, os.stat_result]:
+        """Create a regular file and open it with `flags`; the caller owns the descriptor. Return its status, too.
 
         If `check` refuses the descriptor by raising OSError, no file is created.
         """
@@ -208,20 +220,24 @@ class Upper(UpperAttributes):
                 try:
                     check(fd)
                     attributes.apply(new.attributes, fd)
+                    status = os.fstat(fd)
                     self.publish(temporary, directory, name, over_whiteout, False)
                 except BaseException:
                     os.close(fd)
                     raise
+            with suppress(OSError):  # As in `create`.
+                status = os.fstat(fd)
         else:
             fd = os.open(name, flags, mode, dir_fd=directory.open().fd)
             try:
                 check(fd)
+                status = os.fstat(fd)
             except BaseException:
                 os.close(fd)
                 os.unlink(name, dir_fd=directory.open().fd)
                 raise
         self._tell(Action.CREATE, directory, name, caller)
-        return fd
+        return fd, status
 
     def tmpfile(self, directory: UpperDir, new: NewObject, flags: int, caller: Caller) -> int:
         """Create a regular file without a name and open it with `flags`: open(2) with O_TMPFILE.
@@ -256,6 +272,11 @@ class Upper(UpperAttributes):
         else:
             syscalls.rename(self.work_fd, temporary, fd, name)
 
+    def replace(self, temporary: bytes, directory: UpperDir, name: bytes, replaced: Key) -> None:
+        """Put a staged copy in the place of the file with the identity `replaced`. ESTALE if another one is there."""
+        directory.changes += 1
+        self._exchange(temporary, directory, name, replaced)
+
     def link(self, file: Pinned, directory: UpperDir, name: bytes, over_whiteout: bool, caller: Caller) -> None:
         """Give a file of the upper another name."""
         with self.staged() as temporary:
@@ -267,19 +288,23 @@ class Upper(UpperAttributes):
 
     # --- names that go -----------------------------------------------------------------------------
 
-    def whiteout(self, directory: UpperDir, name: bytes, replaced: Key | None, layer: str, caller: Caller) -> None:
+    def whiteout(self, directory: UpperDir, name: bytes, replaced: Node | None, layer: str, caller: Caller) -> None:
         """Hide what the lowers have as `name`.
 
-        `replaced` is the identity of the upper's object there, if it has one. `layer` is the label of the layer that
-        is hidden.
+        `replaced` is the node of the upper's object there, if it has one. `layer` is the label of the layer that is
+        hidden.
         """
         fd = directory.open().fd
-        if replaced is not None:
+        if replaced is None:
+            self._whiteouts.make(fd, name)
+        else:
             with self.staged() as temporary:
                 self._whiteouts.make(self.work_fd, temporary)
-                self._exchange(temporary, directory, name, replaced)
-        else:
-            self._whiteouts.make(fd, name)
+                if replaced.is_directory:
+                    self._exchange(temporary, directory, name, replaced.key)
+                else:
+                    # In one step, so that the file has a link less as soon as the view has: see `index`.
+                    syscalls.rename(self.work_fd, temporary, fd, name)
         self._tell(Action.WHITEOUT, directory, name, caller, layer)
 
     def unlink(self, directory: UpperDir, name: bytes, caller: Caller) -> None:
@@ -355,16 +380,15 @@ class Upper(UpperAttributes):
         except OSError as error:
             _log.warning("a whiteout that hides nothing stays in the upper: %s: %s", directory.path(), error)
 
-    def clear(self, directory: UpperDir, name: bytes, status: os.stat_result, caller: Caller) -> None:
+    def clear(self, directory: UpperDir, name: bytes, key: Key, given: Attributes, caller: Caller) -> None:
         """Replace a directory that is empty in the view with an opaque one that is empty on disk.
 
-        The new directory gets the owner and mode from `status`. ESTALE if `name` is not the directory with that status.
+        `given` are the attributes of the directory, and the mark. ESTALE if `name` does not have the identity `key`.
         """
         with self.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=self.work_fd)
-            given = Attributes.of(status, [(self.xattrs.opaque, b"y")])._replace(times_ns=None)
             attributes.apply(given, proc.path_of(self.work_fd, temporary))
-            self._exchange(temporary, directory, name, key_of(status))
+            self._exchange(temporary, directory, name, key)
         self._tell(Action.OPAQUE, directory, name, caller)
 
 

@@ -110,11 +110,16 @@ class UpperAttributes:
         self, pinned: Pinned, what: Node | bytes, override: OverrideStat, action: Action, detail: str, caller: Caller
     ) -> None:
         """Store the owner and mode of a file or directory in its override. `action` and `detail` tell which is new."""
-        before = pinned.stat().st_mode
-        # First, because undoing it needs no space on the disk, which the override may lack.
-        os.chmod(pinned.place, override.on_disk(before))
-        with _undone_if_it_fails(pinned, lambda: os.chmod(pinned.place, stat.S_IMODE(before))):
-            os.setxattr(pinned.place, override_stat.NAME, override.encode())
+        place, status = pinned.place, pinned.stat()
+        mode, known = stat.S_IMODE(status.st_mode), pinned.xattr(override_stat.NAME)
+        with _undone_if_it_fails(pinned, lambda: os.chmod(place, mode)):
+            writable = mode | override_stat.needs(status.st_mode)
+            if mode != writable:
+                os.chmod(place, writable)  # Otherwise its owner must not write the override: xattr(7).
+            # Before the real mode, because this is the one step that the view shows.
+            os.setxattr(place, override_stat.NAME, override.encode())
+            with _undone_if_it_fails(pinned, lambda: _restore_override(place, known)):
+                os.chmod(place, override.on_disk(status.st_mode))
         self.emit(action, what, caller, detail=detail)
 
     def utimens(self, pinned: Pinned, what: Node | bytes, atime_ns: int, mtime_ns: int, caller: Caller) -> None:
@@ -139,6 +144,13 @@ def _undone_if_it_fails(pinned: Pinned, undo: Callable[[], object]) -> Iterator[
         except OSError as error:
             _log.warning("half of a failed change stays on '%s': %s", printable(pinned.real_path()), error.strerror)
         raise
+
+
+def _restore_override(place: int | bytes, value: bytes | None) -> None:
+    if value is None:
+        os.removexattr(place, override_stat.NAME)
+    else:
+        os.setxattr(place, override_stat.NAME, value)
 
 
 def resize(fd: int, size: int, by_path: bool) -> None:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+from contextlib import suppress
 
 from overlayfs_demo.errors import printable
 from overlayfs_demo.linux import proc, xattr
@@ -23,23 +24,31 @@ def open_work(path: bytes, xattrs: PrivateXattrs) -> int:
     It is created again if others could write to it, because staged objects are changed by name.
     """
     work = os.path.join(path, b"work")
-    os.makedirs(work, mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(work, 0o700)
     let_owner_in(work)
-    fd = _open_emptied(work, xattrs)
-    if not _is_private(fd):
-        os.close(fd)
+    fd = _open_private(work, xattrs)
+    if fd is None:
         os.rmdir(work)
         os.mkdir(work, 0o700)
-        fd = _open_emptied(work, xattrs)
-        if not _is_private(fd):
-            os.close(fd)
+        fd = _open_private(work, xattrs)
+        if fd is None:
             raise PermissionError(errno.EPERM, "someone else replaced this directory while it was being created", work)
+    return fd
+
+
+def _open_private(work: bytes, xattrs: PrivateXattrs) -> int | None:
+    """Open the directory after emptying it, whatever it is; None if others could write to it."""
+    fd = _open_emptied(work, xattrs)
     try:
-        inherit_nothing(fd)
+        if _is_private(fd):
+            inherit_nothing(fd)
+            return fd
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    os.close(fd)
+    return None
 
 
 def let_owner_in(path: bytes) -> None:

@@ -48,6 +48,12 @@ def entry(view: Subject, *names: str) -> Path:
     return view.layers.work / "index" / os.getxattr(view.upper(in_upper(view, *names or "ab")), ORIGIN).hex()
 
 
+def copies(view: Subject) -> list[str]:
+    """What the index holds, without the whiteout that the kernel keeps there."""
+    assert view.layers.work
+    return [name for name in os.listdir(view.layers.work / "index") if not name.startswith("#")]
+
+
 def are_refused(view: Subject) -> None:
     with pytest.raises((OSError, MountError)) as caught:
         view.start()
@@ -175,6 +181,44 @@ def test_bad_count_of_names_loses_no_name(indexed: Subject, value: bytes) -> Non
     indexed.unlink("b")
     indexed.remount()
     assert indexed.read("a") == b"old+a"
+
+
+# --- what is cleaned up at mount ------------------------------------------------------------------------
+
+
+def test_entry_whose_lower_file_is_gone_is_removed(mounted: Mount) -> None:
+    view = mounted(PAIRS)
+    view.unlink("a")
+    view.unlink("c")
+    view.stop()
+    assert len(copies(view)) == 2
+    for name in "ab":
+        (view.layers.lowers[0] / name).unlink()
+    view.start()
+    assert len(copies(view)) == 1
+    assert (view.names(), view.read("d"), view.stat("d").nlink) == ([b"d"], b"old", 1)
+
+
+def test_leftover_of_an_entry_is_removed(indexed: Subject) -> None:
+    index = entry(indexed).parent
+    (index / "#1f").write_text("x")
+    indexed.start()
+    assert not (index / "#1f").exists()
+    assert [indexed.read(name) for name in "ab"] == [b"old+a"] * 2
+
+
+def test_count_may_be_relative_to_the_lower_file(indexed: Subject) -> None:
+    """As it is while a name comes up."""
+    indexed.start()
+    indexed.rename("b", "e")
+    indexed.stop()
+    os.setxattr(entry(indexed, "e"), NLINK, b"L+0")
+    indexed.start()
+    assert {indexed.stat(name).nlink for name in "ae"} == {2}
+    indexed.link("e", "f")
+    indexed.unlink("a")
+    indexed.remount()
+    assert {indexed.stat(name).nlink for name in "ef"} == {2}
 
 
 # --- origins --------------------------------------------------------------------------------------------

@@ -61,6 +61,15 @@ def test_opening_a_metacopy_for_writing_changes_no_time(changed: Subject) -> Non
     assert (changed.stat("a").mtime_ns == builders.MTIME) != changed.differs
 
 
+def test_data_that_comes_up_changes_no_number(changed: Subject) -> None:
+    ino = changed.stat("a").ino
+    changed.truncate("a", 4)
+    for _ in range(2):
+        assert changed.stat("a").ino == ino
+        assert dict(changed.listing())[b"a"] == ino
+        changed.remount()
+
+
 def test_truncate_copies_what_is_left(changed: Subject) -> None:
     changed.truncate("a", 4)
     changed.remount()

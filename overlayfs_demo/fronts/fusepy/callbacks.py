@@ -379,7 +379,8 @@ class Callbacks:
 
     def fsync(self, _path: str | None, datasync: int, fi: Any) -> None:
         """fsync(2), fdatasync(2): return when the file is on the disk."""
-        self._overlay.files.sync_file(self._files[fi.fh].handle, bool(datasync))
+        node, handle = self._files[fi.fh]
+        self._overlay.files.sync_file(node, handle, bool(datasync))
 
     def fsyncdir(self, _path: str | None, _datasync: int, number: int) -> None:
         """fsync(2) of a directory: return when the names created and removed in it are on the disk."""

@@ -358,10 +358,10 @@ class Files:
 
     def fsync(self, request: Request) -> bytes:
         number, flags = wire.FSYNC_IN.unpack_from(request.body)
-        handle = self._open[number].handle
+        opened = self._open[number]
         if self._overlay.files.syncs_slowly or self._services.any_long():
             self._services.pass_on()
-        self._overlay.files.sync_file(handle, bool(flags & wire.FSYNC_FDATASYNC))
+        self._overlay.files.sync_file(opened.node, opened.handle, bool(flags & wire.FSYNC_FDATASYNC))
         return b""
 
     def fallocate(self, request: Request) -> bytes:
