@@ -70,28 +70,23 @@ class _Trial:
             assert self._injection.happened
             self._injection.abandon(view)
             before, self._on_disk = self._on_disk, on_disk(view)
-            if self._on_disk == before:
-                view.start()
-            else:
-                ours, theirs = map(self._settled, _seen_by_both(view, kernel_first))
-                assert ours in (self._old, self._new), difference(self._old, ours)
-                assert theirs == ours, difference(ours, theirs)
+            is_new = self._on_disk != before
+            theirs = shown_by_kernel(view) if is_new and kernel_first else None
+            view.start()
             assert not left_in_work(view)
-        return self._on_disk != before
+            if is_new:
+                self._compare(view, theirs)
+        return is_new
 
-
-def _seen_by_both(view: Engine, kernel_first: bool) -> tuple[Shown, Shown]:
-    """Start the view again. Return what our engine shows, and what the kernel shows."""
-    if kernel_first:
-        theirs = shown_by_kernel(view)
-        view.start()
-        return seen_by_engine(view), theirs
-    view.start()
-    ours = seen_by_engine(view)
-    view.stop()
-    theirs = shown_by_kernel(view)
-    view.start()
-    return ours, theirs
+    def _compare(self, view: Engine, theirs: Shown | None) -> None:
+        """Compare what a view shows with what the kernel showed, or else shows now."""
+        ours = self._settled(seen_by_engine(view))
+        assert ours in (self._old, self._new), difference(self._old, ours)
+        if theirs is None:
+            view.stop()
+            theirs = shown_by_kernel(view)
+            view.start()
+        assert self._settled(theirs) == ours, difference(ours, self._settled(theirs))
 
 
 @pytest.mark.parametrize("change", _CASES)
