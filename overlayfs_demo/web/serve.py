@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import uvicorn
 
 from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.web.access import address_with, new_token
 from overlayfs_demo.web.app import LiveView, Served, application
@@ -84,8 +86,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _await_end(view: LiveView, server: uvicorn.Server) -> None:
     """Stop the server when the view is unmounted, because its daemon then closes all connections."""
-    try:
-        with Connection(view.socket, view.mountpoint) as connection:
-            connection.receive(None)
-    except (EOFError, OverlayError):
-        server.should_exit = True
+    with contextlib.suppress(OverlayError):
+        while not registry.has_ended(view.mountpoint, os.geteuid()):
+            with contextlib.suppress(EOFError), Connection(view.socket, view.mountpoint) as connection:
+                connection.receive(None)
+    server.should_exit = True

@@ -26,6 +26,7 @@ from tests.conftest import PATIENCE, wait_until
 from tests.contract.subjects import in_child
 from tests.places import MINUTE, Place, fails, run
 from tests.watch.test_watch import objects, watching
+from tests.web.serving import serving
 
 
 def _can_resend() -> bool:
@@ -259,6 +260,27 @@ def test_watcher_is_told_and_carries_on(place: Place, view: Path) -> None:
         (view / "second").touch()
         says(place.umount())
         assert [update["path"] for update in objects(watcher.ends())] == ["/second"]
+
+
+def test_question_while_nobody_serves_waits_for_the_next_daemon(place: Place, view: Path) -> None:
+    record = record_of(place)
+    os.kill(record.pid, signal.SIGSTOP)
+    os.kill(record.daemon, signal.SIGKILL)
+    threading.Timer(0.3, os.kill, (record.pid, signal.SIGCONT)).start()
+    done = run("overlayfs-demo", "which", view / "low")
+    says(done)
+    assert "visible" in done.stdout
+
+
+def test_page_of_a_view_stays(place: Place, view: Path) -> None:
+    with serving(view) as server, server.events() as messages:
+        assert next(messages)[0] == "attached"
+        kill(place)
+        assert server.get("/").status == 200
+        says(place.umount())
+        kind, said = list(messages)[-1]
+        assert (kind, said) == ("ended", {"why": "the view was unmounted"})
+        assert server.ends()[0] == 0
 
 
 def test_restart_lets_the_installed_program_serve_the_view(place: Place, view: Path) -> None:

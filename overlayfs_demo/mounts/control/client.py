@@ -56,13 +56,22 @@ class Connection:
         self._socket = self._connected()
 
     def _connected(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._connect(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        """Connect. If the daemon has just died, wait for the one that takes its place."""
+        deadline = time.monotonic() + _TAKEOVER
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self._connect(connection)
+            except UnreachableError:
+                connection.close()
+                if time.monotonic() > deadline or registry.has_ended(self._mountpoint, self._owner):
+                    raise
+                time.sleep(_POLL)
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
 
     def _connect(self, connection: socket.socket) -> None:
         try:
@@ -90,11 +99,14 @@ class Connection:
 
     def which(self, path: bytes) -> Provenance:
         """What each layer says about an absolute path of the view. Raises MountError."""
-        self._send(WhichRequest(path))
-        try:
-            answer = self._answer(None)
-        except EOFError as error:
-            raise MountError(f"{self._mountpoint} was unmounted in the meantime", "mount it again") from error
+        while True:
+            self._send(WhichRequest(path))
+            try:
+                answer = self._answer(None)
+                break
+            except EOFError as error:
+                if not self._reconnect():
+                    raise MountError(f"{self._mountpoint} was unmounted in the meantime", "mount it again") from error
         if not isinstance(answer, WhichAnswer):
             raise self._senseless()
         return answer.provenance
@@ -142,22 +154,24 @@ class Connection:
 
     def _follow(self, watch: WatchRequest) -> bool:
         """Attach to the daemon that takes the place of the one that has died; return False if there is none."""
-        deadline = time.monotonic() + _TAKEOVER
-        while time.monotonic() < deadline and not registry.has_ended(self._mountpoint, self._owner):
-            try:
-                following = self._connected()
-            except UnreachableError:
-                time.sleep(_POLL)
-                continue
-            self._socket.close()
-            self._socket = following
-            self._received.clear()
-            try:
+        while self._reconnect():
+            with contextlib.suppress(EOFError):  # That one has died, too.
                 self._attach(watch)
-            except EOFError:
-                continue  # This one has died, too.
-            return True
+                return True
         return False
+
+    def _reconnect(self) -> bool:
+        """Connect to the daemon that takes the place of the one that has died; return False if there is none."""
+        if registry.has_ended(self._mountpoint, self._owner):
+            return False
+        try:
+            following = self._connected()
+        except UnreachableError:
+            return False
+        self._socket.close()
+        self._socket = following
+        self._received.clear()
+        return True
 
     def _send(self, request: Request) -> None:
         # A daemon that ends or refuses the client says so in what is read next.
