@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 from overlayfs_demo.cli.command import Verbs
 from overlayfs_demo.cli.families import SUMMARIES
@@ -49,8 +50,15 @@ def _trace() -> Iterator[Listener]:
     """Give a listener that prints a sentence for each event."""
     from overlayfs_demo.watch.trace import Trace
 
-    trace = Trace(lambda sentence: print(sentence, flush=True))
+    trace = Trace(_put)
     try:
         yield trace.tell
     finally:
         trace.finish()
+
+
+def _put(sentence: str) -> None:
+    """Print a sentence. If stdout cannot take it, it is lost: the program whose change it reports must not fail."""
+    with suppress(OSError):
+        # Not through a buffer, which would keep what could not be written.
+        os.write(sys.stdout.fileno(), f"{sentence}\n".encode("utf-8", "surrogateescape"))

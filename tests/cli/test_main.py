@@ -324,6 +324,26 @@ def test_trace_tells_who_did_what_to_which_layer(traced: tuple[Place, subprocess
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, None], ids=["int", "term", "umount"])
+def test_view_goes_on_and_ends_cleanly_though_nothing_it_says_can_be_written(place: Place, end: int | None) -> None:
+    """As when the log is on a full disk."""
+    words: list[str | Path] = ["mount", "--foreground", "--trace", "-o", place.options, place.view]
+    with Path("/dev/full").open("w") as full, started(words, stdout=full, stderr=full, text=True) as process:
+        try:
+            wait_until(place.is_mounted, "the mount")
+            for name in ("new", "d/new"):
+                (place.view / name).write_text("new")
+                (place.view / name).unlink()
+            if end is None:
+                assert place.umount().returncode == 0
+            else:
+                process.send_signal(end)
+            assert process.wait(MINUTE) == 0
+        finally:
+            process.kill()
+    assert not place.is_mounted()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_foreground_and_unmounts(
     traced: tuple[Place, subprocess.Popen[str]], number: signal.Signals
