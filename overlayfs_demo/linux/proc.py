@@ -29,6 +29,16 @@ def supplementary_groups(pid: int) -> list[int]:
     return [int(word) for word in groups.split()[1:]]
 
 
+def pending_and_blocked_signals(pid: int) -> tuple[int, int]:
+    """Return the signals that a thread has not handled yet, and those that it blocks, as bit masks: proc_pid_status(5).
+
+    `pid` may be the id of any thread. Raises OSError if it is gone.
+    """
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:  # noqa: PTH123
+        masks = dict(line.split(":") for line in status if line.startswith(("SigPnd", "ShdPnd", "SigBlk")))
+    return int(masks["SigPnd"], 16) | int(masks["ShdPnd"], 16), int(masks["SigBlk"], 16)
+
+
 def command_name(pid: int) -> str:
     """Return the name of a process, at most 15 bytes: proc_pid_comm(5). "" if it is gone, and for pid 0.
 

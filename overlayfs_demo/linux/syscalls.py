@@ -62,6 +62,23 @@ libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uin
 libc.syncfs.argtypes = (ctypes.c_int,)
 libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 
+# The magic numbers of filesystems for which another program or machine answers, from <linux/magic.h> and statfs(2).
+_ANSWERED_ELSEWHERE = {
+    0x65735546,  # FUSE, virtiofs
+    0x6969,  # NFS
+    0xFF534D42,  # CIFS
+    0xFE534D42,  # SMB
+    0x01021997,  # 9P
+    0x00C36400,  # Ceph
+    0x5346414F,  # AFS of OpenAFS
+    0x6B414653,  # AFS of the kernel
+    0x73757245,  # Coda
+    0x786F4256,  # VirtualBox
+    0x0187,  # autofs
+    0x01161970,  # GFS2
+    0x7461636F,  # OCFS2
+}
+
 
 def open_beneath(dir_fd: int, path: bytes, flags: int) -> int:
     """Open what is at `path` below `dir_fd`, without following symbolic links or leaving that directory: openat2(2).
@@ -134,6 +151,11 @@ def filesystem_magic(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)
     check(libc.fstatfs(fd, buffer))
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
+
+
+def is_answered_elsewhere(fd: int) -> bool:
+    """Return whether another program or machine answers for the file's filesystem, so that it may keep us waiting."""
+    return filesystem_magic(fd) in _ANSWERED_ELSEWHERE
 
 
 def folds_case(fd: int) -> bool:

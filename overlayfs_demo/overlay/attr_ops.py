@@ -11,7 +11,7 @@ import stat
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay import acl, inode_flags
+from overlayfs_demo.overlay import acl, inode_flags, questions
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.copyup_plan import Cut
 from overlayfs_demo.overlay.handle import Handle
@@ -60,6 +60,7 @@ class AttrOps:
         upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False, tell=False)
         with self._tree.lock:
             pinned = copy or node.pin()
+            self._tree.know_attrs(node, pinned)
             self._tree.ownership.apply(upper, node, pinned, change, caller)
             if change.mode is None and change.kill_privileges:
                 self._kill_privileges(upper, node, pinned, caller)
@@ -108,6 +109,7 @@ class AttrOps:
         upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False)
         with self._tree.lock:
             upper.set_xattr(copy or node.pin(), node, stored, value, flags, caller)
+            questions.note_change()
 
     def remove_xattr(self, node: Node, name: str, caller: Caller) -> None:
         """removexattr(2). ENODATA if there is none; then nothing is copied up.
@@ -122,6 +124,7 @@ class AttrOps:
         upper, copy = self._tree.writable(), self._copy_up.node(node, caller, data=False)
         with self._tree.lock:
             upper.remove_xattr(copy or node.pin(), node, stored, caller)
+            questions.note_change()
 
     def _stored(self, node: Node, name: str) -> str:
         """Return the name on disk of an attribute to change. EPERM for those that the view keeps to itself."""
@@ -176,8 +179,7 @@ def read_xattr(tree: Tree, node: Node, name: str) -> bytes:
     """
     if tree.ownership.hides(name):
         raise failure(errno.ENODATA, node.name)
-    pinned = node.pin()  # Holds what its place leads to.
-    value = os.getxattr(pinned.place, tree.xattrs.stored(name))
+    value = node.pin().must_xattr(tree.xattrs.stored(name))
     return tree.ownership.shown_xattr(name, value)
 
 

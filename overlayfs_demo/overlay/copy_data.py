@@ -8,18 +8,19 @@ from collections.abc import Callable
 
 from overlayfs_demo.linux import syscalls
 
-# In bytes: the most to request in one copy_file_range(2), and in one read where that cannot be used.
-_CHUNK = 1 << 30
+# In bytes: the most to request in one copy_file_range(2), and in one read where that cannot be used. A request is a
+# step, see `copy_data`; on a slow disk it takes some hundredths of a second.
+_CHUNK = 1 << 23
 _BUFFER = 1 << 20
 # In bytes: up to this size, reading and writing takes half as long as asking the filesystem for a better way.
 _SMALL = 1 << 15
 
 
-def copy_data(source: int, target: int, size: int) -> None:
+def copy_data(source: int, target: int, size: int, before_step: Callable[[], None] = lambda: None) -> None:
     """Copy the first `size` bytes. Share blocks where the filesystem can, and keep holes.
 
-    `target` is open for writing and holds no data yet; it is extended if it is shorter. Raises OSError, most often
-    ENOSPC.
+    `target` is open for writing and holds no data yet; it is extended if it is shorter. `before_step` is called before
+    each short step of a long copy, and may end the copy by raising an error. Raises OSError, most often ENOSPC.
     """
     status = os.fstat(source)
     if size <= _SMALL and status.st_blocks * 512 >= status.st_size:  # Without holes.
@@ -27,14 +28,19 @@ def copy_data(source: int, target: int, size: int) -> None:
     elif size == status.st_size and syscalls.clone_file(source, target):
         return
     else:
-        _copy_pieces(source, target, size)
+        _copy_pieces(source, target, size, before_step)
         end = os.fstat(target).st_size
     if end < size:
         os.ftruncate(target, size)
 
 
-def _copy_pieces(source: int, target: int, size: int) -> None:
+def _copy_pieces(source: int, target: int, size: int, before_step: Callable[[], None]) -> None:
     """Copy what lies between the holes."""
+
+    def copy_step(source: int, target: int, offset: int, count: int) -> int:
+        before_step()
+        return _copy_range(source, target, offset, count)
+
     offset = 0
     while offset < size:
         try:
@@ -44,7 +50,7 @@ def _copy_pieces(source: int, target: int, size: int) -> None:
                 break
             raise
         end = min(os.lseek(source, start, os.SEEK_HOLE), size)
-        offset = max(end, _copy_piece(_copy_range, source, target, start, end))
+        offset = max(end, _copy_piece(copy_step, source, target, start, end))
 
 
 def _copy_piece(copy: Callable[[int, int, int, int], int], source: int, target: int, start: int, end: int) -> int:

@@ -1,16 +1,19 @@
 """Copy-up: who copies a file or directory of a lower to the upper, and when.
 
 File data is copied without the tree's lock, so a large copy-up does not block other callers; two callers that need the
-same file share one copy-up. How a copy is made: `copyup_file`, `copyup_directory`, `copyup_metacopy`.
+same file share one copy-up, see `copy_in_progress`. How a copy is made: `copyup_file`, `copyup_directory`,
+`copyup_metacopy`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
+from collections.abc import Iterator
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay.budget import Budget
+from overlayfs_demo.overlay.copy_in_progress import CopyInProgress
 from overlayfs_demo.overlay.copyup_directory import Directories
 from overlayfs_demo.overlay.copyup_file import Copied, FileCopy
 from overlayfs_demo.overlay.copyup_limits import Limits
@@ -30,7 +33,7 @@ class CopyUp:
     `metacopy`: a change of metadata alone copies no data. `rehearsal`: see `Stack.rehearsal`.
     """
 
-    __slots__ = ("_directories", "_finished", "_running", "_settings", "_tree")
+    __slots__ = ("_directories", "_running", "_settings", "_tree")
 
     def __init__(
         self, tree: Tree, metacopy: bool, hooks: Hooks, limits: Limits, budget: Budget, rehearsal: bool
@@ -38,9 +41,7 @@ class CopyUp:
         self._tree = tree
         self._settings = Settings(metacopy, rehearsal, limits, hooks, budget)
         self._directories = Directories(tree, hooks)
-        self._running: set[Node] = set()
-        # Notified when one of these is finished.
-        self._finished = threading.Condition(tree.lock)
+        self._running: dict[Node, CopyInProgress] = {}
 
     def node(self, node: Node, caller: Caller, *, data: bool = True, tell: bool = True) -> Pinned | None:
         """Copy `node` up if the upper does not have it. Return the copy of a regular file if one was made just now.
@@ -104,36 +105,34 @@ class CopyUp:
 
     def _file(self, node: FileNode, caller: Caller, request: Request) -> Copied | None:
         """Copy a lower file up. Return None if another caller has."""
-        self._begin(node)
-        try:
+        with self._begun(node) as progress:
             if node.in_upper:
                 return None
-            return FileCopy(node, request, caller, self._tree, self._directories, self._settings).run()
-        finally:
-            self._end(node)
+            copy = FileCopy(node, request, caller, self._tree, self._directories, self._settings, progress)
+            return copy.run().unless_left(progress)
 
     def _complete(self, node: FileNode, caller: Caller, cut: Cut | None = None) -> int | None:
         """Copy a metacopy's data up, unless another caller has. Return the open file if it was `cut`, else None."""
-        self._begin(node)
-        try:
+        with self._begun(node) as progress:
             if not node.metacopy:
                 return None
-            return DataCopy(node, cut, caller, self._tree, self._settings).run()
-        finally:
-            self._end(node)
+            fd = DataCopy(node, cut, caller, self._tree, self._settings, progress).run()
+            return Copied(None, fd).unless_left(progress).cut
 
-    def _begin(self, node: Node) -> None:
-        """Keep all other callers from copying this node up until `_end`. Wait for the one who does it now, if any."""
+    @contextlib.contextmanager
+    def _begun(self, node: Node) -> Iterator[CopyInProgress]:
+        """Keep all other callers from copying this node up. First wait for the one who does it now, if any."""
+        mine = CopyInProgress()
         while True:
             with self._tree.lock:
-                if node not in self._running:
-                    self._running.add(node)
-                    return
-            self._settings.hooks.before_wait()
-            with self._finished:
-                self._finished.wait_for(lambda: node not in self._running)
-
-    def _end(self, node: Node) -> None:
-        with self._finished:
-            self._running.remove(node)
-            self._finished.notify_all()
+                progress = self._running.setdefault(node, mine)
+            if progress is mine:
+                break
+            self._settings.hooks.before_wait(progress)
+            progress.wait()
+        try:
+            yield mine
+        finally:
+            with self._tree.lock:
+                del self._running[node]
+            mine.end()

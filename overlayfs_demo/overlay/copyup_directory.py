@@ -47,7 +47,7 @@ class Directories:
         upper = self._tree.writable()
         source = node.pin()
         lower = node.lowers[0]
-        origin = self._tree.origins.encode(lower.layer, lower.open().fd, b"")
+        origin = self._tree.encode_origin(lower.layer, lower.open(), b"")
         with upper.staged() as temporary:
             os.mkdir(temporary, 0o700, dir_fd=upper.work_fd)
             # Opened before it is published: nothing may fail once it has its name.

@@ -14,9 +14,11 @@ from overlayfs_demo.linux import proc
 from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copy_data import copy_data
+from overlayfs_demo.overlay.copy_in_progress import CopyInProgress
 from overlayfs_demo.overlay.copyup_attributes import dress
 from overlayfs_demo.overlay.copyup_directory import Directories
 from overlayfs_demo.overlay.copyup_plan import Plan, Request, Settings
+from overlayfs_demo.overlay.interruption import interrupted
 from overlayfs_demo.overlay.layer import Descriptor, key_of, stale
 from overlayfs_demo.overlay.node import FileNode
 from overlayfs_demo.overlay.pinned import Pinned
@@ -34,14 +36,33 @@ class Copied(NamedTuple):
     copy: Pinned | None
     cut: int | None
 
+    def close(self) -> None:
+        """Close what the caller owns."""
+        if self.cut is not None:
+            os.close(self.cut)
+
+    def unless_left(self, progress: CopyInProgress) -> Copied:
+        """Return this. Raises EINTR if the caller has left, so that the copy was only completed for others."""
+        if progress.caller_has_left:
+            self.close()
+            raise interrupted()
+        return self
+
 
 class FileCopy:
     """The copy-up of one lower file (anything but a directory) for one caller. Only one runs for a node at a time."""
 
-    __slots__ = ("_caller", "_directories", "_node", "_request", "_settings", "_tree", "_upper")
+    __slots__ = ("_caller", "_directories", "_node", "_progress", "_request", "_settings", "_tree", "_upper")
 
     def __init__(
-        self, node: FileNode, request: Request, caller: Caller, tree: Tree, directories: Directories, settings: Settings
+        self,
+        node: FileNode,
+        request: Request,
+        caller: Caller,
+        tree: Tree,
+        directories: Directories,
+        settings: Settings,
+        progress: CopyInProgress,
     ) -> None:
         self._node = node
         self._request = request
@@ -50,22 +71,24 @@ class FileCopy:
         self._upper = tree.writable()
         self._directories = directories
         self._settings = settings
+        self._progress = progress
 
     def run(self) -> Copied:
         """Copy the file up. Call without the tree's lock."""
         plan = Plan.of_file(self._node, self._request, self._tree, self._settings)
         if self._upper.takes_long(plan.size):
             # Before the first event: it may raise, and the verb is called again later.
-            self._settings.hooks.before_wait()
+            self._settings.hooks.before_copy()
         self._settings.limits.check(self._upper, self._node, plan.label, plan.counted, self._caller)
         with self._upper.staged() as temporary:
-            copied = self._make(plan, temporary)
+            with self._progress:
+                copied = self._make(plan, temporary)
             try:
+                self._progress.check()
                 with self._tree.lock:
                     self._publish(plan, temporary, copied.copy)
             except BaseException:
-                if copied.cut is not None:
-                    os.close(copied.cut)
+                copied.close()
                 raise
         return copied
 
@@ -105,9 +128,9 @@ class FileCopy:
         target = new_copy(self._upper, temporary)
         if plan.size:
             if isinstance(plan.source.place, int):
-                copy_data(plan.source.place, target.fd, plan.size)
+                copy_data(plan.source.place, target.fd, plan.size, self._progress.check)
             else:
-                copy_node_data(self._node, target.fd, plan.size, self._tree)
+                copy_node_data(self._node, target.fd, plan.size, self._tree, self._progress)
             # After a power failure there must be no name without its data.
             self._upper.persist(target.fd)
         elif plan.length:
@@ -155,11 +178,11 @@ class FileCopy:
             node.place_name = node.name
 
 
-def copy_node_data(node: FileNode, target: int, size: int, tree: Tree) -> None:
+def copy_node_data(node: FileNode, target: int, size: int, tree: Tree, progress: CopyInProgress) -> None:
     """Copy the first `size` bytes of a node's data to the open file `target`. Call without the tree's lock."""
     fd = tree.open(node, os.O_RDONLY)
     try:
-        copy_data(fd, target, size)
+        copy_data(fd, target, size, progress.check)
     finally:
         os.close(fd)
 

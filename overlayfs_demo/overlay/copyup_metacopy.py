@@ -12,6 +12,7 @@ import os
 
 from overlayfs_demo.events import Action
 from overlayfs_demo.overlay import inode_flags
+from overlayfs_demo.overlay.copy_in_progress import CopyInProgress
 from overlayfs_demo.overlay.copyup_attributes import dress
 from overlayfs_demo.overlay.copyup_directory import restore_times
 from overlayfs_demo.overlay.copyup_file import copy_node_data, new_copy, reopened, retarget
@@ -30,15 +31,18 @@ class _MustStayError(Exception):
 class DataCopy:
     """The copy-up of one metacopy's data for one caller. Only one runs for a node at a time."""
 
-    __slots__ = ("_caller", "_cut", "_node", "_settings", "_tree", "_upper")
+    __slots__ = ("_caller", "_cut", "_node", "_progress", "_settings", "_tree", "_upper")
 
-    def __init__(self, node: FileNode, cut: Cut | None, caller: Caller, tree: Tree, settings: Settings) -> None:
+    def __init__(
+        self, node: FileNode, cut: Cut | None, caller: Caller, tree: Tree, settings: Settings, progress: CopyInProgress
+    ) -> None:
         self._node = node
         self._cut = cut
         self._caller = caller
         self._tree = tree
         self._upper = tree.writable()
         self._settings = settings
+        self._progress = progress
 
     def run(self) -> int | None:
         """Copy the data. Return the open file, which the caller owns, if it is cut already, else None."""
@@ -56,7 +60,7 @@ class DataCopy:
         with self._tree.lock:
             plan = Plan.of_data(self._node, cut, self._settings)
         if self._upper.takes_long(plan.size):
-            self._settings.hooks.before_wait()
+            self._settings.hooks.before_copy()
         self._settings.limits.check(self._upper, self._node, plan.label, plan.counted, self._caller)
         return plan
 
@@ -84,8 +88,10 @@ class DataCopy:
         with self._upper.staged() as temporary:
             copy = new_copy(self._upper, temporary)
             if plan.size:
-                copy_node_data(self._node, copy.fd, plan.size, self._tree)
-                self._upper.persist(copy.fd)
+                with self._progress:
+                    copy_node_data(self._node, copy.fd, plan.size, self._tree, self._progress)
+                    self._upper.persist(copy.fd)
+                self._progress.check()
             # Opened before it gets its mode, which may not allow it.
             fd = cut.open(temporary, self._upper.work_fd) if cut else None
             try:
@@ -139,11 +145,14 @@ class DataCopy:
         capability = copy.xattr("security.capability")
         fd = copy.open(os.O_WRONLY)
         try:
-            copy_node_data(self._node, fd, plan.size, self._tree)
-            # The data must be on disk before the mark is removed.
-            self._upper.persist(fd)
+            with self._progress:
+                copy_node_data(self._node, fd, plan.size, self._tree, self._progress)
+                # The data must be on disk before the mark is removed.
+                self._upper.persist(fd)
+            self._progress.check()
         finally:
             os.close(fd)
+            # Even if the copy was given up: the metadata counts already.
             if capability is not None:  # The write removed it.
                 os.setxattr(copy.place, "security.capability", capability)
             os.utime(copy.place, ns=(plan.status.st_atime_ns, plan.status.st_mtime_ns))

@@ -81,11 +81,12 @@ class Request(NamedTuple):
 class Plan(NamedTuple):
     """What a copy-up of a file copies.
 
-    `source` is the file to copy, with this `status`. `origin` is None if the copy gets none, and `private` are the
-    overlay's own attributes of the copy, its origin among them. The copy is published in the index with as many names
-    as `links` counts, and at the node's name if `links` is None. `below` is where the data of a metacopy stays, None
-    for a copy with data. `length` is the file's size before a cut lengthens it, and `size` the bytes of data to copy.
-    `counted` are the bytes that the event reports and the limits apply to, and `label` is the layer they come from.
+    `source` is the file to copy, with this `status`; use it without the tree's lock. `origin` is None if the copy gets
+    none, and `private` are the overlay's own attributes of the copy, its origin among them. The copy is published in
+    the index with as many names as `links` counts, and at the node's name if `links` is None. `below` is where the data
+    of a metacopy stays, None for a copy with data. `length` is the file's size before a cut lengthens it, and `size`
+    the bytes of data to copy. `counted` are the bytes that the event reports and the limits apply to, and `label` is
+    the layer they come from.
     """
 
     source: Pinned
@@ -109,8 +110,10 @@ class Plan(NamedTuple):
         # opening a file of a layer may take long.
         opened = None if keeps_below or (request.cut and not request.cut.size) else _opened(node, tree)
         with tree.lock:
-            source = opened or node.pin()
-            status = source.stat()
+            if opened is None:
+                pinned = node.pin()
+                opened = pinned.directly(), pinned.stat()
+            source, status = opened
             origin, links = _identity(node, status, tree)
             data = node.data_place()
             length = _length(node, status, request.cut)
@@ -132,15 +135,16 @@ class Plan(NamedTuple):
         return cls(copy, status, None, [], None, None, length, length, counted, label)
 
 
-def _opened(node: FileNode, tree: Tree) -> Pinned | None:
-    """Return a regular file open for reading; None if its data is elsewhere, or it may not be read.
+def _opened(node: FileNode, tree: Tree) -> tuple[Pinned, os.stat_result] | None:
+    """Return a regular file open for reading, and its status; None if its data is elsewhere, or it may not be read.
 
     That is no failure yet: the file may be empty.
     """
     if node.kind != stat.S_IFREG or node.metacopy:
         return None
     try:
-        return Pinned.opened(Descriptor(tree.open(node, os.O_RDONLY)))
+        pinned = Pinned.opened(Descriptor(tree.open(node, os.O_RDONLY)))
+        return pinned, pinned.stat()
     except (PermissionError, BlockingIOError):  # EAGAIN: somebody has a lease on it, fcntl(2).
         return None
 

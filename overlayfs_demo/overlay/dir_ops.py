@@ -13,7 +13,7 @@ import stat
 
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay import acl, inode_flags
+from overlayfs_demo.overlay import acl, inode_flags, questions
 from overlayfs_demo.overlay.budget import Budget
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.impure import is_impure, mark_impure
@@ -72,6 +72,7 @@ class DirOps:
         new = self._describe(above, stat.S_IFREG | stat.S_IMODE(mode), caller)
         upper, check = self._tree.writable(), self._budget.check
         fd, status = upper.create_open(above, name, new, over_whiteout, flags, check, caller)
+        questions.note_change()
         node, attrs = self._settle_new(parent, name, above, status)
         assert isinstance(node, FileNode)
         return node, attrs, fd
@@ -85,6 +86,7 @@ class DirOps:
         opaque = stat.S_ISDIR(mode) and (over_whiteout or bool(parent.lowers))
         new = self._describe(above, mode, caller, rdev, target, opaque)
         status = self._tree.writable().create(above, name, new, over_whiteout, caller)
+        questions.note_change()
         return self._settle_new(parent, name, above, status)
 
     def tmpfile(self, parent: DirNode, mode: int, flags: int, caller: Caller) -> tuple[FileNode, Attrs, int]:
@@ -125,8 +127,10 @@ class DirOps:
         self._redirects.write(node, node.parent, node.name, False, caller)
         if is_impure(node, self._tree):
             mark_impure(above, self._tree)
+        self._tree.know_attrs(node, file)
         self._note_link_count(node)
         self._tree.writable().link(file, above, name, over_whiteout, caller)
+        questions.note_change()
         if node.links is not None:
             node.links = node.links.changed(1)
         self._tree.share(node, node.key)
@@ -233,6 +237,7 @@ class DirOps:
             upper.rmdir(above, name, node.key, caller)
         else:
             upper.unlink(above, name, caller)
+        questions.note_change()
         self.forget(node, parent, name)
 
     def _covered(self, parent: DirNode, name: bytes, node: Node) -> str:

@@ -19,7 +19,7 @@ from overlayfs_demo.events import Events
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.named_tuple import NamedTuple
-from overlayfs_demo.overlay import impure, inode_flags, listing, lower_fingerprint, provenance
+from overlayfs_demo.overlay import impure, inode_flags, listing, lower_fingerprint, provenance, questions
 from overlayfs_demo.overlay.attr_ops import AttrOps, list_xattrs, read_xattr
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.dir_ops import DirOps
@@ -123,6 +123,11 @@ class Overlay:
         return self._tree.upper is None
 
     @property
+    def may_stall(self) -> bool:
+        """Whether a layer may keep its callers waiting, see `questions`."""
+        return self._tree.may_stall
+
+    @property
     def has_past(self) -> bool:
         """Whether the view has a time machine."""
         return self._past is not None
@@ -147,7 +152,13 @@ class Overlay:
         with self._lock:
             current = snapshot.is_current(parent.sources)
             tree = self._tree_of(parent)
-            return [tree.find_listed(parent, listed, current) for listed in names]
+            found: list[Completed] = []
+            together = questions.Together()
+            for listed in names:
+                with together:
+                    found.append(tree.find_listed(parent, listed, current))
+            together.check()
+            return found
 
     def walk(self, path: bytes) -> Node:
         """Return the node at an absolute path of the view. Does not follow symbolic links. Raises ENOENT, ENOTDIR."""

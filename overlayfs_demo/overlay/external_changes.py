@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from weakref import ref
 
 from overlayfs_demo.linux import fanotify
+from overlayfs_demo.overlay import questions
 from overlayfs_demo.overlay.layer import LayerDir
 from overlayfs_demo.overlay.lower_names import LowerNames
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
@@ -124,6 +125,9 @@ class ExternalChanges:
             if len(self._nodes) >= _MOST_WATCHES:
                 self._complain(f"more than {_MOST_WATCHES} directories: changes behind others are not noticed at once")
                 return False
+        if source.layer.may_stall:  # Its filesystem has no number to recognise it by in events, see fanotify_mark(2).
+            self._complain(f"changes behind {source.layer.label} are not noticed at once: its data is elsewhere")
+            return False
         try:
             queue = self._of_upper if source is node.upper else self._of_lowers
             key = fanotify.watch(queue, source.open().fd)
@@ -152,6 +156,7 @@ class ExternalChanges:
     def read(self) -> Changes:
         """Return the changes since the last call. Never waits."""
         changes = Changes()
+        questions.begin()
         with self._tree.lock:
             self._tree.passed_writes.next_round()
         events: _Events = {}
@@ -201,7 +206,7 @@ class ExternalChanges:
         """Whether a caller, this process, has made the change through the view, past the engine."""
         if mask & fanotify.ATTRIB or not isinstance(node, FileNode):
             return False
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, questions.AskFirstError):
             return self._tree.passed_writes.explain(node, pid)
         return False
 
@@ -214,7 +219,7 @@ class ExternalChanges:
         found = []
         for node in _below(self._tree.root):
             if isinstance(node, DirNode) and not node.watched:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, questions.AskFirstError):
                     if any(fanotify.key_of(source.open().fd) == key for source in node.sources):
                         found.append(node)
         return found
@@ -234,7 +239,7 @@ class ExternalChanges:
         node.protection = None
         if isinstance(node, FileNode):
             self._reconsider(node, changes)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, questions.AskFirstError):
                 if node.stat().st_nlink > 1:
                     same = (known for known in _below(self._tree.root) if known.key == node.key)
                     changes.nodes.update(dict.fromkeys(same))
@@ -276,8 +281,12 @@ class ExternalChanges:
             return False
         before = node.sources if isinstance(node, DirNode) else None
         watched = isinstance(node, DirNode) and node.watched
-        with contextlib.suppress(OSError):
+        try:
             self._tree.find(parent, name)
+        except questions.AskFirstError:
+            changes.names[parent, name] = None  # Whoever needs it asks again.
+        except OSError:
+            pass
         if node.gone:
             changes.names[parent, name] = None
         if not isinstance(node, DirNode) or (not node.gone and node.sources is before):

@@ -85,18 +85,20 @@ def refuse(node: Node, xattrs: PrivateXattrs, *, appends: bool = False) -> None:
 
 def read(node: Node, xattrs: PrivateXattrs, form: Format) -> bytes:
     """Return a node's flags. ENOTTY if it is neither a file nor a directory, or its filesystem has no flags."""
-    pinned = node.pin()
-    if isinstance(pinned.place, int):
-        value = ask(pinned.place, form)
-    elif node.kind == stat.S_IFREG:
-        fd = pinned.open(os.O_RDONLY)
-        try:
-            value = ask(fd, form)
-        finally:
-            os.close(fd)
-    else:
+    if not isinstance(node, DirNode) and node.kind != stat.S_IFREG:
         raise failure(errno.ENOTTY, node.name)
+    value = node.pin().ask(_read, form)
     return form.with_protection(value, form.protection(value) + protection(node, xattrs))
+
+
+def _read(pinned: Pinned, form: Format) -> bytes:
+    if isinstance(pinned.place, int):
+        return ask(pinned.place, form)
+    fd = pinned.open(os.O_RDONLY)
+    try:
+        return ask(fd, form)
+    finally:
+        os.close(fd)
 
 
 def ask(fd: int, form: Format) -> bytes:

@@ -11,10 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
+from typing import TypeVar
 from weakref import ref
 
 from overlayfs_demo.linux import proc, syscalls, xattr
 from overlayfs_demo.linux.failure import failure
+from overlayfs_demo.named_tuple import NamedTuple
+from overlayfs_demo.overlay import questions
 from overlayfs_demo.overlay.private_mount import Root
 from overlayfs_demo.overlay.whiteout import (
     FUSE_OVERLAYFS_OPAQUE,
@@ -23,6 +27,8 @@ from overlayfs_demo.overlay.whiteout import (
     PrivateXattrs,
     is_whiteout,
 )
+
+_T = TypeVar("_T")
 
 # PATH_MAX (limits.h), which counts the NUL.
 _LONGEST_PATH = 4095
@@ -121,7 +127,8 @@ class Layer:
     `depth` is 0 for the upper, then 1, 2, ... from the top lower down. `label` is the layer's name in messages and
     events, `path` the path that the user gave. Its directory, `root`, stays open as long as the layer. `image_dialect`:
     zero-length `.wh.NAME` files are whiteouts here. `last`: no layer is below, so few marks need to be read.
-    `metacopies`: the layer may hold metacopies. `told` records what `faults` has logged.
+    `metacopies`: the layer may hold metacopies. `told` records what `faults` has logged. `may_stall`: another program
+    or machine answers for its filesystem, so it is asked through `questions`.
     """
 
     __slots__ = (
@@ -131,6 +138,7 @@ class Layer:
         "image_dialect",
         "label",
         "last",
+        "may_stall",
         "metacopies",
         "path",
         "reads_quietly",
@@ -163,6 +171,7 @@ class Layer:
         self.told: set[tuple[bytes, str]] = set()
         self.root_fd, self.reads_quietly = root
         self.device = os.fstat(self.root_fd).st_dev
+        self.may_stall = depth > 0 and syscalls.is_answered_elsewhere(self.root_fd)
 
     @property
     def is_upper(self) -> bool:
@@ -175,8 +184,7 @@ class Layer:
             return True
         if status.st_size or not stat.S_ISREG(status.st_mode) or not parent.marks.has_xattr_whiteouts:
             return False
-        path = proc.path_of(parent.open().fd, name)
-        return xattr.get(path, self.xattrs.whiteout) is not None
+        return parent.xattr(name, self.xattrs.whiteout) is not None
 
     def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         """Whether this regular file holds metadata only (overlayfs.rst, "Metadata only copy up").
@@ -189,8 +197,7 @@ class Layer:
             return False
         if status.st_blocks * 512 >= status.st_size and not (self.metacopies or parent.marks.impure):
             return False
-        path = proc.path_of(parent.open().fd, name)
-        return xattr.get(path, self.xattrs.metacopy) is not None
+        return parent.xattr(name, self.xattrs.metacopy) is not None
 
     def is_image_mark(self, name: bytes, status: os.stat_result) -> bool:
         """Whether this object is one of the image format's marks, which are never part of the view."""
@@ -201,12 +208,12 @@ class Layer:
             and stat.S_ISREG(status.st_mode)
         )
 
-    def has_image_mark(self, dir_fd: int, mark: bytes) -> bool:
+    def has_image_mark(self, directory: Descriptor, mark: bytes) -> bool:
         """Whether this directory holds the image format's `mark` (such as `.wh.NAME`)."""
         if not self.image_dialect:
             return False
         try:
-            status = os.stat(mark, dir_fd=dir_fd, follow_symlinks=False)
+            status = os.stat(mark, dir_fd=directory.fd, follow_symlinks=False)
         except OSError as error:
             # A mark for a name of more than 251 bytes would itself be too long to exist.
             if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
@@ -214,15 +221,11 @@ class Layer:
             raise
         return self.is_image_mark(mark, status)
 
-    def redirect(self, path: bytes | int) -> bytes | None:
-        """Return the object's `overlay.redirect`, unchecked, up to the first NUL, which is how the kernel reads it."""
-        value = xattr.get(path, self.xattrs.redirect)
-        return value if value is None else value.partition(b"\0")[0]
-
-    def read_marks(self, dir_fd: int) -> Marks:
-        """Read the marks of the directory open as `dir_fd`. Raises OSError."""
+    def read_marks(self, directory: Descriptor) -> Marks:
+        """Read the marks of an open directory. Raises OSError."""
+        dir_fd = directory.fd
         names = xattr.names(dir_fd)
-        opaque = not self.last and self.has_image_mark(dir_fd, IMAGE_OPAQUE)
+        opaque = not self.last and self.has_image_mark(directory, IMAGE_OPAQUE)
         if not names and not opaque:
             return _NO_MARKS
         xattrs = self.xattrs
@@ -232,7 +235,7 @@ class Layer:
         return Marks(
             opaque or value == b"y",
             value == b"x",
-            self.redirect(dir_fd) if xattrs.redirect in names else None,
+            redirect_in(xattr.get(dir_fd, xattrs.redirect)) if xattrs.redirect in names else None,
             xattrs.impure in names,
         )
 
@@ -264,34 +267,25 @@ class LayerDir:
         descriptor = self._descriptor
         if descriptor is None:
             path = self.path()
-            try:
-                fd = _open_directory(self.layer.root_fd, path)
-            except OSError as error:
-                raise stale(path) if error.errno in _MOVED else error from None
-            descriptor = self.keep(fd)
+            descriptor = self._opened(path, _open_directory, self.layer.root_fd, path)
         return descriptor
 
     def adopt(self, parent: LayerDir, name: bytes) -> Descriptor:
         """Like `open`, but relative to the parent, which is cheaper if the parent is open anyway."""
         if self._descriptor is not None:
             return self._descriptor
-        above = parent.open().fd
-        try:
-            try:
-                fd = os.open(name, _QUIETLY, dir_fd=above)
-            except PermissionError:  # Only the owner and root may ask for O_NOATIME: open(2).
-                fd = os.open(name, _DIRECTORY, dir_fd=above)
-        except OSError as error:
-            raise stale(name) if error.errno in _MOVED else error from None
-        return self.keep(fd)
+        return self._opened(name, _open_inside, parent.open(), name)
 
-    def keep(self, fd: int) -> Descriptor:
-        """Take ownership of `fd`, opened at this directory's name. ESTALE if it is another directory."""
-        descriptor = Descriptor(fd)
-        if self.key is not None and key_of(os.fstat(fd)) != self.key:
+    def _opened(self, where: bytes, opening: Callable[[_T, bytes], Opened], above: _T, path: bytes) -> Descriptor:
+        """Open the directory at its name and keep it. ESTALE if another object is there; `where` is for the message."""
+        try:
+            opened = questions.ask(opening, above, path) if self.layer.may_stall else opening(above, path)
+        except OSError as error:
+            raise stale(where) if error.errno in _MOVED else error from None
+        if self.key is not None and opened.key != self.key:
             raise stale(self.path())
-        self.hold(descriptor)
-        return descriptor
+        self.hold(opened.descriptor)
+        return opened.descriptor
 
     def hold(self, descriptor: Descriptor) -> None:
         """Keep the directory open by this descriptor, which the caller has verified to be the directory's."""
@@ -307,7 +301,9 @@ class LayerDir:
         """The directory's marks, read once. Code that changes them must call `forget_marks`."""
         marks = self._marks
         if marks is None:
-            self._marks = marks = self.layer.read_marks(self.open().fd)
+            layer, descriptor = self.layer, self.open()
+            read = layer.read_marks
+            self._marks = marks = questions.ask(read, descriptor) if layer.may_stall else read(descriptor)
         return marks
 
     def child(self, name: bytes, key: Key) -> LayerDir:
@@ -324,13 +320,68 @@ class LayerDir:
         Raises other OSErrors.
         """
         descriptor = self._descriptor or self.open()
+        if self.layer.may_stall:
+            return questions.ask(_stat, descriptor, name)
         try:
             return os.stat(name, dir_fd=descriptor.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
+    def xattr(self, name: bytes, attribute: str) -> bytes | None:
+        """Return an extended attribute of the object called `name`; None if it has none. Raises OSError."""
+        descriptor = self._descriptor or self.open()
+        if self.layer.may_stall:
+            return questions.ask(_xattr, descriptor, name, attribute)
+        return _xattr(descriptor, name, attribute)
 
-def _open_directory(root_fd: int, path: bytes) -> int:
+    def has_image_mark(self, mark: bytes) -> bool:
+        """Whether the directory holds the image format's `mark`, see `Layer.has_image_mark`."""
+        layer = self.layer
+        if not layer.image_dialect:
+            return False
+        if layer.may_stall:
+            return questions.ask(layer.has_image_mark, self.open(), mark)
+        return layer.has_image_mark(self.open(), mark)
+
+
+def redirect_in(value: bytes | None) -> bytes | None:
+    """Return an object's `overlay.redirect`, unchecked, up to the first NUL, which is how the kernel reads it."""
+    return value if value is None else value.partition(b"\0")[0]
+
+
+def _stat(directory: Descriptor, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _xattr(directory: Descriptor, name: bytes, attribute: str) -> bytes | None:
+    return xattr.get(proc.path_of(directory.fd, name), attribute)
+
+
+class Opened(NamedTuple):
+    """An open directory and its identity."""
+
+    descriptor: Descriptor
+    key: Key
+
+    @classmethod
+    def of(cls, fd: int) -> Opened:
+        """Take ownership of a descriptor."""
+        descriptor = Descriptor(fd)
+        return cls(descriptor, key_of(os.fstat(fd)))
+
+
+def _open_inside(directory: Descriptor, name: bytes) -> Opened:
+    """Open a directory inside another one."""
+    try:
+        return Opened.of(os.open(name, _QUIETLY, dir_fd=directory.fd))
+    except PermissionError:  # Only the owner and root may ask for O_NOATIME: open(2).
+        return Opened.of(os.open(name, _DIRECTORY, dir_fd=directory.fd))
+
+
+def _open_directory(root_fd: int, path: bytes) -> Opened:
     """Open a directory of a layer, in several steps if its path is longer than PATH_MAX."""
     held = None
     while len(path) > _LONGEST_PATH:
@@ -339,9 +390,9 @@ def _open_directory(root_fd: int, path: bytes) -> int:
         path = path[cut + 1 :]
     fd = held.fd if held else root_fd
     try:
-        return syscalls.open_beneath(fd, path or b".", _QUIETLY)
-    except PermissionError:  # O_NOATIME is refused, as in `adopt`.
-        return syscalls.open_beneath(fd, path or b".", _DIRECTORY)
+        return Opened.of(syscalls.open_beneath(fd, path or b".", _QUIETLY))
+    except PermissionError:  # O_NOATIME is refused, as in `_open_inside`.
+        return Opened.of(syscalls.open_beneath(fd, path or b".", _DIRECTORY))
 
 
 class LowerDir(LayerDir):

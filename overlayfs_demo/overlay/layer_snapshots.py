@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.overlay import listing
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, Marks
+from overlayfs_demo.overlay.layer import Descriptor, Layer, LayerDir, LowerDir, Marks
 from overlayfs_demo.overlay.listing import Listed, Snapshot
 from overlayfs_demo.overlay.lookup import judge
 from overlayfs_demo.overlay.merge import Says
@@ -124,7 +124,7 @@ class _Alone(Layer):
     def is_metacopy(self, name: bytes, status: os.stat_result, parent: LayerDir) -> bool:
         return False
 
-    def read_marks(self, dir_fd: int) -> Marks:
+    def read_marks(self, directory: Descriptor) -> Marks:
         return Marks(opaque=False, has_xattr_whiteouts=False, redirect=None, impure=False)
 
 

@@ -6,6 +6,7 @@ Whiteouts are never listed, not even stray ones that hide nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 
 from overlayfs_demo.linux import proc
 from overlayfs_demo.named_tuple import NamedTuple
-from overlayfs_demo.overlay.layer import LayerDir, UpperDir
+from overlayfs_demo.overlay import questions
+from overlayfs_demo.overlay.layer import Descriptor, LayerDir, UpperDir
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
 
 
@@ -118,6 +120,7 @@ class Names:
         # A layer's whiteouts hide the layers below, not the layer's own object of that name.
         hidden_here: set[bytes] = set()
         found: list[bytes] = []
+        together = questions.Together()
         with _scan(source, quietly=quietly) as entries:
             for entry in islice(entries, None if most_entries is None else most_entries + 1):
                 name = os.fsencode(entry.name)
@@ -127,9 +130,11 @@ class Names:
                 known = name in listed or name in hidden
                 if known and not image_mark:
                     continue
-                kind = _kind(entry)
+                kind = entry.kind if isinstance(entry, _Entry) else _kind(entry)
                 if kind == stat.S_IFCHR or suspicious or image_mark:
-                    deleted = _deleted_by(source, name)
+                    deleted = None
+                    with together:
+                        deleted = _deleted_by(source, name)
                     if deleted is not None:
                         hidden_here.add(deleted)
                         continue
@@ -139,6 +144,7 @@ class Names:
                 listed[name] = Listed(name, kind, entry.inode(), source, certain)
                 if len(listed) > self._at_most:
                     raise TooManyNamesError
+        together.check()
         if most_entries is not None and len(found) > most_entries:
             raise TooManyNamesError
         hidden |= hidden_here
@@ -161,7 +167,30 @@ def _scan(source: LayerDir, *, quietly: bool) -> Any:
     directory = source.open()
     # Reading through the descriptor leaves the access time alone: it has O_NOATIME where that is allowed. Reading by
     # path opens the directory again, without O_NOATIME.
-    return os.scandir(directory.fd if quietly or source.layer.reads_quietly else proc.fd_path(directory.fd))
+    by_descriptor = quietly or source.layer.reads_quietly
+    if source.layer.may_stall:
+        return contextlib.nullcontext(questions.ask(_read_entries, directory, by_descriptor))
+    return os.scandir(directory.fd if by_descriptor else proc.fd_path(directory.fd))
+
+
+class _Entry:
+    """A directory entry that was read with all that a listing needs."""
+
+    __slots__ = ("_ino", "kind", "name")
+
+    def __init__(self, entry: os.DirEntry[Any]) -> None:
+        self.name = entry.name
+        self.kind = _kind(entry)
+        self._ino = entry.inode()
+
+    def inode(self) -> int:
+        """Do the same as that of os.DirEntry."""
+        return self._ino
+
+
+def _read_entries(directory: Descriptor, by_descriptor: bool) -> list[_Entry]:
+    with os.scandir(directory.fd if by_descriptor else proc.fd_path(directory.fd)) as entries:
+        return [_Entry(entry) for entry in entries]
 
 
 def _deleted_by(source: LayerDir, name: bytes) -> bytes | None:

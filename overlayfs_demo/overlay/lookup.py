@@ -12,10 +12,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
-from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import faults
-from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of
+from overlayfs_demo.overlay.layer import Layer, LayerDir, LowerDir, key_of, redirect_in
 from overlayfs_demo.overlay.merge import Says, Verdict, decide
 from overlayfs_demo.overlay.name_table import NameTable
 from overlayfs_demo.overlay.whiteout import IMAGE_WHITEOUT_PREFIX
@@ -160,7 +159,7 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
     """Return what the layer of `source` says about `name`, given the object's status there."""
     layer = source.layer
     if status is None:
-        deleted = not layer.last and layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
+        deleted = not layer.last and source.has_image_mark(IMAGE_WHITEOUT_PREFIX + name)
         return Answer(Says.WHITEOUT if deleted else _ABSENT, None, layer)
     if stat.S_ISDIR(status.st_mode):
         return _judge_directory(source, name, status)
@@ -171,8 +170,7 @@ def judge(source: LayerDir, name: bytes, status: os.stat_result | None) -> Answe
             return Answer(_ABSENT, None, layer)
     if not layer.is_metacopy(name, status, source):
         return Answer(_FILE, Part(source, name, status, None), layer)
-    path = proc.path_of(source.open().fd, name)
-    faults.check_metacopy(xattr.get(path, layer.xattrs.metacopy) or b"", source, name)
+    faults.check_metacopy(source.xattr(name, layer.xattrs.metacopy) or b"", source, name)
     return Answer(Says.METACOPY, Part(source, name, status, None, True), layer)
 
 
@@ -184,7 +182,7 @@ def _judge_directory(source: LayerDir, name: bytes, status: os.stat_result) -> A
         return Answer(Says.DIRECTORY, part, layer)
     # Held until the marks are read, so that the cache cannot close the directory before.
     descriptor = directory.adopt(source, name)
-    opaque = directory.marks.opaque or layer.has_image_mark(source.open().fd, IMAGE_WHITEOUT_PREFIX + name)
+    opaque = directory.marks.opaque or source.has_image_mark(IMAGE_WHITEOUT_PREFIX + name)
     del descriptor
     return Answer(Says.OPAQUE_DIRECTORY if opaque else Says.DIRECTORY, part, layer)
 
@@ -206,7 +204,7 @@ def _redirect(answer: Answer) -> bytes | None:
     if part is None or part.place.layer.last or answer.says is Says.OPAQUE_DIRECTORY:
         return None
     if part.metacopy:
-        value = part.place.layer.redirect(proc.path_of(part.place.open().fd, part.name))
+        value = redirect_in(part.place.xattr(part.name, part.place.layer.xattrs.redirect))
     else:
         value = part.directory.marks.redirect if part.directory else None
     return None if value is None else faults.checked_redirect(value, part.place, part.name)

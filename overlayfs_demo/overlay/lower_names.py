@@ -123,7 +123,9 @@ class LowerNames:
         device = lower.layer.device if lower.key is None else lower.key[0]
         descriptor = lower.open()
         if device not in self._list_all:
-            self._list_all[device] = syscalls.filesystem_magic(descriptor.fd) in _LISTING_ALL
+            self._list_all[device] = not lower.layer.may_stall and (
+                syscalls.filesystem_magic(descriptor.fd) in _LISTING_ALL
+            )
         return self._list_all[device] and not syscalls.folds_case(descriptor.fd)
 
     def _keep(self, node: DirNode, table: NameTable) -> None:

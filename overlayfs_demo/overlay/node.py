@@ -17,10 +17,11 @@ from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.syscalls import Statx
 from overlayfs_demo.named_tuple import NamedTuple
+from overlayfs_demo.overlay import questions
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, LayerDir, LowerDir, UpperDir, key_of, stale
 from overlayfs_demo.overlay.name_table import NameTable
-from overlayfs_demo.overlay.pinned import Pinned, Way, check_same, hold
+from overlayfs_demo.overlay.pinned import Pinned, PinnedElsewhere, Way, check_same, hold
 from overlayfs_demo.overlay.types import Attrs, Links
 
 # Kinds and devices, each once: equal numbers from different calls are different objects.
@@ -113,6 +114,10 @@ class Node:
         """Return the topmost real object, held open for reading or changing it. Raises OSError, ESTALE."""
         raise NotImplementedError
 
+    def pinned(self, pinned: Pinned) -> Pinned:
+        """Return the real object as one of the layer that it belongs to."""
+        return PinnedElsewhere.like(pinned) if self.layer.may_stall else pinned
+
     def attrs_on_disk(self, status: os.stat_result) -> Attrs:
         """Return the attributes of the node, given the real ones. `Tree.attrs` shows the owner and mode of the view."""
         raise NotImplementedError
@@ -197,7 +202,7 @@ class FileNode(Node):
 
     def stat(self) -> os.stat_result:
         if (self.gone or self.anchor is not None) and (held := self._held()) is not None:
-            return os.fstat(held.fd)
+            return self.pinned(Pinned.through(held)).stat() if self.place.layer.may_stall else os.fstat(held.fd)
         status = self.place.stat(self.place_name)
         if status is None:
             raise stale(self.name)
@@ -205,27 +210,33 @@ class FileNode(Node):
         return status
 
     def statx(self) -> Statx:
-        if (held := self._held()) is not None:
-            return syscalls.statx(held.fd)
+        held, name = self._held(), b""
+        if held is None:
+            held, name = self.place.open(), self.place_name
         try:
-            found = syscalls.statx(self.place.open().fd, self.place_name)
+            found = questions.ask(_statx, held, name) if self.place.layer.may_stall else _statx(held, name)
         except FileNotFoundError:
             raise stale(self.name) from None
+        if not name:
+            return found
         if found.key != self.key or stat.S_IFMT(found.mode) != self.kind:
             raise stale(self.name)
         return found
 
     def pin(self) -> Pinned:
         if (held := self._held()) is not None:
-            return Pinned.through(held)
+            return self.pinned(Pinned.through(held))
         if self.handles and not self.metacopy:
             self.stat()  # The name must still lead to it, as if it were opened now.
-            return Pinned.opened(self.handles[0].opened)
-        return Pinned.through(self.hold())
+            return self.pinned(Pinned.opened(self.handles[0].opened))
+        return self.pinned(Pinned.through(self.hold()))
 
     def hold(self) -> Descriptor:
         """Open the object at the node's name with O_PATH. Raises OSError, ESTALE."""
-        return hold(self.place.open().fd, self.place_name, self.key, self.kind)
+        directory = self.place.open()
+        if self.place.layer.may_stall:
+            return questions.ask(hold, directory, self.place_name, self.key, self.kind)
+        return hold(directory, self.place_name, self.key, self.kind)
 
     def way(self) -> Way:
         """Return the way to a regular file's data. Raises OSError, ENOENT like `data_place`."""
@@ -347,6 +358,10 @@ class Children(WeakNodes[bytes, Node]):
             del self._held[name]
 
 
+def _statx(held: Descriptor, name: bytes) -> Statx:
+    return syscalls.statx(held.fd, name)
+
+
 class DirNode(Node):
     """A directory: one real directory, or several merged.
 
@@ -393,13 +408,14 @@ class DirNode(Node):
         return self.anchor or self.sources[0].open()
 
     def stat(self) -> os.stat_result:
-        return os.fstat(self.front().fd)
+        return self.pin().stat() if self.sources[0].layer.may_stall else os.fstat(self.front().fd)
 
     def statx(self) -> Statx:
-        return syscalls.statx(self.front().fd)
+        front = self.front()
+        return questions.ask(_statx, front, b"") if self.sources[0].layer.may_stall else _statx(front, b"")
 
     def pin(self) -> Pinned:
-        return Pinned.opened(self.front())
+        return self.pinned(Pinned.opened(self.front()))
 
     def attrs_on_disk(self, status: os.stat_result) -> Attrs:
         # find(1) derives the number of subdirectories from a link count above 2; 1 means "do not count". The kernel's

@@ -142,8 +142,8 @@ class Overridden(IdMapped):
         if not override_stat.can_be_kept(attrs.mode):
             ours = not node.in_upper and attrs.uid == os.geteuid()
             return attrs._replace(uid=0, gid=0) if ours else super().shown(node, attrs)
-        pinned = node.pin()  # Holds what its place leads to.
-        override = override_stat.read(pinned.place, follow=True)
+        value = node.pin().xattr(override_stat.NAME)
+        override = None if value is None else override_stat.parse(value)
         if override is None:
             return super().shown(node, attrs)
         return attrs._replace(uid=override.uid, gid=override.gid, mode=stat.S_IFMT(attrs.mode) | override.mode)

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from typing import TypeVar
 
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.named_tuple import NamedTuple
+from overlayfs_demo.overlay import questions
 from overlayfs_demo.overlay.layer import Descriptor, Key, stale
+
+_T = TypeVar("_T")
+_T2 = TypeVar("_T2")
 
 # A FIFO must not block the daemon, and a terminal must not become its controlling terminal: open(2).
 _HARMLESS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -62,9 +68,21 @@ class Pinned:
         """Return an extended attribute's value, or None if there is none."""
         return xattr.get(self.place, name, follow=True)
 
+    def must_xattr(self, name: str) -> bytes:
+        """Return an extended attribute's value. Raises OSError, ENODATA if there is none."""
+        return os.getxattr(self.place, name)
+
     def xattrs(self) -> list[str]:
         """Return the names of the extended attributes."""
         return xattr.names(self.place, follow=True)
+
+    def directly(self) -> Pinned:
+        """Return the same object, asked directly."""
+        return self
+
+    def ask(self, function: Callable[[Pinned, _T], _T2], argument: _T) -> _T2:
+        """Return what `function` finds out about the object."""
+        return function(self, argument)
 
     def real_path(self) -> bytes:
         """Return the object's present path on disk, for messages: proc_pid_fd(5)."""
@@ -75,10 +93,49 @@ class Pinned:
         return os.readlink(b"", dir_fd=self._held.fd)
 
 
-def hold(dir_fd: int, name: bytes, key: Key, kind: int) -> Descriptor:
+class PinnedElsewhere(Pinned):
+    """An object of a layer that may stall: it is asked through `questions`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def like(cls, pinned: Pinned) -> PinnedElsewhere:
+        """Return the same object as one of such a layer."""
+        return cls(pinned._held, pinned.place)
+
+    # The same object is asked about by several values.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PinnedElsewhere) and self._held is other._held and self.place == other.place
+
+    def __hash__(self) -> int:
+        return hash((self._held, self.place))
+
+    def directly(self) -> Pinned:
+        return Pinned(self._held, self.place)
+
+    def stat(self) -> os.stat_result:
+        return questions.ask(Pinned.stat, self)
+
+    def xattr(self, name: str) -> bytes | None:
+        return questions.ask(Pinned.xattr, self, name)
+
+    def must_xattr(self, name: str) -> bytes:
+        return questions.ask(Pinned.must_xattr, self, name)
+
+    def xattrs(self) -> list[str]:
+        return questions.ask(Pinned.xattrs, self)
+
+    def readlink(self) -> bytes:
+        return questions.ask(Pinned.readlink, self)
+
+    def ask(self, function: Callable[[Pinned, _T], _T2], argument: _T) -> _T2:
+        return questions.ask(function, self, argument)
+
+
+def hold(directory: Descriptor, name: bytes, key: Key, kind: int) -> Descriptor:
     """Open the object `name` in a directory with O_PATH. ESTALE unless it has this identity and S_IFMT kind."""
     try:
-        held = Descriptor(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd))
+        held = Descriptor(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd))
     except FileNotFoundError:
         raise stale(name) from None
     check_same(os.fstat(held.fd), key, kind, name)

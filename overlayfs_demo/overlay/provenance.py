@@ -115,7 +115,7 @@ def _origin(tree: Tree, node: Node) -> str:
         return ""
     for source in node.parent.lowers if node.parent else ():
         # Any user can compare origins, but only root may open one: open_by_handle_at(2).
-        if source.stat(node.name) and origin == tree.origins.encode(source.layer, source.open().fd, node.name):
+        if source.stat(node.name) and origin == tree.encode_origin(source.layer, source.open(), node.name):
             return source.layer.label
     if not tree.xattrs.follows:
         return ""  # A forged origin would reveal the path of any file, even in directories that the forger cannot read.

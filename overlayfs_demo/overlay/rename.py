@@ -12,7 +12,7 @@ import errno
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.named_tuple import NamedTuple
-from overlayfs_demo.overlay import inode_flags
+from overlayfs_demo.overlay import inode_flags, questions
 from overlayfs_demo.overlay.copyup import CopyUp
 from overlayfs_demo.overlay.copyup_attributes import taken_over
 from overlayfs_demo.overlay.dir_ops import DirOps
@@ -122,6 +122,7 @@ class Rename:
             if isinstance(new.node, FileNode):
                 self._dir_ops.before_name_goes(new.node, new.parent, new.name, caller)
         upper.rename(above_old, old.name, above_new, new.name, flags, caller)
+        questions.note_change()
         if new.node is not None:
             self._dir_ops.forget(new.node, new.parent, new.name)
         self._relocate(old, new, above_new)
@@ -134,6 +135,7 @@ class Rename:
         above_old, above_new = self._prepare(old, new, caller)
         self._prepare(new, old, caller)
         upper.rename(above_old, old.name, above_new, new.name, syscalls.RENAME_EXCHANGE, caller)
+        questions.note_change()
         self._relocate(old, new, above_new)
         self._relocate(new, old, above_old)
 

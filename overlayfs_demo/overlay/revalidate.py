@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from overlayfs_demo.overlay.layer import Key, LayerDir, LowerDir, UpperDir, key_of
 from overlayfs_demo.overlay.lookup import Part
 from overlayfs_demo.overlay.node import DirNode, FileNode, Node
+from overlayfs_demo.overlay.questions import AskFirstError
 
 
 def keys_of(parts: Sequence[Part]) -> tuple[Key, ...]:
@@ -63,7 +64,7 @@ def displace(node: Node, parent: DirNode, name: bytes) -> None:
     if node.anchor is not None:
         return
     # If this fails, nothing leads to the node's object any more, and without an anchor the node raises ESTALE.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AskFirstError):
         if isinstance(node, FileNode) and node.handles:
             node.anchor = node.handles[0].opened
         elif isinstance(node, DirNode):

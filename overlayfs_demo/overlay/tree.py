@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from overlayfs_demo.linux import proc, xattr
 from overlayfs_demo.linux.failure import failure
-from overlayfs_demo.overlay import revalidate
+from overlayfs_demo.overlay import interruption, questions, revalidate
+from overlayfs_demo.overlay.budget import kept
 from overlayfs_demo.overlay.hooks import Hooks
 from overlayfs_demo.overlay.index import Index, IndexEntry
-from overlayfs_demo.overlay.layer import Key, Layer, LayerDir, LowerDir, key_of
+from overlayfs_demo.overlay.layer import Descriptor, Key, Layer, LayerDir, LowerDir, key_of
 from overlayfs_demo.overlay.listing import Listed, Snapshot, is_empty, snapshot
 from overlayfs_demo.overlay.lookup import Lookup, Part
 from overlayfs_demo.overlay.lower_names import LowerNames
@@ -27,6 +28,7 @@ from overlayfs_demo.overlay.node import Data, DirNode, FileNode, Node, WeakNodes
 from overlayfs_demo.overlay.origin import Origins
 from overlayfs_demo.overlay.ownership import Ownership
 from overlayfs_demo.overlay.passed_writes import PassedWrites
+from overlayfs_demo.overlay.pinned import Pinned, Way
 from overlayfs_demo.overlay.types import Attrs, Dirent
 from overlayfs_demo.overlay.upper import Upper
 from overlayfs_demo.overlay.whiteout import USER, PrivateXattrs
@@ -45,7 +47,7 @@ class Tree:
     data is copied. `upper` is None for a read-only mount. `lowers` are topmost first. `index` is None if a copy-up
     breaks hard links. `lower_names` is None unless all changes of the lowers are noticed. `beside` holds names in the
     root that no layer has and that are never listed. `hooks` are the front's. `passed_writes` are the files that are
-    written past the engine.
+    written past the engine. `may_stall`: one of the layers may.
     """
 
     __slots__ = (
@@ -59,6 +61,7 @@ class Tree:
         "lookup",
         "lower_names",
         "lowers",
+        "may_stall",
         "origins",
         "ownership",
         "passed_writes",
@@ -89,6 +92,7 @@ class Tree:
         self.ownership = ownership
         self.hooks = hooks
         layers = [*([upper.layer] if upper else []), *lowers, *data_layers]
+        self.may_stall = any(layer.may_stall for layer in (*lowers, *data_layers))
         self._devices: dict[int, int] = {}
         for layer in layers:
             self._devices.setdefault(layer.device, len(self._devices))
@@ -123,6 +127,11 @@ class Tree:
         All attributes leave the engine through here.
         """
         return self.ownership.shown(node, node.attrs_on_disk(status))
+
+    def know_attrs(self, node: Node, pinned: Pinned) -> None:
+        """Get to know what `attrs` will ask layers that may stall, because after a change it is too late for that."""
+        if self.may_stall:
+            self.attrs(node, pinned.stat())
 
     def identity(self, status: os.stat_result) -> int:
         """Return the inode number that the view shows for a real file."""
@@ -223,11 +232,18 @@ class Tree:
             with self.lock:
                 where, way = node.where, node.way()
             try:
-                return way.open(flags)
+                return self._open(way, flags) if node.place.layer.may_stall else way.open(flags)
             except OSError as error:
                 # The file may have been renamed or copied up in the meantime: then try again.
                 if error.errno != errno.ESTALE or node.where == where:
                     raise
+
+    def _open(self, way: Way, flags: int) -> int:
+        """Open a file of a layer that may stall. The caller may leave meanwhile: then raises EINTR."""
+        call = interruption.current()
+        with call:
+            fd = way.open(flags)
+        return kept(fd, lambda _: call.check())
 
     def snapshot(self, node: DirNode, at_most: int = sys.maxsize, *, quietly: bool = False) -> Snapshot:
         """Return the names in a directory. Raises TooManyNamesError if there are more than `at_most`."""
@@ -299,7 +315,10 @@ class Tree:
         if not part.place.marks.impure:
             return None, None
         origin = xattr.get(proc.path_of(part.place.open().fd, part.name), self.xattrs.origin)
-        lower = self.origins.decode(origin) if origin else None
+        decode = self.origins.decode
+        lower = None
+        if origin:
+            lower = questions.ask(decode, origin) if self.may_stall else decode(origin)
         if lower is not None and stat.S_IFMT(lower.st_mode) != stat.S_IFMT(part.status.st_mode):
             return None, None  # The origin is wrong: a copy-up keeps the type (ovl_check_origin_fh).
         return origin, lower
@@ -316,7 +335,13 @@ class Tree:
         """
         if self.xattrs is USER and not stat.S_ISREG(status.st_mode):
             return None
-        return self.origins.encode(place.layer, place.open().fd, name)
+        return self.encode_origin(place.layer, place.open(), name)
+
+    def encode_origin(self, layer: Layer, directory: Descriptor, name: bytes) -> bytes | None:
+        """Return the origin of an object in a lower's directory, or of the directory itself, see `Origins.encode`."""
+        if layer.may_stall:
+            return questions.ask(_encode, self.origins, layer, directory, name)
+        return self.origins.encode(layer, directory.fd, name)
 
     def _from_index(
         self, parent: DirNode, name: bytes, parts: Sequence[Part], entry: IndexEntry, lower: os.stat_result | None
@@ -379,6 +404,10 @@ class Tree:
             # A name that cannot be looked up exists all the same (fs/overlayfs/namei.c, ovl_lower_positive).
             return parent.lowers[0].layer.label
         return parts[0].place.layer.label if parts else ""
+
+
+def _encode(origins: Origins, layer: Layer, directory: Descriptor, name: bytes) -> bytes | None:
+    return origins.encode(layer, directory.fd, name)
 
 
 def _is_alive(node: FileNode) -> bool:

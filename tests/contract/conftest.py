@@ -23,6 +23,7 @@ from overlayfs_demo.fronts import select
 from overlayfs_demo.linux import fanotify, mounting
 from tests import builders
 from tests.conftest import unmount_all, why_no_mounts
+from tests.contract.asking_subject import EngineAskingFirst
 from tests.contract.engine_subject import Engine, EngineWithTables
 from tests.contract.marks import CACHED, HAS_PASSTHROUGH, SUBJECTS, kernel_version
 from tests.contract.subjects import Fronted, Kernel, Layers, Subject
@@ -68,6 +69,8 @@ def make_subject(kind: str, layers: Layers) -> Subject:
         return Engine(layers)
     if kind == "engine-with-tables":
         return EngineWithTables(layers)
+    if kind == "engine-asking-first":
+        return EngineAskingFirst(layers)
     if kind == "kernel":
         return Kernel(layers)
     if kind == CACHED:

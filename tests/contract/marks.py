@@ -27,7 +27,7 @@ def kernel_since(major: int, minor: int, what: str) -> pytest.MarkDecorator:
 
 # The kernel front with an option that keeps the kernel from using files of the upper by itself.
 CACHED = "cached-kernel-front"
-SUBJECTS = ("engine", "engine-with-tables", "kernel-front", "fusepy-front", "kernel")
+SUBJECTS = ("engine", "engine-asking-first", "engine-with-tables", "kernel-front", "fusepy-front", "kernel")
 # For a module about data: both ways that the kernel front carries it.
 also_cached = pytest.mark.parametrize("kind", (*SUBJECTS, CACHED), indirect=True)
 HAS_PASSTHROUGH = kernel_version() >= (6, 9)

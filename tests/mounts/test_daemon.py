@@ -136,7 +136,7 @@ FAULTS: dict[str, tuple[object, str]] = {
     "the note in the upper": (Overlay, "note_stack"),
     "the socket": (Server, "start"),
     "the record": (registry.Registration, "__init__"),
-    "the first answer": (session, "_agree"),
+    "the first answer": (session, "agree"),
 }
 ERRORS = [OSError(errno.EIO, os.strerror(errno.EIO)), MemoryError()]
 

@@ -62,7 +62,7 @@ def test_copy_of_a_removed_file_gets_nothing_of_what_is_opened_meanwhile(overlai
             view.overlay.files.release(node, handle)
             others.extend(many(secret))
 
-    view.overlay.hooks.before_wait = close_and_open
+    view.overlay.hooks.before_copy = close_and_open
     view.overlay.set_attrs(node, AttrChange(mode=0o700), view.caller)
     assert others, "nothing was opened meanwhile: nothing is tested"
     assert view.overlay.xattrs(node, view.caller) == ["user.own"]

@@ -36,7 +36,7 @@ def waits(view: Engine, names: list[str]) -> list[str]:
     """The files of these whose copy-up gave way to other callers first."""
     gave_way: list[str] = []
     for name in names:
-        view.overlay.hooks.before_wait = lambda name=name: gave_way.append(name)  # type: ignore[misc]
+        view.overlay.hooks.before_copy = lambda name=name: gave_way.append(name)  # type: ignore[misc]
         view.chmod(name, 0o600)
     return gave_way
 

@@ -17,7 +17,7 @@ import pytest
 
 from overlayfs_demo.linux import fanotify, syscalls
 from overlayfs_demo.overlay import lower_names, name_table
-from overlayfs_demo.overlay.layer import LayerDir
+from overlayfs_demo.overlay.layer import Descriptor, LayerDir
 from overlayfs_demo.overlay.node import DirNode, Node
 from tests import builders
 from tests.builders import IMAGE_OPAQUE, IMAGE_WHITEOUT, OPAQUE, WHITEOUT, XATTR_WHITEOUT, directory, metacopy
@@ -70,7 +70,7 @@ class Asked:
         self.names: list[str] = []
         self.listings = 0
         self.opened = 0
-        stat, scandir, keep = LayerDir.stat, os.scandir, LayerDir.keep
+        stat, scandir, hold = LayerDir.stat, os.scandir, LayerDir.hold
 
         def counted_stat(source: LayerDir, name: bytes) -> os.stat_result | None:
             self.names.append(source.layer.label)
@@ -80,12 +80,12 @@ class Asked:
             self.listings += 1
             return scandir(place)
 
-        def counted_keep(source: LayerDir, fd: int) -> Any:
+        def counted_hold(source: LayerDir, descriptor: Descriptor) -> None:
             self.opened += 1
-            return keep(source, fd)
+            hold(source, descriptor)
 
         monkeypatch.setattr(LayerDir, "stat", counted_stat)
-        monkeypatch.setattr(LayerDir, "keep", counted_keep)
+        monkeypatch.setattr(LayerDir, "hold", counted_hold)
         monkeypatch.setattr(os, "scandir", counted_scandir)
 
 
@@ -189,7 +189,7 @@ def test_there_is_none(overlaid: Make, why: str) -> None:
 
 
 def test_filesystem_with_unlisted_names_gets_none(overlaid: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syscalls, "filesystem_magic", lambda fd: 0x65735546)  # FUSE_SUPER_MAGIC
+    monkeypatch.setattr(syscalls, "filesystem_magic", lambda fd: 0x2FC12FC1)  # ZFS_SUPER_MAGIC
     view = overlaid(*many(3))
     node = watched(view, "d")
     look_up(view, node, 50)

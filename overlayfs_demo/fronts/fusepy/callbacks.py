@@ -22,6 +22,10 @@ everything, so this front lacks some things that `fronts.kernel`, which talks to
 - POSIX ACLs are kept and shown, but the kernel checks permissions by the mode alone, and applies the
   caller's umask even where a directory's default ACL should replace it.
 - rename(2) over a file that somebody has open takes two steps in the upper, see `Callbacks.rename`.
+- A program that is killed while it waits for an answer ends only when it gets one, even if that is after a long
+  copy-up. libfuse would tell the thread of the interrupt by a signal (its option `intr`), but Python runs no signal
+  handlers in that thread.
+- Callers that wait for the same copy-up take a thread each.
 - A directory that is removed while open, or a file that only O_PATH holds, no longer has attributes. The same
   goes for an open file if first it and then its directory is removed.
 

@@ -44,7 +44,8 @@ class Requests:
         """Set up the handlers of one mount, which go on where the ledger ends."""
         self._overlay: Overlay = view.overlay
         self._services = services
-        self._overlay.hooks.before_wait = services.pass_on
+        self._overlay.hooks.before_copy = services.pass_on
+        self._overlay.hooks.before_wait = services.postpone
         self._overlay.hooks.changed = services.refresh
         strict = bool(view.flags & mounting.MS_STRICTATIME)
         self._trust = trust = Trust(view.overlay, view.timeout, notes_all_reading=strict)

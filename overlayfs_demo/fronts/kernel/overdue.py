@@ -1,7 +1,8 @@
 """A thread that looks after requests which take long without having said so, such as a read from a slow disk.
 
 Only one thread serves the device, so such a request would keep all callers waiting. If one takes longer than a moment,
-its thread loses the turn to another one, as if it had passed it on. While nobody asks for anything, this thread sleeps.
+its thread loses the turn to another one, as if it had passed it on. The thread also looks again at interrupts that had
+no effect so far, see `in_flight`. While nobody asks for anything, it sleeps.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 
+from overlayfs_demo.fronts.kernel.in_flight import InFlight
 from overlayfs_demo.fronts.kernel.turns import Turns
 
 # Seconds between two looks. A request that is met twice is overdue.
@@ -20,10 +22,11 @@ _QUIET_LOOKS = 50
 class Overdue:
     """The thread for one session, until `close`."""
 
-    __slots__ = ("_asleep", "_ended", "_thread", "_turns", "_wake")
+    __slots__ = ("_asleep", "_ended", "_in_flight", "_thread", "_turns", "_wake")
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, in_flight: InFlight) -> None:
         self._turns = turns
+        self._in_flight = in_flight
         self._asleep = False
         self._ended = False
         self._wake = threading.Event()
@@ -50,7 +53,8 @@ class Overdue:
                 self._sleep()
                 quiet = 0
             time.sleep(_MOMENT)
-            quiet = 0 if self._turns.relieve_overdue() else quiet + 1
+            any_unsettled, had_any = self._in_flight.look_again(), self._turns.relieve_overdue()
+            quiet = 0 if any_unsettled or had_any else quiet + 1
 
     def _sleep(self) -> None:
         self._wake.clear()

@@ -21,6 +21,7 @@ from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.listing import TooManyNamesError
 from overlayfs_demo.overlay.node import DirNode
+from overlayfs_demo.overlay.questions import AskFirstError
 from overlayfs_demo.overlay.tree import Completed
 from overlayfs_demo.overlay.types import Dirent
 
@@ -164,9 +165,9 @@ class Directories:
             # A file of the upper may change before the kernel asks for it; a change of a lower's would be noticed.
             answers = () if directory.in_upper else self._overlay.lookup_listed(directory, numbering.snapshot, names)
             self._ahead = _Ahead(directory, numbering, answers, time.monotonic(), age)
-        except (OSError, KeyError, TooManyNamesError):
-            # The directory is too large, or was removed or forgotten by the kernel meanwhile. A request for it will
-            # meet the error again, if it is one.
+        except (OSError, KeyError, TooManyNamesError, AskFirstError):
+            # The directory is too large, is in a layer that must not be waited for, or was removed or forgotten by the
+            # kernel meanwhile. A request for it will meet the error again, if it is one.
             self._ahead = None
         finally:
             self._preparing.release()

@@ -16,13 +16,17 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 
 from overlayfs_demo.errors import MountError
 from overlayfs_demo.fronts import attach
 from overlayfs_demo.fronts.front import View
 from overlayfs_demo.fronts.keeper import Keeper, UselessError
 from overlayfs_demo.fronts.kernel import wire
+from overlayfs_demo.fronts.kernel.agreement import WANTED, agree
+from overlayfs_demo.fronts.kernel.asking import patient
 from overlayfs_demo.fronts.kernel.handlers import Requests
+from overlayfs_demo.fronts.kernel.in_flight import InFlight, PostponedError, postpone
 from overlayfs_demo.fronts.kernel.invalidation import Notices
 from overlayfs_demo.fronts.kernel.io_modes import IoModes
 from overlayfs_demo.fronts.kernel.ledger import Ledger
@@ -32,47 +36,30 @@ from overlayfs_demo.fronts.kernel.request import Payload, Request
 from overlayfs_demo.fronts.kernel.resent import Resent
 from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.fronts.kernel.shared_records import DamagedError
-from overlayfs_demo.fronts.kernel.turns import ParkedError, Turns
+from overlayfs_demo.fronts.kernel.turns import ParkedError, Turn, Turns
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import mountinfo, mounting, syscalls
 from overlayfs_demo.linux.passthrough import Passthrough
 from overlayfs_demo.linux.read_ahead import set_read_ahead
+from overlayfs_demo.overlay import interruption
 from overlayfs_demo.overlay.node import Node
 
 _log = logging.getLogger(__name__)
 
 MAX_WRITE = 1 << 20
 _SERVING = 1
-_LONG = 8
-_THREADS = _SERVING + _LONG
+# A thread takes about 100 KB, and there are only as many as were ever needed at a time.
+_LONG = 256
+# As many are there from the beginning.
+_THREADS = 3
 _BACKGROUND = 64
 _DESCRIPTORS = 16384
 # Seconds to wait before reading the next request if the kernel was out of memory.
 _PAUSE = 0.1
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _HEAD, _pack = wire.REPLY.size, wire.REPLY.pack
-# How long the threads of a session that failed may take to end, in seconds.
-_TIMEOUT = 2.0
-
-_WANTED = (
-    wire.ASYNC_READ
-    | wire.ATOMIC_O_TRUNC
-    | wire.BIG_WRITES
-    | wire.DONT_MASK
-    | wire.DO_READDIRPLUS
-    | wire.READDIRPLUS_AUTO
-    | wire.PARALLEL_DIROPS
-    | wire.POSIX_ACL
-    | wire.MAX_PAGES
-    | wire.CACHE_SYMLINKS
-    | wire.HANDLE_KILLPRIV_V2
-    | wire.SETXATTR_EXT
-    | wire.INIT_EXT
-    | wire.PASSTHROUGH
-    | wire.HAS_RESEND
-)
-# Without these the engine's answers would be wrong, not just slow.
-_NEEDED = wire.ATOMIC_O_TRUNC | wire.DONT_MASK | wire.POSIX_ACL | wire.HANDLE_KILLPRIV_V2 | wire.SETXATTR_EXT
+# How long the threads may take to end, in seconds. One that waits for a layer may never end.
+_TIMEOUT = 10.0
 
 
 class KernelFront:
@@ -149,14 +136,15 @@ class Session:
         except DamagedError as error:
             raise UselessError(f"the ledger of the daemon before is damaged: {error}") from error
         # With FUSE_POSIX_ACL the kernel checks permissions even if default_permissions was not given.
-        self._wanted = _WANTED if view.checked else _WANTED & ~wire.POSIX_ACL
+        self._wanted = WANTED if view.checked else WANTED & ~wire.POSIX_ACL
         if not view.passthrough:
             self._wanted &= ~wire.PASSTHROUGH
         if view.flags & mounting.MS_STRICTATIME:
             self._wanted &= ~wire.CACHE_SYMLINKS  # Each reading must be noted, so it must reach us.
         self._asked = view.asked
-        self._turns = Turns(_SERVING, _LONG)
-        self._overdue = Overdue(self._turns)
+        self._turns = Turns(_SERVING, _LONG, self._start_thread)
+        self._in_flight = InFlight(self._turns, self._fail)
+        self._overdue = Overdue(self._turns, self._in_flight)
         self._patience = Patience(fd, polling=view.polling)
         # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
         follows = view.timeout is None and view.overlay.external_changes.start()
@@ -164,26 +152,35 @@ class Session:
         services = Services(
             self._turns.pass_on,
             lambda: self._turns.any_long,
+            postpone,
             self._store,
             self._refresh,
             self._distrust,
             self._io_modes,
         )
         self._requests = Requests(view, services, self._ledger, keeper)
-        self._resent = Resent(self._requests, view.overlay, self._ledger)
+        self._answer_resent = Resent(self._requests, view.overlay, self._ledger).answer
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.external_changes, self._requests.nodes, self._requests.directories)
         self._names = {opcode: handler.__name__ for opcode, handler in self._requests.handlers.items()}
-        self._threads: list[threading.Thread] = []
+        if view.overlay.may_stall:
+            handlers = self._requests.handlers
+            handlers.update({opcode: patient(handler) for opcode, handler in handlers.items()})
+            self._answer_resent = patient(self._answer_resent)
+        self._numbers = count(1)
+        self._threads: set[threading.Thread] = set()
         self._failure: BaseException | None = None
 
     def close(self) -> None:
         """Send nothing more, and release what the kernel did not release. The view is already unmounted."""
         self._overdue.close()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(_TIMEOUT)
+        self._turns.end()
+        for turn in self._turns.all:
+            turn.call.leave(turn.call.number)  # Nobody waits for a copy-up any more.
+        end = time.monotonic() + _TIMEOUT
+        for thread in list(self._threads):
+            thread.join(max(0.0, end - time.monotonic()))
         if self._notices is not None:
             self._notices.close()
         self._requests.close()
@@ -191,7 +188,7 @@ class Session:
     def start(self) -> None:
         """Answer the first request, INIT, which settles the protocol, or go on where another process ended; then serve.
 
-        On return all memory for serving has been allocated. Raises MountError.
+        On return the memory for serving one caller after the other has been allocated. Raises MountError.
         """
         before = self._ledger.protocol
         agreed = before or self._begin()
@@ -202,10 +199,7 @@ class Session:
 
         os.set_blocking(self._device, False)
         syscalls.reserve_descriptors(_DESCRIPTORS)
-        try:
-            self._start_threads(is_first=before is None)
-        except (MemoryError, RuntimeError) as error:  # RuntimeError is "can't start new thread".
-            raise MountError("not enough memory to serve a view", "see 'ulimit -v' and 'ulimit -u'") from error
+        self._start_threads(is_first=before is None)
         if before is not None:
             # What the process before has read and not answered.
             self._send(wire.notice_head(wire.NOTIFY_RESEND, 0))
@@ -223,47 +217,57 @@ class Session:
         body = buffer[wire.HEADER.size : size]
         if header[1] != Opcode.INIT:
             raise MountError(f"the kernel began with FUSE request {header[1]} instead of INIT")
-        agreed = _agree(body, self._wanted)
+        agreed = agree(body, self._wanted)
         self._ledger.protocol = agreed
         self._reply(header[2], wire.init_reply(agreed, _BACKGROUND, MAX_WRITE))
         return agreed
 
     def _start_threads(self, *, is_first: bool) -> None:
-        self._threads = [
-            threading.Thread(target=self._loop, args=(_Buffers(),), name=f"fuse-{number}", daemon=True)
-            for number in range(_THREADS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        if not self._turns.start(_THREADS):
+            raise MountError("not enough memory to serve a view", "see 'ulimit -v' and 'ulimit -u'")
         self._overdue.start()
         if self._notices is not None:
             self._notices.start(forget_all=not is_first)
 
     def wait(self) -> None:
         """Return when the view is unmounted. Raises what ended a thread."""
-        for thread in self._threads:
-            thread.join()
+        self._turns.wait_for_end()
         if self._failure is not None:
             raise self._failure
 
-    def _loop(self, buffers: _Buffers) -> None:
+    def _start_thread(self) -> bool:
+        """Start one more thread; return False if there is no memory for it."""
         try:
-            self._serve(buffers)
+            thread = threading.Thread(
+                target=self._loop, args=(_Buffers(),), name=f"fuse-{next(self._numbers)}", daemon=True
+            )
+            self._threads.add(thread)
+            thread.start()
+        except (MemoryError, RuntimeError) as error:  # RuntimeError is "can't start new thread".
+            _log.warning("cannot start another thread: %s", error)
+            return False
+        return True
+
+    def _loop(self, buffers: _Buffers) -> None:
+        turn = self._turns.enter()
+        interruption.adopt(turn.call)
+        try:
+            self._serve(turn, buffers)
         except BaseException as error:
             # If a thread died silently, callers would wait for ever.
             self._failure = error
+            self._turns.end()
             raise
         finally:
             self._turns.leave()
+            self._threads.discard(threading.current_thread())
 
-    def _serve(self, own: _Buffers) -> None:
+    def _serve(self, turn: Turn, own: _Buffers) -> None:
         buffer, room = own.request, own.reply
         buffers = [buffer]
         fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
-        resume = partial(self._resume, room)
-        turn, wait = self._turns.mine, self._patience.wait
-        while True:
-            self._turns.take(resume)
+        resume, take, wait = partial(self._resume, room), self._turns.take, self._patience.wait
+        while take(resume):
             slept = wait()
             try:
                 size = os.readv(fd, buffers)
@@ -280,16 +284,18 @@ class Session:
                 _log.warning("cannot read a request: %s", error.strerror)
                 time.sleep(_PAUSE)
                 continue
-            turn.requests += 1
-            turn.answering = True
+            request = Request(unpack(buffer), buffer[start:size], room)
+            turn.begin(request)
             if slept:
                 self._overdue.wake()
-            self._answer(Request(unpack(buffer), buffer[start:size], room))
+            self._answer(request)
 
     def _answer(self, request: Request) -> None:
         handler = self._handler(request)
         if handler is None:
-            if request.opcode not in (Opcode.INTERRUPT, Opcode.DESTROY):
+            if request.opcode == Opcode.INTERRUPT:
+                self._in_flight.interrupt(*wire.INTERRUPT_IN.unpack_from(request.body))
+            elif request.opcode != Opcode.DESTROY:
                 # The kernel stops sending what gets ENOSYS.
                 self._fail(request.unique, errno.ENOSYS)
             return
@@ -298,7 +304,7 @@ class Session:
 
     def _handler(self, request: Request) -> Callable[[Request], Payload | None] | None:
         handler = self._requests.handlers.get(request.opcode)
-        return handler if handler is None or not request.is_resent else self._resent.answer
+        return handler if handler is None or not request.is_resent else self._answer_resent
 
     def _resume(self, room: memoryview, request: Request) -> None:
         """Begin a parked request again, with this thread's `room`."""
@@ -315,8 +321,13 @@ class Session:
             if not self._turns.park(request):
                 self._carry_out(request, handler)
             return
+        except PostponedError as postponed:
+            request.own_body()
+            self._in_flight.put_aside(request, postponed.copy)
+            return
         except OSError as error:
-            self._fail(request.unique, error.errno or errno.EIO)
+            if not interruption.current().has_left:  # Then it was told so.
+                self._fail(request.unique, error.errno or errno.EIO)
         except Exception:  # noqa: BLE001 - whatever went wrong, the caller must get an answer
             _log.exception("FUSE request %s failed", request.opcode)
             self._fail(request.unique, errno.EIO)
@@ -379,22 +390,3 @@ def _is_harmless(error: OSError) -> bool:
         return True
     _log.warning("cannot write to %s: %s", attach.DEVICE, error.strerror)
     return False
-
-
-def _agree(body: memoryview, wanted: int) -> wire.Protocol:
-    """Return the protocol to speak, with the `wanted` features that this kernel has.
-
-    Raises MountError if the kernel lacks a needed one.
-    """
-    major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
-    if major != wire.MAJOR or minor < wire.OLDEST_MINOR:
-        needed = f"the kernel front needs {wire.MAJOR}.{wire.OLDEST_MINOR} or later"
-        raise MountError(f"the kernel speaks FUSE {major}.{minor}", needed)
-    if flags & wire.INIT_EXT:
-        (flags2,) = wire.INIT_FLAGS2_IN.unpack_from(body)
-        flags |= flags2 << 32
-    missing = _NEEDED & ~flags
-    if missing:
-        remedy = "use --front fusepy, or Linux 5.15 or later"
-        raise MountError(f"the kernel's FUSE lacks required features ({missing:#x})", remedy)
-    return wire.Protocol(min(minor, wire.MINOR), readahead, flags & wanted)

@@ -124,6 +124,7 @@ GETXATTR_IN = struct.Struct("=I4x")
 FALLOCATE_IN = struct.Struct("=QqqI4x")
 # fh, flags, command, argument, the size of the data that follows, and the size of the data that is wanted back.
 IOCTL_IN = struct.Struct("=QIIQII")
+INTERRUPT_IN = struct.Struct("=Q")
 LSEEK_IN = struct.Struct("=QqI4x")
 COPY_FILE_RANGE_IN = struct.Struct("=QqQQqQQ")
 

@@ -28,6 +28,8 @@ from tests.contract.engine_subject import Engine
 # Seconds. So long a timeout says that nobody changes the layers: what the kernel caches stays right.
 _AT_REST = 86400.0
 _ALL_FEATURES = 0xFFFFFFFF & ~wire.INIT_EXT
+# What the number of an INTERRUPT differs in from that of its request: FUSE_INT_REQ_BIT in fs/fuse/dev.c.
+_INTERRUPT_BIT = 1
 _INIT = struct.Struct("=4I")
 
 
@@ -45,14 +47,20 @@ class FakeKernel:
         self.session = session
         self.replies: dict[int, Reply] = {}
         self.notices: list[Reply] = []
+        self.interrupted: set[int] = set()
         self._end = end
-        self._numbers = count(2)
+        self._numbers = count(2, 2)
 
     def send(self, opcode: Opcode, nodeid: int, body: bytes = b"") -> int:
         """Send a request: its number."""
         unique = next(self._numbers)
         self._end.send(request(opcode, unique, nodeid, body))
         return unique
+
+    def interrupt(self, unique: int) -> None:
+        """Say that the caller of a request got a signal."""
+        self.interrupted.add(unique)
+        self._end.send(request(Opcode.INTERRUPT, unique | _INTERRUPT_BIT, 0, wire.INTERRUPT_IN.pack(unique)))
 
     def receive(self, seconds: float = PATIENCE) -> bool:
         """Take one message; False if none comes within that time."""
@@ -65,8 +73,9 @@ class FakeKernel:
         assert size == len(message)
         reply = Reply(abs(code), message[wire.REPLY.size :])
         if unique:
-            assert unique not in self.replies, "answered twice"
-            self.replies[unique] = reply
+            # To a late answer the kernel says ENOENT.
+            assert unique not in self.replies or unique in self.interrupted, "answered twice"
+            self.replies.setdefault(unique, reply)
         else:
             self.notices.append(reply)
         return True

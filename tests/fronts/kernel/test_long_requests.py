@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,27 +14,15 @@ from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.file_ops import FileOps
 from overlayfs_demo.overlay.handle import Handle
 from overlayfs_demo.overlay.node import FileNode
-from tests.conftest import PATIENCE, wait_until
+from tests.conftest import wait_until
 from tests.contract.engine_subject import Engine
 from tests.fronts.kernel.fake_kernel import FakeKernel, serving
+from tests.fronts.kernel.gate import Gate
 from tests.overlay.conftest import Make
 
-MANY = 2 * session._THREADS
-
-
-class Gate:
-    """Callers of `wait` stand here until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached = 0
-        self._open = threading.Event()
-
-    def wait(self) -> None:
-        self.reached += 1
-        assert self._open.wait(PATIENCE)
-
-    def open(self) -> None:
-        self._open.set()
+# Places for long requests.
+LONG = 8
+MANY = 2 * LONG + 2
 
 
 @pytest.fixture
@@ -53,6 +40,7 @@ def view(overlaid: Make) -> Engine:
 
 @pytest.fixture
 def kernel(view: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
+    monkeypatch.setattr(session, "_LONG", LONG)
     with serving(view, monkeypatch) as one:
         yield one
         gate.open()
@@ -62,9 +50,9 @@ def kernel(view: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def copies(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Gate:
     """What copy-ups wait at before they copy data."""
 
-    def wait_and_copy(source: int, target: int, size: int) -> None:
+    def wait_and_copy(source: int, target: int, size: int, before_step: Callable[[], None]) -> None:
         gate.wait()
-        copy_data(source, target, size)
+        copy_data(source, target, size, before_step)
 
     monkeypatch.setattr(copyup_file, "copy_data", wait_and_copy)
     return gate
@@ -106,9 +94,9 @@ def test_opens_that_wait_for_one_copy_up_leave_threads_to_others(
 def test_copy_ups_of_many_files_leave_threads_to_others(view: Engine, kernel: FakeKernel, copies: Gate) -> None:
     nodes = [kernel.lookup(f"f{number}") for number in range(MANY)]
     waiting = [kernel.send_open(node, os.O_WRONLY) for node in nodes]
-    wait_until(lambda: copies.reached == session._LONG, "the copy-ups that have a place")
+    wait_until(lambda: copies.reached == LONG, "the copy-ups that have a place")
     others_are_served(kernel, waiting)
-    assert copies.reached == session._LONG
+    assert copies.reached == LONG
     copies.open()
     all_succeed(kernel, waiting)
     assert copies.reached == MANY
@@ -182,7 +170,7 @@ def test_slow_disk_leaves_threads_to_others(
 
     monkeypatch.setattr(FileOps, verb, wait_and_carry_out)
     waiting = [ask(kernel, node, handle) for _ in range(MANY)]
-    wait_until(lambda: gate.reached == session._LONG, "the requests that have a place")
+    wait_until(lambda: gate.reached == LONG, "the requests that have a place")
     others_are_served(kernel, waiting)
     gate.open()
     all_succeed(kernel, waiting)
@@ -199,7 +187,7 @@ def test_request_is_counted_once_though_it_was_parked(view: Engine, kernel: Fake
 def test_directory_is_listed_while_all_long_places_are_taken(kernel: FakeKernel, copies: Gate) -> None:
     """What is read ahead then is left to be read when it is asked for."""
     waiting = [kernel.send_open(kernel.lookup(f"f{number}"), os.O_WRONLY) for number in range(MANY)]
-    wait_until(lambda: copies.reached == session._LONG, "the copy-ups that have a place")
+    wait_until(lambda: copies.reached == LONG, "the copy-ups that have a place")
     for _ in range(MANY):
         assert kernel.ask(Opcode.READDIRPLUS, wire.ROOT_ID, wire.READ_IN.pack(0, 0, 65536, 0) + bytes(16))
     others_are_served(kernel, waiting)
@@ -210,7 +198,7 @@ def test_requests_that_take_long_without_having_said_so_leave_a_thread_to_others
 ) -> None:
     """So reads from a slow disk do."""
     slow, read_into = kernel.lookup("f1"), Handle.read_into
-    handles = [kernel.open(slow) for _ in range(session._LONG)]
+    handles = [kernel.open(slow) for _ in range(LONG)]
     file = view.node("f1")
     assert isinstance(file, FileNode)
     held = {id(handle) for handle in file.handles}
@@ -223,7 +211,7 @@ def test_requests_that_take_long_without_having_said_so_leave_a_thread_to_others
     monkeypatch.setattr(Handle, "read_into", read_slowly)
     body = [wire.READ_IN.pack(handle, 0, 4096, 0) + bytes(16) for handle in handles]
     waiting = [kernel.send(Opcode.READ, slow, data) for data in body]
-    wait_until(lambda: gate.reached == session._LONG, "all slow reads")
+    wait_until(lambda: gate.reached == LONG, "all slow reads")
     others_are_served(kernel, waiting)
     gate.open()
     all_succeed(kernel, waiting)

@@ -42,6 +42,7 @@ class Process:
         services = Services(
             pass_on=lambda: None,
             any_long=lambda: False,
+            postpone=lambda _copy: None,
             store=lambda _nodeid, _data: None,
             refresh=lambda _node: None,
             distrust=lambda _nodeid: None,

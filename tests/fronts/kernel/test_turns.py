@@ -24,12 +24,19 @@ class Server:
         self.resumed: list[int] = []
         self._turns = turns
         self._thread = ThreadPoolExecutor(1)
+        self.do(turns.enter)
 
     def do(self, work: Callable[[], object]) -> object:
         return self._thread.submit(work).result(PATIENCE)
 
     def take(self) -> None:
-        self.do(lambda: self._turns.take(lambda request: self.resumed.append(request.unique)))
+        self.do(lambda: self._turns.take(self.resume))
+
+    def take_in_background(self) -> None:
+        self._thread.submit(self._turns.take, self.resume)
+
+    def resume(self, request: Request) -> None:
+        self.resumed.append(request.unique)
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -38,7 +45,7 @@ class Server:
 @pytest.fixture
 def turns() -> Turns:
     """One place for a long request."""
-    return Turns(2, 1)
+    return Turns(2, 1, lambda: True)
 
 
 @pytest.fixture
@@ -52,16 +59,18 @@ def servers(turns: Turns) -> Iterator[list[Server]]:
         one.close()
 
 
-def test_request_that_is_parked_is_resumed_by_the_thread_that_finishes_a_long_one(
-    turns: Turns, servers: list[Server]
-) -> None:
+def test_request_that_is_parked_is_resumed_when_a_long_one_is_finished(turns: Turns, servers: list[Server]) -> None:
     first, second = servers
     first.do(turns.pass_on)
     with pytest.raises(ParkedError):
         second.do(turns.pass_on)
     assert second.do(lambda: turns.park(numbered(7)))
-    first.take()
-    assert (first.resumed, second.resumed) == ([7], [])
+    third = Server(turns)
+    third.take()  # There is a turn.
+    first.take_in_background()
+    wait_until(lambda: first.resumed == [7], "the parked request")
+    second.do(turns.leave)  # Now there is a turn for the first as well.
+    third.close()
 
 
 def test_request_is_not_parked_when_the_last_long_one_has_just_finished(turns: Turns, servers: list[Server]) -> None:
@@ -89,10 +98,12 @@ def test_thread_that_is_refused_a_place_keeps_its_turn(turns: Turns, servers: li
     third.close()
 
 
-def test_thread_that_serves_nobody_is_never_parked(turns: Turns, servers: list[Server]) -> None:
+def test_thread_without_a_turn_is_never_parked(turns: Turns, servers: list[Server]) -> None:
     servers[0].do(turns.pass_on)
+    third = Server(turns)
     for _ in range(3):
-        turns.pass_on()
+        third.do(turns.pass_on)
+    third.close()
 
 
 def test_what_is_parked_is_forgotten_at_the_end(turns: Turns, servers: list[Server]) -> None:
@@ -107,7 +118,13 @@ def test_what_is_parked_is_forgotten_at_the_end(turns: Turns, servers: list[Serv
 
 def test_every_request_is_carried_out_once_and_few_are_long_at_a_time() -> None:
     serving, long, count = 2, 2, 2000
-    turns, lock = Turns(serving, long), threading.Lock()
+    lock = threading.Lock()
+
+    def start_thread() -> bool:
+        threading.Thread(target=serve, daemon=True).start()
+        return True
+
+    turns = Turns(serving, long, start_thread)
     left = list(range(count))
     done: list[int] = []
     at_work, most = 0, 0
@@ -128,21 +145,18 @@ def test_every_request_is_carried_out_once_and_few_are_long_at_a_time() -> None:
             done.append(request.unique)
 
     def serve() -> None:
-        while True:
-            turns.take(carry_out)
+        turns.enter()
+        while turns.take(carry_out):
             with lock:
                 unique = left.pop() if left else None
             if unique is None:
-                turns.leave()
-                return
+                break
             carry_out(numbered(unique))
+        turns.leave()
 
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(serving + long)]
-    for thread in threads:
-        thread.start()
+    assert turns.start(serving + long)
     wait_until(lambda: len(done) == count, "all requests")
-    for thread in threads:
-        thread.join(PATIENCE)
+    turns.end()
     assert sorted(done) == list(range(count))
     assert 1 <= most <= long
 
