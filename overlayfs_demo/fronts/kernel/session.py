@@ -24,7 +24,7 @@ from overlayfs_demo.fronts.front import View
 from overlayfs_demo.fronts.keeper import Keeper, UselessError
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.agreement import WANTED, agree
-from overlayfs_demo.fronts.kernel.asking import patient
+from overlayfs_demo.fronts.kernel.asking import Handler, patient
 from overlayfs_demo.fronts.kernel.handlers import Requests
 from overlayfs_demo.fronts.kernel.in_flight import InFlight, PostponedError, postpone
 from overlayfs_demo.fronts.kernel.invalidation import Notices
@@ -159,7 +159,7 @@ class Session:
             self._io_modes,
         )
         self._requests = Requests(view, services, self._ledger, keeper)
-        self._answer_resent = Resent(self._requests, view.overlay, self._ledger).answer
+        self._answer_resent: Handler = Resent(self._requests, view.overlay, self._ledger).answer
         self._notices: Notices | None = None
         if follows:
             self._notices = Notices(fd, view.overlay.external_changes, self._requests.nodes, self._requests.directories)
