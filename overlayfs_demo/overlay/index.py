@@ -57,7 +57,7 @@ class IndexEntry(NamedTuple):
 class Index:
     """The index of one mount. It is opened if it exists, and created when it is first needed."""
 
-    __slots__ = ("_directory", "_layer", "_origins", "_pairing", "_xattrs")
+    __slots__ = ("_directory", "_layer", "_lower", "_origins", "_pairing", "_xattrs")
 
     def __init__(self, layer: Layer, pairing: Pairing, origins: Origins, read_only: bool = False) -> None:
         """Open the index if it exists. `layer` is the upper, perhaps in use by another mount; `pairing` is verified."""
@@ -66,16 +66,19 @@ class Index:
         self._origins = origins
         self._xattrs = layer.xattrs
         self._directory: IndexDir | None = None
+        self._lower: bytes | None = None
         if pairing.has_index():
             self._directory = directory = self._open()
             if not read_only:
                 inherit_nothing(directory.open().fd)
-                pairing.remember()
+                self._lower = pairing.lower_handle()
+                pairing.remember(self._lower)
                 self._remove_orphans(directory)
         elif not read_only:
             # The kernel also does this at mount. It may fail here: nothing depends on it until there is an index.
             with contextlib.suppress(OSError):
-                pairing.remember()
+                self._lower = pairing.lower_handle()
+                pairing.remember(self._lower)
 
     def _open(self) -> IndexDir:
         return IndexDir(self._layer, os.open(self._pairing.index_path, _DIRECTORY))
@@ -86,7 +89,7 @@ class Index:
         directory = self._open()
         inherit_nothing(directory.open().fd)
         # Before the first copy is put in it: the index must never hold copies without saying whose they are.
-        self._pairing.remember()
+        self._pairing.remember(self._lower)
         self._directory = directory
         return directory
 

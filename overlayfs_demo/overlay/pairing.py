@@ -58,9 +58,16 @@ class Pairing(NamedTuple):
         if self.stranger():
             raise failure(errno.ESTALE, self.index_path)
 
-    def remember(self) -> None:
-        """Record on disk what belongs together; the index only if it exists. Raises OSError."""
-        _note(self.upper, self.xattrs.origin, _handle(self.lower))
+    def lower_handle(self) -> bytes | None:
+        """Return the handle of the topmost lower. Raises OSError."""
+        return _handle(self.lower)
+
+    def remember(self, lower: bytes | None) -> None:
+        """Record on disk what belongs together; the index only if it exists. `lower` is `lower_handle`. Raises OSError.
+
+        The lower itself is not asked, because it may keep us waiting.
+        """
+        _note(self.upper, self.xattrs.origin, lower)
         if self.has_index():
             _note(self.index_path, self.xattrs.upper, _handle(self.upper, of_upper=True))
 
