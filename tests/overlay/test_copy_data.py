@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay import copy_data as copy_data_module
 from overlayfs_demo.overlay.copy_data import copy_data
 
 BLOCK = 1 << 16
@@ -82,3 +83,23 @@ def test_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     make(tmp_path / "source", "x")
     with pytest.raises(OSError, match="No space"):
         copy(tmp_path / "source", tmp_path / "target", BLOCK)
+
+
+def test_long_copy_is_made_in_steps_and_can_be_ended_before_each(tmp_path: Path) -> None:
+    size = 5 * copy_data_module._CHUNK // 2
+    (tmp_path / "source").write_bytes(b"x" * size)
+    steps: list[int] = []
+
+    def before_step() -> None:
+        steps.append(os.fstat(target.fileno()).st_size)
+        if len(steps) == 3:
+            raise InterruptedError
+
+    with (
+        (tmp_path / "source").open("rb") as source,
+        (tmp_path / "target").open("wb") as target,
+        pytest.raises(InterruptedError),
+    ):
+        # One byte less than all, so that the filesystem cannot share its blocks.
+        copy_data(source.fileno(), target.fileno(), size - 1, before_step)
+    assert steps == [0, copy_data_module._CHUNK, 2 * copy_data_module._CHUNK]

@@ -85,6 +85,7 @@ def test_opens_that_wait_for_one_copy_up_leave_threads_to_others(
     waiting = [kernel.send_open(node, os.O_RDWR) for _ in range(MANY)]
     others_are_served(kernel, waiting)
     assert copies.reached == 1
+    assert kernel.session._turns._free == LONG - 1, "those that wait hold no thread"
     copies.open()
     all_succeed(kernel, waiting)
     assert view.read("f1") == b"data 1"
