@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import builders
-from tests.conftest import unmount_all, wait_until, why_no_mounts
+from tests.conftest import PATIENCE, unmount_all, wait_until, why_no_mounts
 from tests.contract.subjects import Fronted, Layers
 
 MANY = 50
@@ -68,7 +69,12 @@ def stopped(tmp_path: Path) -> Iterator[Stopped]:
         view.mkdir("own")
         assert view.names("d")
         os.kill(program, signal.SIGSTOP)
+        # If this test waits for the layer as well, it must not do so for ever.
+        watchdog = threading.Timer(2 * PATIENCE, os.kill, (program, signal.SIGCONT))
+        watchdog.start()
         yield one
+        assert watchdog.is_alive(), "the view waited until its layer went on"
+        watchdog.cancel()
     finally:
         for pid in one.callers:
             os.kill(pid, signal.SIGKILL)
