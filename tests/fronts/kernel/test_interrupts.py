@@ -15,6 +15,7 @@ from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.overlay import copyup_file
 from overlayfs_demo.overlay.copy_data import copy_data
 from overlayfs_demo.overlay.handle import Handle
+from overlayfs_demo.overlay.upper import Upper
 from tests.conftest import wait_until
 from tests.contract.engine_subject import Engine
 from tests.fronts.kernel.fake_kernel import FakeKernel, serving
@@ -92,6 +93,17 @@ def test_interrupted_copy_up_is_answered_at_once_and_leaves_nothing(
     assert view.stat("f1") == before
     assert kernel.open(kernel.lookup("f1"), os.O_RDWR)
     assert view.upper("f1").read_text() == DATA
+
+
+def test_caller_that_leaves_while_the_disk_writes_gets_no_copy_either(
+    view: Engine, kernel: FakeKernel, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Upper, "persist", lambda *_: gate.wait())
+    unique = begin(kernel, gate)
+    assert interrupt(kernel, unique) == errno.EINTR
+    gate.open()
+    wait_until(lambda: left_in_work(view) == [], "the removal of the copy")
+    assert not view.upper("f1").exists()
 
 
 def test_copy_up_goes_on_for_others_when_its_first_caller_leaves(
