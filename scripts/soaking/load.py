@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,7 +144,7 @@ def _started(kind: Callable[[Served, random.Random], None], view: Served, seed: 
         chance = random.Random(seed)
         while True:
             kind(view, chance)
-    except BaseException as error:  # noqa: BLE001 - whatever it was, it must be seen
-        print(f"{kind.__name__.removeprefix('_')}: {error!r}", file=sys.stderr, flush=True)
+    except BaseException:  # noqa: BLE001 - whatever it was, it must be seen
+        traceback.print_exc()
     finally:
         os._exit(1)
