@@ -19,7 +19,7 @@ from overlayfs_demo.events import Action
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control import protocol
 from overlayfs_demo.mounts.control.client import Connection
-from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Restarted, Update
+from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Restarted, Seen
 from overlayfs_demo.mounts.layer_facts import LayerFacts, told, unwalked
 from overlayfs_demo.ui.console import PROGRAM, can_place_cursor, note, put, put_json
 from overlayfs_demo.watch.state import Line, counted
@@ -149,7 +149,7 @@ def _note_counters(asked: Mapping[str, int]) -> None:
         note(f"requests answered: {words}")
 
 
-def _is_wanted(update: Update, only: frozenset[str] | None, glob: str | None) -> bool:
+def _is_wanted(update: Seen, only: frozenset[str] | None, glob: str | None) -> bool:
     if not isinstance(update, Happened):
         return True
     event = update.event

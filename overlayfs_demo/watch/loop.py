@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from overlayfs_demo.mounts.control.client import Connection
-from overlayfs_demo.mounts.control.protocol import Counters, Update
+from overlayfs_demo.mounts.control.protocol import Counters, Seen
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, walked
 from overlayfs_demo.ui.keyboard import keys, pressed
 from overlayfs_demo.watch.screen import drawing
@@ -29,7 +29,7 @@ def show(
     connection: Connection,
     mountpoint: str,
     layers: Sequence[LayerFacts],
-    is_wanted: Callable[[Update], bool],
+    is_wanted: Callable[[Seen], bool],
     *,
     walk: bool,
 ) -> tuple[Mapping[str, int], bool]:
@@ -62,7 +62,7 @@ def show(
                 return state.asked, False
 
 
-def _take(connection: Connection, state: State, walker: _Walker, is_wanted: Callable[[Update], bool]) -> bool:
+def _take(connection: Connection, state: State, walker: _Walker, is_wanted: Callable[[Seen], bool]) -> bool:
     """Take in all updates of a moment, so that many events make few pictures; return False at the end."""
     until = time.monotonic() + _TOGETHER
     try:

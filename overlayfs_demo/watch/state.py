@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from overlayfs_demo.events import Action, Event
-from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Restarted, Update
+from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Restarted, Seen
 from overlayfs_demo.mounts.layer_facts import UPPER, LayerFacts, number_of
 from overlayfs_demo.ui.text import human_size, plural
 from overlayfs_demo.ui.wording import sentence
@@ -158,7 +158,7 @@ class State:
         self._choice = Choice.ALL
         self.asked: Mapping[str, int] = {}
 
-    def take(self, update: Update, *, shown: bool) -> None:
+    def take(self, update: Seen, *, shown: bool) -> None:
         """Take in an update; if `shown`, an event also becomes a sentence."""
         if isinstance(update, Counters):
             self.asked = update.counts

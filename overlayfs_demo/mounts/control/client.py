@@ -20,6 +20,7 @@ from overlayfs_demo.mounts.control.protocol import (
     Refused,
     Request,
     Restarted,
+    Seen,
     Update,
     WatchRequest,
     WhichAnswer,
@@ -134,7 +135,7 @@ class Connection:
         """The descriptor for select(2). That does not see what is buffered here, so call `receive` until it is None."""
         return self._socket.fileno()
 
-    def receive(self, timeout: float | None) -> Update | None:
+    def receive(self, timeout: float | None) -> Seen | None:
         """The next update; None if none comes for so many seconds (None: wait without end).
 
         If the daemon has died and another one takes its place, that is an update. Raises EOFError when the mount has

@@ -101,8 +101,10 @@ class Counters(NamedTuple):
 
 
 Request = WhichRequest | WatchRequest
-Update = Happened | Dropped | Restarted | Counters
+Update = Happened | Dropped | Counters
 Answer = WhichAnswer | Attached | Refused | Update
+# What a watcher gets to see.
+Seen = Update | Restarted
 
 
 # --- encoding --------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def encode(message: Request | Answer) -> bytes:
     return json.dumps(to_json(message)).encode() + b"\n"
 
 
-def to_json(message: Request | Answer) -> dict[str, object]:
+def to_json(message: Request | Answer | Restarted) -> dict[str, object]:
     """The message as a JSON object, which is also what `watch --json` prints."""
     match message:
         case WhichRequest(path):
