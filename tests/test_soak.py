@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from soaking import load, main
+from soaking import load, main, takeover
 from soaking.figures import LEAST, Figures, growing
 from tests.conftest import why_no_mounts
 
@@ -38,6 +38,24 @@ def test_soak_of_a_few_seconds_uses_the_view_in_every_way(
     assert status == 0, told.err
     assert told.out.startswith("seed 1\n") and told.out.count("descriptors") >= LEAST
     assert list(tmp_path.iterdir()) == []
+
+
+def test_soak_of_the_takeover_kills_daemons_and_nobody_notices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if problem := why_no_mounts():
+        pytest.skip(problem)
+    for name in ("overlayfs_demo", "tests"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for number in range(10):
+            (tmp_path / "source" / name / f"{number}").write_text(f"{number}\n" * 1000)
+    monkeypatch.setattr(takeover, "_ROOT", tmp_path / "source")
+    (tmp_path / "soak").mkdir()
+    status = main.main(["takeover", "--minutes", "0.03", "--directory", str(tmp_path / "soak")])
+    told = capfd.readouterr()
+    assert status == 0, told.err
+    assert "kills; rounds:" in told.out
+    assert list((tmp_path / "soak").iterdir()) == []
 
 
 def test_kind_of_use_that_fails_fails_the_soak(

@@ -1,6 +1,6 @@
 """Processes that all change one store at once, and are killed at random; afterwards everything listed must be whole.
 
-`scripts/soak_store.py` does this for as long as it is told.
+`scripts/soak store` does this for as long as it is told.
 """
 
 from __future__ import annotations
