@@ -86,6 +86,9 @@ class NodeTable:
     def remember(self, nodes: Iterable[Node]) -> list[int]:
         """Return the id of each node, and count one more lookup for each. Raises OSError."""
         ids = []
+        if self._unmet:
+            nodes = list(nodes)
+            self._meet_again(nodes)
         with self._lock:
             for node in nodes:
                 nodeid = node.front_id
@@ -99,10 +102,7 @@ class NodeTable:
         return ids
 
     def _enter(self, node: Node) -> int:
-        """Enter a node, and return its id: that by which the kernel knows it from the process before, or a new one."""
-        if self._unmet and self._meet(node):
-            self._ledger.count(node.front_id, 1)
-            return node.front_id
+        """Enter a node, and return its id."""
         parent = node.parent.front_id if node.parent is not None else 0
         nodeid = self._ledger.enter(parent, node.name, node.ino)
         if node.gone:
@@ -110,20 +110,25 @@ class NodeTable:
         self._adopt(nodeid, node)
         return nodeid
 
-    def meet(self, node: Node) -> None:
-        """Give a node the id by which the kernel knows it from the process before, if it has one, and note where it
-        is."""
-        with self._lock:
-            self._meet(node)
+    def _meet_again(self, nodes: Iterable[Node]) -> None:
+        """Give nodes the ids by which the kernel knows them from the process before.
 
-    def _meet(self, node: Node) -> bool:
-        nodeid = 0 if node.front_id else self._unmet.pop(node.ino, 0)
-        if not nodeid:
-            return False
-        if node.parent is not None:
-            self._ledger.move(nodeid, node.parent.front_id, node.name)
-        self._adopt(nodeid, node)
-        return True
+        An inode number alone does not tell that a node is the same: its file may have been removed since, and the
+        number used again. So a node is the same only if it is found where that process has last known it.
+        """
+        for node in nodes:
+            nodeid = 0 if node.front_id else self._unmet.get(node.ino, 0)
+            if nodeid:
+                with contextlib.suppress(OSError, KeyError):
+                    self._find_again(nodeid)
+
+    def meet(self, node: Node) -> None:
+        """Do the same for a node that the process before has just moved, and note where it is."""
+        with self._lock:
+            nodeid = 0 if node.front_id else self._unmet.pop(node.ino, 0)
+            if nodeid and node.parent is not None:
+                self._ledger.move(nodeid, node.parent.front_id, node.name)
+                self._adopt(nodeid, node)
 
     def _adopt(self, nodeid: int, node: Node) -> None:
         node.front_id = nodeid
@@ -140,7 +145,12 @@ class NodeTable:
         node: Node | None
         while (node := self._nodes.get(nodeid)) is None:
             with self._lock:
-                noted = self._ledger.node(nodeid)
+                try:
+                    noted = self._ledger.node(nodeid)
+                except KeyError:
+                    if not path:
+                        raise
+                    raise stale(b"") from None  # The kernel has let go of the directory.
             if noted.place is None or len(path) > _DEEPEST:
                 raise stale(b"")
             path.append((nodeid, noted))

@@ -196,13 +196,13 @@ class Session:
             self._io_modes.allow(Passthrough(self._device))
         if before is not None:
             self._requests.files.resume()
+            # What the process before has read and not answered. This comes before the first reading, because what this
+            # process has read would be sent again, too.
+            self._send(wire.notice_head(wire.NOTIFY_RESEND, 0))
 
         os.set_blocking(self._device, False)
         syscalls.reserve_descriptors(_DESCRIPTORS)
         self._start_threads(is_first=before is None)
-        if before is not None:
-            # What the process before has read and not answered.
-            self._send(wire.notice_head(wire.NOTIFY_RESEND, 0))
 
     @property
     def is_resumable(self) -> bool:
