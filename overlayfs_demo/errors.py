@@ -64,3 +64,7 @@ class ImageError(OverlayError):
 
 class MountError(OverlayError):
     """A mount cannot be made, found or removed."""
+
+
+class RegistryError(OverlayError):
+    """A registry cannot be reached, refuses a request, or sends what it must not send."""

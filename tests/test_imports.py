@@ -43,18 +43,23 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "explain": "errors linux overlay images fronts mounts named_tuple",
         "fsck": "errors images linux mounts overlay store",
         "run": "errors explain images linux",
+        "registry": "errors images store",
         "browse": "errors linux overlay images analysis mounts store ui named_tuple",
         "watch": "errors events mounts ui",
         "tour": "errors linux overlay images mounts store ui",
         "web": "errors linux overlay images analysis mounts store ui watch named_tuple",
-        "cli": "errors events linux overlay images analysis mounts store explain fsck run browse watch tour web ui "
+        "cli": "errors events linux overlay images analysis mounts store explain fsck run registry browse watch tour web ui "
         "named_tuple",
         "__main__": "cli",
     }.items()
 }
 
 # Libraries that only one folder or module may know.
-ONLY_IN = {"ctypes": f"{PACKAGE}.linux", "fuse": f"{PACKAGE}.fronts.fusepy.callbacks"}
+ONLY_IN = {
+    "ctypes": f"{PACKAGE}.linux",
+    "fuse": f"{PACKAGE}.fronts.fusepy.callbacks",
+    "httpcore": f"{PACKAGE}.registry",
+}
 
 # The engine may know fuse-overlayfs, whose marks it reads from disk, and may say that it knows no FUSE.
 FUSE = re.compile(r"(?<!no )(?<![a-z])fuse(?![-_]?overlayfs)", re.IGNORECASE)

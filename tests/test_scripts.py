@@ -152,8 +152,8 @@ def test_a_second_provision_installs_nothing(project: Project) -> None:
 def test_the_tools_for_tests_come_with_dev_only(project: Project) -> None:
     [plain] = project.provision()
     [dev] = project.provision("--dev")
-    assert plain.endswith("--editable .[web,browse]")
-    assert dev.endswith("--editable .[web,browse,dev]")
+    assert plain.endswith("--editable .[web,browse,registry]")
+    assert dev.endswith("--editable .[web,browse,registry,dev]")
     assert project.provision() == project.provision("--dev") == []
 
 

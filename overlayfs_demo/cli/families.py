@@ -42,6 +42,11 @@ FAMILIES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "prune": "remove unused images and layers",
         },
         "save": {"save": "write images to an archive"},
+        "registry": {"pull": "download an image from a registry", "push": "upload an image to a registry"},
+        "registry_login": {
+            "login": "keep a user and password for a registry, as docker does",
+            "logout": "forget the user and password for a registry",
+        },
         "inspect": {"inspect": "show all details of images and containers, as docker does"},
         "disk_usage": {"df": "show how much space images use and share"},
         "fsck": {"fsck": "check the store, a container or an upper, and repair damage"},

@@ -23,6 +23,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "import": "import",
         "load": "load",
         "prune": "prune",
+        "pull": "pull",
+        "push": "push",
         "rm": "rmi",
         "save": "save",
         "tag": "tag",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,7 +101,7 @@ def _import(arguments: argparse.Namespace) -> int:
         return 0
     for taken in _taken(loaded):
         note(taken)
-    _note_left_out(loaded)
+    note_left_out(loaded.left_out)
     put(f"{loaded.image.id}\n")
     return 0
 
@@ -133,7 +134,7 @@ def _report(loaded: Loaded, *, quiet: bool, platform: bool = False) -> None:
         put(f"Loaded image: {name}{suffix}\n")
     if not loaded.names:
         put(f"Loaded image ID: {image.id}{suffix}\n")
-    _note_left_out(loaded)
+    note_left_out(loaded.left_out)
 
 
 def _taken(loaded: Loaded) -> list[str]:
@@ -141,6 +142,7 @@ def _taken(loaded: Loaded) -> list[str]:
     return [f"Moved the name {name} from image {before.short} to this one" for name, before in loaded.displaced.items()]
 
 
-def _note_left_out(loaded: Loaded) -> None:
-    for reason, count in sorted(loaded.left_out.items()):
+def note_left_out(left_out: Mapping[str, int]) -> None:
+    """Say on stderr what an ordinary user could not keep of an image, and in how many members."""
+    for reason, count in sorted(left_out.items()):
         note(f"note: skipped in {plural(count, 'member')}: {reason}")

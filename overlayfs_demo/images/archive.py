@@ -34,7 +34,7 @@ _MAX_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class Member:
     """A member's data in the archive file (offset and size in bytes), or the member to which a link leads."""
 
     offset: int
@@ -51,11 +51,11 @@ class Archive:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, Member] = {}
         self._twice: set[str] = set()
         self.top_directories: set[str] = set()
 
-    def _add(self, name: str, member: _Member) -> None:
+    def _add(self, name: str, member: Member) -> None:
         if name in self._members:
             self._twice.add(name)
         top, slash, _ = name.partition("/")
@@ -74,7 +74,7 @@ class Archive:
     def __contains__(self, name: str) -> bool:
         return name in self._members
 
-    def _find(self, name: str) -> tuple[str, _Member]:
+    def _find(self, name: str) -> tuple[str, Member]:
         """Return the member `name`, or the one to which it links inside the archive. Raises ImageError naming it."""
         wanted = name
         for _ in range(_MAX_LINKS):
@@ -166,7 +166,7 @@ class TarArchive(Archive):
         file.seek(0)
         for info in TarStream(file, label, marked_end=True):
             name = info.name.removeprefix("./").rstrip("/")
-            self._add(name, _Member(info.offset_data, info.size, _link_target(name, info), info.isdir()))
+            self._add(name, Member(info.offset_data, info.size, _link_target(name, info), info.isdir()))
 
     def _descriptor(self, _member: str) -> int:
         return self._file.fileno()
@@ -188,10 +188,10 @@ class UnpackedArchive(Archive):
                     status = os.stat(file, dir_fd=fd, follow_symlinks=False)
                     name = posixpath.normpath(posixpath.join(directory, file))
                     if stat.S_ISREG(status.st_mode):
-                        self._add(name, _Member(0, status.st_size, None, directory=False))
+                        self._add(name, Member(0, status.st_size, None, directory=False))
                     elif stat.S_ISLNK(status.st_mode):
                         target = _beside(name, os.readlink(file, dir_fd=fd))
-                        self._add(name, _Member(0, 0, target, directory=False))
+                        self._add(name, Member(0, 0, target, directory=False))
         except BaseException:
             self.close()
             raise

@@ -8,7 +8,7 @@ stay the same. Each tar is put together from its directory and recipe, and its d
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from overlayfs_demo.images.model import Digest
@@ -20,9 +20,11 @@ from overlayfs_demo.store.layer_tar import write_tar
 from overlayfs_demo.store.save_sink import Sink, TarSink
 from overlayfs_demo.store.stored import StoredImage, StoredLayer
 
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+
+Descriptor = Mapping[str, object]
 
 
 def save(images: Sequence[StoredImage], out: BinaryIO, progress: Progress = SILENT) -> None:
@@ -46,13 +48,11 @@ def write_layout(
     for image in {given.id: given for given in images}.values():
         names = tuple(dict.fromkeys(given.name for given in images if given.id == image.id and given.name is not None))
         layers = [layout.layer(layer) for layer in image.layers]
-        config = layout.blob(image.config, _CONFIG)
-        manifest = layout.blob(
-            _json({"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": layers}), _MANIFEST
-        )
+        config = layout.blob(image.config, CONFIG_TYPE)
+        manifest = layout.blob(manifest_json(config, layers), MANIFEST_TYPE)
         platform = {"architecture": image.parsed.platform.architecture, "os": image.parsed.platform.os}
-        descriptor = {**manifest, "platform": platform}
-        descriptors += [{**descriptor, "annotations": _annotations(name)} for name in names] or [descriptor]
+        entry = {**manifest, "platform": platform}
+        descriptors += [{**entry, "annotations": _annotations(name)} for name in names] or [entry]
         rows.append(
             {
                 "Config": _path(image.id),
@@ -76,6 +76,16 @@ def _path(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.encoded}"
 
 
+def manifest_json(config: Descriptor, layers: Sequence[Descriptor]) -> bytes:
+    """Return the manifest of an image (manifest.md), whose blobs have these descriptors."""
+    return _json({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": layers})
+
+
+def descriptor(media_type: str, digest: Digest, size: int) -> Descriptor:
+    """Return the descriptor of a blob of `size` bytes (descriptor.md)."""
+    return {"mediaType": media_type, "digest": str(digest), "size": size}
+
+
 def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
@@ -88,15 +98,15 @@ class _Layout:
         self._progress = progress
         self._blobs: set[Digest] = set()
 
-    def blob(self, data: bytes, media_type: str) -> dict[str, object]:
+    def blob(self, data: bytes, media_type: str) -> Descriptor:
         """Write a blob; return its descriptor (descriptor.md)."""
         digest = Digest.of(data)
         if digest not in self._blobs:
             self._blobs.add(digest)
             self._out.file(_path(digest), data)
-        return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
+        return descriptor(media_type, digest, len(data))
 
-    def layer(self, layer: StoredLayer) -> dict[str, object]:
+    def layer(self, layer: StoredLayer) -> Descriptor:
         """Write a layer's tar, put together again; return its descriptor."""
         label = f"layer {layer.diff_id.short}"
         with open_file(layer.recipe) as recipe:
@@ -106,4 +116,4 @@ class _Layout:
             self._progress.step(label, size)
             with self._out.member(_path(layer.diff_id), size) as write:
                 write_tar(layer, write, self._progress)
-        return {"mediaType": _LAYER, "digest": str(layer.diff_id), "size": size}
+        return descriptor(LAYER_TYPE, layer.diff_id, size)

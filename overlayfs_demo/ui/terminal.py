@@ -7,6 +7,7 @@ tables and prose that fit its width. rich is imported only for a terminal.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -95,20 +96,81 @@ class _Bar(Progress):
             self._bars.advance(self._task, count)
 
 
+class _OneOfSeveral(Progress):
+    """One line among several."""
+
+    def __init__(self, bars: rich_progress.Progress, task: rich_progress.TaskID) -> None:
+        self._bars = bars
+        self._task = task
+
+    def advance(self, count: int) -> None:
+        self._bars.advance(self._task, count)
+
+
+class Bars:
+    """A line of progress for each of several things at once, and above them lines that stay, on stdout.
+
+    Several threads may use it. Without a terminal, only the lines that stay are printed.
+    """
+
+    def __init__(self, bars: rich_progress.Progress | None) -> None:
+        self._bars = bars
+        self._tasks: dict[str, rich_progress.TaskID] = {}
+        self._lock = threading.Lock()
+
+    def bar(self, name: str, action: str, size: int | None) -> Progress:
+        """Begin a line, `name: action`, which replaces the line of the same name."""
+        if self._bars is None:
+            return SILENT
+        with self._lock:
+            self._remove(name)
+            self._tasks[name] = self._bars.add_task(f"{name}: {action}", total=size)
+            return _OneOfSeveral(self._bars, self._tasks[name])
+
+    def put(self, line: str, name: str = "") -> None:
+        """Print a line; the progress of `name` is over."""
+        with self._lock:
+            if self._bars is None:
+                put(f"{line}\n")
+                return
+            self._remove(name)
+            # Both streams may be this terminal, so the bars are taken away meanwhile.
+            self._bars.stop()
+            put(f"{line}\n")
+            self._bars.start()
+
+    def _remove(self, name: str) -> None:
+        if self._bars is not None and name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Show on stderr, while inside, how far the work is, and then take that away; nothing if it is no terminal."""
+    with _bars() as bars:
+        yield SILENT if bars is None else _Bar(bars)
+
+
+@contextmanager
+def several() -> Iterator[Bars]:
+    """Show on stderr, while inside, how far several things are; see `progress`."""
+    with _bars() as bars:
+        yield Bars(bars)
+
+
+@contextmanager
+def _bars() -> Iterator[rich_progress.Progress | None]:
     if not sys.stderr.isatty():
-        yield SILENT
+        yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import Progress as RichProgress
     from rich.table import Column
 
     console = Console(stderr=True)
     if not console.is_interactive:
-        yield SILENT
+        yield None
         return
 
     # A narrow terminal cuts cells: were they wrapped, the line would become two.
@@ -119,5 +181,5 @@ def progress() -> Iterator[Progress]:
         TransferSpeedColumn(table_column=Column(no_wrap=True)),
     )
     # An archive may go to stdout meanwhile: its bytes must not pass through rich.
-    with Bars(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
-        yield _Bar(bars)
+    with RichProgress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
+        yield bars

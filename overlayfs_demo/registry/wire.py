@@ -1,0 +1,166 @@
+"""The connections to a registry: which addresses may be connected to, and how slow the other end may be.
+
+A registry tells us where to fetch a token, where a blob is, and where to upload one. It must not use this to make us
+talk to what only this machine can reach: a cloud's metadata service, or a service on loopback. Addresses are checked
+after the name was resolved, and the checked address is the one that is connected to. So a name cannot change between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+import typing
+from collections.abc import Iterable
+
+import httpcore
+
+from overlayfs_demo.errors import RegistryError, printable
+from overlayfs_demo.registry.patience import Patience
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# How private an address is. A registry may only send us to addresses that are as public as its own, or more.
+_PUBLIC, _PRIVATE, _LOOPBACK, _FORBIDDEN = range(4)
+# Metadata services that have no link-local address: AWS by IPv6, and Alibaba.
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))
+
+
+def _privacy(address: _Address) -> int:
+    plain = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    address = plain or address
+    if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
+        return _FORBIDDEN
+    if address.is_loopback:
+        return _LOOPBACK
+    return _PUBLIC if address.is_global else _PRIVATE
+
+
+class Wire(httpcore.NetworkBackend):
+    """Makes connections for one registry, whose own host is `home`. Several threads may use it."""
+
+    def __init__(self, home: str, patience: Patience) -> None:
+        self._home = home
+        self._home_privacy = _PUBLIC
+        self._patience = patience
+        self._plain = httpcore.SyncBackend()
+        self._open: set[_Stream] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Connect to the first address of the host that answers. Raises RegistryError, httpcore.ConnectError."""
+        problem: Exception = httpcore.ConnectError("the name has no address")
+        for address in self._addresses(host, port):
+            try:
+                stream = self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                problem = error
+                continue
+            return self._watched(stream)
+        raise problem
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        try:
+            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(f"the name cannot be resolved: {error}") from None
+        found = list(dict.fromkeys(str(row[4][0]) for row in rows))
+        privacies = [_privacy(ipaddress.ip_address(address)) for address in found]
+        if host == self._home:
+            # The user named this host, so any address will do.
+            self._home_privacy = min(*privacies, _LOOPBACK)
+        elif max(privacies) > self._home_privacy:
+            raise RegistryError(
+                f"registry {printable(self._home)} sends us to {printable(host)}, whose address is private to this "
+                "machine or network",
+                "a registry may only name addresses that are as public as its own; do not use this one",
+            )
+        return found
+
+    def _watched(self, stream: httpcore.NetworkStream) -> _Stream:
+        watched = _Stream(self, stream, self._patience)
+        with self._lock:
+            if not self._stopped:
+                self._open.add(watched)
+                return watched
+        stream.close()
+        raise httpcore.ConnectError("interrupted")
+
+    def forget(self, stream: _Stream) -> None:
+        """Take note that a connection is closed."""
+        with self._lock:
+            self._open.discard(stream)
+
+    def stop(self) -> None:
+        """Make every thread that waits for the registry fail at once, and refuse new connections."""
+        with self._lock:
+            self._stopped = True
+            streams = list(self._open)
+        for stream in streams:
+            stream.abort()
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection that fails if the other end sends too slowly, which a timeout of each read does not notice."""
+
+    def __init__(self, wire: Wire, inner: httpcore.NetworkStream, patience: Patience) -> None:
+        self._wire = wire
+        self._inner = inner
+        self._patience = patience
+        # The bytes of the present answer, or of the present stretch of it, and the seconds that we waited for them.
+        self._bytes = 0
+        self._seconds = 0.0
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read some bytes. Raises httpcore.ReadTimeout if they come too slowly."""
+        start = time.monotonic()
+        data = self._inner.read(max_bytes, timeout)
+        if self._bytes:
+            # The first byte of an answer may take its time, within the timeout.
+            self._seconds += time.monotonic() - start
+        self._bytes += len(data)
+        if self._seconds > self._patience.window:
+            if self._bytes < self._patience.least_rate * self._seconds:
+                raise httpcore.ReadTimeout(f"it sent {self._bytes} bytes in {self._seconds:.0f} seconds")
+            self._bytes, self._seconds = 1, 0.0
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all bytes."""
+        self._bytes, self._seconds = 0, 0.0
+        self._inner.write(buffer, timeout)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._wire.forget(self)
+        self._inner.close()
+
+    def abort(self) -> None:
+        """Let a thread that reads or writes fail at once."""
+        inner = self._inner.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            # On the socket below TLS, whose own state belongs to the other thread.
+            socket.socket.shutdown(inner, socket.SHUT_RDWR)
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        """Speak TLS from here on."""
+        secure = self._inner.start_tls(ssl_context, server_hostname, timeout)
+        self._wire.forget(self)
+        return self._wire._watched(secure)
+
+    def get_extra_info(self, info: str) -> typing.Any:
+        """Return what httpcore asks about the connection."""
+        return self._inner.get_extra_info(info)
