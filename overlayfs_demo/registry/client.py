@@ -83,9 +83,8 @@ class Client:
         self.title = f"registry {printable(endpoint.domain)}"
         self._authorizer = authorizer
         self._home = origin(urlsplit(endpoint.origin))
-        self._tls = endpoint.tls()
         self._wires: list[Wire] = []
-        self._pools: dict[str, httpcore.ConnectionPool] = {}
+        self._pools: dict[tuple[str, str], httpcore.ConnectionPool] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         # A registry that has answered once is there; so an error may be a passing one.
@@ -158,6 +157,10 @@ class Client:
             self.require_running()
             try:
                 return attempt()
+            except RegistryError as error:
+                if what in error.problem:
+                    raise
+                raise RegistryError(f"{error.problem} ({what})", error.remedy) from None
             except BrokenError as error:
                 self.require_running()
                 if progress() >= reached + (1 << 20):
@@ -315,21 +318,23 @@ class Client:
         host = parts.hostname or ""
         proxy = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme, "")
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._new_pool(proxy)
-            return self._pools[proxy]
+            if (parts.scheme, proxy) not in self._pools:
+                # Authorities take long to read.
+                tls = self.endpoint.tls() if parts.scheme == "https" else None
+                self._pools[parts.scheme, proxy] = self._new_pool(proxy, tls)
+            return self._pools[parts.scheme, proxy]
 
-    def _new_pool(self, proxy: str) -> httpcore.ConnectionPool:
+    def _new_pool(self, proxy: str, tls: ssl.SSLContext | None) -> httpcore.ConnectionPool:
         if not proxy:
-            wire = Wire(self.endpoint.hostname, self.patience)
+            wire = Wire(self.title, self.endpoint.hostname, self.patience)
             self._wires.append(wire)
-            return httpcore.ConnectionPool(ssl_context=self._tls, network_backend=wire)
+            return httpcore.ConnectionPool(ssl_context=tls, network_backend=wire)
         where = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        wire = Wire(where.hostname or "", self.patience)
+        wire = Wire(self.title, where.hostname or "", self.patience)
         self._wires.append(wire)
         user = None if where.username is None else (where.username, where.password or "")
         address = f"{where.scheme}://{where.hostname}:{where.port or 80}"
-        return httpcore.HTTPProxy(address, user, ssl_context=self._tls, network_backend=wire)
+        return httpcore.HTTPProxy(address, user, ssl_context=tls, network_backend=wire)
 
 
 def reason(body: bytes) -> str:

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from overlayfs_demo.errors import ImageError, RegistryError
 from overlayfs_demo.images.model import Digest, Image, Platform
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName, Reference
@@ -18,7 +17,7 @@ from overlayfs_demo.registry.download import Blob, Downloads
 from overlayfs_demo.registry.known_blobs import KnownBlob, remember
 from overlayfs_demo.registry.listener import QUIET, Listener
 from overlayfs_demo.registry.moved import Moved
-from overlayfs_demo.registry.remote import Manifest, Remote
+from overlayfs_demo.registry.remote import Remote
 from overlayfs_demo.registry.remote_image import RegistryArchive, chosen_manifest, read_image
 from overlayfs_demo.store.load import load_one
 from overlayfs_demo.store.store import Store
@@ -56,7 +55,7 @@ def pull(
         Downloads(remote, store.tmp, listener) as downloads,
         contextlib.closing(RegistryArchive(label, manifest, name, downloads, store.tmp)) as archive,
     ):
-        image = _read(archive, remote, manifest)
+        image = read_image(archive, remote, manifest)
         plan = _Plan(store, archive, image)
         for word in plan.here:
             listener.done(word, ALREADY)
@@ -71,13 +70,6 @@ def pull(
             listener.done(word, COMPLETE)
     newer = name not in before.get(loaded.image.id, ()) if name else loaded.image.id not in before
     return Pulled(loaded.image, name, top.digest, plan.moved, newer, loaded.left_out)
-
-
-def _read(archive: RegistryArchive, remote: Remote, manifest: Manifest) -> Image:
-    try:
-        return read_image(archive, remote, manifest)
-    except ImageError as error:
-        raise RegistryError(f"{remote.client.title}: {error.problem}", "push the image again") from None
 
 
 class _Plan:

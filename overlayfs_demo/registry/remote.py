@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError, RegistryError, printable
@@ -18,7 +19,7 @@ _NEXT = re.compile(r"""<([^>]*)>\s*;\s*rel="?next"?""")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 # Of one repository; a registry could otherwise go on for ever.
 _MOST_TAGS = 10_000
-_MOST_PAGES = 200
+_MOST_PAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,15 @@ class Manifest:
     def is_index(self) -> bool:
         """Whether it lists other manifests."""
         return self.media_type in INDEXES
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turn an ImageError about what a registry sent, which names it, into a RegistryError."""
+    try:
+        yield
+    except ImageError as error:
+        raise RegistryError(error.problem, "push the image again, or report this to those who run it") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,8 @@ class Remote:
     def _media_type(self, data: bytes, header: str, what: str) -> str:
         """Return the kind that a manifest itself says, or else the answer's header (manifest.md, "mediaType")."""
         said = header.partition(";")[0].strip().lower()
-        own = self.document(data, what).text("mediaType", "")
+        with faults():
+            own = self.document(data, what).text("mediaType", "")
         if own and said and own != said and said in (*MANIFESTS, *INDEXES):
             raise RegistryError(
                 f"{self.client.title}: {what} says that it is {printable(own)}, but the registry says {said}",
@@ -84,10 +95,8 @@ class Remote:
     def document(self, data: bytes, what: str) -> Document:
         """Return the JSON object in an answer. Raises RegistryError."""
         where = f"{self.client.title}: {what}"
-        try:
+        with faults():
             return Document(parse_json(data, where), where)
-        except ImageError as error:
-            raise RegistryError(error.problem, "check that this is the address of a registry") from None
 
     def tags(self) -> Sequence[str]:
         """Return all tags, as the registry sorts them. Raises RegistryError."""
@@ -97,10 +106,8 @@ class Remote:
             reply = self.client.exchange("GET", path, what)
             if reply.status != 200:
                 raise self.client.refusal(what, reply.status, reply.body)
-            try:
+            with faults():
                 tags.update(dict.fromkeys(filter(_TAG.fullmatch, self.document(reply.body, what).texts("tags"))))
-            except ImageError as error:
-                raise RegistryError(error.problem, "report this to those who run it") from None
             following = _NEXT.search(reply.headers.get("link", ""))
             if following is None or len(tags) > _MOST_TAGS:
                 break

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from overlayfs_demo.errors import ImageError, RegistryError
 from overlayfs_demo.images.archive import Archive, Member
 from overlayfs_demo.images.formats import Candidate, Names, contents
+from overlayfs_demo.images.layer_stream import LayerReader
 from overlayfs_demo.images.model import Digest, Document, Image, Layer, Platform
+from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.images.select import of_platform
 from overlayfs_demo.registry.client import MAX_DOCUMENT
 from overlayfs_demo.registry.download import Blob, Downloads
-from overlayfs_demo.registry.remote import INDEXES, MANIFESTS, Manifest, Remote
+from overlayfs_demo.registry.remote import INDEXES, MANIFESTS, Manifest, Remote, faults
 
 # An index may list indexes; nobody nests them deeper.
 _MAX_NESTING = 3
@@ -61,6 +63,7 @@ class RegistryArchive(Archive):
 
     def add_blob(self, blob: Blob) -> None:
         """Add a blob that the manifest names; one that is named twice is one blob."""
+        blob = replace(blob, title=f"{blob.title} of {self.label}")
         place = _place(blob.digest)
         if place not in self.blobs and place not in self._own:
             self.blobs[place] = blob
@@ -69,6 +72,11 @@ class RegistryArchive(Archive):
     def blob(self, layer: Layer) -> Blob:
         """Return the blob that holds a layer."""
         return self.blobs[layer.member]
+
+    def open_layer(self, layer: Layer, progress: Progress = SILENT) -> LayerReader:
+        """Return a reader of a layer's tar, see `Archive`. The blob's own digest was checked when it arrived."""
+        blob = self.blob(layer)
+        return LayerReader(self._descriptor(layer.member), 0, blob.size, blob.title, layer.diff_id, None, progress)
 
     def _descriptor(self, member: str) -> int:
         if member in self._own:
@@ -102,10 +110,11 @@ def chosen_manifest(remote: Remote, reference: str, manifest: Manifest, platform
 def _of_index(remote: Remote, reference: str, index: Manifest, platform: Platform | None) -> Digest:
     """Return the digest of the manifest in an index that suits a platform."""
     label = f"{remote.title}:{reference}"
-    entries = remote.document(index.data, f"index {reference} of {remote.title}").documents("manifests")
-    if len(entries) > _MAX_ENTRIES:
-        raise RegistryError(f"{remote.client.title}: {label} lists more than {_MAX_ENTRIES} manifests", "name a digest")
-    found = [candidate for entry in entries if (candidate := _candidate(entry)) is not None]
+    with faults():
+        entries = remote.document(index.data, f"index {reference} of {remote.title}").documents("manifests")
+        if len(entries) > _MAX_ENTRIES:
+            raise ImageError(f"{remote.client.title}: {label} lists more than {_MAX_ENTRIES} manifests")
+        found = [candidate for entry in entries if (candidate := _candidate(entry)) is not None]
     if not found:
         raise ImageError(f"{label} lists no image for any platform", "check the name and tag")
     digest = of_platform(Archive(label), found, platform)[0].identity
@@ -130,21 +139,20 @@ def _candidate(entry: Document) -> Candidate | None:
 
 
 def read_image(archive: RegistryArchive, remote: Remote, manifest: Manifest) -> Image:
-    """Return the image of a manifest, whose config is fetched now. Raises RegistryError, ImageError."""
-    document = remote.document(manifest.data, f"manifest of {archive.label}")
-    if document.has("config"):
-        row = document.document("config")
-        config = Blob(row.digest("digest"), row.size("size"), f"config of {archive.label}")
-        if config.size > MAX_DOCUMENT:
-            raise RegistryError(
-                f"{remote.client.title}: {config.title} has {config.size} bytes, more than {MAX_DOCUMENT}",
-                "do not use this image",
-            )
-        archive.add_blob(config)
-    layers: Sequence[Document] = document.documents("layers")
-    for number, row in enumerate(layers, 1):
-        digest = row.digest("digest")
-        title = f"layer {number} of {len(layers)} ({digest.short}) of {archive.label}"
-        archive.add_blob(Blob(digest, row.size("size"), title))
-    [candidate, *_] = contents(archive).candidates
-    return candidate.read()
+    """Return the image of a manifest, whose config is fetched now. Raises RegistryError."""
+    with faults():
+        document = remote.document(manifest.data, f"manifest of {archive.label}")
+        if document.has("config"):
+            row = document.document("config")
+            config = Blob(row.digest("digest"), row.size("size"), "config")
+            if config.size > MAX_DOCUMENT:
+                raise ImageError(
+                    f"{remote.client.title}: the config of {archive.label} has more than {MAX_DOCUMENT} bytes"
+                )
+            archive.add_blob(config)
+        layers = document.documents("layers")
+        for number, row in enumerate(layers, 1):
+            digest = row.digest("digest")
+            archive.add_blob(Blob(digest, row.size("size"), f"layer {number} of {len(layers)} ({digest.short})"))
+        [candidate, *_] = contents(archive).candidates
+        return candidate.read()

@@ -42,7 +42,9 @@ def _privacy(address: _Address) -> int:
 class Wire(httpcore.NetworkBackend):
     """Makes connections for one registry, whose own host is `home`. Several threads may use it."""
 
-    def __init__(self, home: str, patience: Patience) -> None:
+    def __init__(self, title: str, home: str, patience: Patience) -> None:
+        """`title` names the registry in errors."""
+        self._title = title
         self._home = home
         self._home_privacy = _PUBLIC
         self._patience = patience
@@ -82,8 +84,7 @@ class Wire(httpcore.NetworkBackend):
             self._home_privacy = min(*privacies, _LOOPBACK)
         elif max(privacies) > self._home_privacy:
             raise RegistryError(
-                f"registry {printable(self._home)} sends us to {printable(host)}, whose address is private to this "
-                "machine or network",
+                f"{self._title} sends us to {printable(host)}, whose address is private to this machine or network",
                 "a registry may only name addresses that are as public as its own; do not use this one",
             )
         return found
