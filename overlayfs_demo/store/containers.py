@@ -152,7 +152,9 @@ class Containers:
 
     def base(self, word: str) -> StoredImage:
         """Return the image that a container is to be made from: one of the store, or `scratch`. Raises ImageError."""
-        return scratch() if word == SCRATCH else self._store.find(word)
+        if word == SCRATCH:
+            return scratch()
+        return self._store.find(word, f"pull it with 'overlayfs-demo pull {printable(word)}', or load it")
 
     def start(self, container: Container, front: str = "auto") -> None:
         """Mount the container. Raises MountError."""

@@ -7,6 +7,7 @@
     version            the file that makes the directory a store; it is written first
     names.json         which image each name stands for, see `names`
     empty/             an empty directory, the lower of a container whose image has no layers
+    blobs.json         which blobs of registries hold which layer, see `registry/known_blobs`
     tmp/               what is being made; the next writer sweeps leftovers
     lock               flock(2): held by a process that changes the store
 
@@ -43,6 +44,8 @@ from overlayfs_demo.store.names import Names, NamesByImage, names_by_image, name
 from overlayfs_demo.store.root import PARTS, VERSION, create, read_version
 from overlayfs_demo.store.scratch import scratch
 from overlayfs_demo.store.stored import RECIPE, RECORD, Inventory, StoredImage, StoredLayer
+
+_LIST = "'overlayfs-demo images' lists the images"
 
 _HASH = re.compile("[0-9a-f]{64,128}")
 
@@ -269,7 +272,7 @@ class Store:
                 raise ImageError("it has changed since it was loaded")
             return config, check_config(config, str(path))
         except FileNotFoundError:
-            raise ImageError(f"no image {identity}", "'overlayfs-demo images' lists the images") from None
+            raise ImageError(f"no image {identity}", _LIST) from None
         except ImageError as error:
             raise ImageError(
                 f"the config of image {identity.short} is damaged ({_words(error)})",
@@ -333,10 +336,10 @@ class Store:
                 layers.append(layer)
         return layers
 
-    def find(self, word: str) -> StoredImage:
+    def find(self, word: str, remedy: str = _LIST) -> StoredImage:
         """Return the image that a name, an ID or the start of an ID means, see `find_image`. Raises ImageError."""
         names, problems = self._sound_names()
-        found = self._identify(word, names, problems)
+        found = self._identify(word, names, problems, remedy)
         image = self._image(found.id, *self._config(found.id), names.get(found.id, ()))
         return replace(image, name=found.name)
 
@@ -344,11 +347,11 @@ class Store:
         """Return the ID and name that `find` would find, even if the image is damaged. Raises ImageError."""
         return self._identify(word, *self._sound_names())
 
-    def _identify(self, word: str, names: NamesByImage, problems: Sequence[ImageError]) -> Found:
+    def _identify(self, word: str, names: NamesByImage, problems: Sequence[ImageError], remedy: str = _LIST) -> Found:
         identities = dict.fromkeys([*_named_by_hash(self._images), *names])
         images = (Named(identity, names.get(identity, ())) for identity in identities)
         try:
-            return find_image(word, images, "", "'overlayfs-demo images' lists the images")
+            return find_image(word, images, "", remedy)
         except ImageError:
             if problems:
                 raise problems[0] from None

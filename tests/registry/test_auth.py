@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from overlayfs_demo.errors import RegistryError
+from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.registry.auth import Authorizer, Challenge, TokenRequest
 from overlayfs_demo.registry.credentials import Credentials
 from overlayfs_demo.store.store import Store
@@ -34,12 +35,13 @@ def log_in(docker_config: Path, domain: str, **entry: str) -> None:
 
 
 class Tokens:
-    """Asks for a token, and issues them at /token. An old token is not accepted."""
+    """Asks for a token, and issues them at /token. The first is good for so many requests, others for many."""
 
-    def __init__(self, fake: Fake, challenge: str = "", valid_for: int = 1000) -> None:
+    def __init__(self, fake: Fake, challenge: str = "", valid_for: int = 1000, later: int = 1000) -> None:
         self.fake = fake
         self.challenge = challenge or f'Bearer realm="http://{fake.domain}/token?x=1",service="the registry"'
         self.valid_for = valid_for
+        self.later = later
         self.issued = 0
         self.used = 0
         self.forms: list[str] = []
@@ -49,6 +51,7 @@ class Tokens:
         with self._lock:
             if urlsplit(call.path).path == "/token":
                 self.issued, self.used = self.issued + 1, 0
+                self.valid_for = self.valid_for if self.issued == 1 else self.later
                 if call.command == "POST":
                     self.forms.append(call.body().decode())
                 return call.answer(200, json.dumps({"access_token": f"t{self.issued}"}).encode())
@@ -93,8 +96,6 @@ def test_expired_token_is_replaced(app: Fake, store: Store) -> None:
 def test_expired_token_is_replaced_in_the_middle_of_a_push(app: Fake, store: Store) -> None:
     image = pulled(app, store).image
     with store.writing():
-        from overlayfs_demo.images.reference import ImageName
-
         store.name_image(ImageName.parse(f"{app.domain}/copy:1"), image.id)
     app.blobs.clear()
     app.trap = tokens = Tokens(app, valid_for=3)
@@ -154,7 +155,7 @@ def test_token_that_is_not_one(app: Fake, store: Store, answer: bytes) -> None:
 
 
 def test_token_that_is_never_accepted_is_an_error_that_says_log_in(app: Fake, store: Store) -> None:
-    app.trap = Tokens(app, valid_for=0)
+    app.trap = Tokens(app, valid_for=0, later=0)
     with pytest.raises(RegistryError, match=rf"{app.domain} denies access .*'overlayfs-demo login {app.domain}'"):
         pulled(app, store)
     assert len(app.seen) < 10

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from overlayfs_demo.errors import ImageError, OverlayError, RegistryError
+from overlayfs_demo.images.reference import Reference
+from overlayfs_demo.registry.session import Ways, remote
 from overlayfs_demo.store.store import Store
 from tests.images.builders import Blobs, config, layer
 from tests.registry.fake import INDEX, MANIFEST, QUICK, Call, Fake, digest, pulled, serving
@@ -244,9 +246,9 @@ def test_answer_that_trickles_is_a_broken_connection(fake: Fake, store: Store, b
         return True
 
     fake.trap = for_blob(APP, trickle)
-    fake_patience = replace(QUICK, attempts=2, window=0.2, least_rate=1 << 20)
+    patience = replace(QUICK, attempts=2, window=0.2, least_rate=1 << 20)
     with pytest.raises(RegistryError, match=r"layer 2 of 2 .* is too slow \(it sent \d+ bytes in \d+ seconds\)"):
-        pulled(fake, store, patience=fake_patience)
+        pulled(fake, store, patience=patience)
 
 
 def test_headers_that_trickle_are_a_broken_connection(fake: Fake, store: Store, blobs: Blobs) -> None:
@@ -284,9 +286,6 @@ def test_terminal_codes_in_what_a_registry_says_are_escaped(fake: Fake, store: S
 
 
 def test_tags_without_an_end(fake: Fake) -> None:
-    from overlayfs_demo.images.reference import Reference
-    from overlayfs_demo.registry.session import Ways, remote
-
     fake.trap = lambda call: (
         "/tags/list" in call.path and call.answer(200, b'{"tags": ["a"]}', Link='</v2/app/tags/list?again>; rel="next"')
     )
