@@ -24,7 +24,7 @@ from overlayfs_demo import __version__
 from overlayfs_demo.errors import ImageError, RegistryError, printable
 from overlayfs_demo.images.model import Document, parse_json
 from overlayfs_demo.registry.auth import Authorizer, TokenRequest
-from overlayfs_demo.registry.endpoint import Endpoint
+from overlayfs_demo.registry.endpoint import Endpoint, is_loopback
 from overlayfs_demo.registry.patience import Patience
 from overlayfs_demo.registry.urls import origin, require_url
 from overlayfs_demo.registry.wire import Wire
@@ -316,7 +316,9 @@ class Client:
     def _pool(self, parts: SplitResult) -> httpcore.ConnectionPool:
         """Return the connections to a host: direct, or through the proxy that the environment names."""
         host = parts.hostname or ""
-        proxy = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme, "")
+        # As with Go's http.ProxyFromEnvironment, no proxy is asked for what is on this machine.
+        direct = is_loopback(parts.netloc) or urllib.request.proxy_bypass(host)
+        proxy = "" if direct else urllib.request.getproxies().get(parts.scheme, "")
         with self._lock:
             if (parts.scheme, proxy) not in self._pools:
                 # Authorities take long to read.

@@ -10,9 +10,9 @@ class Patience:
     """Times in seconds. `attempts` is how often one request, or one piece of a blob, is tried.
 
     The wait before the second attempt is `first_delay`, and doubles. A registry may ask for a longer wait with
-    `Retry-After`, but not longer than `longest_delay`. An answer that brings less than `least_rate` bytes a second,
-    measured over a `window`, counts as a broken connection. `commit` is how long a registry may take to put an uploaded
-    blob in its place.
+    `Retry-After`, but not longer than `longest_delay`. A registry that sends or takes less than `least_rate` bytes
+    a second, measured over a `window`, counts as a broken connection. `commit` is how long a registry may take to put
+    an uploaded blob in its place.
     """
 
     attempts: int = 5

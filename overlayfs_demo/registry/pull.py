@@ -57,8 +57,8 @@ def pull(
     ):
         image = read_image(archive, remote, manifest)
         plan = _Plan(store, archive, image)
-        for word in plan.here:
-            listener.done(word, ALREADY)
+        for blob in plan.here:
+            listener.done(blob.digest.short, ALREADY)
         downloads.begin(plan.missing.values())
         downloads.wait()
         with store.writing():
@@ -66,27 +66,31 @@ def pull(
             loaded = load_one(store, archive, image, _Extraction(listener, plan.words))
             with contextlib.suppress(OSError):
                 remember(store, plan.known(remote.repository.full))
-        for word in plan.missing:
-            listener.done(word, COMPLETE)
+        for digest in plan.missing:
+            listener.done(digest.short, COMPLETE)
     newer = name not in before.get(loaded.image.id, ()) if name else loaded.image.id not in before
     return Pulled(loaded.image, name, top.digest, plan.moved, newer, loaded.left_out)
 
 
 class _Plan:
-    """Which layers of an image must be fetched. A layer's word, by which a listener knows it, is its short digest."""
+    """Which layers of an image must be fetched, and in which blobs they are."""
 
     def __init__(self, store: Store, archive: RegistryArchive, image: Image) -> None:
-        blobs = [archive.blob(layer) for layer in image.layers]
-        self._layers = list(zip(image.layers, blobs, strict=True))
-        self.words: Sequence[str] = [blob.digest.short for blob in blobs]
-        absent = [blob for blob, chain_id in zip(blobs, image.chain_ids, strict=True) if store.layer(chain_id) is None]
-        self.missing: dict[str, Blob] = {blob.digest.short: blob for blob in absent}
-        self.here = [word for word in self.words if word not in self.missing]
+        self._layers = [(layer, archive.blob(layer)) for layer in image.layers]
+        rows = zip(self._layers, image.chain_ids, strict=True)
+        absent = [blob for (_, blob), chain_id in rows if store.layer(chain_id) is None]
+        # A blob that holds several layers is fetched once.
+        self.missing: dict[Digest, Blob] = {blob.digest: blob for blob in absent}
+        self.here = [blob for _, blob in self._layers if blob.digest not in self.missing]
+
+    @property
+    def words(self) -> list[str]:
+        """The words by which a listener knows the layers."""
+        return [blob.digest.short for _, blob in self._layers]
 
     @property
     def moved(self) -> Moved:
-        here = sum(blob.size for _, blob in self._layers if blob.digest.short not in self.missing)
-        moved = sum(blob.size for blob in self.missing.values())
+        moved, here = (sum(blob.size for blob in blobs) for blobs in (self.missing.values(), self.here))
         return Moved(len(self._layers), len(self.here), moved, here)
 
     def known(self, repository: str) -> list[tuple[Digest, KnownBlob]]:
@@ -94,7 +98,7 @@ class _Plan:
         return [
             (layer.diff_id, KnownBlob(blob.digest, blob.size, layer.media_type, repository))
             for layer, blob in self._layers
-            if blob.digest.short in self.missing
+            if blob.digest in self.missing
         ]
 
 

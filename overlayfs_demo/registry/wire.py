@@ -39,6 +39,10 @@ def _privacy(address: _Address) -> int:
     return _PUBLIC if address.is_global else _PRIVATE
 
 
+# So much is written at once, before the pace is checked.
+_PIECE = 1 << 14
+
+
 class Wire(httpcore.NetworkBackend):
     """Makes connections for one registry, whose own host is `home`. Several threads may use it."""
 
@@ -112,35 +116,65 @@ class Wire(httpcore.NetworkBackend):
             stream.abort()
 
 
+class _Pace:
+    """How many bytes went one way, and how many seconds we waited for them, in the present stretch."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin another stretch."""
+        self.bytes, self._seconds = 0, 0.0
+
+    def add(self, count: int, start: float) -> bool:
+        """Count bytes that we have waited for since `start`; return whether they come too slowly."""
+        self._seconds += time.monotonic() - start
+        self.bytes += count
+        if self._seconds <= self._patience.window:
+            return False
+        slow = self.bytes < self._patience.least_rate * self._seconds
+        self._text = f"{self.bytes} bytes in {self._seconds:.0f} seconds"
+        self.begin()
+        return slow
+
+    def __str__(self) -> str:
+        """The last stretch in words."""
+        return self._text
+
+
 class _Stream(httpcore.NetworkStream):
-    """A connection that fails if the other end sends too slowly, which a timeout of each read does not notice."""
+    """A connection that fails if the other end is too slow, which a timeout of each call does not notice."""
 
     def __init__(self, wire: Wire, inner: httpcore.NetworkStream, patience: Patience) -> None:
         self._wire = wire
         self._inner = inner
-        self._patience = patience
-        # The bytes of the present answer, or of the present stretch of it, and the seconds that we waited for them.
-        self._bytes = 0
-        self._seconds = 0.0
+        self._received = _Pace(patience)
+        self._sent = _Pace(patience)
+        self._is_answering = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read some bytes. Raises httpcore.ReadTimeout if they come too slowly."""
         start = time.monotonic()
         data = self._inner.read(max_bytes, timeout)
-        if self._bytes:
-            # The first byte of an answer may take its time, within the timeout.
-            self._seconds += time.monotonic() - start
-        self._bytes += len(data)
-        if self._seconds > self._patience.window:
-            if self._bytes < self._patience.least_rate * self._seconds:
-                raise httpcore.ReadTimeout(f"it sent {self._bytes} bytes in {self._seconds:.0f} seconds")
-            self._bytes, self._seconds = 1, 0.0
+        # The first byte of an answer may take its time, within the timeout.
+        if self._is_answering and self._received.add(len(data), start):
+            raise httpcore.ReadTimeout(f"it sent {self._received}")
+        self._is_answering = True
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all bytes."""
-        self._bytes, self._seconds = 0, 0.0
-        self._inner.write(buffer, timeout)
+        """Write all bytes. Raises httpcore.WriteTimeout if they are taken too slowly."""
+        if self._is_answering:
+            self._is_answering = False
+            self._received.begin()
+            self._sent.begin()
+        for place in range(0, len(buffer), _PIECE):
+            start = time.monotonic()
+            piece = buffer[place : place + _PIECE]
+            self._inner.write(piece, timeout)
+            if self._sent.add(len(piece), start):
+                raise httpcore.WriteTimeout(f"it took {self._sent}")
 
     def close(self) -> None:
         """Close the connection."""

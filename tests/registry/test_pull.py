@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -208,3 +209,18 @@ def test_registry_that_is_down_is_an_error_at_once(store: Store, fake: Fake) -> 
 def test_missing_image_is_named(fake: Fake, store: Store) -> None:
     with pytest.raises(RegistryError, match=f"registry {fake.domain} has no image {fake.domain}/app:1"):
         pulled(fake, store)
+
+
+def test_proxy_of_the_environment_is_asked(fake: Fake, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_app(fake)
+
+    def as_proxy(call: Call) -> bool:
+        call.path = urlsplit(call.path).path
+        return False
+
+    fake.trap = as_proxy
+    monkeypatch.setenv("http_proxy", f"http://{fake.domain}")
+    reference = Reference.parse("registry.example/app:1")
+    with remote(reference.repository, "pull", Ways(plain_http=True, patience=QUICK)) as there:
+        assert str(pull(store, there, reference).name) == "registry.example/app:1"
+    assert fake.paths("GET")[0] == "http://registry.example/v2/app/manifests/1"

@@ -170,7 +170,7 @@ def test_a_missing_library_is_named_with_its_remedy() -> None:
 def test_interrupted_pull_ends_at_once_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
     put(fake, "latest", BASE, APP)
     fake.trap = lambda call: "/blobs/" in call.path and len(fake.seen) > 3 and fake.over.wait()
-    command = [sys.executable, "-m", "overlayfs_demo", "pull", "--store", tmp_path / "store", f"{fake.domain}/app"]
+    command = [sys.executable, "-m", "overlayfs_demo", "pull", "--store", str(tmp_path / "store"), f"{fake.domain}/app"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: len(fake.seen) > 4, "both layers are requested")
         process.send_signal(signal.SIGINT)
