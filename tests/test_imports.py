@@ -48,8 +48,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "watch": "errors events mounts ui",
         "tour": "errors linux overlay images mounts store ui",
         "web": "errors linux overlay images analysis mounts store ui watch named_tuple",
-        "cli": "errors events linux overlay images analysis mounts store explain fsck run registry browse watch tour web ui "
-        "named_tuple",
+        "cli": "errors events linux overlay images analysis mounts store explain fsck run registry browse watch tour "
+        "web ui named_tuple",
         "__main__": "cli",
     }.items()
 }

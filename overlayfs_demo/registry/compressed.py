@@ -20,7 +20,7 @@ from overlayfs_demo.images.record_file import open_file
 from overlayfs_demo.images.tarsplit import tar_size
 from overlayfs_demo.registry.download import Blob
 from overlayfs_demo.registry.listener import Listener
-from overlayfs_demo.store.save import write_tar
+from overlayfs_demo.store.layer_tar import write_tar
 from overlayfs_demo.store.stored import StoredLayer
 
 GZIP_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -39,7 +39,7 @@ class _GzipFile:
         self._hasher = Digest("sha256", "").hasher()
         self.size = 0
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         self._require_running()
         self._keep(self._compressor.compress(data))
 
@@ -68,7 +68,7 @@ def compressed(
     file = cast(BinaryIO, tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 - the caller closes it
     try:
         packed = _GzipFile(file, require_running)
-        write_tar(layer, title, packed.write, progress)
+        write_tar(layer, packed.write, progress)
         return Blob(packed.finish(), packed.size, title), file
     except BaseException as error:
         with suppress(OSError):

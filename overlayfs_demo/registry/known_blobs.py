@@ -8,13 +8,13 @@ A record only saves work: without the file, layers are compressed and pushed aga
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from overlayfs_demo.errors import ImageError
 from overlayfs_demo.images.model import Digest, Document, parse_json
 from overlayfs_demo.images.record_file import read_file
+from overlayfs_demo.store import durable
 from overlayfs_demo.store.store import Store
 
 _FILE = "blobs.json"
@@ -76,6 +76,4 @@ def remember(store: Store, blobs: Iterable[tuple[Digest, KnownBlob]]) -> None:
         for diff_id, found in known.items()
         if found
     }
-    unfinished = store.tmp / f"{_FILE}.new"
-    unfinished.write_bytes(json.dumps(rows).encode())
-    os.rename(unfinished, store.root / _FILE)
+    durable.write_file(store.root / _FILE, json.dumps(rows).encode(), store.tmp / f"{_FILE}.new")

@@ -78,7 +78,7 @@ class _Plan:
     def __init__(self, store: Store, archive: RegistryArchive, image: Image) -> None:
         self._layers = [(layer, archive.blob(layer)) for layer in image.layers]
         rows = zip(self._layers, image.chain_ids, strict=True)
-        absent = [blob for (_, blob), chain_id in rows if store.layer(chain_id) is None]
+        absent = [blob for (_, blob), chain_id in rows if store.whole_layer(chain_id) is None]
         # A blob that holds several layers is fetched once.
         self.missing: dict[Digest, Blob] = {blob.digest: blob for blob in absent}
         self.here = [blob for _, blob in self._layers if blob.digest not in self.missing]

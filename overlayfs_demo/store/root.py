@@ -17,7 +17,9 @@ VERSION = b"overlayfs-demo store 1\n"
 # The directories that a store has from the beginning; each has mode 0700.
 PARTS = ("layers", "images", "tmp")
 # What else may be in a store.
-_OTHERS = frozenset({_VERSION_FILE, _UNFINISHED, "containers", "empty", "lock", "lost+found", "names.json"})
+_OTHERS = frozenset(
+    {_VERSION_FILE, _UNFINISHED, "blobs.json", "containers", "empty", "lock", "lost+found", "names.json"}
+)
 
 
 def default_root() -> Path:

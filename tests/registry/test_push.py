@@ -156,7 +156,7 @@ def test_registry_without_room_is_an_error_and_the_tag_stays_what_it_was(app: Fa
 def test_layer_that_has_changed_on_disk_is_not_pushed(app: Fake, store: Store) -> None:
     image = store.find(f"{app.domain}/app:1")
     (image.layers[0].directory / "etc/motd").write_text("HELLO\n")
-    with pytest.raises(ImageError, match=r"layer 1 of 2 \(\w+\): .* has been changed since it was unpacked"):
+    with pytest.raises(ImageError, match=r"layer \w+: .* has been changed since it was unpacked"):
         pushed(app, store)
     assert ("app", "1") not in app.manifests
 
@@ -188,8 +188,7 @@ def test_record_of_blobs_forgets_layers_that_are_gone(app: Fake, store: Store) -
     assert set(kept) == {str(layer.diff_id) for layer in image.layers}
     with store.writing():
         store.remove_image(image.id)
-        for chain_id in store.layer_ids():
-            store.remove_layer(chain_id)
+        store.remove_layers(store.layer_ids())
     blobs = Blobs()
     app.put("small", "1", blobs, blobs.image([layer({"x": "y"})]))
     pulled(app, store, "small:1")
