@@ -15,13 +15,13 @@ from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.model import Platform
 from overlayfs_demo.images.progress import Progress
 from overlayfs_demo.images.reference import ImageName, Reference
+from overlayfs_demo.registry.listener import QUIET, Listener
 from overlayfs_demo.store.store import Store
 from overlayfs_demo.ui.console import put
 from overlayfs_demo.ui.terminal import Bars, several
 from overlayfs_demo.ui.text import human_size, plural
 
 if TYPE_CHECKING:
-    from overlayfs_demo.registry.listener import Listener
     from overlayfs_demo.registry.moved import Moved
     from overlayfs_demo.registry.remote import Remote
     from overlayfs_demo.registry.session import Ways
@@ -64,26 +64,26 @@ def _ways(arguments: argparse.Namespace) -> Ways:
     return Ways(arguments.plain_http)
 
 
+class _Shown(Listener):
+    """Shows a pull or a push to a person, a line for each layer."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+
+    def begin(self, layer: str, action: str, size: int | None) -> Progress:
+        return self._bars.bar(layer, action, size)
+
+    def done(self, layer: str, outcome: str) -> None:
+        self._bars.put(f"{layer}: {outcome}", layer)
+
+
 @contextmanager
 def _listening(quiet: bool) -> Iterator[Listener]:
-    """Give what shows a pull or a push to a person."""
-    from overlayfs_demo.registry.listener import Listener
-
-    class Shown(Listener):
-        def __init__(self, bars: Bars) -> None:
-            self._bars = bars
-
-        def begin(self, layer: str, action: str, size: int | None) -> Progress:
-            return self._bars.bar(layer, action, size)
-
-        def done(self, layer: str, outcome: str) -> None:
-            self._bars.put(f"{layer}: {outcome}", layer)
-
     if quiet:
-        yield Listener()
+        yield QUIET
         return
     with several() as bars:
-        yield Shown(bars)
+        yield _Shown(bars)
 
 
 def _require_no_tag(arguments: argparse.Namespace, reference: Reference) -> None:

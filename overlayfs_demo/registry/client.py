@@ -328,15 +328,19 @@ class Client:
 
     def _new_pool(self, proxy: str, tls: ssl.SSLContext | None) -> httpcore.ConnectionPool:
         if not proxy:
-            wire = Wire(self.title, self.endpoint.hostname, self.patience)
-            self._wires.append(wire)
-            return httpcore.ConnectionPool(ssl_context=tls, network_backend=wire)
+            return httpcore.ConnectionPool(ssl_context=tls, network_backend=self._new_wire(self.endpoint.hostname))
         where = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        wire = Wire(self.title, where.hostname or "", self.patience)
-        self._wires.append(wire)
         user = None if where.username is None else (where.username, where.password or "")
         address = f"{where.scheme}://{where.hostname}:{where.port or 80}"
+        wire = self._new_wire(where.hostname or "")
         return httpcore.HTTPProxy(address, user, ssl_context=tls, network_backend=wire)
+
+    def _new_wire(self, home: str) -> Wire:
+        wire = Wire(self.title, home, self.patience)
+        self._wires.append(wire)
+        if self._stopping.is_set():
+            wire.stop()
+        return wire
 
 
 def reason(body: bytes) -> str:

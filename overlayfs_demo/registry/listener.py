@@ -15,8 +15,5 @@ class Listener:
     def done(self, layer: str, outcome: str) -> None:
         """Report what became of a layer, in docker's words."""
 
-    def say(self, line: str) -> None:
-        """Report anything else, in a line."""
-
 
 QUIET = Listener()

@@ -25,13 +25,21 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # How private an address is. A registry may only send us to addresses that are as public as its own, or more.
 _PUBLIC, _PRIVATE, _LOOPBACK, _FORBIDDEN = range(4)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # Metadata services that have no link-local address: AWS by IPv6, and Alibaba.
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))
 
 
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address to which an IPv6 address leads (RFC 4291, 2.5.5.2; RFC 3056; RFC 6052)."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
 def _privacy(address: _Address) -> int:
-    plain = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    address = plain or address
+    if isinstance(address, ipaddress.IPv6Address):
+        address = _embedded(address) or address
     if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
         return _FORBIDDEN
     if address.is_loopback:
