@@ -112,7 +112,8 @@ class Authorizer:
         """Return the error for a registry that does not let us in."""
         login = f"'overlayfs-demo login{'' if self._domain == 'docker.io' else f' {self._domain}'}'"
         if self._credentials is None:
-            return RegistryError(f"registry {self._domain} denies access without a login", f"log in with {login}")
+            problem = f"registry {self._domain} has no such repository, or denies access without a login"
+            return RegistryError(problem, f"log in with {login}")
         return RegistryError(
             f"registry {self._domain} does not accept the user or password, or they may not do this",
             f"log in again with {login}",

@@ -66,7 +66,10 @@ class Remote:
         what = f"manifest {reference} of {self.title}"
         reply = self.client.exchange("GET", self.path(f"manifests/{reference}"), what, {"Accept": _ACCEPT})
         if reply.status == 404:
-            raise RegistryError(f"{self.client.title} has no image {self.title}:{reference}", "check the name and tag")
+            mark = "@" if ":" in reference else ":"
+            raise RegistryError(
+                f"{self.client.title} has no image {self.title}{mark}{reference}", "check the name and tag"
+            )
         if reply.status != 200:
             raise self.client.refusal(what, reply.status, reply.body)
         promised = reply.headers.get("docker-content-digest", "")

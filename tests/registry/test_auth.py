@@ -156,7 +156,9 @@ def test_token_that_is_not_one(app: Fake, store: Store, answer: bytes) -> None:
 
 def test_token_that_is_never_accepted_is_an_error_that_says_log_in(app: Fake, store: Store) -> None:
     app.trap = Tokens(app, valid_for=0, later=0)
-    with pytest.raises(RegistryError, match=rf"{app.domain} denies access .*'overlayfs-demo login {app.domain}'"):
+    with pytest.raises(
+        RegistryError, match=rf"{app.domain} .* denies access without a login.*'overlayfs-demo login {app.domain}'"
+    ):
         pulled(app, store)
     assert len(app.seen) < 10
 

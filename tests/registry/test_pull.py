@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -107,6 +108,24 @@ def test_tags_come_page_by_page(fake: Fake) -> None:
     fake.trap = pages
     with remote(Reference.parse(f"{fake.domain}/app").repository, "pull", Ways(patience=QUICK)) as there:
         assert there.tags() == ["a", "b", "c"]
+
+
+def test_store_is_free_for_others_while_blobs_arrive(fake: Fake, store: Store) -> None:
+    put_app(fake)
+    free: list[bool] = []
+
+    def trap(call: Call) -> bool:
+        if "/blobs/" in call.path:
+            with (store.root / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                free.append(True)
+        return False
+
+    with store.writing():
+        pass  # Now the lock's file is there.
+    fake.trap = trap
+    pulled(fake, store)
+    assert free
 
 
 # --- connections that break ------------------------------------------------------------------------
