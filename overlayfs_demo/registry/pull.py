@@ -65,7 +65,7 @@ def pull(
             before = store.names_by_image()
             loaded = load_one(store, archive, image, _Extraction(listener, plan.words))
             with contextlib.suppress(OSError):
-                remember(store, plan.known(remote.repository.full))
+                remember(store, loaded.image.id, manifest, plan.known(remote.repository.full))
         for digest in plan.missing:
             listener.done(digest.short, COMPLETE)
     newer = name not in before.get(loaded.image.id, ()) if name else loaded.image.id not in before

@@ -9,12 +9,13 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from overlayfs_demo.images.model import Digest
+from overlayfs_demo.errors import ImageError
+from overlayfs_demo.images.model import Digest, Document, parse_json
 from overlayfs_demo.images.progress import SILENT, Progress
 from overlayfs_demo.images.reference import Repository
 from overlayfs_demo.registry.compressed import GZIP_TYPE, compressed
 from overlayfs_demo.registry.download import PARALLEL, Blob
-from overlayfs_demo.registry.known_blobs import KnownBlob, KnownBlobs, read_known, remember
+from overlayfs_demo.registry.known_blobs import Known, KnownBlob, read_known, remember
 from overlayfs_demo.registry.listener import QUIET, Listener
 from overlayfs_demo.registry.moved import Moved
 from overlayfs_demo.registry.remote import Manifest, Remote
@@ -51,7 +52,7 @@ class _Settled:
 def sources(store: Store, image: StoredImage, target: Repository) -> list[str]:
     """Return the paths of other repositories of a registry that had layers of an image, so a blob may be mounted."""
     known = read_known(store)
-    blobs = [blob for layer in image.layers for blob in _mountable(known.get(layer.diff_id, ()), target)]
+    blobs = [blob for layer in image.layers for blob in _mountable(known.blobs.get(layer.diff_id, ()), target)]
     return list(dict.fromkeys(blob.repository.removeprefix(f"{target.domain}/") for blob in blobs))
 
 
@@ -76,16 +77,34 @@ def push(store: Store, remote: Remote, image: StoredImage, tag: str, listener: L
         uploads.wait()
         settled = {diff_id: future.result() for diff_id, future in futures.items()}
         blobs = [settled[layer.diff_id].blob for layer in image.layers]
-        data = manifest_json(
-            descriptor(CONFIG_TYPE, config.digest, config.size),
-            [descriptor(_oci_type(blob.media_type), blob.digest, blob.size) for blob in blobs],
-        )
-        manifest = Manifest(data, Digest.of(data), MANIFEST_TYPE)
+        manifest = _manifest(uploads.known.manifests.get(image.id), config, blobs)
         remote.put_manifest(tag, manifest)
     with store.writing(), contextlib.suppress(OSError):
-        remember(store, ((diff_id, each.blob) for diff_id, each in settled.items()))
+        remember(store, image.id, manifest, ((diff_id, each.blob) for diff_id, each in settled.items()))
     compressed_here = sum(each.compressed for each in settled.values())
-    return Pushed(manifest.digest, len(data), _moved(list(settled.values())), compressed_here)
+    return Pushed(manifest.digest, len(manifest.data), _moved(list(settled.values())), compressed_here)
+
+
+def _manifest(known: Manifest | None, config: Blob, blobs: Sequence[KnownBlob]) -> Manifest:
+    """Return the manifest of an image with these blobs: the one that it had, if it names just these, or a new one."""
+    if known is not None and _names(known, config, blobs):
+        return known
+    data = manifest_json(
+        descriptor(CONFIG_TYPE, config.digest, config.size),
+        [descriptor(_oci_type(blob.media_type), blob.digest, blob.size) for blob in blobs],
+    )
+    return Manifest(data, Digest.of(data), MANIFEST_TYPE)
+
+
+def _names(manifest: Manifest, config: Blob, blobs: Sequence[KnownBlob]) -> bool:
+    try:
+        document = Document(parse_json(manifest.data, "manifest"), "manifest")
+        named = [(row.digest("digest"), row.size("size")) for row in document.documents("layers")]
+        row = document.document("config")
+        named.append((row.digest("digest"), row.size("size")))
+    except ImageError:
+        return False
+    return named == [*((blob.digest, blob.size) for blob in blobs), (config.digest, config.size)]
 
 
 def _moved(settled: Sequence[_Settled]) -> Moved:
@@ -109,7 +128,7 @@ class _Uploads:
         self._store = store
         self._remote = remote
         self._listener = listener
-        self._known: KnownBlobs = read_known(store)
+        self.known: Known = read_known(store)
         self._threads = ThreadPoolExecutor(PARALLEL, "upload")
         self._running: list[Future[Any]] = []
         self._uploads: list[Upload] = []
@@ -145,7 +164,7 @@ class _Uploads:
 
     def _settle(self, layer: StoredLayer, title: str) -> _Settled:
         word = layer.diff_id.short
-        known = self._known.get(layer.diff_id, ())
+        known = self.known.blobs.get(layer.diff_id, ())
         for blob in known:
             if self._remote.has_blob(blob.digest, blob.size):
                 self._listener.done(word, ALREADY)

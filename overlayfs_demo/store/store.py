@@ -7,7 +7,7 @@
     version            the file that makes the directory a store; it is written first
     names.json         which image each name stands for, see `names`
     empty/             an empty directory, the lower of a container whose image has no layers
-    blobs.json         which blobs of registries hold which layer, see `registry/known_blobs`
+    blobs.json         what layers and images were in registries, see `registry/known_blobs`
     tmp/               what is being made; the next writer sweeps leftovers
     lock               flock(2): held by a process that changes the store
 

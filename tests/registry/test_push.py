@@ -14,7 +14,7 @@ from overlayfs_demo.images.reference import ImageName
 from overlayfs_demo.store.load import load
 from overlayfs_demo.store.store import Store
 from tests.images.builders import Blobs, docker_save, layer
-from tests.registry.fake import Call, Fake, digest, pulled, pushed
+from tests.registry.fake import MANIFEST, Call, Fake, digest, pulled, pushed
 
 BASE, APP = layer({"etc/motd": "hello\n"}), layer({"app/run": os.urandom(400_000).hex()})
 
@@ -67,15 +67,26 @@ def test_second_push_sends_nothing_and_compresses_nothing(app: Fake, store: Stor
     assert not app.paths("POST")
 
 
-def test_layers_of_a_pulled_image_keep_their_digests(fake: Fake, store: Store) -> None:
+def test_pulled_image_keeps_its_manifest_where_its_layers_are_known(fake: Fake, store: Store) -> None:
     blobs = Blobs()
     fake.put("base", "1", blobs, blobs.image([BASE, APP], "zstd"))
     pulled(fake, store, "base:1")
     named(store, fake, "base:1", "copy:1")
     done = pushed(fake, store, "copy:1")
-    rows = [json.loads(fake.manifests[repository, "1"][0])["layers"] for repository in ("base", "copy")]
-    assert [row["digest"] for row in rows[0]] == [row["digest"] for row in rows[1]]
     assert (done.compressed, done.moved.bytes) == (0, 0)
+    assert fake.manifests["base", "1"] == fake.manifests["copy", "1"]
+
+
+def test_manifest_of_other_blobs_is_not_used_again(fake: Fake, store: Store, tmp_path: Path) -> None:
+    blobs = Blobs()
+    fake.put("base", "1", blobs, blobs.image([BASE, APP], "zstd"))
+    pulled(fake, store, "base:1")
+    named(store, fake, "base:1", "copy:1")
+    for data in [data for data in fake.blobs.values() if data.startswith(b"\x28\xb5\x2f\xfd")]:
+        del fake.blobs[digest(data)]
+    done = pushed(fake, store, "copy:1")
+    assert done.compressed == 2
+    assert [gzip.decompress(data) for data in layers_of(fake, "copy")] == [BASE, APP]
 
 
 def test_layer_is_mounted_from_another_repository(app: Fake, store: Store) -> None:
@@ -177,7 +188,7 @@ def test_upload_location_where_nothing_may_go(app: Fake, store: Store, place: st
 
 def test_damaged_record_of_blobs_only_costs_work(app: Fake, store: Store) -> None:
     pushed(app, store)
-    (store.root / "blobs.json").write_text('{"sha256:00": 7}')
+    (store.root / "blobs.json").write_text('{"layers": {"sha256:00": 7}}')
     assert pushed(app, store).compressed == 2
 
 
@@ -185,11 +196,27 @@ def test_record_of_blobs_forgets_layers_that_are_gone(app: Fake, store: Store) -
     pushed(app, store)
     kept = json.loads((store.root / "blobs.json").read_text())
     image = store.find(f"{app.domain}/app:1")
-    assert set(kept) == {str(layer.diff_id) for layer in image.layers}
+    assert set(kept["layers"]) == {str(layer.diff_id) for layer in image.layers}
+    assert set(kept["manifests"]) == {str(image.id)}
     with store.writing():
         store.remove_image(image.id)
         store.remove_layers(store.layer_ids())
     blobs = Blobs()
     app.put("small", "1", blobs, blobs.image([layer({"x": "y"})]))
     pulled(app, store, "small:1")
-    assert len(json.loads((store.root / "blobs.json").read_text())) == 1
+    kept = json.loads((store.root / "blobs.json").read_text())
+    assert (len(kept["layers"]), len(kept["manifests"])) == (1, 1)
+
+
+def test_registry_that_lies_about_layers_that_are_here_is_not_believed_in_a_push(app: Fake, store: Store) -> None:
+    """Nothing of such layers is transferred, so nothing proves that a blob of this registry holds one of them."""
+    evil = layer({"evil": "x"})
+    blobs = Blobs()
+    entry = blobs.image([evil, evil])
+    manifest = json.loads(blobs.members[f"blobs/sha256/{str(entry['digest']).removeprefix('sha256:')}"])
+    described = blobs.add(store.find(f"{app.domain}/app:1").config, manifest["config"]["mediaType"])
+    lie = blobs.add(json.dumps({**manifest, "config": described}).encode(), MANIFEST)
+    app.put("lie", "1", blobs, lie)
+    assert pulled(app, store, "lie:1").moved.spared == 2
+    assert pushed(app, store).compressed == 2
+    assert [gzip.decompress(data) for data in layers_of(app)] == [BASE, APP]
