@@ -167,13 +167,27 @@ def test_a_missing_library_is_named_with_its_remedy() -> None:
     assert done.stderr == f"overlayfs-demo: registries need the Python package httpcore: {remedy}\n" * len(words)
 
 
-def test_interrupted_pull_ends_at_once_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
-    put(fake, "latest", BASE, APP)
-    fake.trap = lambda call: "/blobs/" in call.path and len(fake.seen) > 3 and fake.over.wait()
-    command = [sys.executable, "-m", "overlayfs_demo", "pull", "--store", str(tmp_path / "store"), f"{fake.domain}/app"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: len(fake.seen) > 4, "both layers are requested")
+def interrupt(when: Callable[[], bool], *words: str) -> None:
+    """Interrupt a command once something is so, and assert that it ends with one line."""
+    command = [sys.executable, "-m", "overlayfs_demo", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(when, "the moment to interrupt")
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=MINUTE)[1] == "overlayfs-demo: interrupted\n"
         assert process.returncode == 130
+
+
+def test_interrupted_push_cancels_its_uploads(fake: Fake, demo: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "image.tar").write_bytes(docker_save([BASE, APP], f"{fake.domain}/app:latest"))
+    demo("load", tmp_path / "image.tar")
+    fake.trap = lambda call: call.command == "PATCH" and fake.over.wait()
+    name = f"{fake.domain}/app"
+    interrupt(lambda: len(fake.paths("PATCH")) == 3, "push", "--store", str(tmp_path / "store"), name)
+    assert (fake.uploads, fake.manifests) == ({}, {})
+
+
+def test_interrupted_pull_ends_at_once_and_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
+    put(fake, "latest", BASE, APP)
+    fake.trap = lambda call: "/blobs/" in call.path and len(fake.seen) > 3 and fake.over.wait()
+    interrupt(lambda: len(fake.seen) > 4, "pull", "--store", str(tmp_path / "store"), f"{fake.domain}/app")
     assert [sorted(path.iterdir()) for path in (tmp_path / "store/tmp", tmp_path / "store/layers")] == [[], []]
