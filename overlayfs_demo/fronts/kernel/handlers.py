@@ -126,9 +126,13 @@ class Requests:
         return _sized(b"".join(os.fsencode(name) + b"\0" for name in names), size)
 
     def ino_of(self, parent: DirNode, name: bytes) -> int:
-        """Return the inode number of what has a name now. Raises OSError like `Overlay.lookup`."""
-        known = parent.children.get(name)
-        return (known or self._overlay.lookup(parent, name)[0]).ino
+        """Return the inode number of what has a name now. Raises OSError like `Overlay.lookup`.
+
+        Its node then has its id, so that the ledger learns where it goes.
+        """
+        node = parent.children.get(name) or self._overlay.lookup(parent, name)[0]
+        self.nodes.meet_again([node])
+        return node.ino
 
     def found(self, parent: DirNode, name: bytes) -> bytes:
         """Return the reply about a name that must be there. Raises OSError like `Overlay.lookup`."""
@@ -187,6 +191,8 @@ class Requests:
         old, new = request.names(offset)
         above_old, above_new = self.nodes.directory(request.nodeid), self.nodes.directory(new_parent)
         self._ledger.intend(request.unique, self.ino_of(above_old, old))
+        with contextlib.suppress(FileNotFoundError):
+            self.ino_of(above_new, new)
         self._overlay.rename(above_old, old, above_new, new, flags, request.caller("rename"))
         return _EMPTY
 

@@ -88,7 +88,7 @@ class NodeTable:
         ids = []
         if self._unmet:
             nodes = list(nodes)
-            self._meet_again(nodes)
+            self.meet_again(nodes)
         with self._lock:
             for node in nodes:
                 nodeid = node.front_id
@@ -110,7 +110,7 @@ class NodeTable:
         self._adopt(nodeid, node)
         return nodeid
 
-    def _meet_again(self, nodes: Iterable[Node]) -> None:
+    def meet_again(self, nodes: Iterable[Node]) -> None:
         """Give nodes the ids by which the kernel knows them from the process before.
 
         An inode number alone does not tell that a node is the same: its file may have been removed since, and the

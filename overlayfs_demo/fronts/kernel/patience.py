@@ -22,7 +22,7 @@ _LONGEST_PAUSE = 63
 
 
 class Patience:
-    """The waiting for a device that does not block. One thread at a time waits."""
+    """One thread's waiting for a device that does not block."""
 
     __slots__ = ("_look", "_may_poll", "_pause", "_polls", "_skips")
 

@@ -145,7 +145,7 @@ class Session:
         self._turns = Turns(_SERVING, _LONG, self._start_thread)
         self._in_flight = InFlight(self._turns, self._fail)
         self._overdue = Overdue(self._turns, self._in_flight)
-        self._patience = Patience(fd, polling=view.polling)
+        self._polling = view.polling
         # Before the handlers are set up, because their cache policy depends on whether changes are noticed.
         follows = view.timeout is None and view.overlay.external_changes.start()
         self._io_modes = IoModes()
@@ -266,7 +266,9 @@ class Session:
         buffer, room = own.request, own.reply
         buffers = [buffer]
         fd, unpack, start = self._device, wire.HEADER.unpack_from, wire.HEADER.size
-        resume, take, wait = partial(self._resume, room), self._turns.take, self._patience.wait
+        resume, take = partial(self._resume, room), self._turns.take
+        # For a moment, a thread that was relieved of its turn may wait beside the one that has it.
+        wait = Patience(fd, polling=self._polling).wait
         while take(resume):
             slept = wait()
             try:
