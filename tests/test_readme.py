@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 # Why a command is not run here.
 NOT_RUN = {
     "sudo scripts/provision --system": "it changes this machine; test_scripts.py runs it in a root of its own",
-    "pip install '.[web,browse]'": "it needs PyPI; scripts/provision has installed the same",
+    "pip install '.[web,browse,registry]'": "it needs PyPI; scripts/provision has installed the same",
     "vagrant up && vagrant ssh": "it needs a hypervisor",
     "overlayfs-demo run --rm IMAGE COMMAND": "the sample image has no programs; cli/test_container_run.py has one",
     "scripts/check": ".ci/run runs it before the tests",

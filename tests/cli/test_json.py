@@ -143,5 +143,5 @@ def test_only_verbs_without_a_result_have_no_json() -> None:
     without = {name for name, verb in verbs.choices.items() if "--json" not in verb.format_help()}
     assert without == WITHOUT | set(GROUPS)  # Those only have verbs.
     tried = {words[0] for words in TABLES + RESULTS}
-    elsewhere = {"watch", "explain", "tour", "lab"}
+    elsewhere = {"watch", "explain", "tour", "lab", "fsck"}
     assert set(verbs.choices) - tried == WITHOUT | elsewhere | set(GROUPS), "tests of their own try those"

@@ -19,7 +19,8 @@ import pytest
 
 from overlayfs_demo.cli import main as cli
 from overlayfs_demo.fronts.kernel import wire
-from overlayfs_demo.linux import proc, syscalls
+from overlayfs_demo.fronts.kernel.patience import Patience
+from overlayfs_demo.linux import mounting, proc, syscalls
 from overlayfs_demo.mounts import registry
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
@@ -82,6 +83,28 @@ def test_another_daemon_serves_the_view(place: Place, view: Path) -> None:
     assert after.pid == before.pid and after.daemon != before.daemon and after.restarts == 1
     (view / "low").write_text("changed")
     assert (place / "upper/low").read_text() == "changed"
+
+
+def test_daemon_that_fails_is_followed_by_another(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one that is asked for the name fails as a whole, not only that request."""
+    wait = Patience.wait
+    failed = place / "failed"
+
+    def wait_or_fail(patience: Patience) -> bool:
+        slept = wait(patience)
+        if (place / "fail").exists() and not failed.exists():
+            failed.touch()
+            raise RuntimeError("as if there were a mistake in the loop")
+        return slept
+
+    monkeypatch.setattr(Patience, "wait", wait_or_fail)
+    in_child(lambda: cli.main(["mount", "-o", place.options, str(place.view)]))
+    (place / "fail").touch()
+    assert (place.view / "motd").read_text()
+    assert failed.exists()
+    wait_until(lambda: record_of(place).restarts == 1, "another daemon")
+    assert (place.view / "motd").read_text()
+    says(place.umount())
 
 
 def test_caller_that_waits_for_the_daemon_gets_its_answer_from_the_next_one(place: Place, view: Path) -> None:
@@ -182,18 +205,30 @@ def test_locks_are_the_kernels_and_stay(place: Place, view: Path) -> None:
 
 
 def test_change_behind_the_view_while_nobody_serves_it_is_seen(place: Place, view: Path) -> None:
-    assert (view / "low").read_text() == "low" and not (view / "new").exists()
+    assert (view / "low").read_text() == "low" and (view / "d/x").exists()
     before = record_of(place)
     os.kill(before.pid, signal.SIGSTOP)
     try:
         os.kill(before.daemon, signal.SIGKILL)
         (place / "bottom/low").write_text("changed")
-        (place / "bottom/new").write_text("new")
+        (place / "bottom/d/x").rename(place / "bottom/d/y")
     finally:
         os.kill(before.pid, signal.SIGCONT)
     wait_until(lambda: record_of(place).restarts > 0, "another daemon")
     wait_until(lambda: (view / "low").read_text() == "changed", "the change")
-    wait_until(lambda: (view / "new").exists(), "the new file")
+    wait_until(lambda: not (view / "d/x").exists(), "the removal")
+
+
+def test_what_is_mounted_in_the_view_stays(place: Place, view: Path) -> None:
+    mounting.mount(b"inside", os.fsencode(view / "d"), b"tmpfs", 0, b"")
+    try:
+        (view / "d/inside").touch()
+        kill(place)
+        for _ in range(5):
+            time.sleep(0.1)
+            assert os.listdir(view) and os.listdir(view / "d") == ["inside"]
+    finally:
+        mounting.unmount(os.fsencode(view / "d"), 0)
 
 
 def test_layers_that_were_moved_meanwhile_still_serve(place: Place, view: Path) -> None:

@@ -44,13 +44,13 @@ class Notices:
         self._directories = directories
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._missed = False
+        self._taken_over = False
         self._distrusted: deque[int] = deque()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
-    def start(self, *, forget_all: bool = False) -> None:
-        """Start the thread. `forget_all`: changes may have gone unnoticed, so the kernel must forget everything."""
-        self._missed = forget_all
+    def start(self, *, taken_over: bool = False) -> None:
+        """Start the thread. `taken_over`: before, nobody may have noticed changes for a moment."""
+        self._taken_over = taken_over
         self._thread.start()
 
     def close(self) -> None:
@@ -72,7 +72,9 @@ class Notices:
         for queue in self._external_changes.fds:
             poll.register(queue, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        sent = Changes(everything=self._missed)
+        sent = Changes()
+        if self._taken_over:
+            self._ask_again()
         while True:
             ready = [fd for fd, _ in poll.poll(_AGAIN * 1000 if sent else None)]
             if self._stopping:
@@ -115,6 +117,16 @@ class Notices:
     def _forget_node(self, nodeid: int) -> None:
         self._nodes.forget_stored(nodeid)
         self._notify(wire.NOTIFY_INVAL_INODE, wire.inval_inode(nodeid))
+
+    def _ask_again(self) -> None:
+        """Make the kernel ask again for all that exists.
+
+        It must not forget names, because something may be mounted below them: /proc in a container, for example.
+        """
+        for nodeid in self._nodes.ids():
+            self._forget_node(nodeid)
+        for nodeid, name in self._nodes.names():
+            self._notify(wire.NOTIFY_INVAL_ENTRY, wire.inval_entry(nodeid, name, expire=True))
 
     def _forget_everything(self) -> None:
         for nodeid in self._nodes.ids():

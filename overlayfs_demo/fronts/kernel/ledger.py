@@ -31,7 +31,7 @@ _STREAM = 2
 _PIECE = 1 << 18
 
 # The words of the header, after its kind.
-_MINOR, _READAHEAD, _FLAGS = 1, 2, 3
+_MINOR, _READAHEAD, _FLAGS, _SERIAL = 1, 2, 3, 4
 _INTENTS, _INTENT_COUNT = 64, 1024
 _ATTEMPTS, _ATTEMPT_COUNT = _INTENTS + 2 * _INTENT_COUNT, 256
 
@@ -89,7 +89,7 @@ class Ledger:
         self._header = (headers[0] if headers else memory.add(_HEADER)).cast("Q")
         self._nodes = Slots(memory, _NODES, _NODE)
         self._files = Slots(memory, _FILES, _FILE)
-        self._serial = itertools.count(1 + max(self._serials(), default=0))
+        self._serial = itertools.count(self._header[_SERIAL] + 1)
         self._count = sum(1 for _ in self._nodes)
         self._streams = Slots(memory, _STREAMS, _STREAM)
         self._stream_of = {view[at]: number for number in self._streams for view, at in [self._streams.place(number)]}
@@ -101,13 +101,11 @@ class Ledger:
         self._opening = threading.Lock()
         self._intents = itertools.cycle(range(_INTENTS, _INTENTS + 2 * _INTENT_COUNT, 2))
 
-    def _serials(self) -> Iterator[int]:
-        for slots in (self._nodes, self._files):
-            for view, at in map(slots.place, slots):
-                yield view[at] >> _SERIAL_SHIFT
-
     def _number(self, record: int) -> int:
-        return (next(self._serial) & _LAST_SERIAL or next(self._serial) & _LAST_SERIAL) << _SERIAL_SHIFT | record
+        serial = next(self._serial) & _LAST_SERIAL or next(self._serial) & _LAST_SERIAL
+        # Even the number of a record that was removed may still come: in a request that is sent again.
+        self._header[_SERIAL] = serial
+        return serial << _SERIAL_SHIFT | record
 
     # --- the connection ----------------------------------------------------------------------------
 

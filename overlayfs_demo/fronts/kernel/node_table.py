@@ -54,7 +54,19 @@ class NodeTable:
     by its name when it is first asked about it.
     """
 
-    __slots__ = ("_find", "_ledger", "_lock", "_most", "_nodes", "_prune", "_stamps", "_stored", "_streams", "_unmet")
+    __slots__ = (
+        "_find",
+        "_ledger",
+        "_lock",
+        "_most",
+        "_nodes",
+        "_prune",
+        "_stamps",
+        "_stored",
+        "_streams",
+        "_took_over",
+        "_unmet",
+    )
 
     def __init__(
         self,
@@ -77,6 +89,7 @@ class NodeTable:
         self._streams: dict[int, DirectoryStream] = {}
         self._stored: set[int] = set()
         self._stamps: dict[int, object] = {}
+        self._took_over = len(self._ledger) > 0
         # Nodes of the process before that this one has not met yet: their ids by inode number.
         self._unmet = {noted.ino: nodeid for nodeid, noted in self._ledger.nodes() if noted.place is not None}
 
@@ -148,9 +161,10 @@ class NodeTable:
                 try:
                     noted = self._ledger.node(nodeid)
                 except KeyError:
-                    if not path:
+                    if not path and not self._took_over:
                         raise
-                    raise stale(b"") from None  # The kernel has let go of the directory.
+                    # The kernel has let go of the directory. Or else it resolves the path again.
+                    raise stale(b"") from None
             if noted.place is None or len(path) > _DEEPEST:
                 raise stale(b"")
             path.append((nodeid, noted))

@@ -70,7 +70,7 @@ class KernelFront:
     def serve(self, view: View, ready: Callable[[], None], keeper: Keeper) -> None:
         """Serve the view, see `Front.serve`."""
         with contextlib.ExitStack() as held:
-            is_first = keeper.device is None
+            is_first = must_detach = keeper.device is None
             fd = attach.attach(view) if keeper.device is None else keeper.device
             held.callback(os.close, fd)
             try:
@@ -83,10 +83,11 @@ class KernelFront:
                     _read_far_ahead(view.mountpoint)
                 ready()
                 keeper.serving(resumable=session.is_resumable)
+                must_detach = not keeper.is_supervised
                 session.wait()
             except BaseException:
                 # A mount that nobody serves must not remain, and the threads end only when it is unmounted.
-                if is_first:
+                if must_detach:
                     with contextlib.suppress(OSError, MountError):
                         attach.detach(view.mountpoint, lazy=True)
                 raise
@@ -227,7 +228,7 @@ class Session:
             raise MountError("not enough memory to serve a view", "see 'ulimit -v' and 'ulimit -u'")
         self._overdue.start()
         if self._notices is not None:
-            self._notices.start(forget_all=not is_first)
+            self._notices.start(taken_over=not is_first)
 
     def wait(self) -> None:
         """Return when the view is unmounted. Raises what ended a thread."""

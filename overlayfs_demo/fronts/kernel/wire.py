@@ -159,6 +159,7 @@ NOTIFY_INC_EPOCH = 8
 NOTIFY_STORE_OUT = struct.Struct("=QQI4x")
 _INVAL_INODE = struct.Struct("=Qqq")
 _INVAL_ENTRY = struct.Struct("=QII")
+_EXPIRE_ONLY = 1
 
 ENTRY_SIZE = _ENTRY.size
 _NO_ENTRY = bytes(_ENTRY.size)
@@ -260,9 +261,12 @@ def inval_inode(nodeid: int, *, data: bool = True) -> bytes:
     return _INVAL_INODE.pack(nodeid, 0 if data else -1, 0)
 
 
-def inval_entry(parent: int, name: bytes) -> bytes:
-    """The body of a NOTIFY_INVAL_ENTRY for a name."""
-    return _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0"
+def inval_entry(parent: int, name: bytes, *, expire: bool = False) -> bytes:
+    """The body of a NOTIFY_INVAL_ENTRY for a name. With `expire` the kernel asks again, and forgets it only then.
+
+    Otherwise it forgets it now, and with it all that is mounted below: d_invalidate in fs/dcache.c.
+    """
+    return _INVAL_ENTRY.pack(parent, len(name), _EXPIRE_ONLY if expire else 0) + name + b"\0"
 
 
 def entry_reply(nodeid: int, attrs: Attrs, valid: Valid) -> bytes:

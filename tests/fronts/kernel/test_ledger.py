@@ -87,6 +87,15 @@ def test_no_number_is_used_again_by_another_process() -> None:
         assert Ledger(fd).enter(1, b"b", 8) not in (nodeid, wire.ROOT_ID)
 
 
+def test_no_number_of_a_released_file_is_used_again_by_another_process() -> None:
+    """A RELEASE may come again to a process that does not know of the file any more."""
+    with memory() as fd:
+        first = Ledger(fd)
+        number = first.open(FILE)
+        first.close(number)
+        assert Ledger(fd).open(FILE) != number
+
+
 def test_open_file_is_found_again() -> None:
     with memory() as fd:
         first = Ledger(fd)

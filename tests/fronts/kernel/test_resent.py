@@ -285,8 +285,9 @@ def test_node_that_was_never_met_again_is_forgotten(both: Both) -> None:
     nodeid = both.first.id_of("a")
     second = both.follow()
     second.ask(Opcode.FORGET, nodeid, wire.FORGET_IN.pack(1))
-    with pytest.raises(KeyError):
+    with pytest.raises(OSError) as failed:
         second.requests.nodes.node(nodeid)
+    assert failed.value.errno == errno.ESTALE
     assert second.id_of("a") not in (0, nodeid)
 
 
