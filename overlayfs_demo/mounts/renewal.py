@@ -6,6 +6,7 @@ which `renewed` reads.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,9 +26,6 @@ _log = logging.getLogger(__name__)
 
 def replace_process(titles: Sequence[str], held: Held, registration: Registration, kept: Kept) -> None:
     """Execute the program that is installed now. Returns only if that is impossible; then it is logged."""
-    if subprocess.run(_PROGRAM, stdin=subprocess.DEVNULL, check=False).returncode:
-        _log.error("the installed program does not start, so the present one goes on")
-        return
     state = {
         "titles": titles,
         "held": held,
@@ -36,12 +34,16 @@ def replace_process(titles: Sequence[str], held: Held, registration: Registratio
         "kept": kept,
     }
     fds = [*held.locks, *held.roots.fds, registration.fd, kept.memory, *kept.files.values()]
-    try:
-        state_fd = os.memfd_create("overlayfs-demo-state", 0)
-        os.write(state_fd, json.dumps(state).encode())
-        for fd in [*fds, kept.device]:
-            if fd is not None:
-                os.set_inheritable(fd, True)
-        os.execv(sys.executable, [*_PROGRAM, str(state_fd)])
-    except OSError as error:
-        _log.error("the installed program cannot be executed, so the present one goes on: %s", error.strerror)
+    with contextlib.ExitStack() as opened:
+        try:
+            state_fd = os.memfd_create("overlayfs-demo-state", 0)
+            opened.callback(os.close, state_fd)
+            os.write(state_fd, json.dumps(state).encode())
+            program = [*_PROGRAM, str(state_fd)]
+            subprocess.run([*program, "--check"], stdin=subprocess.DEVNULL, pass_fds=[state_fd], check=True)
+            for fd in [*fds, kept.device]:
+                if fd is not None:
+                    os.set_inheritable(fd, True)
+            os.execv(sys.executable, program)
+        except (OSError, subprocess.CalledProcessError) as error:
+            _log.error("the installed program cannot go on with this view, so the present one does: %s", error)

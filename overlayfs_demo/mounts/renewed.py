@@ -17,9 +17,7 @@ from overlayfs_demo.overlay.private_mount import Root, Roots
 
 
 def main() -> None:
-    """Go on as the supervisor. Without arguments, do nothing, which shows that this program starts."""
-    if len(sys.argv) < 2:
-        return
+    """Go on as the supervisor. With --check, only show that this program starts, and understands what it is given."""
     with os.fdopen(int(sys.argv[1]), "rb") as file:
         file.seek(0)
         state = json.load(file)
@@ -27,12 +25,9 @@ def main() -> None:
     roots = Roots(tuple(Root(*root) for root in lowers), Root(*upper) if upper else None, work)
     memory, device, files, resumable = state["kept"]
     kept = Kept(memory, device, {int(number): fd for number, fd in files.items()}, resumable)
-    for fd in [*locks, *roots.fds, state["registration"], memory, device, *kept.files.values()]:
-        os.set_inheritable(fd, False)
     record = MountRecord(**state["record"])
     options = parse([record.options])
     options = options._replace(stack=options.stack._replace(titles=tuple(state["titles"])), front=record.front)
-    daemon.log_to_system()
     mount = Mount(
         KernelFront(),
         os.fsencode(record.mountpoint),
@@ -40,6 +35,11 @@ def main() -> None:
         Held(locks, roots),
         Registration(record, state["registration"]),
     )
+    if "--check" in sys.argv:
+        return
+    for fd in [*locks, *roots.fds, state["registration"], memory, device, *kept.files.values()]:
+        os.set_inheritable(fd, False)
+    daemon.log_to_system()
     mount.run(daemon.Readiness(None), kept)
 
 

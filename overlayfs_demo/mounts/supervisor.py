@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from overlayfs_demo.errors import MountError
@@ -25,6 +25,7 @@ from overlayfs_demo.fronts.keeper import Keeper, Kind, Message
 from overlayfs_demo.fronts.kernel import shared_records
 from overlayfs_demo.linux import confinement
 from overlayfs_demo.named_tuple import NamedTuple
+from overlayfs_demo.overlay import budget
 
 # So many daemons in a row may end without having served.
 _MOST_IN_VAIN = 5
@@ -74,6 +75,8 @@ class Supervisor:
         self._daemon = 0
         self._stopping = False
         self._renewing = False
+        self._signals: tuple[int, ...] = ()
+        self._renewal_signal = 0
 
     def run(self, stopping: tuple[int, ...], renewing: int) -> None:
         """Keep a daemon running until the view is unmounted.
@@ -81,9 +84,16 @@ class Supervisor:
         The signals `stopping` end it; `renewing` kills it, and lets the present program serve. Raises the MountError of
         a daemon that could not mount the view, or that could not serve it and was one of many.
         """
+        # If the caller ignored it, nobody would be told how a daemon died: wait(2).
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        budget.raise_limit()
         for number in stopping:
             signal.signal(number, self._stop)
-        signal.signal(renewing, self._begin_renewal)
+        # Until a daemon serves: the present program is about to serve already.
+        signal.signal(renewing, signal.SIG_IGN)
+        self._renewal_signal = renewing
+        self._signals = (*stopping, renewing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)  # See `_blocking`.
         in_vain = 0
         while (death := self._let_live()) is not None:
             in_vain = 0 if death.served else in_vain + 1
@@ -96,18 +106,34 @@ class Supervisor:
             if in_vain:
                 time.sleep(_PAUSE)
             if self._renewing:
-                self._renewing = False
-                self._renew(self._kept)
+                with self._blocking():
+                    self._renewing = False
+                    self._renew(self._kept)
             if not self._kept.resumable:
                 self._begin_again()
 
-    def _stop(self, number: int, _frame: object) -> None:
+    @contextlib.contextmanager
+    def _blocking(self) -> Iterator[None]:
+        """Let signals wait until there is a daemon to end, or another program that handles them: execve(2)."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+
+    def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
-        self._kill(number)
+        self._end_if_asked()
 
     def _begin_renewal(self, _number: int, _frame: object) -> None:
         self._renewing = True
-        self._kill(signal.SIGKILL)
+        self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if self._stopping:
+            self._kill(signal.SIGTERM)
+        elif self._renewing:
+            self._kill(signal.SIGKILL)
 
     def _kill(self, number: int) -> None:
         # It stays a zombie, and its number its own, until `_let_live` has waited for it.
@@ -120,12 +146,13 @@ class Supervisor:
         """Let a daemon live, and return how it died; None if there is nothing left to serve. Raises MountError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
-            with theirs:
+            with theirs, self._blocking():
                 pid = os.fork()
                 if pid == 0:
                     ours.close()
                     self._be_daemon(theirs)
-            self._daemon = pid
+                self._daemon = pid
+            self._end_if_asked()  # Perhaps there was no daemon yet.
             try:
                 served, error = self._listen(ours)
             except BaseException:
@@ -154,6 +181,9 @@ class Supervisor:
         """Serve until the end, in the child."""
         status = 1
         try:
+            for number in self._signals:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
             supervisor = os.getppid()
             confinement.die_with_parent()
             kept = self._kept
@@ -193,7 +223,11 @@ class Supervisor:
         elif message.kind is Kind.SERVING:
             self._kept = kept._replace(resumable=bool(message.number))
             self._serving(self._daemon)
+            signal.signal(self._renewal_signal, self._begin_renewal)
         elif message.kind is Kind.FILE:
+            if message.fd < 0:  # unix(7): one that would be too many is dropped.
+                _log.warning("too many open files: one without a name will not outlive its daemon")
+                return
             kept.files[message.number] = message.fd
         elif message.kind is Kind.FAILED:
             self._kept = kept._replace(resumable=kept.resumable and not message.number)

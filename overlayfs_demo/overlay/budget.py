@@ -20,6 +20,14 @@ _MOST_DIRECTORIES = 4096
 _SPARE = 128
 
 
+def raise_limit() -> int:
+    """Raise this process's soft limit of open files to the hard limit, and return that: getrlimit(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 class Budget(NamedTuple):
     """Numbers of descriptors: `directories` may be kept open, and the descriptors of callers are below `most`.
 
@@ -31,10 +39,8 @@ class Budget(NamedTuple):
 
     @classmethod
     def of_process(cls) -> Budget:
-        """Return the budget of this process, after raising its soft limit to the hard limit: getrlimit(2)."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        """Return the budget of this process, after raising its limit."""
+        hard = raise_limit()
         directories = min(hard // 2, _MOST_DIRECTORIES)
         return cls(directories, max(hard - directories - _SPARE, hard // 4))
 

@@ -7,25 +7,32 @@ import fcntl
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from overlayfs_demo.cli import main as cli
+from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.patience import Patience
 from overlayfs_demo.linux import mounting, proc, syscalls
-from overlayfs_demo.mounts import registry
+from overlayfs_demo.mounts import registry, renewal
+from overlayfs_demo.mounts.held import Held
+from overlayfs_demo.mounts.restart import RENEWING
+from overlayfs_demo.mounts.serving import STOPPING
+from overlayfs_demo.mounts.supervisor import Kept, Supervisor
+from overlayfs_demo.overlay.private_mount import Roots
 from tests import builders
 from tests.conftest import PATIENCE, wait_until
 from tests.contract.subjects import in_child
-from tests.places import MINUTE, Place, fails, run
+from tests.places import BIN, MINUTE, Place, fails, run
 from tests.watch.test_watch import objects, watching
 from tests.web.serving import serving
 
@@ -105,6 +112,44 @@ def test_daemon_that_fails_is_followed_by_another(place: Place, monkeypatch: pyt
     wait_until(lambda: record_of(place).restarts == 1, "another daemon")
     assert (place.view / "motd").read_text()
     says(place.umount())
+
+
+def _ignore_ends_of_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def _allow_few_files() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+@pytest.mark.parametrize("prepare", [_ignore_ends_of_children, _allow_few_files])
+def test_caller_of_mount_does_not_matter(place: Place, prepare: Callable[[], None]) -> None:
+    words: list[str | Path] = [BIN / "overlayfs-demo", "mount", "--front", "kernel", "-o", place.options, place.view]
+    subprocess.run(words, check=True, timeout=MINUTE, preexec_fn=prepare)
+    with ExitStack() as files:
+        fds = [files.enter_context(nameless(place.view / str(number))) for number in range(100)]
+        kill(place)
+        for number, fd in enumerate(fds):
+            assert os.pread(fd, 9, 0) == b"%d" % number
+    wait_until(lambda: not _deleted(place.daemon()) and not _deleted(place.supervisor()), "the release of the files")
+
+
+@contextmanager
+def nameless(path: Path) -> Iterator[int]:
+    """A file that holds its former name."""
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        os.write(fd, os.fsencode(path.name))
+        path.unlink()
+        yield fd
+
+
+def _deleted(process: int) -> list[str]:
+    """The files without a name that a process has open, except those in memory."""
+    found = []
+    for fd in os.listdir(f"/proc/{process}/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{process}/fd/{fd}"))
+    return [path for path in found if path.endswith(" (deleted)") and "/upper/" in path]
 
 
 def test_caller_that_waits_for_the_daemon_gets_its_answer_from_the_next_one(place: Place, view: Path) -> None:
@@ -336,6 +381,33 @@ def test_restart_lets_the_installed_program_serve_the_view(place: Place, view: P
     assert registry.find_record(str(view)) is None
 
 
+def test_restart_that_is_asked_for_during_a_restart_does_no_harm(place: Place, view: Path) -> None:
+    before = record_of(place)
+
+    def restarted() -> bool:
+        os.kill(before.pid, RENEWING)
+        return b"renewed" in Path(f"/proc/{before.pid}/cmdline").read_bytes() and record_of(place).restarts > 0
+
+    wait_until(restarted, "another daemon")
+    (view / "low").write_text("changed")
+    assert record_of(place).pid == before.pid
+
+
+@pytest.mark.parametrize("why", ["the program is gone", "it does not understand"])
+def test_restart_with_a_program_that_cannot_go_on_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    gone = why == "the program is gone"
+    monkeypatch.setattr(renewal, "_PROGRAM", [str(tmp_path / "python")] if gone else renewal._PROGRAM)
+    options = "" if gone else "option_of_another_version"
+    record = registry.MountRecord(str(tmp_path), 1, "kernel", [], None, [], [], [], options, 1)
+    with Path(os.devnull).open() as file:
+        kept = Kept(file.fileno(), file.fileno(), {}, resumable=True)
+        registration = registry.Registration(record, file.fileno())
+        renewal.replace_process([], Held([], Roots((), None, -1)), registration, kept)
+    assert "so the present one does" in caplog.text
+
+
 def test_restart_of_a_view_without_a_supervisor_is_refused(place: Place) -> None:
     says(place.mount("--front", "fusepy"))
     fails(run("overlayfs-demo", "restart", place.view), "has no supervisor", "--front kernel")
@@ -366,6 +438,19 @@ def test_signal_unmounts_whoever_gets_it(place: Place, view: Path, which: str, n
     os.kill(getattr(record_of(place), which), number)
     wait_until(gone(record.pid), "the end")
     assert not place.is_mounted() and registry.find_record(str(view)) is None
+
+
+def test_signal_ends_a_daemon_that_has_just_begun(tmp_path: Path) -> None:
+    def serve(_keeper: Keeper) -> None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(3)
+        (tmp_path / "survived").touch()
+
+    def supervise() -> None:
+        Supervisor(b"/nowhere", serve, lambda _daemon: None, lambda _kept: None).run(STOPPING, RENEWING)
+
+    in_child(supervise)
+    assert not (tmp_path / "survived").exists()
 
 
 def test_signal_while_nobody_serves_ends_the_mount(place: Place, view: Path) -> None:
