@@ -62,7 +62,8 @@ class Keeper:
     """A daemon's end. Without a channel nothing outlives the daemon, and nothing is sent.
 
     `device` is the connection of the daemon before, None for the first one. `files` are its open files without a name,
-    by number. These descriptors and `memory` stay open in the supervisor, whatever this process does.
+    by number; anyone who takes one out owns it. These descriptors and `memory` stay open in the supervisor, whatever
+    this process does.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Keeper:
         self._channel = channel
         self.memory = memory
         self.device = device
-        self.files = files
+        self.files = dict(files)
         self._kept = set(files)
 
     @property

@@ -91,16 +91,20 @@ class Files:
                 maps = file.flags & os.O_ACCMODE == os.O_RDWR
                 caller = Caller(file.uid, file.gid, file.pid, 0, "write")
                 self._overlay.files.let_pass(node, handle, caller, maps=maps)
+        # The process before was killed when it had released these.
+        for number, fd in self._keeper.files.items():
+            os.close(fd)
+            self._keeper.release_file(number)
 
     def _open_again(self, file: NotedFile) -> tuple[FileNode, Handle]:
-        kept = self._keeper.files.get(file.number)
+        kept = self._keeper.files.pop(file.number, None)
         caller = Caller(file.uid, file.gid, file.pid, 0, "open")
         if kept is None:
             node = self._nodes.node(file.nodeid)
             handle = self._overlay.open(node, file.flags & ~os.O_TRUNC | self._always, caller)
             assert isinstance(node, FileNode)
             return node, handle
-        opened = Descriptor(os.dup(kept))
+        opened = Descriptor(kept)
         met = self._nodes.met(file.nodeid)
         if met is None:
             ino = self._ledger.node(file.nodeid).ino
