@@ -17,7 +17,7 @@ from overlayfs_demo.fronts.kernel.shared_records import DamagedError, Memory, Na
 from overlayfs_demo.named_tuple import NamedTuple
 
 # The kinds of segments, which differ for another layout. The last byte is the layout's version.
-_HEADER, _NODES, _FILES, _NAMES, _STREAMS = 0x6F76_6C01, 0x6F76_6E01, 0x6F76_6601, 0x6F76_7301, 0x6F76_6401
+_HEADER, _NODES, _FILES, _NAMES, _STREAMS = 0x6F76_6C02, 0x6F76_6E01, 0x6F76_6601, 0x6F76_7301, 0x6F76_6401
 
 # A node: id, inode number, lookups, position of its name (0: it has none).
 _NODE = 4
@@ -39,6 +39,8 @@ _SERIAL_SHIFT = 32
 _NUMBER = (1 << _SERIAL_SHIFT) - 1
 # Python's integers are longer above 2**60, and there may be millions.
 _LAST_SERIAL = (1 << 28) - 1
+# So many serial numbers at a time are noted as used, because noting each would take time.
+_SERIALS = 1 << 12
 # The bit of a request's number that says that the kernel sends it again: FUSE_UNIQUE_RESEND.
 RESENT = 1 << 63
 
@@ -89,7 +91,8 @@ class Ledger:
         self._header = (headers[0] if headers else memory.add(_HEADER)).cast("Q")
         self._nodes = Slots(memory, _NODES, _NODE)
         self._files = Slots(memory, _FILES, _FILE)
-        self._serial = itertools.count(self._header[_SERIAL] + 1)
+        self._serial = itertools.count(max(self._header[_SERIAL], 1))
+        self._note_serials(self._header[_SERIAL])
         self._count = sum(1 for _ in self._nodes)
         self._streams = Slots(memory, _STREAMS, _STREAM)
         self._stream_of = {view[at]: number for number in self._streams for view, at in [self._streams.place(number)]}
@@ -102,10 +105,14 @@ class Ledger:
         self._intents = itertools.cycle(range(_INTENTS, _INTENTS + 2 * _INTENT_COUNT, 2))
 
     def _number(self, record: int) -> int:
-        serial = next(self._serial) & _LAST_SERIAL or next(self._serial) & _LAST_SERIAL
-        # Even the number of a record that was removed may still come: in a request that is sent again.
-        self._header[_SERIAL] = serial
-        return serial << _SERIAL_SHIFT | record
+        serial = next(self._serial)
+        if not serial % _SERIALS:
+            self._note_serials(serial)
+        return (serial & _LAST_SERIAL or next(self._serial) & _LAST_SERIAL) << _SERIAL_SHIFT | record
+
+    def _note_serials(self, serial: int) -> None:
+        # Twice as many, because another thread may be ahead of this one.
+        self._header[_SERIAL] = serial + 2 * _SERIALS
 
     # --- the connection ----------------------------------------------------------------------------
 
@@ -279,7 +286,7 @@ class Ledger:
         header, at = self._header, next(self._intents)
         header[at] = 0
         header[at + 1] = value
-        header[at] = unique
+        header[at] = unique & ~RESENT
 
     def intended(self, unique: int) -> int | None:
         """Return what was noted about a request that the kernel sends again; None if nothing was."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 
 # In bytes. A word has eight.
 _SEGMENT = 1 << 20
 WORD = 8
 _WORDS = _SEGMENT // WORD
+# Records of so many words or more have one of few sizes.
+_LONG = 16
 
 
 class DamagedError(Exception):
@@ -32,6 +35,7 @@ class Memory:
     def __init__(self, fd: int | None) -> None:
         """Map what is there. Raises OSError."""
         self._fd = fd
+        self._adding = threading.Lock()
         size = 0 if fd is None else os.fstat(fd).st_size
         self._segments = [self._map(start) for start in range(0, size, _SEGMENT)]
 
@@ -46,14 +50,15 @@ class Memory:
         return [segment for segment in self._segments if segment.cast("Q")[0] == kind]
 
     def add(self, kind: int) -> memoryview:
-        """Return a new segment of zeros, as bytes. Raises OSError (ENOMEM)."""
-        start = len(self._segments) * _SEGMENT
-        if self._fd is not None:
-            os.ftruncate(self._fd, start + _SEGMENT)
-        segment = self._map(start)
-        segment.cast("Q")[0] = kind
-        self._segments.append(segment)
-        return segment
+        """Return a new segment of zeros, as bytes. Any thread may call this. Raises OSError (ENOMEM)."""
+        with self._adding:
+            start = len(self._segments) * _SEGMENT
+            if self._fd is not None:
+                os.ftruncate(self._fd, start + _SEGMENT)
+            segment = self._map(start)
+            segment.cast("Q")[0] = kind
+            self._segments.append(segment)
+            return segment
 
 
 class Slots:
@@ -148,6 +153,8 @@ class Names:
         """Store a name and return its position, which is never 0. Raises OSError."""
         length = len(name)
         size = 2 + (length + WORD - 1) // WORD
+        if size >= _LONG:
+            size = _rounded(size)
         free = self._free.get(size)
         if free:
             position = free.pop()
@@ -179,3 +186,9 @@ class Names:
         """Free a name."""
         segment, at = divmod(position, _WORDS)
         self._free.setdefault(self._words[segment][at] >> 32, []).append(position)
+
+
+def _rounded(size: int) -> int:
+    """Return one of few sizes, at most an eighth more, so that a free record fits many others."""
+    unit = 1 << (size.bit_length() - 4)
+    return -(-size // unit) * unit

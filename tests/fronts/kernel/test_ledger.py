@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import pytest
@@ -260,3 +261,58 @@ def test_ledger_is_old_or_new_wherever_its_process_was_killed() -> None:
                 after.enter(1, b"another", 99)
                 assert len(Ledger(copy)) == len(after)
     assert lines > 50
+
+
+def test_number_that_was_given_back_is_not_used_again_by_the_next_process() -> None:
+    with memory() as fd:
+        first = Ledger(fd)
+        number, nodeid = first.open(FILE), first.enter(1, b"name", 7)
+        first.close(number)
+        first.remove(nodeid)
+        second = Ledger(fd)
+        assert second.open(FILE) != number and second.enter(1, b"name", 7) != nodeid
+
+
+@pytest.mark.parametrize("used", [1, (1 << 12) - 1, 1 << 12, (1 << 13) + 1])
+def test_next_process_begins_after_the_serial_numbers_of_the_one_before(used: int) -> None:
+    with memory() as fd:
+        first = Ledger(fd)
+        numbers = []
+        for _ in range(used):
+            numbers.append(first.open(FILE))
+            first.close(numbers[-1])
+        assert Ledger(fd).open(FILE) > max(numbers)
+
+
+def test_threads_that_need_memory_at_the_same_time_get_different_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, truncate = threading.Barrier(2), os.ftruncate
+
+    def slow(fd: int, length: int) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.1)
+        truncate(fd, length)
+
+    with memory() as fd:
+        shared = shared_records.Memory(fd)
+        monkeypatch.setattr(os, "ftruncate", slow)
+        threads = [threading.Thread(target=shared.add, args=(kind,)) for kind in (7, 8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert shared.of_kind(7) and shared.of_kind(8) and len(shared) == 2
+
+
+def test_memory_of_streams_is_used_again_by_others() -> None:
+    with memory() as fd:
+        first = Ledger(fd)
+        nodeid = first.enter(1, b"directory", 7)
+        for size in range(50_000, 90_000, 8):
+            first.keep_stream(nodeid, bytes(size))
+        assert os.fstat(fd).st_size < 8 << 20
+
+
+def test_intent_of_a_request_that_is_sent_again_is_found_by_the_third_process() -> None:
+    with memory() as fd:
+        Ledger(fd).intend(10 | RESENT, 5)
+        assert Ledger(fd).intended(10 | RESENT) == 5
