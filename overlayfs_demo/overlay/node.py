@@ -350,6 +350,11 @@ class Children(WeakNodes[bytes, Node]):
             self._held[name] = node
             self._references.pop(name, None)
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether a node is referenced directly."""
+        return bool(self._held)
+
     def release(self, node: Node) -> None:
         """Reference a node weakly again, because the front does not hold it any more."""
         name = node.name

@@ -287,30 +287,52 @@ class NodeTable:
             return [noted.place for _, noted in self._ledger.nodes() if noted.place is not None and noted.place.parent]
 
     def forget(self, nodeid: int, lookups: int) -> None:
-        """Take back this many lookups of a node, and drop the node when none is left. The root stays."""
+        """Take back this many lookups of a node, and drop the node when none is left. The root stays.
+
+        So does a directory that is the place of nodes that the kernel holds by other names: hard links.
+        """
         with self._lock:
             if nodeid == wire.ROOT_ID or self._ledger.count(nodeid, -lookups) > 0:
                 return
-            self._most = max(self._most, len(self._nodes))
-            node = self._nodes.pop(nodeid, None)
+            node = self._nodes.get(nodeid)
             if node is None:
                 self._drop_unmet(nodeid)
                 return
-            if len(self._nodes) < self._most // 8:
-                # A dictionary never gives memory back by itself.
-                self._nodes, self._most = self._nodes.copy(), _FEW
-            self._ledger.remove(nodeid)
-            node.front_id = 0
-            self._streams.pop(nodeid, None)
-            self._stamps.pop(nodeid, None)
-            self._stored.discard(nodeid)
-        # A directory without an id was held by what was in it. `del` normally drops the last reference.
-        while not node.front_id and (parent := node.parent) is not None:
+            if not self._dropped(node):
+                return
+        # `del` normally drops the last reference.
+        while (parent := node.parent) is not None:
             name, key = node.name, node.key
             parent.children.release(node)
             del node
             self._prune(parent, name, key)
+            with self._lock:
+                if not self._dropped(parent):
+                    return
             node = parent
+
+    def _dropped(self, node: Node) -> bool:
+        """Drop a node if the kernel does not hold it, or anything in it, and return whether it is not in the table now.
+
+        Call with the lock held.
+        """
+        nodeid = node.front_id
+        if not nodeid:
+            return True
+        is_needed = nodeid == wire.ROOT_ID or self._ledger.count(nodeid, 0) > 0
+        if is_needed or (isinstance(node, DirNode) and node.children.holds_any):
+            return False
+        self._most = max(self._most, len(self._nodes))
+        del self._nodes[nodeid]
+        if len(self._nodes) < self._most // 8:
+            # A dictionary never gives memory back by itself.
+            self._nodes, self._most = self._nodes.copy(), _FEW
+        self._ledger.remove(nodeid)
+        node.front_id = 0
+        self._streams.pop(nodeid, None)
+        self._stamps.pop(nodeid, None)
+        self._stored.discard(nodeid)
+        return True
 
     def _drop_unmet(self, nodeid: int) -> None:
         """Drop a node of the process before that this one never met. Call with the lock held."""

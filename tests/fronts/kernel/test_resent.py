@@ -270,6 +270,30 @@ def test_node_keeps_its_id_whichever_way_it_is_met(both: Both) -> None:
     assert third.id_of("d") == directory and third.id_of("x", directory) == nodeid
 
 
+def test_file_is_found_if_the_kernel_holds_it_only_by_another_name(both: Both) -> None:
+    """The place that is noted is in a directory that the kernel has forgotten."""
+    directory = both.first.id_of("d")
+    nodeid = both.first.id_of("x", directory)
+    both.first.ask(Opcode.LINK, ROOT, wire.LINK_IN.pack(nodeid) + b"again\0")
+    both.first.ask(Opcode.FORGET, directory, wire.FORGET_IN.pack(1))
+    nodes = both.follow().requests.nodes
+    assert nodes.node(nodeid).path() == b"/d/x"
+    nodes.forget(nodeid, 2)
+    assert len(nodes) == 1
+
+
+def test_node_in_a_directory_that_was_never_met_again_is_stale(both: Both) -> None:
+    """The kernel asks again by name."""
+    directory = both.first.id_of("d")
+    nodeid = both.first.id_of("x", directory)
+    second = both.follow()
+    second.ask(Opcode.FORGET, directory, wire.FORGET_IN.pack(1))
+    with pytest.raises(OSError) as failed:
+        second.requests.nodes.node(nodeid)
+    assert failed.value.errno == errno.ESTALE
+    assert second.id_of("x", second.id_of("d")) == nodeid
+
+
 def test_node_whose_file_was_replaced_meanwhile_is_stale(both: Both) -> None:
     nodeid = both.first.id_of("a")
     both.follow()
