@@ -9,6 +9,7 @@ import io
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -126,6 +127,29 @@ def test_ordinary_user_is_told_of_changes_and_layers(home: Path, front: str) -> 
             os.mkdir("view/made")
             update = connection.receive(PATIENCE)
             assert isinstance(update, Happened) and (update.event.path, update.event.uid) == (b"/made", USER)
+        umount.unmount(b"view")
+
+    as_user(home, session)
+
+
+def test_open_file_that_its_owner_may_not_open_again_outlives_the_daemon(home: Path, front: str) -> None:
+    if front != "kernel":
+        pytest.skip("has no supervisor")
+
+    def session() -> None:
+        mount_view(front, ",userxattr")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        read_only, closed = os.open("view/made", flags, 0o444), os.open("view/changed", flags, 0o600)
+        os.fchmod(closed, 0)
+        before = registry.find_record(str(home / "view"))
+        assert before is not None
+        os.kill(before.daemon, signal.SIGKILL)
+        for fd in (read_only, closed):
+            os.write(fd, b"new")
+            assert os.pread(fd, 9, 0) == b"new"
+            os.close(fd)
+        assert Path("view/made").read_text() == "new"
+        assert os.stat("view/changed").st_size == 3
         umount.unmount(b"view")
 
     as_user(home, session)

@@ -7,6 +7,7 @@ here as the VFS enforces real ones (fs/overlayfs/util.c, ovl_set_protattr; ioctl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -70,7 +71,10 @@ def _protection(node: Node, xattrs: PrivateXattrs, pinned: Pinned | None) -> byt
     if not isinstance(node, DirNode) and node.kind != stat.S_IFREG:
         return b""
     if node.in_upper:
-        return (pinned or node.pin()).xattr(xattrs.protattr) or b""
+        # Nobody but root may read `user.` attributes of a file that is closed to its owner. The kernel ignores that.
+        with contextlib.suppress(PermissionError):
+            return (pinned or node.pin()).xattr(xattrs.protattr) or b""
+        return b""
     attributes = node.statx().attributes
     immutable, append = attributes & syscalls.STATX_ATTR_IMMUTABLE, attributes & syscalls.STATX_ATTR_APPEND
     return (APPEND if append else b"") + (IMMUTABLE if immutable else b"")

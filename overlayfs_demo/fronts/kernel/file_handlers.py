@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import threading
 
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, reading_is_noted
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 # Bytes. Up to this size, copying a file into the kernel's cache is cheaper than answering a request for it.
 _SMALL = 64 * 1024
+_OPEN_TO_OWNER = stat.S_IRUSR | stat.S_IWUSR
 
 
 class _OpenFile:
@@ -105,15 +107,20 @@ class Files:
             assert isinstance(node, FileNode)
             return node, handle
         opened = Descriptor(kept)
-        met = self._nodes.met(file.nodeid)
-        if met is None:
+        try:
+            node = self._nodes.node(file.nodeid)
+        except OSError:  # It has no name.
             ino = self._ledger.node(file.nodeid).ino
-            met = self._overlay.files.nameless(opened, ino, in_upper=file.in_upper)
-            self._nodes.adopt(file.nodeid, met)
-        node = met
+            node = self._overlay.files.nameless(opened, ino, in_upper=file.in_upper)
+            self._nodes.adopt(file.nodeid, node)
         assert isinstance(node, FileNode)
         writable = file.flags & os.O_ACCMODE != os.O_RDONLY
         return node, self._overlay.files.adopt(node, opened, writable=writable)
+
+    def keep_if_closed(self, node: Node, mode: int) -> None:
+        """Do the same as `keep` for a file with this mode, now or soon, if an ordinary user cannot open it again."""
+        if mode & _OPEN_TO_OWNER != _OPEN_TO_OWNER and os.geteuid() != 0:
+            self.keep(node)
 
     def keep(self, node: Node) -> None:
         """Hand a file that is open and loses its name to the supervisor, because no process could open it again."""
@@ -293,7 +300,12 @@ class Files:
         node, attrs = self._overlay.lookup(parent, name)
         if not isinstance(node, FileNode) or not node.in_upper or attrs.size or attrs.uid != request.uid:
             raise failure(errno.EEXIST, name) if flags & os.O_EXCL else stale(name)
-        handle = self._overlay.open(node, flags & ~os.O_TRUNC, caller)
+        try:
+            handle = self._overlay.open(node, flags & ~os.O_TRUNC, caller)
+        except PermissionError:
+            # An ordinary user's daemon can make a file that it cannot open again. Nobody else knows of this one.
+            self._overlay.unlink(parent, name, caller)
+            return self.create(request)
         return self._made(request, flags, parent, node, attrs, handle)
 
     def tmpfile(self, request: Request) -> bytes:
@@ -314,7 +326,9 @@ class Files:
                     self._let_write(node, handle, flags, request, attrs.mode)
                 valid = self._trust.entry(self._trust.inside(parent), node, attrs)
                 entry = wire.entry_reply(nodeid, attrs, valid)
-                return entry + self._given(request, node, handle, flags, reply_flags, backing)
+                given = self._given(request, node, handle, flags, reply_flags, backing)
+                self.keep_if_closed(node, attrs.mode)
+                return entry + given
             except BaseException:
                 self._modes.release(nodeid, passed=backing is not None)
                 raise

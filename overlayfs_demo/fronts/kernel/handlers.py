@@ -212,6 +212,8 @@ class Requests:
             only_touches=valid & _CHANGES == _TOUCH,
         )
         node = self._node(request)
+        if change.mode is not None:
+            self.files.keep_if_closed(node, change.mode)
         attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))
         if change.size is not None:
             self.files.wait_for_store()

@@ -26,6 +26,7 @@ from overlayfs_demo.fronts.kernel.resent import Resent
 from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import syscalls
+from overlayfs_demo.overlay.engine import Overlay
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
 
@@ -116,6 +117,18 @@ def test_what_makes_a_name_makes_it_once(both: Both, name: str, done: bool) -> N
     if opcode == Opcode.CREATE:
         (number,) = struct.unpack_from("=Q", (reply or b"")[wire.ENTRY_SIZE :])
         assert [file.number for file in second.ledger.files()] == [number]
+
+
+def test_file_that_an_ordinary_user_cannot_open_again_is_made_once(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "read-only")
+
+    body = wire.CREATE_IN.pack(os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o444, 0, 0) + b"new\0"
+    both.first.ask(Opcode.CREATE, ROOT, body)
+    second = both.follow()
+    monkeypatch.setattr(Overlay, "open", refused)
+    reply = second.ask(Opcode.CREATE, ROOT, body, 2 | RESENT)
+    assert struct.unpack_from("=Q", reply or b"")[0] == second.id_of("new")
 
 
 @pytest.mark.parametrize("name", NAMED)
