@@ -154,6 +154,7 @@ class FileCopy:
         self._tree.share(node, node.key)
         if not (plan.origin and self._tree.claim(node.ino, node.key)):
             node.ino = self._tree.identity(status)
+            self._settings.hooks.renumbered(node)
         retarget(node, copy)
         self._upper.emit(Action.COPY_UP, node, self._caller, plan.label, plan.counted)
         if node.links is not None and self._request.with_name:

@@ -18,10 +18,11 @@ class Hooks:
     attributes changed in a way that the verb's result does not show, before that verb returns: after a copy-up (links,
     blocks, ctime), and when a write cleared set-id bits. `moved` is called with a node that has just got another name,
     and `losing_name` with one whose name is about to be removed, `lost_name` when it is: what the front wants to do
-    with it later, it does by descriptors. These three are called with the tree's lock held.
+    with it later, it does by descriptors. `renumbered` is called with a node that a copy-up has just given another
+    inode number. These four are called with the tree's lock held.
     """
 
-    __slots__ = ("before_copy", "before_wait", "changed", "losing_name", "lost_name", "moved")
+    __slots__ = ("before_copy", "before_wait", "changed", "losing_name", "lost_name", "moved", "renumbered")
 
     def __init__(self) -> None:
         """Do nothing until a front sets its own."""
@@ -31,3 +32,4 @@ class Hooks:
         self.moved: Callable[[Node], None] = lambda _node: None
         self.losing_name: Callable[[Node], None] = lambda _node: None
         self.lost_name: Callable[[Node], None] = lambda _node: None
+        self.renumbered: Callable[[Node], None] = lambda _node: None

@@ -27,6 +27,7 @@ def overlaid(tmp_path: Path) -> Iterator[Make]:
         *contents: builders.Content,
         upper: builders.Content | None = None,
         metacopy: bool = False,
+        index: bool = True,
         user_xattrs: bool = False,
     ) -> Engine:
         above = tmp_path / f"stack{len(made)}"
@@ -35,7 +36,13 @@ def overlaid(tmp_path: Path) -> Iterator[Make]:
         lowers = builders.layers(above, *contents)
         subject = Engine(
             Layers(
-                lowers, above / "upper", above / "work", above / "merged", metacopy=metacopy, user_xattrs=user_xattrs
+                lowers,
+                above / "upper",
+                above / "work",
+                above / "merged",
+                metacopy=metacopy,
+                index=index,
+                user_xattrs=user_xattrs,
             )
         )
         subject.start()

@@ -54,6 +54,7 @@ class Requests:
         self.directories = Directories(view.overlay, self.nodes, trust)
         self.files = Files(view, self.nodes, trust, services, ledger, keeper)
         self._overlay.hooks.moved = self.nodes.moved
+        self._overlay.hooks.renumbered = self.nodes.renumbered
         self._overlay.hooks.losing_name = self.files.keep
         self._overlay.hooks.lost_name = self.nodes.lost_name
         self.handlers: dict[int, Callable[[Request], Payload | None]] = {

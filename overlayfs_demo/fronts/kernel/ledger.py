@@ -165,6 +165,11 @@ class Ledger:
         if before:
             self._names.free(before)
 
+    def renumber(self, nodeid: int, ino: int) -> None:
+        """Note a node's new inode number."""
+        view, at = self._node(nodeid)
+        view[at + 1] = ino
+
     def lose_name(self, nodeid: int) -> None:
         """Note that a node has no name any more, so that another one with its inode number is not taken for it."""
         view, at = self._node(nodeid)

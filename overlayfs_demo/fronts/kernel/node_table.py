@@ -204,6 +204,12 @@ class NodeTable:
             if node.front_id and node.parent is not None:
                 self._ledger.move(node.front_id, node.parent.front_id, node.name)
 
+    def renumbered(self, node: Node) -> None:
+        """Note that a node has another inode number now."""
+        with self._lock:
+            if node.front_id:
+                self._ledger.renumber(node.front_id, node.ino)
+
     def lost_name(self, node: Node) -> None:
         """Note that a node has no name any more."""
         with self._lock:

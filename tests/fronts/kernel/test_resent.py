@@ -11,6 +11,7 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -27,6 +28,7 @@ from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.fronts.kernel.wire import Opcode
 from overlayfs_demo.linux import syscalls
 from overlayfs_demo.overlay.engine import Overlay
+from tests.builders import hardlink
 from tests.contract.engine_subject import Engine
 from tests.overlay.conftest import Make
 
@@ -76,7 +78,12 @@ class Both(NamedTuple):
 
 @pytest.fixture
 def both(overlaid: Make) -> Iterator[Both]:
-    engine = overlaid({"a": "1", "b": "2", "d/": None, "d/x": "3"})
+    with following(overlaid({"a": "1", "b": "2", "d/": None, "d/x": "3"})) as both:
+        yield both
+
+
+@contextmanager
+def following(engine: Engine) -> Iterator[Both]:
     memory = shared_records.create()
     made = [Process(engine, memory)]
 
@@ -304,7 +311,28 @@ def test_node_in_a_directory_that_was_never_met_again_is_stale(both: Both) -> No
     with pytest.raises(OSError) as failed:
         second.requests.nodes.node(nodeid)
     assert failed.value.errno == errno.ESTALE
-    assert second.id_of("x", second.id_of("d")) == nodeid
+    assert second.id_of("x", second.id_of("d")) != 0
+
+
+def test_hard_links_of_a_lower_are_not_taken_for_each_other(overlaid: Make) -> None:
+    """Without an index they are separate files that have one inode number."""
+    with following(overlaid({"a": "1", "d/": None, "d/x": hardlink("../a")}, index=False)) as both:
+        nodeid = both.first.id_of("a")
+        second = both.follow()
+        assert second.id_of("x", second.id_of("d")) != nodeid
+        assert second.id_of("a") == nodeid
+        assert second.requests.nodes.node(nodeid).path() == b"/a"
+
+
+def test_file_that_got_another_inode_number_by_its_copy_up_is_found(overlaid: Make) -> None:
+    """As the copy of a hard-linked file does without an index."""
+    with following(overlaid({"a": "1", "b": hardlink("a")}, index=False)) as both:
+        nodeid = both.first.id_of("a")
+        reply = both.first.ask(Opcode.OPEN, nodeid, wire.OPEN_IN.pack(os.O_RDWR, 0))
+        (number,) = struct.unpack_from("=Q", reply or b"")
+        second = both.follow()
+        assert second.requests.nodes.node(nodeid).path() == b"/a"
+        assert bytes(second.ask(Opcode.READ, nodeid, wire.READ_IN.pack(number, 0, 9, 0)) or b"") == b"1"
 
 
 def test_node_whose_file_was_replaced_meanwhile_is_stale(both: Both) -> None:
