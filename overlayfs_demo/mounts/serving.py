@@ -123,7 +123,10 @@ class Mount:
             self._registration = Registration(record(self._mountpoint, self._options, daemon))
         else:
             before = self._registration.record
-            self._registration.replace(before._replace(daemon=daemon, restarts=before.restarts + 1))
+            try:
+                self._registration.replace(before._replace(daemon=daemon, restarts=before.restarts + 1))
+            except (OSError, MountError) as error:
+                _log.warning("cannot note that process %d serves %s now: %s", daemon, before.mountpoint, error)
 
     def _renew(self, kept: Kept) -> None:
         """Let the present program take the place of this process. Returns only if that fails."""
@@ -188,7 +191,13 @@ def _serve(
 
         def ready() -> None:
             # The record comes after the socket, because anyone who finds the record may ask there at once.
-            server.start()
+            try:
+                server.start()
+            except (OSError, MountError) as error:
+                if keeper.device is None:
+                    raise
+                # The user's runtime directory may end with their session. The view must not.
+                _log.warning("%s: nobody can ask the daemon: %s", os.fsdecode(mountpoint), error)
             answered()
 
         for number in STOPPING:

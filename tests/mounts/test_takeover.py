@@ -13,18 +13,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
 from overlayfs_demo.cli import main as cli
+from overlayfs_demo.errors import MountError
+from overlayfs_demo.fronts.front import View
 from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.patience import Patience
 from overlayfs_demo.linux import mounting, proc, syscalls
-from overlayfs_demo.mounts import registry, renewal
-from overlayfs_demo.mounts.held import Held
+from overlayfs_demo.fronts.kernel.session import KernelFront
+from overlayfs_demo.mounts import registry, renewal, runtime_directory, serving
+from overlayfs_demo.mounts.held import Held, hold
+from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.mounts.restart import RENEWING
 from overlayfs_demo.mounts.serving import STOPPING
 from overlayfs_demo.mounts.supervisor import Kept, Supervisor
@@ -282,6 +286,32 @@ def test_layers_that_were_moved_meanwhile_still_serve(place: Place, view: Path) 
     (view / "low").write_text("changed")
     assert (place / "elsewhere/low").read_text() == "changed"
     (place / "elsewhere").rename(place / "upper")
+
+
+class _ReadyFront(KernelFront):
+    """A front whose view answers at once, and is unmounted then."""
+
+    def serve(self, view: View, ready: Callable[[], None], keeper: Keeper) -> None:
+        ready()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_only_the_first_daemon_needs_its_users_runtime_directory(
+    place: Place, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    """It may end with the user's session."""
+    (place / "file").touch()
+    monkeypatch.setattr(runtime_directory, "of_this_user", lambda: str(place / "file"))
+
+    def serve() -> None:
+        options = parse([place.options])
+        held, told = hold(options), []
+        keeper = Keeper(device=None if is_first else 0)
+        serving._serve(_ReadyFront(), b"/nowhere", options, held.roots, keeper, lambda: told.append(True))
+        assert told
+
+    with pytest.raises(MountError) if is_first else nullcontext():
+        in_child(serve)
 
 
 # --- programs --------------------------------------------------------------------------------------

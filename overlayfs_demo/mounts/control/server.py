@@ -50,12 +50,13 @@ class Server:
             # A killed daemon leaves its socket.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(address)
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             # bind(2) gives the file this mode, so nobody else can ever connect.
-            os.fchmod(self._socket.fileno(), 0o600)
-            self._socket.bind(address)
+            os.fchmod(listening.fileno(), 0o600)
+            listening.bind(address)
             self._inode = os.stat(address).st_ino
-        self._socket.listen()
+        listening.listen()
+        self._socket = listening
         self._acceptor = threading.Thread(target=self._accept, args=(self._socket,), name="control", daemon=True)
         self._acceptor.start()
 
