@@ -228,6 +228,9 @@ class Supervisor:
             if message.fd < 0:  # unix(7): one that would be too many is dropped.
                 _log.warning("too many open files: one without a name will not outlive its daemon")
                 return
+            before = kept.files.pop(message.number, None)
+            if before is not None:  # Two threads handed it over.
+                os.close(before)
             kept.files[message.number] = message.fd
         elif message.kind is Kind.FAILED:
             self._kept = kept._replace(resumable=kept.resumable and not message.number)

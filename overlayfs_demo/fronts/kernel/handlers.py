@@ -56,7 +56,7 @@ class Requests:
         self._overlay.hooks.moved = self.nodes.moved
         self._overlay.hooks.renumbered = self.nodes.renumbered
         self._overlay.hooks.losing_name = self.files.keep
-        self._overlay.hooks.lost_name = self.nodes.lost_name
+        self._overlay.hooks.lost_name = self._lost_name
         self.handlers: dict[int, Callable[[Request], Payload | None]] = {
             opcode.value: getattr(owner, opcode.name.lower())
             for opcode in Opcode
@@ -70,6 +70,11 @@ class Requests:
     def close(self) -> None:
         """Release the files that the kernel did not release (after a forced unmount)."""
         self.files.close()
+
+    def _lost_name(self, node: Node) -> None:
+        # Once more, for a file that was being opened: its thread sees that the node is gone, or we see the handle.
+        self.files.keep(node)
+        self.nodes.lost_name(node)
 
     def _node(self, request: Request) -> Node:
         return self.nodes.node(request.nodeid)

@@ -52,7 +52,8 @@ class Process:
             io_modes=IoModes(),
         )
         view = View(engine.overlay, b"/nowhere", Counter(), timeout=3600.0)
-        self.requests = Requests(view, services, self.ledger, Keeper())
+        self.keeper = Keeper()
+        self.requests = Requests(view, services, self.ledger, self.keeper)
         self.resent = Resent(self.requests, engine.overlay, self.ledger)
         self.requests.files.resume()
 
@@ -255,6 +256,14 @@ def test_file_is_released_once(both: Both, done: bool) -> None:
     second = both.follow()
     assert second.ask(Opcode.RELEASE, nodeid, body, 4 | RESENT) == b""
     assert not second.ledger.files()
+
+
+def test_file_that_loses_its_name_while_it_is_opened_is_handed_over(both: Both) -> None:
+    both.first.engine.overlay.hooks.losing_name = lambda _node: None  # The handle had no number yet.
+    nodeid = both.first.id_of("a")
+    reply = both.first.ask(Opcode.OPEN, nodeid, wire.OPEN_IN.pack(os.O_RDONLY, 0))
+    both.first.ask(Opcode.UNLINK, ROOT, b"a\0")
+    assert both.first.keeper._kept == set(struct.unpack_from("=Q", reply or b""))
 
 
 def test_open_file_is_read_and_written_on(both: Both) -> None:
