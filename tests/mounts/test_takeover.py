@@ -24,9 +24,10 @@ from overlayfs_demo.fronts.front import View
 from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.patience import Patience
-from overlayfs_demo.linux import mounting, proc, syscalls
 from overlayfs_demo.fronts.kernel.session import KernelFront
-from overlayfs_demo.mounts import registry, renewal, runtime_directory, serving
+from overlayfs_demo.linux import mounting, proc, syscalls
+from overlayfs_demo.mounts import registry, renewal, runtime_directory
+from overlayfs_demo.mounts import serving as mounts_serving
 from overlayfs_demo.mounts.held import Held, hold
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.mounts.restart import RENEWING
@@ -307,7 +308,7 @@ def test_only_the_first_daemon_needs_its_users_runtime_directory(
         options = parse([place.options])
         held, told = hold(options), []
         keeper = Keeper(device=None if is_first else 0)
-        serving._serve(_ReadyFront(), b"/nowhere", options, held.roots, keeper, lambda: told.append(True))
+        mounts_serving._serve(_ReadyFront(), b"/nowhere", options, held.roots, keeper, lambda: told.append(True))
         assert told
 
     with pytest.raises(MountError) if is_first else nullcontext():

@@ -309,7 +309,6 @@ class NodeTable:
         # `del` normally drops the last reference.
         while (parent := node.parent) is not None:
             name, key = node.name, node.key
-            parent.children.release(node)
             del node
             self._prune(parent, name, key)
             with self._lock:
@@ -335,6 +334,8 @@ class NodeTable:
             self._nodes, self._most = self._nodes.copy(), _FEW
         self._ledger.remove(nodeid)
         node.front_id = 0
+        if node.parent is not None:
+            node.parent.children.release(node)
         self._streams.pop(nodeid, None)
         self._stamps.pop(nodeid, None)
         self._stored.discard(nodeid)
