@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from overlayfs_demo import __version__
+from overlayfs_demo.cli.called_as import called_as
 from overlayfs_demo.cli.command import guarded
 from overlayfs_demo.cli.families import MODULE_OF, family
 from overlayfs_demo.cli.help_text import HelpFormatter
@@ -17,7 +18,7 @@ from overlayfs_demo.cli.streams import open_missing_streams
 from overlayfs_demo.cli.unknown import unknown_verb
 from overlayfs_demo.ui.console import PROGRAM
 
-_VERSION_OPTIONS = ("--version", "-v")
+_VERSION_OPTIONS = ("--version", "-v", "-V")
 _OPTIONS = ("--help", "-h", *_VERSION_OPTIONS)
 
 
@@ -29,15 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log_to_stderr()
     if "_ARGCOMPLETE" in os.environ:
         _complete(os.environ.get("COMP_LINE", "").split()[1:])
-    if os.path.basename(sys.argv[0]).startswith("umount."):
-        from overlayfs_demo.cli.mount_helper import umount_as_helper
-
-        return guarded(PROGRAM, lambda: umount_as_helper(arguments))
-    if _is_mount_helper(arguments):
-        from overlayfs_demo.cli.mount_helper import mount_as_helper
-
-        return guarded(PROGRAM, lambda: mount_as_helper(arguments))
-    return guarded(PROGRAM, lambda: _run(arguments))
+    answer = called_as(sys.argv[0], arguments) or _run
+    return guarded(PROGRAM, lambda: answer(arguments))
 
 
 def _log_to_stderr() -> None:
@@ -91,17 +85,3 @@ def _complete(words: Sequence[str]) -> None:
     from overlayfs_demo.cli.completion import complete
 
     complete(parser_for(words))
-
-
-def _is_mount_helper(arguments: Sequence[str]) -> bool:
-    """Return whether mount(8) calls us as a helper: SOURCE MOUNTPOINT [-sfnv] [-N NS] [-t TYPE] [-o OPTIONS].
-
-    That is so under the helper's name, `mount.fuse.overlayfs-demo`, and through mount.fuse3(8), which runs this program
-    by its own name with exactly these words: SOURCE MOUNTPOINT -o OPTIONS. mount(8) has made the mount point absolute.
-    """
-    if os.path.basename(sys.argv[0]).startswith("mount."):
-        return True
-    match arguments:
-        case [source, mountpoint, "-o", _]:
-            return source not in MODULE_OF and mountpoint.startswith("/")
-    return False

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from overlayfs_demo.cli.help_text import filled
-from overlayfs_demo.mounts.option_table import OPTIONS, MountOption
+from overlayfs_demo.mounts.option_kinds import MountOption
+from overlayfs_demo.mounts.option_table import OPTIONS
 
 # Columns: where the help of an option begins, and how long a line may be. The manual page indents it by 7 more.
 _HELP_COLUMN = 26

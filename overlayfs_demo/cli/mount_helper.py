@@ -1,4 +1,7 @@
-"""The helpers that mount(8) and umount(8) call: mount.fuse.overlayfs-demo and umount.fuse.overlayfs-demo."""
+"""What other programs call to mount and unmount: the helpers of mount(8) and umount(8), and a mount program.
+
+podman, buildah and Docker have a view mounted by a mount program, which takes the arguments of fuse-overlayfs(1).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from overlayfs_demo import __version__
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.linux import mounting
+from overlayfs_demo.linux import mounting, proc
 from overlayfs_demo.mounts import mount, umount
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.ui.console import PROGRAM
@@ -31,6 +35,26 @@ def mount_as_helper(arguments: Sequence[str]) -> int:
     options = parse(given.options)
     if not given.f:  # mount -f: everything but the mounting.
         mount.mount(os.fsencode(given.mountpoint), options._replace(source=options.source or given.source))
+    return 0
+
+
+def mount_as_program(arguments: Sequence[str]) -> int:
+    """Mount as fuse-overlayfs(1) does: [-f] [-d] [-s] [-o OPTIONS]... MOUNTPOINT; return 0. Raises OverlayError.
+
+    As with fuse-overlayfs, the marks are kept in user.* attributes where others are not permitted, and a volatile
+    upper can be mounted again, because its owner, which removes it after a crash, says nothing else.
+    """
+    parser = argparse.ArgumentParser(prog=PROGRAM)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS")
+    parser.add_argument("-f", "-d", "--debug", dest="foreground", action="store_true", help="serve in this process")
+    parser.add_argument("-s", dest="single", action="store_true", help="without effect")
+    parser.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {__version__}")
+    given = parser.parse_args(arguments)
+    options = parse(given.options)
+    if os.geteuid() != 0 or proc.in_user_namespace():  # xattr(7): only root of the first one may set trusted.* there.
+        options = options._replace(stack=options.stack._replace(user_xattrs=True))
+    mount.mount(os.fsencode(given.mountpoint), options, foreground=given.foreground)
     return 0
 
 

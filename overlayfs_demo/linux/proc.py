@@ -49,3 +49,12 @@ def command_name(pid: int) -> str:
             return os.fsdecode(name.read().removesuffix(b"\n"))
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def in_user_namespace() -> bool:
+    """Return whether this process is not in the first user namespace.
+
+    The first one maps every user to itself: user_namespaces(7).
+    """
+    with open("/proc/self/uid_map") as ranges:  # noqa: PTH123
+        return ranges.read().split() != ["0", "0", "4294967295"]

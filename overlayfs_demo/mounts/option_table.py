@@ -7,136 +7,17 @@ kernel's overlayfs (overlayfs.rst, fs/overlayfs/params.c), mount(8), mount.fuse(
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import Enum
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.linux.mount_flags import MOUNT_FLAGS, changed
+from overlayfs_demo.mounts import option_kinds as kinds
 from overlayfs_demo.mounts import option_values as values
 from overlayfs_demo.mounts.option_draft import Draft, Word
+from overlayfs_demo.mounts.option_kinds import MountOption, Owner
 from overlayfs_demo.mounts.option_paths import escape_path, lowerdir_option
-from overlayfs_demo.named_tuple import NamedTuple
 
 FRONTS = ("auto", "kernel", "fusepy")
-
-T = TypeVar("T")
-Take = Callable[[Draft, Word], None]
-Write = Callable[[Draft], Iterable[str]]
-
-
-class Owner(Enum):
-    """Whose option it is: who decides what it means."""
-
-    KERNEL = "the kernel's overlayfs"
-    MOUNT = "mount(8) and fstab(5)"
-    FUSE = "mount.fuse(8)"
-    FUSE_OVERLAYFS = "fuse-overlayfs(1)"
-    OURS = "overlayfs-demo"
-
-
-def _write_nothing(_draft: Draft) -> Iterable[str]:
-    return ()
-
-
-class MountOption(NamedTuple):
-    """One form of one option.
-
-    `usage` is what to type: a bare word, or `NAME=` and the values it takes. `take` reads such a word into the draft,
-    and raises UsageError; `write` returns the words that say what the draft says. Forms that stand
-    side by side and have the same help are described together.
-    """
-
-    usage: str
-    owner: Owner
-    help: str
-    take: Take
-    write: Write = _write_nothing
-
-    @property
-    def name(self) -> str:
-        """The option without its value. It ends in `*` if it stands for every name that begins like that."""
-        return self.usage.partition("=")[0]
-
-
-# --- kinds of options ------------------------------------------------------------------------------
-
-
-def _bare(act: Callable[[Draft], None]) -> Take:
-    """Take the option only without a value."""
-
-    def take(draft: Draft, word: Word) -> None:
-        if word.value is not None:
-            raise word.unknown()
-        act(draft)
-
-    return take
-
-
-def _switch(name: str, owner: Owner, field: str, help: str, value: bool = True) -> MountOption:
-    """A bare word that gives the field this value."""
-    return MountOption(
-        name,
-        owner,
-        help,
-        take=_bare(lambda draft: setattr(draft, field, value)),
-        write=lambda draft: [name] if getattr(draft, field) is value else [],
-    )
-
-
-def _choice(
-    name: str, owner: Owner, field: str, choices: Mapping[str, object], help: str, remedy: str = ""
-) -> MountOption:
-    """One word of several, each with the value that it gives to the field."""
-    remedy = remedy or "the choices are " + " and ".join(f"{name}={choice}" for choice in choices)
-
-    def take(draft: Draft, word: Word) -> None:
-        if word.value is None or word.value not in choices:
-            raise word.wrong(remedy)
-        setattr(draft, field, choices[word.value])
-
-    def write(draft: Draft) -> Iterable[str]:
-        return [f"{name}={choice}" for choice, value in choices.items() if value == getattr(draft, field)]
-
-    return MountOption(f"{name}={'|'.join(choices)}", owner, help, take, write)
-
-
-def _value(
-    usage: str, owner: Owner, field: str, help: str, read: Callable[[Word], T], show: Callable[[T], str]
-) -> MountOption:
-    """A value that `read` makes of the word, or raises UsageError. None or () in the field: it was not given."""
-    name = usage.partition("=")[0]
-
-    def take(draft: Draft, word: Word) -> None:
-        setattr(draft, field, read(word))
-
-    def write(draft: Draft) -> Iterable[str]:
-        value = getattr(draft, field)
-        return [] if value is None or value == () else [f"{name}={show(value)}"]
-
-    return MountOption(usage, owner, help, take, write)
-
-
-def _same_here(name: str, *choices: str) -> MountOption:
-    """A setting of the kernel's overlayfs, with those of its values that change nothing here."""
-
-    def take(draft: Draft, word: Word) -> None:
-        if word.value is None or word.value not in choices:
-            allowed = ", ".join(f"{name}={choice}" for choice in sorted(choices))
-            raise UsageError(f"mount option '{word.text}' is not supported", f"leave it out, or use {allowed}")
-        draft.kernel_settings[name] = word.value
-
-    return MountOption(f"{name}={'|'.join(choices)}", Owner.KERNEL, _SAME_HERE, take)
-
-
-def _ignored(usage: str, owner: Owner = Owner.MOUNT) -> MountOption:
-    """An option that concerns other programs. A usage with `=` or `*` stands for any form of the word."""
-    any_form = usage.endswith("*") or "=" in usage
-    return MountOption(usage, owner, _IGNORED, _ignore if any_form else _bare(lambda _draft: None))
-
-
-def _ignore(_draft: Draft, _word: Word) -> None:
-    pass
 
 
 def _flag_options() -> Iterator[MountOption]:
@@ -152,7 +33,19 @@ def _flag_option(word: str, sets: int) -> MountOption:
         draft.flags = changed(draft.flags, [word])
 
     # No word is needed for a flag that is not set: a line begins with none.
-    return MountOption(word, Owner.MOUNT, _FLAGS, _bare(act), lambda draft: [word] if draft.flags & sets else [])
+    return MountOption(word, Owner.MOUNT, _FLAGS, kinds.bare(act), lambda draft: [word] if draft.flags & sets else [])
+
+
+def _take_xattr_permissions(_draft: Draft, word: Word) -> None:
+    """fuse-overlayfs then keeps owners and modes in an attribute of each file, and leaves the check to the kernel."""
+    if word.value == "0":
+        return
+    if word.value not in ("1", "2"):
+        raise word.wrong("use xattr_permissions=0")
+    raise UsageError(
+        f"mount option '{word.text}' is not supported: access would be checked by modes that the files do not have",
+        "leave it out; in containers-storage.conf(5), leave out force_mask",
+    )
 
 
 # --- layers, and options that share a field --------------------------------------------------------
@@ -211,11 +104,9 @@ _ADDED = (
     "instead of lowerdir=: add one more layer below, or one that only provides data; only a comma needs a backslash"
 )
 _UPPER = "where changes go, both on one filesystem; without them the view is read-only and every write fails with EROFS"
-_SAME_HERE = "accepted for compatibility, without effect; the kernel's other values are refused"
 _MAPPING = "map owners on disk to owners in the view"
 _SQUASH = "show all files as owned by one user or group"
 _FLAGS = "as in mount(8)"
-_IGNORED = "ignored: these are for other programs, see fstab(5)"
 
 # In the order of the help. `option_line` writes its words in this order, too.
 OPTIONS = (
@@ -231,31 +122,33 @@ OPTIONS = (
     ),
     MountOption("lowerdir+=", Owner.KERNEL, _ADDED, _add_lower),
     MountOption("datadir+=PATH", Owner.KERNEL, _ADDED, _add_data_only),
-    _value("upperdir=DIR", Owner.KERNEL, "upper", _UPPER, values.path, escape_path),
-    _value("workdir=DIR", Owner.KERNEL, "work", _UPPER, values.path, escape_path),
-    _switch("userxattr", Owner.KERNEL, "user_xattrs", "keep the overlay's marks in user.* attributes (no root needed)"),
-    _switch(
+    kinds.value("upperdir=DIR", Owner.KERNEL, "upper", _UPPER, values.path, escape_path),
+    kinds.value("workdir=DIR", Owner.KERNEL, "work", _UPPER, values.path, escape_path),
+    kinds.switch(
+        "userxattr", Owner.KERNEL, "user_xattrs", "keep the overlay's marks in user.* attributes (no root needed)"
+    ),
+    kinds.switch(
         "volatile",
         Owner.KERNEL,
         "volatile",
         "never wait for data to reach the disk; this marks the upper, "
         "and it cannot be mounted again until the mark is removed",
     ),
-    _choice(
+    kinds.choice(
         "whiteouts",
         Owner.OURS,
         "image_whiteouts",
         {"all": True, "kernel": False},
         "also understand the image format's .wh. files in lowers (the default), or only the kernel's whiteouts",
     ),
-    _choice(
+    kinds.choice(
         "index",
         Owner.KERNEL,
         "index",
         {"on": True, "off": False},
         "keep the names of a hard-linked lower file together when it is copied up (the default), or not",
     ),
-    _choice(
+    kinds.choice(
         "metacopy",
         Owner.KERNEL,
         "metacopy",
@@ -264,12 +157,12 @@ OPTIONS = (
         "data (the default); existing metacopies are always read, "
         "except by root with userxattr",
     ),
-    _same_here("redirect_dir", "on", "follow"),
-    _same_here("nfs_export", "off"),
-    _same_here("xino", "on", "off", "auto"),
-    _same_here("uuid", "on", "off", "auto", "null"),
-    _same_here("verity", "off"),
-    _switch(
+    kinds.same_here("redirect_dir", "on", "follow"),
+    kinds.same_here("nfs_export", "off"),
+    kinds.same_here("xino", "on", "off", "auto"),
+    kinds.same_here("uuid", "on", "off", "auto", "null"),
+    kinds.same_here("verity", "off"),
+    kinds.switch(
         "timemachine",
         Owner.OURS,
         "time_machine",
@@ -277,7 +170,7 @@ OPTIONS = (
         "alone (N/only), with those below it (N/upto), and what it "
         "hides (N/hidden); 'ls' and 'find' do not list it",
     ),
-    _value(
+    kinds.value(
         "copyup_max=SIZE",
         Owner.OURS,
         "copyup_max",
@@ -286,7 +179,7 @@ OPTIONS = (
         values.size,
         str,
     ),
-    _value(
+    kinds.value(
         "copyup_warn=SIZE",
         Owner.OURS,
         "copyup_warn",
@@ -294,7 +187,7 @@ OPTIONS = (
         values.size,
         str,
     ),
-    _value(
+    kinds.value(
         "timeout=SECONDS",
         Owner.OURS,
         "timeout",
@@ -303,7 +196,7 @@ OPTIONS = (
         values.seconds,
         "{:.30f}".format,
     ),
-    _choice(
+    kinds.choice(
         "passthrough",
         Owner.OURS,
         "passthrough",
@@ -311,7 +204,7 @@ OPTIONS = (
         "let the kernel read and write files of the upper by itself (the default for root since Linux 6.9), or "
         "ask the daemon for their data",
     ),
-    _choice(
+    kinds.choice(
         "polling",
         Owner.OURS,
         "polling",
@@ -319,8 +212,8 @@ OPTIONS = (
         "while requests come closely, look for the next one for 40 microseconds before sleeping (the default), or "
         "always sleep at once",
     ),
-    _value("uidmapping=", Owner.FUSE_OVERLAYFS, "uid_ranges", _MAPPING, values.ranges, values.show_ranges),
-    _value(
+    kinds.value("uidmapping=", Owner.FUSE_OVERLAYFS, "uid_ranges", _MAPPING, values.ranges, values.show_ranges),
+    kinds.value(
         "gidmapping=DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]",
         Owner.FUSE_OVERLAYFS,
         "gid_ranges",
@@ -329,9 +222,23 @@ OPTIONS = (
         values.show_ranges,
     ),
     MountOption("squash_to_root", Owner.FUSE_OVERLAYFS, _SQUASH, _squash_to_root),
-    _value("squash_to_uid=ID", Owner.FUSE_OVERLAYFS, "squash_uid", _SQUASH, values.identity, str),
-    _value("squash_to_gid=ID", Owner.FUSE_OVERLAYFS, "squash_gid", _SQUASH, values.identity, str),
-    _choice(
+    kinds.value("squash_to_uid=ID", Owner.FUSE_OVERLAYFS, "squash_uid", _SQUASH, values.identity, str),
+    kinds.value("squash_to_gid=ID", Owner.FUSE_OVERLAYFS, "squash_gid", _SQUASH, values.identity, str),
+    *map(
+        kinds.without_effect,
+        ("static_nlink", "fsync=1", "clone_fd", "max_idle_threads=N", "max_threads=N", "threaded=N"),
+    ),
+    MountOption("xattr_permissions=0", Owner.FUSE_OVERLAYFS, kinds.WITHOUT_EFFECT, _take_xattr_permissions),
+    kinds.refused("noacl", "access control lists are part of every view", "leave it out, and set no such lists"),
+    kinds.refused(
+        "context=LABEL",
+        "SELinux labels of a view are not",
+        "leave it out; for podman and buildah: --security-opt label=disable",
+    ),
+    kinds.refused("allow_root", "either only you may use the view, or everybody", "use allow_other, or leave it out"),
+    kinds.refused("auto_unmount", "a supervisor starts the daemon again if it dies", "leave it out"),
+    kinds.refused("plugins=PATHS", "they are plugins of fuse-overlayfs", "mount with fuse-overlayfs"),
+    kinds.choice(
         "front",
         Owner.OURS,
         "front",
@@ -339,14 +246,16 @@ OPTIONS = (
         "as --front",
         f"the fronts are {', '.join(FRONTS)}",
     ),
-    _value("fsname=NAME", Owner.FUSE, "source", "", values.text, values.escape_text),
-    _switch("allow_other", Owner.FUSE, "allow_other", ""),
-    _switch("noallow_other", Owner.OURS, "allow_other", "", value=False),
+    kinds.value("fsname=NAME", Owner.FUSE, "source", "", values.text, values.escape_text),
+    kinds.switch("allow_other", Owner.FUSE, "allow_other", ""),
+    kinds.switch("noallow_other", Owner.OURS, "allow_other", "", value=False),
     *_flag_options(),
     MountOption("remount", Owner.MOUNT, "change these flags on a mounted view", _take_remount),
-    *map(_ignored, ("defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group")),
-    _ignored("default_permissions", Owner.KERNEL),
-    *map(_ignored, ("comment=TEXT", "x-*", "X-*")),
+    *map(
+        kinds.ignored, ("defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group")
+    ),
+    kinds.ignored("default_permissions", Owner.KERNEL),
+    *map(kinds.ignored, ("comment=TEXT", "x-*", "X-*")),
 )
 
 _BY_NAME = {option.name: option for option in OPTIONS}

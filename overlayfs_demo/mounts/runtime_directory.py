@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from overlayfs_demo.errors import MountError
+from overlayfs_demo.linux import proc
 
 _OF_ROOT = "/run/overlayfs-demo"
 _REMEDY = "remove it, or set XDG_RUNTIME_DIR to a directory that you own"
@@ -22,7 +23,7 @@ def of_this_user() -> str:
 
     Root of a user namespace that may not write to /run uses the same places as other users.
     """
-    if os.geteuid() == 0 and (os.access("/run", os.W_OK) or not _in_user_namespace()):
+    if os.geteuid() == 0 and (os.access("/run", os.W_OK) or not proc.in_user_namespace()):
         return _OF_ROOT
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(runtime, "overlayfs-demo")
@@ -34,15 +35,6 @@ def of_user(uid: int) -> tuple[str, ...]:
     if uid == 0:
         return (_OF_ROOT,)
     return f"/run/user/{uid}/overlayfs-demo", f"/tmp/overlayfs-demo-{uid}"
-
-
-def _in_user_namespace() -> bool:
-    """Return whether this process is not in the first user namespace.
-
-    The first one maps every user to itself: user_namespaces(7).
-    """
-    with open("/proc/self/uid_map") as ranges:  # noqa: PTH123
-        return ranges.read().split() != ["0", "0", "4294967295"]
 
 
 @contextmanager

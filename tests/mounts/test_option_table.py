@@ -12,8 +12,9 @@ import pytest
 from overlayfs_demo.cli import main, manpage
 from overlayfs_demo.errors import UsageError
 from overlayfs_demo.linux.mount_flags import FLAG_WORDS
+from overlayfs_demo.mounts.option_kinds import MountOption
 from overlayfs_demo.mounts.option_paths import escape_path, lowerdir_option
-from overlayfs_demo.mounts.option_table import OPTIONS, MountOption
+from overlayfs_demo.mounts.option_table import OPTIONS
 from overlayfs_demo.mounts.options import MountOptions, option_line, parse, remount_flags
 
 ROUNDS = 20

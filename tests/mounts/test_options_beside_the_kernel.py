@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from overlayfs_demo.errors import MountError, UsageError
-from overlayfs_demo.mounts.option_table import OPTIONS, MountOption, Owner
+from overlayfs_demo.mounts.option_kinds import MountOption, Owner
+from overlayfs_demo.mounts.option_table import OPTIONS
 from overlayfs_demo.mounts.options import parse
 from overlayfs_demo.mounts.preflight import checked
 from overlayfs_demo.overlay.factory import open_overlay
