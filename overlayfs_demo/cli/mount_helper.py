@@ -41,8 +41,7 @@ def mount_as_helper(arguments: Sequence[str]) -> int:
 def mount_as_program(arguments: Sequence[str]) -> int:
     """Mount as fuse-overlayfs(1) does: [-f] [-d] [-s] [-o OPTIONS]... MOUNTPOINT; return 0. Raises OverlayError.
 
-    As with fuse-overlayfs, the marks are kept in user.* attributes where others are not permitted, and a volatile
-    upper can be mounted again, because its owner, which removes it after a crash, says nothing else.
+    As with fuse-overlayfs, nobody need say `userxattr` where trusted.* attributes are not permitted.
     """
     parser = argparse.ArgumentParser(prog=PROGRAM)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")

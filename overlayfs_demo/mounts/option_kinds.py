@@ -54,8 +54,7 @@ class MountOption(NamedTuple):
 
 # Help of options that are described together.
 _SAME_HERE = "accepted for compatibility, without effect; the kernel's other values are refused"
-WITHOUT_EFFECT = "accepted for compatibility, without effect; a merged directory always has one link"
-_REFUSED = "refused; the message says why, and what to do instead"
+_WITHOUT_EFFECT = "accepted for compatibility, without effect; a merged directory always has one link"
 _IGNORED = "ignored: these are for other programs, see fstab(5)"
 
 
@@ -136,23 +135,18 @@ def _ignore(_draft: Draft, _word: Word) -> None:
     pass
 
 
-def without_effect(usage: str) -> MountOption:
-    """An option of fuse-overlayfs that asks for what is so anyway. With `=`, only the value after it is such."""
-    name, equals, value = usage.partition("=")
-    takes_number = value == "N"
+def without_effect(usage: str, remedy: str = "") -> MountOption:
+    """An option of fuse-overlayfs, with those of its values that change nothing here; N stands for any number."""
+    shape = usage.partition("=")[2]
 
     def take(_draft: Draft, word: Word) -> None:
-        fits = (word.value or "").isdecimal() if takes_number else word.text == usage
+        if word.value is None:
+            fits = not shape
+        elif shape == "N":
+            fits = word.value.removeprefix("-").isdecimal()
+        else:
+            fits = word.value in shape.split("|") and bool(shape)
         if not fits:
-            raise word.wrong(f"use {name}{equals}{value}, or leave it out")
+            raise word.wrong(remedy or f"use {usage}, or leave it out")
 
-    return MountOption(usage, Owner.FUSE_OVERLAYFS, WITHOUT_EFFECT, take)
-
-
-def refused(usage: str, why: str, remedy: str) -> MountOption:
-    """An option of fuse-overlayfs that cannot be granted here."""
-
-    def take(_draft: Draft, word: Word) -> None:
-        raise UsageError(f"mount option '{word.name}' is not supported: {why}", remedy)
-
-    return MountOption(usage, Owner.FUSE_OVERLAYFS, _REFUSED, take)
+    return MountOption(usage, Owner.FUSE_OVERLAYFS, _WITHOUT_EFFECT, take)

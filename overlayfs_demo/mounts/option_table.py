@@ -36,18 +36,6 @@ def _flag_option(word: str, sets: int) -> MountOption:
     return MountOption(word, Owner.MOUNT, _FLAGS, kinds.bare(act), lambda draft: [word] if draft.flags & sets else [])
 
 
-def _take_xattr_permissions(_draft: Draft, word: Word) -> None:
-    """fuse-overlayfs then keeps owners and modes in an attribute of each file, and leaves the check to the kernel."""
-    if word.value == "0":
-        return
-    if word.value not in ("1", "2"):
-        raise word.wrong("use xattr_permissions=0")
-    raise UsageError(
-        f"mount option '{word.text}' is not supported: access would be checked by modes that the files do not have",
-        "leave it out; in containers-storage.conf(5), leave out force_mask",
-    )
-
-
 # --- layers, and options that share a field --------------------------------------------------------
 
 
@@ -224,20 +212,13 @@ OPTIONS = (
     MountOption("squash_to_root", Owner.FUSE_OVERLAYFS, _SQUASH, _squash_to_root),
     kinds.value("squash_to_uid=ID", Owner.FUSE_OVERLAYFS, "squash_uid", _SQUASH, values.identity, str),
     kinds.value("squash_to_gid=ID", Owner.FUSE_OVERLAYFS, "squash_gid", _SQUASH, values.identity, str),
-    *map(
-        kinds.without_effect,
-        ("static_nlink", "fsync=1", "clone_fd", "max_idle_threads=N", "max_threads=N", "threaded=N"),
+    *map(kinds.without_effect, ("static_nlink", "clone_fd", "max_idle_threads=N", "max_threads=N", "threaded=0|1")),
+    kinds.without_effect("fsync=1", "use 'volatile' instead of fsync=0"),
+    kinds.without_effect(
+        "xattr_permissions=0",
+        "the kernel would check access by modes that the files do not have: leave it out, and force_mask in "
+        "containers-storage.conf(5), which asks for it",
     ),
-    MountOption("xattr_permissions=0", Owner.FUSE_OVERLAYFS, kinds.WITHOUT_EFFECT, _take_xattr_permissions),
-    kinds.refused("noacl", "access control lists are part of every view", "leave it out, and set no such lists"),
-    kinds.refused(
-        "context=LABEL",
-        "SELinux labels of a view are not",
-        "leave it out; for podman and buildah: --security-opt label=disable",
-    ),
-    kinds.refused("allow_root", "either only you may use the view, or everybody", "use allow_other, or leave it out"),
-    kinds.refused("auto_unmount", "a supervisor starts the daemon again if it dies", "leave it out"),
-    kinds.refused("plugins=PATHS", "they are plugins of fuse-overlayfs", "mount with fuse-overlayfs"),
     kinds.choice(
         "front",
         Owner.OURS,

@@ -12,6 +12,7 @@ from overlayfs_demo.errors import UsageError
 from overlayfs_demo.linux.mount_flags import FLAG_WORDS, changed
 from overlayfs_demo.mounts.option_draft import Draft, MountOptions, Word
 from overlayfs_demo.mounts.option_paths import split_escaped
+from overlayfs_demo.mounts.option_refusals import refusal
 from overlayfs_demo.mounts.option_table import FRONTS, OPTIONS, find
 
 __all__ = ["FRONTS", "MountOptions", "changed_flags", "option_line", "parse", "remount_flags"]
@@ -24,7 +25,7 @@ def parse(lines: Iterable[str]) -> MountOptions:
         word = Word.of(text)
         option = find(word)
         if option is None:
-            raise word.unknown()
+            raise refusal(word)
         option.take(draft, word)
     return draft.finish()
 

@@ -61,6 +61,7 @@ def random_value(chooser: random.Random, shape: str) -> str:
         "SECONDS": chooser.choice(["0", "1.5", f"{chooser.random() * 10 ** chooser.randrange(-5, 6):.20f}"]),
         "DISK:VIEW:LENGTH[:DISK:VIEW:LENGTH...]": random_ranges(chooser),
         "ID": str(chooser.randrange(2**32 - 1)),
+        "N": str(chooser.randrange(-1, 100)),
         "NAME": path,
         "TEXT": path,
     }
@@ -121,11 +122,32 @@ def test_what_the_help_lists_is_accepted(option: MountOption) -> None:
 def test_no_option_is_accepted_that_the_help_does_not_list() -> None:
     """Words of the kernel, of mount(8) and of other overlays that nobody has described are refused."""
     listed = {option.name for option in OPTIONS}
-    others = "override_creds check_copy_up mand nomand silent loud bind move fast_ino xattr_permissions static_nlink"
+    others = "override_creds check_copy_up mand nomand silent loud bind move fast_ino noacl auto_unmount"
     for word in others.split():
         assert word not in listed
         with pytest.raises(UsageError):
             parse(["lowerdir=/low", word])
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("noacl", "access control lists"),
+        ('context="system_u:object_r:container_file_t:s0:c1,c2"', "SELinux"),
+        ("allow_root", "allow_other"),
+        ("auto_unmount", "supervisor"),
+        ("plugins=/lib/x.so", "fuse-overlayfs"),
+        ("xattr_permissions=2", "force_mask"),
+        ("fsync=0", "volatile"),
+        ("max_idle_threads=many", "max_idle_threads=N"),
+        ("static_nlink=1", "static_nlink"),
+        ("threaded", "threaded=0|1"),
+    ],
+)
+def test_an_option_of_fuse_overlayfs_is_refused_with_a_reason(word: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(word.partition("=")[0])) as refused:
+        parse(["lowerdir=/low", word])
+    assert reason in str(refused.value)
 
 
 def test_remount_is_for_what_is_mounted() -> None:
