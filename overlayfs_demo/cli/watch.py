@@ -11,15 +11,16 @@ import time
 from collections.abc import Mapping, Sequence
 
 from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.cli.foreign_containers import add_engines, view_meant
 from overlayfs_demo.cli.store_options import add_store
 from overlayfs_demo.cli.view_end import tell_end
-from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.events import Action
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control import protocol
 from overlayfs_demo.mounts.control.client import Connection
 from overlayfs_demo.mounts.control.protocol import Counters, Dropped, Happened, Restarted, Seen
+from overlayfs_demo.mounts.control.titles import titled_record
 from overlayfs_demo.mounts.layer_facts import LayerFacts, told, unwalked
 from overlayfs_demo.ui.console import PROGRAM, can_place_cursor, note, put, put_json
 from overlayfs_demo.watch.state import Line, counted
@@ -33,13 +34,14 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verb = new_verb(
         verbs,
         "watch",
-        f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'",
+        f"{PROGRAM} watch view --only copy-up,whiteout --path '/etc/*'\n{PROGRAM} watch --podman c1",
         _watch,
         "Report every change in a view as it happens, until it is unmounted. A terminal also shows the stack of "
         "layers; a pipe gets one sentence per line.",
     )
     verb.add_argument("mountpoint", metavar="MOUNTPOINT|C", help="the view, any path in it, or a container")
     add_store(verb)
+    add_engines(verb)
     verb.add_argument("--json", action="store_true", help="one JSON object per line; repeated writes are not joined")
     verb.add_argument("--plain", action="store_true", help="print plain sentences on a terminal too")
     actions = ", ".join(action.value for action in Action)
@@ -58,10 +60,11 @@ def _actions(words: str) -> frozenset[str]:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    place = registry.place_in_view(os.fsencode(view_path(arguments.mountpoint, arguments.store)), follow=True)
+    path, titles = view_meant(arguments.mountpoint, arguments)
+    place = registry.place_in_view(os.fsencode(path), follow=True)
     on_screen = not arguments.json and not arguments.plain and _is_screen()
-    with Connection(place.socket, place.mountpoint, place.owner) as connection:
-        layers = _layers(connection, place) if on_screen else []
+    with Connection(place.socket, place.mountpoint, place.owner, titles) as connection:
+        layers = _layers(connection, place, titles) if on_screen else []
         try:
             connection.attach(counters=not arguments.json)
         except EOFError:
@@ -76,7 +79,7 @@ def _is_screen() -> bool:
     return sys.stdout.isatty() and can_place_cursor()
 
 
-def _layers(connection: Connection, place: registry.Place) -> list[LayerFacts]:
+def _layers(connection: Connection, place: registry.Place, titles: Sequence[str]) -> list[LayerFacts]:
     """Return the layers of a view from the top down. Raises MountError.
 
     For another user's view, only what the daemon says is shown, because the paths in a record could lead root anywhere.
@@ -86,7 +89,7 @@ def _layers(connection: Connection, place: registry.Place) -> list[LayerFacts]:
     record = registry.find_record(place.mountpoint)
     if record is None:
         raise MountError(f"{place.mountpoint} was unmounted in the meantime", "mount it again")
-    return unwalked(record)
+    return unwalked(titled_record(record, titles))
 
 
 def _show(

@@ -8,15 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.foreign_containers import Engine, add_engines, view_of
 from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.cli.view_end import tell_end
-from overlayfs_demo.cli.view_or_image import view_or_image
-from overlayfs_demo.errors import OverlayError, printable
+from overlayfs_demo.cli.view_or_image import MountedView, own_view, view_or_image
+from overlayfs_demo.errors import MountError, OverlayError, printable
 from overlayfs_demo.mounts import registry
+from overlayfs_demo.mounts.control.titles import titled_record
 from overlayfs_demo.store.stored import StoredImage
 from overlayfs_demo.ui.console import PROGRAM, note
 from overlayfs_demo.ui.terminal import progress
@@ -30,6 +33,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs, "serve", "serve view\nserve app:1.0 --port 0\nserve view --host 0.0.0.0   # in a virtual machine", _serve
     )
     verb.add_argument("what", metavar="MOUNTPOINT|C|IMAGE")
+    add_engines(verb)
     verb.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine)"
     )
@@ -72,7 +76,7 @@ def _libraries() -> Iterator[None]:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    view = view_or_image(arguments, "serve")
+    view = view_or_image(arguments, "serve") if arguments.engine is None else _foreign(arguments.engine, arguments.what)
     if isinstance(view, StoredImage):
         return _serve_image(arguments, view)
     with _libraries():
@@ -90,6 +94,15 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     # A signal ends the server too, and then the view goes on.
     return 0 if registry.is_served(record.mountpoint) else tell_end(record.mountpoint, os.geteuid())
+
+
+def _foreign(engine: Engine, name: str) -> MountedView:
+    """Return the view of another engine's container. Raises MountError."""
+    found = view_of(engine, name)
+    view = own_view(found.path, "serve")
+    if view is None:
+        raise MountError(f"{found.path} was unmounted in the meantime", "start the container again")
+    return replace(view, record=titled_record(view.record, found.titles))
 
 
 def _serve_image(arguments: argparse.Namespace, image: StoredImage) -> int:

@@ -8,11 +8,12 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.foreign_containers import Engine, add_engines, view_of
 from overlayfs_demo.cli.store_options import add_json, add_verb, store_of
 from overlayfs_demo.cli.view_name import view_path
 from overlayfs_demo.cli.which_subject import Question, Subject, questions_about_image, questions_about_views
@@ -20,6 +21,7 @@ from overlayfs_demo.errors import MountError, OverlayError, printable
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.protocol import provenance_to_json
 from overlayfs_demo.overlay.types import Attrs
+from overlayfs_demo.store.in_root import path_outside
 from overlayfs_demo.ui.console import note, put, put_json
 from overlayfs_demo.ui.table import Table
 from overlayfs_demo.ui.terminal import put_prose, put_table
@@ -34,11 +36,11 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "which",
         "which view/etc/passwd\nwhich c1:/etc/passwd\nwhich -l view/etc\n"
-        "which --image app:1.0 /etc/passwd\nwhich --image app:1.0 -l /etc",
+        "which --image app:1.0 /etc/passwd\nwhich --image app:1.0 -l /etc\nwhich --podman c1 /etc/passwd",
         _which,
     )
     verb.add_argument("paths", nargs="+", metavar="PATH", help="a path in a view, a container, or C:PATH")
-    verb.add_argument("--image", metavar="IMAGE", help="look in this image instead of a mounted view")
+    add_engines(verb).add_argument("--image", metavar="IMAGE", help="look in this image instead of a mounted view")
     verb.add_argument(
         "-l", dest="long", action="store_true", help="list a directory like ls -l, with the layers of each name"
     )
@@ -48,12 +50,24 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _which(arguments: argparse.Namespace) -> int:
     """Answer for each path; return 1 if any of them is not seen or cannot be looked up."""
     answer = _list if arguments.long else _explain
-    if arguments.image is None:
+    if arguments.engine is not None:
+        questions = _questions_about_foreign(arguments.engine, arguments.paths)
+    elif arguments.image is None:
         words = _in_container(arguments.paths, arguments.store)
         questions = questions_about_views(view_path(word, arguments.store) for word in words)
     else:
         questions = questions_about_image(store_of(arguments), arguments.image, arguments.paths)
     return max(answer(question, as_json=arguments.json) for question in questions)
+
+
+def _questions_about_foreign(engine: Engine, words: Sequence[str]) -> Iterator[Question]:
+    """Return questions about paths in another engine's container: C PATH..., C:PATH, or C alone for its root."""
+    name, colon, inside = words[0].partition(":")
+    paths = [inside, *words[1:]] if colon else words[1:] or ["/"]
+    view = view_of(engine, name)
+    root = os.fsencode(view.path)
+    places = (os.fsdecode(path_outside(root, os.fsencode(path))) for path in paths)
+    return questions_about_views(places, view.titles)
 
 
 def _in_container(words: Sequence[str], root: Path | None) -> Sequence[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from overlayfs_demo.errors import ImageError, printable
@@ -107,11 +107,14 @@ class _Image:
         return list(self._overlay.names(directory).names)
 
 
-def questions_about_views(paths: Iterable[str]) -> Iterator[Question]:
-    """Questions about paths of this process, each in some mounted view. Raises MountError."""
+def questions_about_views(paths: Iterable[str], titles: Sequence[str] = ()) -> Iterator[Question]:
+    """Questions about paths of this process, each in some mounted view. Raises MountError.
+
+    `titles` are those of the layers, see `control.titles`.
+    """
     for given in paths:
         place = registry.place_in_view(os.fsencode(given), follow=False)
-        with Connection(place.socket, place.mountpoint, place.owner) as connection:
+        with Connection(place.socket, place.mountpoint, place.owner, titles) as connection:
             yield Question(_View(place.mountpoint, connection), os.fsencode(place.path), given)
 
 

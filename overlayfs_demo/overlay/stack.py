@@ -54,10 +54,11 @@ class Stack(NamedTuple):
         return [
             "upper"
             if self.rehearsal and not place
-            else f"layer {len(paths) - place} ({_short(title) or os.fsdecode(os.path.basename(path))})"
+            else label(len(paths) - place, title or os.fsdecode(os.path.basename(path)))
             for place, (path, title) in enumerate(zip(paths, titles, strict=False))
         ]
 
 
-def _short(title: str) -> str:
-    return title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
+def label(number: int, title: str) -> str:
+    """Return the label of a layer, `layer N (TITLE)`. A long title is cut."""
+    return f"layer {number} ({title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + '…'})"

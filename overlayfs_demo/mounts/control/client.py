@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Sequence
 
 from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.mounts import registry
@@ -26,6 +27,7 @@ from overlayfs_demo.mounts.control.protocol import (
     WhichAnswer,
     WhichRequest,
 )
+from overlayfs_demo.mounts.control.titles import titled
 from overlayfs_demo.overlay.provenance import Provenance
 
 # In bytes. Each of thousands of layers may name several long paths.
@@ -43,14 +45,18 @@ class UnreachableError(MountError):
 class Connection:
     """A connection to the daemon that serves `mountpoint`, for use in a `with`. For one thread."""
 
-    def __init__(self, path: str | os.PathLike[str], mountpoint: str, owner: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], mountpoint: str, owner: int | None = None, titles: Sequence[str] = ()
+    ) -> None:
         """Connect to the socket `path` of the user `owner`, by default the caller. Raises MountError.
 
-        The daemon must be that user's: nothing is sent to anyone else, whatever is at the path.
+        The daemon must be that user's: nothing is sent to anyone else, whatever is at the path. `titles` are put into
+        what it answers, see `titles`.
         """
         self._path = path
         self._mountpoint = mountpoint
         self._owner = os.geteuid() if owner is None else owner
+        self._titles = titles
         self._received = bytearray()
         # What `attach` asked for.
         self._watch: WatchRequest | None = None
@@ -187,7 +193,7 @@ class Connection:
             raise self._senseless(str(error)) from error
         if isinstance(answer, Refused):
             raise MountError(f"{self._mountpoint}: {printable(answer.problem)}")
-        return answer
+        return titled(answer, self._titles) if self._titles else answer
 
     def _senseless(self, why: str = "it answers a different question") -> MountError:
         return MountError(
