@@ -98,7 +98,7 @@ def _how_to_mount(engine: Engine, name: str) -> str:
     if engine is Engine.DOCKER:
         return f"'docker start {quoted}' mounts it, and 'docker exec' works in it"
     if os.geteuid() != 0:
-        return "or podman has it in its own namespace: put 'podman unshare' before this command"
+        return f"after 'podman start {quoted}', look from podman's namespace: put 'podman unshare' before this command"
     return f"'podman start {quoted}' or 'podman mount {quoted}' mounts it"
 
 
