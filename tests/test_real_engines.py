@@ -5,7 +5,6 @@ Each test is skipped where its tool is missing.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
