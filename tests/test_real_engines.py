@@ -5,6 +5,9 @@ Each test is skipped where its tool is missing.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -16,9 +19,9 @@ import pytest
 
 from overlayfs_demo.mounts import registry
 from tests.cli.test_containers import static_busybox
-from tests.conftest import unmount_all, wait_until, why_no_mounts
+from tests.conftest import unmount_all, wait_until, why_no_mounts, why_no_mounts_of_others
 from tests.images.builders import Entry, directory, docker_save, layer
-from tests.places import BIN, MINUTE, fails, run
+from tests.places import BIN, MINUTE, ROOT, fails, run
 from tests.real_docker import docker_daemon, succeeds, tool
 
 pytestmark = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
@@ -34,8 +37,36 @@ CMD ["/bin/busybox"]
 """
 
 
+# nobody gets further IDs, as useradd(8) would give them; only this mount namespace sees it.
+_AS_NOBODY = """\
+echo nobody:100000:65536 >$1/subids
+mount --bind $1/subids /etc/subuid && mount --bind $1/subids /etc/subgid || exit 77
+exec runuser -u nobody -- sh -e $1/rootless $1
+"""
+
+_ROOTLESS = """\
+export HOME=$1 XDG_RUNTIME_DIR=$1 TMPDIR=$1
+export STORAGE_DRIVER=overlay STORAGE_OPTS=overlay.mount_program=$1/bin/overlayfs-demo
+cd $1
+podman unshare true || exit 77
+trap 'podman system migrate' EXIT
+buildah bud --isolation chroot -q --layers -t five:1 $1/context
+podman create --name c1 five:1
+podman unshare sh -e -c '
+    view=$(podman mount c1)
+    echo -n new >$view/one; chown 5:5 $view/one; rm $view/d/a
+    bin/overlayfs-demo which --podman c1 /one
+    podman diff c1
+    podman umount c1'
+podman commit -q c1 six:1
+podman create --name c2 six:1
+podman unshare sh -c 'cd $(podman mount c2) && echo $(cat one) $(stat -c %u:%g one)'
+podman rm -f c1 c2 >&2
+"""
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory where podman and buildah keep everything, and mount with this program."""
     # podman wants a path of 50 characters at most.
     with tempfile.TemporaryDirectory(prefix="podman-") as short:
@@ -83,6 +114,16 @@ def has_ended(pid: int) -> bool:
         return True
 
 
+def processes_that_name(path: str) -> list[int]:
+    """The processes with this path in their command line."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # It is gone.
+            if os.fsencode(path) in line.read_bytes():
+                found.append(int(line.parent.name))
+    return found
+
+
 @contextmanager
 def watching(where: Path, *words: str) -> Iterator[Path]:
     """While `watch` runs with these words, to its end; the file with its sentences."""
@@ -98,9 +139,9 @@ def watching(where: Path, *words: str) -> Iterator[Path]:
         process.wait()
 
 
-def test_podman_and_buildah_build_change_and_commit_on_our_views(place: Path) -> None:
+def test_podman_and_buildah_build_change_and_commit_on_our_views(storage: Path) -> None:
     tool("podman")
-    build = ("bud", "--isolation", "chroot", "--layers", "-q", "-t", "five:1", context(place))
+    build = ("bud", "--isolation", "chroot", "--layers", "-q", "-t", "five:1", context(storage))
     first = succeeds(tool("buildah"), *build)
     assert succeeds(tool("buildah"), *build) == first
     succeeds("podman", "create", "--name", "c1", "five:1")
@@ -108,7 +149,7 @@ def test_podman_and_buildah_build_change_and_commit_on_our_views(place: Path) ->
     view, supervisor = mounted_by_podman("c1")
     assert (view / "one").read_text() == "1\nmore\n"
     assert not (view / "two").exists()
-    with watching(place, "--podman", "c1") as sentences:
+    with watching(storage, "--podman", "c1") as sentences:
         (view / "one").write_text("new")
         (view / "d/a").unlink()
         (view / "d").rename(view / "e")
@@ -116,8 +157,7 @@ def test_podman_and_buildah_build_change_and_commit_on_our_views(place: Path) ->
         assert "\nlayer 2 (COPY file:" in told and "\nlayer 4 (RUN " in told
         assert set(succeeds("podman", "diff", "c1").splitlines()) == {"C /one", "D /d", "A /e", "A /e/b"}
         succeeds("podman", "umount", "c1")
-    assert "of /one (" not in (text := sentences.read_text())
-    assert "hiding the one in layer 5 (COPY dir:" in text
+    assert "created whiteout for /d/a, hiding the one in layer 5 (COPY dir:" in sentences.read_text()
     wait_until(lambda: has_ended(supervisor), "the processes of an unmounted view have ended")
     succeeds("podman", "commit", "-q", "c1", "six:1")
     succeeds("podman", "create", "--name", "c2", "six:1")
@@ -127,15 +167,52 @@ def test_podman_and_buildah_build_change_and_commit_on_our_views(place: Path) ->
     succeeds("podman", "rm", "c1", "c2")
 
 
-def test_a_container_that_another_program_mounts_is_refused_with_the_remedy(place: Path) -> None:
+def test_a_container_that_another_program_mounts_is_refused_with_the_remedy(storage: Path) -> None:
     succeeds(tool("buildah"), "from", "--name", "b1", "scratch")
     fails(run("overlayfs-demo", "watch", "--podman", "nobody"), "podman: nobody: ", "no such container", "podman ps -a")
-    (place / "storage.conf").write_text((place / "storage.conf").read_text().replace("mount_program", "#"))
-    (place / "image.tar").write_bytes(docker_save([layer({"a": "1"})], tag="plain:1"))
-    succeeds(tool("podman"), "load", "-q", "-i", place / "image.tar")
+    (storage / "storage.conf").write_text((storage / "storage.conf").read_text().replace("mount_program", "#"))
+    (storage / "image.tar").write_bytes(docker_save([layer({"a": "1"})], tag="plain:1"))
+    succeeds(tool("podman"), "load", "-q", "-i", storage / "image.tar")
     succeeds("podman", "create", "--name", "c1", "plain:1", "/none")
     succeeds("podman", "mount", "c1")
     fails(run("overlayfs-demo", "which", "--podman", "c1"), "container c1 of podman is mounted as", "mount_program")
+
+
+@pytest.fixture
+def runtime_of_podman() -> Iterator[None]:
+    """podman leaves directories there, whatever XDG_RUNTIME_DIR says."""
+    runtime = Path(f"/tmp/podman-run-{pwd.getpwnam('nobody').pw_uid}")
+    was_there = runtime.exists()
+    yield
+    if not was_there:
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.mark.usefixtures("runtime_of_podman")
+def test_an_ordinary_users_podman_mounts_in_its_own_namespace() -> None:
+    if problem := why_no_mounts_of_others():
+        pytest.skip(problem)
+    for name in ("podman", "buildah", "newuidmap", "unshare"):
+        tool(name)
+    # Not below pytest's own, which nobody else may enter.
+    with tempfile.TemporaryDirectory(prefix="podman-") as short:
+        home = Path(short)
+        context(home)
+        ours = home / "bin/overlayfs-demo"
+        ours.parent.mkdir()
+        # Not the Python that runs this, which may lie where only root may go.
+        ours.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec /usr/bin/python3 -m overlayfs_demo "$@"\n')
+        ours.chmod(0o755)
+        (home / "rootless").write_text(_ROOTLESS)
+        for path in (home, *home.rglob("*")):
+            shutil.chown(path, "nobody", "nogroup")
+        done = run("unshare", "--mount", "--propagation", "private", "sh", "-c", _AS_NOBODY, "sh", home)
+        if done.returncode == 77:
+            pytest.skip(f"podman of an ordinary user does not run here: {done.stderr[-300:]}")
+        assert done.returncode == 0, done.stderr
+        assert "\nlayer 4 (RUN " in done.stdout and "\nC /one\n" in done.stdout
+        assert done.stdout.endswith("\nnew 5:5\n")
+        wait_until(lambda: not processes_that_name(short), "the daemons of the views have ended")
 
 
 def test_docker_works_on_our_views_under_the_name_of_fuse_overlayfs(tmp_path: Path) -> None:
