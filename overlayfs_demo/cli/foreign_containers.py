@@ -1,6 +1,6 @@
 """Containers of podman and Docker whose view this program serves: where it is, and what made its layers.
 
-The engines themselves are asked, by their own commands. How they come to mount with this program says images.md.
+The engines themselves are asked, by their own commands. views.md explains how they come to mount with this program.
 """
 
 from __future__ import annotations
@@ -173,10 +173,8 @@ def _ask(engine: Engine, *words: str) -> str:
     except OSError as error:
         raise MountError(f"{engine} cannot be run: {error.strerror}", f"install it, or leave out --{engine}") from None
     if done.returncode:
-        why = (
-            printable(" ".join(done.stderr.split()).removeprefix("Error: "))
-            or f"it failed with status {done.returncode}"
-        )
+        said = printable(" ".join(done.stderr.split()).removeprefix("Error: "))
+        why = said or f"it failed with status {done.returncode}"
         raise MountError(f"{engine}: {printable(name)}: {why}", f"'{engine} ps -a' lists its containers")
     return done.stdout
 

@@ -41,7 +41,7 @@ def mount_as_helper(arguments: Sequence[str]) -> int:
 def mount_as_program(arguments: Sequence[str]) -> int:
     """Mount as fuse-overlayfs(1) does: [-f] [-d] [-s] [-o OPTIONS]... MOUNTPOINT; return 0. Raises OverlayError.
 
-    As with fuse-overlayfs, nobody need say `userxattr` where trusted.* attributes are not permitted.
+    As with fuse-overlayfs, `userxattr` need not be said where trusted.* attributes are not permitted.
     """
     parser = argparse.ArgumentParser(prog=PROGRAM)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
