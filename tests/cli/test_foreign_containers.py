@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.cli import web
 from overlayfs_demo.cli.foreign_containers import Engine, titles_of_history, view_of
 from overlayfs_demo.errors import MountError
-from tests.places import Place
+from tests.places import Place, run
 
 IMAGE = {
     "RootFS": {"Layers": ["sha256:a", "sha256:b"]},
@@ -73,6 +74,19 @@ def test_dockers_own_layer_has_a_title_too(answers: Path, mounted: Place) -> Non
     (answers / "history").write_text("".join(json.dumps(row) + "\n" for row in rows))
     titles = ("ADD x", "RUN make", "files that docker adds to a container")
     assert view_of(Engine.DOCKER, "c1") == (str(mounted.view), titles)
+
+
+def test_which_takes_paths_in_the_container(answers: Path, mounted: Place) -> None:
+    container(answers, MergedDir=str(mounted.view))
+    for words in (["c1", "/d/deep"], ["c1:/d/deep"], ["c1:d/deep"]):
+        told = run("overlayfs-demo", "which", "--podman", *words)
+        assert "\nlayer 1 (COPY dir:0123456789ab in /) " in told.stdout, told.stderr
+    assert "layer 2 (RUN make)" in run("overlayfs-demo", "which", "--podman", "-l", "c1").stdout
+
+
+def test_the_page_shows_the_titles(answers: Path, mounted: Place) -> None:
+    container(answers, MergedDir=str(mounted.view))
+    assert web._foreign(Engine.PODMAN, "c1").record.titles == ["RUN make", "COPY dir:0123456789ab in /"]
 
 
 def test_a_view_whose_image_is_gone_has_no_titles(answers: Path, mounted: Place) -> None:
