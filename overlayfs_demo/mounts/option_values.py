@@ -81,9 +81,12 @@ def identity(word: Word) -> int:
 
 
 def ranges(word: Word) -> tuple[Range, ...]:
-    """Ranges of IDs, see `idmap.parse_ranges`."""
+    """Ranges of IDs, see `idmap.parse_ranges`.
+
+    containers/storage puts a colon before each range, also before the first (drivers/overlay, optsAppendMappings).
+    """
     try:
-        return parse_ranges(word.value or "")
+        return parse_ranges((word.value or "").removeprefix(":"))
     except ValueError as error:
         raise word.wrong(str(error)) from None
 

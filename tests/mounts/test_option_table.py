@@ -150,6 +150,13 @@ def test_an_option_of_fuse_overlayfs_is_refused_with_a_reason(word: str, reason:
     assert reason in str(refused.value)
 
 
+def test_the_mappings_of_containers_storage_begin_with_a_colon() -> None:
+    theirs = "lowerdir=/low,uidmapping=:0:100000:1:1:200000:65536,gidmapping=:0:100000:65536"
+    assert parse([theirs]) == parse([theirs.replace("=:", "=")])
+    with pytest.raises(UsageError, match="uidmapping"):
+        parse(["lowerdir=/low,uidmapping=::0:100000:1"])
+
+
 def test_remount_is_for_what_is_mounted() -> None:
     assert remount_flags(["remount,ro"], 0) == 1
     with pytest.raises(UsageError, match="unknown mount option 'remount'"):
