@@ -93,10 +93,9 @@ class Keeper:
         self._send(Kind.SERVING, int(resumable))
 
     def keep_file(self, number: int, fd: int) -> None:
-        """Hand an open file over that has no name, or is about to lose it."""
-        if number not in self._kept:
-            self._kept.add(number)
-            self._send(Kind.FILE, number, fd)
+        """Hand an open file over that has no name, or is about to lose it, in place of what was handed over before."""
+        self._kept.add(number)
+        self._send(Kind.FILE, number, fd)
 
     def release_file(self, number: int) -> None:
         """Say that a file is not open any more, if it was handed over."""

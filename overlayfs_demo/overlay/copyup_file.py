@@ -156,6 +156,8 @@ class FileCopy:
             node.ino = self._tree.identity(status)
             self._settings.hooks.renumbered(node)
         retarget(node, copy)
+        if node.gone:
+            self._settings.hooks.losing_name(node)
         self._upper.emit(Action.COPY_UP, node, self._caller, plan.label, plan.counted)
         if node.links is not None and self._request.with_name:
             assert node.parent is not None

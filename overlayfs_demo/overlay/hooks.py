@@ -16,10 +16,12 @@ class Hooks:
     copy: a front can call the verb again then, instead of letting it wait. If one of them raises, so does the verb,
     which has made only complete copy-ups by then and can be called again. `changed` is called with a node whose
     attributes changed in a way that the verb's result does not show, before that verb returns: after a copy-up (links,
-    blocks, ctime), and when a write cleared set-id bits. `moved` is called with a node that has just got another name,
-    and `losing_name` with one whose name is about to be removed, `lost_name` when it is: what the front wants to do
-    with it later, it does by descriptors. `renumbered` is called with a node that a copy-up has just given another
-    inode number. These four are called with the tree's lock held.
+    blocks, ctime), and when a write cleared set-id bits.
+
+    The others are called with the tree's lock held. `moved` is called with a node that has just got another name, and
+    `losing_name` with one whose name is about to be removed, `lost_name` when it is. What the front wants to do with it
+    later, it does by descriptors; so `losing_name` is called again if its open files change. `renumbered` is called
+    with a node that a copy-up has just given another inode number.
     """
 
     __slots__ = ("before_copy", "before_wait", "changed", "losing_name", "lost_name", "moved", "renumbered")

@@ -215,6 +215,18 @@ def test_lower_file_that_was_removed_while_it_was_read_is_read_on(place: Place, 
         assert os.fstat(fd).st_nlink == 0
 
 
+def test_lower_file_that_was_removed_and_then_written_is_used_on(place: Place, view: Path) -> None:
+    """It has no name when it is copied up."""
+    with opened(view / "low", os.O_RDONLY) as reader:
+        (view / "low").unlink()
+        kill(place)
+        with opened(Path(os.fsdecode(proc.fd_path(reader))), os.O_RDWR) as writer:
+            os.pwrite(writer, b"new", 0)
+            kill(place)
+            os.pwrite(writer, b"er", 3)
+            assert os.pread(reader, 100, 0) == os.pread(writer, 100, 0) == b"newer"
+
+
 def test_working_directory_stays(place: Place, view: Path) -> None:
     command = "cd d && echo ready && read line && cat x && echo 1 >y && mv y z && ls"
     with subprocess.Popen(["sh", "-c", command], cwd=view, stdin=-1, stdout=-1, stderr=-2, text=True) as shell:

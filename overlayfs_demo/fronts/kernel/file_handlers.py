@@ -10,54 +10,38 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 import threading
 
 from overlayfs_demo.fronts.front import NO_READING_NOTED, View, reading_is_noted
 from overlayfs_demo.fronts.keeper import Keeper
 from overlayfs_demo.fronts.kernel import wire
 from overlayfs_demo.fronts.kernel.cache_policy import SET_ID, Trust
-from overlayfs_demo.fronts.kernel.ledger import RESENT, Ledger, NotedFile
+from overlayfs_demo.fronts.kernel.ledger import Ledger
 from overlayfs_demo.fronts.kernel.node_table import NodeTable
+from overlayfs_demo.fronts.kernel.open_files import OpenFiles
 from overlayfs_demo.fronts.kernel.request import Request
 from overlayfs_demo.fronts.kernel.services import Services
 from overlayfs_demo.linux.failure import failure
 from overlayfs_demo.linux.passthrough import accepts_direct
 from overlayfs_demo.overlay.engine import Overlay
 from overlayfs_demo.overlay.handle import Handle
-from overlayfs_demo.overlay.layer import Descriptor, stale
-from overlayfs_demo.overlay.node import DirNode, FileNode, Node
-from overlayfs_demo.overlay.types import Attrs, Caller
+from overlayfs_demo.overlay.layer import stale
+from overlayfs_demo.overlay.node import DirNode, FileNode
+from overlayfs_demo.overlay.types import Attrs
 
 _log = logging.getLogger(__name__)
 
 # Bytes. Up to this size, copying a file into the kernel's cache is cheaper than answering a request for it.
 _SMALL = 64 * 1024
-_OPEN_TO_OWNER = stat.S_IRUSR | stat.S_IWUSR
-
-
-class _OpenFile:
-    __slots__ = ("handle", "node")
-
-    def __init__(self, node: FileNode, handle: Handle) -> None:
-        self.node = node
-        self.handle = handle
-
-
-class _OpenFiles(dict[int, _OpenFile]):
-    """The open files by number. One that is missing was opened by the process before, and could not be opened again."""
-
-    def __missing__(self, number: int) -> _OpenFile:
-        raise stale(b"")
 
 
 class Files:
-    """The open files of one mount. Safe to use from several threads."""
+    """Answers the requests about the open files of one mount. Safe to use from several threads."""
 
     def __init__(
         self, view: View, nodes: NodeTable, trust: Trust, services: Services, ledger: Ledger, keeper: Keeper
     ) -> None:
-        """Set up the open files of one mount: those that the process before had open, see `resume`, then none."""
+        """Set up the handlers of one mount."""
         self._overlay: Overlay = view.overlay
         self._nodes = nodes
         self._services = services
@@ -65,69 +49,8 @@ class Files:
         self._trust = trust
         self._flags = view.flags
         self._always = os.O_NOATIME if view.flags & NO_READING_NOTED else 0
-        self._ledger = ledger
-        self._keeper = keeper
-        self._open = _OpenFiles()
+        self.open_files = OpenFiles(view.overlay, nodes, services.io_modes, ledger, keeper, self._always)
         self._storing = threading.Lock()
-
-    def close(self) -> None:
-        """Close the files that the kernel did not release (after a forced unmount)."""
-        while self._open:
-            _, opened = self._open.popitem()
-            self._overlay.files.release(opened.node, opened.handle)
-
-    def resume(self) -> None:
-        """Open again what the process before had open."""
-        noted = self._ledger.files()
-        self._modes.resume((file.nodeid, file.backing) for file in noted)
-        # Those without a name first: the others are found by the names of their nodes, and a node may have both.
-        for file in sorted(noted, key=lambda file: file.number not in self._keeper.files):
-            try:
-                node, handle = self._open_again(file)
-            except (OSError, KeyError) as error:
-                _log.warning("cannot open a file again that the daemon before had open: %s", error)
-                continue
-            handle.front_number = file.number
-            self._open[file.number] = _OpenFile(node, handle)
-            if file.backing is not None and handle.writable and not handle.append_only:
-                maps = file.flags & os.O_ACCMODE == os.O_RDWR
-                caller = Caller(file.uid, file.gid, file.pid, 0, "write")
-                self._overlay.files.let_pass(node, handle, caller, maps=maps)
-        # The process before was killed when it had released these.
-        for number, fd in self._keeper.files.items():
-            os.close(fd)
-            self._keeper.release_file(number)
-
-    def _open_again(self, file: NotedFile) -> tuple[FileNode, Handle]:
-        kept = self._keeper.files.pop(file.number, None)
-        caller = Caller(file.uid, file.gid, file.pid, 0, "open")
-        if kept is None:
-            node = self._nodes.node(file.nodeid)
-            handle = self._overlay.open(node, file.flags & ~os.O_TRUNC | self._always, caller)
-            assert isinstance(node, FileNode)
-            return node, handle
-        opened = Descriptor(kept)
-        try:
-            node = self._nodes.node(file.nodeid)
-        except OSError:  # It has no name.
-            ino = self._ledger.node(file.nodeid).ino
-            node = self._overlay.files.nameless(opened, ino, in_upper=file.in_upper)
-            self._nodes.adopt(file.nodeid, node)
-        assert isinstance(node, FileNode)
-        writable = file.flags & os.O_ACCMODE != os.O_RDONLY
-        return node, self._overlay.files.adopt(node, opened, writable=writable)
-
-    def keep_if_closed(self, node: Node, mode: int) -> None:
-        """Do the same as `keep` for a file with this mode, now or soon, if an ordinary user cannot open it again."""
-        if mode & _OPEN_TO_OWNER != _OPEN_TO_OWNER and os.geteuid() != 0:
-            self.keep(node)
-
-    def keep(self, node: Node) -> None:
-        """Hand a file that is open and loses its name to the supervisor, because no process could open it again."""
-        if isinstance(node, FileNode):
-            for handle in node.handles:
-                if handle.front_number:
-                    self._keeper.keep_file(handle.front_number, handle.opened.fd)
 
     def _given(
         self, request: Request, node: FileNode, handle: Handle, flags: int, reply: int, backing: int | None = None
@@ -137,13 +60,7 @@ class Files:
         It has FOPEN_* flags, and the id of the real file if the file passes.
         """
         self.wait_for_store()
-        noted = NotedFile(
-            0, node.front_id, flags, backing, request.unique, request.uid, request.gid, request.pid, handle.in_upper
-        )
-        number = handle.front_number = self._ledger.open(noted)
-        if node.gone:
-            self._keeper.keep_file(number, handle.opened.fd)
-        self._open[number] = _OpenFile(node, handle)
+        number = self.open_files.note(request, node, handle, flags, backing)
         if handle.append_only:
             # Each write must be checked. It follows that the file cannot be mapped: a changed page would arrive as a
             # write.
@@ -327,7 +244,7 @@ class Files:
                 valid = self._trust.entry(self._trust.inside(parent), node, attrs)
                 entry = wire.entry_reply(nodeid, attrs, valid)
                 given = self._given(request, node, handle, flags, reply_flags, backing)
-                self.keep_if_closed(node, attrs.mode)
+                self.open_files.keep_if_closed(node, attrs.mode)
                 return entry + given
             except BaseException:
                 self._modes.release(nodeid, passed=backing is not None)
@@ -339,12 +256,12 @@ class Files:
     def read(self, request: Request) -> memoryview:
         number, offset, size, _ = wire.READ_IN.unpack_from(request.body)
         room = request.room[:size]
-        return room[: self._open[number].handle.read_into(room, offset)]
+        return room[: self.open_files[number].handle.read_into(room, offset)]
 
     def write(self, request: Request) -> bytes:
         number, offset, size, flags = wire.WRITE_IN.unpack_from(request.body)
         start = wire.WRITE_IN.size
-        opened = self._open[number]
+        opened = self.open_files[number]
         written = self._overlay.files.write(
             opened.node,
             opened.handle,
@@ -357,26 +274,12 @@ class Files:
 
     def release(self, request: Request) -> bytes:
         number, _, _ = wire.RELEASE_IN.unpack_from(request.body)
-        self._release(self._ledger.file(number))
+        self.open_files.release(number)
         return b""
-
-    def _release(self, file: NotedFile) -> None:
-        self._modes.release(file.nodeid, passed=file.backing is not None)
-        opened = self._open.pop(file.number, None)
-        if opened is not None:  # If not, it could not be opened again, see `resume`.
-            self._overlay.files.release(opened.node, opened.handle)
-        self._keeper.release_file(file.number)
-        self._ledger.close(file.number)
-
-    def forget_opens_of(self, request: Request) -> None:
-        """Release what the process before opened to answer this request, because that answer was never sent."""
-        for file in self._ledger.files():
-            if file.unique | RESENT == request.unique:
-                self._release(file)
 
     def fsync(self, request: Request) -> bytes:
         number, flags = wire.FSYNC_IN.unpack_from(request.body)
-        opened = self._open[number]
+        opened = self.open_files[number]
         if self._overlay.files.syncs_slowly or self._services.any_long():
             self._services.pass_on()
         self._overlay.files.sync_file(opened.node, opened.handle, bool(flags & wire.FSYNC_FDATASYNC))
@@ -384,14 +287,14 @@ class Files:
 
     def fallocate(self, request: Request) -> bytes:
         number, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request.body)
-        opened = self._open[number]
+        opened = self.open_files[number]
         self._services.pass_on()
         self._overlay.files.allocate(opened.node, opened.handle, mode, offset, length, request.caller("fallocate"))
         return b""
 
     def lseek(self, request: Request) -> bytes:
         number, offset, whence = wire.LSEEK_IN.unpack_from(request.body)
-        opened = self._open[number].handle.opened
+        opened = self.open_files[number].handle.opened
         return wire.LSEEK_OUT.pack(os.lseek(opened.fd, offset, whence))
 
     def copy_file_range(self, request: Request) -> bytes:
@@ -402,10 +305,10 @@ class Files:
 
     def _copy_range(self, request: Request) -> int:
         from_number, from_offset, _, number, offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request.body)
-        target = self._open[number]
+        target = self.open_files[number]
         self._services.pass_on()
         return self._overlay.files.copy_range(
-            self._open[from_number].handle,
+            self.open_files[from_number].handle,
             from_offset,
             target.node,
             target.handle,

@@ -55,7 +55,7 @@ class Requests:
         self.files = Files(view, self.nodes, trust, services, ledger, keeper)
         self._overlay.hooks.moved = self.nodes.moved
         self._overlay.hooks.renumbered = self.nodes.renumbered
-        self._overlay.hooks.losing_name = self.files.keep
+        self._overlay.hooks.losing_name = self.files.open_files.keep
         self._overlay.hooks.lost_name = self._lost_name
         self.handlers: dict[int, Callable[[Request], Payload | None]] = {
             opcode.value: getattr(owner, opcode.name.lower())
@@ -69,11 +69,11 @@ class Requests:
 
     def close(self) -> None:
         """Release the files that the kernel did not release (after a forced unmount)."""
-        self.files.close()
+        self.files.open_files.close()
 
     def _lost_name(self, node: Node) -> None:
         # Once more, for a file that was being opened: its thread sees that the node is gone, or we see the handle.
-        self.files.keep(node)
+        self.files.open_files.keep(node)
         self.nodes.lost_name(node)
 
     def _node(self, request: Request) -> Node:
@@ -219,7 +219,7 @@ class Requests:
         )
         node = self._node(request)
         if change.mode is not None:
-            self.files.keep_if_closed(node, change.mode)
+            self.files.open_files.keep_if_closed(node, change.mode)
         attrs = self._overlay.set_attrs(node, change, request.caller(_setattr_call(valid)))
         if change.size is not None:
             self.files.wait_for_store()

@@ -266,6 +266,12 @@ class Ledger:
         self.file(number)
         self._files.free(number & _NUMBER)
 
+    def note_layer(self, number: int, *, in_upper: bool) -> None:
+        """Note whether an open file is in the upper now. Raises KeyError like `close`."""
+        self.file(number)
+        view, at = self._files.place(number & _NUMBER)
+        view[at + 7] = in_upper
+
     def file(self, number: int) -> NotedFile:
         """Return an open file. Raises KeyError like `close`."""
         try:

@@ -85,7 +85,7 @@ class Resent:
             return self._requests.found(parent, name)
 
     def _create(self, request: Request, handler: _Handler) -> Payload | None:
-        self._requests.files.forget_opens_of(request)
+        self._requests.files.open_files.release_opens_of(request)
         try:
             return handler(request)
         except OSError as error:
@@ -95,7 +95,7 @@ class Resent:
             return self._requests.files.created(request)
 
     def _open(self, request: Request, handler: _Handler) -> Payload | None:
-        self._requests.files.forget_opens_of(request)
+        self._requests.files.open_files.release_opens_of(request)
         return handler(request)
 
     @staticmethod

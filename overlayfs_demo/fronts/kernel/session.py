@@ -196,7 +196,7 @@ class Session:
         if agreed.flags & wire.PASSTHROUGH:
             self._io_modes.allow(Passthrough(self._device))
         if before is not None:
-            self._requests.files.resume()
+            self._requests.files.open_files.resume()
             # What the process before has read and not answered. This comes before the first reading, because what this
             # process has read would be sent again, too.
             self._send(wire.notice_head(wire.NOTIFY_RESEND, 0))

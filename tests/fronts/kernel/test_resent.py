@@ -55,7 +55,7 @@ class Process:
         self.keeper = Keeper()
         self.requests = Requests(view, services, self.ledger, self.keeper)
         self.resent = Resent(self.requests, engine.overlay, self.ledger)
-        self.requests.files.resume()
+        self.requests.files.open_files.resume()
 
     def ask(self, opcode: Opcode, nodeid: int, body: bytes, unique: int = 2) -> Payload | None:
         room = memoryview(bytearray(1 << 16))
