@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.extras import needing
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.cli.view_or_image import view_or_image
-from overlayfs_demo.errors import OverlayError, UsageError
+from overlayfs_demo.errors import UsageError
 from overlayfs_demo.store.stored import StoredImage
-from overlayfs_demo.ui.console import PROGRAM, can_place_cursor, note
+from overlayfs_demo.ui.console import can_place_cursor, note
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -25,15 +26,8 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _browse(arguments: argparse.Namespace) -> int:
     _require_terminal()
     shown = view_or_image(arguments, "browse")
-    try:
+    with needing("browse", "the browser needs"):
         from overlayfs_demo.browse import app, subject
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package == "overlayfs_demo":
-            raise
-        raise OverlayError(
-            f"the browser needs the Python package {package}", f"pip install '{PROGRAM}[browse]'"
-        ) from None
     if isinstance(shown, StoredImage):
         browsed = subject.image_subject(store_of(arguments), shown)
     else:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.extras import needing
 from overlayfs_demo.cli.image_load import note_left_out
-from overlayfs_demo.cli.registry_library import library
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.images.model import Platform
@@ -100,7 +100,7 @@ def _tell_default(arguments: argparse.Namespace, reference: Reference) -> None:
 
 
 def _pull(arguments: argparse.Namespace) -> int:
-    with library():
+    with needing("registry", "registries need"):
         from overlayfs_demo.registry.session import remote
     reference = Reference.parse(arguments.name)
     _require_no_tag(arguments, reference)
@@ -150,7 +150,7 @@ def _sum(verb: str, place: str, other: str, moved: Moved) -> str:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    with library():
+    with needing("registry", "registries need"):
         from overlayfs_demo.registry.push import sources
         from overlayfs_demo.registry.session import remote
     reference = Reference.parse(arguments.name)

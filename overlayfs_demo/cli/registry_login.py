@@ -8,8 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from overlayfs_demo.cli.command import Verbs, new_verb
+from overlayfs_demo.cli.extras import needing
 from overlayfs_demo.cli.registry import add_plain_http
-from overlayfs_demo.cli.registry_library import library
 from overlayfs_demo.errors import UsageError, printable
 from overlayfs_demo.ui.console import PROGRAM, note, put
 
@@ -35,7 +35,7 @@ def _add_server(verb: argparse.ArgumentParser) -> None:
 
 
 def _login(arguments: argparse.Namespace) -> int:
-    with library():
+    with needing("registry", "registries need"):
         from overlayfs_demo.registry import login
         from overlayfs_demo.registry.credentials import DockerConfig, config_path
         from overlayfs_demo.registry.session import Ways
@@ -82,7 +82,7 @@ def _one_line(text: str) -> str:
 
 
 def _logout(arguments: argparse.Namespace) -> int:
-    with library():
+    with needing("registry", "registries need"):
         from overlayfs_demo.registry import login
         from overlayfs_demo.registry.credentials import DockerConfig, config_path
     domain = login.server_domain(arguments.server)

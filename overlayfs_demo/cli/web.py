@@ -6,22 +6,21 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from overlayfs_demo.cli.command import Verbs
+from overlayfs_demo.cli.extras import needing
 from overlayfs_demo.cli.foreign_containers import Engine, add_engines, view_of
 from overlayfs_demo.cli.image_analysis import analysis_of
 from overlayfs_demo.cli.output import add_output, output
 from overlayfs_demo.cli.store_options import add_verb, store_of
 from overlayfs_demo.cli.view_end import tell_end
 from overlayfs_demo.cli.view_or_image import MountedView, own_view, view_or_image
-from overlayfs_demo.errors import MountError, OverlayError, printable
+from overlayfs_demo.errors import MountError, printable
 from overlayfs_demo.mounts import registry
 from overlayfs_demo.mounts.control.titles import titled_record
 from overlayfs_demo.store.stored import StoredImage
-from overlayfs_demo.ui.console import PROGRAM, note
+from overlayfs_demo.ui.console import note
 from overlayfs_demo.ui.terminal import progress
 
 _PORT = 8080
@@ -60,18 +59,6 @@ def _port(word: str) -> int:
     return int(word)
 
 
-@contextmanager
-def _libraries() -> Iterator[None]:
-    """Wrap the imports of what needs the page's libraries, the extra `web`. Raises OverlayError if one is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package == "overlayfs_demo":
-            raise
-        raise OverlayError(f"the page needs the Python package {package}", f"pip install '{PROGRAM}[web]'") from None
-
-
 # --- serve -----------------------------------------------------------------------------------------
 
 
@@ -79,7 +66,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     view = view_or_image(arguments, "serve") if arguments.engine is None else _foreign(arguments.engine, arguments.what)
     if isinstance(view, StoredImage):
         return _serve_image(arguments, view)
-    with _libraries():
+    with needing("web", "the page needs"):
         from overlayfs_demo.web import app, model, serve, subject
     record, socket = view.record, view.socket
     shown = subject.mount_subject(record, socket)
@@ -106,7 +93,7 @@ def _foreign(engine: Engine, name: str) -> MountedView:
 
 
 def _serve_image(arguments: argparse.Namespace, image: StoredImage) -> int:
-    with _libraries():
+    with needing("web", "the page needs"):
         from overlayfs_demo.web import model, serve, subject
     store = store_of(arguments)
     with progress() as told:
@@ -138,7 +125,7 @@ def _tell(arguments: argparse.Namespace, address: str, until: str) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    with _libraries():
+    with needing("web", "the page needs"):
         from overlayfs_demo.web import model, report, subject
     store = store_of(arguments)
     image = store.find(arguments.image)
