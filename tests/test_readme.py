@@ -32,6 +32,7 @@ NOT_RUN = {
     "scripts/test": "it would run this test again",
     "scripts/benchmark": "it measures for minutes; test_benchmark.py runs a part",
     "scripts/benchmark-load": "it measures for minutes, and needs podman",
+    "scripts/soak": "it goes on for an hour; test_soak.py runs a part",
     "scripts/fuzz": "it goes on for minutes; differential/test_differential.py runs a part",
     "scripts/pictures": "it needs a browser, and writes into the project",
 }

@@ -27,7 +27,7 @@ from overlayfs_demo.linux import confinement
 from overlayfs_demo.named_tuple import NamedTuple
 from overlayfs_demo.overlay import budget
 
-# So many daemons in a row may end without having served.
+# So many daemons in a row may fail before they serve.
 _MOST_IN_VAIN = 5
 # Seconds before the next attempt.
 _PAUSE = 0.2
@@ -76,6 +76,8 @@ class Supervisor:
         self._stopping = False
         self._renewing = False
         self._signals: tuple[int, ...] = ()
+        # Readable when a signal has come: one that comes just before a blocking call would not end that call.
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._renewal_signal = 0
 
     def run(self, stopping: tuple[int, ...], renewing: int) -> None:
@@ -87,6 +89,7 @@ class Supervisor:
         # If the caller ignored it, nobody would be told how a daemon died: wait(2).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         budget.raise_limit()
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in stopping:
             signal.signal(number, self._stop)
         # Until a daemon serves: the present program is about to serve already.
@@ -96,7 +99,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)  # See `_blocking`.
         in_vain = 0
         while (death := self._let_live()) is not None:
-            in_vain = 0 if death.served else in_vain + 1
+            in_vain = 0 if death.innocent else in_vain + 1
             if self._stopping or not self._has_served or in_vain >= _MOST_IN_VAIN:
                 self._detach()
                 if self._stopping:
@@ -163,7 +166,7 @@ class Supervisor:
         if status == 0 or (self._kept.device is not None and not _is_connected(self._kept.device)):
             return None
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return _Death(served, error or MountError(f"the daemon died: {how}"))
+        return _Death(served or status == -signal.SIGKILL, error or MountError(f"the daemon died: {how}"))
 
     def _end(self) -> None:
         """End the daemon, which unmounts the view; if it does not end in time, kill it."""
@@ -181,6 +184,7 @@ class Supervisor:
         """Serve until the end, in the child."""
         status = 1
         try:
+            signal.set_wakeup_fd(-1)
             for number in self._signals:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
@@ -208,13 +212,25 @@ class Supervisor:
     def _listen(self, channel: socket.socket) -> tuple[bool, MountError | None]:
         """Take what the daemon says until it ends. Return whether it has served, and why it failed, if it says that."""
         served, error = False, None
-        while (message := keeper.receive(channel)) is not None:
+        while (message := self._next(channel)) is not None:
             if message.kind is Kind.SERVING:
                 served = self._has_served = True
             elif message.kind is Kind.FAILED:
                 error = message.error
             self._take(message)
         return served, error
+
+    def _next(self, channel: socket.socket) -> Message | None:
+        """Return the daemon's next message, or None if there will be no more. Meanwhile signals are handled."""
+        poll = select.poll()
+        poll.register(channel, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if self._woken in ready:
+                os.read(self._woken, 1024)
+            if channel.fileno() in ready:
+                return keeper.receive(channel)
 
     def _take(self, message: Message) -> None:
         kept = self._kept
@@ -251,9 +267,9 @@ class Supervisor:
 
 
 class _Death(NamedTuple):
-    """How a daemon died: whether it had served, and why."""
+    """How a daemon died: whether it was not its own fault, because it has served or was killed, and why."""
 
-    served: bool
+    innocent: bool
     why: MountError
 
 

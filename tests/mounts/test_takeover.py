@@ -395,6 +395,18 @@ def test_question_while_nobody_serves_waits_for_the_next_daemon(place: Place, vi
     assert "visible" in done.stdout
 
 
+def test_daemons_that_are_killed_before_they_serve_are_followed_by_others(place: Place, view: Path) -> None:
+    supervisor, killed = record_of(place).pid, set[int]()
+    deadline = time.monotonic() + PATIENCE
+    while len(killed) < 12 and time.monotonic() < deadline:
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        for daemon in set(map(int, children)) - killed:
+            os.kill(daemon, signal.SIGKILL)
+            killed.add(daemon)
+    assert len(killed) == 12
+    assert (view / "low").read_text() == "low"
+
+
 def test_page_of_a_view_stays(place: Place, view: Path) -> None:
     with serving(view) as server, server.events() as messages:
         assert next(messages)[0] == "attached"
