@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_demo.mounts import registry
 from tests.conftest import unmount_all, why_no_mounts
 from tests.images.builders import docker_save_many, layer, symlink
 from tests.places import BIN, at_terminal, fails, run
@@ -108,7 +109,9 @@ def test_the_death_of_a_daemon_is_told(demo: Run, tmp_path: Path, words: tuple[s
     ) as process:
         assert process.stderr is not None
         assert "until it is unmounted" in process.stderr.readline()
-        os.kill(json.loads(says(demo("ps", "--json")))["PID"], signal.SIGKILL)
+        record = registry.find_record(str(merged(tmp_path)))
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
         assert process.wait(60) == 1
         assert f"the daemon of {merged(tmp_path)} died" in process.stderr.read()
     says(demo("umount", "c1"))
