@@ -8,20 +8,15 @@ from overlayfs_demo.cli.families import SUMMARIES
 from overlayfs_demo.errors import UsageError, near, printable
 from overlayfs_demo.ui.console import PROGRAM
 
-_NO_REGISTRY = "there is no registry here"
 _NOTHING_RUNS = "a container here is a mounted view, in which nothing runs by itself"
 _NO_NETWORK = "containers here have no network, and so no ports"
 _NO_CLUSTER = "there is only this machine"
 
 # Docker's verbs that we lack: why, and what to use. Words in quotes begin with our verb, or with another program.
 INSTEAD: Mapping[str, str] = {
-    "pull": f"{_NO_REGISTRY}: write an archive with 'docker save IMAGE -o image.tar', then 'load image.tar'",
-    "push": f"{_NO_REGISTRY}: 'save IMAGE -o image.tar' writes an archive, which 'docker load' reads",
-    "login": f"{_NO_REGISTRY}: 'load' and 'save' exchange archives with docker",
-    "logout": f"{_NO_REGISTRY}: 'load' and 'save' exchange archives with docker",
-    "search": f"{_NO_REGISTRY}: 'images' lists what is stored",
-    "trust": f"{_NO_REGISTRY}: 'inspect IMAGE' shows the digests",
-    "manifest": f"{_NO_REGISTRY}: 'inspect IMAGE' shows the digests of an image and its layers",
+    "search": "no registry is searched here: 'images' lists what is stored",
+    "trust": "signatures are not checked here: 'inspect IMAGE' shows the digests",
+    "manifest": "manifests stay in their registry: 'inspect IMAGE' shows the digests of an image and its layers",
     "build": "Dockerfiles are for docker: 'create' a container, change it, and 'commit' it; "
     "'build-layers IMAGE.tar DIR' takes an image apart",
     "buildx": "Dockerfiles are for docker: 'load' an image that 'docker save' wrote",

@@ -128,8 +128,9 @@ def test_df_does_not_compare_sizes_that_look_the_same(demo: Run, tmp_path: Path)
 
 
 def test_an_unknown_image_is_one_line(demo: Run) -> None:
-    for verb in ("history", "create", "rmi"):
+    for verb in ("history", "rmi"):
         fails(demo(verb, "nothing"), "no image nothing:latest", "overlayfs-demo images")
+    fails(demo("create", "nothing"), "no image nothing:latest", "overlayfs-demo pull nothing")
 
 
 def test_stdin_is_an_archive(demo: Run, tmp_path: Path) -> None:

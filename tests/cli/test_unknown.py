@@ -87,7 +87,7 @@ def test_a_helper_without_options_still_mounts_nothing_quietly(place: Place) -> 
         (["image", "browse", "app:1.0"], "use 'browse'"),
         (["system", "tour"], "use 'tour'"),
         (["image", "frobnicate"], "'overlayfs-demo image' lists the commands"),
-        *((["image", word], INSTEAD[word]) for word in ("pull", "push", "build")),
+        *((["image", word], INSTEAD[word]) for word in ("search", "manifest", "build")),
         *((["container", word, "c1"], INSTEAD[word]) for word in ("logs", "top", "attach", "kill", "pause", "stats")),
         *((["system", word], INSTEAD[word]) for word in ("info", "events")),
     ],
