@@ -218,6 +218,8 @@ def test_only_signals_that_ask_for_the_end_count() -> None:
     with subprocess.Popen(["sleep", "1000"]) as process:
         try:
             process.send_signal(signal.SIGSTOP)
+            # Until then, the next signal would end it.
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
             for number, ends in ((signal.SIGUSR1, False), (signal.SIGALRM, False), (signal.SIGTERM, True)):
                 process.send_signal(number)
                 assert in_flight._asks_to_end(process.pid) == ends
