@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from overlayfs_demo.errors import ImageError, MountError, printable
-from overlayfs_demo.mounts import preflight, registry
+from overlayfs_demo.mounts import preflight
+from overlayfs_demo.mounts.locks import user_of
 from overlayfs_demo.overlay.stack import Stack
 
 
@@ -25,7 +26,8 @@ def unmounted(stack: Stack) -> Iterator[None]:
             held.append(fd := os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             # A view's daemon holds the same lock.
             if not _lock(fd):
-                raise _mounted(path, _mountpoint(path))
+                user = user_of(path)
+                raise _mounted(path, user.mountpoint if user is not None else "")
         yield
     finally:
         for fd in held:
@@ -53,14 +55,6 @@ def _lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _mountpoint(path: bytes) -> str:
-    """Return where the view is mounted that writes to this directory; "" if that is not known."""
-    for record in registry.live_records():
-        if record.upper is not None and os.path.exists(record.upper) and os.path.samefile(record.upper, path):
-            return record.mountpoint
-    return ""
 
 
 def _mounted(path: bytes, mountpoint: str) -> MountError:

@@ -7,7 +7,7 @@ import os
 import time
 
 from overlayfs_demo.errors import MountError
-from overlayfs_demo.mounts.registry import live_records
+from overlayfs_demo.mounts.registry import MountRecord, live_records
 
 # How long to wait for a daemon that has nothing left to serve, or that is starting up, in seconds.
 _TIMEOUT = 10.0
@@ -26,7 +26,7 @@ def lock(path: bytes) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = next((record for record in live_records() if _same(record.upper, path)), None)
+            holder = user_of(path)
             if holder is not None or time.monotonic() > deadline:
                 os.close(fd)
                 where = f" (mounted on {holder.mountpoint} by process {holder.pid})" if holder else ""
@@ -37,6 +37,11 @@ def lock(path: bytes) -> int:
             time.sleep(_POLL)
         else:
             return fd
+
+
+def user_of(path: bytes) -> MountRecord | None:
+    """Return the record of the live mount whose upper this directory is, if there is one."""
+    return next((record for record in live_records() if _same(record.upper, path)), None)
 
 
 def _same(recorded: str | None, path: bytes) -> bool:

@@ -48,15 +48,9 @@ def serve_here(front: Front, mountpoint: bytes, options: MountOptions, trace: Li
 
     Nothing is left behind, even if the view cannot be served. Nothing outlives this process. Raises MountError.
     """
-    with _process_as_before(), contextlib.ExitStack() as held:
+    with _process_as_before():
         os.umask(0)  # The umask of each request's caller applies, not ours.
-        mine = hold(options)
-        held.callback(mine.close)
-
-        def answered() -> None:
-            held.callback(Registration(record(mountpoint, options, os.getpid())).forget)
-
-        _serve(front, mountpoint, options, mine.roots, Keeper(), answered, trace)
+        _serve_alone(front, mountpoint, options, lambda: None, trace)
 
 
 def serve_supervised(front: Front, mountpoint: bytes, options: MountOptions, ready: Readiness) -> None:
@@ -64,18 +58,25 @@ def serve_supervised(front: Front, mountpoint: bytes, options: MountOptions, rea
 
     libfuse gives its connection to nobody, so the fusepy front is served in this process.
     """
-    if not front.is_resumable:
-        with contextlib.ExitStack() as held:
-            mine = hold(options)
-            held.callback(mine.close)
+    if front.is_resumable:
+        Mount(front, mountpoint, options, hold(options)).run(ready)
+    else:
+        _serve_alone(front, mountpoint, options, ready)
 
-            def answered() -> None:
-                held.callback(Registration(record(mountpoint, options, os.getpid())).forget)
-                ready()
 
-            _serve(front, mountpoint, options, mine.roots, Keeper(), answered)
-        return
-    Mount(front, mountpoint, options, hold(options)).run(ready)
+def _serve_alone(
+    front: Front, mountpoint: bytes, options: MountOptions, ready: Callable[[], None], trace: Listener | None = None
+) -> None:
+    """Serve a view in this process, whose end is the end of the mount. `ready` is called when the view answers."""
+    with contextlib.ExitStack() as held:
+        mine = hold(options)
+        held.callback(mine.close)
+
+        def answered() -> None:
+            held.callback(Registration(record(mountpoint, options, os.getpid())).forget)
+            ready()
+
+        _serve(front, mountpoint, options, mine.roots, Keeper(), answered, trace)
 
 
 class Mount:

@@ -123,6 +123,11 @@ class NodeTable:
         self._adopt(nodeid, node)
         return nodeid
 
+    @property
+    def all_met(self) -> bool:
+        """Whether this process has met all nodes of the process before."""
+        return not self._unmet
+
     def meet_again(self, nodes: Iterable[Node]) -> None:
         """Give nodes the ids by which the kernel knows them from the process before.
 
@@ -186,10 +191,6 @@ class NodeTable:
         if node.ino != ino:
             raise stale(name)
         return node
-
-    def met(self, nodeid: int) -> Node | None:
-        """Return the node of an id if this process has met it."""
-        return self._nodes.get(nodeid)
 
     def adopt(self, nodeid: int, node: Node) -> None:
         """Give a node without a name the id by which the kernel knows it from the process before."""
