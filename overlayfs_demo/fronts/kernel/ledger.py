@@ -200,13 +200,7 @@ class Ledger:
             yield nodeid, self.node(nodeid)
 
     def _node(self, nodeid: int) -> tuple[memoryview, int]:
-        try:
-            view, at = self._nodes.place(nodeid & _NUMBER)
-        except DamagedError:
-            raise KeyError(nodeid) from None
-        if view[at] != nodeid:
-            raise KeyError(nodeid)
-        return view, at
+        return _record(self._nodes, nodeid)
 
     # --- the order of names ------------------------------------------------------------------------
 
@@ -263,23 +257,17 @@ class Ledger:
 
     def close(self, number: int) -> None:
         """Remove an open file. Raises KeyError if the kernel has no file with this number open."""
-        self.file(number)
+        _record(self._files, number)
         self._files.free(number & _NUMBER)
 
     def note_layer(self, number: int, *, in_upper: bool) -> None:
         """Note whether an open file is in the upper now. Raises KeyError like `close`."""
-        self.file(number)
-        view, at = self._files.place(number & _NUMBER)
+        view, at = _record(self._files, number)
         view[at + 7] = in_upper
 
     def file(self, number: int) -> NotedFile:
         """Return an open file. Raises KeyError like `close`."""
-        try:
-            view, at = self._files.place(number & _NUMBER)
-        except DamagedError:
-            raise KeyError(number) from None
-        if view[at] != number:
-            raise KeyError(number)
+        view, at = _record(self._files, number)
         backing = view[at + 3] - 1 if view[at + 3] else None
         uid, gid = view[at + 5] >> 32, view[at + 5] & _NUMBER
         return NotedFile(
@@ -317,3 +305,14 @@ class Ledger:
         header[at + 1] += 1
         count: int = header[at + 1]
         return count
+
+
+def _record(slots: Slots, number: int) -> tuple[memoryview, int]:
+    """Return the words of the record with a number, and the position of its first word. Raises KeyError."""
+    try:
+        view, at = slots.place(number & _NUMBER)
+    except DamagedError:
+        raise KeyError(number) from None
+    if view[at] != number:
+        raise KeyError(number)
+    return view, at
